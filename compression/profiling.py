@@ -1,0 +1,184 @@
+"""Latency, throughput and memory of a variant in the engine that serves it, at the operating points on the card."""
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import psutil
+
+from compression.progress import Report
+from serve.card import TpotPoint, TtftPoint
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+PROMPT_LENGTHS = (32, 256, 1024)
+CROWDED_PROMPT = 256
+CROWDS = (4, 16)
+DECODE_CONCURRENCY = (1, 4, 16, 32)
+WINDOW = 16  # tokens over which one TPOT sample is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """The measured part of a card's profile."""
+
+    ttft: tuple[TtftPoint, ...]
+    tpot: tuple[TpotPoint, ...]
+    prefill_tokens_per_s: float
+    decode_tokens_per_s: float
+
+
+@dataclass(slots=True)
+class _Stream:
+    """When each token of one request came, seconds."""
+
+    asked: float
+    tokens: list[float] = field(default_factory=list)
+
+    @property
+    def ttft_ms(self) -> float:
+        return (self.tokens[0] - self.asked) * 1000
+
+    def tpot_ms(self) -> Iterator[float]:
+        for i in range(0, len(self.tokens) - WINDOW, WINDOW):
+            yield (self.tokens[i + WINDOW] - self.tokens[i]) / WINDOW * 1000
+
+
+def measure_speeds(llm: "LLM", vocabulary: int, longest: int, streams: int, seed: int, report: Report) -> Speeds:
+    """Time the engine. Prompts are random tokens, so the prefix cache cannot help.
+
+    TTFT at concurrency c: c streams in a closed loop, each asking again as soon as it is answered, so that a prompt meets
+    answers under way; the burst at the start is left out. TPOT at c: c short prompts at once, over windows of 16 tokens.
+
+    Args:
+        vocabulary: token ids run from 0 to below it.
+        longest: prompt and answer the engine accepts, tokens.
+        streams: requests the engine runs at once; higher concurrencies are left out.
+    """
+    engine = _Engine(llm, vocabulary, seed)
+    lengths = [length for length in PROMPT_LENGTHS if length + 1 <= longest] or [longest // 2]
+    crowds = [crowd for crowd in CROWDS if crowd <= streams and longest >= CROWDED_PROMPT + 48]
+    decodes = [crowd for crowd in DECODE_CONCURRENCY if crowd <= streams]
+    answer = min(4 * WINDOW + 1, longest - 32)
+    total = itertools.count(1)
+    points = 2 + len(lengths) + len(crowds) + len(decodes)
+
+    def done() -> None:
+        report("profile", next(total), points, "points")
+
+    engine.burst([engine.prompt(length) for length in (32, lengths[-1])], 8)
+    done()
+    ttft = []
+    for length in lengths:
+        times = [engine.burst([engine.prompt(length)], 1)[0].ttft_ms for _ in range(5 if length > 512 else 9)]
+        ttft.append(TtftPoint(prompt_tokens=length, concurrency=1, **_quantiles(times)))
+        done()
+    for crowd in crowds:
+        times = [stream.ttft_ms for stream in engine.closed_loop(crowd, CROWDED_PROMPT, 16 + crowd)]
+        ttft.append(TtftPoint(prompt_tokens=CROWDED_PROMPT, concurrency=crowd, **_quantiles(times)))
+        done()
+    tpot = []
+    for crowd in decodes:
+        burst = [engine.burst([engine.prompt(32) for _ in range(crowd)], answer) for _ in range(3 if crowd == 1 else 1)]
+        times = [sample for streams_ in burst for stream in streams_ for sample in stream.tpot_ms()]
+        tpot.append(TpotPoint(concurrency=crowd, **_quantiles(times)))
+        done()
+    decode = _tokens_per_s(burst[-1])
+    prompts = [engine.prompt(lengths[-1]) for _ in range(4)]
+    started = time.perf_counter()
+    engine.burst(prompts, 1)
+    prefill = sum(map(len, prompts)) / (time.perf_counter() - started)
+    done()
+    return Speeds(tuple(ttft), tuple(tpot), prefill, decode)
+
+
+def resident_bytes() -> int:
+    """Memory of this process and all its children, with shared pages counted once (the sum of PSS).
+
+    This process counts: it holds the engine's front end, as a serving replica does.
+    """
+    here = psutil.Process()
+    total = 0
+    for process in [here, *here.children(recursive=True)]:
+        try:
+            memory = process.memory_full_info()
+        except psutil.NoSuchProcess:
+            continue
+        total += getattr(memory, "pss", memory.rss)  # only Linux knows PSS
+    return total
+
+
+class _Engine:
+    """Requests to vLLM's synchronous engine, with the time of every token."""
+
+    def __init__(self, llm: "LLM", vocabulary: int, seed: int) -> None:
+        self._engine = llm.llm_engine
+        self._vocabulary = vocabulary
+        self._random = np.random.default_rng(seed)
+        self._numbers = itertools.count()
+
+    def prompt(self, length: int) -> list[int]:
+        return self._random.integers(self._vocabulary, size=length).tolist()
+
+    def burst(self, prompts: Sequence[list[int]], answer: int) -> list[_Stream]:
+        """All `prompts` at once, `answer` tokens each."""
+        running = dict(self._ask(prompt, answer) for prompt in prompts)
+        streams = list(running.values())
+        while running:
+            self._advance(running)
+        return streams
+
+    def closed_loop(self, crowd: int, length: int, requests: int) -> list[_Stream]:
+        """`crowd` streams that ask again when answered, until `requests` have been asked after the first burst."""
+        answers = itertools.cycle((24, 40, 32, 16, 48))  # of several lengths, so that the streams fall out of step
+        running = dict(self._ask(self.prompt(length), next(answers)) for _ in range(crowd))
+        later: list[_Stream] = []
+        while running:
+            for _ in range(self._advance(running)):
+                if len(later) < requests:
+                    name, stream = self._ask(self.prompt(length), next(answers))
+                    running[name] = stream
+                    later.append(stream)
+        return later
+
+    def _ask(self, prompt: list[int], answer: int) -> tuple[str, _Stream]:
+        from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        name = f"profile-{next(self._numbers)}"
+        params = SamplingParams(
+            max_tokens=answer, temperature=0, ignore_eos=True, detokenize=False, output_kind=RequestOutputKind.DELTA
+        )
+        stream = _Stream(time.perf_counter())
+        self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
+        return name, stream
+
+    def _advance(self, running: dict[str, _Stream]) -> int:
+        """One engine step; returns how many requests ended."""
+        ended = 0
+        outputs = self._engine.step()
+        now = time.perf_counter()
+        for output in outputs:
+            stream = running[output.request_id]
+            stream.tokens += [now] * len(output.outputs[0].token_ids)
+            if output.finished:
+                del running[output.request_id]
+                ended += 1
+        return ended
+
+
+def _tokens_per_s(streams: Sequence[_Stream]) -> float:
+    """Tokens of all streams together, from when the last of them began to when the first ended."""
+    start, end = max(stream.tokens[0] for stream in streams), min(stream.tokens[-1] for stream in streams)
+    return sum(start < moment <= end for stream in streams for moment in stream.tokens) / (end - start)
+
+
+def _quantiles(times_ms: Sequence[float]) -> dict[str, float]:
+    return {
+        "p50_ms": round(float(np.quantile(times_ms, 0.5)), 2),
+        "p95_ms": round(float(np.quantile(times_ms, 0.95)), 2),
+    }

@@ -1,0 +1,187 @@
+"""Text without a hub: what variants are calibrated and trained on, and the disjoint text they are measured on.
+
+The default text ships with Python itself (PSF licence): the language reference and the standard library's docstrings.
+A user's own text file replaces it. Everything here is a function of the text alone, so every variant of a family is
+measured on the same held-out tokens whatever its own seed is.
+"""
+
+import ast
+import hashlib
+import random
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Encode = Callable[[str], list[int]]
+
+NGRAM_WORDS = 13  # the length at which GPT-3 (Brown et al. 2020, appendix C) calls an overlap contamination
+HELD_OUT_LENGTH = 512  # tokens of one held-out sequence
+HELD_OUT_COUNT = 24
+HELD_OUT_SHARE = 8  # one document in this many is never trained on
+_SKIPPED_FOLDERS = frozenset(
+    {"test", "tests", "site-packages", "idlelib", "lib2to3", "pydoc_data", "turtledemo", "ensurepip"}
+)
+_SHORTEST_DOCUMENT = 400  # characters
+
+
+class TextError(Exception):
+    """Text that is missing or too short for what it is wanted for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text that is either trained on or held out, never both."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """The two disjoint sides of the text."""
+
+    description: str
+    training: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+
+    @property
+    def digest(self) -> str:
+        """sha256 over every document and the side it is on."""
+        digest = hashlib.sha256()
+        for side in (self.training, self.held_out):
+            for document in side:
+                digest.update(f"{document.name}\0{document.text}\0".encode())
+            digest.update(b"\1")
+        return digest.hexdigest()
+
+
+def load_corpus(file: Path | None = None) -> Corpus:
+    """The corpus of a user's text `file`, or of this Python's own documentation.
+
+    Raises:
+        TextError: the file cannot be read, or it has too little text for two sides.
+    """
+    if file is None:
+        documents, description = python_documents(), f"documentation of Python {sys.version.split()[0]} (PSF licence)"
+    else:
+        documents, description = file_documents(file), f"{file.name}"
+    held_out = tuple(document for document in documents if is_held_out(document.name))
+    training = tuple(document for document in documents if not is_held_out(document.name))
+    if not held_out or not training:
+        raise TextError(f"{description}: {len(documents)} documents are too few to train on some and hold out others")
+    return Corpus(description, training, held_out)
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the document called `name` is for measuring only. Depends on nothing but the name."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % HELD_OUT_SHARE == 0
+
+
+def python_documents() -> list[Document]:
+    """The language reference (`pydoc_data.topics`) and the docstrings of every standard library module, by name."""
+    from pydoc_data.topics import topics
+
+    root = Path(sysconfig.get_path("stdlib"))
+    documents = [Document(f"topic:{name}", text) for name, text in topics.items()]
+    for file in sorted(root.rglob("*.py")):
+        path = file.relative_to(root)
+        if _SKIPPED_FOLDERS.isdisjoint(path.parts):
+            documents.append(Document(f"module:{path.as_posix()}", "\n\n".join(_docstrings(file))))
+    return sorted((d for d in documents if len(d.text) >= _SHORTEST_DOCUMENT), key=lambda document: document.name)
+
+
+def _docstrings(file: Path) -> Iterator[str]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # the standard library carries a few files in odd encodings
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text and len(text) >= 80:
+                yield text
+
+
+def file_documents(file: Path, characters: int = 4000) -> list[Document]:
+    """A text file cut at blank lines into documents of about `characters`; named by content, so edits stay local."""
+    try:
+        paragraphs = file.read_text(encoding="utf-8").split("\n\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"cannot read the text file {file}: {error}") from error
+    documents, held = [], ""
+    for paragraph in [*paragraphs, ""]:
+        held = f"{held}\n\n{paragraph}" if held else paragraph
+        if len(held) >= characters or (paragraph is paragraphs[-1] and held.strip()):
+            documents.append(Document(hashlib.sha256(held.encode()).hexdigest(), held))
+            held = ""
+    return documents
+
+
+def training_sequences(corpus: Corpus, encode: Encode, length: int, end: int, seed: int) -> list[list[int]]:
+    """Training documents in an order given by `seed`, joined by the token `end`, cut into `length` tokens each.
+
+    Raises:
+        TextError: not even one sequence.
+    """
+    documents = list(corpus.training)
+    random.Random(seed).shuffle(documents)
+    sequences = list(_pack((document.text for document in documents), encode, length, end))
+    if not sequences:
+        raise TextError(f"the calibration set is empty: {corpus.description} has no {length} tokens to train on")
+    return sequences
+
+
+def held_out_sequences(
+    corpus: Corpus, encode: Encode, decode: Callable[[Sequence[int]], str], length: int, count: int
+) -> list[list[int]]:
+    """Up to `count` held-out sequences of `length` tokens that share no 13-word n-gram with the training text.
+
+    At most two sequences a document, so that no document dominates; none spans two documents.
+
+    Raises:
+        TextError: nothing is left after removing what overlaps.
+    """
+    seen = {gram for document in corpus.training for gram in word_ngrams(document.text)}
+    sequences: list[list[int]] = []
+    documents = sorted(corpus.held_out, key=lambda document: hashlib.sha256(document.name.encode()).digest())
+    for document in documents:
+        kept = (s for s in _cut(encode(document.text), length) if seen.isdisjoint(word_ngrams(decode(s))))
+        sequences += [sequence for sequence, _ in zip(kept, range(2), strict=False)]
+        if len(sequences) >= count:
+            return sequences[:count]
+    if not sequences:
+        raise TextError(
+            f"no held-out text: {corpus.description} has no document of {length} tokens "
+            f"that shares no {NGRAM_WORDS} words in a row with the training text"
+        )
+    return sequences
+
+
+def word_ngrams(text: str, words: int = NGRAM_WORDS) -> Iterator[int]:
+    """Hashes of every run of `words` words of `text`, ignoring case and punctuation."""
+    clean = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    for i in range(len(clean) - words + 1):
+        yield hash(tuple(clean[i : i + words]))
+
+
+def sequences_digest(sequences: Iterable[Sequence[int]]) -> str:
+    """sha256 of token ids, sequence by sequence."""
+    digest = hashlib.sha256()
+    for sequence in sequences:
+        digest.update(" ".join(map(str, sequence)).encode() + b"\n")
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _pack(texts: Iterable[str], encode: Encode, length: int, end: int) -> Iterator[list[int]]:
+    held: list[int] = []
+    for text in texts:
+        held += [*encode(text), end]
+        yield from _cut(held, length)
+        held = held[len(held) - len(held) % length :]
+
+
+def _cut(tokens: list[int], length: int) -> Iterator[list[int]]:
+    for start in range(0, len(tokens) - length + 1, length):
+        yield tokens[start : start + length]

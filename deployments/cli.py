@@ -1,0 +1,250 @@
+"""The `gearbox` command. Client commands come from `serve.cli`; here is what starts and stops things on this machine."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import psutil
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from deployments.state import (
+    RUN_ID,
+    PlatformState,
+    VariantState,
+    cache_folder,
+    is_running,
+    load_state,
+    processes_of,
+    state_folder,
+)
+from deployments.weights import Weights
+from serve.cli import app, fail
+from serve.config import ConfigError, PlatformConfig, load_config
+
+DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
+Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]
+
+
+@app.command()
+def up(
+    config: Config = DEFAULT_CONFIG,
+    variants: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
+) -> None:
+    """Build what is missing, start everything, wait until every variant answers."""
+    folder = state_folder()
+    state = load_state(folder)
+    console = Console()
+    if state is not None and is_running(state):
+        console.print(f"already running at {state.url} (pid {state.pid}); 'gearbox down' stops it")
+        return _summary(console, state)
+    try:
+        settings = _checked(config, variants)
+    except ConfigError as error:
+        raise fail(str(error), 2) from error
+    supervisor = _launch(config, variants, folder)
+    try:
+        state = _follow(console, supervisor, folder)
+    except KeyboardInterrupt:
+        console.print("interrupted: stopping what was started")
+        _stop(supervisor.pid)
+        raise typer.Exit(130) from None
+    if state is None or state.error or not any(v.phase == "ready" for v in state.variants.values()):
+        _stop(supervisor.pid)
+        reasons = [f"{name}: {v.error}" for name, v in state.variants.items() if v.error] if state else []
+        why = (state.error if state else None) or "; ".join(reasons) or "the supervisor ended"
+        raise fail(f"could not start: {why} (log: {folder / 'platform.log'})")
+    _summary(console, state)
+    if failed := [name for name, variant in state.variants.items() if variant.phase == "failed"]:
+        raise fail(f"running without {', '.join(failed)}: {state.variants[failed[0]].error}")
+    _hint(console, state, settings)
+
+
+def _checked(path: Path, variants: str) -> PlatformConfig:
+    """Everything that can be known to be wrong before anything starts. Raises `ConfigError`."""
+    settings = load_config(path)
+    if variants:
+        settings = settings.only([name.strip() for name in variants.split(",")])
+    weights = Weights(settings, cache_folder())
+    for variant in settings.variants:
+        weights.ready(variant)
+    for port in (settings.server.port, settings.server.metrics_port):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((settings.server.host, port))
+            except OSError as error:
+                raise ConfigError(f"{settings.server.host}:{port} can't be listened on: {error.strerror}") from error
+    return settings
+
+
+def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[bytes]":
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").unlink(missing_ok=True)
+    command = [
+        sys.executable,
+        "-m",
+        "deployments.supervisor",
+        "--config",
+        str(config.resolve()),
+        "--state",
+        str(folder),
+    ]
+    command += ["--variants", variants] if variants else []
+    environment = {**os.environ, RUN_ID: secrets.token_hex(8), "GEARBOX_STATE_DIR": str(folder)}
+    # Each engine is three processes that import vLLM; without bytecode each spends 30 s compiling it instead of 9 s loading.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    with (folder / "platform.log").open("w") as log:
+        return subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+
+
+def _follow(console: Console, supervisor: "subprocess.Popen[bytes]", folder: Path) -> PlatformState | None:
+    """Show progress until the platform has settled or its supervisor has ended."""
+    began = time.monotonic()
+    shown = ""
+    with Live(console=console, refresh_per_second=4, transient=True) as live:
+        while True:
+            state = load_state(folder)
+            if supervisor.poll() is not None or (state is not None and state.settled):
+                return load_state(folder)
+            if state is not None:
+                live.update(_progress(state, time.monotonic() - began))
+                line = f"{state.message}: " + ", ".join(
+                    f"{n} {v.phase} {v.stage}".strip() for n, v in state.variants.items()
+                )
+                if not console.is_terminal and line != shown:
+                    console.print(f"[{time.monotonic() - began:5.0f} s] {line}", markup=False)
+                    shown = line
+            time.sleep(0.25)
+
+
+def _progress(state: PlatformState, elapsed_s: float) -> Group:
+    table = Table.grid(padding=(0, 2))
+    for name, variant in state.variants.items():
+        bar: ProgressBar | str = ""
+        if variant.phase == "building" and variant.total:
+            bar = ProgressBar(total=variant.total, completed=variant.done, width=30)
+        eta = f"about {variant.eta_s / 60:.1f} min left" if variant.phase == "building" and variant.eta_s else ""
+        table.add_row(name, variant.phase, variant.stage, bar, eta)
+    return Group(Text(f"{state.message} · {elapsed_s:.0f} s · {state.url}", style="bold"), table)
+
+
+@app.command()
+def down() -> None:
+    """Stop the platform that `gearbox up` started, and nothing else."""
+    state = load_state(state_folder())
+    if state is None or (not is_running(state) and not processes_of(state.run_id)):
+        typer.echo("nothing is running")
+        return
+    if is_running(state):
+        _stop(state.pid)
+    leftovers = processes_of(state.run_id)
+    for process in leftovers:
+        process.kill()
+    psutil.wait_procs(leftovers, timeout=5)
+    typer.echo(f"stopped {state.url}")
+
+
+def _stop(pid: int, patience_s: float = 60) -> None:
+    """Ask a supervisor to stop and wait until it has."""
+    try:
+        process = psutil.Process(pid)
+        process.send_signal(signal.SIGTERM)
+        process.wait(patience_s)
+    except psutil.NoSuchProcess:
+        return
+    except psutil.TimeoutExpired:
+        process.kill()
+
+
+@app.command()
+def status() -> None:
+    """What runs, how each variant is, what each costs and gives. Exit code 1 when nothing runs."""
+    state = load_state(state_folder())
+    if state is None or not is_running(state):
+        raise fail("nothing is running; 'gearbox up' starts it")
+    console = Console()
+    if not state.settled:
+        console.print(_progress(state, time.time() - state.started))
+    _summary(console, state)
+
+
+def _summary(console: Console, state: PlatformState) -> None:
+    """The table of variants, from the gateway itself."""
+    try:
+        key = os.environ.get("GEARBOX_API_KEY", "")
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        response = httpx.get(f"{state.url}/v1/variants", headers=headers, timeout=10)
+        served = {row["name"]: row for row in response.json().get("data", [])} if response.status_code == 200 else {}
+    except httpx.HTTPError:
+        served = {}
+    if not served:
+        console.print(
+            "the gateway does not answer yet" if not state.settled else "set GEARBOX_API_KEY to see the cards"
+        )
+    table = Table(
+        "variant",
+        "state",
+        "MB",
+        "quality",
+        "perplexity",
+        "tok/s",
+        "prefill tok/s",
+        "replicas",
+        "in flight",
+        title=state.url,
+    )
+    for name, variant in state.variants.items():
+        table.add_row(name, *_row(variant, served.get(name)))
+    console.print(table)
+
+
+def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
+    if served is None:
+        return [state.phase, *[""] * 7]
+    card = served["card"]
+    assert isinstance(card, dict)
+    quality, profile = card["quality"], card["profile"]
+    return [
+        str(served["health"]) if state.phase == "ready" else state.phase,
+        f"{card['bytes_on_disk'] / 1e6:.0f}",
+        f"{quality['quality']:.3f}",
+        f"{quality['perplexity']:.2f}",
+        f"{1000 / profile['tpot'][0]['p50_ms']:.0f}",
+        f"{profile['prefill_tokens_per_s']:.0f}",
+        f"{served['replicas']}/{served['max_replicas']}",
+        f"{served['in_flight']}",
+    ]
+
+
+def _hint(console: Console, state: PlatformState, settings: PlatformConfig) -> None:
+    key = "" if settings.access.open else " -H 'authorization: Bearer $GEARBOX_API_KEY'"
+    body = f'{{"model": "{state.model}", "messages": [{{"role": "user", "content": "What is a gearbox?"}}]}}'
+    console.print(
+        f"\ncurl -i {state.url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n  -d '{body}'",
+        markup=False,
+        highlight=False,
+    )
+    console.print("\n'gearbox chat' talks to it, 'gearbox status' shows it, 'gearbox down' stops it", highlight=False)
+
+
+def main() -> None:
+    """Entry point of the `gearbox` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

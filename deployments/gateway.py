@@ -1,0 +1,115 @@
+"""The gateway as a Ray Serve deployment: wires `serve.app` to Serve's replicas and keeps the live state fresh."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import aiohttp
+from ray import serve as ray_serve
+
+from deployments.replicas import ServeReplicas
+from serve.app import Gateway
+from serve.card import Card
+from serve.catalog import Variant, make_variant
+from serve.config import PlatformConfig
+from serve.exposition import serve_metrics
+from serve.metrics import Metrics
+
+REFRESH_S = 0.5  # bound on the staleness of the live state
+_LOG = logging.getLogger("gearbox.gateway")
+
+
+class GatewayDeployment:
+    """One gateway replica. `user_config` carries the catalog, so that variants come and go without a restart."""
+
+    def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
+        _log_with_serve()
+        self._config = PlatformConfig.model_validate(config)
+        self._variants: dict[str, Variant] = {}
+        self._replicas = ServeReplicas(_loopback(self._config.server.host))
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self._metrics = Metrics()
+        self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token)
+        self._watching: asyncio.Task[None] | None = None
+        serve_metrics(self._config.server.host, self._config.server.metrics_port, self._metrics.registry, self._targets)
+
+    async def reconfigure(self, catalog: Mapping[str, Mapping[str, object]]) -> None:
+        """Take a new catalog, `{variant name: card}`. What is known of the variants that stay is kept."""
+        configured = {variant.name: variant for variant in self._config.variants}
+        fresh: dict[str, Variant] = {}
+        for name, card in catalog.items():
+            config = configured[name]
+            waiting = self._config.server.max_waiting_per_replica
+            variant = make_variant(config, Card.model_validate(card), self._config.engine_args(config), waiting)
+            if known := self._variants.get(name):
+                variant.live = known.live
+            fresh[name] = variant
+        self._variants.clear()
+        self._variants.update(fresh)
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    async def __serve_build_asgi_app__(self) -> Gateway:
+        """Called by Serve for the application behind this replica's port."""
+        return self._app
+
+    async def _watch(self) -> None:
+        timeout = aiohttp.ClientTimeout(total=2)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while True:
+                try:
+                    self._replicas.sync(self._variants)
+                    variants = list(self._variants.values())
+                    await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
+                    self._publish(variants)
+                except Exception:
+                    _LOG.exception("the live state could not be refreshed")
+                await asyncio.sleep(REFRESH_S)
+
+    def _publish(self, variants: list[Variant]) -> None:
+        for variant in variants:
+            self._metrics.replicas.labels(variant.name).set(variant.live.replicas)
+            self._metrics.running.labels(variant.name).set(variant.live.running)
+            self._metrics.waiting.labels(variant.name).set(variant.live.waiting)
+
+    def _targets(self) -> list[dict[str, object]]:
+        """The engines' own metrics endpoints, for Prometheus' HTTP service discovery."""
+        return [
+            {"targets": [url.removeprefix("http://")], "labels": {"variant": name, "__metrics_path__": "/metrics"}}
+            for name in list(self._variants)
+            for url in self._replicas.urls(name)
+        ]
+
+
+def gateway_app(
+    config: PlatformConfig, catalog: Mapping[str, Card], engine_token: str, metrics_folder: str
+) -> ray_serve.Application:
+    """The Serve application of the gateway."""
+    env = {"PROMETHEUS_MULTIPROC_DIR": metrics_folder}
+    deployment = ray_serve.deployment(
+        ray_serve.ingress()(GatewayDeployment),
+        name="gateway",
+        num_replicas=config.server.gateway_replicas,
+        max_ongoing_requests=10_000,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=30,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": env}},
+        logging_config={"enable_access_log": False},
+        user_config={name: card.model_dump(mode="json") for name, card in catalog.items()},
+    )
+    return deployment.bind(config.model_dump(mode="json"), engine_token)
+
+
+def _loopback(host: str) -> str | None:
+    """Replicas listen on the server's host; on loopback that is where they are reached, whatever the node's address."""
+    return host if host.startswith("127.") or host == "localhost" else None
+
+
+def _log_with_serve() -> None:
+    """Send Gearbox's log lines to the replica's own log, beside Serve's."""
+    logger = logging.getLogger("gearbox")
+    logger.handlers = logging.getLogger("ray.serve").handlers
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,98 @@
+"""Which replicas a variant has and which one takes a request, as Ray Serve's request router knows it.
+
+The stream itself goes straight to the replica's own HTTP port, as in Ray's direct streaming: a chunk costs a third of
+what it costs over a deployment handle (docs/performance.md). The only file that reaches into Serve's private parts.
+"""
+
+import asyncio
+import re
+from collections.abc import Iterable
+
+import aiohttp
+from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve.catalog import Live
+from serve.engines import NoReplica
+
+_GAUGES = re.compile(
+    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} (\S+)$", re.MULTILINE
+)
+
+
+def app_name(variant: str) -> str:
+    """Name of the Serve application that runs `variant`."""
+    return f"variant-{variant}"
+
+
+class ServeReplicas:
+    """Chooses replicas through Serve's own router, which learns of every change by the controller's push."""
+
+    def __init__(self, host_override: str | None) -> None:
+        self._host_override = host_override  # where replicas listen, if not on their node's address
+        self._handles: dict[str, DeploymentHandle] = {}
+
+    def sync(self, variants: Iterable[str]) -> None:
+        """Hold a handle for each of `variants` and for no other. Blocks; not for the event loop's hot path."""
+        wanted = set(variants)
+        for gone in self._handles.keys() - wanted:
+            del self._handles[gone]
+        for name in wanted - self._handles.keys():
+            try:
+                handle = ray_serve.get_app_handle(app_name(name))
+            except RayServeException:
+                continue  # not deployed yet; the next call finds it
+            if not handle.is_initialized:
+                handle._init()
+            self._handles[name] = handle
+
+    async def choose(self, variant: str) -> str:
+        """Base URL of a replica of `variant`. Waits while one starts from zero; the caller's client may cancel.
+
+        Raises:
+            NoReplica: the variant is not deployed or was taken down.
+        """
+        handle = self._handles.get(variant)
+        if handle is None:
+            raise NoReplica(f"variant '{variant}' is not deployed")
+        try:
+            async with handle.choose_replica(_reserve=False) as selection:
+                endpoint = selection._replica.backend_http_endpoint
+        except RayServeException as error:
+            raise NoReplica(f"variant '{variant}' is not available") from error
+        if endpoint is None:
+            raise NoReplica(f"the replica of variant '{variant}' has no HTTP port")
+        return self._url(endpoint)
+
+    def urls(self, variant: str) -> list[str]:
+        """Base URLs of all replicas of `variant` that run now."""
+        handle = self._handles.get(variant)
+        router = handle._router._asyncio_router.request_router if handle and handle._router else None
+        if router is None:
+            return []
+        endpoints = (replica.backend_http_endpoint for replica in router.curr_replicas.values())
+        return [self._url(endpoint) for endpoint in endpoints if endpoint]
+
+    async def refresh(self, variant: str, live: Live, session: aiohttp.ClientSession) -> None:
+        """Bring `live` up to date: replicas from Serve, load from each engine's own metrics."""
+        urls = self.urls(variant)
+        live.replicas = len(urls)
+        engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
+        live.running = round(sum(stats.get("num_requests_running", 0) for stats in engines))
+        live.waiting = round(sum(stats.get("num_requests_waiting", 0) for stats in engines))
+        live.kv_usage = max((stats.get("kv_cache_usage_perc", 0.0) for stats in engines), default=0.0)
+
+    def _url(self, endpoint: tuple[str, int]) -> str:
+        host, port = endpoint
+        return f"http://{self._host_override or host}:{port}"
+
+
+async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """The engine's own gauges; empty when it does not answer in time (a dying replica must not stall the others)."""
+    try:
+        async with session.get(f"{url}/metrics") as response:
+            text = await response.read()
+    except (TimeoutError, aiohttp.ClientError):
+        return {}
+    return {name.decode(): float(value) for name, value in _GAUGES.findall(text)}

@@ -1,0 +1,229 @@
+"""The process behind `gearbox up`: one Ray cluster, the gateway, every variant; builds what is missing meanwhile.
+
+Lives until it is told to stop, and takes everything it started with it. Run as `python -m deployments.supervisor`.
+"""
+
+import argparse
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from compression.family import BuildError
+from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
+from deployments.weights import Weights
+from serve.card import Card, CardError, load_card
+from serve.config import PlatformConfig, VariantConfig, load_config
+
+_LOG = logging.getLogger("gearbox.supervisor")
+
+
+def ray_environment(config: PlatformConfig, folder: Path) -> dict[str, str]:
+    """Environment that Ray reads when it is imported or started; HAProxy mode is the default everywhere."""
+    return {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy/haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy/admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy/server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "haproxy/metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(config.server.metrics_port + 1),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(config.server.metrics_port + 2),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(config.server.metrics_port + 3),
+        "RAY_worker_niceness": "0",  # Ray runs workers at 15: anything else on the machine would starve the engines
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+    }
+
+
+class Stop(BaseException):
+    """Raised in the main thread by the signal to stop."""
+
+
+class Supervisor:
+    """Brings a platform up, keeps its state file, takes it down."""
+
+    def __init__(self, config: PlatformConfig, state: PlatformState, folder: Path) -> None:
+        self._config = config
+        self._state = state
+        self._folder = folder
+        self._token = secrets.token_urlsafe(24)
+        self._catalog: dict[str, Card] = {}
+        self._lock = threading.Lock()
+
+    def run(self) -> None:
+        """Start, build what is missing, wait for the end. Errors end up in the state file."""
+        try:
+            self._note("starting Ray")
+            weights = Weights(self._config, cache_folder())
+            ready = {v.name: folder for v in self._config.variants if (folder := weights.ready(v))}
+            self._start_ray()
+            self._deploy(ready)
+            threading.Thread(target=self._watch, daemon=True).start()
+            for variant in self._config.variants:
+                if variant.name not in ready:
+                    self._build(weights, variant)
+            threading.Event().wait()  # until the signal to stop
+        except Stop:
+            self._note("stopping")
+        except Exception as error:
+            _LOG.exception("the platform could not be brought up")
+            self._state.error = " ".join(str(error).split())[:2000] or type(error).__name__
+            self._save()
+
+    def _build(self, weights: Weights, variant: VariantConfig) -> None:
+        state = self._state.variants[variant.name]
+        state.phase = "building"
+        began = time.monotonic()
+
+        def on_progress(stage: str, done: float, total: float, eta_s: float) -> None:
+            state.stage, state.done, state.total, state.eta_s = stage, done, total, round(eta_s)
+            self._save()
+
+        try:
+            folder = weights.make(variant, on_progress, background=bool(self._catalog))
+        except (BuildError, CardError, OSError) as error:
+            _LOG.error("variant %s: %s", variant.name, error)
+            state.phase, state.error = "failed", str(error)
+            self._save()
+            return
+        state.seconds["building"] = round(time.monotonic() - began, 1)
+        self._deploy({variant.name: folder})
+
+    def _start_ray(self) -> None:
+        import ray
+        from ray import serve as ray_serve
+
+        cpus = sum(v.replicas.max * v.resources.cpus for v in self._config.variants)
+        ray.init(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, int(cpus) + 1),
+            include_dashboard=False,
+            logging_level="ERROR",
+            log_to_driver=False,
+        )
+        self._note("starting HAProxy")
+        ray_serve.start(http_options={"host": self._config.server.host, "port": self._config.server.port})
+
+    def _deploy(self, folders: Mapping[str, Path]) -> None:
+        """Deploy the variants in `folders` beside those that run, and tell the gateway of them."""
+        from ray import serve as ray_serve
+
+        from deployments.gateway import gateway_app
+
+        for name, folder in folders.items():
+            self._catalog[name] = load_card(folder)
+            self._state.variants[name].phase = "starting"
+            self._state.variants[name].stage = ""
+        self._note("starting engines" if folders else "building the first variant")
+        order = [variant.name for variant in self._config.variants if variant.name in self._catalog]
+        catalog = {name: self._catalog[name] for name in order}
+        gateway = gateway_app(self._config, catalog, self._token, str(self._folder / "metrics"))
+        targets = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]
+        if folders:
+            from deployments.replicas import app_name
+            from deployments.variant import variant_app
+
+            by_name = {variant.name: variant for variant in self._config.variants}
+            for name, folder in folders.items():
+                app = variant_app(self._config, by_name[name], folder, self._token)
+                targets.append(ray_serve.RunTarget(app, name=app_name(name), route_prefix=None))
+        ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+
+    def _watch(self) -> None:
+        """Follow the applications' state until all have settled."""
+        from ray import serve as ray_serve
+
+        from deployments.replicas import app_name
+
+        began = time.monotonic()
+        while True:
+            time.sleep(0.5)
+            applications = ray_serve.status().applications
+            for name, state in self._state.variants.items():
+                app = applications.get(app_name(name))
+                if app is None:
+                    continue
+                if app.status == "RUNNING" and state.phase == "starting":
+                    state.phase = "ready"
+                    state.seconds["starting"] = round(time.monotonic() - began, 1)
+                elif app.status == "DEPLOY_FAILED" and state.phase == "starting":
+                    state.phase, state.error = "failed", " ".join(app.message.split())[-500:]
+            self._save()
+            if all(state.phase in ("ready", "failed") for state in self._state.variants.values()):
+                self._note("up")
+                return
+
+    def _note(self, message: str) -> None:
+        self._state.message = message
+        _LOG.info(message)
+        self._save()
+
+    def _save(self) -> None:
+        with self._lock:
+            self._state.save(self._folder)
+
+
+def main() -> None:
+    """Entry point of the supervisor process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--variants", default="")
+    parser.add_argument("--state", type=Path, required=True)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    config = load_config(options.config)
+    if options.variants:
+        config = config.only(options.variants.split(","))
+    folder: Path = options.state
+    shutil.rmtree(folder / "metrics", ignore_errors=True)
+    for name in ("metrics", "haproxy"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    os.environ.update({**ray_environment(config, folder), **os.environ})
+    state = PlatformState(
+        run_id=os.environ[RUN_ID],
+        pid=os.getpid(),
+        url=f"http://{config.server.host}:{config.server.port}",
+        metrics_url=f"http://{config.server.host}:{config.server.metrics_port}",
+        config=str(options.config),
+        model=config.model.name,
+        variants={variant.name: VariantState() for variant in config.variants},
+    )
+    supervisor = Supervisor(config, state, folder)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    supervisor.run()
+    _end(state.run_id)
+    sys.exit(1 if state.error else 0)
+
+
+def _stop(number: int, _: object) -> None:
+    for later in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(later, signal.SIG_IGN)
+    raise Stop
+
+
+def _end(run_id: str) -> None:
+    """Stop everything with this run's mark, politely first; Ray's own shutdown leaves engine processes behind."""
+    import psutil
+    import ray
+
+    if ray.is_initialized():
+        ray.shutdown()
+    others = [process for process in processes_of(run_id) if process.pid != os.getpid()]
+    for process in others:
+        process.terminate()
+    _, stubborn = psutil.wait_procs(others, timeout=5)
+    for process in stubborn:
+        process.kill()
+
+
+if __name__ == "__main__":
+    main()

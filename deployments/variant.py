@@ -1,0 +1,62 @@
+"""One variant as a Ray Serve application of its own: vLLM behind Serve's LLMServer, answering on its replica's port."""
+
+from pathlib import Path
+
+from ray import serve as ray_serve
+from ray.llm._internal.common.callbacks.base import CallbackBase
+from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
+
+from serve.config import PlatformConfig, VariantConfig
+
+#: Every engine: no telemetry, no download at run time, its own timings in every answer.
+ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+
+
+class LocalWeights(CallbackBase):
+    """Skips Serve LLM's download step: the weights are on disk, and the step costs one more import of vLLM a replica."""
+
+    async def on_before_node_init(self) -> None:
+        """Called by the engine before it would start the download task."""
+        self.ctx.run_init_node = False
+
+
+def variant_app(config: PlatformConfig, variant: VariantConfig, folder: Path, token: str) -> ray_serve.Application:
+    """The Serve application that serves the weights in `folder`.
+
+    It has no route of its own on the public port: the gateway reaches its replicas directly, with `token`.
+    """
+    engine_args = {
+        **config.engine_args(variant),
+        **config.frontend,
+        "enable_per_request_metrics": True,
+        "api_key": [token],
+    }
+    resources, bounds = variant.resources, variant.replicas
+    worker = {"CPU": resources.cpus, "GPU": resources.gpus} if resources.gpus else {"CPU": resources.cpus}
+    actor: dict[str, object] = {"num_cpus": 0}
+    if resources.memory_gb:
+        actor["memory"] = int(resources.memory_gb * 2**30)
+    llm_config = LLMConfig(
+        model_loading_config={"model_id": config.model.name, "model_source": str(folder)},
+        engine_kwargs=engine_args,
+        accelerator_type=resources.accelerator,
+        accelerator_config=None if resources.gpus else {"kind": "cpu"},
+        placement_group_config={"bundle_per_worker": worker},
+        runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env}},
+        callback_config={"callback_class": LocalWeights},
+        log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
+        deployment_config={
+            "name": variant.name,
+            "autoscaling_config": {
+                "min_replicas": bounds.min,
+                "max_replicas": bounds.max,
+                "target_ongoing_requests": bounds.target_in_flight,
+            },
+            "max_ongoing_requests": 1_000,  # the gateway bounds the queue; the engine batches what it gets
+            "health_check_period_s": 2,
+            "graceful_shutdown_timeout_s": 60,
+            "logging_config": {"enable_access_log": False},
+            "ray_actor_options": actor,
+        },
+    )
+    return build_llm_deployment(llm_config, name_prefix="engine:", deployment_cls=ray_serve.ingress()(LLMServer))

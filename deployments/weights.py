@@ -1,0 +1,112 @@
+"""Where each variant's weights are: a folder the configuration names, or the cache that recipes fill."""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from compression.family import BuildError, Family, Planned, VariantSpec
+from compression.progress import Progress
+from compression.recipe import RecipeError
+from compression.source import SourceError
+from serve.card import CardError, check_card, load_card
+from serve.config import ConfigError, PlatformConfig, VariantConfig
+
+RECIPES = Path(__file__).resolve().parent.parent / "compression" / "recipes"
+
+
+class Weights:
+    """Finds and makes the weights of a configuration's variants.
+
+    Raises:
+        ConfigError: wherever the configuration can't be right: a recipe that is not there or wrong, a source that is
+            no source, named weights that are missing, unmeasured or not what their card says.
+    """
+
+    def __init__(self, config: PlatformConfig, cache: Path) -> None:
+        self._config = config
+        self._cache = cache
+        specs = [self._spec(variant) for variant in config.variants if variant.recipe]
+        try:
+            self._planned = self._family(background=False).plan(specs)
+        except (RecipeError, SourceError, BuildError) as error:
+            raise ConfigError(str(error)) from error
+
+    def ready(self, variant: VariantConfig) -> Path | None:
+        """The folder with finished, measured weights that match their card; None if they have yet to be made."""
+        if variant.recipe and self._find(variant).state != "ready":
+            return None
+        folder = self._find(variant).folder if variant.recipe else Path(variant.weights or "")
+        try:
+            card = load_card(folder)
+            check_card(card, folder)
+        except CardError as error:
+            raise ConfigError(f"variant '{variant.name}': {error}") from error
+        if card.quality is None or card.profile is None:
+            raise ConfigError(f"variant '{variant.name}': the card in {folder} has no measured quality or profile")
+        return folder
+
+    def make(
+        self, variant: VariantConfig, on_progress: Callable[[str, float, float, float], None], background: bool
+    ) -> Path:
+        """Build and measure what is missing of `variant`, its parents first.
+
+        Args:
+            on_progress: called with (stage, done, total, seconds left).
+            background: at low priority, because the platform already answers.
+
+        Raises:
+            BuildError: one line that names the log.
+        """
+        family = self._family(background)
+        target = self._find(variant)
+        chain = [planned for planned in self._planned if planned is target or planned.folder == target.parent]
+        for planned in chain:
+            if planned.state != "ready" or planned is target:
+                family.make(planned, _with_eta(planned, on_progress))
+        check_card(load_card(target.folder), target.folder)
+        return target.folder
+
+    def seconds(self, variant: VariantConfig) -> float:
+        """Roughly how long `make` will take, for the first estimate."""
+        return sum(self._find(variant).seconds.values()) if variant.recipe else 0.0
+
+    def _find(self, variant: VariantConfig) -> Planned:
+        return next(planned for planned in self._planned if planned.name == variant.name)
+
+    def _family(self, background: bool) -> Family:
+        python = Path(
+            os.environ.get("GEARBOX_COMPRESSION_PYTHON")
+            or Path(sys.prefix).with_name(".venv-compression") / "bin/python"
+        )
+        model = self._config.model
+        return Family(model.source, model.name, self._cache, python, Path(sys.executable), background=background)
+
+    def _spec(self, variant: VariantConfig) -> VariantSpec:
+        assert variant.recipe is not None
+        path = Path(variant.recipe)
+        return VariantSpec(
+            name=variant.name,
+            recipe=path if path.suffix in (".yaml", ".yml") else RECIPES / f"{variant.recipe}.yaml",
+            engine_args=self._config.engine_args(variant),
+            env={**self._config.env, **variant.env},
+            price_usd_per_hour=variant.price_usd_per_hour,
+        )
+
+
+def _with_eta(planned: Planned, on_progress: Callable[[str, float, float, float], None]) -> Callable[[Progress], None]:
+    """Adds the seconds left: the rest of this stage at its pace so far, and the later stages as estimated."""
+    stages = list(planned.seconds)
+    began: dict[str, float] = {}
+
+    def report(progress: Progress) -> None:
+        now = time.monotonic()
+        start = began.setdefault(progress.stage, now)
+        share = progress.done / progress.total if progress.total else 0.0
+        estimate = planned.seconds.get(progress.stage, 10.0)
+        left = (now - start) / share * (1 - share) if share > 0.05 else estimate * (1 - share)
+        later = stages[stages.index(progress.stage) + 1 :] if progress.stage in stages else []
+        on_progress(progress.stage, progress.done, progress.total, left + sum(planned.seconds[name] for name in later))
+
+    return report

@@ -1,0 +1,167 @@
+"""The gateway as an ASGI application: which path does what. Generation itself is in `generation`."""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from time import perf_counter
+
+from serve.auth import Gatekeeper
+from serve.catalog import Variant
+from serve.config import PlatformConfig
+from serve.engines import Engines, Replicas
+from serve.errors import RequestError
+from serve.generation import Generation
+from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, reply, reply_json
+from serve.metrics import Metrics
+from serve.protocol import PATHS, parse_call
+
+Handler = Callable[[Headers, Receive, Send, str], Awaitable[None]]
+_LOG = logging.getLogger("gearbox.gateway")
+
+
+class Gateway:
+    """One gateway: authenticates, routes and answers for every variant of one model."""
+
+    def __init__(
+        self,
+        config: PlatformConfig,
+        variants: Mapping[str, Variant],
+        replicas: Replicas,
+        metrics: Metrics,
+        engine_token: str,
+    ) -> None:
+        self._config = config
+        self._variants = variants
+        self._metrics = metrics
+        self._gatekeeper = Gatekeeper(config.access)
+        self._engines = Engines(replicas, engine_token, config.server.request_timeout_s)
+        self._generation = Generation(config, variants, self._engines, self._gatekeeper, metrics)
+        self._routes: dict[str, tuple[str, Handler]] = {
+            "/v1/route": ("POST", self._route),
+            "/v1/models": ("GET", self._models),
+            "/v1/models/": ("GET", self._model),
+            "/v1/variants": ("GET", self._list_variants),
+            "/healthz": ("GET", self._healthz),
+            "/readyz": ("GET", self._readyz),
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection scope."""
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send, self._engines.close)
+        if scope["type"] != "http":
+            return None
+        headers = headers_of(scope)
+        request_id = _request_id(headers)
+        path, method = scope["path"], scope["method"]
+        try:
+            if (endpoint := PATHS.get(path)) is not None and method == "POST":
+                caller = self._gatekeeper.authenticate(headers)
+                raw = await read_body(receive, headers, self._config.server.max_body_bytes)
+                arrived = perf_counter()
+                call = parse_call(raw, endpoint)
+                await self._generation.answer(call, caller, headers, request_id, arrived, send)
+            else:
+                await self._find(path, method)(headers, receive, send, path)
+        except RequestError as error:
+            self._metrics.refused.labels(str(error.status)).inc()
+            await reply(send, error.status, error.body(), error.headers.items())
+        except Exception:
+            _LOG.exception("request %s failed inside the gateway", request_id)
+            self._metrics.refused.labels("500").inc()
+            hidden = RequestError(500, f"internal error; request id {request_id}", code="internal_error")
+            await reply(send, 500, hidden.body())
+
+    def _find(self, path: str, method: str) -> Handler:
+        if path.startswith("/v1/models/"):
+            expected, handler = self._routes["/v1/models/"]
+        elif path in PATHS:
+            raise _method_not_allowed(path, "POST")
+        elif path in self._routes:
+            expected, handler = self._routes[path]
+        else:
+            raise RequestError(404, f"there is no '{path}' here", code="not_found")
+        if method != expected:
+            raise _method_not_allowed(path, expected)
+        return handler
+
+    async def _route(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+        """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
+        caller = self._gatekeeper.authenticate(headers)
+        raw = await read_body(receive, headers, self._config.server.max_body_bytes)
+        call = parse_call(raw, "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat")
+        budget = self._generation.budget(call, caller, headers)
+        decision = self._generation.decide(call, budget)
+        await reply_json(send, {"budget": budget.model_dump(), **decision.public()})
+
+    async def _models(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+        self._gatekeeper.authenticate(headers)
+        await reply_json(send, {"object": "list", "data": self._model_list()})
+
+    async def _model(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+        self._gatekeeper.authenticate(headers)
+        wanted = path.removeprefix("/v1/models/")
+        for model in self._model_list():
+            if model["id"] == wanted:
+                return await reply_json(send, model)
+        raise RequestError(404, f"model '{wanted}' does not exist", param="model", code="model_not_found")
+
+    def _model_list(self) -> list[dict[str, object]]:
+        """The logical model, then every name a client may use in `model` besides it."""
+        name = self._config.model.name
+        newest = max(variant.card.created for variant in self._variants.values())
+        common = {"object": "model", "created": int(newest.timestamp()), "owned_by": "gearbox"}
+        models = [
+            {
+                "id": name,
+                **common,
+                "gearbox": {"variants": list(self._variants), "profiles": list(self._config.profiles)},
+            }
+        ]
+        for profile, budget in self._config.profiles.items():
+            models.append(
+                {"id": f"{name}@{profile}", **common, "gearbox": {"budget": budget.model_dump(exclude_none=True)}}
+            )
+        for variant in self._variants.values():
+            created = int(variant.card.created.timestamp())
+            models.append({"id": f"{name}:{variant.name}", **common, "created": created, "gearbox": variant.summary()})
+        return models
+
+    async def _list_variants(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+        self._gatekeeper.authenticate(headers)
+        await reply_json(send, {"object": "list", "data": [_describe(variant) for variant in self._variants.values()]})
+
+    async def _healthz(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+        await reply_json(send, {"status": "ok"})
+
+    async def _readyz(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+        ready = [variant.name for variant in self._variants.values() if variant.live.replicas or variant.scales_to_zero]
+        if not ready:
+            raise RequestError(503, "no variant can answer yet", code="not_ready", headers={"retry-after": "2"})
+        await reply_json(send, {"status": "ready", "variants": ready})
+
+
+def _describe(variant: Variant) -> dict[str, object]:
+    live = variant.live
+    health = "healthy" if live.replicas else "scaled_to_zero" if variant.scales_to_zero else "unavailable"
+    return {
+        "name": variant.name,
+        "health": health,
+        "replicas": live.replicas,
+        "max_replicas": variant.max_replicas,
+        "in_flight": live.in_flight,
+        "running": live.running,
+        "waiting": live.waiting,
+        "kv_cache_usage": live.kv_usage,
+        "card": variant.card.model_dump(mode="json"),
+    }
+
+
+def _request_id(headers: Headers) -> str:
+    """The request's id, for logs and the engine. Serve gives every request one and answers with it."""
+    given = headers.get("x-request-id", "")
+    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+
+
+def _method_not_allowed(path: str, expected: str) -> RequestError:
+    return RequestError(405, f"use {expected} for {path}", code="method_not_allowed", headers={"allow": expected})

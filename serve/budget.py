@@ -1,0 +1,79 @@
+"""A budget: what one request may spend and how much quality it may trade for that, and where it is read from."""
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.card import first_problem
+from serve.errors import RequestError
+
+Milliseconds = Annotated[float, Field(gt=0, le=86_400_000, allow_inf_nan=False)]
+
+
+class Budget(BaseModel):
+    """Limits of one request. A limit that is None is not checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ttft_ms: Milliseconds | None = Field(default=None, description="time to first token")
+    tpot_ms: Milliseconds | None = Field(default=None, description="time per output token after the first")
+    e2e_ms: Milliseconds | None = Field(default=None, description="end to end")
+    max_cost: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="USD for this request")
+    min_quality: float | None = Field(default=None, ge=0, le=1, description="relative to `full`")
+    objective: Literal["quality", "cost", "latency"] = Field(
+        default="quality", description="what to favour among the variants that fit"
+    )
+    on_no_candidate: Literal["degrade", "reject"] = Field(
+        default="degrade", description="what to do when no variant fits: take the nearest miss, or refuse"
+    )
+
+
+DEFAULT_PROFILES: Mapping[str, Budget] = {
+    "best": Budget(objective="quality"),
+    "balanced": Budget(objective="latency", min_quality=0.9),
+    "fast": Budget(objective="latency"),
+    "cheap": Budget(objective="cost"),
+}
+
+HEADERS: Mapping[str, str] = {
+    "x-gearbox-slo-ttft-ms": "ttft_ms",
+    "x-gearbox-slo-tpot-ms": "tpot_ms",
+    "x-gearbox-slo-e2e-ms": "e2e_ms",
+    "x-gearbox-max-cost": "max_cost",
+    "x-gearbox-min-quality": "min_quality",
+    "x-gearbox-objective": "objective",
+    "x-gearbox-on-no-candidate": "on_no_candidate",
+    "x-llm-d-slo-ttft-ms": "ttft_ms",
+    "x-llm-d-slo-tpot-ms": "tpot_ms",
+}
+
+
+def resolve_budget(base: Budget, body: object, headers: Mapping[str, str]) -> Budget:
+    """The budget of a request: `base` (its profile), then the body's `budget` fields, then the headers on top.
+
+    Where one request carries both spellings of a header, the `x-gearbox-` one counts.
+
+    Raises:
+        RequestError: 400 with the offending header or field as `param`.
+    """
+    fields: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    if body is not None:
+        if not isinstance(body, dict):
+            raise RequestError(400, "'budget' must be an object", param="budget", code="invalid_budget")
+        for name, value in body.items():
+            fields[name] = value
+            origin[name] = f"budget.{name}"
+    for header, name in reversed(list(HEADERS.items())):
+        if (text := headers.get(header)) is not None:
+            fields[name] = text
+            origin[name] = header
+    if not fields:
+        return base
+    try:
+        return Budget.model_validate({**base.model_dump(), **fields})
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        param = origin.get(name, "budget")
+        raise RequestError(400, f"{param}: {first_problem(error)}", param=param, code="invalid_budget") from error

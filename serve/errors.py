@@ -1,0 +1,50 @@
+"""Errors that a client sees, in OpenAI's shape."""
+
+from collections.abc import Mapping
+
+import orjson
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "not_found_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    422: "budget_error",
+    429: "rate_limit_error",
+    499: "client_closed_request",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class RequestError(Exception):
+    """A request that is answered with an error: HTTP status, message, and where the fault lies."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        kind: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.param = param
+        self.code = code
+        self.kind = kind or _TYPES.get(status, "server_error")
+        self.headers = dict(headers or {})
+
+    def body(self) -> bytes:
+        """`{"error": {"message", "type", "param", "code"}}` as JSON."""
+        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+
+def overloaded(message: str, retry_after_s: float, code: str) -> RequestError:
+    """429 with `Retry-After` in whole seconds, at least one."""
+    return RequestError(429, message, code=code, headers={"retry-after": str(max(1, round(retry_after_s)))})

@@ -1,0 +1,293 @@
+"""The way of one generation request: budget, decision, engine, answer, account. Each step goes forward only.
+
+A request whose variant breaks before the first token re-enters at the decision, once, with what is left of its budget.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import aiohttp
+import orjson
+
+from serve.auth import Caller, Gatekeeper
+from serve.budget import Budget, resolve_budget
+from serve.catalog import Variant
+from serve.config import PlatformConfig
+from serve.engines import Engines, EngineUnreachable
+from serve.errors import RequestError
+from serve.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.metrics import Metrics
+from serve.prediction import Features
+from serve.protocol import Call
+from serve.relay import EngineFault, StreamRelay, error_event, splice
+from serve.relay import EngineReport as Report
+from serve.router import Decision, decide, too_long
+
+MAX_ATTEMPTS = 2
+_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+_LOG = logging.getLogger("gearbox.gateway")
+
+
+class ContextTooLong(Exception):
+    """The engine counted more tokens than the variant's context holds."""
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A request at one variant: what was decided, when what happened (perf_counter seconds), what it took."""
+
+    call: Call
+    caller: Caller
+    request_id: str
+    budget: Budget
+    decision: Decision
+    arrived: float
+    number: int
+    dispatched: float = 0.0
+    first: float = 0.0
+    last: float = 0.0
+    report: Report = field(default_factory=Report)
+
+    @property
+    def variant(self) -> Variant:
+        """The variant this attempt is at."""
+        return self.decision.variant
+
+
+class Generation:
+    """Answers chat-completions and completions requests."""
+
+    def __init__(
+        self,
+        config: PlatformConfig,
+        variants: Mapping[str, Variant],
+        engines: Engines,
+        gatekeeper: Gatekeeper,
+        metrics: Metrics,
+    ) -> None:
+        self._config = config
+        self._variants = variants
+        self._engines = engines
+        self._gatekeeper = gatekeeper
+        self._metrics = metrics
+
+    def budget(self, call: Call, caller: Caller, headers: Headers) -> Budget:
+        """What `call` may spend. Raises `RequestError` 404 for a model, variant or profile there is not."""
+        ref = call.ref
+        if ref.model != self._config.model.name:
+            known = self._config.model.name
+            raise _not_found(f"model '{ref.model}' does not exist; this platform serves '{known}'", "model_not_found")
+        if ref.variant is not None and ref.variant not in self._variants:
+            raise _not_found(f"no variant '{ref.variant}'; there are: {', '.join(self._variants)}", "variant_not_found")
+        profile = ref.profile or caller.budget
+        if profile not in self._config.profiles:
+            known = ", ".join(self._config.profiles)
+            raise _not_found(f"no budget profile '{profile}'; there are: {known}", "profile_not_found")
+        return resolve_budget(self._config.profiles[profile], call.budget, headers)
+
+    def decide(self, call: Call, budget: Budget, failed: Collection[str] = ()) -> Decision:
+        """Where `call` would go now. Raises `RequestError` when nowhere."""
+        began = perf_counter()
+        chars_per_token = next(iter(self._variants.values())).card.chars_per_token
+        prompt_tokens = call.prompt_tokens + round(call.prompt_chars / chars_per_token) + 1
+        features = Features(prompt_tokens, call.max_output_tokens)
+        decision = decide(self._variants.values(), budget, features, pinned=call.ref.variant, failed=failed)
+        self._metrics.decision.observe(perf_counter() - began)
+        return decision
+
+    async def answer(
+        self, call: Call, caller: Caller, headers: Headers, request_id: str, arrived: float, send: Send
+    ) -> None:
+        """Generate and send the answer. Raises `RequestError` for what goes wrong before its first byte."""
+        budget = self.budget(call, caller, headers)
+        await self._gatekeeper.admit(caller)
+        failed: set[str] = set()
+        for number in range(1, MAX_ATTEMPTS + 1):
+            decision = self.decide(call, _remaining(budget, perf_counter() - arrived), failed)
+            attempt = Attempt(call, caller, request_id, budget, decision, arrived, number)
+            try:
+                return await self._attempt(attempt, send)
+            except (EngineUnreachable, ContextTooLong) as error:
+                failed.add(decision.variant.name)
+                _LOG.warning("request %s left variant %s: %s", request_id, decision.variant.name, error)
+                if isinstance(error, ContextTooLong):
+                    self._rule_out_shorter(decision.variant, failed, str(error), pinned=call.ref.variant is not None)
+                elif call.ref.variant is not None or number == MAX_ATTEMPTS:
+                    raise _unavailable(failed) from error
+                self._metrics.failovers.labels(decision.variant.name).inc()
+
+    def _rule_out_shorter(self, variant: Variant, failed: set[str], message: str, *, pinned: bool) -> None:
+        """After `variant` was too short: leave only variants with a longer context, or raise 413."""
+        longer = {v.name for v in self._variants.values() if v.max_model_len > variant.max_model_len}
+        if pinned or not longer:
+            raise too_long(message, max(v.max_model_len for v in self._variants.values()))
+        failed.update(name for name in self._variants if name not in longer)
+
+    async def _attempt(self, attempt: Attempt, send: Send) -> None:
+        variant, call = attempt.variant, attempt.call
+        payload = call.payload(self._config.model.name)
+        in_flight = self._metrics.in_flight.labels(variant.name)
+        variant.live.in_flight += 1
+        in_flight.inc()
+        attempt.dispatched = perf_counter()
+        self._metrics.overhead.observe(attempt.dispatched - attempt.arrived)
+        outcome = "cancelled"
+        try:
+            async with self._engines.post(variant, _PATHS[call.endpoint], payload, attempt.request_id) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, await _read(response, variant))
+                if call.stream:
+                    outcome = await self._stream(attempt, response, send)
+                else:
+                    await self._whole(attempt, await _read(response, variant), send)
+                    outcome = "ok"
+        except EngineUnreachable:
+            outcome = "engine_error"
+            raise
+        except (RequestError, ContextTooLong):
+            outcome = "client_error"
+            raise
+        finally:
+            variant.live.in_flight -= 1
+            in_flight.dec()
+            await self._account(attempt, outcome)
+
+    async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
+        attempt.report = Report.of(orjson.loads(body))
+        attempt.last = perf_counter()
+        attempt.first = attempt.last - attempt.report.decode_s if attempt.report.decode_s else 0.0
+        await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
+
+    async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> str:
+        """Relay a stream; returns the outcome. The head goes out with the first token, until then it may fail over."""
+        relay = StreamRelay(attempt.call.wants_usage)
+        try:
+            chunk = b""
+            while not chunk and (data := await response.content.readany()):
+                chunk = relay.feed(data)
+        except EngineFault as fault:
+            raise _refusal(fault.status, fault.body) from fault
+        except (TimeoutError, aiohttp.ClientError) as error:
+            raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
+        if not chunk and not relay.done:
+            raise EngineUnreachable("the stream ended before the first token")
+        attempt.first = attempt.last = perf_counter()
+        await start(send, 200, EVENT_STREAM, [*_routing_headers(attempt), ("cache-control", "no-cache")])
+        try:
+            while True:
+                if chunk:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    attempt.last = perf_counter()
+                if relay.done or not (data := await response.content.readany()):
+                    break
+                chunk = relay.feed(data)
+        except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
+            _LOG.warning("request %s broke off at variant %s: %s", attempt.request_id, attempt.variant.name, error)
+        finally:
+            attempt.report = relay.report
+        if not relay.done:
+            message = f"the answer broke off at variant '{attempt.variant.name}'; what was sent so far is incomplete"
+            told = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
+            await send({"type": "http.response.body", "body": error_event(told)})
+            return "interrupted"
+        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt))})
+        return "ok"
+
+    async def _account(self, attempt: Attempt, outcome: str) -> None:
+        metrics, report, name = self._metrics, attempt.report, attempt.variant.name
+        metrics.requests.labels(name, attempt.decision.reason, outcome).inc()
+        if report.queue_s is not None:
+            metrics.queue.labels(name).observe(report.queue_s)
+        if attempt.first:
+            metrics.ttft.labels(name).observe(attempt.first - attempt.arrived)
+        if outcome == "ok":
+            metrics.e2e.labels(name).observe(attempt.last - attempt.arrived)
+            if report.completion_tokens > 1 and attempt.first:
+                metrics.tpot.labels(name).observe((attempt.last - attempt.first) / (report.completion_tokens - 1))
+        if not report.total_tokens:
+            return
+        metrics.tokens.labels(name, "input").inc(report.prompt_tokens)
+        metrics.tokens.labels(name, "output").inc(report.completion_tokens)
+        metrics.cost.labels(attempt.caller.tenant, name).inc(_cost_usd(attempt))
+        await self._gatekeeper.charge(attempt.caller, report.total_tokens)
+
+
+def _cost_usd(attempt: Attempt) -> float:
+    return attempt.variant.cost_usd(attempt.report.prompt_tokens, attempt.report.completion_tokens)
+
+
+def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
+    decision = attempt.decision
+    return [
+        ("x-gearbox-variant", decision.variant.name),
+        ("x-gearbox-reason", decision.reason),
+        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.latency.ttft_ms:.1f}"),
+        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.latency.e2e_ms:.1f}"),
+        ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
+        ("x-gearbox-overhead-ms", f"{(attempt.dispatched - attempt.arrived) * 1000:.3f}"),
+    ]
+
+
+def _gearbox(attempt: Attempt) -> dict[str, object]:
+    """The `gearbox` object: what was chosen and what really happened, times in ms."""
+    report = attempt.report
+    steps = report.completion_tokens - 1
+    return {
+        "variant": attempt.variant.name,
+        "reason": attempt.decision.reason,
+        "quality": attempt.variant.quality.quality,
+        "missed": attempt.decision.chosen.why,
+        "ttft_ms": round((attempt.first - attempt.arrived) * 1000, 2) if attempt.first else None,
+        "tpot_ms": round((attempt.last - attempt.first) * 1000 / steps, 2) if attempt.first and steps > 0 else None,
+        "e2e_ms": round((attempt.last - attempt.arrived) * 1000, 2),
+        "cost_usd": _cost_usd(attempt),
+        "attempts": attempt.number,
+    }
+
+
+async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
+    try:
+        return await response.read()
+    except (TimeoutError, aiohttp.ClientError) as error:
+        raise EngineUnreachable(f"{type(error).__name__} while reading from variant '{variant.name}'") from error
+
+
+def _remaining(budget: Budget, elapsed_s: float) -> Budget:
+    """`budget` less the time that has passed; at least 1 ms of each limit is left so that it stays comparable."""
+    if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
+        return budget
+    left = {
+        name: max(limit - elapsed_s * 1000, 1.0)
+        for name, limit in (("ttft_ms", budget.ttft_ms), ("e2e_ms", budget.e2e_ms))
+        if limit is not None
+    }
+    return budget.model_copy(update=left)
+
+
+def _refusal(status: int, body: bytes) -> Exception:
+    """The engine's own error in the documented shape; `ContextTooLong` when another variant might do."""
+    try:
+        error = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        error = {}
+    error = error.get("error", error) if isinstance(error, dict) else {}
+    message = str(error.get("message") if isinstance(error, dict) else error) or "the engine refused the request"
+    if "maximum context length" in message or "maximum model length" in message:
+        return ContextTooLong(message)
+    if status >= 500:
+        return EngineUnreachable(message)
+    param = error.get("param") if isinstance(error, dict) else None
+    return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
+
+
+def _unavailable(failed: Collection[str]) -> RequestError:
+    names = ", ".join(f"'{name}'" for name in sorted(failed))
+    return RequestError(
+        503, f"no answer could be had from {names}", code="engine_unavailable", headers={"retry-after": "5"}
+    )
+
+
+def _not_found(message: str, code: str) -> RequestError:
+    return RequestError(404, message, param="model", code=code)

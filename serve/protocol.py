@@ -1,0 +1,139 @@
+"""The OpenAI protocol as far as the gateway needs it: reading a request body and naming a variant or budget in `model`.
+
+Everything else in the body is validated once, by the engine.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import orjson
+
+from serve.errors import RequestError
+
+Endpoint = Literal["chat", "completions"]
+PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+
+DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
+_MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
+
+
+@dataclass(slots=True, frozen=True)
+class ModelRef:
+    """`model`, `model@profile` or `model:variant`."""
+
+    model: str
+    profile: str | None = None
+    variant: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelRef":
+        """Split a `model` field; the model's own name may not contain '@' or ':'."""
+        if "@" in text:
+            model, _, profile = text.partition("@")
+            return cls(model, profile=profile)
+        model, colon, variant = text.partition(":")
+        return cls(model, variant=variant if colon else None)
+
+
+@dataclass(slots=True)
+class Call:
+    """A generation request, parsed as far as routing needs it."""
+
+    endpoint: Endpoint
+    body: dict[str, object]  # what is sent on; `budget` taken out
+    ref: ModelRef
+    budget: object  # the body's `budget` field, not yet validated
+    stream: bool
+    wants_usage: bool
+    prompt_chars: int
+    prompt_tokens: int  # exactly known part: token ids given by the client, template overhead
+    max_output_tokens: int
+
+    def payload(self, served_name: str) -> bytes:
+        """The body for the engine: the logical model's name, and usage asked for on every stream."""
+        self.body["model"] = served_name
+        if self.stream:
+            options = self.body.get("stream_options")
+            self.body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+        return orjson.dumps(self.body)
+
+
+def parse_call(raw: bytes, endpoint: Endpoint) -> Call:
+    """Read a chat-completions or completions body.
+
+    Raises:
+        RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type.
+    """
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise RequestError(400, "the body must be a JSON object", code="invalid_body")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError(400, "'model' is required and must be a string", param="model", code="missing_model")
+    stream = body.get("stream") or False
+    if not isinstance(stream, bool):
+        raise RequestError(400, "'stream' must be true or false", param="stream", code="invalid_type")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")
+    chars, tokens = _chat_size(body) if endpoint == "chat" else _prompt_size(body)
+    return Call(
+        endpoint=endpoint,
+        ref=ModelRef.parse(model),
+        budget=body.pop("budget", None),
+        body=body,
+        stream=stream,
+        wants_usage=bool(options and options.get("include_usage")),
+        prompt_chars=chars,
+        prompt_tokens=tokens,
+        max_output_tokens=_max_output(body),
+    )
+
+
+def _max_output(body: dict[str, object]) -> int:
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise RequestError(400, f"'{name}' must be a positive integer", param=name, code="invalid_type")
+        return value
+    return DEFAULT_OUTPUT_TOKENS
+
+
+def _chat_size(body: dict[str, object]) -> tuple[int, int]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(400, "'messages' must be a non-empty list", param="messages", code="missing_messages")
+    chars = len(orjson.dumps(body["tools"])) if body.get("tools") else 0
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise RequestError(400, f"messages[{i}] must be an object", param=f"messages[{i}]", code="invalid_type")
+        content = message.get("content")
+        if isinstance(content, str):
+            chars += len(content)
+        elif isinstance(content, list):
+            chars += sum(
+                len(part["text"]) for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+    return chars, len(messages) * _MESSAGE_OVERHEAD_TOKENS
+
+
+def _prompt_size(body: dict[str, object]) -> tuple[int, int]:
+    """Size of `prompt`: a string, token ids, or a list of either (the longest counts)."""
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return len(prompt), 0
+    if isinstance(prompt, list) and prompt:
+        if all(isinstance(item, str) for item in prompt):
+            return max(len(item) for item in prompt), 0
+        if all(isinstance(item, int) for item in prompt):
+            return 0, len(prompt)
+        if all(isinstance(item, list) for item in prompt):
+            return 0, max(len(item) for item in prompt)
+    raise RequestError(
+        400, "'prompt' must be a string, a list of strings or token ids", param="prompt", code="missing_prompt"
+    )

@@ -1,0 +1,124 @@
+"""Passing an engine's answer on to the client: byte for byte, with one `gearbox` object added at its end."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import orjson
+
+_FINISH = b'"finish_reason":"'
+_USAGE = b'"usage":{'
+_DONE = b"data: [DONE]"
+_ERROR = b'data: {"error":'
+_EVENT_END = b"\n\n"
+
+
+@dataclass(slots=True)
+class EngineReport:
+    """What the engine says an answer took: tokens, and its own timings where it gives them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float | None = None
+    decode_s: float | None = None  # first to last token
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @classmethod
+    def of(cls, document: object) -> "EngineReport":
+        """Read `usage` and `metrics` from a decoded answer or from a stream's last chunk."""
+        if not isinstance(document, dict):
+            return cls()
+        usage = document.get("usage") or {}
+        timing = document.get("metrics") or {}
+        queue_ms, decode_ms = timing.get("queue_time_ms"), timing.get("generation_time_ms")
+        return cls(
+            usage.get("prompt_tokens") or 0,
+            usage.get("completion_tokens") or 0,
+            None if queue_ms is None else queue_ms / 1000,
+            None if decode_ms is None else decode_ms / 1000,
+        )
+
+
+class EngineFault(Exception):
+    """The engine reported an error as an event of a stream."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__("the engine reported an error")
+        self.body = body
+        code = orjson.loads(body)["error"].get("code")
+        self.status = code if isinstance(code, int) else 500
+
+
+def splice(document: bytes, gearbox: dict[str, object]) -> bytes:
+    """Add `"gearbox": {...}` as the last member of a JSON object without encoding it again."""
+    end = document.rindex(b"}")
+    return document[:end] + b',"gearbox":' + orjson.dumps(gearbox) + document[end:]
+
+
+@dataclass(slots=True)
+class StreamRelay:
+    """Rewrites one SSE stream as little as possible.
+
+    Chunks pass through untouched until the stream's end is near. The engine was asked for usage: its usage chunk is
+    passed on with the `gearbox` object when the client wanted usage too; else it is dropped, and the object goes onto
+    the chunk before it.
+    """
+
+    wants_usage: bool
+    report: EngineReport = field(default_factory=EngineReport)
+    chunks: int = 0  # data events passed on, about one a token
+    done: bool = False
+    _tail: bytes = b""  # an event whose end has not arrived
+    _held: bytes = b""  # the last event, kept until it is known whether the `gearbox` object goes onto it
+
+    def feed(self, data: bytes) -> bytes:
+        """What to send on for `data`. The usage chunk is held back: `finish` gives the end of the stream.
+
+        Raises:
+            EngineFault: the engine reported an error.
+        """
+        if not self._tail and not self._held and data.endswith(_EVENT_END) and not _near_end(data):
+            self.chunks += data.count(b"data: ")
+            return data
+        out = bytearray()
+        for event in self._events(data):
+            if not _near_end(event):
+                out += self._held + event
+                self._held = b""
+            elif event.startswith(_DONE):
+                self.done = True
+                continue
+            elif event.startswith(_ERROR):
+                raise EngineFault(event[6:])
+            elif _USAGE in event and not (last := orjson.loads(event[6:]))["choices"]:
+                self.report = EngineReport.of(last)
+                if self.wants_usage:
+                    out += self._held
+                    self._held = event
+                continue
+            else:
+                out += self._held
+                self._held = event
+            self.chunks += 1
+        return bytes(out)
+
+    def finish(self, gearbox: dict[str, object]) -> bytes:
+        """The last event with the `gearbox` object on it, and the end marker."""
+        last = splice(self._held, gearbox) if self._held else b""
+        return last + _DONE + _EVENT_END
+
+    def _events(self, data: bytes) -> Iterator[bytes]:
+        *whole, self._tail = (self._tail + data).split(_EVENT_END)
+        return (event + _EVENT_END for event in whole)
+
+
+def _near_end(data: bytes) -> bool:
+    return _FINISH in data or _USAGE in data or _DONE in data or _ERROR in data
+
+
+def error_event(error: Mapping[str, object]) -> bytes:
+    """An SSE `error` event, for streams that break after they began."""
+    return b"event: error\ndata: " + orjson.dumps({"error": error}) + _EVENT_END

@@ -1,0 +1,106 @@
+"""Training and held-out text never overlap."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from compression.text import (
+    Corpus,
+    Document,
+    TextError,
+    held_out_sequences,
+    is_held_out,
+    load_corpus,
+    sequences_digest,
+    training_sequences,
+    word_ngrams,
+)
+
+
+class Words:
+    """A tokenizer of one token a word."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []
+
+    def encode(self, text: str) -> list[int]:
+        for word in text.split():
+            if word not in self.words:
+                self.words.append(word)
+        return [self.words.index(word) for word in text.split()]
+
+    def decode(self, tokens: list[int]) -> str:
+        return " ".join(self.words[token] for token in tokens)
+
+
+def prose(seed: int, words: int) -> str:
+    generator = random.Random(seed)
+    return " ".join(f"w{generator.randrange(500)}" for _ in range(words))
+
+
+def test_sequences_that_share_thirteen_words_with_the_training_text_are_dropped() -> None:
+    shared = prose(1, 13)
+    words = Words()
+    held_out = Document("h", f"{prose(2, 40)} {prose(3, 10)} {shared} {prose(4, 17)} {prose(5, 40)}")
+    corpus = Corpus("test", (Document("t", f"{prose(6, 50)} {shared} {prose(7, 50)}"),), (held_out,))
+    kept = held_out_sequences(corpus, words.encode, words.decode, length=40, count=10)
+    assert [words.decode(s) for s in kept] == [prose(2, 40), prose(5, 40)]
+
+
+def test_twelve_shared_words_are_allowed() -> None:
+    words = Words()
+    corpus = Corpus("test", (Document("t", f"{prose(1, 12)} end"),), (Document("h", f"{prose(1, 12)} {prose(2, 28)}"),))
+    assert len(held_out_sequences(corpus, words.encode, words.decode, length=40, count=10)) == 1
+
+
+def test_case_and_punctuation_do_not_hide_an_overlap() -> None:
+    assert list(word_ngrams("One, two. THREE!", 3)) == list(word_ngrams("one two three", 3))
+
+
+def test_nothing_left_to_measure_on_is_an_error() -> None:
+    words = Words()
+    corpus = Corpus("notes.txt", (Document("t", prose(1, 60)),), (Document("h", prose(1, 60)),))
+    with pytest.raises(TextError, match=r"no held-out text: notes.txt"):
+        held_out_sequences(corpus, words.encode, words.decode, length=40, count=10)
+
+
+def test_an_empty_calibration_set_is_an_error() -> None:
+    words = Words()
+    corpus = Corpus("notes.txt", (Document("t", "three short words"),), ())
+    with pytest.raises(TextError, match="calibration set is empty"):
+        training_sequences(corpus, words.encode, length=40, end=0, seed=0)
+
+
+def test_training_order_follows_the_seed_and_the_measured_set_does_not() -> None:
+    words = Words()
+    documents = tuple(Document(f"t{i}", prose(i, 30)) for i in range(9))
+    corpus = Corpus("test", documents, (Document("h", prose(99, 90)),))
+    one, same, other = (training_sequences(corpus, words.encode, 20, 0, seed) for seed in (1, 1, 2))
+    assert one == same != other
+    digests = {sequences_digest(held_out_sequences(corpus, words.encode, words.decode, 40, 9)) for _ in range(2)}
+    assert len(digests) == 1
+
+
+def test_pythons_own_documentation_is_split_by_document() -> None:
+    corpus = load_corpus()
+    assert {d.name for d in corpus.training}.isdisjoint(d.name for d in corpus.held_out)
+    assert sum(len(d.text) for d in corpus.training) > 1_000_000
+    assert all(is_held_out(d.name) for d in corpus.held_out)
+    assert corpus.digest == load_corpus().digest
+
+
+def test_a_users_file_is_split_into_documents(tmp_path: Path) -> None:
+    file = tmp_path / "mine.txt"
+    file.write_text("\n\n".join(prose(i, 120) for i in range(2000)))
+    corpus = load_corpus(file)
+    assert "".join(d.text for d in corpus.training + corpus.held_out).count("w") == 2000 * 120
+    assert 5 < len(corpus.training) / len(corpus.held_out) < 12
+
+
+def test_a_missing_or_tiny_file_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="cannot read the text file"):
+        load_corpus(tmp_path / "none.txt")
+    (tmp_path / "tiny.txt").write_text("hello")
+    with pytest.raises(TextError, match="too few"):
+        load_corpus(tmp_path / "tiny.txt")
