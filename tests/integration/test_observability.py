@@ -1,0 +1,103 @@
+"""What the platform tells about itself: metrics, targets, health, and the commands that show it."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+
+from tests.started import KEYS, Platform
+
+pytestmark = pytest.mark.platform
+
+
+def test_metrics_follow_the_conventions_and_hold_no_secret(
+    platform: Platform, system_command: Callable[[str], str]
+) -> None:
+    secret = "a very private question about zebras"
+    platform.client().completions.create(model=platform.model, prompt=secret, max_tokens=2)
+    text = httpx.get(f"{platform.metrics_url}/metrics").text
+    assert "zebras" not in text and KEYS["alice"]["key"] not in text
+    for name in ("requests_total", "ttft_seconds_bucket", "tpot_seconds_bucket", "e2e_seconds_bucket", "queue_seconds_bucket",
+                 "tokens_total", "cost_usd_total", "decision_seconds_bucket", "overhead_seconds_bucket", "variant_replicas"):  # fmt: skip
+        assert f"gearbox_{name}{{" in text or f"gearbox_{name} " in text, name
+    checked = subprocess.run(
+        [system_command("promtool"), "check", "metrics"], input=text, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    log = (platform.state_dir / "platform.log").read_text()
+    assert "zebras" not in log and KEYS["alice"]["key"] not in log
+
+
+def test_prometheus_scrapes_gateway_and_engines(
+    platform: Platform, tmp_path: Path, system_command: Callable[[str], str]
+) -> None:
+    """A real Prometheus finds the engines through `/targets`; both sides join on the variant label."""
+    settings = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [
+            {"job_name": "gearbox", "static_configs": [{"targets": [platform.metrics_url.removeprefix("http://")]}]},
+            {
+                "job_name": "engines",
+                "http_sd_configs": [{"url": f"{platform.metrics_url}/targets", "refresh_interval": "1s"}],
+            },
+        ],
+    }
+    config = tmp_path / "prometheus.yml"
+    config.write_text(yaml.safe_dump(settings))
+    command = [system_command("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}",
+               "--web.listen-address=127.0.0.1:19490"]  # fmt: skip
+    prometheus = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    query = 'sum by (variant) (gearbox_requests_total) + on (variant) sum by (variant) ({__name__="vllm:num_requests_running"})'
+    try:
+        for _ in range(60):
+            time.sleep(0.5)
+            try:
+                answer = httpx.get("http://127.0.0.1:19490/api/v1/query", params={"query": query}).json()
+            except httpx.HTTPError:
+                continue
+            found = {row["metric"]["variant"] for row in answer["data"]["result"]}
+            if found >= {"full", "int8", "distilled"}:
+                return
+        pytest.fail(f"only {found} joined")
+    finally:
+        prometheus.terminate()
+        prometheus.wait(10)
+
+
+def test_health_and_readiness(platform: Platform) -> None:
+    assert httpx.get(f"{platform.url}/healthz").json() == {"status": "ok"}
+    assert set(httpx.get(f"{platform.url}/readyz").json()["variants"]) == {"full", "int8", "distilled"}
+
+
+def test_variants_show_card_and_live_state(platform: Platform) -> None:
+    with platform.http() as http:
+        rows = {row["name"]: row for row in http.get("/v1/variants").json()["data"]}
+    assert all(row["health"] == "healthy" and row["replicas"] == 1 for row in rows.values())
+    quality = {name: row["card"]["quality"]["quality"] for name, row in rows.items()}
+    assert quality["full"] == 1.0 > quality["int8"] > quality["distilled"] > 0
+    assert rows["int8"]["card"]["bytes_on_disk"] < rows["full"]["card"]["bytes_on_disk"]
+
+
+def test_up_printed_how_to_use_it(platform: Platform) -> None:
+    assert platform.url in platform.up_output and "curl -i" in platform.up_output
+    for name in ("full", "int8", "distilled"):
+        assert name in platform.up_output
+
+
+def test_status_and_a_second_up_show_the_running_platform(platform: Platform) -> None:
+    shown = platform.gearbox("status", GEARBOX_API_KEY=KEYS["alice"]["key"])
+    assert shown.returncode == 0 and "healthy" in shown.stdout
+    again = platform.gearbox("up", "--config", str(platform.config))
+    assert again.returncode == 0 and "already running" in again.stdout
+
+
+def test_only_the_public_port_is_served_without_a_token(platform: Platform) -> None:
+    """A replica's own port refuses whoever does not have the gateway's token."""
+    target = platform.targets()["full"][0]
+    assert target.startswith("127.0.0.1:")
+    body = {"model": platform.model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    assert httpx.post(f"http://{target}/v1/chat/completions", json=body).status_code == 401

@@ -1,0 +1,80 @@
+"""A started platform as tests see it: its clients, its command, its engines."""
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import openai
+import psutil
+
+from deployments.state import load_state, processes_of
+
+ROOT = Path(__file__).resolve().parents[1]
+KEYS = {
+    "alice": {"key": "gbx-test-alice", "budget": "balanced"},
+    "bob": {"key": "gbx-test-bob", "budget": "cheap"},
+    "limited": {"key": "gbx-test-limited", "budget": "cheap", "requests_per_minute": 3},
+    "thrifty": {"key": "gbx-test-thrifty", "budget": "cheap", "tokens_per_minute": 40},
+}
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A running platform and how to reach it."""
+
+    url: str
+    metrics_url: str
+    state_dir: Path
+    config: Path
+    model: str
+    up_output: str
+
+    def gearbox(self, *arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+        """Run the real command against this platform's state."""
+        return gearbox(*arguments, state_dir=self.state_dir, **options)
+
+    def client(self, tenant: str = "alice", **options: object) -> openai.OpenAI:
+        """The real SDK, told nothing but the address and a key. Does not retry, so that errors are seen."""
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEYS[tenant]["key"], max_retries=0, **options)
+
+    def async_client(self, tenant: str = "alice") -> openai.AsyncOpenAI:
+        """The same, asynchronous."""
+        return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEYS[tenant]["key"], max_retries=0)
+
+    def http(self, tenant: str = "alice") -> httpx.Client:
+        """Plain HTTP with a key."""
+        return httpx.Client(base_url=self.url, headers={"authorization": f"Bearer {KEYS[tenant]['key']}"}, timeout=60)
+
+    def targets(self) -> dict[str, list[str]]:
+        """Addresses of each variant's engines, as Prometheus discovers them."""
+        found: dict[str, list[str]] = {}
+        for group in httpx.get(f"{self.metrics_url}/targets", timeout=10).json():
+            found.setdefault(group["labels"]["variant"], []).extend(group["targets"])
+        return found
+
+    def running_in_engine(self, variant: str) -> float:
+        """The engine's own count of requests it is generating for."""
+        total = 0.0
+        for target in self.targets()[variant]:
+            for line in httpx.get(f"http://{target}/metrics", timeout=10).text.splitlines():
+                if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{")):
+                    total += float(line.rsplit(" ", 1)[1])
+        return total
+
+
+def gearbox(*arguments: str, state_dir: Path, timeout: float = 120, **env: str) -> "subprocess.CompletedProcess[str]":
+    """Run the `gearbox` command with a state folder of its own."""
+    environment = {**os.environ, "GEARBOX_STATE_DIR": str(state_dir), "COLUMNS": "160", **env}
+    command = [str(Path(sys.executable).with_name("gearbox")), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def engine_processes(platform: Platform, variant: str) -> list[psutil.Process]:
+    """The processes of a variant's replica: the Serve replica itself and what it started."""
+    state = load_state(platform.state_dir)
+    assert state is not None
+    replicas = [p for p in processes_of(state.run_id) if f"engine:{variant}" in " ".join(p.cmdline())]
+    return [*replicas, *(child for replica in replicas for child in replica.children(recursive=True))]
