@@ -80,7 +80,8 @@ def distill(
 ) -> Trained:
     """Train `student` in place until the budget is spent, going on from the checkpoint in `checkpoints` if there is one.
 
-    AdamW over float32 weights, forward and backward in bfloat16 autocast, the teacher frozen in bfloat16.
+    Forward and backward in bfloat16 (what serving computes in), AdamW on float32 copies of the weights: half the memory
+    traffic of autocast, which converts every weight again in every step. The teacher is frozen.
 
     Args:
         sequences: token ids, all of one length; taken in an order given by `seed`, again and again if need be.
@@ -88,29 +89,35 @@ def distill(
     Raises:
         DistillError: the loss is not a number; earlier checkpoints stay.
     """
-    student.float().train()
+    student.to(torch.bfloat16).train()
     teacher.to(torch.bfloat16).eval().requires_grad_(False)
     weights = [weight for weight in student.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True)
-    state = _State() if not (file := checkpoints / CHECKPOINT_FILE).exists() else _resume(file, student, optimizer)
+    masters = [weight.detach().float() for weight in weights]
+    optimizer = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True)
+    state = _State()
+    if (file := checkpoints / CHECKPOINT_FILE).exists():
+        state = _resume(file, masters, optimizer)
+        _copy(masters, weights)
 
     batches = _batches(torch.tensor(sequences), settings.batch, seed, skip=state.steps)
     batch_tokens = settings.batch * len(sequences[0])
     started = time.monotonic() - state.seconds
     while (fraction := _spent(settings, state)) < 1:
         batch = next(batches)
+        # half a step ahead, so that the first rate is not 0
+        ahead = fraction * (1 + 0.5 / state.steps) if state.steps else settings.warmup / 10
         for group in optimizer.param_groups:
-            # half a step ahead, so that the first rate is not 0
-            ahead = fraction + 0.5 * batch_tokens / settings.tokens if settings.tokens else fraction + 1e-3
             group["lr"] = settings.learning_rate * learning_rate_factor(ahead, settings.warmup)
         loss = _step(student, teacher, batch, settings)
         if not math.isfinite(loss):
             raise DistillError(
                 f"the loss became {loss} at step {state.steps + 1}: lower the learning rate ({settings.learning_rate:g})"
             )
-        torch.nn.utils.clip_grad_norm_(weights, settings.clip_norm)
+        for master, weight in zip(masters, weights, strict=True):
+            master.grad, weight.grad = weight.grad.float(), None
+        torch.nn.utils.clip_grad_norm_(masters, settings.clip_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        _copy(masters, weights)
 
         state.steps += 1
         state.tokens += batch_tokens
@@ -119,7 +126,7 @@ def distill(
         state.last_loss = loss if state.steps == 1 else 0.9 * state.last_loss + 0.1 * loss
         _report(report, settings, state)
         if state.steps % settings.checkpoint_every == 0 and _spent(settings, state) < 1:
-            _save(file, student, optimizer, state)
+            _save(file, masters, optimizer, state)
     student.eval()
     return Trained(**asdict(state))
 
@@ -138,8 +145,7 @@ def _step(student: "PreTrainedModel", teacher: "PreTrainedModel", batch: Tensor,
     labels = batch[:, 1:].flatten()
     with torch.inference_mode():
         target = teacher(batch, use_cache=False).logits[:, :-1].flatten(0, 1) if settings.beta else None
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = student(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
+    logits = student(batch, use_cache=False).logits[:, :-1].flatten(0, 1)
     total = 0.0
     # In slices, so that the float32 copies of (tokens, vocabulary) stay small; `gradient` is what autograd would give.
     gradient = torch.empty_like(logits)
@@ -182,17 +188,23 @@ def _report(report: Report, settings: Distill, state: _State) -> None:
     report("distill", state.steps, total, "steps")
 
 
-def _save(file: Path, student: "PreTrainedModel", optimizer: torch.optim.Optimizer, state: _State) -> None:
+@torch.no_grad()
+def _copy(masters: Sequence[Tensor], weights: Sequence[Tensor]) -> None:
+    for master, weight in zip(masters, weights, strict=True):
+        weight.copy_(master)
+
+
+def _save(file: Path, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer, state: _State) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     scratch = file.with_suffix(".tmp")
-    content = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "state": asdict(state)}
+    content = {"weights": list(masters), "optimizer": optimizer.state_dict(), "state": asdict(state)}
     with scratch.open("wb") as stream:  # a full disk then raises OSError here instead of torch's own error
         torch.save(content, stream)
     scratch.replace(file)
 
 
-def _resume(file: Path, student: "PreTrainedModel", optimizer: torch.optim.Optimizer) -> _State:
+def _resume(file: Path, masters: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> _State:
     content = torch.load(file, weights_only=True)
-    student.load_state_dict(content["student"])
+    _copy(content["weights"], masters)
     optimizer.load_state_dict(content["optimizer"])
     return _State(**content["state"])

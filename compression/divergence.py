@@ -44,7 +44,8 @@ def coarse_kl(reference: TopK, other: TopK) -> NDArray[np.float64]:
     rest_q = np.clip(1 - q.sum(axis=1), 1e-9, 1.0)  # float32 sums reach 1 when nothing is left
     with np.errstate(divide="ignore", invalid="ignore"):
         kl += np.where(rest_p > 1e-9, rest_p * np.log(rest_p / rest_q), 0.0)
-    return np.maximum(kl, 0.0)
+    bounded: NDArray[np.float64] = np.maximum(kl, 0.0)
+    return bounded
 
 
 def top1_agreement(reference: TopK, other: TopK) -> float:

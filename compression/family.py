@@ -8,12 +8,13 @@ subprocesses, each in the environment that has what it needs.
         folder = family.make(planned, on_progress=print)
 """
 
+import contextlib
 import hashlib
 import json
 import os
+import platform
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,9 @@ class Family:
         Raises:
             BuildError: with the subprocess's one clear line and the log's path.
         """
+        if planned.state == "ready":
+            _reprice(planned.folder, planned.spec.price_usd_per_hour)
+            return planned.folder
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
             if not (planned.folder / "card.json").exists():
@@ -153,7 +157,7 @@ class Family:
         return planned.folder
 
     def _planned(self, spec: VariantSpec, recipe: Recipe, parent: Planned | None, requested: bool) -> Planned:
-        text = _text_identity(self._text)
+        text = _file_digest(self._text) if self._text else "python"
         key = recipe_key(recipe, self._identity, parent.key if parent else None, text)
         folder = self._folder / f"{spec.name}-{key[:12]}"
         full = parent.full if parent else folder
@@ -161,7 +165,8 @@ class Family:
             "format": MEASURE_FORMAT,
             "engine_args": spec.engine_args,
             "env": spec.env,
-            "text": text,
+            # another Python documents itself in other words, and all variants must be measured on the same ones
+            "text": text if self._text else f"python {platform.python_version()}",
             "full": full.name,
         }
         measure_key = hashlib.sha256(json.dumps(measured_with, sort_keys=True).encode()).hexdigest()
@@ -195,10 +200,12 @@ class Family:
     def _run(
         self, command: list[str], env: dict[str, str], planned: Planned, on_progress: Callable[[Progress], None]
     ) -> None:
-        if self._background:
-            command = ["nice", "-n", "10", *command]
         root = Path(__file__).resolve().parent.parent
         environment = {**os.environ, **env, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
+        if self._background:
+            command = ["nice", "-n", "10", *command]
+            # threads that spin at barriers would take the cores from the engines, and wait for each other 50 times longer
+            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         with planned.log.open("a") as log:
             start = log.tell()
             process = subprocess.Popen(
@@ -210,18 +217,16 @@ class Family:
                 text=True,
                 start_new_session=True,
             )
-            last: deque[Progress] = deque(maxlen=1)
             try:
                 for line in process.stdout or ():
                     try:
-                        last.append(Progress.model_validate_json(line))
-                    except ValidationError:
-                        continue  # a print of some library before standard output was taken over
-                    on_progress(last[0])
+                        progress = Progress.model_validate_json(line)
+                    except ValidationError:  # a print of some library before standard output was taken over
+                        continue
+                    on_progress(progress)
                 process.wait()
-            except BaseException:
+            finally:
                 _end(process)
-                raise
         if process.returncode:
             raise BuildError(
                 f"variant '{planned.name}': {_reason(planned.log, start, process.returncode)} (log: {planned.log})"
@@ -263,8 +268,8 @@ def _reprice(folder: Path, price_usd_per_hour: float) -> None:
         card.model_copy(update={"profile": profile}).save(folder)
 
 
-def _text_identity(text: Path | None) -> str:
-    return hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _reason(log: Path, start: int, code: int) -> str:
@@ -280,12 +285,11 @@ def _reason(log: Path, start: int, code: int) -> str:
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """End the subprocess and everything it started; it leads a session of its own."""
-    for order in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, order)
+    """End the subprocess and everything it started; it leads a group of its own. vLLM's processes outlive a SIGTERM."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(timeout=10)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -32,21 +32,23 @@ def quantize(
     from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.smoothquant import SmoothQuantModifier
 
-    rounding = GPTQModifier if settings.method == "gptq" else QuantizationModifier
-    recipe = [rounding(targets="Linear", scheme=settings.scheme, ignore=["lm_head"])]
-    if settings.smoothquant is not None:
-        recipe.insert(0, SmoothQuantModifier(smoothing_strength=settings.smoothquant))
-    rows = [{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in sequences]
+    rows = Dataset.from_list([{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in sequences])
+    calibration = {
+        "dataset": rows,
+        "num_calibration_samples": len(rows),
+        "max_seq_length": len(sequences[0]),
+        "shuffle_calibration_samples": False,
+    }
     model.to(torch.bfloat16).eval()
+    if settings.smoothquant is not None:
+        # one plain pass: smoothing changes no output, so it needs no layer-by-layer pass, which takes twice as long
+        smoothing = SmoothQuantModifier(smoothing_strength=settings.smoothquant)
+        model = oneshot(model=model, recipe=[smoothing], pipeline="basic", **calibration)
+    linear = {"targets": "Linear", "scheme": settings.scheme, "ignore": ["lm_head"]}
+    if settings.method == "rtn":
+        return oneshot(model=model, recipe=[QuantizationModifier(**linear)])
     with _reported(decoder_layers(model), report):
-        return oneshot(
-            model=model,
-            dataset=Dataset.from_list(rows),
-            recipe=recipe,
-            num_calibration_samples=len(rows),
-            max_seq_length=len(rows[0]["input_ids"]),
-            shuffle_calibration_samples=False,
-        )
+        return oneshot(model=model, recipe=[GPTQModifier(**linear)], **calibration)
 
 
 @contextmanager

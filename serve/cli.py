@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import httpx
@@ -151,20 +152,25 @@ def keys_new(
     typer.echo(f"under access.keys in the configuration:\n  - {{sha256: {digest}, tenant: {tenant}, budget: {budget}}}")
 
 
-def _client(url: str, api_key: str) -> httpx.Client:
+@contextmanager
+def _client(url: str, api_key: str) -> Iterator[httpx.Client]:
+    """A client of the platform; what goes wrong with it ends the command with one line."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5))
+    with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:
+        try:
+            yield client
+        except httpx.HTTPError as error:
+            raise fail(f"no answer from {url}: {error or type(error).__name__}") from error
 
 
 def _model_name(client: httpx.Client) -> str:
-    name = _checked(client.get("/v1/models"))["data"][0]["id"]
-    return str(name)
+    return str(_checked(client.get("/v1/models"))["data"][0]["id"])
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
-    if response.status_code != 200:
-        raise typer.BadParameter(response.json()["error"]["message"])
     document: dict[str, Any] = response.json()
+    if response.status_code != 200:
+        raise fail(document["error"]["message"])
     return document
 
 

@@ -35,7 +35,13 @@ class Engines:
 
     def __init__(self, replicas: Replicas, token: str, idle_timeout_s: float) -> None:
         self._replicas = replicas
-        self._headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
+        self._headers = {
+            "authorization": f"Bearer {token}",
+            "content-type": "application/json",
+            # Serve's own watch for disconnects would cancel vLLM's handler from outside, which leaves the generation
+            # running; without it vLLM sees the disconnect itself and aborts.
+            "x-request-disconnect-disabled": "?1",
+        }
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
 

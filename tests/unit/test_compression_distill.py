@@ -91,13 +91,12 @@ def test_training_brings_the_student_closer_to_the_teacher(tmp_path: Path) -> No
     assert trained.last_loss < 0.97 * trained.first_loss
 
 
-def test_the_slices_do_not_change_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slices_do_not_change_the_gradient() -> None:
     """One step's gradient equals the one of the plain loss on all tokens."""
-    from compression import distill as module
+    from compression.distill import _step
 
     student, teacher, batch = tiny(1), tiny(2), torch.tensor(SEQUENCES)
-    monkeypatch.setattr(module.torch, "autocast", lambda *_, **__: torch.enable_grad())
-    loss = module._step(student, teacher, batch, settings(alpha=0.5))
+    loss = _step(student, teacher, batch, settings(alpha=0.5))
     sliced = student.model.embed_tokens.weight.grad.clone()
     student.zero_grad()
     logits = student(batch).logits[:, :-1].flatten(0, 1)

@@ -36,7 +36,7 @@ STAND_IN = """
     if sys.argv[2] == "compression.build":
         out = pathlib.Path(given["--out"])
         out.mkdir(parents=True)
-        Card(name=given["--name"], model=given["--model"], steps=(Step(technique="load", tool="t"),), parameters=1,
+        Card(name=given["--name"], model=given["--model"], parent=None, steps=(Step(technique="load", tool="t"),), parameters=1,
              weights_digest="sha256:" + 64 * "0", bytes_on_disk=1, max_model_len=1, chars_per_token=4, reproduce="").save(out)
     else:
         out = pathlib.Path(given["--variant"])

@@ -1,0 +1,4 @@
+"""Reproducible measurements with their baselines: each command writes `results/NAME.json` and a plot.
+
+Nothing here runs in service or in the tests; README.md lists the commands.
+"""

@@ -1,0 +1,49 @@
+"""What clients ask of the gateway, and reading its answers as they do, with everything that must be true of each."""
+
+import json
+
+import httpx
+import pytest
+
+MESSAGES = [{"role": "user", "content": "hello there"}]
+EVERY_PATH = {
+    "/v1/chat/completions": "POST",
+    "/v1/completions": "POST",
+    "/v1/route": "POST",
+    "/v1/models": "GET",
+    "/v1/variants": "GET",
+    "/healthz": "GET",
+    "/readyz": "GET",
+}
+streamed_or_not = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+
+
+def chunks(response: httpx.Response) -> list[dict]:
+    """The events of a complete stream."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *events, end, rest = response.text.split("\n\n")
+    assert (end, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+def text_of(response: httpx.Response, stream: bool) -> str:
+    if not stream:
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]["message"]["content"]
+    return "".join(choice["delta"].get("content") or "" for chunk in chunks(response) for choice in chunk["choices"])
+
+
+def gearbox_of(response: httpx.Response, stream: bool) -> dict:
+    return chunks(response)[-1]["gearbox"] if stream else response.json()["gearbox"]
+
+
+def error_of(response: httpx.Response, status: int) -> dict:
+    """The error of an answer that must be one, in OpenAI's shape."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    document = response.json()
+    assert set(document) == {"error"}
+    assert set(document["error"]) == {"message", "type", "param", "code"}
+    assert document["error"]["message"]
+    return document["error"]

@@ -1,0 +1,51 @@
+"""Shared parts of the unit tests: a gateway behind a real HTTP server, with small real servers as its engines."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.unit.engine_stub import EngineStub
+from tests.unit.gateway_server import GatewayServer, Started
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the developer's shell has set must not decide a test."""
+    for name in list(os.environ):
+        if name.startswith("GEARBOX_") or name == "PROMETHEUS_MULTIPROC_DIR":
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[GatewayServer]:
+    server = GatewayServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def start_gateway(_server: GatewayServer) -> Iterator[Callable[..., Started]]:
+    """Starts a gateway for this test; see `GatewayServer.start`. Whatever the test did, nothing stays in flight."""
+    started: list[Started] = []
+
+    def start(**options: object) -> Started:
+        started.append(_server.start(**options))
+        return started[-1]
+
+    yield start
+    for gateway in started:
+        gateway.settle()
+        _server.close(gateway)
+
+
+@pytest.fixture
+def gateway(start_gateway: Callable[..., Started]) -> Started:
+    """Three gears, open access, every engine answers."""
+    return start_gateway()
+
+
+@pytest.fixture
+def full(gateway: Started) -> EngineStub:
+    """The engine of the variant that an unbudgeted request goes to."""
+    return gateway.engines["full"]

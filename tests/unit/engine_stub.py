@@ -1,0 +1,195 @@
+"""A small HTTP server that answers like one vLLM replica, well or badly."""
+
+import asyncio
+import json
+from typing import Any
+
+from aiohttp import web
+
+ANSWER = ["You", " said", ":", " "]  # then the prompt's own words, so that every client can tell its answer
+CONTEXT_ERROR = (
+    "This model's maximum context length is 2048 tokens. However, your prompt contains 3000 input tokens, which exceeds "
+    "this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
+    "value=3000)"
+)
+#: Ways in which an engine fails before it said anything: the request may go elsewhere.
+FAILURES = ["die", "500"]
+STREAM_FAILURES = [*FAILURES, "die before the first token", "error event first"]
+
+
+class EngineStub:
+    """`behaviour` says how the next requests are answered; `requests` holds what arrived."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self._runner: web.AppRunner | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        self.behaviour = "answer"
+        self.running = 0
+        self.cancelled = 0  # answers whose reader left
+        self.requests: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
+        self.hold = asyncio.Event()  # "hold" waits for it between two tokens
+        self.error = "something in the engine broke"
+        self.generation_time_ms = 0.5
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_post("/v1/chat/completions", self._handle)
+        app.router.add_post("/v1/completions", self._handle)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = self._runner.addresses[0]
+        self.url = f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        assert self._runner is not None
+        await self._runner.cleanup()
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        body = json.loads(await request.read())
+        self.requests.append(body)
+        self.headers.append(dict(request.headers))
+        self.running += 1
+        try:
+            return await self._answer(request, body)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+
+    async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        chat = request.path.endswith("/chat/completions")
+        match self.behaviour:
+            case "die" | "die slowly":
+                await asyncio.sleep(0.05 if self.behaviour == "die slowly" else 0)
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            case "500":
+                return _error(500, self.error)
+            case "400":
+                return _error(400, self.error)
+            case "400 without shape":
+                return web.Response(status=400, text="<h1>Bad Request</h1>")
+            case "context":
+                return _error(400, CONTEXT_ERROR)
+            case "slow":
+                await asyncio.sleep(0.05)
+        words = [*ANSWER, *_prompt(body).split(" ")]
+        if body.get("stream"):
+            return await self._stream(request, body, words, chat)
+        if self.behaviour == "hold":
+            await self.hold.wait()
+        return web.Response(body=_dumps(self._document(words, chat)), content_type="application/json")
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], words: list[str], chat: bool
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
+        await response.prepare(request)
+        if self.behaviour == "die before the first token":
+            return _abort(request, response)
+        if self.behaviour == "error event first":
+            await response.write(_event(_shape(500, self.error)) + b"data: [DONE]\n\n")
+            return response
+        if self.behaviour == "context error event first":
+            await response.write(_event(_shape(400, CONTEXT_ERROR)) + b"data: [DONE]\n\n")
+            return response
+        for chunk in _chunks(words, chat):
+            await response.write(_event(chunk))
+            await asyncio.sleep(0)
+            match self.behaviour:
+                case "die mid-stream" if "said" in json.dumps(chunk):
+                    await asyncio.sleep(0.02)  # the gateway has sent on what came so far
+                    return _abort(request, response)
+                case "error event mid-stream" if "said" in json.dumps(chunk):
+                    await asyncio.sleep(0.02)
+                    await response.write(_event(_shape(500, self.error)) + b"data: [DONE]\n\n")
+                    return response
+                case "malformed error mid-stream" if "said" in json.dumps(chunk):
+                    await asyncio.sleep(0.02)
+                    await response.write(b'data: {"error":"out of memory"}\n\ndata: [DONE]\n\n')
+                    return response
+                case "end early" if "said" in json.dumps(chunk):
+                    return response
+                case "hold" if "said" in json.dumps(chunk):
+                    await self.hold.wait()
+        if body["stream_options"]["include_usage"]:
+            last = {**_head(chat, chunk=True), "choices": [], "usage": _usage(words), "metrics": self._timing()}
+            await response.write(_event(last))
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    def _document(self, words: list[str], chat: bool) -> dict[str, Any]:
+        text = "".join(words[:4]) + " ".join(words[4:])
+        choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        return {
+            **_head(chat, chunk=False),
+            "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": "stop"}],
+            "usage": _usage(words),
+            "metrics": self._timing(),
+        }
+
+    def _timing(self) -> dict[str, float]:
+        return {"time_to_first_token_ms": 3.0, "generation_time_ms": self.generation_time_ms, "queue_time_ms": 1.5}
+
+
+def _prompt(body: dict[str, Any]) -> str:
+    prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    return prompt if isinstance(prompt, str) else "tokens"
+
+
+def _chunks(words: list[str], chat: bool) -> list[dict[str, Any]]:
+    pieces = [*words[:4], words[4], *(f" {word}" for word in words[5:])]
+    if chat:
+        deltas = [{"delta": {"role": "assistant", "content": ""}}, *({"delta": {"content": p}} for p in pieces)]
+        end = {"delta": {"content": ""}}
+    else:
+        deltas, end = [{"text": piece} for piece in pieces], {"text": ""}
+    head = _head(chat, chunk=True)
+    choices = [{"index": 0, **delta, "logprobs": None, "finish_reason": None} for delta in deltas]
+    choices.append({"index": 0, **end, "logprobs": None, "finish_reason": "stop", "stop_reason": None})
+    return [{**head, "choices": [choice]} for choice in choices]
+
+
+def _head(chat: bool, chunk: bool) -> dict[str, Any]:
+    kind = "chat.completion" if chat else "text_completion"
+    if chat and chunk:
+        kind = "chat.completion.chunk"
+    return {"id": "chatcmpl-1", "object": kind, "created": 1790000000, "model": "smollm2-135m"}
+
+
+def _usage(words: list[str]) -> dict[str, int]:
+    prompt = len(words) - 4
+    return {"prompt_tokens": prompt, "total_tokens": prompt + len(words), "completion_tokens": len(words)}
+
+
+def _shape(status: int, message: str) -> dict[str, Any]:
+    kind = "BadRequestError" if status == 400 else "InternalServerError"
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def _error(status: int, message: str) -> web.Response:
+    return web.json_response(_shape(status, message), status=status)
+
+
+def _abort(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+def _event(document: dict[str, Any]) -> bytes:
+    """Errors as vLLM writes them, with `json.dumps`; chunks as pydantic does, without spaces."""
+    text = json.dumps(document).encode() if "error" in document else _dumps(document)
+    return b"data: " + text + b"\n\n"
+
+
+def _dumps(document: dict[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,117 @@
+"""Where a budget is read from, which source wins, and what is refused."""
+
+import json
+
+import pytest
+
+from serve.budget import DEFAULT_PROFILES, HEADERS, Budget, resolve_budget
+from serve.errors import RequestError
+
+GEARBOX_HEADERS = {name: field for name, field in HEADERS.items() if name.startswith("x-gearbox-")}
+VALID = {
+    "ttft_ms": (250.0, "250"),
+    "tpot_ms": (40.0, "40"),
+    "e2e_ms": (2000.0, "2e3"),
+    "max_cost": (0.001, "0.001"),
+    "min_quality": (0.9, "0.9"),
+    "objective": ("cost", "cost"),
+    "on_no_candidate": ("reject", "reject"),
+}
+
+
+def refused(body: object = None, headers: dict[str, str] | None = None) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        resolve_budget(Budget(), body, headers or {})
+    assert caught.value.status == 400
+    assert caught.value.code == "invalid_budget"
+    return caught.value
+
+
+def test_without_body_and_headers_the_profile_is_the_budget():
+    profile = DEFAULT_PROFILES["balanced"]
+    assert resolve_budget(profile, None, {"user-agent": "curl"}) is profile
+
+
+def test_header_wins_over_body_and_profile():
+    base = Budget(ttft_ms=100, tpot_ms=100, e2e_ms=100)
+    body = {"ttft_ms": 200, "tpot_ms": 200}
+    budget = resolve_budget(base, body, {"x-gearbox-slo-ttft-ms": "300"})
+    assert (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms) == (300, 200, 100)
+
+
+def test_every_documented_header_and_body_field_is_understood():
+    assert set(GEARBOX_HEADERS.values()) == set(VALID) == set(Budget.model_fields)
+    by_body = resolve_budget(Budget(), {name: value for name, (value, _) in VALID.items()}, {})
+    by_header = resolve_budget(Budget(), None, {header: VALID[name][1] for header, name in GEARBOX_HEADERS.items()})
+    assert by_body == by_header == Budget(**{name: value for name, (value, _) in VALID.items()})
+
+
+@pytest.mark.parametrize(("header", "field"), [(h, f) for h, f in HEADERS.items() if h.startswith("x-llm-d-")])
+def test_llm_d_headers_mean_the_same(header, field):
+    assert getattr(resolve_budget(Budget(), {field: 1}, {header: "75"}), field) == 75
+    both = {header: "75", f"x-gearbox-slo-{field.replace('_', '-')}": "50"}
+    assert getattr(resolve_budget(Budget(), None, both), field) == 50
+    assert getattr(resolve_budget(Budget(), None, dict(reversed(both.items()))), field) == 50
+
+
+def test_a_body_field_of_null_lifts_the_profiles_limit():
+    assert resolve_budget(Budget(ttft_ms=100, max_cost=1), {"ttft_ms": None}, {}) == Budget(max_cost=1)
+
+
+BAD_NUMBERS = {
+    "ttft_ms": ["nan", "inf", "-inf", "-1", "0", "soon", "", "1e400", "86400001", "0x10"],
+    "max_cost": ["nan", "inf", "-0.1", "free", ""],
+    "min_quality": ["nan", "inf", "-0.1", "1.01", "high", ""],
+}
+BAD_NUMBERS |= {"tpot_ms": BAD_NUMBERS["ttft_ms"], "e2e_ms": BAD_NUMBERS["ttft_ms"]}
+BAD = BAD_NUMBERS | {"objective": ["Quality", "speed", ""], "on_no_candidate": ["fail", ""]}
+
+
+@pytest.mark.parametrize(("header", "text"), [(h, text) for h, field in HEADERS.items() for text in BAD[field]])
+def test_a_bad_header_is_refused_by_its_name(header, text):
+    error = refused(headers={header: text})
+    assert error.param == header
+    assert error.message.startswith(f"{header}: ")
+    assert "\n" not in error.message
+
+
+BAD_JSON = ["NaN", "Infinity", "-Infinity", "-1", '"much"', "[]", "{}", '"nan"', "[1]"]
+
+
+@pytest.mark.parametrize(("field", "text"), [(field, text) for field in VALID for text in BAD_JSON])
+def test_a_bad_body_field_is_refused_by_its_name(field, text):
+    error = refused(body={field: json.loads(text)})
+    assert error.param == f"budget.{field}"
+    assert error.message.startswith(f"budget.{field}: ")
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_true_is_no_number_of_milliseconds(value):
+    assert refused(body={"ttft_ms": value}).param == "budget.ttft_ms"
+
+
+def test_an_unknown_field_is_refused_by_its_name():
+    assert refused(body={"ttft": 100}).param == "budget.ttft"
+
+
+@pytest.mark.parametrize("body", ["fast", 5, ["ttft_ms"], True, 0, "", []])
+def test_a_budget_that_is_no_object_is_refused(body):
+    assert refused(body=body).param == "budget"
+
+
+def test_the_bad_source_is_named_when_another_is_good():
+    error = refused(body={"ttft_ms": 100, "tpot_ms": 10}, headers={"x-gearbox-slo-ttft-ms": "no"})
+    assert error.param == "x-gearbox-slo-ttft-ms"
+
+
+def test_what_a_client_sent_is_not_repeated_in_the_message():
+    assert "sk-secret" not in refused(headers={"x-gearbox-max-cost": "sk-secret"}).message
+
+
+def test_the_built_in_profiles_say_what_their_names_say():
+    assert set(DEFAULT_PROFILES) == {"best", "balanced", "fast", "cheap"}
+    assert DEFAULT_PROFILES["best"].objective == "quality"
+    assert DEFAULT_PROFILES["fast"].objective == "latency"
+    assert DEFAULT_PROFILES["cheap"].objective == "cost"
+    assert DEFAULT_PROFILES["balanced"].min_quality
+    assert all(profile.on_no_candidate == "degrade" for profile in DEFAULT_PROFILES.values())

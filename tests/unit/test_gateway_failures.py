@@ -1,0 +1,189 @@
+"""What the gateway does when an engine is gone, breaks, refuses, or has too short a context."""
+
+import json
+
+import openai
+import pytest
+
+from serve.catalog import Variant
+from tests.catalog import MODEL, make_live_variant
+from tests.unit.answers import MESSAGES, error_of, gearbox_of, streamed_or_not, text_of
+from tests.unit.engine_stub import FAILURES, STREAM_FAILURES, EngineStub
+from tests.unit.gateway_server import Start, Started
+
+
+def growing_contexts() -> list[Variant]:
+    return [
+        make_live_variant("full", quality=1.0, max_model_len=1024),
+        make_live_variant("int8", quality=0.9, max_model_len=2048),
+        make_live_variant("distilled", quality=0.8, max_model_len=4096),
+    ]
+
+
+class TestFailover:
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [*((b, False) for b in FAILURES), *((b, True) for b in STREAM_FAILURES)]
+    )
+    def test_a_failure_before_the_first_token_moves_on_to_the_next_best(self, gateway: Started, behaviour, stream):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(stream=stream)
+        assert text_of(response, stream) == "You said: hello there"
+        assert response.headers["x-gearbox-variant"] == "int8"
+        assert gearbox_of(response, stream)["attempts"] == 2
+        assert gateway.engine_calls() == {"full": 1, "int8": 1}
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 1
+        assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="engine_error") == 1
+        assert gateway.sample("gearbox_requests_total", variant="int8", reason="quality", outcome="ok") == 1
+
+    @streamed_or_not
+    def test_a_variant_whose_replicas_are_gone_is_left(self, start_gateway: Start, stream):
+        gateway = start_gateway(without_replica=("full",))
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
+
+    @streamed_or_not
+    def test_an_address_on_which_nobody_listens_is_left(self, gateway: Started, stream):
+        gateway.replicas.urls["full"] = "http://127.0.0.1:9"
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
+
+    @pytest.mark.parametrize("behaviour", STREAM_FAILURES)
+    def test_a_pinned_request_is_never_moved(self, gateway: Started, behaviour):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(model=f"{MODEL}:full", stream=True)
+        error = error_of(response, 503)
+        assert error["code"] == "engine_unavailable"
+        assert "'full'" in error["message"]
+        assert int(response.headers["retry-after"]) >= 1
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 0
+
+    @streamed_or_not
+    def test_after_two_failures_the_answer_is_503(self, gateway: Started, stream):
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "die"
+        response = gateway.chat(stream=stream)
+        error = error_of(response, 503)
+        assert "'full'" in error["message"]
+        assert "'int8'" in error["message"]
+        assert gateway.engine_calls() == {"full": 1, "int8": 1}, "once on the next best, not on every one"
+
+    @streamed_or_not
+    def test_a_failure_of_the_only_variant_is_503_and_no_failover(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=[make_live_variant("full")])
+        gateway.engines["full"].behaviour = "die"
+        error_of(gateway.chat(stream=stream), 503)
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 0, "it went nowhere"
+
+    def test_what_is_left_of_the_budget_decides_where_to(self, start_gateway: Start):
+        """The best takes 50 ms to fail, after which the second's 170 ms do not fit into 200 ms any more."""
+        variants = [
+            make_live_variant("full", quality=1.0, ttft_ms=150),
+            make_live_variant("int8", quality=0.9, ttft_ms=170),
+            make_live_variant("distilled", quality=0.8, ttft_ms=10),
+        ]
+        gateway = start_gateway(variants=variants)
+        gateway.engines["full"].behaviour = "die slowly"
+        response = gateway.chat(budget={"ttft_ms": 200})
+        assert response.headers["x-gearbox-variant"] == "distilled"
+        gateway.engines["full"].behaviour = "die"
+        assert gateway.chat(budget={"ttft_ms": 100_000}).headers["x-gearbox-variant"] == "int8"
+
+    @streamed_or_not
+    def test_the_clients_own_mistake_is_not_tried_elsewhere(self, gateway: Started, stream):
+        gateway.engines["full"].behaviour = "400"
+        error = error_of(gateway.chat(stream=stream), 400)
+        assert error["message"] == "something in the engine broke"
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="client_error") == 1
+
+    def test_an_engines_refusal_without_a_shape_is_put_in_ours(self, gateway: Started):
+        gateway.engines["full"].behaviour = "400 without shape"
+        assert error_of(gateway.chat(), 400)["message"] == "the engine refused the request"
+
+    def test_after_a_failure_the_next_request_is_answered(self, gateway: Started, full: EngineStub):
+        full.behaviour = "die"
+        gateway.chat()
+        full.behaviour = "answer"
+        assert gateway.chat().headers["x-gearbox-variant"] == "full"
+
+
+class TestBrokenStreams:
+    @pytest.mark.parametrize(
+        "behaviour", ["die mid-stream", "error event mid-stream", "end early", "malformed error mid-stream"]
+    )
+    def test_a_stream_that_breaks_ends_in_an_error_event(self, gateway: Started, behaviour):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(stream=True)
+        assert response.status_code == 200
+        *before, last, rest = response.text.split("\n\n")
+        name, data = last.split("\n")
+        assert name == "event: error"
+        error = json.loads(data.removeprefix("data: "))["error"]
+        assert (error["code"], set(error)) == ("stream_interrupted", {"message", "type", "param", "code"})
+        assert rest == "", "the stream ends there"
+        assert "".join(json.loads(e[6:])["choices"][0]["delta"]["content"] for e in before) == "You said"
+        assert gateway.engine_calls() == {"full": 1}, "an answer that has begun is not started anew"
+        assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="interrupted") == 1
+
+    @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream"])
+    def test_the_official_client_raises(self, gateway: Started, behaviour):
+        gateway.engines["full"].behaviour = behaviour
+        stream = gateway.sdk().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+        seen = ""
+        with pytest.raises(openai.APIError, match="broke off at variant 'full'"):
+            for chunk in stream:
+                seen += chunk.choices[0].delta.content
+        assert seen == "You said"
+
+
+class TestContext:
+    @streamed_or_not
+    def test_a_prompt_too_long_for_every_variant_is_413_before_any_engine(self, gateway: Started, stream):
+        error = error_of(gateway.chat("word " * 4000, stream=stream), 413)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert gateway.engine_calls() == {}
+
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [("context", False), ("context", True), ("context error event first", True)]
+    )
+    def test_when_only_the_engine_sees_that_it_is_too_long_it_is_413_as_well(self, gateway, behaviour, stream):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(stream=stream)
+        assert error_of(response, 413)["code"] == "context_length_exceeded"
+        assert "3000 input tokens" in response.text
+        assert gateway.engine_calls() == {"full": 1}, "no other variant has a longer context"
+
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [("context", False), ("context", True), ("context error event first", True)]
+    )
+    def test_it_moves_to_a_variant_with_a_longer_context(self, start_gateway: Start, behaviour, stream):
+        variants = [
+            make_live_variant("full", quality=1.0, max_model_len=2048),
+            make_live_variant("int8", quality=0.9, max_model_len=2048),
+            make_live_variant("distilled", quality=0.8, max_model_len=4096),
+        ]
+        gateway = start_gateway(variants=variants)
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = behaviour
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"
+        assert gateway.engine_calls() == {"full": 1, "distilled": 1}
+
+    def test_a_pinned_variant_that_is_too_short_is_413(self, start_gateway: Start):
+        variants = [make_live_variant("full", max_model_len=2048), make_live_variant("int8", max_model_len=4096)]
+        gateway = start_gateway(variants=variants)
+        gateway.engines["full"].behaviour = "context"
+        error_of(gateway.chat(model=f"{MODEL}:full"), 413)
+        assert gateway.engine_calls() == {"full": 1}
+
+    @streamed_or_not
+    def test_of_growing_contexts_the_one_that_fits_answers(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=growing_contexts())
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "context"
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"
+
+    @streamed_or_not
+    def test_a_failure_and_then_a_context_too_short_is_an_answer_in_shape(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=growing_contexts())
+        gateway.engines["full"].behaviour = "die"
+        gateway.engines["int8"].behaviour = "context"
+        response = gateway.chat(stream=stream)
+        if response.status_code != 200:
+            assert error_of(response, response.status_code)
+            assert response.status_code in (413, 503)

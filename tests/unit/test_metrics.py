@@ -1,0 +1,152 @@
+"""Metrics as Prometheus sees them: summed over processes, served on a shared port, with bounded labels."""
+
+import json
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from serve.exposition import exposition, serve_metrics
+from serve.metrics import OUTCOMES, Metrics
+from tests.unit.gateway_server import Started
+
+ROOT = Path(__file__).parents[2]
+REPLICA = """
+import sys
+from serve.metrics import Metrics
+metrics = Metrics()
+metrics.requests.labels("full", "quality", "ok").inc(int(sys.argv[1]))
+metrics.ttft.labels("full").observe(0.3)
+metrics.in_flight.labels("full").set(int(sys.argv[1]))
+metrics.replicas.labels("full").set(int(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def samples(text: bytes) -> dict[tuple[str, ...], float]:
+    """Value by name and label values, in the order of the labels' names."""
+    return {
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    command = [sys.executable, "-c", REPLICA]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
+    with subprocess.Popen([*command, "2"], **pipes) as one, subprocess.Popen([*command, "5"], **pipes) as other:
+        for process in (one, other):
+            assert process.stdout.readline() == b"ready\n"
+        both = samples(exposition(Metrics().registry, str(tmp_path)))
+        other.stdin.close()
+        other.wait()
+        left = samples(exposition(Metrics().registry, str(tmp_path)))
+        one.stdin.close()
+    assert both["gearbox_requests_total", "ok", "quality", "full"] == 7
+    assert both["gearbox_ttft_seconds_count", "full"] == 2
+    assert both["gearbox_requests_in_flight", "full"] == 7, "each gateway counts its own requests"
+    assert both["gearbox_variant_replicas", "full"] == 5, "every gateway sees the same replicas"
+    assert left["gearbox_requests_total", "ok", "quality", "full"] == 7, "counters never fall"
+    assert left["gearbox_ttft_seconds_count", "full"] == 2
+    assert left["gearbox_requests_in_flight", "full"] == 2
+    assert left["gearbox_variant_replicas", "full"] == 2
+
+
+@pytest.fixture(scope="module")
+def two_servers() -> Iterator[str]:
+    """Two gateway replicas of one node on one metrics port; the kernel hands each scrape to either."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    servers = []
+    for replica in ("a", "b"):
+        metrics = Metrics()
+        metrics.refused.labels("404").inc()
+        targets = [{"targets": [f"10.0.0.1:{i}"], "labels": {"variant": "full"}} for i in (1, 2)]
+        servers.append(serve_metrics("127.0.0.1", port, metrics.registry, lambda targets=targets, _=replica: targets))
+    yield f"http://127.0.0.1:{port}"
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def fetch(url: str) -> tuple[str, bytes]:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return response.headers["content-type"], response.read()
+
+
+def test_replicas_share_the_metrics_port(two_servers):
+    for _ in range(10):
+        kind, text = fetch(f"{two_servers}/metrics")
+        assert kind.startswith("text/plain; version=")
+        assert samples(text)["gearbox_requests_refused_total", "404"] == 1
+
+
+def test_the_engines_own_metrics_are_listed_for_service_discovery(two_servers):
+    kind, text = fetch(f"{two_servers}/targets")
+    assert kind == "application/json"
+    assert json.loads(text) == [{"targets": [f"10.0.0.1:{i}"], "labels": {"variant": "full"}} for i in (1, 2)]
+
+
+def test_the_metrics_port_serves_nothing_else(two_servers):
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        fetch(f"{two_servers}/v1/models")
+    assert caught.value.code == 404
+
+
+def test_whatever_clients_send_the_series_stay_the_same(gateway: Started):
+    """A label made from client text would let anyone fill the monitoring."""
+
+    def round_of_requests(odd: str) -> None:
+        headers = {"x-request-id": f"id-{odd}", "authorization": f"Bearer {odd}", "x-tenant": odd}
+        gateway.chat(f"prompt {odd}", headers=headers, user=odd)
+        gateway.chat(f"prompt {odd}", headers=headers, stream=True)
+        for model in (odd, f"smollm2-135m@{odd}", f"smollm2-135m:{odd}"):
+            assert gateway.chat(model=model).status_code == 404
+        gateway.http.get(f"/v1/{odd}")
+        gateway.http.get(f"/v1/models/{odd}")
+        gateway.chat(headers={"x-gearbox-objective": odd})
+        gateway.http.request("PROPFIND", f"/v1/models?{odd}")
+
+    round_of_requests("first")
+    before = gateway.series()
+    for i in range(4):
+        round_of_requests(f"hostile{i}")
+    assert gateway.series() == before
+    label_values = {value for _, labels in before for _, value in labels}
+    assert not any("hostile" in value or "first" in value for value in label_values)
+
+
+def test_outcomes_are_a_bounded_set(gateway: Started):
+    for behaviour in ("answer", "die", "400", "context", "error event first"):
+        gateway.engines["full"].behaviour = behaviour
+        gateway.chat()
+        gateway.chat(stream=True)
+    gateway.engines["full"].behaviour = "die mid-stream"
+    gateway.chat(stream=True)
+    outcomes = {
+        labels["outcome"] for labels in map(dict, (labels for _, labels in gateway.series())) if "outcome" in labels
+    }
+    assert outcomes <= set(OUTCOMES)
+    assert {"ok", "engine_error", "client_error", "interrupted"} <= outcomes
+
+
+def test_promtool_finds_nothing_to_say(gateway: Started, system_command: Callable[[str], str]):
+    gateway.chat()
+    gateway.chat(stream=True)
+    gateway.chat(model="other")
+    gateway.metrics.failovers.labels("full").inc()
+    text = exposition(gateway.metrics.registry, None)
+    done = subprocess.run(
+        [system_command("promtool"), "check", "metrics"], input=text, capture_output=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")

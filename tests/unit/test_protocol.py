@@ -1,0 +1,210 @@
+"""Reading a request body: what the gateway needs of it, and what it refuses before an engine sees it."""
+
+import json
+
+import orjson
+import pytest
+
+from serve.errors import RequestError, overloaded
+from serve.protocol import DEFAULT_OUTPUT_TOKENS, Call, ModelRef, parse_call
+
+
+def chat(**fields: object) -> Call:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], **fields}
+    return parse_call(json.dumps(body).encode(), "chat")
+
+
+def completion(prompt: object, **fields: object) -> Call:
+    return parse_call(json.dumps({"model": "m", "prompt": prompt, **fields}).encode(), "completions")
+
+
+def refused(raw: bytes, endpoint="chat") -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        parse_call(raw, endpoint)
+    assert caught.value.status == 400
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "ref"),
+    [
+        ("smollm2-135m", ModelRef("smollm2-135m")),
+        ("smollm2-135m@fast", ModelRef("smollm2-135m", profile="fast")),
+        ("smollm2-135m:int8", ModelRef("smollm2-135m", variant="int8")),
+        ("smollm2-135m:", ModelRef("smollm2-135m", variant="")),
+        ("smollm2-135m@", ModelRef("smollm2-135m", profile="")),
+        ("m@a@b", ModelRef("m", profile="a@b")),
+        ("m:a:b", ModelRef("m", variant="a:b")),
+        ("m@a:b", ModelRef("m", profile="a:b")),
+    ],
+)
+def test_the_model_field_names_a_model_a_profile_or_a_variant(text, ref):
+    assert ModelRef.parse(text) == ref
+    assert chat(model=text).ref == ref
+
+
+def test_the_budget_is_taken_out_of_what_the_engine_gets():
+    call = chat(budget={"ttft_ms": 5})
+    assert call.budget == {"ttft_ms": 5}
+    assert "budget" not in orjson.loads(call.payload("served"))
+
+
+def test_everything_else_reaches_the_engine_as_it_was_sent():
+    sent = {
+        "messages": [{"role": "user", "content": "größer 😀 \u2028 \u0000"}],
+        "temperature": 0.1 + 0.2,
+        "seed": 2**63 - 1,
+        "logit_bias": {"50256": -100},
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}}},
+        "vendor_field": [None, True, {"deep": []}],
+        "max_tokens": 3,
+    }
+    arrived = json.loads(chat(**sent).payload("smollm2-135m"))
+    assert arrived == {"model": "smollm2-135m", **sent}
+
+
+def test_a_pinned_or_profiled_name_reaches_the_engine_as_the_models_own():
+    assert json.loads(chat(model="smollm2-135m:int8").payload("smollm2-135m"))["model"] == "smollm2-135m"
+
+
+def test_usage_is_asked_of_the_engine_on_every_stream_and_only_there():
+    assert json.loads(chat(stream=True).payload("m"))["stream_options"] == {"include_usage": True}
+    assert "stream_options" not in json.loads(chat().payload("m"))
+    kept = chat(stream=True, stream_options={"continuous_usage_stats": True, "include_usage": False})
+    assert json.loads(kept.payload("m"))["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "wants"),
+    [(None, False), ({}, False), ({"include_usage": False}, False), ({"include_usage": True}, True)],
+)
+def test_whether_the_client_wants_usage_is_remembered(options, wants):
+    call = chat(stream=True, stream_options=options)
+    call.payload("m")
+    call.payload("m")  # a second attempt
+    assert call.wants_usage is wants
+
+
+def test_stream_is_false_by_default_and_null():
+    assert chat().stream is False
+    assert chat(stream=None).stream is False
+    assert chat(stream=True).stream is True
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"{", b"hello", b'{"model": "m",}', b"\xff\xfe", b'{"model": "\xff"}', b'{"model": "\\ud800"}', b"[" * 5000],
+)
+def test_what_is_not_json_is_refused(raw):
+    assert refused(raw).code == "invalid_json"
+
+
+@pytest.mark.parametrize("raw", [b"[]", b'"text"', b"5", b"null", b"true"])
+def test_a_body_that_is_no_object_is_refused(raw):
+    assert refused(raw).code == "invalid_body"
+
+
+@pytest.mark.parametrize("model", [None, "", 5, ["m"], {}])
+def test_a_model_is_required(model):
+    error = refused(json.dumps({"model": model, "messages": [{}]}).encode())
+    assert (error.param, error.code) == ("model", "missing_model")
+    assert refused(b'{"messages": [{}]}').param == "model"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stream", "true"),
+        ("stream", 1),
+        ("stream_options", "usage"),
+        ("stream_options", [1]),
+        ("messages", None),
+        ("messages", []),
+        ("messages", "hello"),
+        ("messages", {"role": "user"}),
+        ("max_tokens", 0),
+        ("max_tokens", -1),
+        ("max_tokens", "10"),
+        ("max_tokens", 1.5),
+        ("max_tokens", True),
+        ("max_completion_tokens", 0),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused_by_its_name(field, value):
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], field: value}
+    error = refused(json.dumps(body).encode())
+    assert error.param == field
+    assert field in error.message
+
+
+def test_a_message_that_is_no_object_is_refused_by_its_place():
+    assert refused(b'{"model": "m", "messages": [{}, "hi"]}').param == "messages[1]"
+
+
+@pytest.mark.parametrize("prompt", [None, [], {}, 5, [{"a": 1}], ["a", 1], [1, "a"], [[1], "a"]])
+def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(prompt):
+    error = refused(json.dumps({"model": "m", "prompt": prompt}).encode(), "completions")
+    assert (error.param, error.code) == ("prompt", "missing_prompt")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "size"),
+    [
+        ("four", (4, 0)),
+        ("", (0, 0)),
+        (["a", "longest", "bb"], (7, 0)),
+        ([1, 2, 3], (0, 3)),
+        ([[1], [1, 2, 3, 4]], (0, 4)),
+    ],
+)
+def test_the_size_of_a_prompt_is_its_longest_part(prompt, size):
+    call = completion(prompt)
+    assert (call.prompt_chars, call.prompt_tokens) == size
+
+
+def test_the_size_of_a_conversation_counts_every_text_and_the_template():
+    messages = [
+        {"role": "system", "content": "12345"},
+        {"role": "user", "content": [{"type": "text", "text": "678"}, {"type": "image_url"}, "odd", {"text": 5}]},
+        {"role": "assistant", "content": None, "tool_calls": []},
+    ]
+    call = chat(messages=messages)
+    assert call.prompt_chars == 8
+    assert call.prompt_tokens == 3 * 4
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert chat(messages=messages, tools=tools).prompt_chars == 8 + len(orjson.dumps(tools))
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, DEFAULT_OUTPUT_TOKENS),
+        ({"max_tokens": 7}, 7),
+        ({"max_completion_tokens": 9}, 9),
+        ({"max_completion_tokens": 9, "max_tokens": 7}, 9),
+        ({"max_completion_tokens": None, "max_tokens": 7}, 7),
+    ],
+)
+def test_the_longest_answer_is_what_the_client_allows(fields, tokens):
+    assert chat(**fields).max_output_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, "invalid_request_error"), (401, "authentication_error"), (404, "not_found_error"),
+        (413, "invalid_request_error"), (422, "budget_error"), (429, "rate_limit_error"),
+        (503, "service_unavailable_error"), (500, "server_error"), (418, "server_error"),
+    ],
+)  # fmt: skip
+def test_an_error_is_in_openais_shape(status, kind):
+    body = orjson.loads(RequestError(status, "why", param="model", code="odd").body())
+    assert body == {"error": {"message": "why", "type": kind, "param": "model", "code": "odd"}}
+    assert orjson.loads(RequestError(status, "why").body())["error"]["param"] is None
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(0, "1"), (-5, "1"), (0.2, "1"), (7.0, "7")])
+def test_retry_after_is_whole_seconds_and_at_least_one(wait_s, header):
+    error = overloaded("later", wait_s, "overloaded")
+    assert (error.status, error.headers) == (429, {"retry-after": header})

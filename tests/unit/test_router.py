@@ -1,0 +1,403 @@
+"""The router: who may take a request, who takes it, and what is said when nobody does."""
+
+import random
+
+import pytest
+
+from serve.budget import Budget
+from serve.catalog import Variant
+from serve.errors import RequestError
+from serve.prediction import Features
+from serve.router import HARD_RULES, REASONS, Decision, decide
+from tests.catalog import REQUEST, choose, make_live_variant, make_profile, three_gears
+
+# REQUEST is 100 prompt tokens and 11 of answer, so end to end is TTFT + 10 TPOT: full 800, int8 400, distilled 200 ms.
+
+
+def refusal(variants: list[Variant], features: Features = REQUEST, pinned=None, failed=(), **limits) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        decide(variants, Budget(**limits), features, pinned=pinned, failed=failed)
+    return caught.value
+
+
+def rules(decision: Decision) -> dict[str, str | None]:
+    return {candidate.variant.name: candidate.ruled_out for candidate in decision.candidates}
+
+
+@pytest.mark.parametrize(
+    ("objective", "chosen"), [("quality", "full"), ("cost", "distilled"), ("latency", "distilled")]
+)
+def test_without_limits_the_objective_decides(objective, chosen):
+    decision = choose(three_gears(), objective=objective)
+    assert (decision.variant.name, decision.reason) == (chosen, objective)
+
+
+def test_cost_and_latency_are_different_objectives():
+    slow_and_cheap = make_live_variant("a", ttft_ms=500, price=0.01)
+    fast_and_dear = make_live_variant("b", ttft_ms=100, price=1)
+    for variants in ([slow_and_cheap, fast_and_dear], [fast_and_dear, slow_and_cheap]):
+        assert choose(variants, objective="cost").variant.name == "a"
+        assert choose(variants, objective="latency").variant.name == "b"
+
+
+def test_latency_means_end_to_end_not_only_the_first_token():
+    starts_fast, ends_fast = (
+        make_live_variant("a", ttft_ms=10, tpot_ms=50),
+        make_live_variant("b", ttft_ms=100, tpot_ms=5),
+    )
+    assert choose([starts_fast, ends_fast], objective="latency").variant.name == "b"
+    assert choose([starts_fast, ends_fast], Features(100, 1), objective="latency").variant.name == "a"
+
+
+def test_no_variant_under_the_quality_floor_is_taken():
+    decision = choose(three_gears(), objective="cost", min_quality=0.9)
+    assert decision.variant.name == "int8"
+    assert rules(decision) == {"full": None, "int8": None, "distilled": "min_quality"}
+    assert choose(three_gears(), objective="cost", min_quality=0.95).variant.name == "int8", (
+        "the floor itself is enough"
+    )
+
+
+def test_no_variant_over_the_cost_ceiling_is_taken():
+    int8 = three_gears()[1].cost_usd(REQUEST.prompt_tokens, REQUEST.output_tokens)
+    decision = choose(three_gears(), max_cost=int8)
+    assert decision.variant.name == "int8"
+    assert rules(decision)["full"] == "max_cost"
+    assert choose(three_gears(), max_cost=int8 * 0.999).variant.name == "distilled"
+
+
+@pytest.mark.parametrize(
+    ("limits", "rule"), [({"ttft_ms": 200}, "ttft"), ({"tpot_ms": 20}, "tpot"), ({"e2e_ms": 400}, "e2e")]
+)
+def test_each_latency_limit_rules_out_what_is_slower(limits, rule):
+    decision = choose(three_gears(), **limits)
+    assert decision.variant.name == "int8", "exactly on the limit is within it"
+    assert rules(decision) == {"full": rule, "int8": None, "distilled": None}
+    tighter = {name: value * 0.99 for name, value in limits.items()}
+    assert choose(three_gears(), **tighter).variant.name == "distilled"
+
+
+def test_load_moves_requests_to_a_lower_gear():
+    variants = three_gears()
+    assert choose(variants, ttft_ms=500).variant.name == "full"
+    variants[0].live.waiting = 6  # more than its engine runs at once: a queue
+    assert choose(variants, ttft_ms=500).variant.name == "int8"
+
+
+def test_the_load_is_what_the_engine_reports_or_what_this_gateway_sent_whichever_is_more():
+    live = three_gears()[0].live
+    live.running, live.waiting, live.in_flight = 3, 2, 1
+    assert live.load == 5
+    live.in_flight = 9
+    assert live.load == 9
+
+
+def test_ties_go_to_quality_then_cost():
+    same = {"ttft_ms": 100, "tpot_ms": 10, "price": 0.05}
+    worse, better = make_live_variant("a", quality=0.9, **same), make_live_variant("b", quality=0.99, **same)
+    for objective in ("cost", "latency"):
+        assert choose([worse, better], objective=objective).variant.name == "b"
+        assert choose([better, worse], objective=objective).variant.name == "b"
+    dear, cheap = make_live_variant("a", price=0.06), make_live_variant("b", price=0.05)
+    assert choose([dear, cheap], objective="quality").variant.name == "b"
+    assert choose([dear, cheap], objective="latency").variant.name == "b"
+
+
+def test_a_pinned_variant_ignores_the_budget():
+    impossible = Budget(ttft_ms=1, max_cost=0, min_quality=1, on_no_candidate="reject")
+    decision = decide(three_gears(), impossible, REQUEST, pinned="distilled")
+    assert (decision.variant.name, decision.reason) == ("distilled", "pinned")
+    assert [candidate.variant.name for candidate in decision.candidates] == ["distilled"]
+    assert decision.chosen.why, "and says that it misses it"
+
+
+def test_degrade_takes_the_nearest_miss_and_says_so():
+    decision = choose(three_gears(), ttft_ms=90)
+    assert (decision.variant.name, decision.reason) == ("distilled", "nearest_miss")
+    assert decision.chosen.why == "predicted ttft 100 ms > 90 ms"
+    assert set(rules(decision).values()) == {"ttft"}
+
+
+def test_the_nearest_miss_weighs_all_limits_together():
+    variants = [
+        make_live_variant("slow", quality=1.0, ttft_ms=300, tpot_ms=1),  # misses TTFT by 200 %
+        make_live_variant("poor", quality=0.7, ttft_ms=100, tpot_ms=1),  # misses quality by 30 %
+        make_live_variant("both", quality=0.8, ttft_ms=125, tpot_ms=1),  # misses by 20 % and 25 %
+    ]
+    assert choose(variants, ttft_ms=100, min_quality=1).variant.name == "poor"
+    assert choose(variants, ttft_ms=100, min_quality=1, objective="latency").variant.name == "poor"
+
+
+def test_equal_misses_go_to_quality():
+    variants = [make_live_variant("a", quality=0.8), make_live_variant("b", quality=0.9)]
+    assert choose(variants, ttft_ms=50).variant.name == "b"
+
+
+def test_reject_refuses_a_budget_that_no_variant_meets_even_idle():
+    error = refusal(three_gears(), ttft_ms=50, on_no_candidate="reject")
+    assert (error.status, error.code, error.param) == (422, "impossible_budget", "budget")
+    for name in ("full", "int8", "distilled"):
+        assert f"{name}: predicted ttft" in error.message
+    assert "retry-after" not in error.headers
+
+
+def test_reject_says_retry_when_only_the_load_is_in_the_way():
+    variants = [make_live_variant("full", ttft_ms=100, load=7)]
+    error = refusal(variants, ttft_ms=150, on_no_candidate="reject")
+    assert (error.status, error.code) == (429, "budget_under_load")
+    assert int(error.headers["retry-after"]) >= 1
+    variants[0].live.in_flight = 0
+    assert choose(variants, ttft_ms=150, on_no_candidate="reject").variant.name == "full"
+
+
+def test_load_is_no_excuse_where_quality_or_cost_is_missing():
+    variants = [make_live_variant("distilled", quality=0.8, ttft_ms=100, load=7)]
+    assert refusal(variants, ttft_ms=150, min_quality=0.9, on_no_candidate="reject").status == 422
+    assert refusal(variants, ttft_ms=150, max_cost=0, on_no_candidate="reject").status == 422
+
+
+def test_a_variant_without_a_healthy_replica_is_not_taken():
+    variants = three_gears()
+    variants[0].live.replicas = 0
+    decision = choose(variants)
+    assert decision.variant.name == "int8"
+    assert rules(decision)["full"] == "unavailable"
+
+
+def test_nothing_healthy_is_503_with_retry_after():
+    error = refusal(three_gears(replicas=0))
+    assert (error.status, error.code) == (503, "no_healthy_variant")
+    assert int(error.headers["retry-after"]) >= 1
+    assert "full" in error.message
+
+
+def test_no_variant_at_all_is_503():
+    assert refusal([]).status == 503
+
+
+def test_a_variant_that_failed_this_request_is_not_tried_again():
+    decision = decide(three_gears(), Budget(), REQUEST, failed={"full"})
+    assert decision.variant.name == "int8"
+    assert rules(decision)["full"] == "failed"
+    assert refusal(three_gears(), failed={"full", "int8", "distilled"}).status == 503
+
+
+def test_a_prompt_too_long_for_one_variant_goes_to_one_with_room():
+    variants = [
+        make_live_variant("short", quality=1.0, max_model_len=100),
+        make_live_variant("long", quality=0.5, max_model_len=101),
+    ]
+    decision = choose(variants, Features(100, 1))
+    assert decision.variant.name == "long", "one token of the context is left for an answer"
+    assert rules(decision)["short"] == "context"
+
+
+def test_a_prompt_too_long_for_every_variant_is_413():
+    error = refusal(three_gears(), Features(5000, 1))
+    assert (error.status, error.code) == (413, "context_length_exceeded")
+    assert "5000" in error.message
+    assert "2048" in error.message
+
+
+def test_a_prompt_too_long_for_every_variant_is_413_though_one_of_them_is_down():
+    """Retrying, as a 503 asks for, would never help."""
+    variants = three_gears()
+    variants[1].live.replicas = 0
+    assert refusal(variants, Features(5000, 1)).status == 413
+
+
+def test_a_full_variant_is_not_taken():
+    variants = three_gears(max_running=2, max_waiting=1)
+    variants[0].live.in_flight = 3
+    decision = choose(variants)
+    assert decision.variant.name == "int8"
+    assert rules(decision)["full"] == "full"
+    variants[0].live.in_flight = 2
+    assert choose(variants).variant.name == "full"
+
+
+def test_room_grows_with_the_replicas():
+    variants = [make_live_variant("full", max_running=2, max_waiting=1, load=5, replicas=2)]
+    assert choose(variants).variant.name == "full"
+    variants[0].live.in_flight = 6
+    assert refusal(variants).status == 429
+
+
+def test_everything_full_is_429_with_retry_after():
+    error = refusal(three_gears(load=8))
+    assert (error.status, error.code) == (429, "overloaded")
+    assert int(error.headers["retry-after"]) >= 1
+
+
+def test_full_beside_unavailable_is_429_because_waiting_helps():
+    variants = three_gears(load=8)
+    variants[0].live.replicas = 0
+    assert refusal(variants).status == 429
+
+
+def test_a_pinned_variant_is_still_refused_when_it_is_down_full_or_too_short():
+    variants = three_gears()
+    variants[0].live.replicas = 0
+    assert refusal(variants, pinned="full").status == 503
+    variants[1].live.in_flight = 8
+    assert refusal(variants, pinned="int8").status == 429
+    assert refusal(variants, Features(5000, 1), pinned="distilled").status == 413
+
+
+def test_a_variant_scaled_to_zero_is_a_candidate_with_its_start_up_in_the_prediction():
+    asleep = make_live_variant("full", ttft_ms=100, min_replicas=0, replicas=0)
+    awake = make_live_variant("int8", quality=0.9, ttft_ms=100)
+    decision = choose([asleep, awake])
+    assert decision.variant.name == "full"
+    assert decision.chosen.latency.ttft_ms == pytest.approx(100 + 30_000)
+    assert choose([asleep, awake], ttft_ms=200).variant.name == "int8"
+
+
+def test_every_candidate_is_explained():
+    variants = three_gears()
+    variants[1].live.replicas = 0
+    shown = choose(variants, ttft_ms=350).public()
+    assert shown["variant"] == "distilled"
+    assert shown["reason"] == "quality"
+    assert shown["predicted_ttft_ms"] == 100
+    explained = {candidate["variant"]: (candidate["ruled_out"], candidate["why"]) for candidate in shown["candidates"]}
+    assert explained == {
+        "full": ("ttft", "predicted ttft 400 ms > 350 ms"),
+        "int8": ("unavailable", "no healthy replica"),
+        "distilled": (None, None),
+    }
+    for candidate in shown["candidates"]:
+        assert candidate["predicted_e2e_ms"] > 0
+        assert candidate["cost_usd"] > 0
+        assert 0 < candidate["quality"] <= 1
+        assert candidate["in_flight"] == 0
+
+
+def test_cost_is_the_share_of_a_fully_used_machine():
+    variant = make_live_variant("full", price=0.36)
+    assert variant.cost_usd(1000, 0) == pytest.approx(0.36 / 3600)  # prefill: 1000 tokens a second
+    assert variant.cost_usd(0, 200) == pytest.approx(2 * 0.36 / 3600)  # decode: 100 tokens a second
+    assert choose([variant], Features(1000, 200)).chosen.cost_usd == pytest.approx(3 * 0.36 / 3600)
+
+
+def random_catalog(generator: random.Random) -> list[Variant]:
+    def variant(i: int) -> Variant:
+        base, token = generator.uniform(10, 900), generator.uniform(1, 90)
+        profile = make_profile(
+            [(10, 1, base), (1000, 1, base * 4), (1000, 8, base * 9)], [(1, token), (8, token * 3)],
+            startup_s=generator.uniform(1, 60),
+        )  # fmt: skip
+        return make_live_variant(
+            f"v{i}", quality=generator.choice([0.5, 0.8, 0.9, generator.random()]), profile=profile,
+            price=generator.choice([0.01, 0.02, generator.random()]), max_model_len=generator.choice([256, 2048]),
+            max_running=generator.randint(1, 8), max_waiting=generator.randint(0, 8),
+            min_replicas=generator.randint(0, 1), replicas=generator.randint(0, 3), load=generator.randint(0, 20),
+        )  # fmt: skip
+
+    return [variant(i) for i in range(generator.randint(1, 5))]
+
+
+def random_budget(generator: random.Random) -> Budget:
+    def maybe(value: float) -> float | None:
+        return value if generator.random() < 0.4 else None
+
+    return Budget(
+        ttft_ms=maybe(10 ** generator.uniform(0, 4.5)),
+        tpot_ms=maybe(10 ** generator.uniform(0, 3)),
+        e2e_ms=maybe(10 ** generator.uniform(1, 5)),
+        max_cost=maybe(10 ** generator.uniform(-8, -3)),
+        min_quality=maybe(generator.random()),
+        objective=generator.choice(["quality", "cost", "latency"]),
+        on_no_candidate=generator.choice(["degrade", "reject"]),
+    )
+
+
+def kept(budget: Budget, quality: float, cost: float, ttft: float, tpot: float, e2e: float) -> bool:
+    """Whether every limit is kept, written down a second time."""
+    return (
+        quality >= (budget.min_quality or 0)
+        and (budget.max_cost is None or cost <= budget.max_cost)
+        and all(
+            v <= limit for v, limit in ((ttft, budget.ttft_ms), (tpot, budget.tpot_ms), (e2e, budget.e2e_ms)) if limit
+        )
+    )
+
+
+def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
+    generator = random.Random(3)
+    outcomes: set[object] = set()
+    for _ in range(400):
+        variants, budget = random_catalog(generator), random_budget(generator)
+        features = Features(generator.randint(1, 3000), generator.randint(1, 300))
+        pinned = generator.choice([None, None, None, variants[0].name])
+        try:
+            decision = decide(variants, budget, features, pinned=pinned)
+        except RequestError as error:
+            outcomes.add(error.status)
+            assert error.status in (413, 422, 429, 503)
+            assert ("retry-after" in error.headers) == (error.status in (429, 503))
+            assert pinned is None or error.status != 422
+            assert budget.on_no_candidate == "reject" or error.code not in ("impossible_budget", "budget_under_load")
+            continue
+        outcomes.add(decision.reason)
+        assert decision.reason in REASONS
+        assert decision.chosen in decision.candidates
+        assert decision.chosen.ruled_out not in HARD_RULES
+        assert decision.variant.live.replicas or decision.variant.scales_to_zero
+        assert len(decision.candidates) == (1 if pinned else len(variants))
+        for candidate in decision.candidates:
+            latency = candidate.latency
+            fits = kept(
+                budget, candidate.variant.quality.quality, candidate.cost_usd,
+                latency.ttft_ms, latency.tpot_ms, latency.e2e_ms,
+            )  # fmt: skip
+            assert (candidate.why is None) == (candidate.ruled_out is None)
+            if candidate.ruled_out not in HARD_RULES:
+                assert fits == (candidate.ruled_out is None)
+                assert (candidate.miss > 0) != fits
+            if decision.reason == "nearest_miss" and candidate.ruled_out not in HARD_RULES:
+                assert decision.chosen.miss <= candidate.miss
+        if decision.reason not in ("nearest_miss", "pinned"):
+            assert decision.chosen.ruled_out is None
+            assert decision.reason == budget.objective
+            fitting = [candidate for candidate in decision.candidates if candidate.ruled_out is None]
+            best = {
+                "quality": max(candidate.variant.quality.quality for candidate in fitting),
+                "cost": min(candidate.cost_usd for candidate in fitting),
+                "latency": min(candidate.latency.e2e_ms for candidate in fitting),
+            }
+            own = {
+                "quality": decision.variant.quality.quality,
+                "cost": decision.chosen.cost_usd,
+                "latency": decision.chosen.latency.e2e_ms,
+            }
+            assert own[budget.objective] == best[budget.objective]
+        else:
+            assert pinned or budget.on_no_candidate == "degrade"
+    assert outcomes == {413, 422, 429, 503, *REASONS}, "the loop reached every outcome"
+
+
+def test_the_same_inputs_make_the_same_decision_in_any_order_of_the_catalog():
+    generator = random.Random(4)
+    for _ in range(100):
+        variants, budget = random_catalog(generator), random_budget(generator)
+        features = Features(generator.randint(1, 400), generator.randint(1, 300))
+
+        def outcome(of: list[Variant], budget: Budget = budget, features: Features = features) -> object:
+            try:
+                decision = decide(of, budget, features)
+            except RequestError as error:
+                return error.status
+            key = decision.chosen
+            return decision.reason, key.variant.quality.quality, key.cost_usd, round(key.latency.e2e_ms, 6)
+
+        first = outcome(variants)
+        assert outcome(variants) == first
+        assert outcome(list(reversed(variants))) == first
+
+
+def test_a_decision_changes_nothing():
+    variants = three_gears(load=2)
+    before = [(v.name, v.live.replicas, v.live.in_flight, v.live.load) for v in variants]
+    choose(variants, ttft_ms=300)
+    assert [(v.name, v.live.replicas, v.live.in_flight, v.live.load) for v in variants] == before
