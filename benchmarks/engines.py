@@ -70,7 +70,7 @@ def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: 
 
     (folder / "haproxy").mkdir()
     settings = config.model_copy(update={"server": config.server.model_copy(update={"metrics_port": port + 1})})
-    environment = {**ray_environment(settings, folder), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    environment = {**ray_environment(settings, folder / "haproxy"), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
     if name == "stock-python-proxy":
         environment.update({**PYTHON_PROXY, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"})
     arguments = {**config.engine_args(config.variants[0]), **config.frontend}

@@ -67,10 +67,7 @@ def cards(url: str) -> tuple[str, dict[str, dict], dict[str, float]]:
     found = {row["name"]: row["card"] for row in served if row["replicas"]}
     summaries = {model["id"].partition(":")[2]: model["gearbox"] for model in models if ":" in model["id"]}
     prices = {
-        name: summaries[name]["usd_per_million_output_tokens"]
-        / 1e6
-        * 3600
-        * card["profile"]["decode_tokens_per_s"]
+        name: summaries[name]["usd_per_million_output_tokens"] / 1e6 * 3600 * card["profile"]["decode_tokens_per_s"]
         for name, card in found.items()
     }
     return models[0]["id"], found, prices

@@ -43,7 +43,7 @@ class VariantSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
     recipe: Path
     engine_args: dict[str, object] = Field(default_factory=dict, description="as in serving")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the engine, as in serving")

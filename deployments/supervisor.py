@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
@@ -24,16 +25,16 @@ from serve.config import PlatformConfig, VariantConfig, load_config
 _LOG = logging.getLogger("gearbox.supervisor")
 
 
-def ray_environment(config: PlatformConfig, folder: Path) -> dict[str, str]:
+def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     """Environment that Ray reads when it is imported or started; HAProxy mode is the default everywhere."""
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy/haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "haproxy/admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder / "haproxy"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "haproxy/server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "haproxy/metrics.sock"),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(config.server.metrics_port + 1),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(config.server.metrics_port + 2),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(config.server.metrics_port + 3),
@@ -184,9 +185,9 @@ def main() -> None:
         config = config.only(options.variants.split(","))
     folder: Path = options.state
     shutil.rmtree(folder / "metrics", ignore_errors=True)
-    for name in ("metrics", "haproxy"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    os.environ.update({**ray_environment(config, folder), **os.environ})
+    (folder / "metrics").mkdir(parents=True)
+    haproxy = Path(tempfile.mkdtemp(prefix="gbx-"))  # Unix socket paths are short, state folders may be long
+    os.environ.update({**ray_environment(config, haproxy), **os.environ})
     state = PlatformState(
         run_id=os.environ[RUN_ID],
         pid=os.getpid(),
@@ -201,6 +202,7 @@ def main() -> None:
         signal.signal(number, _stop)
     supervisor.run()
     _end(state.run_id)
+    shutil.rmtree(haproxy, ignore_errors=True)
     sys.exit(1 if state.error else 0)
 
 

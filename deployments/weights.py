@@ -61,7 +61,9 @@ class Weights:
         """
         family = self._family(background)
         target = self._find(variant)
-        chain = [planned for planned in self._planned if planned is target or planned.folder == target.parent]
+        chain = [target]
+        while parent := next((planned for planned in self._planned if planned.folder == chain[0].parent), None):
+            chain.insert(0, parent)
         for planned in chain:
             if planned.state != "ready" or planned is target:
                 family.make(planned, _with_eta(planned, on_progress))

@@ -109,8 +109,8 @@ class Gateway:
     def _model_list(self) -> list[dict[str, object]]:
         """The logical model, then every name a client may use in `model` besides it."""
         name = self._config.model.name
-        newest = max(variant.card.created for variant in self._variants.values())
-        common = {"object": "model", "created": int(newest.timestamp()), "owned_by": "gearbox"}
+        newest = max((variant.card.created.timestamp() for variant in self._variants.values()), default=0)
+        common = {"object": "model", "created": int(newest), "owned_by": "gearbox"}
         models = [
             {
                 "id": name,

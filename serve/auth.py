@@ -52,10 +52,7 @@ class Gatekeeper:
         }
         self._anonymous = Caller("anonymous", access.open_budget) if access.open else None
         storage = storage_from_string(access.limits_store)
-        if not isinstance(storage, Storage):
-            raise ValueError(
-                f"limits_store: '{access.limits_store}' is not an async store; use async+memory:// or async+redis://"
-            )
+        assert isinstance(storage, Storage)  # the configuration admits async stores only
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
 

@@ -3,12 +3,20 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from serve.card import first_problem
 from serve.errors import RequestError
 
-Milliseconds = Annotated[float, Field(gt=0, le=86_400_000, allow_inf_nan=False)]
+
+def _no_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("expected a number, got true or false")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_flag)]
+Milliseconds = Annotated[Number, Field(gt=0, le=86_400_000, allow_inf_nan=False)]
 
 
 class Budget(BaseModel):
@@ -19,8 +27,8 @@ class Budget(BaseModel):
     ttft_ms: Milliseconds | None = Field(default=None, description="time to first token")
     tpot_ms: Milliseconds | None = Field(default=None, description="time per output token after the first")
     e2e_ms: Milliseconds | None = Field(default=None, description="end to end")
-    max_cost: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="USD for this request")
-    min_quality: float | None = Field(default=None, ge=0, le=1, description="relative to `full`")
+    max_cost: Number | None = Field(default=None, ge=0, allow_inf_nan=False, description="USD for this request")
+    min_quality: Number | None = Field(default=None, ge=0, le=1, description="relative to `full`")
     objective: Literal["quality", "cost", "latency"] = Field(
         default="quality", description="what to favour among the variants that fit"
     )

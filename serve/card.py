@@ -123,6 +123,8 @@ def load_card(folder: Path) -> Card:
         return Card.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
         raise CardError(f"no {CARD_FILE} in {folder}") from error
+    except OSError as error:
+        raise CardError(f"{path} can't be read: {error.strerror}") from error
     except (ValidationError, json.JSONDecodeError) as error:
         raise CardError(f"{path} is not a valid card: {first_problem(error)}") from error
 

@@ -66,7 +66,7 @@ def _turn(
     try:
         for chunk in _stream(client, body):
             if "error" in chunk:
-                console.print(f"\n[red]{chunk['error']['message']}[/]", highlight=False)
+                console.print("\n" + chunk["error"]["message"], style="red", markup=False, highlight=False)
                 return
             piece = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
             answer += piece
@@ -77,7 +77,8 @@ def _turn(
         console.print("\n[yellow]stopped[/]")
         return
     except httpx.HTTPError as error:
-        console.print(f"[red]no answer from {client.base_url}: {error or type(error).__name__}[/]", highlight=False)
+        text = f"no answer from {client.base_url}: {error or type(error).__name__}"
+        console.print(text, style="red", markup=False, highlight=False)
         return
     history[:] = [*messages, {"role": "assistant", "content": answer}]
     if facts:
@@ -168,7 +169,12 @@ def _model_name(client: httpx.Client) -> str:
 
 
 def _checked(response: httpx.Response) -> dict[str, Any]:
-    document: dict[str, Any] = response.json()
+    try:
+        document: dict[str, Any] = response.json()
+    except ValueError as error:
+        raise fail(
+            f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not in JSON"
+        ) from error
     if response.status_code != 200:
         raise fail(document["error"]["message"])
     return document

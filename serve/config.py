@@ -5,11 +5,11 @@ e.g. `GEARBOX_SERVER__PORT=9000`.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from serve.budget import DEFAULT_PROFILES, Budget
 from serve.card import first_problem
@@ -46,6 +46,12 @@ class ServerConfig(_Section):
     max_waiting_per_replica: int = Field(
         default=32, ge=0, description="requests queued at a variant beyond what its engine runs; more are answered 429"
     )
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServerConfig":
+        if self.port == self.metrics_port:
+            raise ValueError(f"port and metrics_port are both {self.port}")
+        return self
 
 
 class ReplicaBounds(_Section):
@@ -107,7 +113,11 @@ class AccessConfig(_Section):
     open_budget: str = Field(default="balanced", description="profile of requests without a key, when open")
     keys: tuple[KeyConfig, ...] = ()
     keys_file: Path | None = Field(default=None, description="YAML list of more keys, e.g. a mounted secret")
-    limits_store: str = Field(default="async+memory://", description="`limits` storage URI; Redis for several gateways")
+    limits_store: str = Field(
+        default="async+memory://",
+        pattern=r"^async\+(memory|redis|rediss|valkey|valkeys|redis\+unix|redis\+sentinel|redis\+cluster|memcached|mongodb)://",
+        description="`limits` storage URI; Redis for several gateways",
+    )
 
 
 class PlatformConfig(BaseSettings):
@@ -167,7 +177,7 @@ class PlatformConfig(BaseSettings):
         for name in names:
             if name not in known:
                 raise ConfigError(f"unknown variant '{name}'; the configuration has {', '.join(known)}")
-        return self.model_copy(update={"variants": tuple(known[name] for name in names)})
+        return self.model_copy(update={"variants": tuple(known[name] for name in dict.fromkeys(names))})
 
 
 def load_config(path: Path) -> PlatformConfig:
@@ -177,21 +187,37 @@ def load_config(path: Path) -> PlatformConfig:
         ConfigError: unreadable file, bad YAML, unknown key, wrong value; one line with the place.
     """
     try:
-        data = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected a mapping at the top")
-    try:
+        data = _read_yaml(path)
+        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+            raise ConfigError("expected a mapping of names at the top")
         config = PlatformConfig(**data)
-        if config.access.keys_file is None:
-            return config
-        more = yaml.safe_load(config.access.keys_file.read_text()) or []
-        access = data.get("access", {})
-        return PlatformConfig(**{**data, "access": {**access, "keys": [*access.get("keys", []), *more]}})
+        keys_file = config.access.keys_file
+        return config if keys_file is None else _with_more_keys(config, data, keys_file)
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from error
-    except (OSError, yaml.YAMLError, TypeError) as error:
+    except (ConfigError, SettingsError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+
+
+def _with_more_keys(config: PlatformConfig, data: dict[str, Any], keys_file: Path) -> PlatformConfig:
+    """`config` with the keys in `keys_file` added, checked as a whole once more."""
+    try:
+        more = _read_yaml(keys_file) or []
+    except ConfigError as error:
+        raise ConfigError(f"access.keys_file: {keys_file}: {error}") from error
+    if not isinstance(more, list):
+        raise ConfigError(f"access.keys_file: {keys_file}: expected a list of keys")
+    access = config.access.model_dump()
+    keys = [*access["keys"], *more]
+    if not keys and not config.access.open:
+        raise ConfigError(f"access.keys_file: {keys_file} holds no key: nobody could call")
+    return PlatformConfig(**{**data, "access": {**access, "keys": keys}})
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(error.strerror or str(error)) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"not valid YAML: {error}") from error

@@ -79,9 +79,10 @@ class Generation:
         if ref.model != self._config.model.name:
             known = self._config.model.name
             raise _not_found(f"model '{ref.model}' does not exist; this platform serves '{known}'", "model_not_found")
-        if ref.variant is not None and ref.variant not in self._variants:
-            raise _not_found(f"no variant '{ref.variant}'; there are: {', '.join(self._variants)}", "variant_not_found")
-        profile = ref.profile or caller.budget
+        configured = [variant.name for variant in self._config.variants]
+        if ref.variant is not None and ref.variant not in configured:
+            raise _not_found(f"no variant '{ref.variant}'; there are: {', '.join(configured)}", "variant_not_found")
+        profile = caller.budget if ref.profile is None else ref.profile
         if profile not in self._config.profiles:
             known = ", ".join(self._config.profiles)
             raise _not_found(f"no budget profile '{profile}'; there are: {known}", "profile_not_found")
@@ -90,7 +91,8 @@ class Generation:
     def decide(self, call: Call, budget: Budget, failed: Collection[str] = ()) -> Decision:
         """Where `call` would go now. Raises `RequestError` when nowhere."""
         began = perf_counter()
-        chars_per_token = next(iter(self._variants.values())).card.chars_per_token
+        known = next(iter(self._variants.values()), None)
+        chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
         prompt_tokens = call.prompt_tokens + round(call.prompt_chars / chars_per_token) + 1
         features = Features(prompt_tokens, call.max_output_tokens)
         decision = decide(self._variants.values(), budget, features, pinned=call.ref.variant, failed=failed)
@@ -104,19 +106,28 @@ class Generation:
         budget = self.budget(call, caller, headers)
         await self._gatekeeper.admit(caller)
         failed: set[str] = set()
-        for number in range(1, MAX_ATTEMPTS + 1):
+        faults = number = 0
+        moved_from: str | None = None
+        while True:
+            number += 1
             decision = self.decide(call, _remaining(budget, perf_counter() - arrived), failed)
+            if moved_from is not None:
+                self._metrics.failovers.labels(moved_from).inc()
+                moved_from = None
             attempt = Attempt(call, caller, request_id, budget, decision, arrived, number)
+            name = decision.variant.name
             try:
                 return await self._attempt(attempt, send)
-            except (EngineUnreachable, ContextTooLong) as error:
-                failed.add(decision.variant.name)
-                _LOG.warning("request %s left variant %s: %s", request_id, decision.variant.name, error)
-                if isinstance(error, ContextTooLong):
-                    self._rule_out_shorter(decision.variant, failed, str(error), pinned=call.ref.variant is not None)
-                elif call.ref.variant is not None or number == MAX_ATTEMPTS:
+            except EngineUnreachable as error:
+                _LOG.warning("request %s left variant %s: %s", request_id, name, error)
+                failed.add(name)
+                faults += 1
+                if call.ref.variant is not None or faults == MAX_ATTEMPTS:
                     raise _unavailable(failed) from error
-                self._metrics.failovers.labels(decision.variant.name).inc()
+                moved_from = name
+            except ContextTooLong as error:
+                _LOG.info("request %s is too long for variant %s", request_id, name)
+                self._rule_out_shorter(decision.variant, failed, str(error), pinned=call.ref.variant is not None)
 
     def _rule_out_shorter(self, variant: Variant, failed: set[str], message: str, *, pinned: bool) -> None:
         """After `variant` was too short: leave only variants with a longer context, or raise 413."""
@@ -157,7 +168,10 @@ class Generation:
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
         attempt.report = Report.of(orjson.loads(body))
         attempt.last = perf_counter()
-        attempt.first = attempt.last - attempt.report.decode_s if attempt.report.decode_s else 0.0
+        if attempt.report.decode_s is not None:
+            attempt.first = attempt.last - attempt.report.decode_s
+        elif attempt.report.completion_tokens == 1:
+            attempt.first = attempt.last
         await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> str:
@@ -184,7 +198,9 @@ class Generation:
                     break
                 chunk = relay.feed(data)
         except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
-            _LOG.warning("request %s broke off at variant %s: %s", attempt.request_id, attempt.variant.name, error)
+            _LOG.warning(
+                "request %s broke off at variant %s: %s", attempt.request_id, attempt.variant.name, type(error).__name__
+            )
         finally:
             attempt.report = relay.report
         if not relay.done:
@@ -268,17 +284,20 @@ def _remaining(budget: Budget, elapsed_s: float) -> Budget:
 
 def _refusal(status: int, body: bytes) -> Exception:
     """The engine's own error in the documented shape; `ContextTooLong` when another variant might do."""
+    if status >= 500:
+        return EngineUnreachable(f"the engine reported an error ({status})")
     try:
         error = orjson.loads(body)
     except orjson.JSONDecodeError:
-        error = {}
-    error = error.get("error", error) if isinstance(error, dict) else {}
-    message = str(error.get("message") if isinstance(error, dict) else error) or "the engine refused the request"
+        error = None
+    if isinstance(error, dict):
+        error = error.get("error", error)
+    if not isinstance(error, dict):
+        error = {"message": error}
+    message, param = error.get("message"), error.get("param")
+    message = message if isinstance(message, str) and message else "the engine refused the request"
     if "maximum context length" in message or "maximum model length" in message:
         return ContextTooLong(message)
-    if status >= 500:
-        return EngineUnreachable(message)
-    param = error.get("param") if isinstance(error, dict) else None
     return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
 
 

@@ -1,7 +1,7 @@
 """Latency prediction from a card's profile. The prior; later observations refine it."""
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from serve.card import Profile
@@ -33,9 +33,9 @@ class LatencyModel:
         alone = [point for point in profile.ttft if point.concurrency == 1] or profile.ttft
         crowd_length = max((point.prompt_tokens for point in profile.ttft if point.concurrency > 1), default=0)
         crowd = [point for point in profile.ttft if point.prompt_tokens == crowd_length]
-        self._ttft_by_prompt: Curve = sorted((point.prompt_tokens, point.p50_ms) for point in alone)
-        self._ttft_by_batch: Curve = sorted((point.concurrency, point.p50_ms) for point in crowd)
-        self._tpot_by_batch: Curve = sorted((point.concurrency, point.p50_ms) for point in profile.tpot)
+        self._ttft_by_prompt = _rising((point.prompt_tokens, point.p50_ms) for point in alone)
+        self._ttft_by_batch = _rising((point.concurrency, point.p50_ms) for point in crowd)
+        self._tpot_by_batch = _rising((point.concurrency, point.p50_ms) for point in profile.tpot)
         self._startup_ms = profile.startup_s * 1000
         self._max_running = max_running
 
@@ -57,6 +57,17 @@ class LatencyModel:
         if replicas == 0:
             ttft_ms += self._startup_ms
         return Latency(ttft_ms, tpot_ms, ttft_ms + tpot_ms * max(features.output_tokens - 1, 0))
+
+
+def _rising(points: Iterable[tuple[float, float]]) -> Curve:
+    """Points by x, one for each, made to rise: that more work takes less time is noise of the measurement."""
+    curve: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if curve and curve[-1][0] == x:
+            curve[-1] = (x, max(y, curve[-1][1]))
+        else:
+            curve.append((x, max(y, curve[-1][1]) if curve else y))
+    return curve
 
 
 def _interpolate(points: Curve, x: float) -> float:

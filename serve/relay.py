@@ -48,8 +48,7 @@ class EngineFault(Exception):
     def __init__(self, body: bytes) -> None:
         super().__init__("the engine reported an error")
         self.body = body
-        code = orjson.loads(body)["error"].get("code")
-        self.status = code if isinstance(code, int) else 500
+        self.status = _status_of(body)
 
 
 def splice(document: bytes, gearbox: dict[str, object]) -> bytes:
@@ -117,6 +116,15 @@ class StreamRelay:
 
 def _near_end(data: bytes) -> bool:
     return _FINISH in data or _USAGE in data or _DONE in data or _ERROR in data
+
+
+def _status_of(body: bytes) -> int:
+    """The HTTP status in an engine's error; 500 when it says none, or nothing that can be read."""
+    try:
+        code = orjson.loads(body)["error"]["code"]
+    except (orjson.JSONDecodeError, TypeError, KeyError):
+        return 500
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
 def error_event(error: Mapping[str, object]) -> bytes:

@@ -124,10 +124,10 @@ def _hard_rule(variant: Variant, features: Features, failed: Collection[str]) ->
     live = variant.live
     if variant.name in failed:
         return "failed", "it failed this request already"
-    if live.replicas == 0 and not variant.scales_to_zero:
-        return "unavailable", "no healthy replica"
     if features.prompt_tokens >= variant.max_model_len:
         return "context", f"about {features.prompt_tokens} prompt tokens, at most {variant.max_model_len - 1} fit"
+    if live.replicas == 0 and not variant.scales_to_zero:
+        return "unavailable", "no healthy replica"
     if live.load >= (capacity := max(live.replicas, 1) * (variant.max_running + variant.max_waiting)):
         return "full", f"{live.load} requests there already, {capacity} are allowed"
     return None
@@ -157,7 +157,7 @@ def _nothing_usable(candidates: tuple[Candidate, ...], features: Features) -> Re
     if rules == {"context"}:
         longest = max(candidate.variant.max_model_len for candidate in candidates)
         return too_long(f"the prompt has about {features.prompt_tokens} tokens", longest)
-    names = ", ".join(f"{c.variant.name}: {c.why}" for c in candidates)
+    names = ", ".join(f"{c.variant.name}: {c.why}" for c in candidates) or "none is up yet"
     return RequestError(503, f"no healthy variant ({names})", code="no_healthy_variant", headers={"retry-after": "5"})
 
 

@@ -1,6 +1,7 @@
 """The gateway over real HTTP: its surface, its answers, and how a request chooses its budget."""
 
 import asyncio
+import socket
 
 import httpx
 import openai
