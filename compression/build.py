@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression.hardware import compute_dtype
 from compression.progress import Report, report_on_stdout
 from compression.recipe import Distill, Load, Prune, Quantize, Recipe, RecipeError, load_recipe
 from compression.source import Source, SourceError, fetch, parse_source
@@ -32,6 +33,7 @@ from compression.text import (
 from serve.card import Card, CardError, Step, load_card, weight_files, weights_digest
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINT_FOLDER = "checkpoints"
@@ -166,9 +168,13 @@ def _finish(work: Work, name: str, model: str, out: Path, reproduce: str) -> Car
     import torch
 
     work.report("save", 0, 1, "models")
-    if not isinstance(work.recipe.steps[-1], Quantize):
-        work.model.to(getattr(torch, getattr(work.recipe.steps[0], "dtype", "bfloat16")))
+    dtype = getattr(torch, getattr(work.recipe.steps[0], "dtype", "bfloat16"))
+    quantized = isinstance(work.recipe.steps[-1], Quantize)
+    if not quantized:
+        work.model.to(dtype)
     work.model.save_pretrained(work.scratch)
+    if quantized:
+        _store_rest_as(dtype, work.scratch)
     work.tokenizer.save_pretrained(work.scratch)
     for file in weight_files(work.scratch):
         file.chmod(0o644)  # safetensors writes for the owner alone; serving may run as someone else
@@ -191,6 +197,20 @@ def _finish(work: Work, name: str, model: str, out: Path, reproduce: str) -> Car
     work.scratch.rename(out)
     work.report("save", 1, 1, "models")
     return card
+
+
+def _store_rest_as(dtype: "torch.dtype", folder: Path) -> None:
+    """Store in `dtype` what quantization left in float32 (embeddings, norms), but for the scales."""
+    from safetensors.torch import load_file, save_file
+
+    for file in weight_files(folder):
+        tensors = load_file(file)
+        rest = [
+            key for key, tensor in tensors.items() if tensor.is_floating_point() and key.endswith((".weight", ".bias"))
+        ]
+        save_file({**tensors, **{key: tensors[key].to(dtype) for key in rest}}, file, {"format": "pt"})
+    config = folder / "config.json"
+    _write(config, json.dumps({**json.loads(config.read_text()), "dtype": str(dtype).removeprefix("torch.")}, indent=2))
 
 
 def _parameters(folder: Path) -> int:
@@ -227,7 +247,7 @@ def _check_parent(recipe: Recipe, parent: Path) -> None:
 
 
 def _load_folder(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    return fetch(Source("folder", str(folder)), "bfloat16")
+    return fetch(Source("folder", str(folder)), compute_dtype())
 
 
 def _tool(package: str) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from compression.hardware import compute_dtype
 from compression.progress import Report
 from compression.recipe import Distill
 
@@ -80,8 +81,8 @@ def distill(
 ) -> Trained:
     """Train `student` in place until the budget is spent, going on from the checkpoint in `checkpoints` if there is one.
 
-    Forward and backward in bfloat16 (what serving computes in), AdamW on float32 copies of the weights: half the memory
-    traffic of autocast, which converts every weight again in every step. The teacher is frozen.
+    Forward and backward in what the hardware is fast in, AdamW on float32 copies of the weights: where that is bfloat16,
+    half the memory traffic of autocast, which converts every weight again in every step. The teacher is frozen.
 
     Args:
         sequences: token ids, all of one length; taken in an order given by `seed`, again and again if need be.
@@ -89,8 +90,9 @@ def distill(
     Raises:
         DistillError: the loss is not a number; earlier checkpoints stay.
     """
-    student.to(torch.bfloat16).train()
-    teacher.to(torch.bfloat16).eval().requires_grad_(False)
+    dtype = getattr(torch, compute_dtype())
+    student.to(dtype).train()
+    teacher.to(dtype).eval().requires_grad_(False)
     weights = [weight for weight in student.parameters() if weight.requires_grad]
     masters = [weight.detach().float() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True)

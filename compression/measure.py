@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from compression import hardware
 from compression.build import clear_line
 from compression.family import MEASURED_FILE
 from compression.profiling import measure_speeds, resident_bytes
@@ -35,7 +36,6 @@ def measure(
     full: Path,
     engine_args: dict[str, object],
     price: float,
-    hardware: str,
     text: Path | None,
     report: Report,
 ) -> Card:
@@ -54,8 +54,8 @@ def measure(
     longest, streams = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
     speeds = measure_speeds(llm, config.model_config.get_vocab_size(), longest, streams, card.seed, report)
     profile = Profile(
-        hardware=hardware_label() if hardware == "auto" else hardware,
-        engine=_engine_label(engine_args),
+        hardware=hardware.label(),
+        engine=_engine_label(engine_args, config.model_config.dtype),
         ttft=speeds.ttft,
         tpot=speeds.tpot,
         prefill_tokens_per_s=round(speeds.prefill_tokens_per_s, 1),
@@ -80,16 +80,6 @@ def measure(
     return card.model_copy(update={"quality": quality, "profile": profile})
 
 
-def hardware_label() -> str:
-    """What the numbers were measured on: the accelerator if there is one, else the processor and its usable cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    models = [line.split(":", 1)[1].strip() for line in _lines(Path("/proc/cpuinfo")) if line.startswith("model name")]
-    return f"{models[0] if models else 'CPU'}, {len(os.sched_getaffinity(0))} cores"
-
-
 def _start(variant: Path, engine_args: dict[str, object]) -> "LLM":
     """The engine, after its first answer."""
     from vllm import LLM, SamplingParams, TokensPrompt
@@ -103,20 +93,16 @@ def _start(variant: Path, engine_args: dict[str, object]) -> "LLM":
     return llm
 
 
-def _engine_label(engine_args: dict[str, object]) -> str:
+def _engine_label(engine_args: dict[str, object], dtype: object) -> str:
     import vllm
 
-    return f"vllm {vllm.__version__} {json.dumps(engine_args, sort_keys=True)}"
+    return f"vllm {vllm.__version__}, {str(dtype).removeprefix('torch.')}, {json.dumps(engine_args, sort_keys=True)}"
 
 
 def _uptime_s() -> float:
     import time
 
     return time.time() - psutil.Process().create_time()
-
-
-def _lines(file: Path) -> list[str]:
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,7 +112,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--full", type=Path, required=True, help="folder of the variant it is compared with")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="vLLM engine arguments, JSON")
     parser.add_argument("--price-usd-per-hour", type=float, default=0.0)
-    parser.add_argument("--hardware-label", default="auto")
     parser.add_argument("--text", type=Path, help="text file to measure on instead of Python's documentation")
     parser.add_argument("--key", default="", help="kept beside the card: says what these measurements were made with")
     given = parser.parse_args(arguments)
@@ -137,7 +122,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             given.full,
             given.engine_args,
             given.price_usd_per_hour,
-            given.hardware_label,
             given.text,
             report,
         )
@@ -154,4 +138,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stderr.flush()
+    os._exit(code)  # the engine's threads may abort an orderly exit, after everything has been written

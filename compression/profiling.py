@@ -20,6 +20,7 @@ CROWDED_PROMPT = 256
 CROWDS = (4, 16)
 DECODE_CONCURRENCY = (1, 4, 16, 32)
 WINDOW = 16  # tokens over which one TPOT sample is taken
+POINT_S = 8.0  # a point that has taken this long is content with the samples it has; slow machines must not take hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,7 @@ def measure_speeds(llm: "LLM", vocabulary: int, longest: int, streams: int, seed
 
     TTFT at concurrency c: c streams in a closed loop, each asking again as soon as it is answered, so that a prompt meets
     answers under way; the burst at the start is left out. TPOT at c: c short prompts at once, over windows of 16 tokens.
+    On slow hardware points have fewer samples, see `POINT_S`, but never less than three.
 
     Args:
         vocabulary: token ids run from 0 to below it.
@@ -74,7 +76,8 @@ def measure_speeds(llm: "LLM", vocabulary: int, longest: int, streams: int, seed
     done()
     ttft = []
     for length in lengths:
-        times = [engine.burst([engine.prompt(length)], 1)[0].ttft_ms for _ in range(5 if length > 512 else 9)]
+        bursts = (engine.burst([engine.prompt(length)], 1) for _ in range(9))
+        times = [burst[0].ttft_ms for burst in _while_short(bursts)]
         ttft.append(TtftPoint(prompt_tokens=length, concurrency=1, **_quantiles(times)))
         done()
     for crowd in crowds:
@@ -83,12 +86,16 @@ def measure_speeds(llm: "LLM", vocabulary: int, longest: int, streams: int, seed
         done()
     tpot = []
     for crowd in decodes:
-        burst = [engine.burst([engine.prompt(32) for _ in range(crowd)], answer) for _ in range(3 if crowd == 1 else 1)]
+        length = answer if crowd <= 4 else min(answer, 2 * WINDOW + 1)
+        bursts = (
+            engine.burst([engine.prompt(32) for _ in range(crowd)], length) for _ in range(3 if crowd == 1 else 1)
+        )
+        burst = list(_while_short(bursts))
         times = [sample for streams_ in burst for stream in streams_ for sample in stream.tpot_ms()]
         tpot.append(TpotPoint(concurrency=crowd, **_quantiles(times)))
         done()
     decode = _tokens_per_s(burst[-1])
-    prompts = [engine.prompt(lengths[-1]) for _ in range(4)]
+    prompts = [engine.prompt(lengths[-1]) for _ in range(3)]
     started = time.perf_counter()
     engine.burst(prompts, 1)
     prefill = sum(map(len, prompts)) / (time.perf_counter() - started)
@@ -137,9 +144,10 @@ class _Engine:
         answers = itertools.cycle((24, 40, 32, 16, 48))  # of several lengths, so that the streams fall out of step
         running = dict(self._ask(self.prompt(length), next(answers)) for _ in range(crowd))
         later: list[_Stream] = []
+        end = time.perf_counter() + POINT_S
         while running:
             for _ in range(self._advance(running)):
-                if len(later) < requests:
+                if len(later) < requests and (time.perf_counter() < end or len(later) < crowd):
                     name, stream = self._ask(self.prompt(length), next(answers))
                     running[name] = stream
                     later.append(stream)
@@ -169,6 +177,15 @@ class _Engine:
                 del running[output.request_id]
                 ended += 1
         return ended
+
+
+def _while_short(samples: Iterator[list[_Stream]]) -> Iterator[list[_Stream]]:
+    """`samples` until they have taken `POINT_S`, at least three."""
+    end = time.perf_counter() + POINT_S
+    for count, sample in enumerate(samples, 1):
+        yield sample
+        if count >= 3 and time.perf_counter() > end:
+            return
 
 
 def _tokens_per_s(streams: Sequence[_Stream]) -> float:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from compression.hardware import compute_dtype
 from compression.progress import Report
 from compression.prune import decoder_layers
 from compression.recipe import Quantize
@@ -39,7 +40,7 @@ def quantize(
         "max_seq_length": len(sequences[0]),
         "shuffle_calibration_samples": False,
     }
-    model.to(torch.bfloat16).eval()
+    model.to(getattr(torch, compute_dtype())).eval()
     if settings.smoothquant is not None:
         # one plain pass: smoothing changes no output, so it needs no layer-by-layer pass, which takes twice as long
         smoothing = SmoothQuantModifier(smoothing_strength=settings.smoothquant)

@@ -1,0 +1,49 @@
+"""What this machine computes with: its name on cards, and the number format its matrix kernels are fast in. Free of torch."""
+
+import os
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+#: What decides which kernels an engine finds, strongest first.
+_EXTENSIONS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2")
+
+
+def label() -> str:
+    """The accelerators if there are any, else the processor, its usable cores and its strongest vector extensions."""
+    if found := accelerators():
+        return f"{len(found)} x {found[0]}"
+    extensions = [name for name in _EXTENSIONS if name in _cpu("flags").split()][:2]
+    return ", ".join([_cpu("model name") or platform.machine(), f"{len(os.sched_getaffinity(0))} cores", *extensions])
+
+
+@cache
+def accelerators() -> list[str]:
+    """Names of the NVIDIA GPUs of this machine."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def compute_dtype() -> Literal["bfloat16", "float32"]:
+    """The format to compute in on the CPU.
+
+    oneDNN has bfloat16 matrix products on x86 from AVX-512 on; below that torch falls back to loops that are several
+    times slower than float32.
+    """
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return "float32" if x86 and "avx512f" not in _cpu("flags").split() else "bfloat16"
+
+
+@cache
+def _cpu(field: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split(":")[0].strip() == field), "")
