@@ -147,17 +147,19 @@ class Supervisor:
         began = time.monotonic()
         while True:
             time.sleep(0.5)
-            applications = ray_serve.status().applications
-            for name, state in self._state.variants.items():
+            starting = {name: state for name, state in self._state.variants.items() if state.phase == "starting"}
+            applications = ray_serve.status().applications if starting else {}  # asking costs a tenth of a core
+            for name, state in starting.items():
                 app = applications.get(app_name(name))
                 if app is None:
                     continue
-                if app.status == "RUNNING" and state.phase == "starting":
+                if app.status == "RUNNING":
                     state.phase = "ready"
                     state.seconds["starting"] = round(time.monotonic() - began, 1)
-                elif app.status == "DEPLOY_FAILED" and state.phase == "starting":
+                elif app.status == "DEPLOY_FAILED":
                     state.phase, state.error = "failed", " ".join(app.message.split())[-500:]
-            self._save()
+            if starting:
+                self._save()
             if all(state.phase in ("ready", "failed") for state in self._state.variants.values()):
                 self._note("up")
                 return

@@ -6,7 +6,6 @@ from ray import serve as ray_serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
-from deployments.engine_start import FORK_WORKERS
 from serve.config import PlatformConfig, VariantConfig
 
 #: Every engine: no telemetry, no download at run time, its own timings in every answer.
@@ -37,14 +36,13 @@ def variant_app(config: PlatformConfig, variant: VariantConfig, folder: Path, to
     actor: dict[str, object] = {"num_cpus": 0}
     if resources.memory_gb:
         actor["memory"] = int(resources.memory_gb * 2**30)
-    start = {} if resources.gpus else {FORK_WORKERS: "1"}
     llm_config = LLMConfig(
         model_loading_config={"model_id": config.model.name, "model_source": str(folder)},
         engine_kwargs=engine_args,
         accelerator_type=resources.accelerator,
         accelerator_config=None if resources.gpus else {"kind": "cpu"},
         placement_group_config={"bundle_per_worker": worker},
-        runtime_env={"env_vars": {**ENGINE_ENV, **start, **config.env, **variant.env}},
+        runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env}},
         callback_config={"callback_class": LocalWeights},
         log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
         deployment_config={
