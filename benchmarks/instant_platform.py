@@ -68,7 +68,9 @@ def main() -> None:
     """Start, say so, and wait for the end; whoever started this stops the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, required=True, help="and the five ports after it")
-    port = parser.parse_args().port
+    parser.add_argument("--over-handle", action="store_true", help="reach the engine over a deployment handle instead")
+    given = parser.parse_args()
+    port = given.port
     config = PlatformConfig.model_validate(
         {
             "model": {"name": MODEL, "source": "none"},
@@ -87,20 +89,23 @@ def main() -> None:
     import ray
     from ray import serve as ray_serve
 
-    from deployments.gateway import gateway_app
+    import deployments.gateway
+    from benchmarks.over_handle import HandleEngine, HandleGateway
     from deployments.replicas import app_name
 
+    if given.over_handle:
+        deployments.gateway.GatewayDeployment = HandleGateway
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray_serve.start(http_options={"host": config.server.host, "port": config.server.port})
     engine = ray_serve.deployment(
-        ray_serve.ingress()(InstantDeployment),
+        ray_serve.ingress()(HandleEngine if given.over_handle else InstantDeployment),
         name=f"engine:{VARIANT}",
         max_ongoing_requests=1_000,  # as the real engines' deployments
         health_check_period_s=2,
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
     ).bind()
-    gateway = gateway_app(config, {VARIANT: instant_card()}, "none", str(folder / "metrics"))
+    gateway = deployments.gateway.gateway_app(config, {VARIANT: instant_card()}, "none", str(folder / "metrics"))
     ray_serve.run_many(
         [
             ray_serve.RunTarget(engine, name=app_name(VARIANT), route_prefix=None),

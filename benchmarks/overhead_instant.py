@@ -78,14 +78,18 @@ class Target:
 
 
 def measure(size: Size) -> dict[str, object]:
-    """All systems, interleaved; the Python proxy once at the end. Returns the result document without the machine."""
+    """All systems, interleaved; at the end, once, what Gearbox would be over handles and over Ray's Python proxy.
+
+    Returns the result document without the machine.
+    """
     notes: list[str] = []
     baseline = _litellm_available(notes)
     names = ["bare", "gearbox", *(["litellm"] if baseline else [])]
+    once = ["gearbox-over-handle", "gearbox-python-proxy"]
     point_s = size.seconds * len(CONNECTIONS) + size.tokens * 0.05 * size.waves * 2 + 4
     steps = [("start", 45.0), *[(name, point_s + size.idle_s / size.repeats) for name in names * size.repeats]]
-    progress = Progress([*steps, ("start", 30.0), ("gearbox-python-proxy", point_s + size.idle_s)])
-    records: dict[str, list[dict[str, object]]] = {name: [] for name in [*names, "gearbox-python-proxy"]}
+    progress = Progress([*steps, *[step for name in once for step in (("start", 30.0), (name, point_s + size.idle_s))]])
+    records: dict[str, list[dict[str, object]]] = {name: [] for name in [*names, *once]}
     idle: dict[str, dict[str, float]] = {}
     with ExitStack() as stack:
         progress.step(f"starting {', '.join(names)}")
@@ -97,17 +101,17 @@ def measure(size: Size) -> dict[str, object]:
             for name in order:
                 progress.step(f"{name}, repeat {i + 1} of {size.repeats}")
                 records[name].append(_measure_once(targets[name], idle[name], size))
-    with ExitStack() as stack:
-        progress.step("starting gearbox with Ray's Python proxy")
-        try:
-            targets = dict(_start(stack, ["gearbox-python-proxy"]))
-            idle["gearbox-python-proxy"] = targets["gearbox-python-proxy"].idle(size.idle_s)
-            progress.step("gearbox-python-proxy, once")
-            target = targets["gearbox-python-proxy"]
-            records[target.name].append(_measure_once(target, idle[target.name], size))
-        except NotStarted as error:
-            notes.append(str(error))
-            del records["gearbox-python-proxy"]
+    for name in once:
+        with ExitStack() as stack:
+            progress.step(f"starting {name}")
+            try:
+                target = dict(_start(stack, [name]))[name]
+                idle[name] = target.idle(size.idle_s)
+                progress.step(f"{name}, once")
+                records[name].append(_measure_once(target, idle[name], size))
+            except NotStarted as error:
+                notes.append(str(error))
+                del records[name]
     return {
         "size": {"repeats": size.repeats, "seconds": size.seconds, "tokens": size.tokens, "waves": size.waves},
         "litellm": litellm_proxy.version() if baseline else None,
@@ -132,14 +136,15 @@ def _start(stack: ExitStack, names: list[str]) -> Iterator[tuple[str, Target]]:
     first, *ports = free_ports(20)
     bare = System("bare", python("-m", "benchmarks.instant", "--port", str(first)))
     for name in names:
-        port = {"bare": first, "gearbox": ports[1], "gearbox-python-proxy": ports[1], "litellm": ports[0]}[name]
+        port = {"bare": first, "litellm": ports[0]}.get(name, ports[1])
         if name == "bare":
             system = bare
         elif name == "litellm":
             system = litellm_proxy.proxy(port, f"http://127.0.0.1:{first}")
         else:
             env = PYTHON_PROXY if name == "gearbox-python-proxy" else {}
-            system = System(name, python("-m", "benchmarks.instant_platform", "--port", str(port)), env)
+            flags = ["--over-handle"] if name == "gearbox-over-handle" else []
+            system = System(name, python("-m", "benchmarks.instant_platform", "--port", str(port), *flags), env)
         stack.enter_context(system)
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         system.wait(lambda url=url: _answers(url), 180)

@@ -1,0 +1,123 @@
+"""The pictures of the results, one function for each result document; written beside the pages that show them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report import IMAGES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Result = Mapping[str, Any]
+COLORS = {"full": "#4c72b0", "int8": "#dd8452", "distilled": "#55a868"}
+SYSTEM_NAMES = {
+    "bare": "bare server",
+    "stock": "Ray Serve LLM",
+    "gearbox": "Gearbox",
+    "litellm": "LiteLLM",
+    "stock-python-proxy": "Ray Serve LLM,\nPython proxy",
+    "gearbox-python-proxy": "Gearbox,\nPython proxy",
+    "gearbox-over-handle": "Gearbox,\nover a handle",
+}
+
+
+def variants(result: Result) -> Path:
+    """Quality against speed and against cost, one point a variant, bars over the repeats."""
+    figure, axes = _figure(1, 3)
+    for ax, speed, title in (
+        (axes[0], "decode_1", "one stream, tokens/s"),
+        (axes[1], "decode_32", "32 streams together, tokens/s"),
+    ):
+        for name, row in result["variants"].items():
+            middle, low, high = (row[speed][key] for key in ("median", "min", "max"))
+            _point(ax, name, middle, row["quality"], xerr=[[middle - low], [high - middle]])
+        ax.set_xlabel(title)
+    for name, row in result["variants"].items():
+        _point(axes[2], name, row["usd_per_million"]["output"], row["quality"])
+    axes[2].set_xlabel("USD per million output tokens")
+    axes[0].set_ylabel("quality (full = 1)")
+    for ax in axes:
+        ax.set_ylim(0, 1.08)
+        ax.margins(x=0.2)
+    return _save(figure, "variants")
+
+
+def overhead_engine(result: Result) -> Path:
+    """Throughput beside the bare server's, and the time added to the first token, by number of streams."""
+    figure, (throughput, ttft) = _figure(1, 2)
+    systems = result["systems"]
+    for i, (name, points) in enumerate(systems.items()):
+        at = [position + i * 0.8 / len(systems) for position in range(len(points))]
+        for ax, key in ((throughput, "ratio"), (ttft, "added_ttft_ms")):
+            if name == "bare" and ax is ttft:
+                continue
+            middle = [point[key]["median"] for point in points.values()]
+            low = [point[key]["median"] - point[key]["min"] for point in points.values()]
+            high = [point[key]["max"] - point[key]["median"] for point in points.values()]
+            label = SYSTEM_NAMES[name].replace("\n", " ")
+            ax.bar(at, middle, 0.8 / len(systems), yerr=[low, high], capsize=2, label=label, color=f"C{i}")
+    for ax, title in ((throughput, "tokens/s, bare server = 1"), (ttft, "added TTFT p50, ms")):
+        ax.set_xticks([position + 0.3 for position in range(len(result["shape"]))])
+        ax.set_xticklabels([f"{point['streams']} streams" for point in result["shape"]])
+        ax.set_title(title, fontsize=10)
+    throughput.axhline(result["aims"]["tokens_per_s_ratio_at_32"], color="grey", linewidth=0.8, linestyle="--")
+    ttft.axhline(result["aims"]["added_ttft_ms"], color="grey", linewidth=0.8, linestyle="--")
+    throughput.legend(fontsize=8, loc="lower right")
+    return _save(figure, "overhead-engine")
+
+
+def overhead_instant(result: Result) -> Path:
+    """CPU time of every process on the way, stacked, for a unary request and for one streamed token."""
+    figure, axes = _figure(1, 2)
+    for ax, point, title, aim in (
+        (axes[0], "unary-32", "CPU per unary request, µs", "unary"),
+        (axes[1], "scatter", "CPU per streamed token (one each 50 ms), µs", "token"),
+    ):
+        names = list(result["systems"])
+        roles = list(dict.fromkeys(role for name in names for role in _roles(result, name, point)))
+        below = [0.0] * len(names)
+        for role in roles:
+            height = [_roles(result, name, point).get(role, 0.0) for name in names]
+            ax.bar([SYSTEM_NAMES[name] for name in names], height, bottom=below, label=role)
+            below = [low + more for low, more in zip(below, height, strict=True)]
+        ax.axhline(result["aims_us"][aim], color="grey", linewidth=0.8, linestyle="--")
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(axis="x", labelsize=8)
+    axes[0].legend(fontsize=7)
+    return _save(figure, "overhead-instant")
+
+
+def _roles(result: Result, system: str, point: str) -> dict[str, float]:
+    """Microseconds by role on the way of a request; what runs in the background is no part of it."""
+    found = result["systems"][system]["points"][point]["cpu_us"]
+    return {role: max(us["median"], 0.0) for role, us in found.items() if not role.startswith("background")}
+
+
+def _point(ax: "Axes", name: str, x: float, quality: float, xerr: object = None) -> None:
+    ax.errorbar([x], [quality], xerr=xerr, fmt="o", markersize=8, capsize=3, color=COLORS.get(name, "#8172b3"))
+    ax.annotate(name, (x, quality), textcoords="offset points", xytext=(0, -16), ha="center", fontsize=9)
+
+
+def _figure(rows: int, columns: int) -> "tuple[Figure, Any]":
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
+    for ax in axes:
+        ax.grid(alpha=0.25)
+        ax.set_axisbelow(True)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: "Figure", name: str) -> Path:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"{name}.png"
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    print(f"wrote {path}")
+    return path

@@ -1,0 +1,217 @@
+"""The tables of README and docs, made from the results: `python -m benchmarks.tables` writes them in place.
+
+A page marks the place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A test holds the pages against the results.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plots import SYSTEM_NAMES
+from benchmarks.report import load
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "quality.md")
+Result = Mapping[str, Any]
+
+
+def variants(result: Result) -> str:
+    """What each variant costs and gives, for the README."""
+    rows = []
+    for name, row in result["variants"].items():
+        ratios = row["ratios"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"{row['bytes'] / 1e6:.0f}",
+                f"{row['resident_bytes'] / 1e9:.2f}",
+                f"{row['quality']:.3f}",
+                f"{row['perplexity']:.2f}",
+                f"{row['kl_to_full']:.3f}",
+                f"{row['top1_agreement']:.3f}",
+                f"{row['decode_1']['median']:.0f} ({ratios['decode_1']:.2f}x)",
+                f"{row['decode_32']['median']:.0f} ({ratios['decode_32']:.2f}x)",
+                f"{row['prefill']['median']:.0f} ({ratios['prefill']:.2f}x)",
+            ]
+        )
+    head = ["variant", "MB", "GB resident", "quality", "perplexity", "KL to full", "top-1", "tok/s, one stream"]
+    return _table([*head, "tok/s, 32 streams", "prefill tok/s"], rows) + "\n\n" + _machine(result)
+
+
+def variants_details(result: Result) -> str:
+    """The same with intervals, spread and cost."""
+    rows = []
+    for name, row in result["variants"].items():
+        low, high = row["kl_ci95"]
+        usd = row["usd_per_million"]
+        rows.append(
+            [
+                f"`{name}`",
+                row["technique"],
+                f"{row['parameters'] / 1e6:.0f} M",
+                f"{row['kl_to_full']:.4f} [{low:.4f}, {high:.4f}]",
+                *(_range(row[speed], 0) for speed in ("decode_1", "decode_32", "prefill")),
+                f"{usd['input']:.4f} / {usd['output']:.4f}",
+            ]
+        )
+    head = [
+        "variant",
+        "technique",
+        "parameters",
+        "KL to full [95%]",
+        "tok/s, one stream",
+        "tok/s, 32 streams",
+        "prefill tok/s",
+    ]
+    note = (
+        f"Quality on {result['quality_set']}. Speeds are medians [smallest, largest] of {result['size']['repeats']} repeats "
+        "through the gateway, one variant at a time while all are loaded."
+    )
+    return _table([*head, "USD per million tokens in / out"], rows) + f"\n\n{note}\n{_machine(result)}"
+
+
+def overhead(engine: Result) -> str:
+    """Throughput and first-token time beside the bare server's, for the README."""
+    streams = [str(point["streams"]) for point in engine["shape"]]
+    rows = []
+    for name, points in engine["systems"].items():
+        cells = [f"{points[at]['tokens_per_s']['median']:.0f} ({points[at]['ratio']['median']:.2f}x)" for at in streams]
+        cells += ["" if name == "bare" else f"{points[at]['added_ttft_ms']['median']:+.1f}" for at in streams]
+        rows.append([_name(name), *cells])
+    head = ["", *(f"tok/s, {at} streams" for at in streams), *(f"added TTFT ms, {at}" for at in streams)]
+    return _table(head, rows)
+
+
+def overhead_instant(instant: Result) -> str:
+    """Requests per second and CPU time per request and token with an engine that takes no time."""
+    rows = []
+    for name, system in instant["systems"].items():
+        points = system["points"]
+        rows.append(
+            [
+                _name(name),
+                f"{points['unary-32']['per_s']['median']:.0f}",
+                f"{points['unary-32']['p50_ms']['median']:.1f}",
+                _range(points["unary-32"]["on_the_way_us"], 0),
+                _range(points["scatter"]["on_the_way_us"], 0),
+                _range(points["step"]["on_the_way_us"], 0),
+                _range(points["saturated"]["on_the_way_us"], 0),
+            ]
+        )
+    head = [
+        "",
+        "requests/s",
+        "p50 ms",
+        "µs CPU a unary request",
+        "µs CPU a streamed token",
+        "all streams in step",
+        "as fast as it goes",
+    ]
+    return _table(head, rows)
+
+
+def overhead_details(engine: Result, instant: Result) -> str:
+    """Both parts with their spread."""
+    rows = []
+    for name, points in engine["systems"].items():
+        for at, point in points.items():
+            rows.append(
+                [
+                    _name(name),
+                    at,
+                    _range(point["ttft_p50_ms"], 0),
+                    _range(point["added_ttft_ms"], 1),
+                    _range(point["tpot_p50_ms"], 1),
+                    _range(point["tokens_per_s"], 0),
+                    _range(point["ratio"], 3),
+                ]
+            )
+    head = ["", "streams", "TTFT p50 ms", "added ms", "TPOT p50 ms", "tok/s", "ratio to bare"]
+    shape = engine["shape"][-1]
+    one = (
+        f"The same `full` engine bare, in Ray Serve LLM's own app, and in Gearbox, one at a time, {engine['rounds']} rounds, "
+        f"loaded by vLLM's own `bench serve` ({shape['prompt_words']} words in, {shape['output_tokens']} tokens out); "
+        f"medians [smallest, largest] over the rounds.\n\n{_table(head, rows)}\n{_machine(engine)}"
+    )
+    two = (
+        "An engine that takes no time, 32 connections: requests per second, and the CPU of every process on the way "
+        "(the bare engine's own included). A streamed token is one of 32 streams with one token each 50 ms, each in a "
+        f"phase of its own.\n\n{overhead_instant(instant)}\n{_machine(instant)}"
+    )
+    notes = "".join(f"\n{note}" for note in instant["notes"])
+    return f"{one}\n\n{two}{notes}"
+
+
+def few_cores(result: Result) -> str:
+    """What each setting for few cores adds, one after the other."""
+    rows = []
+    for row in result["settings"].values():
+        cells = [
+            _range(row[key], digits)
+            for key, digits in (("ttft_ms", 0), ("one_per_s", 1), ("crowd_per_s", 0), ("together_per_s", 0))
+        ]
+        rows.append([row["label"], *cells])
+    head = [
+        "",
+        f"TTFT ms, {result['prompt_tokens']} tokens",
+        "tok/s, one stream",
+        f"tok/s, {result['streams']} streams",
+    ]
+    return _table([*head, "tok/s, two engines at once"], rows) + "\n\n" + _machine(result)
+
+
+TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "variants": (variants, ("variants",)),
+    "variants-details": (variants_details, ("variants",)),
+    "overhead": (overhead, ("overhead-engine",)),
+    "few-cores": (few_cores, ("few-cores",)),
+    "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
+}
+
+
+def filled(page: str) -> str:
+    """The page with every marked table made anew. Raises `KeyError` for a table there is not."""
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1]
+        make, results = TABLES[name]
+        found = [load(result) for result in results]
+        if None in found:
+            return match[0]
+        return f"<!-- table:{name} -->\n{make(*found)}\n<!-- /table:{name} -->"
+
+    return re.sub(r"<!-- table:(\S+) -->\n(?:.*?\n)?<!-- /table:\1 -->", fill, page, flags=re.DOTALL)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _range(spread: Mapping[str, float], digits: int) -> str:
+    """`median [smallest, largest]`; the median alone when it was measured once."""
+    middle, low, high = (f"{spread[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return middle if spread["n"] == 1 else f"{middle} [{low}, {high}]"
+
+
+def _name(system: str) -> str:
+    return SYSTEM_NAMES[system].replace("\n", " ")
+
+
+def _machine(result: Result) -> str:
+    machine = result["machine"]
+    return f"Measured {machine['measured'][:10]} on {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB."
+
+
+def main() -> None:
+    """Write the tables into the pages."""
+    for path in PAGES:
+        page = path.read_text()
+        if (new := filled(page)) != page:
+            path.write_text(new)
+            print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    main()
