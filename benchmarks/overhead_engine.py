@@ -42,7 +42,7 @@ class Shape:
 
 
 QUICK = Shape(1, (Point(1, 2, 24, 8), Point(8, 8, 24, 8), Point(32, 32, 24, 8)))
-FULL = Shape(3, (Point(1, 16, 24, 48), Point(8, 40, 24, 48), Point(32, 128, 24, 48)))
+FULL = Shape(2, (Point(1, 10, 24, 48), Point(8, 32, 24, 48), Point(32, 96, 24, 48)))
 
 
 def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, object]:

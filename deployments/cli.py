@@ -13,6 +13,7 @@ from typing import Annotated
 import httpx
 import psutil
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -126,7 +127,7 @@ def _follow(console: Console, supervisor: "subprocess.Popen[bytes]", folder: Pat
                     f"{n} {v.phase} {v.stage}".strip() for n, v in state.variants.items()
                 )
                 if not console.is_terminal and line != shown:
-                    console.print(f"[{time.monotonic() - began:5.0f} s] {line}", markup=False)
+                    console.print(f"[{time.monotonic() - began:5.0f} s] {line}", markup=False, soft_wrap=True)
                     shown = line
             time.sleep(0.25)
 
@@ -195,18 +196,8 @@ def _summary(console: Console, state: PlatformState) -> None:
         console.print(
             "the gateway does not answer yet" if not state.settled else "set GEARBOX_API_KEY to see the cards"
         )
-    table = Table(
-        "variant",
-        "state",
-        "MB",
-        "quality",
-        "perplexity",
-        "tok/s",
-        "prefill tok/s",
-        "replicas",
-        "in flight",
-        title=state.url,
-    )
+    headings = ("variant", "state", "MB", "quality", "ppl", "tok/s", "prefill/s", "replicas", "busy")
+    table = Table(*headings, title=state.url, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fits 80 columns
     for name, variant in state.variants.items():
         table.add_row(name, *_row(variant, served.get(name)))
     console.print(table)
@@ -237,6 +228,7 @@ def _hint(console: Console, state: PlatformState, settings: PlatformConfig) -> N
         f"\ncurl -i {state.url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n  -d '{body}'",
         markup=False,
         highlight=False,
+        soft_wrap=True,  # to be copied
     )
     console.print("\n'gearbox chat' talks to it, 'gearbox status' shows it, 'gearbox down' stops it", highlight=False)
 

