@@ -42,7 +42,7 @@ class Size:
 
 
 QUICK = Size(repeats=1, seconds=2, idle_s=2, tokens=40, waves=1)
-FULL = Size(repeats=5, seconds=4, idle_s=8, tokens=100, waves=2)
+FULL = Size(repeats=3, seconds=3, idle_s=6, tokens=100, waves=1)
 
 
 @dataclass(slots=True)

@@ -28,9 +28,7 @@ class NotStarted(Exception):
 class System:
     """One system under test. Use as a context manager: whatever it started is gone afterwards."""
 
-    def __init__(
-        self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, piped: bool = False
-    ) -> None:
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.command = list(command)
         self.mark = secrets.token_hex(8)
@@ -38,19 +36,17 @@ class System:
         # Importing vLLM without bytecode takes three times as long.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.log = Path(tempfile.mkdtemp(prefix="gb-")) / f"{name}.log"
-        self.piped = piped  # standard input and output, as text, are ours
-        self.process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(
+            self._process = subprocess.Popen(
                 self.command,
                 env=self.env,
                 cwd=Path(__file__).parent.parent,
-                stdin=subprocess.PIPE if self.piped else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if self.piped else log,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
                 stderr=log,
-                text=True,
                 start_new_session=True,
             )
         return self
@@ -62,11 +58,11 @@ class System:
 
     def wait(self, answers: Callable[[], bool], patience_s: float) -> float:
         """Seconds until `answers` says yes. Raises `NotStarted` when the process ends or time is up first."""
-        assert self.process is not None
+        assert self._process is not None
         began = time.monotonic()
         while time.monotonic() - began < patience_s:
-            if self.process.poll():
-                raise NotStarted(f"{self.name} ended with code {self.process.returncode}: {self.last_words()}")
+            if self._process.poll():
+                raise NotStarted(f"{self.name} ended with code {self._process.returncode}: {self.last_words()}")
             try:
                 if answers():
                     return time.monotonic() - began
@@ -105,12 +101,12 @@ class System:
         """Ask the first process to end, then end all the others that carry the mark."""
         interrupts = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
         try:
-            if self.process is not None and self.process.poll() is None:
-                self.process.terminate()
+            if self._process is not None and self._process.poll() is None:
+                self._process.terminate()
                 try:
-                    self.process.wait(20)
+                    self._process.wait(20)
                 except subprocess.TimeoutExpired:
-                    self.process.kill()
+                    self._process.kill()
             others = self.processes()
             for process in others:
                 process.terminate()

@@ -79,7 +79,7 @@ def overhead(engine: Result) -> str:
         cells = [f"{points[at]['tokens_per_s']['median']:.0f} ({points[at]['ratio']['median']:.2f}x)" for at in streams]
         cells += ["" if name == "bare" else f"{points[at]['added_ttft_ms']['median']:+.1f}" for at in streams]
         rows.append([_name(name), *cells])
-    head = ["", *(f"tok/s, {at} streams" for at in streams), *(f"added TTFT ms, {at}" for at in streams)]
+    head = ["streams at once:", *(f"tok/s, {at}" for at in streams), *(f"added TTFT ms, {at}" for at in streams)]
     return _table(head, rows)
 
 
@@ -143,29 +143,10 @@ def overhead_details(engine: Result, instant: Result) -> str:
     return f"{one}\n\n{two}{notes}"
 
 
-def few_cores(result: Result) -> str:
-    """What each setting for few cores adds, one after the other."""
-    rows = []
-    for row in result["settings"].values():
-        cells = [
-            _range(row[key], digits)
-            for key, digits in (("ttft_ms", 0), ("one_per_s", 1), ("crowd_per_s", 0), ("together_per_s", 0))
-        ]
-        rows.append([row["label"], *cells])
-    head = [
-        "",
-        f"TTFT ms, {result['prompt_tokens']} tokens",
-        "tok/s, one stream",
-        f"tok/s, {result['streams']} streams",
-    ]
-    return _table([*head, "tok/s, two engines at once"], rows) + "\n\n" + _machine(result)
-
-
 TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
-    "few-cores": (few_cores, ("few-cores",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
 
