@@ -84,7 +84,7 @@ def overhead_instant(result: Result) -> Path:
             below = [low + more for low, more in zip(below, height, strict=True)]
         ax.axhline(result["aims_us"][aim], color="grey", linewidth=0.8, linestyle="--")
         ax.set_title(title, fontsize=10)
-        ax.tick_params(axis="x", labelsize=8)
+        ax.tick_params(axis="x", labelsize=7)
     axes[0].legend(fontsize=7)
     return _save(figure, "overhead-instant")
 
