@@ -140,4 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    os._exit(code)  # the engine's threads may abort an orderly exit, after everything has been written
+    # the engine's threads may abort an orderly exit, after everything has been written
+    for child in psutil.Process().children(recursive=True):
+        child.kill()
+    os._exit(code)
