@@ -10,7 +10,6 @@ import argparse
 import errno
 import hashlib
 import importlib.metadata
-import pickle
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -344,8 +343,6 @@ def clear_line(error: BaseException) -> str | None:
         return "the disk is full: free some space and run it again; it goes on where it stopped"
     if isinstance(error, PermissionError):
         return f"cannot write: {error}"
-    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in str(error):
-        return "the checkpoint of an interrupted training is damaged: remove 'checkpoints' under OUT.part, run it again"
     return None
 
 

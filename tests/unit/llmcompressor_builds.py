@@ -30,7 +30,7 @@ VARIANTS: dict[str, list[dict[str, object]]] = {
     "int8-static": [quantize(scheme="W8A8-static")],
     "w8a16": [quantize(scheme="W8A16", method="rtn")],
     "int4-gptq": [quantize(scheme="W4A16", group_size=32)],
-    "int4-awq": [quantize(scheme="W4A16", group_size=32, method="awq")],
+    "int4-awq": [quantize(scheme="W4A16", group_size=32, method="awq", samples=1, sequence_length=16)],
     "fp8": [quantize(scheme="FP8")],
     "fp8-cache": [quantize(scheme="FP8", kv_cache="fp8")],
     "int8-cache": [quantize(method="rtn", smoothquant=None, kv_cache="int8")],

@@ -313,15 +313,6 @@ def test_a_text_file_that_is_not_there_leaves_nothing_behind(full: Path, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_training_checkpoint_is_one_line(full: Path, tmp_path: Path, text: Path) -> None:
-    file = tmp_path / "out.part" / "1-distill" / "checkpoints" / "distill.pt"
-    file.parent.mkdir(parents=True)
-    file.write_bytes(b"half of a checkpoint")
-    with pytest.raises(Exception, match="") as failed:
-        make(full, tmp_path / "out", text, STUDENT["steps"][1])
-    assert "checkpoint of an interrupted training is damaged" in clear_line(failed.value)
-
-
 @pytest.mark.parametrize(
     "error",
     [

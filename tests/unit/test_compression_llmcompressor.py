@@ -36,9 +36,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not PYTHON.exists() and "CI" not in os.environ:
         pytest.skip(f"no compression environment at {PYTHON}: run 'make install'")
     folder = tmp_path_factory.mktemp("made")
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [PYTHON, "-m", "tests.unit.llmcompressor_builds", folder],
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]

@@ -82,7 +82,9 @@ def test_the_fit_makes_pruning_hurt_less(monkeypatch: pytest.MonkeyPatch) -> Non
     def damage() -> float:
         model = tiny()
         keep_neurons(model, ROWS, 32, quiet)
-        return torch.nn.functional.kl_div(model(tokens).logits.log_softmax(-1), before, log_target=True).item()
+        return torch.nn.functional.kl_div(
+            model(tokens).logits.log_softmax(-1), before, log_target=True, reduction="batchmean"
+        ).item()
 
     fitted = damage()
     monkeypatch.setattr("compression.width.refit", lambda weight, _, kept: weight[:, kept])
