@@ -1,26 +1,41 @@
 """Make one variant's weights and its card, without quality and profile: `python -m compression.build --help`.
 
-Runs in the compression environment. Works in `OUT.part` and renames it to OUT at the very end, so an interrupted build
-never looks finished; run again, it goes on from what `OUT.part` holds. Progress goes to standard output as JSON lines.
-Anything that goes wrong and has a known cause is one line on standard error and exit code 2.
+Runs in the compression environment. Works in `OUT.part` and renames what it made to OUT at the very end, so an
+interrupted build never looks finished; run again, it goes on after the last finished step, see `compression.kept`.
+Progress goes to standard output as JSON lines. Anything that goes wrong and has a known cause is one line on standard
+error and exit code 2.
 """
 
 import argparse
 import errno
+import hashlib
 import importlib.metadata
-import json
 import shlex
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression.checks import BuildRefused, check_groups, check_installed, check_parent, check_prunable, model_config
+from compression.finish import FinishError, finish, variant_facts
 from compression.hardware import compute_dtype
+from compression.kept import Kept, KeptError, claim, keep, last_kept
 from compression.progress import Report, report_on_stdout
-from compression.recipe import Distill, Load, Prune, Quantize, Recipe, RecipeError, load_recipe
-from compression.source import Source, SourceError, fetch, parse_source
+from compression.recipe import (
+    Cast,
+    Distill,
+    Load,
+    Lora,
+    Prune,
+    Quantize,
+    Recipe,
+    RecipeError,
+    Sparsify,
+    load_recipe,
+    recipe_key,
+)
+from compression.source import Source, SourceError, fetch, identity, parse_source
 from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
@@ -30,22 +45,20 @@ from compression.text import (
     load_corpus,
     training_sequences,
 )
-from serve.card import Card, CardError, Step, load_card, weight_files, weights_digest
+from serve.card import Card, CardError, Step, load_card
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHECKPOINT_FOLDER = "checkpoints"
 
 
-class BuildRefused(Exception):
-    """A build that cannot go on, for a reason the user can act on."""
-
-
 @dataclass(slots=True)
 class Work:
-    """What the steps of one build pass on to each other."""
+    """What the steps of one build pass on to each other.
+
+    `scratch` is the running step's own folder, gone when it has finished. `dtype` is what the weights are stored in.
+    """
 
     recipe: Recipe
     scratch: Path
@@ -53,6 +66,7 @@ class Work:
     corpus: Callable[[], Corpus]
     source: Source | None
     parent: Path | None
+    dtype: str = "bfloat16"
     model: "PreTrainedModel | None" = None
     tokenizer: "PreTrainedTokenizerBase | None" = None
     done: list[Step] = field(default_factory=list)
@@ -91,22 +105,62 @@ def build(
     if (recipe.parent is None) != (parent is None):
         wanted = f"the folder of its parent '{recipe.parent}' (--parent)" if recipe.parent else "a source (--source)"
         raise BuildRefused(f"the recipe '{recipe.name}' needs {wanted}")
+    check_installed(recipe)
     if parent is not None:
-        _check_parent(recipe, parent)
-    scratch = out.with_name(out.name + ".part")
-    scratch.mkdir(parents=True, exist_ok=True)
-    corpus = _once(lambda: load_corpus(text))
-    work = Work(recipe, scratch, report, corpus, parse_source(source) if source else None, parent)
-    if parent is not None:
-        work.model, work.tokenizer = _load_folder(parent)
-    for step in recipe.steps:
-        work.done.append(_STEPS[type(step)](work, step))
-    return _finish(work, name, model, out, reproduce)
+        check_parent(recipe, parent)
+    part = out.with_name(out.name + ".part")
+    claim(part, _key(recipe, source, parent, text))
+    work = Work(
+        recipe, part, report, _once(lambda: load_corpus(text)), parse_source(source) if source else None, parent
+    )
+    kept = _resume(work, last_kept(part))
+    for step in recipe.steps[len(work.done) :]:
+        kept = _take(work, step, part)
+    report("save", 0, 1, "models")
+    card = finish(kept, out, lambda folder: _card(work, folder, name, model, reproduce))
+    report("save", 1, 1, "models")
+    return card
+
+
+def _resume(work: Work, kept: Kept | None) -> Kept | None:
+    """Load what the last finished step left, or the parent where there is none yet."""
+    start = kept.folder if kept else work.parent
+    if kept:
+        work.done, work.dtype = list(kept.steps), kept.dtype
+    elif start:
+        work.dtype = model_config(start).get("dtype") or work.dtype
+    if start and len(work.done) < len(work.recipe.steps):
+        work.model, work.tokenizer = _load_folder(start)
+    elif start:  # only the end is missing, and quantized weights load in no other way than by an engine
+        work.tokenizer = _load_tokenizer(start)
+    return kept
+
+
+def _take(work: Work, step: object, part: Path) -> Kept:
+    """One step, and what it made kept."""
+    import torch
+
+    work.scratch = part / f"{len(work.done) + 1}-{step.technique}"
+    work.scratch.mkdir(exist_ok=True)
+    if not isinstance(step, Load | Cast):
+        work.model.to(getattr(torch, compute_dtype()))
+    work.done.append(_STEPS[type(step)](work, step))
+    _check_finite(work)
+
+    def save(folder: Path) -> None:
+        work.model.save_pretrained(folder)
+        work.tokenizer.save_pretrained(folder)
+
+    kept = keep(part, tuple(work.done), work.dtype, save)
+    # llm-compressor reads the configuration and the tokenizer from where the model says it comes from
+    work.model.name_or_path = work.model.config._name_or_path = str(kept.folder)
+    return kept
 
 
 def _load(work: Work, step: Load) -> Step:
     work.report("load", 0, 1, "models")
     work.model, work.tokenizer = fetch(work.source, step.dtype)
+    work.dtype = step.dtype
     work.report("load", 1, 1, "models")
     return Step(
         technique="load",
@@ -115,20 +169,65 @@ def _load(work: Work, step: Load) -> Step:
     )
 
 
-def _prune(work: Work, step: Prune) -> Step:
-    from compression.prune import PruneError, block_influence, keep_layers, layers_to_keep
+def _cast(work: Work, step: Cast) -> Step:
+    import torch
 
-    measured = work.scratch / "influence.json"
+    work.model.to(getattr(torch, step.dtype))
+    work.dtype = step.dtype
+    return Step(technique="cast", parameters=step.model_dump(exclude={"technique"}), tool=_tool("torch"))
+
+
+def _prune(work: Work, step: Prune) -> Step:
+    from compression.prune import PruneError, prune
+    from compression.vocabulary import prune_vocabulary
+
+    check_prunable(work.model.config.to_dict(), step)
+    parameters = step.model_dump(exclude={"technique"}, exclude_none=True)
     try:
-        if not measured.exists():
-            found = block_influence(work.model, work.sequences(step.sequence_length, step.samples), work.report)
-            _write(measured, json.dumps(found))
-        kept = layers_to_keep(json.loads(measured.read_text()), step.layers)
-        keep_layers(work.model, kept)
+        if step.layers or step.heads or step.mlp_width:
+            rows = work.sequences(step.sequence_length, step.samples)
+            parameters |= prune(work.model, rows, step, work.report)
+        if step.vocabulary:
+            rows = work.sequences(step.sequence_length)
+            work.tokenizer = prune_vocabulary(work.model, work.tokenizer, rows, step.vocabulary, work.scratch)
     except PruneError as error:
         raise BuildRefused(str(error)) from error
-    parameters = {**step.model_dump(exclude={"technique"}), "kept": kept, "criterion": "block influence"}
     return Step(technique="prune", parameters=parameters, tool=_tool("torch"))
+
+
+def _sparsify(work: Work, step: Sparsify) -> Step:
+    from compression.sparsify import sparsify, sparsity
+
+    magnitude = step.method == "magnitude"
+    rows = [] if magnitude else work.sequences(step.sequence_length, step.samples)
+    work.model = sparsify(work.model, rows, step, work.report)
+    parameters = step.model_dump(exclude={"technique"}) | {"measured_sparsity": round(sparsity(work.model), 4)}
+    return Step(technique="sparsify", parameters=parameters, tool=_tool("torch" if magnitude else "llmcompressor"))
+
+
+def _lora(work: Work, step: Lora) -> Step:
+    from compression.distill import DistillError, distill
+    from compression.lora import LoraError, merged, with_additions
+
+    teacher, _ = _load_folder(work.parent)
+    student = with_additions(work.model, step, work.recipe.seed)
+    rows, checkpoints = work.sequences(step.sequence_length), work.scratch / CHECKPOINT_FOLDER
+    try:
+        trained = distill(
+            student, teacher, rows, step.training(), work.recipe.seed, checkpoints,
+            lambda _, *progress: work.report("lora", *progress),
+        )  # fmt: skip
+        work.model = merged(student)
+    except (DistillError, LoraError) as error:
+        raise BuildRefused(str(error)) from error
+    parameters = step.model_dump(exclude={"technique"}) | {
+        "trained_steps": trained.steps,
+        "trained_tokens": trained.tokens,
+        "trained_seconds": round(trained.seconds),
+        "first_loss": round(trained.first_loss, 4),
+        "last_loss": round(trained.last_loss, 4),
+    }
+    return Step(technique="lora", parameters=parameters, tool=_tool("peft"))
 
 
 def _distill(work: Work, step: Distill) -> Step:
@@ -155,76 +254,51 @@ def _distill(work: Work, step: Distill) -> Step:
 def _quantize(work: Work, step: Quantize) -> Step:
     from compression.quantize import quantize
 
-    rows = work.sequences(step.sequence_length, step.samples)
+    check_groups(work.model.config.to_dict(), step)
+    rows = work.sequences(step.sequence_length, step.samples) if step.calibrates else []
     work.model = quantize(work.model, rows, step, work.report)
     return Step(technique="quantize", parameters=step.model_dump(exclude={"technique"}), tool=_tool("llmcompressor"))
 
 
-_STEPS = {Load: _load, Prune: _prune, Distill: _distill, Quantize: _quantize}
+_STEPS = {
+    Load: _load,
+    Cast: _cast,
+    Prune: _prune,
+    Sparsify: _sparsify,
+    Lora: _lora,
+    Distill: _distill,
+    Quantize: _quantize,
+}
+
+_HINTS = {
+    "cast": "float16 ends at 65504, use bfloat16",
+    "distill": "lower the learning rate",
+    "lora": "lower the learning rate",
+}
 
 
-def _finish(work: Work, name: str, model: str, out: Path, reproduce: str) -> Card:
-    """Save weights, tokenizer and card into the scratch folder, then make it the variant's folder."""
+def _check_finite(work: Work) -> None:
+    """Refuse weights that are not numbers before they replace what was kept."""
     import torch
 
-    work.report("save", 0, 1, "models")
-    dtype = getattr(torch, getattr(work.recipe.steps[0], "dtype", "bfloat16"))
-    quantized = isinstance(work.recipe.steps[-1], Quantize)
-    if not quantized:
-        work.model.to(dtype)
-    work.model.save_pretrained(work.scratch)
-    if quantized:
-        _store_rest_as(dtype, work.scratch)
-    work.tokenizer.save_pretrained(work.scratch)
-    for file in weight_files(work.scratch):
-        file.chmod(0o644)  # safetensors writes for the owner alone; serving may run as someone else
-    card = Card(
+    for name, tensor in work.model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            technique = work.done[-1].technique
+            hint = _HINTS.get(technique, "the weights it started from or the calibration text are unusual")
+            raise BuildRefused(f"the step '{technique}' made weights that are not finite numbers, first {name}: {hint}")
+
+
+def _card(work: Work, folder: Path, name: str, model: str, reproduce: str) -> Card:
+    return Card(
         name=name,
         model=model,
         parent=work.recipe.parent,
         steps=tuple(work.done),
-        weights_digest=weights_digest(work.scratch),
-        parameters=_parameters(work.scratch),
-        bytes_on_disk=sum(file.stat().st_size for file in weight_files(work.scratch)),
-        max_model_len=work.model.config.max_position_embeddings,
         chars_per_token=_chars_per_token(work),
         seed=work.recipe.seed,
         reproduce=reproduce,
+        **variant_facts(folder),
     )
-    card.save(work.scratch)
-    shutil.rmtree(work.scratch / CHECKPOINT_FOLDER, ignore_errors=True)
-    (work.scratch / "influence.json").unlink(missing_ok=True)
-    work.scratch.rename(out)
-    work.report("save", 1, 1, "models")
-    return card
-
-
-def _store_rest_as(dtype: "torch.dtype", folder: Path) -> None:
-    """Store in `dtype` what quantization left in float32 (embeddings, norms), but for the scales."""
-    from safetensors.torch import load_file, save_file
-
-    for file in weight_files(folder):
-        tensors = load_file(file)
-        rest = [
-            key for key, tensor in tensors.items() if tensor.is_floating_point() and key.endswith((".weight", ".bias"))
-        ]
-        save_file({**tensors, **{key: tensors[key].to(dtype) for key in rest}}, file, {"format": "pt"})
-    config = folder / "config.json"
-    _write(config, json.dumps({**json.loads(config.read_text()), "dtype": str(dtype).removeprefix("torch.")}, indent=2))
-
-
-def _parameters(folder: Path) -> int:
-    """Weights of the network in the files of `folder`; scales and other by-products of quantization do not count."""
-    from safetensors import safe_open
-
-    total = 0
-    for file in weight_files(folder):
-        with safe_open(file, "pt") as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (it is no mapping)
-                if key.rsplit(".", 1)[-1] in {"weight", "bias"}:
-                    shape = tensors.get_slice(key).get_shape()
-                    total += int.__mul__(*shape) if len(shape) == 2 else shape[0] if shape else 1
-    return total
 
 
 def _chars_per_token(work: Work) -> float:
@@ -232,32 +306,27 @@ def _chars_per_token(work: Work) -> float:
     return round(sum(len(work.tokenizer.decode(row)) for row in rows) / sum(map(len, rows)), 3)
 
 
-def _check_parent(recipe: Recipe, parent: Path) -> None:
-    """Refuse, before any weights are loaded, what the parent's configuration already rules out."""
-    from compression.prune import PruneError, check_prunable
-
-    load_card(parent)
-    layers = json.loads((parent / "config.json").read_text()).get("num_hidden_layers", 0)
-    for step in recipe.steps:
-        if isinstance(step, Prune):
-            try:
-                check_prunable(layers, step.layers)
-            except PruneError as error:
-                raise BuildRefused(str(error)) from error
+def _key(recipe: Recipe, source: str | None, parent: Path | None, text: Path | None) -> str:
+    """What an interrupted build must have in common with this one to be gone on with."""
+    start = identity(parse_source(source)) if source else ""
+    if text and not text.is_file():
+        raise TextError(f"cannot read the text file {text}: there is no such file")
+    words = hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
+    return recipe_key(recipe, start, load_card(parent).weights_digest if parent else None, words)
 
 
 def _load_folder(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     return fetch(Source("folder", str(folder)), compute_dtype())
 
 
+def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def _tool(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
-
-
-def _write(file: Path, content: str) -> None:
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(content)
-    scratch.replace(file)
 
 
 def _once(make: Callable[[], Corpus]) -> Callable[[], Corpus]:
@@ -267,7 +336,7 @@ def _once(make: Callable[[], Corpus]) -> Callable[[], Corpus]:
 
 def clear_line(error: BaseException) -> str | None:
     """The one line for an error with a known cause; None for one that deserves its traceback."""
-    if isinstance(error, BuildRefused | RecipeError | SourceError | TextError | CardError):
+    if isinstance(error, BuildRefused | RecipeError | SourceError | TextError | CardError | KeptError | FinishError):
         return str(error)
     full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
     if full or "No space left on device" in str(error):  # safetensors wraps the system's error in its own

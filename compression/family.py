@@ -8,24 +8,33 @@ subprocesses, each in the environment that has what it needs.
         folder = family.make(planned, on_progress=print)
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import platform
-import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from compression import hardware
+from compression.child import KEEP_MEMORY, ChildFailed, run_child
 from compression.progress import Progress
-from compression.recipe import Distill, Load, Prune, Quantize, Recipe, load_recipe, recipe_key
+from compression.recipe import (
+    Cast,
+    Distill,
+    Load,
+    Lora,
+    Prune,
+    Quantize,
+    Recipe,
+    Sparsify,
+    check_follows,
+    load_recipe,
+    recipe_key,
+)
 from compression.source import identity, parse_source
 from serve.card import load_card
 
@@ -114,7 +123,7 @@ class Family:
         child's. Changes nothing.
 
         Raises:
-            RecipeError: a recipe is missing or wrong.
+            RecipeError: a recipe is missing or wrong, or cannot start from its parent.
             BuildError: variants start from each other in a circle.
         """
         asked = {spec.name: spec for spec in variants}
@@ -130,6 +139,7 @@ class Family:
                     beside = {"name": recipe.parent, "recipe": spec.recipe.with_name(f"{recipe.parent}.yaml")}
                     wanted = asked.get(recipe.parent) or spec.model_copy(update=beside)
                     parent = add(wanted, (*under, spec.name))
+                    check_follows(recipe, parent.recipe.planned_steps())
                 planned[spec.name] = self._planned(spec, recipe, parent, spec.name in asked)
             return planned[spec.name]
 
@@ -151,7 +161,7 @@ class Family:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
             if not (planned.folder / "card.json").exists():
-                self._run(self._build_command(planned), _KEEP_MEMORY, planned, on_progress)
+                self._run(self._build_command(planned), KEEP_MEMORY, planned, on_progress)
             if not _is_measured(planned.folder, planned.measure_key):
                 self._run(self._measure_command(planned), planned.spec.env, planned, on_progress)
             _reprice(planned.folder, planned.spec.price_usd_per_hour)
@@ -175,7 +185,7 @@ class Family:
         seconds: dict[str, float] = {}
         state: State = "ready"
         if not (folder / "card.json").exists():
-            state, seconds = "to build", _build_seconds(recipe) | _MEASURE_SECONDS
+            state, seconds = "to build", build_seconds(recipe) | _MEASURE_SECONDS
         elif not _is_measured(folder, measure_key):
             state, seconds = "to measure", dict(_MEASURE_SECONDS)
         parent_folder = parent.folder if parent else None
@@ -202,59 +212,38 @@ class Family:
     def _run(
         self, command: list[str], env: dict[str, str], planned: Planned, on_progress: Callable[[Progress], None]
     ) -> None:
-        root = Path(__file__).resolve().parent.parent
-        environment = {**os.environ, **env, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
-        if self._background:
-            command = ["nice", "-n", "10", *command]
-            # threads that spin at barriers would take the cores from the engines, and wait for each other 50 times longer
-            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        with planned.log.open("a") as log:
-            start = log.tell()
-            process = subprocess.Popen(
-                command,
-                cwd=root,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-            try:
-                for line in process.stdout or ():
-                    try:
-                        progress = Progress.model_validate_json(line)
-                    except ValidationError:  # a print of some library before standard output was taken over
-                        continue
-                    on_progress(progress)
-                process.wait()
-            finally:
-                _end(process)
-        if process.returncode:
-            raise BuildError(
-                f"variant '{planned.name}': {_reason(planned.log, start, process.returncode)} (log: {planned.log})"
-            )
+        try:
+            run_child(command, env, planned.log, on_progress, self._background)
+        except ChildFailed as error:
+            raise BuildError(f"variant '{planned.name}': {error} (log: {planned.log})") from error
 
-
-# glibc gives large freed blocks back to the system and fetches them again in every training step: a fifth of the time.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35), "MALLOC_TOP_PAD_": str(2**28)}
 
 # What each stage takes on two cores for the demo model; only the proportions matter, for the ETA.
 _MEASURE_SECONDS = {"start": 25.0, "profile": 90.0, "quality": 35.0}
 
 
-def _build_seconds(recipe: Recipe) -> dict[str, float]:
-    seconds = {}
+def build_seconds(recipe: Recipe) -> dict[str, float]:
+    """Roughly how long each stage of a build takes on two cores for the demo model, for the first estimate."""
+    seconds: dict[str, float] = {}
+
+    def add(stage: str, more: float) -> None:
+        seconds[stage] = seconds.get(stage, 0.0) + more
+
     for step in recipe.steps:
         match step:
             case Load():
-                seconds["load"] = 30.0
+                add("load", 30.0)
+            case Cast():
+                add("cast", 2.0)
             case Prune():
-                seconds["prune"] = 1.0 * step.samples
-            case Distill():
+                add("prune", 1.0 * step.samples * sum(1 for part in (step.layers, step.heads, step.mlp_width) if part))
+            case Distill() | Lora():
                 by_tokens = step.tokens / 200 if step.tokens else float("inf")
-                seconds["distill"] = min(by_tokens, (step.minutes or float("inf")) * 60)
+                add(step.technique, min(by_tokens, (step.minutes or float("inf")) * 60))
+            case Sparsify():
+                add("sparsify", 10.0 + (3.0 * step.samples if step.method != "magnitude" else 0.0))
             case Quantize():
-                seconds["quantize"] = 20.0 + (5.0 * step.samples if step.method == "gptq" else 0.5 * step.samples)
+                add("quantize", 20.0 + step.samples * {"gptq": 5.0, "awq": 10.0, "rtn": 0.5}[step.method])
     return {**seconds, "save": 10.0}
 
 
@@ -275,26 +264,3 @@ def _reprice(folder: Path, price_usd_per_hour: float) -> None:
 
 def _file_digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _reason(log: Path, start: int, code: int) -> str:
-    """The subprocess's own one line, else the last line of its log."""
-    with log.open(errors="replace") as stream:
-        stream.seek(start)
-        lines = [line.strip() for line in stream if line.strip()]
-    for line in reversed(lines):
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}: {lines[-1]}" if lines else how
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the subprocess and everything it started; it leads a group of its own. vLLM's processes outlive a SIGTERM."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

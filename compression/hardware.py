@@ -22,7 +22,19 @@ def label() -> str:
 @cache
 def accelerators() -> list[str]:
     """Names of the NVIDIA GPUs of this machine."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return _nvidia_smi("name")
+
+
+@cache
+def compute_capability() -> tuple[int, int] | None:
+    """CUDA's compute capability of the weakest GPU of this machine; None without one."""
+    found = [line.split(".") for line in _nvidia_smi("compute_cap")]
+    return min(((int(major), int(minor)) for major, minor in found), default=None)
+
+
+def _nvidia_smi(field: str) -> list[str]:
+    """One line a GPU; none where there is no driver."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

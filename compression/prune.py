@@ -1,29 +1,62 @@
-"""Depth pruning: drop the layers that change the hidden state least."""
+"""Structured pruning: take out the layers, attention heads, MLP neurons or tokens that matter least to the model's output."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from compression.progress import Report
+from compression.recipe import Prune
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+Done = Callable[[], None]  # called after each sequence
+
 
 class PruneError(Exception):
-    """A model that cannot lose that many layers."""
+    """A model that cannot lose that much, or is not built from the parts that are to be pruned."""
 
 
-def check_prunable(layers: int, keep: int) -> None:
-    """Raise `PruneError` unless a model of `layers` layers can be cut to `keep`."""
-    if keep >= layers:
-        raise PruneError(f"cannot prune to {keep} layers: the model has {layers}; keep fewer")
+def prune(
+    model: "PreTrainedModel", sequences: Sequence[Sequence[int]], step: Prune, report: Report
+) -> dict[str, object]:
+    """Cut layers, heads and MLP neurons of `model` in place; returns what was kept, for the card.
+
+    Each part is measured on what the one before has left. The vocabulary is not cut here, see `compression.vocabulary`.
+
+    Args:
+        sequences: token ids to measure influence on.
+
+    Raises:
+        PruneError: it is built from other parts, or its activations are not numbers.
+    """
+    from compression.width import keep_heads, keep_neurons
+
+    wanted = [part for part in (step.layers, step.heads, step.mlp_width) if part is not None]
+    finished = 0
+
+    def done() -> None:
+        nonlocal finished
+        finished += 1
+        report("prune", finished, len(wanted) * len(sequences), "sequences")
+
+    found: dict[str, object] = {}
+    model.eval()
+    if step.layers is not None:
+        kept = layers_to_keep(block_influence(model, sequences, done), step.layers)
+        keep_layers(model, kept)
+        found |= {"kept": kept, "criterion": "block influence"}
+    if step.heads is not None:
+        found["kept_heads"] = keep_heads(model, sequences, step.heads, done)
+    if step.mlp_width is not None:
+        found["kept_mlp_share"] = keep_neurons(model, sequences, step.mlp_width, done)
+    return found
 
 
 @torch.inference_mode()
-def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]], report: Report) -> list[float]:
+def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]], done: Done) -> list[float]:
     """Block influence of every layer, measured on `sequences` of token ids of equal length.
 
     BI_i = 1 - E[cos(x_i, x_{i+1})] with x_i the hidden state that enters layer i, over all tokens
@@ -44,12 +77,13 @@ def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]]
 
     handles = [watch(index) for index in range(len(layers))]
     try:
-        for done, sequence in enumerate(sequences, 1):
+        for sequence in sequences:
             model(torch.tensor([sequence]), use_cache=False)
-            report("prune", done, len(sequences), "sequences")
+            done()
     finally:
         for handle in handles:
             handle.remove()  # type: ignore[attr-defined]
+    check_finite(total)
     return (total / len(sequences)).tolist()
 
 
@@ -59,8 +93,9 @@ def layers_to_keep(influence: Sequence[float], keep: int) -> list[int]:
     Raises:
         PruneError: fewer than two, or not fewer than there are.
     """
-    check_prunable(len(influence), keep)
-    between = sorted(range(1, len(influence) - 1), key=lambda index: influence[index], reverse=True)
+    if not 2 <= keep < len(influence):
+        raise PruneError(f"cannot prune to {keep} layers: the model has {len(influence)}; keep fewer, and at least 2")
+    between = sorted(range(1, len(influence) - 1), key=lambda index: -influence[index])
     return sorted([0, *between[: keep - 2], len(influence) - 1])
 
 
@@ -84,3 +119,11 @@ def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
     if not isinstance(layers, nn.ModuleList):
         raise PruneError(f"cannot prune a {type(model).__name__}: its decoder has no list of layers")
     return layers
+
+
+def check_finite(measured: Tensor) -> None:
+    """Raise `PruneError` when an influence is no number: nothing can be ranked by it."""
+    if not torch.isfinite(measured).all():
+        raise PruneError(
+            "the model's activations are not finite numbers on the calibration text: its weights are broken"
+        )

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from compression.cli import compress
 from deployments.state import (
     RUN_ID,
     PlatformState,
@@ -36,6 +37,8 @@ from serve.config import ConfigError, PlatformConfig, load_config
 
 DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]
+
+app.command()(compress)
 
 
 @app.command()

@@ -1,16 +1,17 @@
 """Where each variant's weights are: a folder the configuration names, or the cache that recipes fill."""
 
-import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from compression.child import compression_python
 from compression.family import BuildError, Family, Planned, VariantSpec
+from compression.kernels import target, unservable
 from compression.progress import Progress
 from compression.recipe import RecipeError
 from compression.source import SourceError
-from serve.card import CardError, check_card, load_card
+from serve.card import CardError, Step, check_card, load_card
 from serve.config import ConfigError, PlatformConfig, VariantConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "compression" / "recipes"
@@ -21,7 +22,8 @@ class Weights:
 
     Raises:
         ConfigError: wherever the configuration can't be right: a recipe that is not there or wrong, a source that is
-            no source, named weights that are missing, unmeasured or not what their card says.
+            no source, named weights that are missing, unmeasured or not what their card says, a variant for which the
+            engine has no kernel on the hardware it is deployed on.
     """
 
     def __init__(self, config: PlatformConfig, cache: Path) -> None:
@@ -35,14 +37,17 @@ class Weights:
 
     def ready(self, variant: VariantConfig) -> Path | None:
         """The folder with finished, measured weights that match their card; None if they have yet to be made."""
-        if variant.recipe and self._find(variant).state != "ready":
-            return None
+        if variant.recipe:
+            self._check_kernel(variant, self._find(variant).recipe.planned_steps())
+            if self._find(variant).state != "ready":
+                return None
         folder = self._find(variant).folder if variant.recipe else Path(variant.weights or "")
         try:
             card = load_card(folder)
             check_card(card, folder)
         except CardError as error:
             raise ConfigError(f"variant '{variant.name}': {error}") from error
+        self._check_kernel(variant, card.steps)
         if card.quality is None or card.profile is None:
             raise ConfigError(f"variant '{variant.name}': the card in {folder} has no measured quality or profile")
         return folder
@@ -74,16 +79,16 @@ class Weights:
         """Roughly how long `make` will take, for the first estimate."""
         return sum(self._find(variant).seconds.values()) if variant.recipe else 0.0
 
+    def _check_kernel(self, variant: VariantConfig, steps: Sequence[Step]) -> None:
+        if reason := unservable(steps, target(variant.resources.gpus)):
+            raise ConfigError(f"variant '{variant.name}' cannot be served here: {reason}")
+
     def _find(self, variant: VariantConfig) -> Planned:
         return next(planned for planned in self._planned if planned.name == variant.name)
 
     def _family(self, background: bool) -> Family:
-        python = Path(
-            os.environ.get("GEARBOX_COMPRESSION_PYTHON")
-            or Path(sys.prefix).with_name(".venv-compression") / "bin/python"
-        )
-        model = self._config.model
-        return Family(model.source, model.name, self._cache, python, Path(sys.executable), background=background)
+        model, python = self._config.model, Path(sys.executable)
+        return Family(model.source, model.name, self._cache, compression_python(), python, background=background)
 
     def _spec(self, variant: VariantConfig) -> VariantSpec:
         assert variant.recipe is not None

@@ -8,6 +8,7 @@ import yaml
 from compression.family import Family, Planned
 from compression.progress import Progress
 from deployments.weights import Weights, _with_eta
+from serve.card import Step
 from serve.config import ConfigError
 from tests.catalog import make_card, make_config, write_variant
 
@@ -139,6 +140,35 @@ def test_all_ancestors_are_made_first(tmp_path, recipes, made):
     config = make_config(variants=[{"name": "pruned-int8", "recipe": str(recipes / "pruned-int8.yaml")}])
     Weights(config, tmp_path / "cache").make(config.variants[0], lambda *_: None, background=False)
     assert made == ["full", "pruned", "pruned-int8"]
+
+
+FP8 = {"name": "fp8", "parent": "full", "steps": [{"technique": "quantize", "scheme": "FP8"}]}
+
+
+def test_a_recipe_without_a_kernel_here_is_refused_before_it_is_made(tmp_path, recipes):
+    (recipes / "fp8.yaml").write_text(yaml.safe_dump(FP8))
+    message = refused(tmp_path, {"name": "fp8", "recipe": str(recipes / "fp8.yaml")})
+    assert message.startswith("variant 'fp8' cannot be served here: vLLM has no kernel for FP8 on CPUs")
+
+
+def test_named_weights_without_a_kernel_here_are_refused(tmp_path):
+    step = Step(technique="quantize", parameters={"scheme": "W8A16"}, tool="t")
+    folder = write_variant(tmp_path / "own", make_card(steps=(step,)))
+    assert "no kernel for W8A16 on CPUs" in refused(tmp_path, {"name": "own", "weights": str(folder)})
+
+
+def test_the_same_weights_are_ready_where_there_is_a_gpu(tmp_path, monkeypatch):
+    monkeypatch.setattr("compression.hardware.compute_capability", lambda: (9, 0))
+    step = Step(technique="quantize", parameters={"scheme": "FP8"}, tool="t")
+    folder = write_variant(tmp_path / "own", make_card(steps=(step,)))
+    found, variant = only(tmp_path, weights=str(folder), resources={"gpus": 1})
+    assert found.ready(variant) == folder
+
+
+def test_a_recipe_that_cannot_start_from_its_parent_is_refused(tmp_path, recipes):
+    again = {"name": "again", "parent": "pruned-int8", "steps": [{"technique": "prune", "layers": 9}]}
+    (recipes / "again.yaml").write_text(yaml.safe_dump(again))
+    assert "its weights are quantized" in refused(tmp_path, {"name": "again", "recipe": str(recipes / "again.yaml")})
 
 
 def test_the_seconds_left_are_the_stages_own_pace_and_the_later_stages_estimates(monkeypatch, tmp_path, recipes):

@@ -1,0 +1,86 @@
+"""On which hardware the engine (vLLM 0.32) has a kernel for what a card's steps made. Free of torch.
+
+Read from vllm/model_executor/kernels/linear and layers/quantization/compressed_tensors, which say more than the table in
+https://docs.vllm.ai/en/latest/features/quantization/; what it says of CPUs was also run, see docs/quality.md.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from compression import hardware
+from serve.card import Step
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a variant is to be served. `capability` is CUDA's compute capability, None when it is not known."""
+
+    kind: Literal["cpu", "cuda"]
+    capability: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Support:
+    """Where one scheme has a kernel: on CPUs, unless `no_cpu` says why not, and on GPUs from `cuda` on.
+
+    `cuda` is the lowest compute capability (7.5 Turing, 8.0 Ampere, 8.9 Ada, 9.0 Hopper), None for no GPU at all.
+    """
+
+    cuda: tuple[int, int] | None
+    no_cpu: str | None
+    source: str
+
+
+SUPPORT = {
+    "W8A8": Support((7, 5), None, "CPUInt8ScaledMMLinearKernel; CompressedTensorsW8A8Int8.get_min_capability"),
+    "W8A8-static": Support((7, 5), None, "CPUInt8ScaledMMLinearKernel; CompressedTensorsW8A8Int8.get_min_capability"),
+    "W8A16": Support(
+        (7, 5), "its CPU kernel for weights alone takes 4 bits only", "CPUWNA16LinearKernel; MarlinLinearKernel"
+    ),
+    "W4A16": Support((7, 5), None, "CPUWNA16LinearKernel (slower than bfloat16 there); MarlinLinearKernel"),
+    "FP8": Support(
+        (7, 5),
+        "it falls back to torch there, 40 times slower than bfloat16",
+        "CPUFP8W8A8ScaledMMLinearKernel wants AMX-FP8; below 8.9 CompressedTensorsW8A16Fp8 reads FP8 weights alone",
+    ),
+    "kv cache fp8": Support((8, 9), None, "CPUAttentionBackend.supported_kv_cache_dtypes; e4m3 conversion from Ada on"),
+    "kv cache int8": Support(
+        None,
+        "it reads key-value scales of FP8 only; the engine argument kv_cache_dtype: int8_per_token_head needs no step",
+        "CompressedTensorsKVCacheMethod.validate_kv_cache_scheme",
+    ),
+}
+
+
+def target(gpus: float) -> Target:
+    """What a replica that reserves `gpus` GPUs runs on, judged by this machine."""
+    return Target("cuda", hardware.compute_capability()) if gpus else Target("cpu")
+
+
+def unservable(steps: Iterable[Step], on: Target) -> str | None:
+    """Why the engine cannot serve what `steps` made on this hardware, or None when it can.
+
+    Masks ('sparsify') and structure ('prune') need no kernel of their own.
+    """
+    for step in steps:
+        if step.technique != "quantize":
+            continue
+        schemes = [str(step.parameters.get("scheme", "W8A8"))]
+        if cache := step.parameters.get("kv_cache"):
+            schemes.append(f"kv cache {cache}")
+        for scheme in schemes:
+            if scheme in SUPPORT and (reason := _missing(scheme, SUPPORT[scheme], on)):
+                return reason
+    return None
+
+
+def _missing(scheme: str, support: Support, on: Target) -> str | None:
+    if on.kind == "cpu":
+        return f"vLLM has no kernel for {scheme} on CPUs: {support.no_cpu}" if support.no_cpu else None
+    if support.cuda is None:
+        return f"vLLM cannot serve {scheme}: {support.no_cpu}"
+    if on.capability is not None and on.capability < support.cuda:
+        wanted, found = (".".join(map(str, pair)) for pair in (support.cuda, on.capability))
+        return f"vLLM's kernel for {scheme} needs a GPU of compute capability {wanted} or higher, this one has {found}"
+    return None
