@@ -73,7 +73,7 @@ def distill(
         DistillError: the loss or its gradient is not a number (earlier checkpoints stay), the checkpoint or the cache is
             damaged, or the settings do not fit the models.
     """
-    processes = _Processes()
+    processes = Processes()
     dtype = torch.bfloat16 if processes.device.type == "cuda" else getattr(torch, compute_dtype())
     if processes.count > settings.batch:
         raise DistillError(f"{processes.count} processes cannot share a batch of {settings.batch}: raise batch")
@@ -219,13 +219,14 @@ class _Learner:
         return total
 
 
-class _Processes:
+class Processes:
     """The processes that train together; one, unless `accelerate launch` started this."""
 
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        state = PartialState()
+        # told: on a CPU it would else take every process for the only one
+        state = PartialState(cpu=not torch.cuda.is_available())
         self.device, self.count, self.index = state.device, state.num_processes, state.process_index
 
     def share(self, batch: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ everywhere.
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from compression.distill import DistillError, Trained, distill
+from compression.distill import DistillError, Processes, Trained, distill
 from compression.progress import Progress, Report, report_on_stdout
 from compression.recipe import Distill
 from compression.teacher import TopKCache
@@ -91,12 +89,9 @@ def _run(folder: Path, processes: int, report: Report) -> None:
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)),
         *("-m", "compression.processes", str(folder.resolve())),
     ]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": str(not torch.cuda.is_available())}
     log = folder / "log.txt"
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, cwd=_ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True
-        )
+        process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
             for line in process.stdout or ():
                 try:
@@ -119,10 +114,9 @@ def _run(folder: Path, processes: int, report: Report) -> None:
 
 def main(folder: Path) -> int:
     """One of the processes; returns its exit code."""
-    from accelerate import PartialState
     from transformers import AutoModelForCausalLM
 
-    first = PartialState().is_main_process
+    first = Processes().index == 0
     report = report_on_stdout() if first else lambda *_: None
     job = _Job.model_validate_json((folder / "job.json").read_text())
     student, teacher = (
