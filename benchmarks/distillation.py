@@ -24,10 +24,12 @@ from benchmarks.processes import interruptible
 from benchmarks.report import RESULTS, Progress, save, spread
 from compression import hardware
 from compression.recipe import Distill
+from compression.source import SourceError
 from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
     Corpus,
+    TextError,
     held_out_sequences,
     load_corpus,
     sequences_digest,
@@ -280,11 +282,14 @@ def main() -> int:
     interruptible()
     tokens = given.tokens or (None if given.minutes else 50_000)
     budget = {"tokens": tokens, "minutes": given.minutes}
+    from compression.distill import DistillError
+    from compression.prune import PruneError
+
     try:
         _, full = full_weights(CONFIG, given.full)
         bench = prepare(full, given.layers, given.held_out, int(COMMON["sequence_length"]), given.text)
         result = measure(bench, given.settings, given.seeds, budget, RUNS, WORK)
-    except NoWeights as error:
+    except (NoWeights, SourceError, TextError, PruneError, DistillError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
