@@ -89,6 +89,23 @@ def overhead_instant(result: Result) -> Path:
     return _save(figure, "overhead-instant")
 
 
+def distillation(result: Result) -> Path:
+    """How near each loss brings the same student to `full`: a point for every seed, a bar at their median."""
+    figure, axes = _figure(1, 3)
+    titles = {"kl_to_full": "KL to full, nats", "top1_agreement": "top-1 agreement", "perplexity": "perplexity"}
+    names = list(result["settings"])
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        for i, name in enumerate(names):
+            row = result["settings"][name]
+            ax.plot([i] * len(row["runs"]), [run[metric] for run in row["runs"]], "o", color=f"C{i}", alpha=0.7)
+            ax.hlines(row[metric]["median"], i - 0.3, i + 0.3, color=f"C{i}", linewidth=2)
+        ax.set_xticks(range(len(names)))
+        ax.set_xticklabels(names, rotation=30, fontsize=8)
+        ax.set_title(title, fontsize=10)
+        ax.margins(x=0.1, y=0.2)
+    return _save(figure, "distillation")
+
+
 def _roles(result: Result, system: str, point: str) -> dict[str, float]:
     """Microseconds by role on the way of a request; what runs in the background is no part of it."""
     found = result["systems"][system]["points"][point]["cpu_us"]

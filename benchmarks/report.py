@@ -24,6 +24,12 @@ class Progress:
     _passed_estimate: float = 0.0
     _done: int = 0
 
+    def skip(self, name: str) -> None:
+        """The next step was done before: it takes no time and says nothing about the pace."""
+        self._done += 1
+        self.remaining.pop(0)
+        print(f"[{self._done}/{self._done + len(self.remaining)}] done before: {name}", flush=True)
+
     def step(self, name: str) -> None:
         """The next step begins."""
         elapsed = time.monotonic() - self.began

@@ -143,10 +143,31 @@ def overhead_details(engine: Result, instant: Result) -> str:
     return f"{one}\n\n{two}{notes}"
 
 
+def distillation(result: Result) -> str:
+    """The same student after the same training with each loss, and what that gives over hard labels."""
+    before = result["before"]
+    digits = {"kl_to_full": 3, "top1_agreement": 3, "perplexity": 2}
+    rows = [["before training", *(f"{before[metric]:.{digit}f}" for metric, digit in digits.items()), "", ""]]
+    for row in result["settings"].values():
+        over = row.get("over_hard", {}).get("kl_to_full")
+        cells = [_range(row[metric], digit) for metric, digit in digits.items()]
+        rows.append([row["label"], *cells, _range(over, 3) if over else "", f"{row['tokens_per_s']['median']:.0f}"])
+    size = result["size"]
+    budget = " or ".join(f"{size[unit]:,} {unit}" for unit in ("tokens", "minutes") if size[unit])
+    note = (
+        f"A student of {size['layers']} of {result['teacher']['layers']} layers, {budget} of training, "
+        f"{len(size['seeds'])} seeds (the order of the text): medians [smallest, largest]; differences are between runs with "
+        f"the same seed. Measured with {result['measured_with']}, on {result['quality_set']}."
+    )
+    head = ["", "KL to full", "top-1", "perplexity", "KL against hard labels", "tokens/s"]
+    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
 TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
+    "distillation": (distillation, ("distillation",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from compression.checks import BuildRefused, check_groups, check_installed, check_parent, check_prunable, model_config
 from compression.finish import FinishError, finish, variant_facts
-from compression.hardware import compute_dtype
+from compression.hardware import accelerators, compute_dtype
 from compression.kept import Kept, KeptError, claim, keep, last_kept
 from compression.progress import Report, report_on_stdout
 from compression.recipe import (
@@ -231,17 +231,26 @@ def _lora(work: Work, step: Lora) -> Step:
 
 
 def _distill(work: Work, step: Distill) -> Step:
+    from compression.completions import CompletionsError
     from compression.distill import DistillError, distill
+    from compression.processes import distill_in_processes
+    from compression.teacher import TopKCache
 
-    teacher, _ = _load_folder(work.parent)
     checkpoints = work.scratch / CHECKPOINT_FOLDER
+    cache = None
+    if step.teacher_top_k:
+        cache = TopKCache(work.parent / "top-k", load_card(work.parent).weights_digest)
     try:
-        trained = distill(
-            work.model, teacher, work.sequences(step.sequence_length), step, work.recipe.seed, checkpoints, work.report
-        )
-    except DistillError as error:
+        sequences = _training_data(work, step)
+        if (gpus := len(accelerators())) > 1:
+            training = (sequences, step, work.recipe.seed, checkpoints, work.report, cache, gpus)
+            trained = distill_in_processes(work.model, work.parent, *training)
+        else:
+            teacher, _ = _load_folder(work.parent)
+            trained = distill(work.model, teacher, sequences, step, work.recipe.seed, checkpoints, work.report, cache)
+    except (DistillError, CompletionsError) as error:
         raise BuildRefused(str(error)) from error
-    parameters = step.model_dump(exclude={"technique"}) | {
+    parameters = step.model_dump(mode="json", exclude={"technique"}) | {
         "trained_steps": trained.steps,
         "trained_tokens": trained.tokens,
         "trained_seconds": round(trained.seconds),
@@ -249,6 +258,19 @@ def _distill(work: Work, step: Distill) -> Step:
         "last_loss": round(trained.last_loss, 4),
     }
     return Step(technique="distill", parameters=parameters, tool=_tool("torch"))
+
+
+def _training_data(work: Work, step: Distill) -> list[list[int]]:
+    """The training text, with the parent's completions mixed in where the step asks for them."""
+    from compression.completions import completions_file, mixed, packed, read_completions, spread_out
+
+    text = work.sequences(step.sequence_length)
+    if step.data == "text":
+        return text
+    prompts = spread_out(work.sequences(step.prompt_tokens), step.completions)
+    file = completions_file(work.parent, prompts, step.sequence_length, work.recipe.seed)
+    written = packed(prompts, read_completions(file, prompts), step.sequence_length)
+    return mixed(text, written, step.teacher_share)
 
 
 def _quantize(work: Work, step: Quantize) -> Step:

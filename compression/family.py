@@ -161,6 +161,8 @@ class Family:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
             if not (planned.folder / "card.json").exists():
+                if any(isinstance(step, Distill) and step.data == "teacher" for step in planned.recipe.steps):
+                    self._run(self._completions_command(planned), planned.spec.env, planned, on_progress)
                 self._run(self._build_command(planned), KEEP_MEMORY, planned, on_progress)
             if not _is_measured(planned.folder, planned.measure_key):
                 self._run(self._measure_command(planned), planned.spec.env, planned, on_progress)
@@ -201,6 +203,14 @@ class Family:
             *(("--text", str(self._text.resolve())) if self._text else ()),
         ]
 
+    def _completions_command(self, planned: Planned) -> list[str]:
+        """The engine lets the parent write what the build learns from; it returns at once when that is there."""
+        return [
+            *(str(self._engine_python), "-m", "compression.completions", "--parent", str(planned.parent)),
+            *("--recipe", str(planned.spec.recipe.resolve()), "--engine-args", json.dumps(planned.spec.engine_args)),
+            *(("--text", str(self._text.resolve())) if self._text else ()),
+        ]
+
     def _measure_command(self, planned: Planned) -> list[str]:
         return [
             *(str(self._engine_python), "-m", "compression.measure", "--variant", str(planned.folder)),
@@ -238,6 +248,9 @@ def build_seconds(recipe: Recipe) -> dict[str, float]:
             case Prune():
                 add("prune", 1.0 * step.samples * sum(1 for part in (step.layers, step.heads, step.mlp_width) if part))
             case Distill() | Lora():
+                if isinstance(step, Distill) and step.data == "teacher":
+                    written = step.completions * (step.sequence_length - step.prompt_tokens)
+                    add("completions", 25.0 + written / 150)
                 by_tokens = step.tokens / 200 if step.tokens else float("inf")
                 add(step.technique, min(by_tokens, (step.minutes or float("inf")) * 60))
             case Sparsify():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from serve.card import Step as Made
 from serve.card import first_problem
@@ -113,17 +113,40 @@ class Lora(_Section):
 
 
 class Distill(_Section):
-    """Train what the steps before left of the parent to answer like the parent."""
+    """Train what the steps before left of the parent to answer like the parent.
+
+    L = alpha * H(y, softmax(z_s)) + beta * H(softmax(z_t / tau), softmax(z_s / tau)), see `losses.distillation_loss`.
+    """
 
     technique: Literal["distill"]
     alpha: float = Field(default=0.0, ge=0, description="weight of the next token's cross entropy")
     beta: float = Field(default=1.0, ge=0, description="weight of the cross entropy with the parent's distribution")
     tau: float = Field(default=1.0, gt=0, description="temperature of the second term")
+    scale_by_tau: bool = Field(default=True, description="multiply the second term by tau^2")
+    divergence: Literal["forward", "reverse", "js"] = Field(
+        default="forward", description="second term: H, which learns like KL(parent || student); the KL reversed; or JS"
+    )
+    js_weight: float = Field(
+        default=0.5, gt=0, lt=1, description="the parent's weight in the Jensen-Shannon divergence"
+    )
+    hidden: float = Field(default=0.0, ge=0, description="weight of matching the parent's hidden states")
+    hidden_layers: dict[NonNegativeInt, NonNegativeInt] | None = Field(
+        default=None, min_length=1, description="layer of the student: layer of the parent; null matches all, evenly"
+    )
+    teacher_top_k: int | None = Field(
+        default=None, ge=1, description="learn from the parent's likeliest tokens and the rest as one, kept on disk"
+    )
+    data: Literal["text", "teacher"] = Field(default="text", description="teacher mixes the parent's completions in")
+    teacher_share: float = Field(default=0.5, gt=0, le=1, description="share of the completions in the training data")
+    completions: int = Field(default=256, ge=1, description="completions the parent writes")
+    prompt_tokens: int = Field(default=32, ge=1, description="tokens of training text before each completion")
     learning_rate: float = Field(default=5e-4, gt=0, le=0.1)
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the budget over which the rate rises")
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float = Field(default=1.0, gt=0, description="longest gradient")
-    batch: int = Field(default=8, ge=1, description="sequences a step")
+    batch: int = Field(default=8, ge=1, description="sequences a step, over all processes")
+    micro_batch: int | None = Field(default=None, ge=1, description="sequences a forward pass; null is the whole batch")
+    gradient_checkpointing: bool = Field(default=False, description="less memory for a third more computing")
     sequence_length: int = Field(default=256, ge=8, description="tokens of each")
     tokens: int | None = Field(default=None, ge=1, description="budget in tokens")
     minutes: float | None = Field(
@@ -133,10 +156,27 @@ class Distill(_Section):
 
     @model_validator(mode="after")
     def _learns_something(self) -> Self:
-        if self.alpha + self.beta == 0:
-            raise ValueError("alpha and beta are both 0, so there is nothing to learn; raise one")
+        if self.alpha + self.beta + self.hidden == 0:
+            raise ValueError("alpha, beta and hidden are all 0, so there is nothing to learn; raise one")
         if self.tokens is None and self.minutes is None:
             raise ValueError("no budget: give tokens, minutes or both")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.hidden_layers is not None and not self.hidden:
+            raise ValueError("hidden_layers has no effect while hidden is 0; give hidden a weight")
+        if self.teacher_top_k and not self.beta:
+            raise ValueError("teacher_top_k has no effect while beta is 0; give beta a weight")
+        if self.teacher_top_k and self.hidden:
+            raise ValueError("hidden runs the parent in every step, so teacher_top_k saves nothing; leave one out")
+        if self.micro_batch is not None and self.micro_batch > self.batch:
+            raise ValueError(f"micro_batch ({self.micro_batch}) is a part of batch ({self.batch}); make it smaller")
+        if self.data == "teacher" and self.prompt_tokens >= self.sequence_length:
+            raise ValueError(
+                f"a prompt of {self.prompt_tokens} tokens leaves nothing to complete of {self.sequence_length}; "
+                "lower prompt_tokens"
+            )
         return self
 
 

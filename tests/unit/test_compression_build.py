@@ -76,6 +76,21 @@ def test_a_pruned_and_distilled_variant_has_weights_and_a_card_that_match(
     assert sorted(p.suffix for p in out.iterdir()) == [".json"] * 5 + [".safetensors"] or not list(out.glob("*.pt"))
 
 
+def test_two_distillations_follow_each_other_and_their_options_are_on_the_card(
+    full: Path, tmp_path: Path, text: Path
+) -> None:
+    prune, distill = STUDENT["steps"]
+    short = {**distill, "tokens": 4 * 32 * 12, "checkpoint_every": 5}
+    steps = [prune, {**short, "teacher_top_k": 16}, {**short, "hidden": 0.5, "hidden_layers": {0: 0, 2: 4}}]
+    student, out = Recipe.model_validate({**STUDENT, "steps": steps}), tmp_path / "distilled"
+    card = build(student, "s", "tiny", None, full, out, text, "", lambda *_: None)
+    assert card == load_card(out)
+    assert [step.parameters.get("trained_steps") for step in card.steps] == [None, 12, 12]
+    assert card.steps[2].parameters["hidden_layers"] == {"0": 0, "2": 4}
+    assert list((full / "top-k").rglob("*.npz"))
+    check_card(load_card(full), full)
+
+
 def test_a_killed_build_leaves_nothing_finished_and_goes_on_from_its_checkpoint(
     full: Path, tmp_path: Path, text: Path
 ) -> None:
@@ -90,7 +105,7 @@ def test_a_killed_build_leaves_nothing_finished_and_goes_on_from_its_checkpoint(
             break
     process.communicate()
     assert not out.exists()
-    assert (tmp_path / "distilled.part" / "2-distill" / "checkpoints" / "distill.pt").exists()
+    assert list((tmp_path / "distilled.part" / "2-distill" / "checkpoints").glob("distill-*.pt"))
 
     done = subprocess.run(command(recipe, full, out, text), check=True, **run)
     assert "prune" not in {p["stage"] for p in map(json.loads, done.stdout.splitlines())}, (

@@ -25,7 +25,7 @@ STAND_IN = """
     given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
     here = pathlib.Path(__file__).parent
     with (here / "calls").open("a") as calls:
-        calls.write(sys.argv[2].split(".")[-1] + " " + pathlib.Path(given.get("--out", given.get("--variant"))).name + "\\n")
+        calls.write(sys.argv[2].split(".")[-1] + " " + pathlib.Path(given.get("--out") or given.get("--variant") or given["--parent"]).name + "\\n")
     print("noise of a library")
     print(json.dumps({"stage": "stage", "done": 1, "total": 2, "unit": "steps"}), flush=True)
     if (here / "refuse").exists():
@@ -38,7 +38,7 @@ STAND_IN = """
         out.mkdir(parents=True)
         Card(name=given["--name"], model=given["--model"], parent=None, steps=(Step(technique="load", tool="t"),), parameters=1,
              weights_digest="sha256:" + 64 * "0", bytes_on_disk=1, max_model_len=1, chars_per_token=4, reproduce="").save(out)
-    else:
+    elif sys.argv[2] == "compression.measure":
         out = pathlib.Path(given["--variant"])
         profile = Profile(hardware="h", engine="e", ttft=(TtftPoint(prompt_tokens=1, concurrency=1, p50_ms=1, p95_ms=1),),
             tpot=(TpotPoint(concurrency=1, p50_ms=1, p95_ms=1),), prefill_tokens_per_s=1, decode_tokens_per_s=1, startup_s=1,
@@ -95,6 +95,18 @@ def test_a_variant_is_built_then_measured_with_its_parent_first_and_then_kept(be
     assert {(p.state, sum(p.seconds.values())) for p in bench.family().plan([spec("int8")])} == {("ready", 0)}
     bench.make(spec("int8"), spec("full"))
     assert len(bench.calls()) == 4
+
+
+def test_the_engine_writes_completions_before_a_build_that_learns_from_them(bench: Bench, tmp_path: Path) -> None:
+    for name in ("full", "distilled"):
+        recipe = (RECIPES / f"{name}.yaml").read_text()
+        (tmp_path / f"{name}.yaml").write_text(
+            recipe.replace("technique: distill", "technique: distill\n    data: teacher")
+        )
+    wanted = VariantSpec(name="distilled", recipe=tmp_path / "distilled.yaml")
+    assert bench.family().plan([wanted])[1].seconds["completions"] > 25
+    bench.make(wanted)
+    assert bench.calls()[2:] == ["completions full", "build distilled", "measure distilled"]
 
 
 def test_a_parent_that_was_not_asked_for_is_added(bench: Bench) -> None:

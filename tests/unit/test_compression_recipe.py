@@ -56,6 +56,22 @@ def test_the_line_says_whether_it_serves_faster(name: str) -> None:
             "name: a\nparent: full\nsteps: [{technique: distill, tau: 0, tokens: 9}]",
             "tau: Input should be greater than 0",
         ),
+        *(
+            (f"name: a\nparent: full\nsteps: [{{technique: distill, tokens: 9, {options}}}]", message)
+            for options, message in (
+                ("divergence: hellinger", "divergence: Input should be 'forward', 'reverse' or 'js'"),
+                ("divergence: js, js_weight: 1", "js_weight: Input should be less than 1"),
+                ("hidden: -1", "hidden: Input should be greater than or equal to 0"),
+                ("hidden: 1, hidden_layers: {-1: 0}", "hidden_layers.*greater than or equal to 0"),
+                ("hidden_layers: {0: 0}", "hidden_layers has no effect while hidden is 0"),
+                ("hidden: 1, teacher_top_k: 8", "teacher_top_k saves nothing"),
+                ("alpha: 1, beta: 0, teacher_top_k: 8", "teacher_top_k has no effect while beta is 0"),
+                ("batch: 4, micro_batch: 5", r"micro_batch \(5\) is a part of batch \(4\)"),
+                ("data: teacher, sequence_length: 32, prompt_tokens: 32", "leaves nothing to complete of 32"),
+                ("data: web", "data: Input should be 'text' or 'teacher'"),
+                ("teacher_share: 0", "teacher_share: Input should be greater than 0"),
+            )
+        ),
         ("name: a\nparent: full\nsteps: [{technique: quantize, scheme: W2A2}]", "scheme: Input should be 'W8A8'"),
         ("name: a\nparent: full\nsteps: [{technique: prune}]", "nothing to prune"),
         ("name: a\nparent: full\nsteps: [{technique: prune, mlp_width: 100}]", "multiple of 32"),
