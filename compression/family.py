@@ -8,28 +8,25 @@ subprocesses, each in the environment that has what it needs.
         folder = family.make(planned, on_progress=print)
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import platform
-import signal
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from filelock import FileLock
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from compression import hardware
 from compression.progress import Progress
 from compression.recipe import Distill, Load, Prune, Quantize, Recipe, load_recipe, recipe_key
+from compression.running import RunFailed, run_reported
 from compression.source import identity, parse_source
 from serve.card import load_card
 
-MEASURE_FORMAT = 1  # raise it when the same weights would be measured differently
+MEASURE_FORMAT = 2  # raise it when the same weights would be measured differently
 MEASURED_FILE = "measured.json"
 
 State = Literal["ready", "to build", "to measure"]
@@ -175,9 +172,9 @@ class Family:
         seconds: dict[str, float] = {}
         state: State = "ready"
         if not (folder / "card.json").exists():
-            state, seconds = "to build", _build_seconds(recipe) | _MEASURE_SECONDS
+            state, seconds = "to build", _build_seconds(recipe) | MEASURE_SECONDS
         elif not _is_measured(folder, measure_key):
-            state, seconds = "to measure", dict(_MEASURE_SECONDS)
+            state, seconds = "to measure", dict(MEASURE_SECONDS)
         parent_folder = parent.folder if parent else None
         return Planned(
             spec.name, folder, state, seconds, key, measure_key, spec, recipe, parent_folder, full, requested
@@ -202,44 +199,17 @@ class Family:
     def _run(
         self, command: list[str], env: dict[str, str], planned: Planned, on_progress: Callable[[Progress], None]
     ) -> None:
-        root = Path(__file__).resolve().parent.parent
-        environment = {**os.environ, **env, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
-        if self._background:
-            command = ["nice", "-n", "10", *command]
-            # threads that spin at barriers would take the cores from the engines, and wait for each other 50 times longer
-            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        with planned.log.open("a") as log:
-            start = log.tell()
-            process = subprocess.Popen(
-                command,
-                cwd=root,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                start_new_session=True,
-            )
-            try:
-                for line in process.stdout or ():
-                    try:
-                        progress = Progress.model_validate_json(line)
-                    except ValidationError:  # a print of some library before standard output was taken over
-                        continue
-                    on_progress(progress)
-                process.wait()
-            finally:
-                _end(process)
-        if process.returncode:
-            raise BuildError(
-                f"variant '{planned.name}': {_reason(planned.log, start, process.returncode)} (log: {planned.log})"
-            )
+        try:
+            run_reported(command, env, planned.log, on_progress, self._background)
+        except RunFailed as error:
+            raise BuildError(f"variant '{planned.name}': {error}") from error
 
 
 # glibc gives large freed blocks back to the system and fetches them again in every training step: a fifth of the time.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35), "MALLOC_TOP_PAD_": str(2**28)}
 
 # What each stage takes on two cores for the demo model; only the proportions matter, for the ETA.
-_MEASURE_SECONDS = {"start": 25.0, "profile": 90.0, "quality": 35.0}
+MEASURE_SECONDS = {"start": 25.0, "profile": 105.0, "quality": 35.0, "answers": 10.0, "tasks": 45.0, "drift": 12.0}
 
 
 def _build_seconds(recipe: Recipe) -> dict[str, float]:
@@ -275,26 +245,3 @@ def _reprice(folder: Path, price_usd_per_hour: float) -> None:
 
 def _file_digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _reason(log: Path, start: int, code: int) -> str:
-    """The subprocess's own one line, else the last line of its log."""
-    with log.open(errors="replace") as stream:
-        stream.seek(start)
-        lines = [line.strip() for line in stream if line.strip()]
-    for line in reversed(lines):
-        if line.startswith("error: "):
-            return line.removeprefix("error: ")
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}: {lines[-1]}" if lines else how
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End the subprocess and everything it started; it leads a group of its own. vLLM's processes outlive a SIGTERM."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=10)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()

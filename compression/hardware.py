@@ -22,7 +22,17 @@ def label() -> str:
 @cache
 def accelerators() -> list[str]:
     """Names of the NVIDIA GPUs of this machine."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return _nvidia("name")
+
+
+def accelerator_bytes() -> int | None:
+    """Memory in use on all NVIDIA GPUs of this machine, by whatever process; None without one."""
+    return sum(int(mebibytes) << 20 for mebibytes in _nvidia("memory.used")) or None
+
+
+def _nvidia(field: str) -> list[str]:
+    """One value for each GPU."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
