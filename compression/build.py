@@ -189,6 +189,7 @@ def _finish(work: Work, name: str, model: str, out: Path, reproduce: str) -> Car
         max_model_len=work.model.config.max_position_embeddings,
         chars_per_token=_chars_per_token(work),
         seed=work.recipe.seed,
+        training_digest=_training_digest(work),
         reproduce=reproduce,
     )
     card.save(work.scratch)
@@ -230,6 +231,13 @@ def _parameters(folder: Path) -> int:
 def _chars_per_token(work: Work) -> float:
     rows = held_out_sequences(work.corpus(), work.encode, work.tokenizer.decode, HELD_OUT_LENGTH, HELD_OUT_COUNT)
     return round(sum(len(work.tokenizer.decode(row)) for row in rows) / sum(map(len, rows)), 3)
+
+
+def _training_digest(work: Work) -> str | None:
+    """Of the text that these steps, else the parent's, may have seen: measuring has to stay away from it."""
+    if any(not isinstance(step, Load) for step in work.recipe.steps):
+        return work.corpus().training_digest
+    return load_card(work.parent).training_digest if work.parent else None
 
 
 def _check_parent(recipe: Recipe, parent: Path) -> None:
