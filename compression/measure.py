@@ -8,7 +8,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,6 +31,7 @@ from compression.text import (
     HELD_OUT_LENGTH,
     Corpus,
     TextError,
+    all_ngrams,
     held_out_sequences,
     load_corpus,
     sequences_digest,
@@ -74,10 +75,12 @@ def measure(variant: Path, full: Path, engine_args: dict[str, object], wanted: W
         DriftError: the engine computes something else than the weights say.
     """
     card = load_card(variant)
+    began = _uptime_s()
     plan = _Plan(card, variant, full, wanted) if "quality" in wanted.parts else None
+    preparing_s = _uptime_s() - began
     report("start", 0, 1, "engines")
     llm = _start(variant, engine_args)
-    startup_s = _uptime_s()
+    startup_s = _uptime_s() - preparing_s  # a serving replica prepares no texts
     report("start", 1, 1, "engines")
     profile = card.profile
     if "profile" in wanted.parts:
@@ -115,7 +118,8 @@ class _Plan:
         check_training_text(card, self._corpus)
         training = [document.text for document in self._corpus.training]
         self._tasks = [arithmetic(), definitions(training), *map(load_task, wanted.tasks)]
-        self._shared = {task.name: shared_ngrams(training, task.texts()) for task in self._tasks}
+        self._training = all_ngrams(training)
+        self._shared = {task.name: shared_ngrams(self._training, task.texts()) for task in self._tasks}
         self._problems = load_problems() if wanted.allow_code else {}
         names = [task.name for task in self._tasks] + ([HUMAN_EVAL] if self._problems else [])
         if len(set(names)) < len(names):
@@ -127,7 +131,7 @@ class _Plan:
 
     def measure(self, served: Served, report: Report) -> Quality:
         """Drift first: where the engine computes something else, the rest means nothing."""
-        held_out = held_out_text(served, self._corpus)
+        held_out = held_out_text(served, self._corpus, self._training)
         drifted = self._drift(served, held_out, report)
         quality = measure_quality(served, held_out, self._full, self._is_full, report)
         scores = self._scores(served, report)
@@ -183,15 +187,18 @@ def check_training_text(card: Card, corpus: Corpus) -> None:
         )
 
 
-def held_out_text(served: Served, corpus: Corpus) -> HeldOut:
+def held_out_text(served: Served, corpus: Corpus, training: Set[int]) -> HeldOut:
     """The held-out sequences as the served model's token ids, counted again to share nothing with the training text.
+
+    Args:
+        training: the n-grams of the corpus's training side.
 
     Raises:
         TextError: nothing is left after removing what overlaps, or something was overlooked.
     """
     length = min(HELD_OUT_LENGTH, served.longest - 1)
     sequences = held_out_sequences(corpus, served.encode, served.decode, length, HELD_OUT_COUNT)
-    shared = shared_ngrams((document.text for document in corpus.training), map(served.decode, sequences))
+    shared = shared_ngrams(training, map(served.decode, sequences))
     if shared:
         raise TextError(
             f"{shared} runs of 13 words of the held-out text occur in the training text of {corpus.description}"

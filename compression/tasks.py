@@ -15,7 +15,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from compression.text import is_held_out, module_document, plain_words, python_documents, standard_library
+from compression.text import is_held_out, module_document, plain_words, standard_library, topic_document
 from serve.card import first_problem
 
 ARITHMETIC_ITEMS = 100
@@ -166,20 +166,21 @@ def _plain(text: str) -> str:
 
 def _summaries() -> Iterable[tuple[str, str]]:
     """Names and one-sentence summaries of what held-out documents document."""
-    for document in python_documents():
-        if document.name.startswith("topic:") and is_held_out(document.name):
-            title, _, body = document.text.partition("\n")
-            prose = [p for p in body.split("\n\n") if p.strip() and "::=" not in p and not p.lstrip().startswith("*")]
-            if prose and (summary := _summary(prose[0])):
-                yield title.replace('"', "`"), summary
-    for path, tree in standard_library():
-        if is_held_out(module_document(path)):
-            module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-            for node in tree.body:
-                if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-                    text = (ast.get_docstring(node) or "").split("\n\n")[0]
-                    if summary := _summary(text):
-                        yield f"`{module}.{node.name}`", summary
+    from pydoc_data.topics import topics
+
+    for name, text in topics.items():
+        if is_held_out(topic_document(name)):
+            title, _, body = text.strip().partition("\n")
+            prose = (part for part in body.split("\n\n") if part.strip(" *\n") and "::=" not in part)
+            if summary := _summary(next(prose, "").lstrip("*\n")):
+                yield title[0].lower() + title[1:].replace('"', "`"), summary
+    for path, tree in standard_library(lambda path: is_held_out(module_document(path))):
+        module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+                summary = _summary((ast.get_docstring(node) or "").split("\n\n")[0])
+                if summary is not None:
+                    yield f"`{module}.{node.name}`", summary
 
 
 def _summary(text: str) -> str | None:

@@ -10,7 +10,7 @@ import hashlib
 import random
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,18 +83,18 @@ def python_documents() -> list[Document]:
     """The language reference (`pydoc_data.topics`) and the docstrings of every standard library module, by name."""
     from pydoc_data.topics import topics
 
-    documents = [Document(f"topic:{name}", text) for name, text in topics.items()]
+    documents = [Document(topic_document(name), text) for name, text in topics.items()]
     for path, tree in standard_library():
         documents.append(Document(module_document(path), "\n\n".join(_docstrings(tree))))
     return sorted((d for d in documents if len(d.text) >= _SHORTEST_DOCUMENT), key=lambda document: document.name)
 
 
-def standard_library() -> Iterator[tuple[Path, ast.Module]]:
-    """Every documented module of this Python: its path below the standard library, and its syntax tree."""
+def standard_library(wanted: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[Path, ast.Module]]:
+    """The documented modules of this Python that are `wanted`: path below the standard library, and syntax tree."""
     root = Path(sysconfig.get_path("stdlib"))
     for file in sorted(root.rglob("*.py")):
         path = file.relative_to(root)
-        if _SKIPPED_FOLDERS.isdisjoint(path.parts):
+        if _SKIPPED_FOLDERS.isdisjoint(path.parts) and wanted(path):
             try:
                 yield path, ast.parse(file.read_bytes())
             except (SyntaxError, ValueError):  # the standard library carries a few files in odd encodings
@@ -104,6 +104,11 @@ def standard_library() -> Iterator[tuple[Path, ast.Module]]:
 def module_document(path: Path) -> str:
     """Name of the document with the docstrings of the standard library's module at `path`; see `is_held_out`."""
     return f"module:{path.as_posix()}"
+
+
+def topic_document(name: str) -> str:
+    """Name of the document with the language reference's topic `name`."""
+    return f"topic:{name}"
 
 
 def _docstrings(tree: ast.Module) -> Iterator[str]:
@@ -153,7 +158,7 @@ def held_out_sequences(
     Raises:
         TextError: nothing is left after removing what overlaps.
     """
-    seen = {gram for document in corpus.training for gram in word_ngrams(document.text)}
+    seen = all_ngrams(document.text for document in corpus.training)
     sequences: list[list[int]] = []
     documents = sorted(corpus.held_out, key=lambda document: hashlib.sha256(document.name.encode()).digest())
     for document in documents:
@@ -181,10 +186,14 @@ def word_ngrams(text: str, words: int = NGRAM_WORDS) -> Iterator[int]:
         yield hash(tuple(clean[i : i + words]))
 
 
-def shared_ngrams(training: Iterable[str], held_out: Iterable[str]) -> int:
-    """How many different 13-word n-grams of the `held_out` texts occur in the `training` texts too; 0 is disjoint."""
-    wanted = {gram for text in held_out for gram in word_ngrams(text)}
-    return len(wanted.intersection(gram for text in training for gram in word_ngrams(text)))
+def all_ngrams(texts: Iterable[str]) -> frozenset[int]:
+    """Every 13-word n-gram of `texts`."""
+    return frozenset(gram for text in texts for gram in word_ngrams(text))
+
+
+def shared_ngrams(training: Set[int], held_out: Iterable[str]) -> int:
+    """How many different 13-word n-grams of the `held_out` texts are in `training`; 0 proves them disjoint."""
+    return len(all_ngrams(held_out) & training)
 
 
 def sequences_digest(sequences: Iterable[Sequence[int]]) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from compression import measure, text
 from compression.measure import check_training_text, held_out_text, main
-from compression.text import Corpus, Document, TextError, held_out_sequences, load_corpus, shared_ngrams
+from compression.text import Corpus, Document, TextError, all_ngrams, held_out_sequences, load_corpus, shared_ngrams
 from serve.card import load_card
 from tests.catalog import make_card, write_variant
 from tests.unit.fake_served import FakeServed
@@ -26,7 +26,8 @@ def corpus(*held_out: str) -> Corpus:
 def test_a_leaked_document_is_left_out_and_its_absence_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     leaked = corpus(prose(3, 60), prose(99, 60))
     served = FakeServed(longest=151)
-    found = held_out_text(served, leaked)
+    training = all_ngrams(document.text for document in leaked.training)
+    found = held_out_text(served, leaked, training)
     assert [served.decode(row) for row in found.sequences] == [prose(99, 60)[:150]]
     assert (found.shared_ngrams, found.training_digest) == (0, leaked.training_digest)
 
@@ -35,13 +36,14 @@ def test_a_leaked_document_is_left_out_and_its_absence_is_counted(monkeypatch: p
 
     monkeypatch.setattr(measure, "held_out_sequences", without_removal)
     with pytest.raises(TextError, match=r"\d+ runs of 13 words of the held-out text occur in the training text"):
-        held_out_text(served, leaked)
+        held_out_text(served, leaked, training)
 
 
 def test_shared_runs_are_counted_once_each() -> None:
-    assert shared_ngrams([prose(1, 20)], [prose(2, 20)]) == 0
-    assert shared_ngrams([prose(1, 20)], [prose(1, 20).upper(), prose(1, 20)]) == 20 - 13 + 1
-    assert shared_ngrams([prose(1, 20)], [" ".join(prose(1, 20).split()[:12])]) == 0
+    training = all_ngrams([prose(1, 20)])
+    assert shared_ngrams(training, [prose(2, 20)]) == 0
+    assert shared_ngrams(training, [prose(1, 20).upper(), prose(1, 20)]) == 20 - 13 + 1
+    assert shared_ngrams(training, [" ".join(prose(1, 20).split()[:12])]) == 0
 
 
 def test_pythons_held_out_documentation_shares_nothing_with_what_is_trained_on() -> None:
@@ -57,8 +59,9 @@ def test_pythons_held_out_documentation_shares_nothing_with_what_is_trained_on()
         return " ".join(tokens[token] for token in row)
 
     rows = held_out_sequences(python, encode, decode, 300, 12)
-    assert shared_ngrams((d.text for d in python.training), map(decode, rows)) == 0
-    everything = shared_ngrams((d.text for d in python.training), (d.text for d in python.held_out))
+    training = all_ngrams(document.text for document in python.training)
+    assert shared_ngrams(training, map(decode, rows)) == 0
+    everything = shared_ngrams(training, (document.text for document in python.held_out))
     assert everything > 0, "the documents do overlap before it is removed"
 
 
