@@ -4,7 +4,19 @@ from pathlib import Path
 
 import pytest
 
+from compression import tasks
 from compression.tasks import CHOICES, Item, Task, TaskError, arithmetic, best_choice, definitions, is_match, load_task
+
+
+@pytest.fixture(scope="module")
+def summaries() -> list[tuple[str, str]]:
+    return list(tasks._summaries())
+
+
+@pytest.fixture(autouse=True)
+def _read_once(monkeypatch: pytest.MonkeyPatch, summaries: list[tuple[str, str]]) -> None:
+    """The standard library takes a second to read."""
+    monkeypatch.setattr(tasks, "_summaries", lambda: summaries)
 
 
 def test_arithmetic_follows_its_seed_and_its_answers_are_right() -> None:
