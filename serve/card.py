@@ -59,14 +59,18 @@ class Drift(_Record):
 
     mean_abs: float = Field(ge=0, description="mean |difference| of the next token's log-probability, nats")
     max_abs: float = Field(ge=0, description="largest |difference|, nats")
+    activation_rounding: float = Field(
+        ge=0,
+        description="mean |difference| that quantizing activations makes by itself in float32, nats; 0 if they are not",
+    )
     top1_flips: int = Field(ge=0, description="positions whose most likely token differs")
     near_tie_flips: int = Field(ge=0, description="those of them that are near ties in the reference")
     near_ties: int = Field(
         ge=0, description="positions whose two likeliest tokens are within 0.1 nats in the reference"
     )
     tokens: int = Field(gt=0, description="predicted positions compared")
-    limit: float = Field(gt=0, description="mean_abs beyond which the variant would have been refused, nats")
-    reference: str = Field(description="library, version and how quantized weights were computed")
+    limit: float = Field(gt=0, description="by how much mean_abs may exceed activation_rounding, nats")
+    reference: str = Field(description="library, version and how quantized weights were read")
 
 
 class Quality(_Record):

@@ -33,14 +33,15 @@ def served(targets: list[float]) -> TopK:
     return TopK(ids, np.zeros_like(ids, np.float32), np.array(targets, np.float32))
 
 
-REFERENCE = Reference(np.array([-1.0, -2.0, -3.0]), np.array([0.05, 1.0, 2.0]), np.array([0.05, 0.5, 0.0]))
+TARGETS = np.array([-1.0, -2.0, -3.0])
+REFERENCE = Reference(TARGETS, np.array([0.05, 1.0, 2.0]), np.array([0.05, 0.5, 0.0]), TARGETS)
 
 
 def test_by_hand() -> None:
     found = measure_drift(served([-1.1, -2.0, -2.8]), REFERENCE, 1.0, "float32")
     assert (found.mean_abs, found.max_abs) == (pytest.approx(0.1), pytest.approx(0.2))
     assert (found.top1_flips, found.near_tie_flips, found.near_ties, found.tokens) == (2, 1, 1, 3)
-    assert (found.limit, found.reference) == (1.0, "float32")
+    assert (found.limit, found.reference, found.activation_rounding) == (1.0, "float32", 0.0)
 
 
 @pytest.mark.parametrize("targets", [[-1.5, -2.5, -3.5], [float("nan"), -2.0, -3.0]])
@@ -48,6 +49,14 @@ def test_a_mean_beyond_the_limit_or_no_number_is_refused_with_one_line(targets: 
     with pytest.raises(DriftError, match=r"nats from the float32 reference on average, the limit is 0\.2") as refused:
         measure_drift(served(targets), REFERENCE, 0.2, "float32")
     assert "\n" not in str(refused.value)
+
+
+def test_the_rounding_of_activations_is_allowed_for() -> None:
+    rounded = Reference(REFERENCE.targets, REFERENCE.gaps, REFERENCE.behind, np.add(TARGETS, [0.3, -0.3, 0.3]))
+    found = measure_drift(served([-1.35, -2.35, -3.35]), rounded, 0.1, "float32")
+    assert (found.mean_abs, found.activation_rounding) == (pytest.approx(0.35), pytest.approx(0.3))
+    with pytest.raises(DriftError, match=r"limit is 0\.1 beyond the 0\.300 of quantized activations"):
+        measure_drift(served([-1.45, -2.45, -3.45]), rounded, 0.1, "float32")
 
 
 def tiny(folder: Path, **options: object) -> "transformers.LlamaForCausalLM":
@@ -128,8 +137,8 @@ def to_int8(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_the_reference_of_int8_quantizes_weights_and_activations(tmp_path: Path) -> None:
-    """Compared with the same arithmetic written out: the integration must not leave the activations in float32."""
+def test_the_reference_of_int8_is_its_weights_and_its_rounding_that_of_the_activations(tmp_path: Path) -> None:
+    """Compared with the same arithmetic written out."""
     model = tiny(tmp_path)
     to_int8(tmp_path)
     for name, module in model.named_modules():
@@ -142,8 +151,11 @@ def test_the_reference_of_int8_quantizes_weights_and_activations(tmp_path: Path)
     both = answers(model)
     reference, label = compute_reference(tmp_path, SEQUENCES, both, quiet)
     assert "compressed-tensors" in label
-    apart = np.abs(both.targets - reference.targets).mean()
-    assert apart < 0.1 * np.abs(weights_only.targets - reference.targets).mean()
+    assert np.abs(reference.targets - weights_only.targets).max() < 1e-4
+    apart = np.abs(both.targets - weights_only.targets).mean()
+    assert apart > 0.01
+    assert np.abs(reference.rounded - both.targets).mean() < 0.2 * apart
+    assert measure_drift(both, reference, drift.LIMIT, label).activation_rounding == pytest.approx(apart, rel=0.2)
 
 
 def test_without_the_memory_there_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,11 @@ def corpus(*held_out: str) -> Corpus:
     return Corpus("test", training, tuple(Document(f"h{i}", words) for i, words in enumerate(held_out)))
 
 
+@pytest.fixture(scope="module")
+def python() -> Corpus:
+    return load_corpus()
+
+
 def test_a_leaked_document_is_left_out_and_its_absence_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     leaked = corpus(prose(3, 60), prose(99, 60))
     served = FakeServed(longest=151)
@@ -46,8 +51,7 @@ def test_shared_runs_are_counted_once_each() -> None:
     assert shared_ngrams(training, [" ".join(prose(1, 20).split()[:12])]) == 0
 
 
-def test_pythons_held_out_documentation_shares_nothing_with_what_is_trained_on() -> None:
-    python = load_corpus()
+def test_pythons_held_out_documentation_shares_nothing_with_what_is_trained_on(python: Corpus) -> None:
     tokens: list[str] = []
 
     def encode(words: str) -> list[int]:
@@ -81,10 +85,14 @@ def test_a_variant_that_was_trained_on_other_text_is_not_measured() -> None:
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: Corpus) -> tuple[Path, Path]:
+    """An int8 and a full whose engine must not start; Python's documentation, which takes seconds to read, is short."""
+    short = Corpus(python.description, python.training[:5], python.held_out)
+
     def start(*_: object) -> None:
         raise AssertionError("the engine was started")
 
+    monkeypatch.setattr(measure, "load_corpus", lambda file: load_corpus(file) if file else short)
     monkeypatch.setattr(measure, "_start", start)
     monkeypatch.setattr(measure, "report_on_stdout", lambda: lambda *_: None)
     return write_variant(tmp_path / "int8", make_card("int8")), write_variant(tmp_path / "full")
