@@ -51,8 +51,8 @@ class Group:
 
     @property
     def axes(self) -> list[Axis]:
-        """Those on which there is something to see: without a price there is no cost."""
-        return [axis for axis in AXES if any(axis.value(row) > 0 for row in self.rows)]
+        """Those on which all variants can be compared: one without a price would be the cheapest."""
+        return [axis for axis in AXES if all(axis.value(row) > 0 for row in self.rows)]
 
     def dominators(self, axes: Sequence[Axis]) -> list[int | None]:
         """For each row the one that dominates it in quality and on all `axes`, see `pareto.dominators`."""
@@ -70,15 +70,12 @@ class Cards:
 
 AXES = (
     Axis("speed", "one stream, tokens/s", 1, lambda row: 1000 / row.profile.tpot[0].p50_ms),
-    Axis("throughput", "peak, tokens/s", 1, lambda row: peak_tokens_per_s(row.profile)),
+    Axis(
+        "throughput", "peak, tokens/s", 1, lambda row: row.profile.peak.output_tokens_per_s if row.profile.peak else 0.0
+    ),
     Axis("size", "weights, MB", -1, lambda row: row.card.bytes_on_disk / 1e6),
     Axis("cost", "USD per million output tokens", -1, lambda row: row.profile.cost_usd(0, 1_000_000)),
 )
-
-
-def peak_tokens_per_s(profile: Profile) -> float:
-    """Output tokens per second of a full engine; of the most streams measured on cards from before there was a peak."""
-    return profile.peak.output_tokens_per_s if profile.peak else profile.decode_tokens_per_s
 
 
 def quality_ci95(quality: Quality) -> tuple[float, float] | None:
@@ -186,7 +183,7 @@ def _table(group: Group) -> Iterator[list[str]]:
             *(_score(quality, name) for name in tasks),
             f"{quality.drift.mean_abs:.4f}" if quality.drift else "",
             f"{AXES[0].value(row):.1f}",
-            f"{peak_tokens_per_s(profile):.0f}",
+            f"{profile.peak.output_tokens_per_s:.0f}" if profile.peak else "",
             f"{profile.ttft[0].p50_ms:.0f}",
             *([f"{profile.cost_usd(0, 1_000_000):.3f}"] if costs else []),
             "yes" if by is None else f"no: {group.rows[by].label}",
@@ -209,7 +206,7 @@ def _footnote(group: Group) -> str:
     engines = dict.fromkeys(row.profile.engine for row in group.rows)
     return (
         f"quality from {'; '.join(derivations)}. Measured on {'; '.join(sets)}, through {'; '.join(engines)}. "
-        "front: no other variant is at least as good in quality, speed, throughput, size and cost; else one that is."
+        f"front: no other variant is at least as good in quality, {', '.join(axis.name for axis in group.axes)}; else one that is."
     )
 
 

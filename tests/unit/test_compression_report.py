@@ -64,11 +64,20 @@ def test_two_builds_of_one_variant_are_told_apart(cache: Path) -> None:
     assert len(group.rows) == len({row.label for row in group.rows}) == 4
 
 
-def test_without_a_price_there_is_no_cost(cache: Path) -> None:
-    assert [axis.name for axis in load_cards([cache]).groups[0].axes] == ["speed", "throughput", "size"]
-    variant(cache, "priced", 0.5, 50, 300, profile=make_profile())
-    (group,) = load_cards([cache]).groups
-    assert [axis.name for axis in group.axes] == ["speed", "throughput", "size", "cost"]
+def test_only_what_all_variants_have_is_compared(cache: Path, tmp_path: Path) -> None:
+    """One without a price would be the cheapest, one without a measured peak the slowest."""
+
+    def axes() -> list[str]:
+        (group,) = load_cards([cache]).groups
+        return [axis.name for axis in group.axes]
+
+    assert axes() == ["speed", "throughput", "size"]
+    priced = make_profile()
+    write_variant(tmp_path / "priced" / "full", make_card(profile=priced))
+    assert [axis.name for axis in load_cards([tmp_path / "priced"]).groups[0].axes][-1] == "cost"
+    variant(cache, "old", 0.5, 50, 300, profile=priced.model_copy(update={"peak": None}))
+    assert axes() == ["speed", "size"]
+    assert rows(markdown(load_cards([cache])))["old"][-3] == ""
 
 
 def test_what_cannot_be_shown_is_named_and_leaves_the_rest(cache: Path) -> None:
@@ -144,8 +153,9 @@ def test_the_plots_are_images(cache: Path, tmp_path: Path) -> None:
     from compression.plots import plot
 
     quality = make_quality(0.7).model_copy(update={"derivation": EVIL})
-    write_variant(cache / "m" / "evil", make_card(EVIL).model_copy(update={"quality": quality}))
-    files = write_report(load_cards([cache]), tmp_path / "out", plot)
+    write_variant(tmp_path / "priced" / "evil", make_card(EVIL).model_copy(update={"quality": quality}))
+    write_variant(tmp_path / "priced" / "full", make_card())
+    files = write_report(load_cards([tmp_path / "priced"]), tmp_path / "out", plot)
     images = [file for file in files if file.suffix == ".png"]
     assert {image.name for image in images} == {f"quality-{n}.png" for n in ("speed", "throughput", "size", "cost")}
     assert all(image.read_bytes().startswith(b"\x89PNG\r\n") for image in images)
