@@ -17,6 +17,7 @@ transformers = pytest.importorskip("transformers")
 from compression.build import build, clear_line, main  # noqa: E402
 from compression.recipe import Recipe  # noqa: E402
 from compression.source import SourceError, parse_source  # noqa: E402
+from compression.text import load_corpus  # noqa: E402
 from serve.card import check_card, load_card  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +83,8 @@ def test_a_pruned_and_distilled_variant_has_weights_and_a_card_that_match(
     assert model.config.num_hidden_layers == 3
     assert model.dtype == torch.bfloat16
     assert card.parameters == sum(p.numel() for p in model.parameters())
+    assert card.training_digest == load_corpus(text).training_digest
+    assert load_card(full).training_digest is None, "its only step uses no text"
     assert not out.with_name("distilled.part").exists()
     assert sorted(p.suffix for p in out.iterdir()) == [".json"] * 5 + [".safetensors"] or not list(out.glob("*.pt"))
 
