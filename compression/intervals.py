@@ -22,7 +22,8 @@ def wilson_ci95(hits: int, items: int) -> tuple[float, float]:
     scale = 1 + Z95**2 / items
     middle = share + Z95**2 / (2 * items)
     half = Z95 * math.sqrt(share * (1 - share) / items + Z95**2 / (4 * items**2))
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # at shares of 0 and 1 the ends are exactly those; rounding must not put the share outside
+    return max(0.0, min(share, (middle - half) / scale)), min(1.0, max(share, (middle + half) / scale))
 
 
 def bootstrap_ci95(samples: NDArray[np.float64], rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
