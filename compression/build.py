@@ -318,6 +318,7 @@ def _card(work: Work, folder: Path, name: str, model: str, reproduce: str) -> Ca
         steps=tuple(work.done),
         chars_per_token=_chars_per_token(work),
         seed=work.recipe.seed,
+        training_digest=_training_digest(work),
         reproduce=reproduce,
         **variant_facts(folder),
     )
@@ -335,6 +336,13 @@ def _key(recipe: Recipe, source: str | None, parent: Path | None, text: Path | N
         raise TextError(f"cannot read the text file {text}: there is no such file")
     words = hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
     return recipe_key(recipe, start, load_card(parent).weights_digest if parent else None, words)
+
+
+def _training_digest(work: Work) -> str | None:
+    """Of the text that these steps, else the parent's, may have seen: measuring has to stay away from it."""
+    if any(not isinstance(step, Load | Cast) for step in work.recipe.steps):
+        return work.corpus().training_digest
+    return load_card(work.parent).training_digest if work.parent else None
 
 
 def _load_folder(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

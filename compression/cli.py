@@ -3,6 +3,7 @@
 Free of torch: the work is done by `compression.build` in the compression environment.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from rich.progress import (
 
 from compression.checks import BuildRefused, check_parent
 from compression.child import KEEP_MEMORY, ChildFailed, compression_python, run_child
-from compression.family import build_seconds
+from compression.family import build_seconds, completions_command
 from compression.progress import Progress as Reached
 from compression.recipe import Recipe, RecipeError, check_follows, load_recipe
 from compression.source import Source, SourceError, parse_source
@@ -75,6 +76,9 @@ def compress(
         job.out.parent.mkdir(parents=True, exist_ok=True)
         try:
             with _bars(console, job) as show:
+                if job.parent and job.recipe.completions:
+                    write = completions_command(Path(sys.executable), job.file, job.parent, text, {})
+                    run_child(write, {}, log, show)
                 run_child(_command(job, name, model, text), KEEP_MEMORY, log, show)
         except ChildFailed as error:
             raise _fail(f"{job.out.name}: {error} (log: {log})", 2 if error.refused else 1) from error

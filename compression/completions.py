@@ -168,14 +168,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         recipe = load_recipe(given.recipe)
-        steps = [step for step in recipe.steps if isinstance(step, Distill) and step.data == "teacher"]
-        if not steps:
+        if not recipe.completions:
             raise CompletionsError(f"the recipe '{recipe.name}' has no distill step with `data: teacher`")
         from transformers import AutoTokenizer
 
         load_card(given.parent)
         tokenizer = AutoTokenizer.from_pretrained(given.parent)
-        for step in steps:
+        for step in recipe.completions:
             prompts = _prompts(step, recipe.seed, given.text, tokenizer)
             file = completions_file(given.parent, prompts, step.sequence_length, recipe.seed)
             if not file.exists():

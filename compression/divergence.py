@@ -51,10 +51,3 @@ def coarse_kl(reference: TopK, other: TopK) -> NDArray[np.float64]:
 def top1_agreement(reference: TopK, other: TopK) -> float:
     """Share of positions whose most likely token is the same."""
     return float((reference.ids[:, 0] == other.ids[:, 0]).mean())
-
-
-def bootstrap_ci95(per_sequence: NDArray[np.float64], rounds: int = 2000, seed: int = 0) -> tuple[float, float]:
-    """95% interval of the mean by resampling sequences (positions of one sequence are not independent)."""
-    rows = np.random.default_rng(seed).integers(len(per_sequence), size=(rounds, len(per_sequence)))
-    low, high = np.quantile(per_sequence[rows].mean(axis=1), [0.025, 0.975])
-    return float(low), float(high)

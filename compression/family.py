@@ -11,7 +11,7 @@ subprocesses, each in the environment that has what it needs.
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,7 +38,7 @@ from compression.recipe import (
 from compression.source import identity, parse_source
 from serve.card import load_card
 
-MEASURE_FORMAT = 1  # raise it when the same weights would be measured differently
+MEASURE_FORMAT = 2  # raise it when the same weights would be measured differently
 MEASURED_FILE = "measured.json"
 
 State = Literal["ready", "to build", "to measure"]
@@ -161,8 +161,11 @@ class Family:
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
             if not (planned.folder / "card.json").exists():
-                if any(isinstance(step, Distill) and step.data == "teacher" for step in planned.recipe.steps):
-                    self._run(self._completions_command(planned), planned.spec.env, planned, on_progress)
+                if planned.parent and planned.recipe.completions:
+                    write = completions_command(
+                        self._engine_python, planned.spec.recipe, planned.parent, self._text, planned.spec.engine_args
+                    )
+                    self._run(write, planned.spec.env, planned, on_progress)
                 self._run(self._build_command(planned), KEEP_MEMORY, planned, on_progress)
             if not _is_measured(planned.folder, planned.measure_key):
                 self._run(self._measure_command(planned), planned.spec.env, planned, on_progress)
@@ -187,9 +190,9 @@ class Family:
         seconds: dict[str, float] = {}
         state: State = "ready"
         if not (folder / "card.json").exists():
-            state, seconds = "to build", build_seconds(recipe) | _MEASURE_SECONDS
+            state, seconds = "to build", build_seconds(recipe) | MEASURE_SECONDS
         elif not _is_measured(folder, measure_key):
-            state, seconds = "to measure", dict(_MEASURE_SECONDS)
+            state, seconds = "to measure", dict(MEASURE_SECONDS)
         parent_folder = parent.folder if parent else None
         return Planned(
             spec.name, folder, state, seconds, key, measure_key, spec, recipe, parent_folder, full, requested
@@ -200,14 +203,6 @@ class Family:
         return [
             *(str(self._compression_python), "-m", "compression.build", "--recipe", str(planned.spec.recipe.resolve())),
             *("--model", self._model, "--name", planned.name, "--out", str(planned.folder), *start),
-            *(("--text", str(self._text.resolve())) if self._text else ()),
-        ]
-
-    def _completions_command(self, planned: Planned) -> list[str]:
-        """The engine lets the parent write what the build learns from; it returns at once when that is there."""
-        return [
-            *(str(self._engine_python), "-m", "compression.completions", "--parent", str(planned.parent)),
-            *("--recipe", str(planned.spec.recipe.resolve()), "--engine-args", json.dumps(planned.spec.engine_args)),
             *(("--text", str(self._text.resolve())) if self._text else ()),
         ]
 
@@ -228,8 +223,19 @@ class Family:
             raise BuildError(f"variant '{planned.name}': {error} (log: {planned.log})") from error
 
 
+def completions_command(
+    python: Path, recipe: Path, parent: Path, text: Path | None, engine_args: Mapping[str, object]
+) -> list[str]:
+    """The engine lets the parent write what the build learns from; it returns at once when that is there."""
+    return [
+        *(str(python), "-m", "compression.completions", "--recipe", str(recipe.resolve())),
+        *("--parent", str(parent.resolve()), "--engine-args", json.dumps(engine_args)),
+        *(("--text", str(text.resolve())) if text else ()),
+    ]
+
+
 # What each stage takes on two cores for the demo model; only the proportions matter, for the ETA.
-_MEASURE_SECONDS = {"start": 25.0, "profile": 90.0, "quality": 35.0}
+MEASURE_SECONDS = {"start": 25.0, "profile": 105.0, "quality": 35.0, "answers": 10.0, "tasks": 45.0, "drift": 12.0}
 
 
 def build_seconds(recipe: Recipe) -> dict[str, float]:

@@ -32,9 +32,14 @@ def compute_capability() -> tuple[int, int] | None:
     return min(((int(major), int(minor)) for major, minor in found), default=None)
 
 
+def accelerator_bytes() -> int | None:
+    """Memory in use on all NVIDIA GPUs of this machine, by whatever process; None without one."""
+    return sum(int(mebibytes) << 20 for mebibytes in _nvidia_smi("memory.used")) or None
+
+
 def _nvidia_smi(field: str) -> list[str]:
     """One line a GPU; none where there is no driver."""
-    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader"]
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

@@ -8,52 +8,93 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import psutil
 
-from compression import hardware
+from compression import drift, hardware
 from compression.build import clear_line
 from compression.family import MEASURED_FILE
+from compression.human_eval import NAME as HUMAN_EVAL
+from compression.human_eval import load_problems, score_code
 from compression.profiling import measure_speeds, resident_bytes
 from compression.progress import Report, report_on_stdout
-from compression.quality import VARIANT_TOP, ReferenceMissing, measure_quality
-from compression.text import HELD_OUT_COUNT, HELD_OUT_LENGTH, held_out_sequences, load_corpus, sequences_digest
-from serve.card import Card, Profile, load_card
+from compression.quality import VARIANT_TOP, HeldOut, QualityError, ReferenceMissing, derive_quality, measure_quality
+from compression.scoring import score_task
+from compression.served import Served
+from compression.tasks import TaskError, arithmetic, definitions, load_task
+from compression.text import (
+    HELD_OUT_COUNT,
+    HELD_OUT_LENGTH,
+    Corpus,
+    TextError,
+    all_ngrams,
+    held_out_sequences,
+    load_corpus,
+    sequences_digest,
+    shared_ngrams,
+)
+from serve.card import Card, Drift, Profile, Quality, TaskScore, load_card
 
 if TYPE_CHECKING:
     from vllm import LLM
+
+Part = Literal["profile", "quality"]
 
 
 class EngineFailed(Exception):
     """The engine does not start with these weights and arguments."""
 
 
-def measure(
-    variant: Path,
-    full: Path,
-    engine_args: dict[str, object],
-    price: float,
-    text: Path | None,
-    report: Report,
-) -> Card:
-    """Start the engine once, measure profile and quality, and return the completed card (it is not written).
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is measured, and with what.
+
+    `price` is in USD an hour, `max_drift` in nats; `allow_code` runs programs that the model writes.
+    """
+
+    parts: Sequence[Part] = ("profile", "quality")
+    price: float = 0.0
+    text: Path | None = None
+    tasks: Sequence[Path] = ()
+    allow_code: bool = False
+    quality_from: str = "kl"
+    max_drift: float = drift.LIMIT
+
+
+def measure(variant: Path, full: Path, engine_args: dict[str, object], wanted: Wanted, report: Report) -> Card:
+    """Start the engine once, measure what is wanted, and return the completed card (it is not written).
+
+    Everything that can be known to be wrong is refused before the engine starts.
 
     Raises:
-        EngineFailed, ReferenceMissing, TextError, CardError: with one clear line.
+        EngineFailed, QualityError, TaskError, TextError, CardError: with one clear line.
+        DriftError: the engine computes something else than the weights say.
     """
     card = load_card(variant)
+    began = _uptime_s()
+    plan = _Plan(card, variant, full, wanted) if "quality" in wanted.parts else None
+    preparing_s = _uptime_s() - began
     report("start", 0, 1, "engines")
     llm = _start(variant, engine_args)
-    startup_s = _uptime_s()
+    startup_s = _uptime_s() - preparing_s  # a serving replica prepares no texts
     report("start", 1, 1, "engines")
+    profile = card.profile
+    if "profile" in wanted.parts:
+        profile = _profile(llm, engine_args, startup_s, wanted.price, card.seed, report)
+    quality = plan.measure(Served(llm), report) if plan else card.quality
+    return card.model_copy(update={"quality": quality, "profile": profile})
 
+
+def _profile(
+    llm: "LLM", engine_args: dict[str, object], startup_s: float, price: float, seed: int, report: Report
+) -> Profile:
     config = llm.llm_engine.vllm_config
-    longest, streams = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
-    speeds = measure_speeds(llm, config.model_config.get_vocab_size(), longest, streams, card.seed, report)
-    profile = Profile(
+    speeds = measure_speeds(llm, config, seed, report)
+    return Profile(
         hardware=hardware.label(),
         engine=_engine_label(engine_args, config.model_config.dtype),
         ttft=speeds.ttft,
@@ -62,22 +103,120 @@ def measure(
         decode_tokens_per_s=round(speeds.decode_tokens_per_s, 1),
         startup_s=round(startup_s, 1),
         resident_bytes=resident_bytes(),
+        peak=speeds.peak,
         price_usd_per_hour=price,
     )
 
-    tokenizer = llm.get_tokenizer()
-    corpus = load_corpus(text)
-    sequences = held_out_sequences(
-        corpus,
-        lambda words: tokenizer(words, add_special_tokens=False, verbose=False).input_ids,
-        tokenizer.decode,
-        min(HELD_OUT_LENGTH, longest - 1),
-        HELD_OUT_COUNT,
-    )
+
+class _Plan:
+    """The quality measurement of one variant: its texts and tasks, checked before the engine starts."""
+
+    def __init__(self, card: Card, variant: Path, full: Path, wanted: Wanted) -> None:
+        self._variant, self._full, self._wanted = variant, full, wanted
+        self._is_full = variant.resolve() == full.resolve()
+        self._corpus = load_corpus(wanted.text)
+        check_training_text(card, self._corpus)
+        training = [document.text for document in self._corpus.training]
+        self._tasks = [arithmetic(), definitions(training), *map(load_task, wanted.tasks)]
+        self._training = all_ngrams(training)
+        self._shared = {task.name: shared_ngrams(self._training, task.texts()) for task in self._tasks}
+        self._problems = load_problems() if wanted.allow_code else {}
+        names = [task.name for task in self._tasks] + ([HUMAN_EVAL] if self._problems else [])
+        if len(set(names)) < len(names):
+            raise TaskError(f"two tasks have the same name ({', '.join(names)}): rename one of the files")
+        self._full_scores = _full_scores(full)
+        _check_quality_from(wanted.quality_from, names)
+        if not self._is_full and wanted.quality_from.startswith("task:"):
+            self._check_full_has(wanted.quality_from.removeprefix("task:"))
+
+    def measure(self, served: Served, report: Report) -> Quality:
+        """Drift first: where the engine computes something else, the rest means nothing."""
+        held_out = held_out_text(served, self._corpus, self._training)
+        drifted = self._drift(served, held_out, report)
+        quality = measure_quality(served, held_out, self._full, self._is_full, report)
+        scores = self._scores(served, report)
+        quality = quality.model_copy(update={"task_scores": scores, "drift": drifted})
+        full_scores = scores if self._is_full else self._full_scores
+        return derive_quality(quality, self._wanted.quality_from, full_scores)
+
+    def _drift(self, served: Served, held_out: HeldOut, report: Report) -> Drift | None:
+        rows = [sequence[: drift.LENGTH] for sequence in held_out.sequences[: drift.SEQUENCES]]
+        top = served.top_logprobs(rows, 1, lambda _: None)
+        if (found := drift.compute_reference(self._variant, rows, top, report)) is None:
+            gigabytes = 1.2 * drift.float32_bytes(self._variant) / 1e9
+            print(f"drift is not measured: its reference needs {gigabytes:.0f} GB of free memory", file=sys.stderr)
+            return None
+        reference, label = found
+        return drift.measure_drift(top, reference, self._wanted.max_drift, label)
+
+    def _scores(self, served: Served, report: Report) -> dict[str, TaskScore]:
+        total = sum(len(task.items) for task in self._tasks) + len(self._problems)
+        before = 0
+        scores = {}
+        for task in self._tasks:
+            scores[task.name] = score_task(
+                served, task, self._shared[task.name], lambda done, b=before: report("tasks", b + done, total, "items")
+            )
+            before += len(task.items)
+        if self._problems:
+            scores[HUMAN_EVAL] = score_code(
+                served, self._problems, lambda done, b=before: report("tasks", b + done, total, "items")
+            )
+        return scores
+
+    def _check_full_has(self, name: str) -> None:
+        digest = next((task.digest for task in self._tasks if task.name == name), None)
+        found = self._full_scores.get(name)
+        if found is None or (digest is not None and found.set_digest != digest):
+            raise ReferenceMissing(
+                f"'full' was not evaluated on the same items of the task '{name}': first run "
+                f"'gearbox evaluate {self._full} --full {self._full}' with the same tasks"
+            )
+
+
+def check_training_text(card: Card, corpus: Corpus) -> None:
+    """Refuse text whose training side is not what the variant was trained on: then nothing proves them disjoint.
+
+    Raises:
+        TextError: the digests differ.
+    """
+    if card.training_digest not in (None, corpus.training_digest):
+        raise TextError(
+            f"'{card.name}' was calibrated or trained on other text than {corpus.description}: evaluate it with the same "
+            "Python version or --text that it was built with"
+        )
+
+
+def held_out_text(served: Served, corpus: Corpus, training: Set[int]) -> HeldOut:
+    """The held-out sequences as the served model's token ids, counted again to share nothing with the training text.
+
+    Args:
+        training: the n-grams of the corpus's training side.
+
+    Raises:
+        TextError: nothing is left after removing what overlaps, or something was overlooked.
+    """
+    length = min(HELD_OUT_LENGTH, served.longest - 1)
+    sequences = held_out_sequences(corpus, served.encode, served.decode, length, HELD_OUT_COUNT)
+    shared = shared_ngrams(training, map(served.decode, sequences))
+    if shared:
+        raise TextError(
+            f"{shared} runs of 13 words of the held-out text occur in the training text of {corpus.description}"
+        )
     name = f"held-out {corpus.description}, {len(sequences)} sequences of {len(sequences[0])} tokens"
-    is_full = variant.resolve() == full.resolve()
-    quality = measure_quality(llm, sequences, name, sequences_digest(sequences), full, is_full, report)
-    return card.model_copy(update={"quality": quality, "profile": profile})
+    return HeldOut(sequences, name, sequences_digest(sequences), corpus.training_digest, shared)
+
+
+def _full_scores(full: Path) -> Mapping[str, TaskScore]:
+    quality = load_card(full).quality
+    return quality.task_scores if quality else {}
+
+
+def _check_quality_from(quality_from: str, tasks: Sequence[str]) -> None:
+    if quality_from not in ("kl", "agreement", *(f"task:{name}" for name in tasks)):
+        raise QualityError(
+            f"no quality from '{quality_from}': give kl, agreement or task:NAME with NAME one of {', '.join(tasks)}"
+        )
 
 
 def _start(variant: Path, engine_args: dict[str, object]) -> "LLM":
@@ -105,31 +244,49 @@ def _uptime_s() -> float:
     return time.time() - psutil.Process().create_time()
 
 
+def _write(file: Path, content: str) -> None:
+    scratch = file.with_suffix(".tmp")
+    scratch.write_text(content)
+    scratch.replace(file)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m compression.measure", description=__doc__.splitlines()[0])
     parser.add_argument("--variant", type=Path, required=True, help="folder of the variant")
-    parser.add_argument("--full", type=Path, required=True, help="folder of the variant it is compared with")
+    parser.add_argument("--full", type=Path, help="folder of the variant it is compared with; itself if not given")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="vLLM engine arguments, JSON")
     parser.add_argument("--price-usd-per-hour", type=float, default=0.0)
     parser.add_argument("--text", type=Path, help="text file to measure on instead of Python's documentation")
+    parser.add_argument("--only", choices=["profile", "quality"], help="measure this part of the card alone")
+    parser.add_argument("--tasks", type=Path, action="append", default=[], help="JSON lines with prompt and answer")
+    parser.add_argument("--allow-code", action="store_true", help="run programs that the model writes, for human-eval")
+    parser.add_argument("--quality-from", default="kl", help="kl, agreement or task:NAME")
+    parser.add_argument("--max-drift", type=float, default=drift.LIMIT, help="nats from float32 that are accepted")
     parser.add_argument("--key", default="", help="kept beside the card: says what these measurements were made with")
     given = parser.parse_args(arguments)
     report = report_on_stdout()
+    wanted = Wanted(
+        parts=(given.only,) if given.only else ("profile", "quality"),
+        price=given.price_usd_per_hour,
+        text=given.text,
+        tasks=given.tasks,
+        allow_code=given.allow_code,
+        quality_from=given.quality_from,
+        max_drift=given.max_drift,
+    )
     try:
-        card = measure(
-            given.variant,
-            given.full,
-            given.engine_args,
-            given.price_usd_per_hour,
-            given.text,
-            report,
-        )
+        card = measure(given.variant, given.full or given.variant, given.engine_args, wanted, report)
         card.save(given.variant)
-        record = {"key": given.key, "engine_args": given.engine_args}
-        (given.variant / MEASURED_FILE).write_text(json.dumps(record, indent=2) + "\n")
+        if not given.only:  # a part measured anew leaves what the rest was measured with
+            record = {"key": given.key, "engine_args": given.engine_args}
+            _write(given.variant / MEASURED_FILE, json.dumps(record, indent=2) + "\n")
     except Exception as error:
-        line = str(error) if isinstance(error, EngineFailed | ReferenceMissing) else clear_line(error)
+        line = (
+            str(error)
+            if isinstance(error, EngineFailed | QualityError | TaskError | drift.DriftError)
+            else clear_line(error)
+        )
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

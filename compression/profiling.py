@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import psutil
 
+from compression.hardware import accelerator_bytes
 from compression.progress import Report
-from serve.card import TpotPoint, TtftPoint
+from serve.card import Peak, TpotPoint, TtftPoint
 
 if TYPE_CHECKING:
     from vllm import LLM
+    from vllm.config import VllmConfig
 
 PROMPT_LENGTHS = (32, 256, 1024)
 CROWDED_PROMPT = 256
 CROWDS = (4, 16)
 DECODE_CONCURRENCY = (1, 4, 16, 32)
+PEAK_PROMPT, PEAK_ANSWER = 64, 32  # tokens; a short question and its answer, so that slow machines get through some
 WINDOW = 16  # tokens over which one TPOT sample is taken
 POINT_S = 8.0  # a point that has taken this long is content with the samples it has; slow machines must not take hours
 
@@ -31,6 +34,7 @@ class Speeds:
     tpot: tuple[TpotPoint, ...]
     prefill_tokens_per_s: float
     decode_tokens_per_s: float
+    peak: Peak
 
 
 @dataclass(slots=True)
@@ -49,25 +53,22 @@ class _Stream:
             yield (self.tokens[i + WINDOW] - self.tokens[i]) / WINDOW * 1000
 
 
-def measure_speeds(llm: "LLM", vocabulary: int, longest: int, streams: int, seed: int, report: Report) -> Speeds:
+def measure_speeds(llm: "LLM", config: "VllmConfig", seed: int, report: Report) -> Speeds:
     """Time the engine. Prompts are random tokens, so the prefix cache cannot help.
 
     TTFT at concurrency c: c streams in a closed loop, each asking again as soon as it is answered, so that a prompt meets
     answers under way; the burst at the start is left out. TPOT at c: c short prompts at once, over windows of 16 tokens.
-    On slow hardware points have fewer samples, see `POINT_S`, but never less than three.
-
-    Args:
-        vocabulary: token ids run from 0 to below it.
-        longest: prompt and answer the engine accepts, tokens.
-        streams: requests the engine runs at once; higher concurrencies are left out.
+    On slow hardware points have fewer samples, see `POINT_S`, but never less than three. Concurrencies beyond what the
+    engine runs at once are left out. Last the peak, see `Peak`.
     """
-    engine = _Engine(llm, vocabulary, seed)
+    engine = _Engine(llm, config.model_config.get_vocab_size(), seed)
+    longest, streams = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
     lengths = [length for length in PROMPT_LENGTHS if length + 1 <= longest] or [longest // 2]
     crowds = [crowd for crowd in CROWDS if crowd <= streams and longest >= CROWDED_PROMPT + 48]
     decodes = [crowd for crowd in DECODE_CONCURRENCY if crowd <= streams]
     answer = min(4 * WINDOW + 1, longest - 32)
     total = itertools.count(1)
-    points = 2 + len(lengths) + len(crowds) + len(decodes)
+    points = 3 + len(lengths) + len(crowds) + len(decodes)
 
     def done() -> None:
         report("profile", next(total), points, "points")
@@ -100,7 +101,30 @@ def measure_speeds(llm: "LLM", vocabulary: int, longest: int, streams: int, seed
     engine.burst(prompts, 1)
     prefill = sum(map(len, prompts)) / (time.perf_counter() - started)
     done()
-    return Speeds(tuple(ttft), tuple(tpot), prefill, decode)
+    peak = _peak(engine, streams, longest, _cache_tokens(config))
+    done()
+    return Speeds(tuple(ttft), tuple(tpot), prefill, decode, peak)
+
+
+def _peak(engine: "_Engine", streams: int, longest: int, kv_cache_tokens: int) -> Peak:
+    """Throughput while the engine is kept full, for `POINT_S` from when the first burst is under way."""
+    prompt = min(PEAK_PROMPT, longest // 2)
+    answer = min(PEAK_ANSWER, longest - prompt)
+    tokens, seconds = engine.kept_full(streams, prompt, answer)
+    return Peak(
+        concurrency=streams,
+        prompt_tokens=prompt,
+        answer_tokens=answer,
+        requests_per_s=round(tokens / answer / seconds, 3),
+        output_tokens_per_s=round(tokens / seconds, 1),
+        kv_cache_tokens=kv_cache_tokens,
+        accelerator_bytes=accelerator_bytes(),
+    )
+
+
+def _cache_tokens(config: "VllmConfig") -> int:
+    cache = config.cache_config  # the front end learns both from the engine; vLLM says GPU on CPUs too
+    return cache.kv_cache_size_tokens or (cache.num_gpu_blocks or 0) * cache.block_size
 
 
 def resident_bytes() -> int:
@@ -152,6 +176,28 @@ class _Engine:
                     running[name] = stream
                     later.append(stream)
         return later
+
+    def kept_full(self, crowd: int, length: int, answer: int) -> tuple[int, float]:
+        """Tokens of all streams and the seconds they took, while each of `crowd` streams asks again when answered.
+
+        Counted from when every stream of the first burst has begun, over at least `POINT_S` and one answer's time;
+        what is then under way is aborted. Answers of the first burst have several lengths, so that streams fall out of step.
+        """
+        running = dict(self._ask(self.prompt(length), 1 + (i + 1) * (answer - 1) // crowd) for i in range(crowd))
+        first = list(running.values())
+        everything = list(first)
+        while any(not stream.tokens for stream in first):
+            self._advance(running)
+        start = now = time.perf_counter()
+        while now < start + POINT_S or len(everything) < 2 * crowd:
+            for _ in range(crowd - len(running)):
+                name, stream = self._ask(self.prompt(length), answer)
+                running[name] = stream
+                everything.append(stream)
+            self._advance(running)
+            now = time.perf_counter()
+        self._engine.abort_request(list(running))
+        return sum(start < moment <= now for stream in everything for moment in stream.tokens), now - start
 
     def _ask(self, prompt: list[int], answer: int) -> tuple[str, _Stream]:
         from vllm import SamplingParams, TokensPrompt

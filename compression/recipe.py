@@ -266,6 +266,11 @@ class Recipe(_Section):
                     raise ValueError(reason)
         return self
 
+    @property
+    def completions(self) -> tuple[Distill, ...]:
+        """The steps that learn from what the parent has to write first, see `compression.completions`."""
+        return tuple(step for step in self.steps if isinstance(step, Distill) and step.data == "teacher")
+
     def planned_steps(self) -> tuple[Made, ...]:
         """The steps as a card will list them, as far as that is known before they are done."""
         return tuple(

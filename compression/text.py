@@ -10,7 +10,7 @@ import hashlib
 import random
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,12 +49,12 @@ class Corpus:
     @property
     def digest(self) -> str:
         """sha256 over every document and the side it is on."""
-        digest = hashlib.sha256()
-        for side in (self.training, self.held_out):
-            for document in side:
-                digest.update(f"{document.name}\0{document.text}\0".encode())
-            digest.update(b"\1")
-        return digest.hexdigest()
+        return hashlib.sha256(f"{self.training_digest} {_documents_digest(self.held_out)}".encode()).hexdigest()
+
+    @property
+    def training_digest(self) -> str:
+        """sha256 over the documents that may be trained and calibrated on."""
+        return f"sha256:{_documents_digest(self.training)}"
 
 
 def load_corpus(file: Path | None = None) -> Corpus:
@@ -83,20 +83,35 @@ def python_documents() -> list[Document]:
     """The language reference (`pydoc_data.topics`) and the docstrings of every standard library module, by name."""
     from pydoc_data.topics import topics
 
-    root = Path(sysconfig.get_path("stdlib"))
-    documents = [Document(f"topic:{name}", text) for name, text in topics.items()]
-    for file in sorted(root.rglob("*.py")):
-        path = file.relative_to(root)
-        if _SKIPPED_FOLDERS.isdisjoint(path.parts):
-            documents.append(Document(f"module:{path.as_posix()}", "\n\n".join(_docstrings(file))))
+    documents = [Document(topic_document(name), text) for name, text in topics.items()]
+    for path, tree in standard_library():
+        documents.append(Document(module_document(path), "\n\n".join(_docstrings(tree))))
     return sorted((d for d in documents if len(d.text) >= _SHORTEST_DOCUMENT), key=lambda document: document.name)
 
 
-def _docstrings(file: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):  # the standard library carries a few files in odd encodings
-        return
+def standard_library(wanted: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[Path, ast.Module]]:
+    """The documented modules of this Python that are `wanted`: path below the standard library, and syntax tree."""
+    root = Path(sysconfig.get_path("stdlib"))
+    for file in sorted(root.rglob("*.py")):
+        path = file.relative_to(root)
+        if _SKIPPED_FOLDERS.isdisjoint(path.parts) and wanted(path):
+            try:
+                yield path, ast.parse(file.read_bytes())
+            except (SyntaxError, ValueError):  # the standard library carries a few files in odd encodings
+                continue
+
+
+def module_document(path: Path) -> str:
+    """Name of the document with the docstrings of the standard library's module at `path`; see `is_held_out`."""
+    return f"module:{path.as_posix()}"
+
+
+def topic_document(name: str) -> str:
+    """Name of the document with the language reference's topic `name`."""
+    return f"topic:{name}"
+
+
+def _docstrings(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
@@ -143,7 +158,7 @@ def held_out_sequences(
     Raises:
         TextError: nothing is left after removing what overlaps.
     """
-    seen = {gram for document in corpus.training for gram in word_ngrams(document.text)}
+    seen = all_ngrams(document.text for document in corpus.training)
     sequences: list[list[int]] = []
     documents = sorted(corpus.held_out, key=lambda document: hashlib.sha256(document.name.encode()).digest())
     for document in documents:
@@ -159,11 +174,26 @@ def held_out_sequences(
     return sequences
 
 
+def plain_words(text: str) -> list[str]:
+    """The words of `text` without case and punctuation."""
+    return "".join(c if c.isalnum() else " " for c in text.lower()).split()
+
+
 def word_ngrams(text: str, words: int = NGRAM_WORDS) -> Iterator[int]:
     """Hashes of every run of `words` words of `text`, ignoring case and punctuation."""
-    clean = "".join(c if c.isalnum() else " " for c in text.lower()).split()
+    clean = plain_words(text)
     for i in range(len(clean) - words + 1):
         yield hash(tuple(clean[i : i + words]))
+
+
+def all_ngrams(texts: Iterable[str]) -> frozenset[int]:
+    """Every 13-word n-gram of `texts`."""
+    return frozenset(gram for text in texts for gram in word_ngrams(text))
+
+
+def shared_ngrams(training: Set[int], held_out: Iterable[str]) -> int:
+    """How many different 13-word n-grams of the `held_out` texts are in `training`; 0 proves them disjoint."""
+    return len(all_ngrams(held_out) & training)
 
 
 def sequences_digest(sequences: Iterable[Sequence[int]]) -> str:
@@ -172,6 +202,13 @@ def sequences_digest(sequences: Iterable[Sequence[int]]) -> str:
     for sequence in sequences:
         digest.update(" ".join(map(str, sequence)).encode() + b"\n")
     return f"sha256:{digest.hexdigest()}"
+
+
+def _documents_digest(documents: Iterable[Document]) -> str:
+    digest = hashlib.sha256()
+    for document in documents:
+        digest.update(f"{document.name}\0{document.text}\0".encode())
+    return digest.hexdigest()
 
 
 def _pack(texts: Iterable[str], encode: Encode, length: int, end: int) -> Iterator[list[int]]:

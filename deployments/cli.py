@@ -20,7 +20,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from compression import cli_measure
 from compression.cli import compress
+from compression.cli_measure import Serving
 from deployments.state import (
     RUN_ID,
     PlatformState,
@@ -234,6 +236,21 @@ def _hint(console: Console, state: PlatformState, settings: PlatformConfig) -> N
         soft_wrap=True,  # to be copied
     )
     console.print("\n'gearbox chat' talks to it, 'gearbox status' shows it, 'gearbox down' stops it", highlight=False)
+
+
+def _serving(config: Path, name: str) -> Serving:
+    """How `config` serves the variant `name`; one that it does not name is served like any other."""
+    try:
+        settings = load_config(config)
+    except ConfigError as error:
+        raise fail(str(error), 2) from error
+    variant = next((variant for variant in settings.variants if variant.name == name), None)
+    if variant is None:
+        return Serving(settings.engine, settings.env, 0.0)
+    return Serving(settings.engine_args(variant), {**settings.env, **variant.env}, variant.price_usd_per_hour)
+
+
+cli_measure.add_commands(app, _serving, DEFAULT_CONFIG, Path(sys.executable))
 
 
 def main() -> None:

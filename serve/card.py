@@ -30,6 +30,49 @@ class Step(_Record):
     tool: str = Field(description="library and version that did it, e.g. 'llmcompressor 0.14.0.1'")
 
 
+class TaskScore(_Record):
+    """How many items of a task with known answers the variant gets right."""
+
+    score: float = Field(ge=0, le=1, description="share of items answered correctly")
+    ci95: tuple[float, float] = Field(description="95% Wilson interval of the score")
+    items: int = Field(gt=0)
+    scoring: str = Field(description="when an answer counts as correct")
+    set_digest: str = Field(description="sha256 of the items")
+    shared_ngrams: int = Field(default=0, ge=0, description="13-word runs the items share with the training text")
+
+
+class AnswerAgreement(_Record):
+    """Greedy answers beside full's greedy answers to the same held-out prompts."""
+
+    equal_tokens: float = Field(
+        ge=0, le=1, description="share of an answer's tokens before the first that differs, mean"
+    )
+    equal_tokens_ci95: tuple[float, float] = Field(description="95% bootstrap interval over prompts")
+    exact: float = Field(ge=0, le=1, description="share of answers that are equal in every token")
+    exact_ci95: tuple[float, float] = Field(description="95% Wilson interval")
+    prompts: int = Field(gt=0)
+    tokens: int = Field(gt=0, description="longest answer")
+
+
+class Drift(_Record):
+    """How far the engine's log-probabilities are from the same weights computed in float32 by another library."""
+
+    mean_abs: float = Field(ge=0, description="mean |difference| of the next token's log-probability, nats")
+    max_abs: float = Field(ge=0, description="largest |difference|, nats")
+    activation_rounding: float = Field(
+        ge=0,
+        description="mean |difference| that quantizing activations makes by itself in float32, nats; 0 if they are not",
+    )
+    top1_flips: int = Field(ge=0, description="positions whose most likely token differs")
+    near_tie_flips: int = Field(ge=0, description="those of them that are near ties in the reference")
+    near_ties: int = Field(
+        ge=0, description="positions whose two likeliest tokens are within 0.1 nats in the reference"
+    )
+    tokens: int = Field(gt=0, description="predicted positions compared")
+    limit: float = Field(gt=0, description="by how much mean_abs may exceed activation_rounding, nats")
+    reference: str = Field(description="library, version and how quantized weights were read")
+
+
 class Quality(_Record):
     """How close the variant is to `full`, measured through the engine that serves it on held-out text."""
 
@@ -39,10 +82,16 @@ class Quality(_Record):
     kl_to_full: float = Field(ge=0, description="mean KL(full || variant) per token, nats")
     kl_ci95: tuple[float, float] = Field(description="95% bootstrap interval of kl_to_full over sequences")
     top1_agreement: float = Field(ge=0, le=1, description="share of positions whose most likely token is full's")
-    task_scores: dict[str, float] = Field(default_factory=dict)
+    task_scores: dict[str, TaskScore] = Field(default_factory=dict)
     tokens: int = Field(gt=0, description="predicted positions measured")
     set: str = Field(description="what the held-out text is")
     set_digest: str = Field(description="sha256 of the token ids measured on")
+    # None below: measured before this was, or (drift) where the float32 weights do not fit into memory
+    quality_from: str = Field(default="kl", pattern=r"^(kl|agreement|task:.+)$", description="what `quality` is from")
+    answers: AnswerAgreement | None = None
+    drift: Drift | None = None
+    training_digest: str | None = Field(default=None, description="sha256 of the training text it was checked against")
+    shared_ngrams: int | None = Field(default=None, ge=0, description="13-word runs the held-out text shares with it")
 
 
 class TtftPoint(_Record):
@@ -62,6 +111,20 @@ class TpotPoint(_Record):
     p95_ms: Positive
 
 
+class Peak(_Record):
+    """The engine kept full: as many requests as it runs at once, each replaced when it is answered."""
+
+    concurrency: int = Field(gt=0)
+    prompt_tokens: int = Field(gt=0, description="of each request")
+    answer_tokens: int = Field(gt=0, description="of each request")
+    requests_per_s: Positive
+    output_tokens_per_s: Positive
+    kv_cache_tokens: int = Field(gt=0, description="tokens the key-value cache holds")
+    accelerator_bytes: int | None = Field(
+        default=None, gt=0, description="in use on all accelerators; None without one"
+    )
+
+
 class Profile(_Record):
     """Latency and throughput measured on one kind of hardware."""
 
@@ -72,7 +135,8 @@ class Profile(_Record):
     prefill_tokens_per_s: Positive
     decode_tokens_per_s: Positive = Field(description="all streams together at the highest concurrency measured")
     startup_s: Positive = Field(description="from process start to the first answer, weights on local disk")
-    resident_bytes: int = Field(gt=0, description="memory of every engine process")
+    resident_bytes: int = Field(gt=0, description="memory of every engine process, after the peak")
+    peak: Peak | None = Field(default=None, description="None: profiled before this was measured")
     price_usd_per_hour: float = Field(ge=0, description="assumed price of the hardware")
 
     def cost_usd(self, prompt_tokens: int, output_tokens: int, price_usd_per_hour: float | None = None) -> float:
@@ -102,6 +166,9 @@ class Card(_Record):
     profile: Profile | None = Field(default=None, description="None until profiled")
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     seed: int = 0
+    training_digest: str | None = Field(
+        default=None, description="sha256 of the text it was calibrated or trained on; None: no step uses text"
+    )
     reproduce: str = Field(description="command that makes these weights again")
 
     def save(self, folder: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.budget import Budget
-from serve.card import Card, Profile, Quality, Step, TpotPoint, TtftPoint, weights_digest
+from serve.card import Card, Peak, Profile, Quality, Step, TpotPoint, TtftPoint, weights_digest
 from serve.catalog import Variant, make_variant
 from serve.config import PlatformConfig, VariantConfig
 from serve.prediction import Features
@@ -50,6 +50,14 @@ def make_profile(
         decode_tokens_per_s=decode_tokens_per_s,
         startup_s=startup_s,
         resident_bytes=1_000_000,
+        peak=Peak(
+            concurrency=4,
+            prompt_tokens=64,
+            answer_tokens=32,
+            requests_per_s=decode_tokens_per_s / 32,
+            output_tokens_per_s=decode_tokens_per_s,
+            kv_cache_tokens=8192,
+        ),
         price_usd_per_hour=price_usd_per_hour,
     )
 

@@ -21,7 +21,7 @@ from compression.kept import KeptError  # noqa: E402
 from compression.recipe import Prune, Recipe, RecipeError, Sparsify  # noqa: E402
 from compression.source import SourceError, parse_source  # noqa: E402
 from compression.sparsify import sparsity  # noqa: E402
-from compression.text import TextError  # noqa: E402
+from compression.text import TextError, load_corpus  # noqa: E402
 from serve.card import Card, Step, check_card, load_card  # noqa: E402
 from tests.unit.tiny_model import build_full, write_model, write_text  # noqa: E402
 
@@ -72,6 +72,8 @@ def test_a_pruned_and_distilled_variant_has_weights_and_a_card_that_match(
     assert model.config.num_hidden_layers == 3
     assert model.dtype == torch.bfloat16
     assert card.parameters == sum(p.numel() for p in model.parameters())
+    assert card.training_digest == load_corpus(text).training_digest
+    assert load_card(full).training_digest is None, "its only step uses no text"
     assert not out.with_name("distilled.part").exists()
     assert sorted(p.suffix for p in out.iterdir()) == [".json"] * 5 + [".safetensors"] or not list(out.glob("*.pt"))
 

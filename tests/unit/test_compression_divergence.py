@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compression.divergence import TopK, bootstrap_ci95, coarse_kl, top1_agreement
+from compression.divergence import TopK, coarse_kl, top1_agreement
 
 
 def distributions(seed: int, positions: int = 50, vocabulary: int = 200) -> np.ndarray:
@@ -52,10 +52,3 @@ def test_a_distribution_does_not_differ_from_itself() -> None:
     p = top(distributions(7), 16)
     assert coarse_kl(p, p) == pytest.approx(np.zeros(50), abs=1e-6)
     assert top1_agreement(p, p) == 1.0
-
-
-def test_the_interval_contains_the_mean_and_narrows_with_more_sequences() -> None:
-    values = np.random.default_rng(8).normal(1.0, 0.2, size=400)
-    few, many = bootstrap_ci95(values[:20]), bootstrap_ci95(values)
-    assert few[0] < values[:20].mean() < few[1]
-    assert many[1] - many[0] < few[1] - few[0]
