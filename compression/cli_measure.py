@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from compression.child import ChildFailed, run_child
-from compression.family import MEASURE_SECONDS
+from compression.family import MEASURE_SECONDS, TASKS_SECONDS
 from compression.plots import PlotsMissing, plot
 from compression.progress import Progress as Reported
 from compression.report import ReportError, load_cards, write_report
@@ -126,7 +126,7 @@ class _Shown:
     """Progress over all stages with the time left: a bar in a terminal, else a line for each stage."""
 
     def __init__(self, stages: Iterable[str]) -> None:
-        self._seconds = {stage: MEASURE_SECONDS[stage] for stage in stages}
+        self._seconds = {stage: (MEASURE_SECONDS | TASKS_SECONDS)[stage] for stage in stages}
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"),

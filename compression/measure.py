@@ -60,6 +60,7 @@ class Wanted:
     price: float = 0.0
     text: Path | None = None
     tasks: Sequence[Path] = ()
+    built_in_tasks: bool = True
     allow_code: bool = False
     quality_from: str = "kl"
     max_drift: float = drift.LIMIT
@@ -117,7 +118,8 @@ class _Plan:
         self._corpus = load_corpus(wanted.text)
         check_training_text(card, self._corpus)
         training = [document.text for document in self._corpus.training]
-        self._tasks = [arithmetic(), definitions(training), *map(load_task, wanted.tasks)]
+        built_in = [arithmetic(), definitions(training)] if wanted.built_in_tasks else []
+        self._tasks = [*built_in, *map(load_task, wanted.tasks)]
         self._training = all_ngrams(training)
         self._shared = {task.name: shared_ngrams(self._training, task.texts()) for task in self._tasks}
         self._problems = load_problems() if wanted.allow_code else {}
@@ -260,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="text file to measure on instead of Python's documentation")
     parser.add_argument("--only", choices=["profile", "quality"], help="measure this part of the card alone")
     parser.add_argument("--tasks", type=Path, action="append", default=[], help="JSON lines with prompt and answer")
+    parser.add_argument("--no-built-in-tasks", action="store_true", help="leave out arithmetic and definitions")
     parser.add_argument("--allow-code", action="store_true", help="run programs that the model writes, for human-eval")
     parser.add_argument("--quality-from", default="kl", help="kl, agreement or task:NAME")
     parser.add_argument("--max-drift", type=float, default=drift.LIMIT, help="nats from float32 that are accepted")
@@ -271,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         price=given.price_usd_per_hour,
         text=given.text,
         tasks=given.tasks,
+        built_in_tasks=not given.no_built_in_tasks,
         allow_code=given.allow_code,
         quality_from=given.quality_from,
         max_drift=given.max_drift,
