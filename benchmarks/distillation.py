@@ -35,13 +35,14 @@ from compression.text import (
     sequences_digest,
     training_sequences,
 )
+from deployments.state import cache_folder
 from serve.card import load_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 RUNS = RESULTS / "distillation-runs.jsonl"
-WORK = Path("~/.cache/gearbox/benchmarks/distillation").expanduser()
+WORK = cache_folder() / "benchmarks" / "distillation"
 METRICS = ("kl_to_full", "top1_agreement", "perplexity")
 # as in compression/recipes/distilled.yaml
 COMMON = {"technique": "distill", "learning_rate": 1e-3, "warmup": 0.05, "batch": 4, "sequence_length": 256}

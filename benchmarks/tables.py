@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.compression import group
 from benchmarks.plots import SYSTEM_NAMES
 from benchmarks.report import load
+from compression.report import quality_ci95
 
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "quality.md")
@@ -163,10 +165,96 @@ def distillation(result: Result) -> str:
     return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
 
 
+def compression(result: Result) -> str:
+    """Every technique beside `full`: what it gives, what it is worth."""
+    cards = result["variants"]
+    full = cards["full"]["profile"]
+    shown = group(dict(result))
+    front = {row.label for row, by in zip(shown.rows, shown.dominators(shown.axes), strict=True) if by is None}
+    rows = []
+    for row in shown.rows:
+        quality, profile = row.quality, row.profile
+        low, high = quality_ci95(quality) or (quality.quality,) * 2
+        ratios = (
+            full["tpot"][0]["p50_ms"] / profile.tpot[0].p50_ms,
+            profile.decode_tokens_per_s / full["decode_tokens_per_s"],
+            profile.prefill_tokens_per_s / full["prefill_tokens_per_s"],
+        )
+        rows.append(
+            [
+                f"`{row.label}`",
+                _technique(cards[row.label]["steps"]),
+                f"{row.card.bytes_on_disk / 1e6:.0f}",
+                f"{quality.quality:.3f} [{low:.3f}, {high:.3f}]",
+                f"{quality.perplexity:.2f}",
+                f"{quality.kl_to_full:.3f}",
+                f"{quality.top1_agreement:.3f}",
+                f"{quality.answers.equal_tokens:.2f}" if quality.answers else "",
+                f"{quality.drift.mean_abs:.4f}" if quality.drift else "",
+                *(f"{ratio:.2f}" for ratio in ratios),
+                "yes" if row.label in front else "",
+            ]
+        )
+    head = ["variant", "made by", "MB", "quality [95%]", "perplexity", "KL", "top-1", "answers", "drift"]
+    table = _table([*head, "one stream", f"{full['tpot'][-1]['concurrency']} streams", "prefill", "front"], rows)
+    failed = "".join(f"\n`{name}` cannot be served here: {reason}." for name, reason in result["failed"].items())
+    note = (
+        f"The last columns but one are speeds over full's. Quality on {cards['full']['quality']['set']}. answers: share of a greedy answer's "
+        "tokens before the first that is not full's; drift: mean nats from the same weights in float32; front: no other "
+        f"variant is at least as good in quality, {', '.join(axis.name for axis in shown.axes)}."
+    )
+    return f"{table}\n\n{note}{failed}\n{_machine(result)}"
+
+
+def compression_large(result: Result) -> str:
+    """What techniques make of the speed of a larger model."""
+    full = result["variants"]["full"]
+    rows = []
+    for name, row in result["variants"].items():
+        profile = row["profile"]
+        speeds = (
+            1000 / profile["tpot"][0]["p50_ms"],
+            profile["decode_tokens_per_s"],
+            profile["prefill_tokens_per_s"],
+        )
+        reference = (
+            1000 / full["profile"]["tpot"][0]["p50_ms"],
+            full["profile"]["decode_tokens_per_s"],
+            full["profile"]["prefill_tokens_per_s"],
+        )
+        cells = [f"{speed:.1f} ({speed / one:.2f}x)" for speed, one in zip(speeds, reference, strict=True)]
+        resident = f"{profile['resident_bytes'] / 1e9:.1f}"
+        rows.append([f"`{name}`", _technique(row["steps"]) or "none", f"{row['bytes'] / 1e6:.0f}", resident, *cells])
+    streams = full["profile"]["tpot"][-1]["concurrency"]
+    head = [
+        "variant",
+        "made by",
+        "MB",
+        "GB resident",
+        "tok/s, one stream",
+        f"tok/s, {streams} streams",
+        "prefill tok/s",
+    ]
+    note = f"A Llama of {full['parameters'] / 1e6:.0f} million random weights: speed only."
+    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
+def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Steps with what tells them apart."""
+    names = []
+    for step in steps:
+        told = [step["parameters"].get(key) for key in ("scheme", "method", "pattern", "layers", "mlp_width", "dtype")]
+        smooth = "SmoothQuant" if step["parameters"].get("smoothquant") is not None else None
+        names.append(" ".join(str(part) for part in (step["technique"], *told, smooth) if part is not None))
+    return " → ".join(names)
+
+
 TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
+    "compression": (compression, ("compression",)),
+    "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
