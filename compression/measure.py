@@ -133,16 +133,17 @@ class _Plan:
 
     def measure(self, served: Served, report: Report) -> Quality:
         """Drift first: where the engine computes something else, the rest means nothing."""
-        held_out = held_out_text(served, self._corpus, self._training)
-        drifted = self._drift(served, held_out, report)
-        quality = measure_quality(served, held_out, self._full, self._is_full, report)
+        as_full = in_tokens_of(served, self._variant, self._full)
+        held_out = held_out_text(as_full, self._corpus, self._training)
+        drifted = self._drift(served, as_full.own(held_out.sequences[: drift.SEQUENCES]), report)
+        quality = measure_quality(as_full, held_out, self._full, self._is_full, report)
         scores = self._scores(served, report)
         quality = quality.model_copy(update={"task_scores": scores, "drift": drifted})
         full_scores = scores if self._is_full else self._full_scores
         return derive_quality(quality, self._wanted.quality_from, full_scores)
 
-    def _drift(self, served: Served, held_out: HeldOut, report: Report) -> Drift | None:
-        rows = [sequence[: drift.LENGTH] for sequence in held_out.sequences[: drift.SEQUENCES]]
+    def _drift(self, served: Served, sequences: Sequence[Sequence[int]], report: Report) -> Drift | None:
+        rows = [sequence[: drift.LENGTH] for sequence in sequences]
         top = served.top_logprobs(rows, 1, lambda _: None)
         if (found := drift.compute_reference(self._variant, rows, top, report)) is None:
             gigabytes = 1.2 * drift.float32_bytes(self._variant) / 1e9
@@ -187,6 +188,18 @@ def check_training_text(card: Card, corpus: Corpus) -> None:
             f"'{card.name}' was calibrated or trained on other text than {corpus.description}: evaluate it with the same "
             "Python version or --text that it was built with"
         )
+
+
+def in_tokens_of(served: Served, variant: Path, full: Path) -> Served:
+    """`served` as it is, or through full's tokens where the vocabulary was pruned."""
+    sizes = {json.loads((folder / "config.json").read_text())["vocab_size"] for folder in (variant, full)}
+    if len(sizes) == 1:
+        return served
+    from transformers import AutoTokenizer
+
+    from compression.retokenized import Retokenized
+
+    return Retokenized(served, AutoTokenizer.from_pretrained(full))
 
 
 def held_out_text(served: Served, corpus: Corpus, training: Set[int]) -> HeldOut:

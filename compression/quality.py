@@ -71,17 +71,23 @@ def measure_quality(served: Served, held_out: HeldOut, full: Path, is_full: bool
     if reference is None:
         reference = Reference(measured, ids)
         _save(file, reference)
-    kl = coarse_kl(reference.top, measured)
-    mean = float(kl.mean())
+    known = ~np.isnan(measured.targets)  # all of them, but for a variant with another vocabulary
+    if not known.any():
+        raise QualityError("none of the held-out text is the same tokens to this variant and to 'full'")
+    at_known = [TopK(top.ids[known], top.logprobs[known], top.targets[known]) for top in (reference.top, measured)]
+    kl = np.full(len(known), np.nan)
+    kl[known] = coarse_kl(*at_known)
+    by_sequence = [row[~np.isnan(row)].mean() for row in kl.reshape(count, -1) if not np.isnan(row).all()]
+    mean = float(kl[known].mean())
     return Quality(
         quality=float(np.exp(-mean)),
         derivation=DERIVATION_KL,
-        perplexity=float(np.exp(-measured.targets.astype(np.float64).mean())),
+        perplexity=float(np.exp(-measured.targets[known].astype(np.float64).sum() / len(known))),
         kl_to_full=mean,
-        kl_ci95=bootstrap_ci95(kl.reshape(count, -1).mean(axis=1)),
-        top1_agreement=top1_agreement(reference.top, measured),
+        kl_ci95=bootstrap_ci95(np.array(by_sequence)),
+        top1_agreement=top1_agreement(*at_known),
         answers=compare_answers(reference.answers, ids),
-        tokens=len(kl),
+        tokens=int(known.sum()),
         set=held_out.name,
         set_digest=held_out.digest,
         training_digest=held_out.training_digest,

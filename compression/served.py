@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from compression.divergence import TopK
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
     from vllm import LLM
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
@@ -19,18 +20,22 @@ Done = Callable[[int], None]  # how many of the rows asked for are answered
 class Served:
     """One variant in vLLM's synchronous engine, with the arguments of serving."""
 
-    def __init__(self, llm: "LLM") -> None:
-        self._llm = llm
-        self._tokenizer = llm.get_tokenizer()
+    def __init__(self, llm: "LLM", tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
+        self.llm = llm
+        self.tokenizer = tokenizer or llm.get_tokenizer()
         self.longest: int = llm.llm_engine.vllm_config.model_config.max_model_len
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids; with the special tokens that begin a request when `special`."""
-        return self._tokenizer(text, add_special_tokens=special, verbose=False).input_ids
+        return self.tokenizer(text, add_special_tokens=special, verbose=False).input_ids
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of token ids."""
-        return self._tokenizer.decode(tokens)
+        return self.tokenizer.decode(tokens)
+
+    def own(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """The model's own token ids of `sequences`."""
+        return [list(sequence) for sequence in sequences]
 
     def top_logprobs(self, sequences: Sequence[Sequence[int]], top: int, done: Done) -> TopK:
         """The `top` most likely next tokens at every position of every sequence but its last, concatenated.
@@ -80,5 +85,5 @@ class Served:
 
         for start in range(0, len(prompts), batch):
             rows = [TokensPrompt(prompt_token_ids=list(row)) for row in prompts[start : start + batch]]
-            yield from self._llm.generate(rows, params, use_tqdm=False)
+            yield from self.llm.generate(rows, params, use_tqdm=False)
             done(start + len(rows))
