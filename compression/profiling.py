@@ -23,7 +23,7 @@ CROWDS = (4, 16)
 DECODE_CONCURRENCY = (1, 4, 16, 32)
 PEAK_PROMPT, PEAK_ANSWER = 64, 32  # tokens; a short question and its answer, so that slow machines get through some
 WINDOW = 16  # tokens over which one TPOT sample is taken
-POINT_S = 8.0  # a point that has taken this long is content with the samples it has; slow machines must not take hours
+POINT_S = 5.0  # a point that has taken this long is content with the samples it has; slow machines must not take hours
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def measure_speeds(llm: "LLM", config: "VllmConfig", seed: int, report: Report) 
 
     TTFT at concurrency c: c streams in a closed loop, each asking again as soon as it is answered, so that a prompt meets
     answers under way; the burst at the start is left out. TPOT at c: c short prompts at once, over windows of 16 tokens.
-    On slow hardware points have fewer samples, see `POINT_S`, but never less than three. Concurrencies beyond what the
+    On slow hardware points have fewer samples, see `POINT_S`, but never less than three requests. Concurrencies beyond what the
     engine runs at once are left out. Last the peak, see `Peak`.
     """
     engine = _Engine(llm, config.model_config.get_vocab_size(), seed)
@@ -91,7 +91,7 @@ def measure_speeds(llm: "LLM", config: "VllmConfig", seed: int, report: Report) 
         bursts = (
             engine.burst([engine.prompt(32) for _ in range(crowd)], length) for _ in range(3 if crowd == 1 else 1)
         )
-        burst = list(_while_short(bursts))
+        burst = list(_while_short(bursts, least=1))
         times = [sample for streams_ in burst for stream in streams_ for sample in stream.tpot_ms()]
         tpot.append(TpotPoint(concurrency=crowd, **_quantiles(times)))
         done()
@@ -171,7 +171,7 @@ class _Engine:
         end = time.perf_counter() + POINT_S
         while running:
             for _ in range(self._advance(running)):
-                if len(later) < requests and (time.perf_counter() < end or len(later) < crowd):
+                if len(later) < requests and (time.perf_counter() < end or len(later) < min(crowd, 8)):
                     name, stream = self._ask(self.prompt(length), next(answers))
                     running[name] = stream
                     later.append(stream)
@@ -225,12 +225,12 @@ class _Engine:
         return ended
 
 
-def _while_short(samples: Iterator[list[_Stream]]) -> Iterator[list[_Stream]]:
-    """`samples` until they have taken `POINT_S`, at least three."""
+def _while_short(samples: Iterator[list[_Stream]], least: int = 3) -> Iterator[list[_Stream]]:
+    """`samples` until they have taken `POINT_S`, but no fewer than `least`."""
     end = time.perf_counter() + POINT_S
     for count, sample in enumerate(samples, 1):
         yield sample
-        if count >= 3 and time.perf_counter() > end:
+        if count >= least and time.perf_counter() > end:
             return
 
 
