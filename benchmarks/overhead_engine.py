@@ -47,7 +47,7 @@ FULL = Shape(2, (Point(1, 10, 24, 48), Point(8, 32, 24, 48), Point(32, 96, 24, 4
 
 def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, object]:
     """All systems. Returns the result document without the machine. Raises `NoWeights`, `NotStarted`."""
-    config, folder = _full(config_file, weights)
+    config, folder = full_weights(config_file, weights)
     log = Path(tempfile.mkdtemp(prefix="gb-")) / "bench-serve.log"
     plan = []
     for i in range(shape.repeats):
@@ -82,7 +82,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
     }
 
 
-def _full(config_file: Path, weights: Path | None) -> tuple[PlatformConfig, Path]:
+def full_weights(config_file: Path, weights: Path | None) -> tuple[PlatformConfig, Path]:
     """The configuration with one variant, and the folder of its weights."""
     try:
         config = load_config(config_file)
