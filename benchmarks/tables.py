@@ -14,7 +14,7 @@ from benchmarks.report import load
 from compression.report import quality_ci95
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md", ROOT / "docs" / "quality.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "compression", "quality")))
 Result = Mapping[str, Any]
 
 
