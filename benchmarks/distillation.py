@@ -102,8 +102,7 @@ def prepare(full: Path, layers: int, held_out: int, length: int, text: Path | No
     bench = Bench(full, teacher, copy.deepcopy(teacher), tokenizer, load_corpus(text), [], length)
     longest = min(HELD_OUT_LENGTH, teacher.config.max_position_embeddings)
     bench.held_out = held_out_sequences(bench.corpus, bench.encode, tokenizer.decode, longest, held_out)
-    report = Ticker().report
-    influence = block_influence(bench.student, bench.training(0)[:INFLUENCE_SAMPLES], report)
+    influence = block_influence(bench.student, bench.training(0)[:INFLUENCE_SAMPLES], lambda: None)
     keep_layers(bench.student, layers_to_keep(influence, layers))
     return bench
 
