@@ -215,7 +215,7 @@ def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
     assert isinstance(card, dict)
     quality, profile = card["quality"], card["profile"]
     return [
-        str(served["health"]) if state.phase == "ready" else state.phase,
+        str(served["health"]).replace("scaled_to_zero", "at zero") if state.phase == "ready" else state.phase,
         f"{card['bytes_on_disk'] / 1e6:.0f}",
         f"{quality['quality']:.3f}",
         f"{quality['perplexity']:.2f}",

@@ -56,8 +56,10 @@ class ServeReplicas:
         handle = self._handles.get(variant)
         if handle is None:
             raise NoReplica(f"variant '{variant}' is not deployed")
+        # only a request that asks to reserve a place counts as queued, and that is what starts a replica from zero
+        starts = not self.urls(variant)
         try:
-            async with handle.choose_replica(_reserve=False) as selection:
+            async with handle.choose_replica(_reserve=starts) as selection:
                 endpoint = selection._replica.backend_http_endpoint
         except RayServeException as error:
             raise NoReplica(f"variant '{variant}' is not available") from error

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
 import psutil
+import yaml
 
 from deployments.state import load_state, processes_of
 
@@ -65,11 +69,40 @@ class Platform:
         return total
 
 
+@contextmanager
+def started(settings: dict[str, Any], folder: Path) -> Iterator[Platform]:
+    """A platform with these settings, started and stopped by the real command; its files go into `folder`."""
+    config, state_dir = folder / "platform.yaml", folder / "state"
+    config.write_text(yaml.safe_dump(settings))
+    server = settings["server"]
+    up = gearbox("up", "--config", str(config), state_dir=state_dir, timeout=1800)
+    try:
+        assert up.returncode == 0, f"{up.stdout}\n{up.stderr}\n{_log_tail(state_dir)}"
+        urls = (f"http://127.0.0.1:{server[port]}" for port in ("port", "metrics_port"))
+        yield Platform(*urls, state_dir, config, settings["model"]["name"], up.stdout)
+    finally:
+        state = load_state(state_dir)
+        gearbox("down", state_dir=state_dir)
+        if state is not None:
+            assert not processes_of(state.run_id), "gearbox down left processes behind"
+
+
+def local_settings() -> dict[str, Any]:
+    """What `make up` starts."""
+    settings: dict[str, Any] = yaml.safe_load((ROOT / "deployments/local.yaml").read_text())
+    return settings
+
+
 def gearbox(*arguments: str, state_dir: Path, timeout: float = 120, **env: str) -> "subprocess.CompletedProcess[str]":
     """Run the `gearbox` command with a state folder of its own."""
     environment = {**os.environ, "GEARBOX_STATE_DIR": str(state_dir), "COLUMNS": "160", **env}
     command = [str(Path(sys.executable).with_name("gearbox")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def _log_tail(state_dir: Path) -> str:
+    log = state_dir / "platform.log"
+    return "\n".join(log.read_text().splitlines()[-30:]) if log.exists() else ""
 
 
 def engine_processes(platform: Platform, variant: str) -> list[psutil.Process]:

@@ -1,0 +1,72 @@
+"""A variant that starts from zero behind two gateways, on a platform of its own."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+
+from deployments.state import load_state, processes_of
+from tests.started import Platform, engine_processes, local_settings, started
+
+pytestmark = pytest.mark.platform
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """Nothing but `distilled`, at zero."""
+    settings = local_settings()
+    settings["server"] |= {"port": 18300, "metrics_port": 19664, "gateway_replicas": 2}
+    settings["variants"] = [variant for variant in settings["variants"] if variant["name"] == "distilled"]
+    settings["variants"][0]["replicas"] = {"min": 0, "max": 1}
+    with started(settings, tmp_path_factory.mktemp("idle")) as platform:
+        yield platform
+
+
+def ask(platform: Platform, timeout: float = 120) -> httpx.Response:
+    body = {"model": platform.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+    return httpx.post(f"{platform.url}/v1/chat/completions", json=body, timeout=timeout)
+
+
+def gateways(platform: Platform) -> list[psutil.Process]:
+    state = load_state(platform.state_dir)
+    return [p for p in processes_of(state.run_id) if "ServeReplica:gateway" in " ".join(p.cmdline())]
+
+
+def test_the_first_request_starts_a_replica_and_nobody_is_lost(idle: Platform) -> None:
+    assert "at zero" in idle.gearbox("status").stdout
+    assert not engine_processes(idle, "distilled")
+    with pytest.raises(httpx.TimeoutException):
+        ask(idle, timeout=2)  # a client that does not wait leaves; the others are answered
+    with ThreadPoolExecutor(4) as clients:
+        answers = list(clients.map(lambda _: ask(idle), range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
+    assert "1/1" in idle.gearbox("status").stdout
+    assert len(idle.targets()["distilled"]) == 1
+
+
+def test_a_gateway_that_dies_is_replaced_and_the_other_answers(idle: Platform) -> None:
+    ask(idle)
+    first, second = gateways(idle)
+    first.kill()
+    assert [ask(idle).status_code for _ in range(6)] == [200] * 6
+    deadline = time.monotonic() + 60
+    while len(alive := gateways(idle)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert len(alive) == 2 and second in alive and first not in alive
+
+
+def test_a_killed_replica_takes_its_engine_with_it(idle: Platform) -> None:
+    assert ask(idle).status_code == 200
+    replica, *children = engine_processes(idle, "distilled")
+    assert children, "the engine's core is a process of its own"
+    replica.kill()
+    _, alive = psutil.wait_procs([replica, *children], timeout=20)
+    assert not alive, "an engine without its replica would keep its memory and cores"
+    deadline = time.monotonic() + 90
+    while (answer := ask(idle)).status_code == 503 and time.monotonic() < deadline:
+        assert int(answer.headers["retry-after"]) > 0 and answer.json()["error"]["message"]
+        time.sleep(1)
+    assert answer.status_code == 200, "Serve has started another"
