@@ -16,9 +16,10 @@ from benchmarks.processes import interruptible
 from benchmarks.report import IMAGES, Progress, save
 from compression.child import compression_python
 from compression.family import BuildError, Family, VariantSpec
+from compression.kernels import target, unservable
 from compression.plots import plot
 from compression.progress import Progress as Reached
-from compression.recipe import RecipeError
+from compression.recipe import RecipeError, load_recipe
 from compression.report import AXES, Group, Row
 from compression.source import SourceError
 from deployments.state import cache_folder
@@ -52,11 +53,15 @@ def measure(names: Sequence[str]) -> dict[str, object]:
         )
         for name in names
     ]
+    cards: dict[str, Card] = {}
+    failed: dict[str, str] = {}
+    for spec in list(specs):
+        if reason := unservable(load_recipe(spec.recipe).planned_steps(), target(first.resources.gpus)):
+            failed[spec.name] = reason
+            specs.remove(spec)
     family = Family(config.model.source, config.model.name, cache_folder(), compression_python(), Path(sys.executable))
     planned = family.plan(specs)
     progress = Progress([(one.name, sum(one.seconds.values())) for one in planned if one.state != "ready"])
-    cards: dict[str, Card] = {}
-    failed: dict[str, str] = {}
     for one in planned:
         if one.state != "ready":
             progress.step(f"{one.name} ({one.state})")

@@ -32,7 +32,6 @@ SHAPE = {
 VARIANTS = {  # name: (recipe, seconds it takes on two cores)
     "full": (RECIPES / "full.yaml", 400),
     "int8": (OWN_RECIPES / "int8-rtn.yaml", 500),
-    "int4": (OWN_RECIPES / "int4-rtn.yaml", 900),
     "pruned": (OWN_RECIPES / "large-pruned.yaml", 400),
 }
 

@@ -15,7 +15,7 @@ def label() -> str:
     """The accelerators if there are any, else the processor, its usable cores and its strongest vector extensions."""
     if found := accelerators():
         return f"{len(found)} x {found[0]}"
-    extensions = [name for name in _EXTENSIONS if name in _cpu("flags").split()][:2]
+    extensions = [name for name in _EXTENSIONS if name in cpu_extensions()][:2]
     return ", ".join([_cpu("model name") or platform.machine(), f"{len(os.sched_getaffinity(0))} cores", *extensions])
 
 
@@ -54,7 +54,12 @@ def compute_dtype() -> Literal["bfloat16", "float32"]:
     times slower than float32.
     """
     x86 = platform.machine() in ("x86_64", "AMD64")
-    return "float32" if x86 and "avx512f" not in _cpu("flags").split() else "bfloat16"
+    return "float32" if x86 and "avx512f" not in cpu_extensions() else "bfloat16"
+
+
+def cpu_extensions() -> frozenset[str]:
+    """The processor's extensions as Linux names them; empty where it does not say."""
+    return frozenset(_cpu("flags").split())
 
 
 @cache

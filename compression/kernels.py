@@ -14,15 +14,17 @@ from serve.card import Step
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a variant is to be served. `capability` is CUDA's compute capability, None when it is not known."""
+    """Where a variant is to be served. `capability` is CUDA's compute capability, `extensions` are the processor's; None when
+    they are not known."""
 
     kind: Literal["cpu", "cuda"]
     capability: tuple[int, int] | None = None
+    extensions: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """Where one scheme has a kernel: on CPUs, unless `no_cpu` says why not, and on GPUs from `cuda` on.
+    """Where one scheme has a kernel: on CPUs, unless `no_cpu` says why not, if they have `cpu_needs`; on GPUs from `cuda` on.
 
     `cuda` is the lowest compute capability (7.5 Turing, 8.0 Ampere, 8.9 Ada, 9.0 Hopper), None for no GPU at all.
     """
@@ -30,6 +32,7 @@ class Support:
     cuda: tuple[int, int] | None
     no_cpu: str | None
     source: str
+    cpu_needs: str | None = None
 
 
 SUPPORT = {
@@ -38,7 +41,9 @@ SUPPORT = {
     "W8A16": Support(
         (7, 5), "its CPU kernel for weights alone takes 4 bits only", "CPUWNA16LinearKernel; MarlinLinearKernel"
     ),
-    "W4A16": Support((7, 5), None, "CPUWNA16LinearKernel (slower than bfloat16 there); MarlinLinearKernel"),
+    "W4A16": Support(
+        (7, 5), None, "CPUWNA16LinearKernel (slower than bfloat16 there, not in _C_AVX2); MarlinLinearKernel", "avx512f"
+    ),
     "FP8": Support(
         (7, 5),
         "it falls back to torch there, 40 times slower than bfloat16",
@@ -55,7 +60,9 @@ SUPPORT = {
 
 def target(gpus: float) -> Target:
     """What a replica that reserves `gpus` GPUs runs on, judged by this machine."""
-    return Target("cuda", hardware.compute_capability()) if gpus else Target("cpu")
+    if gpus:
+        return Target("cuda", hardware.compute_capability())
+    return Target("cpu", extensions=hardware.cpu_extensions() or None)
 
 
 def unservable(steps: Iterable[Step], on: Target) -> str | None:
@@ -77,7 +84,11 @@ def unservable(steps: Iterable[Step], on: Target) -> str | None:
 
 def _missing(scheme: str, support: Support, on: Target) -> str | None:
     if on.kind == "cpu":
-        return f"vLLM has no kernel for {scheme} on CPUs: {support.no_cpu}" if support.no_cpu else None
+        if support.no_cpu:
+            return f"vLLM has no kernel for {scheme} on CPUs: {support.no_cpu}"
+        if support.cpu_needs and on.extensions is not None and support.cpu_needs not in on.extensions:
+            return f"vLLM's kernel for {scheme} needs a processor with {support.cpu_needs}, which this one has not"
+        return None
     if support.cuda is None:
         return f"vLLM cannot serve {scheme}: {support.no_cpu}"
     if on.capability is not None and on.capability < support.cuda:

@@ -37,6 +37,15 @@ def test_a_gpu_that_is_too_old_is_named() -> None:
     assert "8.9" in str(unservable(quantized("FP8", kv_cache="fp8"), AMPERE))
 
 
+def test_a_processor_that_is_too_old_is_refused() -> None:
+    old, new = (Target("cpu", extensions=frozenset(found)) for found in (("avx2",), ("avx2", "avx512f")))
+    assert unservable(quantized("W4A16"), old) == (
+        "vLLM's kernel for W4A16 needs a processor with avx512f, which this one has not"
+    )
+    assert unservable(quantized("W4A16"), new) is None
+    assert unservable(quantized("W8A8"), old) is None
+
+
 def test_an_fp8_cache_is_served_on_cpus_and_an_int8_one_nowhere() -> None:
     assert unservable(quantized("W8A8", kv_cache="fp8"), CPU) is None
     for on in (CPU, HOPPER):
@@ -60,7 +69,7 @@ def test_every_scheme_of_recipes_has_a_row_with_its_source() -> None:
 def test_the_target_is_this_machine_s_weakest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "_nvidia_smi", lambda field: {"compute_cap": ["9.0", "8.0"]}[field])
     hardware.compute_capability.cache_clear()
-    assert (target(0.5), target(0)) == (AMPERE, CPU)
+    assert (target(0.5), target(0).kind) == (AMPERE, "cpu")
     hardware.compute_capability.cache_clear()
 
 
