@@ -30,7 +30,7 @@ from serve.config import ConfigError, load_config
 OWN_RECIPES = Path(__file__).parent / "recipes"
 NAMES = (
     *("full", "fp16", "int8", "int8-rtn", "int8-static", "int4", "pruned", "distilled", "lora-healed"),
-    *("narrow-pruned", "narrow", "trimmed", "vocabulary", "two-four", "distilled-int8"),
+    *("narrow-pruned", "narrow", "trimmed", "vocabulary", "slim", "two-four", "distilled-int8"),
 )
 PLOTTED = ("speed", "size", "cost")
 
