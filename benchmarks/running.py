@@ -47,7 +47,7 @@ def platform(url: str | None, config: Path | None) -> Iterator[str]:
 
 def _settled() -> bool:
     state = load_state(state_folder())
-    return state is not None and state.settled
+    return state is not None and is_running(state) and state.settled  # not what an earlier one left
 
 
 def headers() -> dict[str, str]:

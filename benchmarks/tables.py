@@ -221,7 +221,6 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
     "compression": (compression, ("compression",)),
-    "distillation": (distillation, ("distillation",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
 
