@@ -7,7 +7,6 @@ error and exit code 2.
 """
 
 import argparse
-import errno
 import hashlib
 import importlib.metadata
 import shlex
@@ -18,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from compression.checks import BuildRefused, check_groups, check_installed, check_parent, check_prunable, model_config
-from compression.finish import FinishError, finish, variant_facts
+from compression.errors import exit_code
+from compression.finish import finish, variant_facts
 from compression.hardware import accelerators, compute_dtype
-from compression.kept import Kept, KeptError, claim, keep, last_kept
+from compression.kept import Kept, claim, keep, last_kept
 from compression.progress import Report, report_on_stdout
 from compression.recipe import (
     Cast,
@@ -30,12 +30,11 @@ from compression.recipe import (
     Prune,
     Quantize,
     Recipe,
-    RecipeError,
     Sparsify,
     load_recipe,
     recipe_key,
 )
-from compression.source import Source, SourceError, fetch, identity, parse_source
+from compression.source import Source, fetch, identity, parse_source
 from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
@@ -45,7 +44,7 @@ from compression.text import (
     load_corpus,
     training_sequences,
 )
-from serve.card import Card, CardError, Step, load_card
+from serve.card import Card, Step, load_card
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -97,7 +96,7 @@ def build(
     """Make the variant in the folder `out`; returns its card.
 
     Raises:
-        BuildRefused, RecipeError, SourceError, TextError, CardError: with one clear line.
+        KnownError, CardError: with one clear line.
         OSError: the disk is full or cannot be written.
     """
     if out.exists():
@@ -178,20 +177,17 @@ def _cast(work: Work, step: Cast) -> Step:
 
 
 def _prune(work: Work, step: Prune) -> Step:
-    from compression.prune import PruneError, prune
+    from compression.prune import prune
     from compression.vocabulary import prune_vocabulary
 
     check_prunable(work.model.config.to_dict(), step)
     parameters = step.model_dump(exclude={"technique"}, exclude_none=True)
-    try:
-        if step.layers or step.heads or step.mlp_width:
-            rows = work.sequences(step.sequence_length, step.samples)
-            parameters |= prune(work.model, rows, step, work.report)
-        if step.vocabulary:
-            rows = work.sequences(step.sequence_length)
-            work.tokenizer = prune_vocabulary(work.model, work.tokenizer, rows, step.vocabulary, work.scratch)
-    except PruneError as error:
-        raise BuildRefused(str(error)) from error
+    if step.layers or step.heads or step.mlp_width:
+        rows = work.sequences(step.sequence_length, step.samples)
+        parameters |= prune(work.model, rows, step, work.report)
+    if step.vocabulary:
+        rows = work.sequences(step.sequence_length)
+        work.tokenizer = prune_vocabulary(work.model, work.tokenizer, rows, step.vocabulary, work.scratch)
     return Step(technique="prune", parameters=parameters, tool=_tool("torch"))
 
 
@@ -206,20 +202,17 @@ def _sparsify(work: Work, step: Sparsify) -> Step:
 
 
 def _lora(work: Work, step: Lora) -> Step:
-    from compression.distill import DistillError, distill
-    from compression.lora import LoraError, merged, with_additions
+    from compression.distill import distill
+    from compression.lora import merged, with_additions
 
     teacher, _ = _load_folder(work.parent)
     student = with_additions(work.model, step, work.recipe.seed)
     rows, checkpoints = work.sequences(step.sequence_length), work.scratch / CHECKPOINT_FOLDER
-    try:
-        trained = distill(
-            student, teacher, rows, step.training(), work.recipe.seed, checkpoints,
-            lambda _, *progress: work.report("lora", *progress),
-        )  # fmt: skip
-        work.model = merged(student)
-    except (DistillError, LoraError) as error:
-        raise BuildRefused(str(error)) from error
+    trained = distill(
+        student, teacher, rows, step.training(), work.recipe.seed, checkpoints,
+        lambda _, *progress: work.report("lora", *progress),
+    )  # fmt: skip
+    work.model = merged(student)
     parameters = step.model_dump(exclude={"technique"}) | {
         "trained_steps": trained.steps,
         "trained_tokens": trained.tokens,
@@ -231,8 +224,7 @@ def _lora(work: Work, step: Lora) -> Step:
 
 
 def _distill(work: Work, step: Distill) -> Step:
-    from compression.completions import CompletionsError
-    from compression.distill import DistillError, distill
+    from compression.distill import distill
     from compression.processes import distill_in_processes
     from compression.teacher import TopKCache
 
@@ -240,16 +232,13 @@ def _distill(work: Work, step: Distill) -> Step:
     cache = None
     if step.teacher_top_k:
         cache = TopKCache(work.parent / "top-k", load_card(work.parent).weights_digest)
-    try:
-        sequences = _training_data(work, step)
-        if (gpus := len(accelerators())) > 1:
-            training = (sequences, step, work.recipe.seed, checkpoints, work.report, cache, gpus)
-            trained = distill_in_processes(work.model, work.parent, *training)
-        else:
-            teacher, _ = _load_folder(work.parent)
-            trained = distill(work.model, teacher, sequences, step, work.recipe.seed, checkpoints, work.report, cache)
-    except (DistillError, CompletionsError) as error:
-        raise BuildRefused(str(error)) from error
+    sequences = _training_data(work, step)
+    if (gpus := len(accelerators())) > 1:
+        training = (sequences, step, work.recipe.seed, checkpoints, work.report, cache, gpus)
+        trained = distill_in_processes(work.model, work.parent, *training)
+    else:
+        teacher, _ = _load_folder(work.parent)
+        trained = distill(work.model, teacher, sequences, step, work.recipe.seed, checkpoints, work.report, cache)
     parameters = step.model_dump(mode="json", exclude={"technique"}) | {
         "trained_steps": trained.steps,
         "trained_tokens": trained.tokens,
@@ -364,18 +353,6 @@ def _once(make: Callable[[], Corpus]) -> Callable[[], Corpus]:
     return lambda: made[0] if made else made.append(make()) or made[0]
 
 
-def clear_line(error: BaseException) -> str | None:
-    """The one line for an error with a known cause; None for one that deserves its traceback."""
-    if isinstance(error, BuildRefused | RecipeError | SourceError | TextError | CardError | KeptError | FinishError):
-        return str(error)
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    if full or "No space left on device" in str(error):  # safetensors wraps the system's error in its own
-        return "the disk is full: free some space and run it again; it goes on where it stopped"
-    if isinstance(error, PermissionError):
-        return f"cannot write: {error}"
-    return None
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m compression.build", description=__doc__.splitlines()[0])
@@ -391,7 +368,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     report = report_on_stdout()
     words = ["python", "-m", "compression.build", *(sys.argv[1:] if arguments is None else arguments)]
-    try:
+
+    def work() -> None:
         recipe = load_recipe(given.recipe)
         build(
             recipe,
@@ -404,12 +382,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shlex.join(map(str, words)),
             report,
         )
-    except Exception as error:
-        if (line := clear_line(error)) is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from compression.errors import KnownError
 from compression.recipe import Lora, Prune, Quantize, Recipe, check_follows
 from serve.card import load_card
 
 
-class BuildRefused(Exception):
+class BuildRefused(KnownError):
     """A build that cannot go on, for a reason the user can act on."""
 
 

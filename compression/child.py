@@ -8,9 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from compression.progress import Progress
+from compression.progress import Progress, read_reports
 
 # glibc gives large freed blocks back to the system and fetches them again in every training step: a fifth of the time.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35), "MALLOC_TOP_PAD_": str(2**28)}
@@ -64,11 +62,7 @@ def run_child(
             start_new_session=True,
         )
         try:
-            for line in process.stdout or ():
-                try:
-                    progress = Progress.model_validate_json(line)
-                except ValidationError:  # a print of some library before standard output was taken over
-                    continue
+            for progress in read_reports(process.stdout or ()):
                 on_progress(progress)
             process.wait()
         finally:

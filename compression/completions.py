@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from compression.errors import KnownError, exit_code
 from compression.progress import Report, report_on_stdout
 from compression.recipe import Distill, load_recipe
 from compression.text import load_corpus, sequences_digest, training_sequences
@@ -34,7 +35,7 @@ FORMAT = 1  # raise it when the same prompts would be completed differently
 BATCH = 64  # prompts between two writes
 
 
-class CompletionsError(Exception):
+class CompletionsError(KnownError):
     """Completions that are missing or cannot be made."""
 
 
@@ -164,9 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="text file to take prompts from instead of Python's documentation")
     given = parser.parse_args(arguments)
     report = report_on_stdout()
-    from compression.build import clear_line
 
-    try:
+    def work() -> None:
         recipe = load_recipe(given.recipe)
         if not recipe.completions:
             raise CompletionsError(f"the recipe '{recipe.name}' has no distill step with `data: teacher`")
@@ -180,13 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not file.exists():
                 complete = _with_vllm(given.parent, given.engine_args, step.sequence_length, recipe.seed)
                 write_completions(file, prompts, complete, report)
-    except Exception as error:
-        line = str(error) if isinstance(error, CompletionsError) else clear_line(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from compression.errors import KnownError
 from compression.hardware import compute_dtype
 from compression.losses import TopK, distillation_loss, hidden_loss, matched_layers
 from compression.progress import Report
 from compression.recipe import Distill
-from compression.teacher import CacheError, Teacher, TopKCache
+from compression.teacher import Teacher, TopKCache
 from compression.text import sequences_digest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class DistillError(Exception):
+class DistillError(KnownError):
     """Training that went wrong and cannot go on."""
 
 
@@ -70,8 +71,9 @@ def distill(
         cache: where the teacher's top-k distributions are kept, for `settings.teacher_top_k`.
 
     Raises:
-        DistillError: the loss or its gradient is not a number (earlier checkpoints stay), the checkpoint or the cache is
-            damaged, or the settings do not fit the models.
+        DistillError: the loss or its gradient is not a number (earlier checkpoints stay), the checkpoint is damaged, or the
+            settings do not fit the models.
+        CacheError: a file of the cache is damaged.
     """
     processes = Processes()
     dtype = torch.bfloat16 if processes.device.type == "cuda" else getattr(torch, compute_dtype())
@@ -98,10 +100,7 @@ def distill(
             group["lr"] = settings.learning_rate * learning_rate_factor(ahead, settings.warmup)
         # dropout, where a model has any, follows the step: a resumed training draws what it would have drawn
         torch.manual_seed(seed + processes.count * state.steps + processes.index)
-        try:
-            loss = processes.total(learner.backward(processes.share(next(batches)), settings.batch))
-        except CacheError as error:
-            raise DistillError(str(error)) from error
+        loss = processes.total(learner.backward(processes.share(next(batches)), settings.batch))
         processes.add_up([master.grad for master in learner.masters if master.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(learner.masters, settings.clip_norm).item()
         for name, value in (("loss", loss), ("gradient", norm)):

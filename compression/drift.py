@@ -24,6 +24,7 @@ import psutil
 from numpy.typing import NDArray
 
 from compression.divergence import TopK
+from compression.errors import KnownError
 from compression.progress import Report
 from serve.card import Drift, weight_files
 
@@ -36,7 +37,7 @@ NEAR_TIE = 0.1  # nats; log-probabilities of -1.86 and -1.96 were seen to tie in
 LIMIT = 0.1  # nats beyond the activations' rounding; chosen: float32 measured 0.00001, int8 0.03, bfloat16 not yet
 
 
-class DriftError(Exception):
+class DriftError(KnownError):
     """The reference cannot be computed, or the engine is too far from it."""
 
 

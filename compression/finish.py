@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from compression.errors import KnownError
 from compression.kept import STEP_FILE, Kept, write
 from serve.card import Card, weight_files, weights_digest
 
 
-class FinishError(Exception):
+class FinishError(KnownError):
     """Weights that cannot be stored in the format asked for."""
 
 

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from compression.errors import KnownError
 from serve.card import CardError, Step, weights_digest
 
 BUILD_FILE = "build.json"
@@ -22,7 +23,7 @@ STEP_FILE = "step.json"
 _Document = TypeVar("_Document", bound=BaseModel)
 
 
-class KeptError(Exception):
+class KeptError(KnownError):
     """What an interrupted build left is damaged, or belongs to another build."""
 
 

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from compression.errors import KnownError
 from compression.recipe import Lora
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class LoraError(Exception):
+class LoraError(KnownError):
     """The trained additions are no numbers."""
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import psutil
 
 from compression import drift, hardware
-from compression.build import clear_line
+from compression.errors import KnownError, exit_code
 from compression.family import MEASURED_FILE
 from compression.human_eval import NAME as HUMAN_EVAL
 from compression.human_eval import load_problems, score_code
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Part = Literal["profile", "quality"]
 
 
-class EngineFailed(Exception):
+class EngineFailed(KnownError):
     """The engine does not start with these weights and arguments."""
 
 
@@ -292,23 +292,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         quality_from=given.quality_from,
         max_drift=given.max_drift,
     )
-    try:
+
+    def work() -> None:
         card = measure(given.variant, given.full or given.variant, given.engine_args, wanted, report)
         card.save(given.variant)
         if not given.only:  # a part measured anew leaves what the rest was measured with
             record = {"key": given.key, "engine_args": given.engine_args}
             _write(given.variant / MEASURED_FILE, json.dumps(record, indent=2) + "\n")
-    except Exception as error:
-        line = (
-            str(error)
-            if isinstance(error, EngineFailed | QualityError | TaskError | drift.DriftError)
-            else clear_line(error)
-        )
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from compression.distill import DistillError, Processes, Trained, distill
-from compression.progress import Progress, Report, report_on_stdout
+from compression.errors import exit_code
+from compression.progress import Report, read_reports, report_on_stdout
 from compression.recipe import Distill
 from compression.teacher import TopKCache
 
@@ -93,11 +94,7 @@ def _run(folder: Path, processes: int, report: Report) -> None:
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            for line in process.stdout or ():
-                try:
-                    progress = Progress.model_validate_json(line)
-                except ValidationError:  # a print of some library before standard output was taken over
-                    continue
+            for progress in read_reports(process.stdout or ()):
                 report(progress.stage, progress.done, progress.total, progress.unit)
         except BaseException:
             process.terminate()  # it ends the processes it started
@@ -125,18 +122,16 @@ def main(folder: Path) -> int:
     )
     cache = TopKCache(job.cache, job.cache_teacher) if job.cache else None
     sequences = np.load(folder / "sequences.npy").tolist()
-    try:
+
+    def work() -> None:
         trained = distill(student, teacher, sequences, job.settings, job.seed, job.checkpoints, report, cache)
-    except DistillError as error:
         if first:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
-    if first:
-        student.save_pretrained(folder / "trained")
-        scratch = folder / "trained.tmp"
-        scratch.write_text(json.dumps(asdict(trained)))
-        scratch.replace(folder / "trained.json")
-    return 0
+            student.save_pretrained(folder / "trained")
+            scratch = folder / "trained.tmp"
+            scratch.write_text(json.dumps(asdict(trained)))
+            scratch.replace(folder / "trained.json")
+
+    return exit_code(work)
 
 
 if __name__ == "__main__":

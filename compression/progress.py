@@ -1,10 +1,11 @@
 """Progress of a build or a measurement, one JSON line each, from the subprocess that works to the one that shows it."""
 
+import contextlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 Report = Callable[[str, int, int, str], None]  # stage, done, total, unit
 
@@ -30,3 +31,10 @@ def report_on_stdout() -> Report:
         lines.write(Progress(stage=stage, done=done, total=total, unit=unit).model_dump_json() + "\n")
 
     return report
+
+
+def read_reports(lines: Iterable[str]) -> Iterator[Progress]:
+    """The progress in what a subprocess prints."""
+    for line in lines:
+        with contextlib.suppress(ValidationError):  # a print of some library before standard output was taken over
+            yield Progress.model_validate_json(line)

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from compression.errors import KnownError
 from compression.progress import Report
 from compression.recipe import Prune
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 Done = Callable[[], None]  # called after each sequence
 
 
-class PruneError(Exception):
+class PruneError(KnownError):
     """A model that cannot lose that much, or is not built from the parts that are to be pruned."""
 
 
@@ -65,7 +67,7 @@ def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]]
     layers = decoder_layers(model)
     total = torch.zeros(len(layers), dtype=torch.float64)
 
-    def watch(index: int) -> object:
+    def watch(index: int) -> "RemovableHandle":
         def hook(
             _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor | tuple[Tensor]
         ) -> None:
@@ -75,16 +77,22 @@ def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]]
 
         return layers[index].register_forward_hook(hook, with_kwargs=True)
 
-    handles = [watch(index) for index in range(len(layers))]
+    run_watched(model, sequences, [watch(index) for index in range(len(layers))], done)
+    check_finite(total)
+    return (total / len(sequences)).tolist()
+
+
+def run_watched(
+    model: "PreTrainedModel", sequences: Sequence[Sequence[int]], hooks: "Sequence[RemovableHandle]", done: Done
+) -> None:
+    """Pass every sequence through `model` while `hooks` watch it, then take them off."""
     try:
         for sequence in sequences:
             model(torch.tensor([sequence]), use_cache=False)
             done()
     finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
-    check_finite(total)
-    return (total / len(sequences)).tolist()
+        for hook in hooks:
+            hook.remove()
 
 
 def layers_to_keep(influence: Sequence[float], keep: int) -> list[int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from compression.divergence import TopK, coarse_kl, top1_agreement
+from compression.errors import KnownError
 from compression.intervals import bootstrap_ci95, wilson_ci95
 from compression.progress import Report
 from compression.served import Served
@@ -25,7 +26,7 @@ DERIVATION_AGREEMENT = (
 )
 
 
-class QualityError(Exception):
+class QualityError(KnownError):
     """The wanted quality number cannot be derived; says what is missing."""
 
 

@@ -12,13 +12,14 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from compression.errors import KnownError
 from serve.card import Step as Made
 from serve.card import first_problem
 
 FORMAT = 1  # raise it when the same recipe would make different weights
 
 
-class RecipeError(Exception):
+class RecipeError(KnownError):
     """A recipe that cannot be followed: says which field is wrong and what would be right."""
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from compression.errors import KnownError
 from compression.text import is_held_out, module_document, plain_words, standard_library, topic_document
 from serve.card import first_problem
 
@@ -29,7 +30,7 @@ _EXAMPLES = "7 + 5 = 12\n9 - 4 = 5\n3 * 6 = 18\n"
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class TaskError(Exception):
+class TaskError(KnownError):
     """A task that cannot be run; says which item of which file and what would be right."""
 
 

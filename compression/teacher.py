@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compression.errors import KnownError
 from compression.losses import TopK, soften, top_k
 from compression.recipe import Distill
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class CacheError(Exception):
+class CacheError(KnownError):
     """A file of the cache that cannot be used."""
 
 

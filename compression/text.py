@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
+from compression.errors import KnownError
+
 Encode = Callable[[str], list[int]]
 
 NGRAM_WORDS = 13  # the length at which GPT-3 (Brown et al. 2020, appendix C) calls an overlap contamination
@@ -26,7 +28,7 @@ _SKIPPED_FOLDERS = frozenset(
 _SHORTEST_DOCUMENT = 400  # characters
 
 
-class TextError(Exception):
+class TextError(KnownError):
     """Text that is missing or too short for what it is wanted for."""
 
 

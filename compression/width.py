@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.prune import Done, PruneError, check_finite, decoder_layers
+from compression.prune import Done, PruneError, check_finite, decoder_layers, run_watched
 
 if TYPE_CHECKING:
+    from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
 
 DAMPENING = 0.01  # of the mean second moment, as in GPTQ: the fit stays stable where inputs are nearly the same
@@ -24,21 +25,14 @@ def second_moments(
     """
     totals = [torch.zeros(module.in_features, module.in_features) for module in modules]
 
-    def watch(index: int) -> object:
+    def watch(index: int) -> "RemovableHandle":
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].flatten(0, -2).float()
             totals[index].addmm_(x.T, x)
 
         return modules[index].register_forward_pre_hook(hook)
 
-    handles = [watch(index) for index in range(len(modules))]
-    try:
-        for sequence in sequences:
-            model(torch.tensor([sequence]), use_cache=False)
-            done()
-    finally:
-        for handle in handles:
-            handle.remove()  # type: ignore[attr-defined]
+    run_watched(model, sequences, [watch(index) for index in range(len(modules))], done)
     tokens = sum(len(sequence) for sequence in sequences)
     for total in totals:
         check_finite(total)

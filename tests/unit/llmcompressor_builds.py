@@ -8,7 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from compression.build import build, clear_line
+from compression.build import build
+from compression.errors import clear_line
 from compression.recipe import Recipe
 from tests.unit.tiny_model import build_full, write_model, write_text
 

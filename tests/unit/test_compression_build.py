@@ -15,9 +15,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import compression.build  # noqa: E402
-from compression.build import build, clear_line, main  # noqa: E402
+from compression.build import build, main  # noqa: E402
 from compression.checks import BuildRefused  # noqa: E402
+from compression.errors import clear_line  # noqa: E402
 from compression.kept import KeptError  # noqa: E402
+from compression.prune import PruneError  # noqa: E402
 from compression.recipe import Prune, Recipe, RecipeError, Sparsify  # noqa: E402
 from compression.source import SourceError, parse_source  # noqa: E402
 from compression.sparsify import sparsity  # noqa: E402
@@ -274,7 +276,7 @@ def test_a_parent_that_is_no_number_is_refused_before_it_is_pruned(full: Path, t
     torch.nn.init.constant_(model.model.norm.weight, float("nan"))
     torch.nn.init.constant_(model.model.layers[1].mlp.up_proj.weight, float("nan"))
     model.save_pretrained(broken)
-    with pytest.raises(BuildRefused, match="not finite numbers"):
+    with pytest.raises(PruneError, match="not finite numbers"):
         make(broken, tmp_path / "out", text, {"technique": "prune", "layers": 3, "sequence_length": 32})
 
 

@@ -12,7 +12,7 @@ from compression import distill as loop  # noqa: E402
 from compression.distill import DistillError, distill, learning_rate_factor  # noqa: E402
 from compression.losses import distillation_loss, hidden_loss  # noqa: E402
 from compression.recipe import Distill  # noqa: E402
-from compression.teacher import Teacher, TopKCache  # noqa: E402
+from compression.teacher import CacheError, Teacher, TopKCache  # noqa: E402
 
 
 def quiet(*_: object) -> None:
@@ -167,7 +167,7 @@ def test_a_damaged_cache_is_one_line_that_names_the_file(tmp_path: Path) -> None
     distill(tiny(1), tiny(2), SEQUENCES, given, 0, tmp_path / "one", quiet, cache)
     for file in (tmp_path / "cache").rglob("*.npz"):
         file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(DistillError, match=r"cache/../[0-9a-f]{64}.npz is damaged: remove that file"):
+    with pytest.raises(CacheError, match=r"cache/../[0-9a-f]{64}.npz is damaged: remove that file"):
         distill(tiny(1), tiny(2), SEQUENCES, given, 0, tmp_path / "two", quiet, cache)
 
 
