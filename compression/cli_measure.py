@@ -25,11 +25,11 @@ from serve.card import Card, CardError, load_card
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a variant is served: vLLM engine arguments, the engine's environment, and the price of a replica's place."""
+    """How a variant is served: vLLM engine arguments, the engine's environment, and the price of a replica's place, if it has one."""
 
     engine_args: dict[str, object]
     env: dict[str, str]
-    price_usd_per_hour: float
+    price_usd_per_hour: float | None
 
 
 def add_commands(app: typer.Typer, serving: Callable[[Path, str], Serving], config: Path, python: Path) -> None:
@@ -77,12 +77,15 @@ def add_commands(app: typer.Typer, serving: Callable[[Path, str], Serving], conf
         folder: Folder,
         config: Config = config,
         price_usd_per_hour: Annotated[
-            float | None, typer.Option(min=0, help="Of what one replica occupies; default: the configuration's.")
+            float | None,
+            typer.Option(min=0, help="Of what one replica occupies; default: the configuration's or card's."),
         ] = None,
     ) -> None:
         """Measure a variant's latency, throughput and memory in the serving engine and write them on its card."""
-        how = serving(config, _card(folder).name)
-        price = how.price_usd_per_hour if price_usd_per_hour is None else price_usd_per_hour
+        card = _card(folder)
+        how = serving(config, card.name)
+        known = card.profile.price_usd_per_hour if card.profile else 0.0
+        price = next(one for one in (price_usd_per_hour, how.price_usd_per_hour, known) if one is not None)
         _show_profile(_measure(python, folder, "profile", how, ["--price-usd-per-hour", str(price)]))
 
     @app.command()

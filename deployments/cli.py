@@ -246,7 +246,7 @@ def _serving(config: Path, name: str) -> Serving:
         raise fail(str(error), 2) from error
     variant = next((variant for variant in settings.variants if variant.name == name), None)
     if variant is None:
-        return Serving(settings.engine, settings.env, 0.0)
+        return Serving(settings.engine, settings.env, None)
     return Serving(settings.engine_args(variant), {**settings.env, **variant.env}, variant.price_usd_per_hour)
 
 

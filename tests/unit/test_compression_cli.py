@@ -111,6 +111,24 @@ def test_a_failed_build_is_its_own_line_and_names_the_log(
     assert result.stderr.splitlines()[-1] == f"gearbox: out: the disk is full (log: {tmp_path / 'out.log'})"
 
 
+def test_the_parent_writes_before_a_build_that_learns_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent = write_variant(tmp_path / "full", make_card("full"))
+    (parent / "config.json").write_text("{}")
+    recipe = tmp_path / "taught.yaml"
+    recipe.write_text("name: taught\nparent: full\nsteps: [{technique: distill, data: teacher, tokens: 9}]")
+    ran: list[list[str]] = []
+
+    def run(command: list[str], *_: object) -> None:
+        ran.append([command[2], *command[command.index("--parent") :][:2]])
+        if command[2] == "compression.build":
+            write_variant(tmp_path / "out", make_card("taught"))
+
+    monkeypatch.setattr("compression.cli.run_child", run)
+    result = compress(recipe, "--parent", parent, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert ran == [[module, "--parent", str(parent)] for module in ("compression.completions", "compression.build")]
+
+
 def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

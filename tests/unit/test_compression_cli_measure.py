@@ -102,6 +102,14 @@ def test_profile_takes_the_configurations_price_unless_one_is_given(bench: Path,
     assert "TTFT, 100 tokens, 1 at once" in result.stdout
 
 
+def test_profile_keeps_the_cards_price_where_the_configuration_does_not_name_the_variant(bench: Path) -> None:
+    app = typer.Typer()
+    add_commands(app, lambda config, name: Serving({}, {}, None), Path("local.yaml"), bench / "python")
+    result = CliRunner().invoke(app, ["profile", str(bench / "cache" / "int8")])
+    assert result.exit_code == 0, result.output
+    assert after(call(bench)["argv"], "--price-usd-per-hour") == "0.036"
+
+
 def test_a_refusal_is_one_line_and_leaves_the_card(bench: Path) -> None:
     (bench / "refuse").touch()
     int8 = bench / "cache" / "int8"
@@ -164,7 +172,7 @@ def test_the_configuration_says_how_a_variant_is_served(tmp_path: Path) -> None:
     file = tmp_path / "platform.yaml"
     file.write_text(json.dumps(content))
     assert _serving(file, "int8") == Serving({"max_model_len": 512, "max_num_seqs": 8}, {"A": "own", "B": "all"}, 2)
-    assert _serving(file, "new") == Serving({"max_model_len": 512, "max_num_seqs": 4}, {"A": "all", "B": "all"}, 0)
+    assert _serving(file, "new") == Serving({"max_model_len": 512, "max_num_seqs": 4}, {"A": "all", "B": "all"}, None)
     with pytest.raises(typer.Exit) as left:
         _serving(tmp_path / "none.yaml", "int8")
     assert left.value.exit_code == 2

@@ -1,10 +1,15 @@
 """A variant with fewer tokens, compared with full where both end a token at the same character."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from compression.divergence import TopK
+from compression.measure import in_tokens_of
 from compression.retokenized import Retokenized, common_ends
+from compression.served import Served
 
 
 class Tokenizer:
@@ -58,12 +63,32 @@ class Variant:
         return TopK(np.array(following, np.int32)[:, None], logprobs[:, None], logprobs)
 
 
+def without_engine(self: Served, llm: None, tokenizer: Tokenizer) -> None:
+    self.tokenizer = tokenizer
+
+
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Retokenized:
-    monkeypatch.setattr(
-        "compression.served.Served.__init__", lambda self, llm, tokenizer: setattr(self, "tokenizer", tokenizer)
-    )
+    monkeypatch.setattr("compression.served.Served.__init__", without_engine)
     return Retokenized(Variant("c a b d bc"), Tokenizer("a b c d ab abc cd"))
+
+
+@pytest.mark.parametrize(("size", "seen_through"), [(7, False), (5, True)])
+def test_only_another_vocabulary_is_seen_through_fulls_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, seen_through: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, vocabulary in (("full", 7), ("variant", size)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": vocabulary}))
+    monkeypatch.setattr("compression.served.Served.__init__", without_engine)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _: Tokenizer("a b c d ab abc cd"))
+    variant = Variant("c a b d bc")
+    found = in_tokens_of(variant, tmp_path / "variant", tmp_path / "full")
+    assert (found is not variant) == seen_through
+    if seen_through:
+        assert found.encode("abd") == [4, 3], "full's ids"
+        assert found.own([[4, 3]]) == [[1, 2, 3]], "the variant's for the same text"
 
 
 def test_ends_are_common_up_to_where_the_texts_differ() -> None:
