@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from benchmarks import distillation, plots, tables  # noqa: E402
 from benchmarks.distillation import Bench, evaluate, measure  # noqa: E402
 from compression.text import Corpus, Document  # noqa: E402
-from serve.card import Card, Step  # noqa: E402
+from tests.catalog import make_card  # noqa: E402
 from tests.unit.test_compression_distill import SEQUENCES, tiny  # noqa: E402
 
 BUDGET = {"tokens": 4 * 16 * 3, "minutes": None}
@@ -31,18 +31,7 @@ class Words:
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    Card(
-        name="full",
-        model="m",
-        parent=None,
-        steps=(Step(technique="load", tool="t"),),
-        parameters=1,
-        weights_digest="sha256:" + 64 * "0",
-        bytes_on_disk=1,
-        max_model_len=1,
-        chars_per_token=4,
-        reproduce="",
-    ).save(tmp_path)
+    make_card().save(tmp_path)
     text = " ".join(str(token) for row in SEQUENCES for token in row)
     corpus = Corpus("numbers", (Document("one", text),), ())
     return Bench(tmp_path, tiny(2), tiny(1), Words(), corpus, SEQUENCES[:3], 16)

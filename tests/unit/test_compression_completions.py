@@ -19,7 +19,7 @@ from compression.completions import (
     spread_out,
     write_completions,
 )
-from serve.card import Card, Step
+from tests.catalog import make_card
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [[i, i + 1] for i in range(2 * BATCH + 5)]
@@ -35,18 +35,7 @@ def echo(prompts: Sequence[Sequence[int]], first: int) -> list[list[int]]:
 
 def variant(folder: Path, digit: str = "0") -> Path:
     folder.mkdir(exist_ok=True)
-    Card(
-        name="full",
-        model="m",
-        parent=None,
-        steps=(Step(technique="load", tool="t"),),
-        parameters=1,
-        weights_digest="sha256:" + 64 * digit,
-        bytes_on_disk=1,
-        max_model_len=1,
-        chars_per_token=4,
-        reproduce="",
-    ).save(folder)
+    make_card(digest="sha256:" + 64 * digit).save(folder)
     return folder
 
 
