@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from compression.errors import KnownError
-from compression.kept import STEP_FILE, Kept, write
+from compression.files import write_whole
+from compression.kept import STEP_FILE, Kept
 from serve.card import Card, weight_files, weights_digest
 
 
@@ -32,7 +33,7 @@ def finish(kept: Kept, out: Path, card: Callable[[Path], Card]) -> Card:
         elif file.name != STEP_FILE:
             shutil.copyfile(file, fresh / file.name)
     config = fresh / "config.json"
-    write(config, json.dumps({**json.loads(config.read_text()), "dtype": kept.dtype}, indent=2))
+    write_whole(config, json.dumps({**json.loads(config.read_text()), "dtype": kept.dtype}, indent=2))
     made = card(fresh)
     made.save(fresh)
     fresh.rename(out)

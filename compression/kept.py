@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from compression.errors import KnownError
+from compression.files import write_whole
 from serve.card import CardError, Step, weights_digest
 
 BUILD_FILE = "build.json"
@@ -62,7 +63,7 @@ def claim(part: Path, key: str) -> None:
     file = part / BUILD_FILE
     begun = any(folder.is_dir() and any(folder.iterdir()) for folder in part.iterdir())
     if not (begun and file.exists()):
-        write(file, _Build(key=key).model_dump_json())
+        write_whole(file, _Build(key=key).model_dump_json())
     if _read(file, _Build).key != key:
         raise KeptError(
             f"{part} holds an unfinished build with another recipe, source, parent or text: remove it to start this one"
@@ -101,19 +102,12 @@ def keep(part: Path, steps: tuple[Step, ...], dtype: str, save: Callable[[Path],
     scratch.mkdir()
     save(scratch)
     finished = _Finished(steps=steps, dtype=dtype, weights_digest=weights_digest(scratch))
-    write(scratch / STEP_FILE, finished.model_dump_json(indent=2))
+    write_whole(scratch / STEP_FILE, finished.model_dump_json(indent=2))
     scratch.rename(folder)
     for older in part.iterdir():
         if older.is_dir() and older != folder:
             shutil.rmtree(older)
     return Kept(folder, steps, dtype)
-
-
-def write(file: Path, content: str) -> None:
-    """Write a text file so that it is never half there."""
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(content)
-    scratch.replace(file)
 
 
 def _read(file: Path, kind: type[_Document]) -> _Document:

@@ -18,6 +18,7 @@ import psutil
 from compression import drift, hardware
 from compression.errors import KnownError, exit_code
 from compression.family import MEASURED_FILE
+from compression.files import write_whole
 from compression.human_eval import NAME as HUMAN_EVAL
 from compression.human_eval import load_problems, score_code
 from compression.profiling import measure_speeds, resident_bytes
@@ -259,12 +260,6 @@ def _uptime_s() -> float:
     return time.time() - psutil.Process().create_time()
 
 
-def _write(file: Path, content: str) -> None:
-    scratch = file.with_suffix(".tmp")
-    scratch.write_text(content)
-    scratch.replace(file)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m compression.measure", description=__doc__.splitlines()[0])
@@ -298,7 +293,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         card.save(given.variant)
         if not given.only:  # a part measured anew leaves what the rest was measured with
             record = {"key": given.key, "engine_args": given.engine_args}
-            _write(given.variant / MEASURED_FILE, json.dumps(record, indent=2) + "\n")
+            write_whole(given.variant / MEASURED_FILE, json.dumps(record, indent=2) + "\n")
 
     return exit_code(work)
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 
 from compression.distill import DistillError, Processes, Trained, distill
 from compression.errors import exit_code
+from compression.files import write_whole
 from compression.progress import Report, read_reports, report_on_stdout
 from compression.recipe import Distill
 from compression.teacher import TopKCache
@@ -127,9 +128,7 @@ def main(folder: Path) -> int:
         trained = distill(student, teacher, sequences, job.settings, job.seed, job.checkpoints, report, cache)
         if first:
             student.save_pretrained(folder / "trained")
-            scratch = folder / "trained.tmp"
-            scratch.write_text(json.dumps(asdict(trained)))
-            scratch.replace(folder / "trained.json")
+            write_whole(folder / "trained.json", json.dumps(asdict(trained)))
 
     return exit_code(work)
 

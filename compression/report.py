@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from compression.files import write_whole
 from compression.pareto import dominators
 from serve.card import CARD_FILE, Card, CardError, Profile, Quality, load_card
 
@@ -127,9 +128,7 @@ def write_report(cards: Cards, out: Path, plot: Callable[[Group, Axis, Path], No
                 images[at, axis.name] = image
     files = [out / PAGE, out / MARKDOWN]
     for file, text in zip(files, (_page(cards, images), markdown(cards)), strict=True):
-        scratch = file.with_suffix(".tmp")
-        scratch.write_text(text)
-        scratch.replace(file)
+        write_whole(file, text)
     return [*files, *images.values()]
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from compression import cli_measure
-from compression.cli import compress
+from compression.cli_compress import compress
 from compression.cli_measure import Serving
 from deployments.state import (
     RUN_ID,

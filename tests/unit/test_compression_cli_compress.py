@@ -105,7 +105,7 @@ def test_a_failed_build_is_its_own_line_and_names_the_log(
     def fail(*_: object, **__: object) -> None:
         raise ChildFailed("the disk is full", refused=known)
 
-    monkeypatch.setattr("compression.cli.run_child", fail)
+    monkeypatch.setattr("compression.cli_compress.run_child", fail)
     result = compress("full", "--model", source, "--out", tmp_path / "out")
     assert result.exit_code == code
     assert result.stderr.splitlines()[-1] == f"gearbox: out: the disk is full (log: {tmp_path / 'out.log'})"
@@ -123,7 +123,7 @@ def test_the_parent_writes_before_a_build_that_learns_from_it(tmp_path: Path, mo
         if command[2] == "compression.build":
             write_variant(tmp_path / "out", make_card("taught"))
 
-    monkeypatch.setattr("compression.cli.run_child", run)
+    monkeypatch.setattr("compression.cli_compress.run_child", run)
     result = compress(recipe, "--parent", parent, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert ran == [[module, "--parent", str(parent)] for module in ("compression.completions", "compression.build")]
