@@ -1,7 +1,7 @@
 """What distillation gives over training on hard labels, and which settings of it win: `python -m benchmarks.distillation`.
 
 The same pruned student, the same tokens in the same order, several seeds; only the loss differs. Each finished run is a line in
-`results/distillation-runs.jsonl`, and an unfinished one goes on at its checkpoint, so it can be interrupted at any time.
+`runs.jsonl` in the cache, and an unfinished one goes on at its checkpoint, so it can be interrupted at any time.
 Measured with transformers, not with the serving engine: many small runs, each of weights that are never served.
 """
 
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import plots
 from benchmarks.overhead_engine import CONFIG, NoWeights, full_weights
 from benchmarks.processes import interruptible
-from benchmarks.report import RESULTS, Progress, save, spread
+from benchmarks.report import Progress, save, spread
 from compression import hardware
 from compression.recipe import Distill
 from compression.source import SourceError
@@ -41,8 +41,8 @@ from serve.card import load_card
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-RUNS = RESULTS / "distillation-runs.jsonl"
 WORK = cache_folder() / "benchmarks" / "distillation"
+RUNS = WORK / "runs.jsonl"
 METRICS = ("kl_to_full", "top1_agreement", "perplexity")
 # as in compression/recipes/distilled.yaml
 COMMON = {"technique": "distill", "learning_rate": 1e-3, "warmup": 0.05, "batch": 4, "sequence_length": 256}

@@ -206,6 +206,39 @@ def compression(result: Result) -> str:
     return f"{table}\n\n{note}{failed}\n{_machine(result)}"
 
 
+def compression_large(result: Result) -> str:
+    """What techniques make of the speed of a larger model."""
+    full = result["variants"]["full"]
+    rows = []
+    for name, row in result["variants"].items():
+        profile = row["profile"]
+        speeds = (
+            1000 / profile["tpot"][0]["p50_ms"],
+            profile["decode_tokens_per_s"],
+            profile["prefill_tokens_per_s"],
+        )
+        reference = (
+            1000 / full["profile"]["tpot"][0]["p50_ms"],
+            full["profile"]["decode_tokens_per_s"],
+            full["profile"]["prefill_tokens_per_s"],
+        )
+        cells = [f"{speed:.1f} ({speed / one:.2f}x)" for speed, one in zip(speeds, reference, strict=True)]
+        resident = f"{profile['resident_bytes'] / 1e9:.1f}"
+        rows.append([f"`{name}`", _technique(row["steps"]) or "none", f"{row['bytes'] / 1e6:.0f}", resident, *cells])
+    streams = full["profile"]["tpot"][-1]["concurrency"]
+    head = [
+        "variant",
+        "made by",
+        "MB",
+        "GB resident",
+        "tok/s, one stream",
+        f"tok/s, {streams} streams",
+        "prefill tok/s",
+    ]
+    note = f"A Llama of {full['parameters'] / 1e6:.0f} million random weights: speed only."
+    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
 def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
     """Steps with what tells them apart."""
     names = []
@@ -221,6 +254,8 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
     "compression": (compression, ("compression",)),
+    "compression-large": (compression_large, ("compression-large",)),
+    "distillation": (distillation, ("distillation",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
 
