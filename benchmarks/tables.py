@@ -211,19 +211,9 @@ def compression_large(result: Result) -> str:
     full = result["variants"]["full"]
     rows = []
     for name, row in result["variants"].items():
-        profile = row["profile"]
-        speeds = (
-            1000 / profile["tpot"][0]["p50_ms"],
-            profile["decode_tokens_per_s"],
-            profile["prefill_tokens_per_s"],
-        )
-        reference = (
-            1000 / full["profile"]["tpot"][0]["p50_ms"],
-            full["profile"]["decode_tokens_per_s"],
-            full["profile"]["prefill_tokens_per_s"],
-        )
-        cells = [f"{speed:.1f} ({speed / one:.2f}x)" for speed, one in zip(speeds, reference, strict=True)]
-        resident = f"{profile['resident_bytes'] / 1e9:.1f}"
+        speeds = zip(_speeds(row["profile"]), _speeds(full["profile"]), strict=True)
+        cells = [f"{speed:.1f} ({speed / one:.2f}x)" for speed, one in speeds]
+        resident = f"{row['profile']['resident_bytes'] / 1e9:.1f}"
         rows.append([f"`{name}`", _technique(row["steps"]) or "none", f"{row['bytes'] / 1e6:.0f}", resident, *cells])
     streams = full["profile"]["tpot"][-1]["concurrency"]
     head = [
@@ -237,6 +227,11 @@ def compression_large(result: Result) -> str:
     ]
     note = f"A Llama of {full['parameters'] / 1e6:.0f} million random weights: speed only."
     return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
+def _speeds(profile: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Tokens a second: written by one stream, by all together, and read."""
+    return 1000 / profile["tpot"][0]["p50_ms"], profile["decode_tokens_per_s"], profile["prefill_tokens_per_s"]
 
 
 def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
