@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.overhead_engine import CONFIG
-from benchmarks.processes import interruptible
+from benchmarks.processes import RESUMES, command
 from benchmarks.report import IMAGES, Progress, save
 from compression.child import compression_python
 from compression.family import BuildError, Family, VariantSpec
@@ -108,15 +108,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
     given = parser.parse_args()
-    interruptible()
-    try:
+    with command((ConfigError, RecipeError, SourceError, BuildError), RESUMES):
         result = measure(given.variants)
-    except (ConfigError, RecipeError, SourceError, BuildError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run it again, it goes on where it stopped", file=sys.stderr)
-        return 130
     if not result["variants"]:
         return 1
     save("compression", result)

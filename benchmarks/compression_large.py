@@ -5,6 +5,7 @@ and profiled is kept: run again after an interruption, it goes on.
 """
 
 import argparse
+import hashlib
 import json
 import shutil
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.compression import OWN_RECIPES, Stages
 from benchmarks.overhead_engine import CONFIG, NoWeights, full_weights
-from benchmarks.processes import interruptible
+from benchmarks.processes import RESUMES, command
 from benchmarks.report import Progress, save
 from compression.child import KEEP_MEMORY, ChildFailed, compression_python, run_child
 from deployments.state import cache_folder
@@ -98,20 +99,19 @@ def measure(names: list[str], work: Path) -> dict[str, object]:
     }
 
 
+def _digest() -> str:
+    """Of what the variants are made from: a changed shape or recipe has another place in the cache."""
+    recipes = [path.read_text() for path, _ in VARIANTS.values()]
+    return hashlib.sha256(json.dumps([SHAPE, recipes]).encode()).hexdigest()[:12]
+
+
 def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     given = parser.parse_args()
-    interruptible()
-    try:
-        result = measure(given.variants, cache_folder() / "benchmarks" / "compression-large")
-    except (NoWeights, ChildFailed) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run it again, it goes on where it stopped", file=sys.stderr)
-        return 130
+    with command((NoWeights, ChildFailed), RESUMES):
+        result = measure(given.variants, cache_folder() / "benchmarks" / f"compression-large-{_digest()}")
     save("compression-large", result)
     return 0
 

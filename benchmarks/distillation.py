@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import plots
 from benchmarks.overhead_engine import CONFIG, NoWeights, full_weights
-from benchmarks.processes import interruptible
+from benchmarks.processes import RESUMES, command
 from benchmarks.report import Progress, save, spread
 from compression import hardware
 from compression.recipe import Distill
@@ -279,22 +279,15 @@ def main() -> int:
     parser.add_argument("--full", type=Path, help="folder of the teacher; else the one that `gearbox up` has built")
     parser.add_argument("--text", type=Path, help="text file instead of Python's documentation")
     given = parser.parse_args()
-    interruptible()
     tokens = given.tokens or (None if given.minutes else 50_000)
     budget = {"tokens": tokens, "minutes": given.minutes}
     from compression.distill import DistillError
     from compression.prune import PruneError
 
-    try:
+    with command((NoWeights, SourceError, TextError, PruneError, DistillError), RESUMES):
         _, full = full_weights(CONFIG, given.full)
         bench = prepare(full, given.layers, given.held_out, int(COMMON["sequence_length"]), given.text)
         result = measure(bench, given.settings, given.seeds, budget, RUNS, WORK)
-    except (NoWeights, SourceError, TextError, PruneError, DistillError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: run it again, it goes on where it stopped", file=sys.stderr)
-        return 130
     save("distillation", result)
     plots.distillation(result)
     return 0

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks import overhead_engine, overhead_instant, plots
-from benchmarks.processes import NotStarted, interruptible
+from benchmarks.processes import NotStarted, command
 from benchmarks.report import save
 
 
@@ -25,8 +25,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=overhead_engine.CONFIG, help="engine arguments, for both sides")
     parser.add_argument("--weights", type=Path, help="folder of `full`; else the one that `gearbox up` has built")
     given = parser.parse_args()
-    interruptible()
-    try:
+    with command((NotStarted, overhead_engine.NoWeights), "everything that was started is stopped"):
         if given.part in ("instant", "all"):
             size = overhead_instant.QUICK if given.quick else overhead_instant.FULL
             size = dataclasses.replace(size, repeats=given.repeats or size.repeats)
@@ -39,12 +38,6 @@ def main() -> int:
             result = overhead_engine.measure(shape, given.config, given.weights)
             save("overhead-engine", result)
             plots.overhead_engine(result)
-    except (NotStarted, overhead_engine.NoWeights) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: everything that was started is stopped", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,10 @@ import psutil
 
 MARK = "BENCHMARK_RUN_ID"  # in the environment of every process a benchmark starts, and so of all their children
 BACKGROUND = "background"
+
+
+#: What the user of a benchmark that keeps its steps may do after an interruption.
+RESUMES = "run it again, it goes on where it stopped"
 
 
 class NotStarted(Exception):
@@ -180,6 +185,15 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def interruptible() -> None:
-    """Make SIGTERM end a benchmark as Ctrl-C does, through every `with`."""
+@contextmanager
+def command(known: tuple[type[Exception], ...], interrupted: str) -> Iterator[None]:
+    """The work of a benchmark's command: a `known` error is one line and code 2, Ctrl-C and SIGTERM end it with code 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except known as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks import plots
-from benchmarks.processes import NotStarted, interruptible
+from benchmarks.processes import NotStarted, command
 from benchmarks.report import Progress, save, spread
 from benchmarks.running import NoPlatform, cards, headers, platform, resident_bytes
 from benchmarks.streams import StreamError, decode_alone, decode_crowd, prefill
@@ -129,19 +129,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="a few tokens, once: shows that it works, proves nothing")
     parser.add_argument("--repeats", type=int, help="rounds over all variants")
     given = parser.parse_args()
-    interruptible()
     size = QUICK if given.quick else FULL
     if given.repeats:
         size = Size(given.repeats, size.alone_tokens, size.crowd_tokens, size.prefill_words, size.prefills)
-    try:
-        with platform(given.url, given.config) as url:
-            result = asyncio.run(measure(url, size))
-    except (NoPlatform, NotStarted, StreamError, aiohttp.ClientError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    known = (NoPlatform, NotStarted, StreamError, aiohttp.ClientError)
+    with command(known, "what was started for it is stopped"), platform(given.url, given.config) as url:
+        result = asyncio.run(measure(url, size))
     save("variants", result)
     plots.variants(result)
     return 0

@@ -103,5 +103,7 @@ def test_a_missing_teacher_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: 
 
     monkeypatch.setattr(distillation, "full_weights", missing)
     monkeypatch.setattr(sys, "argv", ["distillation"])
-    assert distillation.main() == 2
+    with pytest.raises(SystemExit) as ended:
+        distillation.main()
+    assert ended.value.code == 2
     assert capsys.readouterr().err == "error: variant 'full' is not built\n"
