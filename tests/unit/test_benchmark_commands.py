@@ -13,10 +13,13 @@ from tests.unit.tiny_model import SIZES, write_model
 
 
 @pytest.fixture(autouse=True)
-def _as_before():
-    before = signal.getsignal(signal.SIGTERM)
+def _signals():
+    """As in a terminal: a shell has its background jobs ignore Ctrl-C, and the tests may be one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def test_a_known_error_is_one_line_and_code_2(capsys):
