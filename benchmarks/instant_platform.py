@@ -105,7 +105,7 @@ def main() -> None:
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
     ).bind()
-    gateway = deployments.gateway.gateway_app(config, {VARIANT: instant_card()}, "none", str(folder / "metrics"))
+    gateway = deployments.gateway.gateway_app(config, {VARIANT: instant_card()}, {}, "none", str(folder / "metrics"))
     ray_serve.run_many(
         [
             ray_serve.RunTarget(engine, name=app_name(VARIANT), route_prefix=None),

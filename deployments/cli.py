@@ -164,6 +164,20 @@ def down() -> None:
     typer.echo(f"stopped {state.url}")
 
 
+@app.command()
+def reload() -> None:
+    """Have the running platform take the configuration's `router` and `profiles` anew; requests under way are untouched."""
+    state = load_state(state_folder())
+    if state is None or not is_running(state):
+        raise fail("nothing is running; 'gearbox up' starts it")
+    try:
+        policy = load_config(Path(state.config)).router.policy
+    except ConfigError as error:
+        raise fail(str(error), 2) from error
+    os.kill(state.pid, signal.SIGHUP)
+    typer.echo(f"{state.url} takes the routing of {state.config}: policy {policy}")
+
+
 def _stop(pid: int, patience_s: float = 60) -> None:
     """Ask a supervisor to stop and wait until it has."""
     try:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -22,7 +23,7 @@ _LOG = logging.getLogger("gearbox.gateway")
 
 
 class GatewayDeployment:
-    """One gateway replica. `user_config` carries the catalog, so that variants come and go without a restart."""
+    """One gateway replica. Serve's `user_config` carries what changes without a restart: the catalog and the routing."""
 
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
         _log_with_serve()
@@ -36,8 +37,14 @@ class GatewayDeployment:
         self._watching: asyncio.Task[None] | None = None
         serve_metrics(self._config.server.host, self._config.server.metrics_port, self._metrics.registry, self._targets)
 
-    async def reconfigure(self, catalog: Mapping[str, Mapping[str, object]]) -> None:
-        """Take a new catalog, `{variant name: card}`. What is known of the variants that stay is kept."""
+    async def reconfigure(self, settings: Mapping[str, Mapping[str, object]]) -> None:
+        """Take a new `catalog`, `{variant name: card}`, and `routing`, sections of the configuration.
+
+        What is known of the variants that stay is kept.
+        """
+        catalog = settings["catalog"]
+        self._config = PlatformConfig.model_validate({**self._config.model_dump(), **settings["routing"]})
+        self._app.reconfigure(self._config)
         configured = {variant.name: variant for variant in self._config.variants}
         fresh: dict[str, Variant] = {}
         for name, card in catalog.items():
@@ -45,7 +52,9 @@ class GatewayDeployment:
             waiting = self._config.server.max_waiting_per_replica
             variant = make_variant(config, Card.model_validate(card), self._config.engine_args(config), waiting)
             if known := self._variants.get(name):
-                variant.live = known.live
+                same = known.profile == variant.profile and known.max_running == variant.max_running
+                variant = replace(variant, live=known.live, latency=known.latency if same else variant.latency)
+            variant.live.peers = self._config.server.gateway_replicas - 1
             fresh[name] = variant
         self._variants.clear()
         self._variants.update(fresh)
@@ -71,6 +80,7 @@ class GatewayDeployment:
 
     def _publish(self, variants: list[Variant]) -> None:
         for variant in variants:
+            variant.latency.tick()
             self._metrics.replicas.labels(variant.name).set(variant.live.replicas)
             self._metrics.running.labels(variant.name).set(variant.live.running)
             self._metrics.waiting.labels(variant.name).set(variant.live.waiting)
@@ -85,9 +95,13 @@ class GatewayDeployment:
 
 
 def gateway_app(
-    config: PlatformConfig, catalog: Mapping[str, Card], engine_token: str, metrics_folder: str
+    config: PlatformConfig,
+    catalog: Mapping[str, Card],
+    routing: Mapping[str, object],
+    engine_token: str,
+    metrics_folder: str,
 ) -> ray_serve.Application:
-    """The Serve application of the gateway."""
+    """The Serve application of the gateway. `routing` replaces sections of `config`, see `serve.config.ROUTING`."""
     env = {"PROMETHEUS_MULTIPROC_DIR": metrics_folder}
     deployment = ray_serve.deployment(
         ray_serve.ingress()(GatewayDeployment),
@@ -98,8 +112,13 @@ def gateway_app(
         graceful_shutdown_timeout_s=30,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": env}},
         logging_config={"enable_access_log": False},
-        user_config={name: card.model_dump(mode="json") for name, card in catalog.items()},
+        user_config={
+            "catalog": {name: card.model_dump(mode="json") for name, card in catalog.items()},
+            "routing": dict(routing),
+        },
     )
+    # Without a version of ours, Serve gives a new one to every deploy and replaces the replica for a mere `user_config`.
+    deployment = deployment.options(_internal=True, version="gateway")
     return deployment.bind(config.model_dump(mode="json"), engine_token)
 
 

@@ -1,7 +1,7 @@
 """Which replicas a variant has and which one takes a request, as Ray Serve's request router knows it.
 
 The stream itself goes straight to the replica's own HTTP port, as in Ray's direct streaming: a chunk costs a third of
-what it costs over a deployment handle (docs/performance.md). The only file that reaches into Serve's private parts.
+what it costs over a deployment handle (docs/performance.md). Only here and in `gateway` Serve's private parts are reached into.
 """
 
 import asyncio
@@ -18,6 +18,9 @@ from serve.engines import NoReplica
 
 _GAUGES = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} (\S+)$", re.MULTILINE
+)
+_PREFIX_CACHE = re.compile(
+    rb'^vllm:cache_config_info\{[^}]*enable_prefix_caching="True"[^}]*kv_cache_size_tokens="(\d+)"', re.MULTILINE
 )
 
 
@@ -77,13 +80,23 @@ class ServeReplicas:
         return [self._url(endpoint) for endpoint in endpoints if endpoint]
 
     async def refresh(self, variant: str, live: Live, session: aiohttp.ClientSession) -> None:
-        """Bring `live` up to date: replicas from Serve, load from each engine's own metrics."""
+        """Bring `live` up to date: replicas from Serve, load from each engine's own metrics.
+
+        Engines that do not answer count as loaded as the others; when none does, what was known of them stays.
+        """
         urls = self.urls(variant)
-        live.replicas = len(urls)
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
-        live.running = round(sum(stats.get("num_requests_running", 0) for stats in engines))
-        live.waiting = round(sum(stats.get("num_requests_waiting", 0) for stats in engines))
-        live.kv_usage = max((stats.get("kv_cache_usage_perc", 0.0) for stats in engines), default=0.0)
+        if urls and not engines:
+            live.replicas = len(urls)
+            return
+        share = len(urls) / len(engines) if engines else 1
+        live.looked(
+            len(urls),
+            round(share * sum(stats.get("num_requests_running", 0) for stats in engines)),
+            round(share * sum(stats.get("num_requests_waiting", 0) for stats in engines)),
+            max((stats.get("kv_cache_usage_perc", 0.0) for stats in engines), default=0.0),
+            kv_tokens=min((round(stats.get("kv_tokens", 0)) for stats in engines), default=None),
+        )
 
     def _url(self, endpoint: tuple[str, int]) -> str:
         host, port = endpoint
@@ -97,4 +110,7 @@ async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, f
             text = await response.read()
     except (TimeoutError, aiohttp.ClientError):
         return {}
-    return {name.decode(): float(value) for name, value in _GAUGES.findall(text)}
+    stats = {name.decode(): float(value) for name, value in _GAUGES.findall(text)}
+    if cache := _PREFIX_CACHE.search(text):
+        stats["kv_tokens"] = float(cache[1])
+    return stats

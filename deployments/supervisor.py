@@ -22,7 +22,7 @@ from compression.family import BuildError
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
-from serve.config import PlatformConfig, VariantConfig, load_config
+from serve.config import ROUTING, ConfigError, PlatformConfig, VariantConfig, load_config
 
 _LOG = logging.getLogger("gearbox.supervisor")
 
@@ -61,7 +61,9 @@ class Supervisor:
         self._folder = folder
         self._token = secrets.token_urlsafe(24)
         self._catalog: dict[str, Card] = {}
+        self._routing = config.model_dump(mode="json", include=ROUTING)
         self._lock = threading.Lock()
+        self.changed = threading.Event()  # the configuration file is to be read again
 
     def run(self) -> None:
         """Start, build what is missing, wait for the end. Errors end up in the state file."""
@@ -75,13 +77,25 @@ class Supervisor:
             for variant in self._config.variants:
                 if variant.name not in ready:
                     self._build(weights, variant)
-            threading.Event().wait()  # until the signal to stop
+            while True:  # until the signal to stop
+                self.changed.wait()
+                self.changed.clear()
+                self._reread()
         except Stop:
             self._note("stopping")
         except Exception as error:
             _LOG.exception("the platform could not be brought up")
             self._state.error = " ".join(str(error).split())[:2000] or type(error).__name__
             self._save()
+
+    def _reread(self) -> None:
+        """Take the routing of the configuration file anew; a broken file changes nothing."""
+        try:
+            self._routing = load_config(Path(self._state.config)).model_dump(mode="json", include=ROUTING)
+        except ConfigError as error:
+            _LOG.error("routing stays as it was: %s", error)
+            return
+        self._deploy({})
 
     def _build(self, weights: Weights, variant: VariantConfig) -> None:
         state = self._state.variants[variant.name]
@@ -127,10 +141,10 @@ class Supervisor:
             self._catalog[name] = load_card(folder)
             self._state.variants[name].phase = "starting"
             self._state.variants[name].stage = ""
-        self._note("starting engines" if folders else "building the first variant")
+        self._note("starting engines" if self._catalog else "building the first variant")
         order = [variant.name for variant in self._config.variants if variant.name in self._catalog]
         catalog = {name: self._catalog[name] for name in order}
-        gateway = gateway_app(self._config, catalog, self._token, str(self._folder / "metrics"))
+        gateway = gateway_app(self._config, catalog, self._routing, self._token, str(self._folder / "metrics"))
         targets = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]
         if folders:
             from deployments.replicas import app_name
@@ -206,6 +220,7 @@ def main() -> None:
     supervisor = Supervisor(config, state, folder)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+    signal.signal(signal.SIGHUP, lambda *_: supervisor.changed.set())
     supervisor.run()
     _end(state.run_id)
     shutil.rmtree(haproxy, ignore_errors=True)

@@ -13,7 +13,9 @@ from serve.errors import RequestError
 from serve.generation import Generation
 from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, reply, reply_json
 from serve.metrics import Metrics
-from serve.protocol import PATHS, parse_call
+from serve.policies import POLICIES
+from serve.protocol import PATHS, Endpoint, parse_call
+from serve.router import Router
 
 Handler = Callable[[Headers, Receive, Send, str], Awaitable[None]]
 _LOG = logging.getLogger("gearbox.gateway")
@@ -35,7 +37,7 @@ class Gateway:
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s)
-        self._generation = Generation(config, variants, self._engines, self._gatekeeper, metrics)
+        self._generation = Generation(config, variants, self._engines, self._gatekeeper, metrics, _router(config))
         self._routes: dict[str, tuple[str, Handler]] = {
             "/v1/route": ("POST", self._route),
             "/v1/models": ("GET", self._models),
@@ -44,6 +46,11 @@ class Gateway:
             "/healthz": ("GET", self._healthz),
             "/readyz": ("GET", self._readyz),
         }
+
+    def reconfigure(self, config: PlatformConfig) -> None:
+        """Route by `config` from the next request on; what was learnt and what is under way stays."""
+        self._config = config
+        self._generation.reconfigure(config, _router(config))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection scope."""
@@ -59,7 +66,7 @@ class Gateway:
                 caller = self._gatekeeper.authenticate(headers)
                 raw = await read_body(receive, headers, self._config.server.max_body_bytes)
                 arrived = perf_counter()
-                call = parse_call(raw, endpoint)
+                call = parse_call(raw, endpoint, caller.tenant)
                 await self._generation.answer(call, caller, headers, request_id, arrived, send)
             else:
                 await self._find(path, method)(headers, receive, send, path)
@@ -89,9 +96,10 @@ class Gateway:
         """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
         caller = self._gatekeeper.authenticate(headers)
         raw = await read_body(receive, headers, self._config.server.max_body_bytes)
-        call = parse_call(raw, "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat")
+        endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
+        call = parse_call(raw, endpoint, caller.tenant)
         budget = self._generation.budget(call, caller, headers)
-        decision = self._generation.decide(call, budget)
+        decision = self._generation.decide(call, caller, budget)
         await reply_json(send, {"budget": budget.model_dump(), **decision.public()})
 
     async def _models(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
@@ -115,7 +123,11 @@ class Gateway:
             {
                 "id": name,
                 **common,
-                "gearbox": {"variants": list(self._variants), "profiles": list(self._config.profiles)},
+                "gearbox": {
+                    "variants": list(self._variants),
+                    "profiles": list(self._config.profiles),
+                    "policy": self._config.router.policy,
+                },
             }
         ]
         for profile, budget in self._config.profiles.items():
@@ -139,6 +151,10 @@ class Gateway:
         if not ready:
             raise RequestError(503, "no variant can answer yet", code="not_ready", headers={"retry-after": "2"})
         await reply_json(send, {"status": "ready", "variants": ready})
+
+
+def _router(config: PlatformConfig) -> Router:
+    return Router(POLICIES[config.router.policy](), config.router.confidence)
 
 
 def _describe(variant: Variant) -> dict[str, object]:

@@ -36,6 +36,11 @@ class Budget(BaseModel):
         default="degrade", description="what to do when no variant fits: take the nearest miss, or refuse"
     )
 
+    @property
+    def timed(self) -> bool:
+        """Whether it limits any time."""
+        return self.ttft_ms is not None or self.tpot_ms is not None or self.e2e_ms is not None
+
 
 DEFAULT_PROFILES: Mapping[str, Budget] = {
     "best": Budget(objective="quality"),

@@ -1,11 +1,16 @@
 """The catalog: the variants of a model that are deployed, their cards, and how each one is right now."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve.card import Card, Profile, Quality
 from serve.config import ConfigError, VariantConfig
-from serve.prediction import LatencyModel
+from serve.prediction import Features, LatencyModel, Load
+from serve.protocol import BLOCK_CHARS
+
+_CHARS_PER_TOKEN = 4
+_NEWEST = 0.2  # weight of the newest look in what is followed from look to look
 
 
 @dataclass(slots=True)
@@ -17,11 +22,91 @@ class Live:
     waiting: int = 0  # queued in the engines, at the last look
     kv_usage: float = 0.0  # share of the KV cache in use, highest replica
     in_flight: int = 0  # this gateway's own requests, now
+    unread_tokens: int = 0  # prompt tokens of this gateway's own requests without a first token, now
+    others: int = 0  # requests of other gateways, at the last look
+    sent: int = 0  # this gateway's own requests since the last look
+    peers: int = 0  # other gateways that decide like this one
+    prompt_rate: float = 0.0  # prompt tokens a second of this gateway's own requests, over the last seconds
+    kv_tokens: int = 0  # that the prefix cache of one replica holds; 0 when there is none
+    _new_tokens: int = 0  # of prompts since the last look
+    _blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)  # of prompts it has read, the latest last
+
+    def load(self, busy_variants: int = 0, features: Features | None = None) -> Load:
+        """What a request of `features` would meet now, while `busy_variants` (this one included) have requests.
+
+        Own requests are known exactly. Other gateways' are as old as the last look; since then each of them is taken to
+        have sent as many as this one, so that several do not all run to the variant that looked idle.
+        """
+        unseen = self.sent * self.peers
+        share = 1 + (self.others + unseen) / self.in_flight if self.in_flight else 1
+        requests = self.in_flight + self.others + unseen
+        others = busy_variants - (requests > 0)
+        return Load(
+            requests,
+            round(self.unread_tokens * share),
+            self.replicas,
+            max(others, 0),
+            self.prompt_rate * share,
+            self._cached(features) if features and self._blocks else 0,
+        )
+
+    def _cached(self, features: Features) -> int:
+        """Tokens of the prompt that a replica is expected to have in its cache; any replica may get it."""
+        found = 0
+        for block in features.blocks:
+            if block not in self._blocks:
+                break
+            found += 1
+        return features.prompt_tokens * found // (len(features.blocks) + 1) // max(self.replicas, 1)
+
+    def remember(self, features: Features) -> None:
+        """A prompt was read: it is in the cache of the replica that read it, until as much newer has come as that holds."""
+        for block in features.blocks:
+            self._blocks[block] = None
+            self._blocks.move_to_end(block)
+        most = self.kv_tokens * _CHARS_PER_TOKEN * max(self.replicas, 1) // BLOCK_CHARS
+        while len(self._blocks) > most:
+            self._blocks.popitem(last=False)
 
     @property
-    def load(self) -> int:
-        """Requests at the variant: what the engines reported or what this gateway has there, whichever is more."""
-        return max(self.in_flight, self.running + self.waiting)
+    def busy(self) -> bool:
+        """Whether it has requests, as far as is known."""
+        return self.in_flight + self.others > 0
+
+    def looked(
+        self,
+        replicas: int,
+        running: int,
+        waiting: int,
+        kv_usage: float,
+        elapsed_s: float = 0.5,
+        kv_tokens: int | None = None,
+    ) -> None:
+        """Take what the engines report, `elapsed_s` after the last time."""
+        if replicas < self.replicas:
+            self._blocks.clear()  # one went, with its cache
+        if kv_tokens is not None:
+            self.kv_tokens = kv_tokens
+        self.prompt_rate += _NEWEST * (self._new_tokens / elapsed_s - self.prompt_rate)
+        self._new_tokens = 0
+        self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
+        self.others = max(0, running + waiting - self.in_flight)
+        self.sent = 0
+
+    def began(self, prompt_tokens: int) -> None:
+        """A request was sent to the variant."""
+        self.in_flight += 1
+        self.sent += 1
+        self.unread_tokens += prompt_tokens
+        self._new_tokens += prompt_tokens
+
+    def read(self, prompt_tokens: int) -> None:
+        """Its first token came, or it ended before."""
+        self.unread_tokens -= prompt_tokens
+
+    def ended(self) -> None:
+        """It is over."""
+        self.in_flight -= 1
 
 
 @dataclass(slots=True, frozen=True)

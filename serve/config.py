@@ -5,7 +5,7 @@ e.g. `GEARBOX_SERVER__PORT=9000`.
 """
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from serve.budget import DEFAULT_PROFILES, Budget
 from serve.card import first_problem
+from serve.learning import LEVELS
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
@@ -120,6 +121,26 @@ class AccessConfig(_Section):
     )
 
 
+def _level(value: float) -> float:
+    if value not in LEVELS:
+        raise ValueError(f"must be one of {', '.join(map(str, LEVELS))}")
+    return value
+
+
+class RouterConfig(_Section):
+    """How requests are routed."""
+
+    policy: Literal["budget", "full", "cheapest", "fastest", "random", "round-robin", "threshold"] = Field(
+        default="budget", description="see serve/policies.py; all but the first are there to be compared with"
+    )
+    confidence: Annotated[float, AfterValidator(_level)] = Field(
+        default=0.95, description="probability with which a latency limit must be kept for a variant to fit"
+    )
+
+
+ROUTING = {"router", "profiles"}  # sections that a running platform takes anew
+
+
 class PlatformConfig(BaseSettings):
     """The whole configuration."""
 
@@ -134,6 +155,7 @@ class PlatformConfig(BaseSettings):
     model: ModelConfig
     server: ServerConfig = ServerConfig()
     access: AccessConfig = AccessConfig()
+    router: RouterConfig = RouterConfig()
     profiles: Annotated[dict[str, Budget], AfterValidator(lambda own: {**DEFAULT_PROFILES, **own})] = Field(
         default_factory=dict, validate_default=True, description="named budgets, added to the built-in ones"
     )

@@ -3,6 +3,7 @@
 A request whose variant breaks before the first token re-enters at the decision, once, with what is left of its budget.
 """
 
+import asyncio
 import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -19,11 +20,11 @@ from serve.engines import Engines, EngineUnreachable
 from serve.errors import RequestError
 from serve.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.metrics import Metrics
-from serve.prediction import Features
+from serve.prediction import Features, Latency, OutputLengths
 from serve.protocol import Call
 from serve.relay import EngineFault, StreamRelay, error_event, splice
 from serve.relay import EngineReport as Report
-from serve.router import Decision, decide, too_long
+from serve.router import CONFIDENCE, Decision, Router, too_long
 
 MAX_ATTEMPTS = 2
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
@@ -49,11 +50,18 @@ class Attempt:
     first: float = 0.0
     last: float = 0.0
     report: Report = field(default_factory=Report)
+    unread: bool = True  # its prompt counts as not yet read by the engine
 
     @property
     def variant(self) -> Variant:
         """The variant this attempt is at."""
         return self.decision.variant
+
+    def read(self) -> None:
+        """The engine has read the prompt, or nobody waits for that any more."""
+        if self.unread:
+            self.unread = False
+            self.variant.live.read(self.decision.chosen.unread_tokens)
 
 
 class Generation:
@@ -66,12 +74,19 @@ class Generation:
         engines: Engines,
         gatekeeper: Gatekeeper,
         metrics: Metrics,
+        router: Router,
     ) -> None:
         self._config = config
+        self._router = router
+        self._lengths = OutputLengths()
         self._variants = variants
         self._engines = engines
         self._gatekeeper = gatekeeper
         self._metrics = metrics
+
+    def reconfigure(self, config: PlatformConfig, router: Router) -> None:
+        """Take other budget profiles and another router."""
+        self._config, self._router = config, router
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> Budget:
         """What `call` may spend. Raises `RequestError` 404 for a model, variant or profile there is not."""
@@ -88,14 +103,16 @@ class Generation:
             raise _not_found(f"no budget profile '{profile}'; there are: {known}", "profile_not_found")
         return resolve_budget(self._config.profiles[profile], call.budget, headers)
 
-    def decide(self, call: Call, budget: Budget, failed: Collection[str] = ()) -> Decision:
+    def decide(self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = ()) -> Decision:
         """Where `call` would go now. Raises `RequestError` when nowhere."""
         began = perf_counter()
         known = next(iter(self._variants.values()), None)
         chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
         prompt_tokens = call.prompt_tokens + round(call.prompt_chars / chars_per_token) + 1
-        features = Features(prompt_tokens, call.max_output_tokens)
-        decision = decide(self._variants.values(), budget, features, pinned=call.ref.variant, failed=failed)
+        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, call.max_output_tokens)
+        features = Features(prompt_tokens, expected, call.blocks)
+        variants = self._variants.values()
+        decision = self._router.decide(variants, budget, features, pinned=call.ref.variant, failed=failed)
         self._metrics.decision.observe(perf_counter() - began)
         return decision
 
@@ -110,7 +127,7 @@ class Generation:
         moved_from: str | None = None
         while True:
             number += 1
-            decision = self.decide(call, _remaining(budget, perf_counter() - arrived), failed)
+            decision = self.decide(call, caller, _remaining(budget, perf_counter() - arrived), failed)
             if moved_from is not None:
                 self._metrics.failovers.labels(moved_from).inc()
                 moved_from = None
@@ -140,11 +157,14 @@ class Generation:
         variant, call = attempt.variant, attempt.call
         payload = call.payload(self._config.model.name)
         in_flight = self._metrics.in_flight.labels(variant.name)
-        variant.live.in_flight += 1
+        variant.live.began(attempt.decision.chosen.unread_tokens)
         in_flight.inc()
         attempt.dispatched = perf_counter()
         self._metrics.overhead.observe(attempt.dispatched - attempt.arrived)
         outcome = "cancelled"
+        if not call.stream:  # nothing tells when the engine has read the prompt
+            expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
+            asyncio.get_running_loop().call_later(expected_s, attempt.read)
         try:
             async with self._engines.post(variant, _PATHS[call.endpoint], payload, attempt.request_id) as response:
                 if response.status >= 400:
@@ -161,7 +181,8 @@ class Generation:
             outcome = "client_error"
             raise
         finally:
-            variant.live.in_flight -= 1
+            attempt.read()
+            variant.live.ended()
             in_flight.dec()
             await self._account(attempt, outcome)
 
@@ -188,6 +209,7 @@ class Generation:
         if not chunk and not relay.done:
             raise EngineUnreachable("the stream ended before the first token")
         attempt.first = attempt.last = perf_counter()
+        attempt.read()
         await start(send, 200, EVENT_STREAM, [*_routing_headers(attempt), ("cache-control", "no-cache")])
         try:
             while True:
@@ -211,14 +233,38 @@ class Generation:
         await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt))})
         return "ok"
 
+    def _learn(self, attempt: Attempt) -> None:
+        """Let the predictions learn from an answer that came whole."""
+        call, tokens = attempt.call, attempt.report.completion_tokens
+        if not tokens or not attempt.first:
+            return
+        self._lengths.observe(attempt.caller.tenant, call.ref.profile or attempt.caller.budget, tokens)
+        took = Latency(
+            (attempt.first - attempt.dispatched) * 1000,
+            (attempt.last - attempt.first) * 1000 / (tokens - 1) if tokens > 1 else 0.0,
+            (attempt.last - attempt.dispatched) * 1000,
+        )
+        prediction, name = attempt.decision.chosen.prediction, attempt.variant.name
+        tail = prediction.tail(CONFIDENCE)
+        for what in ("ttft", "tpot", "e2e"):
+            field_name = f"{what}_ms"
+            if real := getattr(took, field_name):
+                error = abs(getattr(prediction.expected, field_name) / real - 1)
+                self._metrics.prediction_error.labels(name, what).observe(error)
+                held = "yes" if real <= getattr(tail, field_name) else "no"
+                self._metrics.predictions_held.labels(name, what, held).inc()
+        prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+
     async def _account(self, attempt: Attempt, outcome: str) -> None:
         metrics, report, name = self._metrics, attempt.report, attempt.variant.name
         metrics.requests.labels(name, attempt.decision.reason, outcome).inc()
         if report.queue_s is not None:
             metrics.queue.labels(name).observe(report.queue_s)
         if attempt.first:
+            attempt.variant.live.remember(attempt.decision.features)
             metrics.ttft.labels(name).observe(attempt.first - attempt.arrived)
         if outcome == "ok":
+            self._learn(attempt)
             metrics.e2e.labels(name).observe(attempt.last - attempt.arrived)
             if report.completion_tokens > 1 and attempt.first:
                 metrics.tpot.labels(name).observe((attempt.last - attempt.first) / (report.completion_tokens - 1))
@@ -239,8 +285,8 @@ def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
     return [
         ("x-gearbox-variant", decision.variant.name),
         ("x-gearbox-reason", decision.reason),
-        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.latency.ttft_ms:.1f}"),
-        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.latency.e2e_ms:.1f}"),
+        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.prediction.expected.ttft_ms:.1f}"),
+        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.prediction.expected.e2e_ms:.1f}"),
         ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
         ("x-gearbox-overhead-ms", f"{(attempt.dispatched - attempt.arrived) * 1000:.3f}"),
     ]
@@ -260,6 +306,7 @@ def _gearbox(attempt: Attempt) -> dict[str, object]:
         "e2e_ms": round((attempt.last - attempt.arrived) * 1000, 2),
         "cost_usd": _cost_usd(attempt),
         "attempts": attempt.number,
+        "predicted": attempt.decision.chosen.predictions(),
     }
 
 

@@ -10,6 +10,8 @@ SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5,
 TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1)
 MICROSECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.25)
 
+RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
+
 OUTCOMES = ("ok", "client_error", "engine_error", "cancelled", "interrupted")
 
 
@@ -72,6 +74,16 @@ class Metrics:
             "gearbox_overhead_seconds",
             "Time from a request's last body byte to its dispatch",
             buckets=MICROSECONDS,
+            registry=registry,
+        )
+        self.prediction_error = Histogram(
+            "gearbox_prediction_error_ratio", "|predicted / observed - 1| of answers' times", ("variant", "what"),
+            buckets=RATIOS, registry=registry,
+        )  # fmt: skip
+        self.predictions_held = Counter(
+            "gearbox_predictions_total",
+            "Answers whose time was at or below its predicted 95% bound, and those above",
+            ("variant", "what", "held"),
             registry=registry,
         )
         self.in_flight = Gauge(

@@ -14,6 +14,7 @@ Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
 DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
+BLOCK_CHARS = 512  # of the prompt's text, about one block of the engine's cache
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
 
 
@@ -48,6 +49,7 @@ class Call:
     prompt_chars: int
     prompt_tokens: int  # exactly known part: token ids given by the client, template overhead
     max_output_tokens: int
+    blocks: tuple[int, ...]  # hashes of the whole blocks of the prompt's text, each with all that comes before it
 
     def payload(self, served_name: str) -> bytes:
         """The body for the engine: the logical model's name, and usage asked for on every stream."""
@@ -58,8 +60,10 @@ class Call:
         return orjson.dumps(self.body)
 
 
-def parse_call(raw: bytes, endpoint: Endpoint) -> Call:
+def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     """Read a chat-completions or completions body.
+
+    The engine's prefix cache is salted with `tenant`: how soon an answer begins must not tell what others have asked.
 
     Raises:
         RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type.
@@ -80,6 +84,9 @@ def parse_call(raw: bytes, endpoint: Endpoint) -> Call:
     if options is not None and not isinstance(options, dict):
         raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")
     chars, tokens = _chat_size(body) if endpoint == "chat" else _prompt_size(body)
+    text = _conversation(body) if endpoint == "chat" else body["prompt"]
+    if (salt := body.get("cache_salt")) is None or isinstance(salt, str):
+        body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
     return Call(
         endpoint=endpoint,
         ref=ModelRef.parse(model),
@@ -90,6 +97,7 @@ def parse_call(raw: bytes, endpoint: Endpoint) -> Call:
         prompt_chars=chars,
         prompt_tokens=tokens,
         max_output_tokens=_max_output(body),
+        blocks=_blocks(text, salt) if isinstance(text, str) else (),
     )
 
 
@@ -137,3 +145,22 @@ def _prompt_size(body: dict[str, object]) -> tuple[int, int]:
     raise RequestError(
         400, "'prompt' must be a string, a list of strings or token ids", param="prompt", code="missing_prompt"
     )
+
+
+def _conversation(body: dict[str, object]) -> str:
+    """All texts of a chat in the order in which templates have them: a longer chat begins as the shorter one did."""
+    messages = body["messages"]
+    parts = [orjson.dumps(body["tools"]).decode()] if body.get("tools") else []
+    for message in messages:  # type: ignore[attr-defined]  # seen by _chat_size
+        content = message.get("content")
+        parts.append(str(message.get("role")))
+        parts.append(content if isinstance(content, str) else orjson.dumps(content).decode())
+    return "\n".join(parts)
+
+
+def _blocks(text: str, salt: object) -> tuple[int, ...]:
+    found, before = [], hash(salt)
+    for at in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
+        before = hash((before, text[at - BLOCK_CHARS : at]))
+        found.append(before)
+    return tuple(found)

@@ -1,42 +1,151 @@
-"""The router: (variants, budget, features, live state) -> decision. A pure function, the same in service and simulation."""
+"""The router: (variants, budget, features, live state) -> decision. The same object in service and in the simulator.
 
-from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+What may be taken is decided here; which of those is taken is the policy's, see `serve.policies`.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from serve.budget import Budget
 from serve.catalog import Variant
 from serve.errors import RequestError, overloaded
-from serve.prediction import Features, Latency
+from serve.prediction import Features, Load, Prediction
 
 #: Rules that rule a variant out whatever the budget says, with the status they lead to when nothing is left.
 HARD_RULES = ("failed", "unavailable", "context", "full")
-REASONS = ("pinned", "quality", "cost", "latency", "nearest_miss")
+REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss")
+_NOT_ASKED = "not asked"
+CONFIDENCE = 0.95  # probability with which a latency limit must be kept; one of `learning.LEVELS`
 
 
-@dataclass(slots=True, frozen=True)
 class Candidate:
-    """One variant as the router saw it for one request."""
+    """One variant as the router saw it for one request. What it would take is predicted when it is first asked for."""
 
-    variant: Variant
-    latency: Latency
-    cost_usd: float
-    ruled_out: str | None  # the rule, None if it fits
-    why: str | None  # the rule in words
-    miss: float  # how far outside the budget, as a sum of relative excesses; 0 if it fits
+    __slots__ = ("_confidence", "_hard", "_prediction", "_ruled_out", "budget", "features", "load", "variant")
+
+    def __init__(
+        self,
+        variant: Variant,
+        budget: Budget,
+        features: Features,
+        load: Load,
+        confidence: float = CONFIDENCE,
+        hard: tuple[str, str] | None = None,
+    ) -> None:
+        self.variant, self.budget, self.features, self.load = variant, budget, features, load
+        self._confidence, self._hard = confidence, hard
+        self._prediction: Prediction | None = None
+        self._ruled_out: str | None = _NOT_ASKED
+
+    @property
+    def quality(self) -> float:
+        """Of the variant, relative to `full`."""
+        return self.variant.quality.quality
+
+    @property
+    def cost_usd(self) -> float:
+        """Of the request there, at its expected length."""
+        return self.variant.cost_usd(self.features.prompt_tokens, self.features.output_tokens)
+
+    @property
+    def unread_tokens(self) -> int:
+        """Of the prompt: what the engine there has to read."""
+        return self.features.prompt_tokens - self.load.cached_tokens
+
+    @property
+    def prediction(self) -> Prediction:
+        """Its times there."""
+        if (known := self._prediction) is None:
+            self._prediction = known = self.variant.latency.predict(self.features, self.load)
+        return known
+
+    @property
+    def ruled_out(self) -> str | None:
+        """The first rule it breaks, None if it fits."""
+        if self._ruled_out is _NOT_ASKED:
+            self._ruled_out = self._hard[0] if self._hard else next((rule for rule, *_ in self._misses()), None)
+        return self._ruled_out
+
+    @property
+    def why(self) -> str | None:
+        """The rule in words."""
+        if self._hard:
+            return self._hard[1]
+        rule, value, limit = next(self._misses(), (None, 0.0, 0.0))
+        match rule:
+            case None:
+                return None
+            case "min_quality":
+                return f"quality {value:.3f} < {limit:g}"
+            case "max_cost":
+                return f"cost {value:.3g} USD > {limit:g} USD"
+            case _:
+                return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
+
+    @property
+    def miss(self) -> float:
+        """How far outside the budget, as a sum of relative excesses; 0 if it fits."""
+        if self._hard:
+            return 0.0
+        return sum(
+            1 - value / limit if rule == "min_quality" else value / max(limit, 1e-12) - 1
+            for rule, value, limit in self._misses()
+        )
+
+    @property
+    def chance(self) -> float:
+        """Probability that the latency limits are kept."""
+        return self.prediction.within(self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
+
+    def _misses(self) -> Iterator[tuple[str, float, float]]:
+        """Each limit that is not kept: its rule, the value, the limit. The times come last: they take longest to know."""
+        budget = self.budget
+        if (floor := budget.min_quality) is not None and (quality := self.quality) < floor:
+            yield "min_quality", quality, floor
+        if (most := budget.max_cost) is not None and (cost := self.cost_usd) > most:
+            yield "max_cost", cost, most
+        if budget.timed:
+            ttft, tpot, e2e = self.prediction.tail(self._confidence)
+            if (limit := budget.ttft_ms) is not None and ttft > limit:
+                yield "ttft", ttft, limit
+            if (limit := budget.tpot_ms) is not None and tpot > limit:
+                yield "tpot", tpot, limit
+            if (limit := budget.e2e_ms) is not None and e2e > limit:
+                yield "e2e", e2e, limit
+
+    def predictions(self) -> dict[str, float]:
+        """Medians and 95% bounds, ms."""
+        expected, tail = self.prediction.expected, self.prediction.tail(CONFIDENCE)
+        return {
+            "ttft_ms": round(expected.ttft_ms, 2),
+            "tpot_ms": round(expected.tpot_ms, 2),
+            "e2e_ms": round(expected.e2e_ms, 2),
+            "ttft_p95_ms": round(tail.ttft_ms, 2),
+            "tpot_p95_ms": round(tail.tpot_ms, 2),
+            "e2e_p95_ms": round(tail.e2e_ms, 2),
+        }
 
     def public(self) -> dict[str, object]:
         """As shown by the dry run."""
         return {
             "variant": self.variant.name,
-            "quality": self.variant.quality.quality,
-            "predicted_ttft_ms": round(self.latency.ttft_ms, 2),
-            "predicted_tpot_ms": round(self.latency.tpot_ms, 2),
-            "predicted_e2e_ms": round(self.latency.e2e_ms, 2),
+            "quality": self.quality,
+            **{f"predicted_{name}": value for name, value in self.predictions().items()},
+            "chance": round(self.chance, 3),
             "cost_usd": self.cost_usd,
-            "in_flight": self.variant.live.load,
+            "in_flight": self.load.requests,
+            "cached_tokens": self.load.cached_tokens,
             "ruled_out": self.ruled_out,
             "why": self.why,
         }
+
+
+class Policy(Protocol):
+    """Chooses among variants that could answer."""
+
+    def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
+        """The one to take and the reason; None when none fits. `usable` is not empty."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,7 +154,8 @@ class Decision:
 
     chosen: Candidate
     reason: str  # one of REASONS
-    candidates: tuple[Candidate, ...]
+    candidates: Sequence[Candidate]
+    features: Features
 
     @property
     def variant(self) -> Variant:
@@ -60,99 +170,75 @@ class Decision:
             **{
                 key: value
                 for key, value in self.chosen.public().items()
-                if key.startswith(("predicted", "quality", "cost"))
+                if key.startswith(("predicted", "quality", "cost", "chance"))
             },
             "candidates": [candidate.public() for candidate in self.candidates],
         }
 
 
-def decide(
-    variants: Iterable[Variant],
-    budget: Budget,
-    features: Features,
-    *,
-    pinned: str | None = None,
-    failed: Collection[str] = (),
-) -> Decision:
-    """Choose the variant for one request.
+@dataclass(slots=True)
+class Router:
+    """Decides requests by a policy."""
 
-    Among the variants that keep every limit of the budget, the one that is best by its objective; ties go to higher
-    quality, then lower cost. A pinned variant is taken whatever the budget says. When nothing fits, `degrade` takes
-    the variant nearest to the limits and `reject` refuses.
+    policy: Policy
+    confidence: float = field(default=CONFIDENCE)
 
-    Raises:
-        RequestError: 413 when the prompt is too long for every variant, 503 when none is healthy, 429 when all are
-            full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
-    """
-    candidates = tuple(
-        _assess(variant, budget, features, failed) for variant in variants if pinned in (None, variant.name)
-    )
-    usable = [candidate for candidate in candidates if candidate.ruled_out not in HARD_RULES]
-    if not usable:
-        raise _nothing_usable(candidates, features)
-    if pinned is not None:
-        return Decision(usable[0], "pinned", candidates)
-    fitting = [candidate for candidate in usable if candidate.ruled_out is None]
-    if fitting:
-        return Decision(min(fitting, key=_ORDER[budget.objective]), budget.objective, candidates)
-    if budget.on_no_candidate == "reject":
-        raise _rejected(usable, budget, features)
-    return Decision(min(usable, key=lambda c: (c.miss, -c.variant.quality.quality)), "nearest_miss", candidates)
+    def decide(
+        self,
+        variants: Iterable[Variant],
+        budget: Budget,
+        features: Features,
+        *,
+        pinned: str | None = None,
+        failed: Collection[str] = (),
+    ) -> Decision:
+        """Choose the variant for one request.
 
+        A pinned variant is taken whatever the budget says. When the policy finds nothing that fits, `degrade` takes the
+        variant nearest to the limits and `reject` refuses.
 
-_ORDER = {
-    "quality": lambda c: (-c.variant.quality.quality, c.cost_usd, c.latency.e2e_ms),
-    "cost": lambda c: (c.cost_usd, -c.variant.quality.quality, c.latency.e2e_ms),
-    "latency": lambda c: (c.latency.e2e_ms, -c.variant.quality.quality, c.cost_usd),
-}
-
-
-def _assess(variant: Variant, budget: Budget, features: Features, failed: Collection[str]) -> Candidate:
-    live = variant.live
-    latency = variant.latency.predict(features, live.load, live.replicas)
-    cost = variant.cost_usd(features.prompt_tokens, features.output_tokens)
-    if hard := _hard_rule(variant, features, failed):
-        return Candidate(variant, latency, cost, *hard, 0.0)
-    misses = list(_misses(variant, budget, latency, cost))
-    if not misses:
-        return Candidate(variant, latency, cost, None, None, 0.0)
-    rule, why, _ = misses[0]
-    return Candidate(variant, latency, cost, rule, why, sum(miss for _, _, miss in misses))
+        Raises:
+            RequestError: 413 when the prompt is too long for every variant, 503 when none is healthy, 429 when all are
+                full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
+        """
+        variants = list(variants)
+        busy = sum(variant.live.busy for variant in variants)
+        candidates, usable = [], []
+        for variant in variants:
+            if pinned is None or pinned == variant.name:
+                load = variant.live.load(busy, features)
+                hard = _hard_rule(variant, load, features, failed)
+                candidates.append(Candidate(variant, budget, features, load, self.confidence, hard))
+                if hard is None:
+                    usable.append(candidates[-1])
+        if not usable:
+            raise _nothing_usable(candidates, features)
+        if pinned is not None:
+            return Decision(usable[0], "pinned", candidates, features)
+        if (found := self.policy.choose(usable, budget)) is not None:
+            return Decision(*found, candidates, features)
+        if budget.on_no_candidate == "reject":
+            raise _rejected(usable, budget, features, self.confidence)
+        return Decision(min(usable, key=lambda c: (c.miss, -c.quality)), "nearest_miss", candidates, features)
 
 
-def _hard_rule(variant: Variant, features: Features, failed: Collection[str]) -> tuple[str, str] | None:
-    live = variant.live
+def _hard_rule(variant: Variant, load: Load, features: Features, failed: Collection[str]) -> tuple[str, str] | None:
     if variant.name in failed:
         return "failed", "it failed this request already"
     if features.prompt_tokens >= variant.max_model_len:
         return "context", f"about {features.prompt_tokens} prompt tokens, at most {variant.max_model_len - 1} fit"
-    if live.replicas == 0 and not variant.scales_to_zero:
+    if load.replicas == 0 and not variant.scales_to_zero:
         return "unavailable", "no healthy replica"
-    if live.load >= (capacity := max(live.replicas, 1) * (variant.max_running + variant.max_waiting)):
-        return "full", f"{live.load} requests there already, {capacity} are allowed"
+    if load.requests >= (capacity := (load.replicas or 1) * (variant.max_running + variant.max_waiting)):
+        return "full", f"{load.requests} requests there already, {capacity} are allowed"
     return None
 
 
-def _misses(variant: Variant, budget: Budget, latency: Latency, cost: float) -> Iterable[tuple[str, str, float]]:
-    """Each limit that is not kept: its rule, in words, and how far off relative to the limit."""
-    quality = variant.quality.quality
-    if budget.min_quality is not None and quality < budget.min_quality:
-        yield "min_quality", f"quality {quality:.3f} < {budget.min_quality:g}", 1 - quality / budget.min_quality
-    if budget.max_cost is not None and cost > budget.max_cost:
-        yield "max_cost", f"cost {cost:.3g} USD > {budget.max_cost:g} USD", cost / max(budget.max_cost, 1e-12) - 1
-    for rule, limit, value in (
-        ("ttft", budget.ttft_ms, latency.ttft_ms),
-        ("tpot", budget.tpot_ms, latency.tpot_ms),
-        ("e2e", budget.e2e_ms, latency.e2e_ms),
-    ):
-        if limit is not None and value > limit:
-            yield rule, f"predicted {rule} {value:.0f} ms > {limit:g} ms", value / limit - 1
-
-
-def _nothing_usable(candidates: tuple[Candidate, ...], features: Features) -> RequestError:
+def _nothing_usable(candidates: Sequence[Candidate], features: Features) -> RequestError:
     rules = {candidate.ruled_out for candidate in candidates}
     if "full" in rules:
-        wait_s = min(c.latency.tpot_ms * features.output_tokens for c in candidates if c.ruled_out == "full") / 1000
+        full = (c.prediction.expected.tpot_ms for c in candidates if c.ruled_out == "full")
+        wait_s = min(full) * features.output_tokens / 1000
         return overloaded("every variant that could answer is at its limit; retry later", wait_s, "overloaded")
     if rules == {"context"}:
         longest = max(candidate.variant.max_model_len for candidate in candidates)
@@ -167,13 +253,13 @@ def too_long(what: str, longest: int) -> RequestError:
     return RequestError(413, message, param="messages", code="context_length_exceeded")
 
 
-def _rejected(usable: list[Candidate], budget: Budget, features: Features) -> RequestError:
+def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, confidence: float) -> RequestError:
     why = "; ".join(f"{c.variant.name}: {c.why}" for c in usable)
     for candidate in usable:
         variant = candidate.variant
-        idle = variant.latency.predict(features, 0, max(variant.live.replicas, 1))
-        if not any(_misses(variant, budget, idle, candidate.cost_usd)):
-            wait_s = (candidate.latency.e2e_ms - idle.e2e_ms) / 1000
+        idle = Candidate(variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), confidence)
+        if idle.ruled_out is None:
+            wait_s = (candidate.prediction.expected.e2e_ms - idle.prediction.expected.e2e_ms) / 1000
             return overloaded(
                 f"no variant meets the budget under the present load ({why})", wait_s, "budget_under_load"
             )

@@ -61,10 +61,14 @@ class Platform:
 
     def running_in_engine(self, variant: str) -> float:
         """The engine's own count of requests it is generating for."""
+        return sum(self.engine_metric(variant, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+
+    def engine_metric(self, variant: str, name: str) -> float:
+        """The sum of a metric over a variant's engines."""
         total = 0.0
         for target in self.targets()[variant]:
             for line in httpx.get(f"http://{target}/metrics", timeout=10).text.splitlines():
-                if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{")):
+                if line.startswith(f"{name}{{"):
                     total += float(line.rsplit(" ", 1)[1])
         return total
 

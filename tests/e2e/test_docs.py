@@ -30,7 +30,7 @@ def test_a_documented_command_works(platform: Platform, language: str, block: st
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
     assert result.stdout.strip()
     assert '"error"' not in result.stdout, result.stdout

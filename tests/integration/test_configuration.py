@@ -1,12 +1,13 @@
 """A configuration that is wrong: one clear line, exit code 2, nothing started."""
 
+import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from deployments.state import load_state
-from tests.started import ROOT, gearbox
+from tests.started import ROOT, Platform, gearbox
 
 
 def base() -> dict:
@@ -85,3 +86,49 @@ def test_down_and_status_without_a_platform(tmp_path: Path) -> None:
     assert "nothing is running" in gearbox("down", state_dir=tmp_path).stdout
     status = gearbox("status", state_dir=tmp_path)
     assert status.returncode == 1 and "nothing is running" in status.stderr
+
+
+def policy_of(platform: Platform) -> str:
+    with platform.http() as http:
+        return http.get("/v1/models").json()["data"][0]["gearbox"]["policy"]
+
+
+@pytest.mark.platform
+def test_routing_is_taken_anew_while_answers_are_under_way(platform: Platform) -> None:
+    before = platform.config.read_text()
+    body = {"model": f"{platform.model}:full", "prompt": "Once upon a time", "max_tokens": 60, "stream": True}
+    ended = False
+    try:
+        with platform.http() as http, http.stream("POST", "/v1/completions", json=body) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            platform.config.write_text(yaml.safe_dump({**yaml.safe_load(before), "router": {"policy": "cheapest"}}))
+            done = platform.gearbox("reload")
+            assert (done.returncode, "policy cheapest" in done.stdout) == (0, True), done.stderr
+            deadline = time.monotonic() + 30
+            while policy_of(platform) != "cheapest":
+                assert time.monotonic() < deadline, "the gateway does not take the policy"
+                time.sleep(0.2)
+            ended = list(lines)[-2:] == ["data: [DONE]", ""]
+        with platform.http() as http:
+            told = http.post(
+                "/v1/completions", json={"model": f"{platform.model}@best", "prompt": "Hi", "max_tokens": 2}
+            )
+            assert told.headers["x-gearbox-reason"] == "cost"
+        platform.config.write_text("router: {policy: magic}")
+        refused = platform.gearbox("reload")
+        assert refused.returncode == 2
+        assert len(refused.stderr.splitlines()) == 1
+        assert policy_of(platform) == "cheapest"
+    finally:
+        platform.config.write_text(before)
+        assert platform.gearbox("reload").returncode == 0
+        while policy_of(platform) != "budget":
+            time.sleep(0.2)
+    assert ended, "the answer under way came whole"
+
+
+def test_reload_without_a_platform(tmp_path: Path) -> None:
+    done = gearbox("reload", state_dir=tmp_path)
+    assert done.returncode == 1
+    assert "nothing is running" in done.stderr

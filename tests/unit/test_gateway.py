@@ -67,7 +67,7 @@ class TestAnswers:
             budget={"ttft_ms": 9}, **body,
         )  # fmt: skip
         engine = gateway.engines["int8"]
-        assert engine.requests == [{"model": MODEL, "messages": MESSAGES, **body}]
+        assert engine.requests == [{"model": MODEL, "messages": MESSAGES, **body, "cache_salt": "anonymous"}]
         headers = {name.lower(): value for name, value in engine.headers[0].items()}
         assert headers["authorization"] == f"Bearer {ENGINE_TOKEN}"
         assert headers["x-request-id"].startswith("abc-")
@@ -94,8 +94,10 @@ class TestAnswers:
 
 class TestBudgets:
     def test_headers_body_profile_and_pin_choose_the_variant(self, gateway: Started):
-        def variant(**request) -> str:
-            return gateway.chat(max_tokens=11, **request).headers["x-gearbox-variant"]
+        def variant(headers: dict[str, str] | None = None, **body) -> str:
+            # a dry run: the predictions learn nothing from it
+            asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 11, **body}
+            return gateway.post("/v1/route", asked, headers).json()["variant"]
 
         assert variant() == "full"
         assert variant(model=f"{MODEL}@cheap") == "distilled"
@@ -105,6 +107,8 @@ class TestBudgets:
         assert variant(budget={"ttft_ms": 250}, headers={"x-gearbox-slo-ttft-ms": "150"}) == "distilled"
         assert variant(headers={"x-llm-d-slo-ttft-ms": "250"}) == "int8"
         assert variant(model=f"{MODEL}@cheap", headers={"x-gearbox-min-quality": "0.9"}) == "int8"
+        answered = gateway.chat(model=f"{MODEL}@cheap", headers={"x-gearbox-min-quality": "0.9"}, max_tokens=11)
+        assert answered.headers["x-gearbox-variant"] == "int8"
 
     def test_a_named_profile_replaces_the_keys_profile_whole(self, start_gateway: Start):
         key = {"sha256": hash_key("gbx-1"), "tenant": "acme", "budget": "strict"}

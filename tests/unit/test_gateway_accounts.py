@@ -111,7 +111,7 @@ def test_an_error_inside_the_gateway_is_500_with_the_request_id_only(gateway: St
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("internal detail")
 
-    monkeypatch.setattr("serve.generation.decide", broken)
+    monkeypatch.setattr("serve.router.Router.decide", broken)
     response = gateway.chat(headers={"x-request-id": "abc-123"})
     error = error_of(response, 500)
     assert "abc-123" in error["message"]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from serve.prediction import Features, Latency, LatencyModel
+from serve.prediction import Features, Latency, LatencyModel, Load
 from tests.catalog import make_profile
 
 TTFT = [(100, 1, 100.0), (200, 1, 300.0), (200, 4, 600.0)]
@@ -15,7 +15,7 @@ def predict(
     prompt: int, output: int = 11, load: int = 0, replicas: int = 1, ttft=TTFT, tpot=TPOT, max_running: int = 4
 ) -> Latency:
     model = LatencyModel(make_profile(ttft, tpot, startup_s=7), max_running)
-    return model.predict(Features(prompt, output), load, replicas)
+    return model.predict(Features(prompt, output), Load(load, 0, replicas)).expected
 
 
 @pytest.mark.parametrize(("prompt", "ttft_ms"), [(100, 100), (200, 300), (150, 200), (1, 100), (300, 500)])
@@ -85,9 +85,9 @@ def test_more_load_never_lowers_a_prediction(points):
         max_running, replicas = generator.randint(1, 80), generator.randint(0, 3)
         model = LatencyModel(make_profile(ttft, points(generator, crowds)), max_running)
         features = Features(generator.randint(1, 5000), generator.randint(1, 500))
-        before = model.predict(features, 0, replicas)
+        before = model.predict(features, Load(0, 0, replicas)).expected
         for load in range(1, 100, generator.randint(1, 9)):
-            after = model.predict(features, load, replicas)
+            after = model.predict(features, Load(load, 0, replicas)).expected
             for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
                 assert getattr(after, name) >= getattr(before, name) - 1e-9, (name, load, ttft)
             before = after
@@ -100,9 +100,11 @@ def test_longer_prompts_and_answers_and_fewer_replicas_never_lower_a_prediction(
         ttft = [(x, 1, ms) for x, ms in rising(generator, lengths)]
         model = LatencyModel(make_profile(ttft, rising(generator, [1, 8])), 8)
         prompt, output, load = generator.randint(1, 5000), generator.randint(1, 500), generator.randint(0, 40)
-        base = model.predict(Features(prompt, output), load, 2)
-        longer = model.predict(Features(prompt + generator.randint(0, 900), output + generator.randint(0, 90)), load, 2)
-        crowded = model.predict(Features(prompt, output), load, 1)
+        base = model.predict(Features(prompt, output), Load(load, 0, 2)).expected
+        longer = model.predict(
+            Features(prompt + generator.randint(0, 900), output + generator.randint(0, 90)), Load(load, 0, 2)
+        ).expected
+        crowded = model.predict(Features(prompt, output), Load(load, 0, 1)).expected
         assert longer.ttft_ms >= base.ttft_ms - 1e-9
         assert longer.e2e_ms >= base.e2e_ms - 1e-9
         assert crowded.e2e_ms >= base.e2e_ms - 1e-9

@@ -6,21 +6,21 @@ import orjson
 import pytest
 
 from serve.errors import RequestError, overloaded
-from serve.protocol import DEFAULT_OUTPUT_TOKENS, Call, ModelRef, parse_call
+from serve.protocol import BLOCK_CHARS, DEFAULT_OUTPUT_TOKENS, Call, ModelRef, parse_call
 
 
 def chat(**fields: object) -> Call:
     body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], **fields}
-    return parse_call(json.dumps(body).encode(), "chat")
+    return parse_call(json.dumps(body).encode(), "chat", "alice")
 
 
 def completion(prompt: object, **fields: object) -> Call:
-    return parse_call(json.dumps({"model": "m", "prompt": prompt, **fields}).encode(), "completions")
+    return parse_call(json.dumps({"model": "m", "prompt": prompt, **fields}).encode(), "completions", "alice")
 
 
 def refused(raw: bytes, endpoint="chat") -> RequestError:
     with pytest.raises(RequestError) as caught:
-        parse_call(raw, endpoint)
+        parse_call(raw, endpoint, "alice")
     assert caught.value.status == 400
     return caught.value
 
@@ -61,7 +61,7 @@ def test_everything_else_reaches_the_engine_as_it_was_sent():
         "max_tokens": 3,
     }
     arrived = json.loads(chat(**sent).payload("smollm2-135m"))
-    assert arrived == {"model": "smollm2-135m", **sent}
+    assert arrived == {"model": "smollm2-135m", "cache_salt": "alice", **sent}
 
 
 def test_a_pinned_or_profiled_name_reaches_the_engine_as_the_models_own():
@@ -208,3 +208,26 @@ def test_an_error_is_in_openais_shape(status, kind):
 def test_retry_after_is_whole_seconds_and_at_least_one(wait_s, header):
     error = overloaded("later", wait_s, "overloaded")
     assert (error.status, error.headers) == (429, {"retry-after": header})
+
+
+def blocks(*contents: str, tenant: str = "alice", **fields: object) -> tuple[int, ...]:
+    messages = [{"role": "user", "content": content} for content in contents]
+    return parse_call(json.dumps({"model": "m", "messages": messages, **fields}).encode(), "chat", tenant).blocks
+
+
+def test_a_chat_that_goes_on_begins_with_the_blocks_it_had():
+    first = blocks("a" * 3 * BLOCK_CHARS)
+    assert len(first) == len(set(first)) == 3, "each block stands for all before it too"
+    assert blocks("a" * 3 * BLOCK_CHARS, "and then?")[:3] == first
+    assert blocks("a" * 2 * BLOCK_CHARS + "b" * BLOCK_CHARS)[:2] == first[:2]
+    assert not set(blocks("b" + "a" * 3 * BLOCK_CHARS)) & set(first)
+    assert completion("a" * BLOCK_CHARS).blocks and not completion("short").blocks
+    assert not completion(["a" * BLOCK_CHARS]).blocks and not completion([1] * BLOCK_CHARS).blocks
+
+
+def test_nobody_learns_from_the_cache_what_another_tenant_asked():
+    mine = blocks("a" * BLOCK_CHARS)
+    assert not set(blocks("a" * BLOCK_CHARS, tenant="bob")) & set(mine)
+    assert not set(blocks("a" * BLOCK_CHARS, cache_salt="own")) & set(mine)
+    assert chat().body["cache_salt"] == "alice" and chat(cache_salt="own").body["cache_salt"] == "alice own"
+    assert chat(cache_salt=5).body["cache_salt"] == 5, "for the engine to refuse"

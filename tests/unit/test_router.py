@@ -7,9 +7,10 @@ import pytest
 from serve.budget import Budget
 from serve.catalog import Variant
 from serve.errors import RequestError
-from serve.prediction import Features
-from serve.router import HARD_RULES, REASONS, Decision, decide
-from tests.catalog import REQUEST, choose, make_live_variant, make_profile, three_gears
+from serve.prediction import Features, Load
+from serve.protocol import BLOCK_CHARS
+from serve.router import HARD_RULES, REASONS, Decision
+from tests.catalog import REQUEST, choose, decide, make_live_variant, make_profile, three_gears
 
 # REQUEST is 100 prompt tokens and 11 of answer, so end to end is TTFT + 10 TPOT: full 800, int8 400, distilled 200 ms.
 
@@ -80,16 +81,59 @@ def test_each_latency_limit_rules_out_what_is_slower(limits, rule):
 def test_load_moves_requests_to_a_lower_gear():
     variants = three_gears()
     assert choose(variants, ttft_ms=500).variant.name == "full"
-    variants[0].live.waiting = 6  # more than its engine runs at once: a queue
+    variants[0].live.looked(1, 4, 2, 0.1)  # more than its engine runs at once: a queue
     assert choose(variants, ttft_ms=500).variant.name == "int8"
 
 
-def test_the_load_is_what_the_engine_reports_or_what_this_gateway_sent_whichever_is_more():
+def test_the_load_is_this_gateways_own_and_what_others_had_at_the_last_look():
     live = three_gears()[0].live
-    live.running, live.waiting, live.in_flight = 3, 2, 1
-    assert live.load == 5
-    live.in_flight = 9
-    assert live.load == 9
+    live.began(100)
+    live.looked(replicas=1, running=3, waiting=2, kv_usage=0.1)
+    assert live.load() == Load(5, 500, 1, prompt_rate=200), "four of others, taken to be like the own one"
+    live.began(50)
+    assert live.load().requests == 6
+    live.read(100)
+    live.ended()
+    assert live.load().requests == 5
+    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0)
+    assert live.load() == Load(1, 50, 1, prompt_rate=live.prompt_rate), "the engines have not seen the own one yet"
+
+
+def test_what_a_variant_has_in_its_cache_need_not_be_read_again():
+    variant = three_gears()[0]
+    live, long = variant.live, Features(1000, 10, blocks=range(9))
+    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=8000)
+    assert live.load(0, long).cached_tokens == 0
+    live.remember(Features(800, 10, blocks=range(7)))
+    assert live.load(0, long).cached_tokens == 700, "seven of its ten blocks, the last is not whole"
+    assert live.load(0, Features(1000, 10, blocks=(77, 1, 2))).cached_tokens == 0, "what comes after another beginning"
+    live.looked(replicas=2, running=0, waiting=0, kv_usage=0.0)
+    assert live.load(0, long).cached_tokens == 350, "one of the two has it"
+    chosen = choose([variant], long).chosen
+    assert chosen.public()["cached_tokens"] == 350 and chosen.unread_tokens == 650
+    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0)
+    assert live.load(0, long).cached_tokens == 0, "a replica went, and its cache with it"
+
+
+def test_a_cache_forgets_what_was_read_longest_ago():
+    live = three_gears()[0].live
+    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=4 * BLOCK_CHARS // 4)
+    live.remember(Features(100, 1, blocks=[1, 2]))
+    live.remember(Features(100, 1, blocks=[3, 4]))
+    live.remember(Features(100, 1, blocks=[1, 2]))
+    live.remember(Features(100, 1, blocks=[5]))
+    known = {block for block in range(9) if live.load(0, Features(100, 1, blocks=[block])).cached_tokens}
+    assert known == {1, 2, 4, 5}
+
+
+def test_gateways_that_look_at_the_same_numbers_do_not_all_run_to_one_variant():
+    live = three_gears()[0].live
+    live.peers = 3
+    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0)
+    live.began(10)
+    assert live.load().requests == 4, "each of the others has sent as many since the last look"
+    live.looked(replicas=1, running=1, waiting=0, kv_usage=0.0)
+    assert live.load().requests == 1, "now it is known that they have not"
 
 
 def test_ties_go_to_quality_then_cost():
@@ -249,7 +293,7 @@ def test_a_variant_scaled_to_zero_is_a_candidate_with_its_start_up_in_the_predic
     awake = make_live_variant("int8", quality=0.9, ttft_ms=100)
     decision = choose([asleep, awake])
     assert decision.variant.name == "full"
-    assert decision.chosen.latency.ttft_ms == pytest.approx(100 + 30_000)
+    assert decision.chosen.prediction.expected.ttft_ms == pytest.approx(100 + 30_000)
     assert choose([asleep, awake], ttft_ms=200).variant.name == "int8"
 
 
@@ -346,7 +390,7 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
         assert decision.variant.live.replicas or decision.variant.scales_to_zero
         assert len(decision.candidates) == (1 if pinned else len(variants))
         for candidate in decision.candidates:
-            latency = candidate.latency
+            latency = candidate.prediction.expected
             fits = kept(
                 budget, candidate.variant.quality.quality, candidate.cost_usd,
                 latency.ttft_ms, latency.tpot_ms, latency.e2e_ms,
@@ -364,17 +408,17 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
             best = {
                 "quality": max(candidate.variant.quality.quality for candidate in fitting),
                 "cost": min(candidate.cost_usd for candidate in fitting),
-                "latency": min(candidate.latency.e2e_ms for candidate in fitting),
+                "latency": min(candidate.prediction.expected.e2e_ms for candidate in fitting),
             }
             own = {
                 "quality": decision.variant.quality.quality,
                 "cost": decision.chosen.cost_usd,
-                "latency": decision.chosen.latency.e2e_ms,
+                "latency": decision.chosen.prediction.expected.e2e_ms,
             }
             assert own[budget.objective] == best[budget.objective]
         else:
             assert pinned or budget.on_no_candidate == "degrade"
-    assert outcomes == {413, 422, 429, 503, *REASONS}, "the loop reached every outcome"
+    assert outcomes == {413, 422, 429, 503, *REASONS} - {"explore", "risk"}, "the loop reached every outcome"
 
 
 def test_the_same_inputs_make_the_same_decision_in_any_order_of_the_catalog():
@@ -389,7 +433,7 @@ def test_the_same_inputs_make_the_same_decision_in_any_order_of_the_catalog():
             except RequestError as error:
                 return error.status
             key = decision.chosen
-            return decision.reason, key.variant.quality.quality, key.cost_usd, round(key.latency.e2e_ms, 6)
+            return decision.reason, key.variant.quality.quality, key.cost_usd, round(key.prediction.expected.e2e_ms, 6)
 
         first = outcome(variants)
         assert outcome(variants) == first
@@ -398,6 +442,6 @@ def test_the_same_inputs_make_the_same_decision_in_any_order_of_the_catalog():
 
 def test_a_decision_changes_nothing():
     variants = three_gears(load=2)
-    before = [(v.name, v.live.replicas, v.live.in_flight, v.live.load) for v in variants]
+    before = [(v.name, v.live.replicas, v.live.in_flight, v.live.load()) for v in variants]
     choose(variants, ttft_ms=300)
-    assert [(v.name, v.live.replicas, v.live.in_flight, v.live.load) for v in variants] == before
+    assert [(v.name, v.live.replicas, v.live.in_flight, v.live.load()) for v in variants] == before

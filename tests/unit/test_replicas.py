@@ -1,0 +1,70 @@
+"""What the gateway takes from its engines' own metrics."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import aiohttp
+import pytest
+
+from deployments.replicas import ServeReplicas
+from serve.catalog import Live
+
+METRICS = """\
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:cache_config_info{block_size="128",enable_prefix_caching="%s",engine="0",kv_cache_size_tokens="23296"} 1.0
+"""
+
+
+@contextmanager
+def engine(caching: str = "True") -> Iterator[str]:
+    """An address where `METRICS` are."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((METRICS % caching).encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+async def looked(live: Live, monkeypatch: pytest.MonkeyPatch, *urls: str) -> Live:
+    replicas = ServeReplicas(None)
+    monkeypatch.setattr(replicas, "urls", lambda variant: list(urls))
+    async with aiohttp.ClientSession() as session:
+        await replicas.refresh("full", live, session)
+    return live
+
+
+async def test_the_load_is_the_sum_over_the_engines(monkeypatch):
+    with ExitStack() as stack:
+        urls = [stack.enter_context(engine()) for _ in range(2)]
+        live = await looked(Live(), monkeypatch, *urls)
+    assert (live.replicas, live.running, live.waiting, live.kv_usage, live.kv_tokens) == (2, 6, 4, 0.25, 23296)
+
+
+async def test_an_engine_without_a_prefix_cache_has_none(monkeypatch):
+    with engine(caching="False") as url:
+        assert (await looked(Live(), monkeypatch, url)).kv_tokens == 0
+
+
+async def test_an_engine_that_does_not_answer_is_not_taken_to_be_idle(monkeypatch):
+    gone = "http://127.0.0.1:9"
+    with engine() as url:
+        live = await looked(Live(), monkeypatch, url, gone)
+        assert (live.replicas, live.running, live.kv_tokens) == (2, 6, 23296), "as loaded as the other"
+    await looked(live, monkeypatch, gone)
+    assert (live.replicas, live.running, live.waiting) == (1, 6, 4), "what was known stays"
+    await looked(live, monkeypatch)
+    assert (live.replicas, live.running, live.waiting) == (0, 0, 0)
