@@ -106,6 +106,40 @@ def distillation(result: Result) -> Path:
     return _save(figure, "distillation")
 
 
+def goodput(result: Result) -> Path:
+    """Each policy over the load on the live platform, and dotted in the simulator."""
+    label = "load, full on the whole machine = 1"
+    return policies(result["live"], "goodput", label, simulated=result["simulated"])
+
+
+def policies(by_load: Result, name: str, label: str, simulated: Result | None = None) -> Path:
+    """Requests within their budget, answers that came late, and the answers' mean quality, one line a policy."""
+    figure, axes = _figure(1, 3)
+    titles = {"attainment": "within budget", "late": "answered too late", "quality": "mean quality of answers"}
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        for i, policy in enumerate(next(iter(by_load.values()))):
+            color = "black" if policy == "budget" else "grey" if policy == "oracle" else f"C{i}"
+            for source, style in ((by_load, "o-"), (simulated, ":")):
+                if source is None:
+                    continue
+                at = [float(load) for load, by_policy in source.items() if policy in by_policy]
+                rows = [by_policy[policy][metric] for by_policy in source.values() if policy in by_policy]
+                middle = [row["median"] for row in rows]
+                told = policy if source is by_load else None
+                ax.plot(
+                    at, middle, style, color=color, label=told, markersize=4, linewidth=2 if policy == "budget" else 1
+                )
+                if source is by_load:
+                    ax.fill_between(
+                        at, [row["min"] for row in rows], [row["max"] for row in rows], color=color, alpha=0.15
+                    )
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(label, fontsize=9)
+        ax.set_ylim(0, 1.05)
+    axes[0].legend(fontsize=7)
+    return _save(figure, name)
+
+
 def _roles(result: Result, system: str, point: str) -> dict[str, float]:
     """Microseconds by role on the way of a request; what runs in the background is no part of it."""
     found = result["systems"][system]["points"][point]["cpu_us"]

@@ -61,6 +61,12 @@ class System:
     ) -> None:
         self.stop()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self, answers: Callable[[], bool], patience_s: float) -> float:
         """Seconds until `answers` says yes. Raises `NotStarted` when the process ends or time is up first."""
         assert self._process is not None

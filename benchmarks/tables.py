@@ -14,8 +14,12 @@ from benchmarks.report import load
 from compression.report import quality_ci95
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("performance", "compression", "quality")))
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "compression", "quality", "routing")),
+)
 Result = Mapping[str, Any]
+TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
 
 
 def variants(result: Result) -> str:
@@ -229,6 +233,78 @@ def compression_large(result: Result) -> str:
     return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
 
 
+def goodput(result: Result) -> str:
+    """Every policy at every load: live, and in brackets what the simulator says."""
+    rows = []
+    for label in next(iter(result["live"].values())):
+        row = [label]
+        for at, by_label in result["live"].items():
+            its, simulated = by_label[label], result["simulated"][at][label]
+            kept = f"{its['attainment']['median']:.0%} ({simulated['attainment']['median']:.0%})"
+            row.append(f"{kept}, {its['late']['median']:.0%} late, q {its['quality']['median']:.2f}")
+        rows.append(row)
+    size = result["size"]
+    note = (
+        f"Within budget, answered late, and mean quality of the answers; in brackets the share within budget that the simulator "
+        f"gives. Load 1 is {result['full_per_s']:.2f} requests a second, what `full` on all cores sustains by its profile; "
+        f"bursts of four times the rate in a quarter of the time; medians of {size['rounds']} rounds of {size['seconds']:.0f} s."
+    )
+    return f"{_table(['', *(f'load {load}' for load in result['live'])], rows)}\n\n{note}\n{_machine(result)}"
+
+
+def predictions(live: Result, simulated: Result) -> str:
+    """How well the default policy's predictions held; in the simulator, beside those of an oracle."""
+    rows = []
+    for where, by_load in (
+        ("live, bursty", live["live"]),
+        ("simulated", simulated["poisson"]),
+        ("simulated, bursty", simulated["bursty"]),
+    ):
+        for at, by_label in by_load.items():
+            its, oracle = by_label["budget"], by_label.get("oracle")
+            cells = [f"{its[f'{what}_error']['median']:.0%} ({its[f'{what}_covered']['median']:.0%})" for what in TIMES]
+            known = f"{its['e2e_known_length_error']['median']:.0%}"
+            seen = " / ".join(f"{oracle[f'{what}_error']['median']:.0%}" for what in TIMES) if oracle else ""
+            rows.append([f"{where}, load {at}", *cells, known, seen])
+    note = (
+        "Median absolute error of the predicted median, and in brackets the share of answers within the predicted 95% bound. "
+        "The oracle knows the answer's length and all that is in the engines, and expects nothing to come after: its error in TPOT "
+        "is what comes later, of which the predictions have learnt the usual share."
+    )
+    return f"{_table(['', 'TTFT', 'TPOT', 'E2E', 'E2E were the length known', 'oracle: TTFT / TPOT / E2E'], rows)}\n\n{note}"
+
+
+def simulate(result: Result) -> str:
+    """Every policy in the simulator over the load."""
+    loads = list(result["bursty"])
+    rows = []
+    for label in next(iter(result["bursty"].values())):
+        rows.append([label, *(_policy_cell(result["bursty"][load][label]) for load in loads)])
+    scale = result["scale"]
+    note = (
+        f"Within budget / answered late / mean quality of answers; {len(result['gears'])} machines, one gear each or `everywhere` "
+        f"the same; load 1 is what `full` everywhere sustains, {result['requests_per_s_at_1']:.1f} requests a second; medians of "
+        f"{len(result['seeds'])} seeds of {result['seconds']:.0f} s. The oracle sees the engines and knows lengths, and leaves the "
+        f"margin that is best at each load. {scale['requests']:,} requests to {scale['replicas']:,} replicas take "
+        f"{scale['seconds']:.0f} s to simulate."
+    )
+    return f"{_table(['', *(f'load {load}' for load in loads)], rows)}\n\n{note}\n{_machine(result)}"
+
+
+def decision(result: Result) -> str:
+    """What a decision takes by the number of variants."""
+    rows = [
+        [count, *(_range(row[what], 1) for what in ("decide_us", "nothing_fits_us", "observe_us"))]
+        for count, row in result["variants"].items()
+    ]
+    parts = ", ".join(f"`{name}` {share:.0%}" for name, share in result["shares"].items())
+    return f"{_table(['variants', 'decision, µs', 'when nothing fits, µs', 'learning from an answer, µs'], rows)}\n\nWhere it goes: {parts}.\n{_machine(result)}"
+
+
+def _policy_cell(row: Mapping[str, Any]) -> str:
+    return f"{row['attainment']['median']:.0%} / {row['late']['median']:.0%} / {row['quality']['median']:.2f}"
+
+
 def _speeds(profile: Mapping[str, Any]) -> tuple[float, float, float]:
     """Tokens a second: written by one stream, by all together, and read."""
     return 1000 / profile["tpot"][0]["p50_ms"], profile["decode_tokens_per_s"], profile["prefill_tokens_per_s"]
@@ -251,6 +327,10 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "compression": (compression, ("compression",)),
     "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),
+    "goodput": (goodput, ("goodput",)),
+    "predictions": (predictions, ("goodput", "simulate")),
+    "simulate": (simulate, ("simulate",)),
+    "decision": (decision, ("decision",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
 
