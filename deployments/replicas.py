@@ -87,8 +87,7 @@ class ServeReplicas:
         urls = self.urls(variant)
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
         if urls and not engines:
-            live.replicas = len(urls)
-            return
+            return live.looked(len(urls), live.running, live.waiting, live.kv_usage)
         share = len(urls) / len(engines) if engines else 1
         live.looked(
             len(urls),

@@ -4,7 +4,7 @@ What may be taken is decided here; which of those is taken is the policy's, see 
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from serve.budget import Budget
@@ -181,7 +181,7 @@ class Router:
     """Decides requests by a policy."""
 
     policy: Policy
-    confidence: float = field(default=CONFIDENCE)
+    confidence: float = CONFIDENCE
 
     def decide(
         self,

@@ -1,11 +1,15 @@
 """What the gateway does when an engine is gone, breaks, refuses, or has too short a context."""
 
 import json
+import logging
 
+import httpx
 import openai
 import pytest
 
 from serve.catalog import Variant
+from serve.policies import WithinBudget
+from serve.relay import StreamRelay
 from tests.catalog import MODEL, make_live_variant
 from tests.unit.answers import MESSAGES, error_of, gearbox_of, streamed_or_not, text_of
 from tests.unit.engine_stub import FAILURES, STREAM_FAILURES, EngineStub
@@ -187,3 +191,34 @@ class TestContext:
         if response.status_code != 200:
             assert error_of(response, response.status_code)
             assert response.status_code in (413, 503)
+
+
+class TestOurOwnFaults:
+    """A mistake of ours costs one request: it is answered, logged with its traceback and counted, and nothing leaks."""
+
+    def test_it_is_500_with_the_requests_id_and_the_next_request_is_answered(
+        self, gateway: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        def mistaken(*args: object) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
+            broken.setattr(WithinBudget, "choose", mistaken)
+            response = gateway.chat("a private question", headers={"x-request-id": "mine-7"})
+        error = error_of(response, 500)
+        assert error["code"] == "internal_error"
+        assert "mine-7" in error["message"]
+        assert "ZeroDivisionError" not in response.text
+        assert "mine-7" in caplog.text
+        assert "ZeroDivisionError" in caplog.text
+        assert "private" not in caplog.text
+        assert gateway.sample("gearbox_requests_refused_total", status="500") == 1
+        assert gateway.chat().status_code == 200
+
+    def test_a_stream_it_breaks_does_not_look_complete(self, gateway: Started, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as broken:
+            broken.setattr(StreamRelay, "finish", lambda *args: 1 / 0)
+            with pytest.raises(httpx.RemoteProtocolError):
+                gateway.chat(stream=True)
+        gateway.settle()
+        assert "[DONE]" in gateway.chat(stream=True).text

@@ -159,6 +159,14 @@ def test_exploration_is_a_small_share_and_never_at_risk():
     assert all(router.decide(of, tight, REQUEST).reason == "quality" for _ in range(500))
 
 
+def test_exploration_leaves_alone_what_another_variant_might_not_keep():
+    full, slower = make_live_variant("full"), make_live_variant("slower", quality=0.9, ttft_ms=700, tpot_ms=60)
+    edge = slower.latency.predict(REQUEST, slower.live.load()).tail(0.95).e2e_ms
+    router = Router(WithinBudget(seed=1, explore=1.0))
+    assert router.decide([full, slower], Budget(e2e_ms=edge * 1.01), REQUEST).reason == "quality", "it fits, but barely"
+    assert router.decide([full, slower], Budget(e2e_ms=edge * 3), REQUEST).reason == "explore"
+
+
 def test_exploration_goes_to_what_is_known_least():
     of = three_gears()
     for variant in of[:2]:

@@ -64,7 +64,9 @@ async def test_an_engine_that_does_not_answer_is_not_taken_to_be_idle(monkeypatc
     with engine() as url:
         live = await looked(Live(), monkeypatch, url, gone)
         assert (live.replicas, live.running, live.kv_tokens) == (2, 6, 23296), "as loaded as the other"
+    live.began(10)
     await looked(live, monkeypatch, gone)
     assert (live.replicas, live.running, live.waiting) == (1, 6, 4), "what was known stays"
+    assert live.sent == 0, "but what peers are taken to have sent since does not pile up"
     await looked(live, monkeypatch)
     assert (live.replicas, live.running, live.waiting) == (0, 0, 0)
