@@ -251,8 +251,9 @@ class Generation:
             if real := getattr(took, field_name):
                 error = abs(getattr(prediction.expected, field_name) / real - 1)
                 self._metrics.prediction_error.labels(name, what).observe(error)
-                held = "yes" if real <= getattr(tail, field_name) else "no"
-                self._metrics.predictions_held.labels(name, what, held).inc()
+                held = real <= getattr(tail, field_name)
+                self._metrics.predictions_held.labels(name, what, "yes").inc(held)
+                self._metrics.predictions_held.labels(name, what, "no").inc(not held)
         prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
 
     async def _account(self, attempt: Attempt, outcome: str) -> None:

@@ -40,6 +40,10 @@ def test_whether_predictions_held_is_counted(gateway: Started):
     gateway.chat(max_tokens=11, model=f"{MODEL}:full")
     for what in ("ttft", "e2e"):
         assert gateway.sample("gearbox_predictions_total", variant="full", what=what, held="yes") == 1
+        no = gateway.metrics.registry.get_sample_value(
+            "gearbox_predictions_total", {"variant": "full", "what": what, "held": "no"}
+        )
+        assert no == 0, "it is there before the first that does not hold"
         assert gateway.sample("gearbox_prediction_error_ratio_count", variant="full", what=what) == 1
 
 
