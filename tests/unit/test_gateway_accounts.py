@@ -62,7 +62,8 @@ def test_a_request_in_flight_is_seen_while_it_lasts(gateway: Started, full: Engi
     with gateway.http.stream("POST", "/v1/chat/completions", json=body) as response:
         lines = response.iter_lines()
         next(lines)
-        assert gateway.variants["full"].live.in_flight == 1
+        live = gateway.variants["full"].live
+        assert (live.in_flight, live.unread_tokens) == (1, 0), "with its first token, the prompt is read"
         assert gateway.sample("gearbox_requests_in_flight", variant="full") == 1
         full.hold.set()
         assert "data: [DONE]" in list(lines)

@@ -48,16 +48,30 @@ def test_whether_predictions_held_is_counted(gateway: Started):
 
 
 def test_lengths_are_expected_by_tenant_and_profile_not_from_max_tokens(gateway: Started):
-    def expected_e2e_ms(profile: str) -> float:
+    def expected_cost(profile: str) -> float:
         body = {**ASKED, "model": f"{MODEL}@{profile}", "max_tokens": 1000}
         [full] = [c for c in gateway.post("/v1/route", body).json()["candidates"] if c["variant"] == "full"]
-        return full["predicted_e2e_ms"]
+        return full["cost_usd"]
 
-    long = expected_e2e_ms("best")
+    long = expected_cost("best")
     for _ in range(5):
         gateway.chat(model=f"{MODEL}@best", max_tokens=1000, headers={"x-gearbox-min-quality": "0.99"})
-    assert expected_e2e_ms("best") < long / 10, "the engine's answers are short"
-    assert expected_e2e_ms("cheap") < long / 10, "and nothing else is known of another profile's"
+    assert expected_cost("best") < long / 10, "the engine's answers are short"
+    assert expected_cost("cheap") < long / 10, "and nothing else is known of another profile's"
+
+
+def test_a_prompt_that_was_answered_is_in_the_cache_and_one_that_was_not_is_not(gateway: Started):
+    def cached(text: str) -> int:
+        body = {**ASKED, "messages": [{"role": "user", "content": text}]}
+        return gateway.post("/v1/route", body).json()["candidates"][0]["cached_tokens"]
+
+    gateway.variants["full"].live.kv_tokens = 10_000
+    long, other = "a tale of sheep " * 100, "a tale of goats " * 100
+    gateway.chat(long, model=f"{MODEL}:full")
+    gateway.engines["full"].behaviour = "die"
+    gateway.chat(other, model=f"{MODEL}:full")
+    assert cached(long) > 200
+    assert cached(other) == 0
 
 
 def test_routing_changes_without_a_restart_and_what_was_learnt_stays(start_gateway: Start):
