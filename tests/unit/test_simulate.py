@@ -123,6 +123,13 @@ def test_the_oracle_keeps_what_can_be_kept():
     assert outcomes[2].took is None, "a third would be late on both"
 
 
+def test_an_oracle_foresees_what_a_request_takes_when_nothing_comes_after():
+    oracle = Oracle()
+    oracle.platform = platform = Platform([steady()], [["full"]], oracle, 1, drift=lambda _: 2.0)
+    [one] = platform.run([asked()])
+    assert one.expected == pytest.approx(one.took) == (200, 40, 600), "twice what the profile says"
+
+
 @pytest.mark.parametrize("name", ARRIVALS)
 def test_arrivals_have_the_rate_they_say(name):
     times = list(itertools.takewhile(lambda at: at < 1_200_000, ARRIVALS[name](5.0, 7)))
@@ -181,6 +188,9 @@ def test_the_numbers_of_a_run():
     assert found["delivered"] == pytest.approx(0.5 / 3)
     assert prediction([late, kept, refused])["e2e_ms_error"] == pytest.approx(0.1)
     assert prediction([late, kept, refused])["e2e_ms_covered"] == 0
+    assert prediction([late, kept, refused])["e2e_known_length_error"] == pytest.approx(7 / 9), (
+        "20 ms at 11 tokens, not 90"
+    )
 
 
 def test_the_measured_cards_make_a_catalog_that_the_default_policy_serves_well():
