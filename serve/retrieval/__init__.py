@@ -1,0 +1,1 @@
+"""Grounding: documents are indexed, found for a question, and what is answered is held against them."""
