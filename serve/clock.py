@@ -1,0 +1,332 @@
+"""Date and time for models that have no clock and cannot count days: answers, and finding what a question asks.
+
+Dates are Gregorian, also before there was one. The time is passed in; time zones come from the system's database.
+"""
+
+import functools
+import re
+import zoneinfo
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, tzinfo
+from typing import Literal
+
+What = Literal["time", "date", "weekday", "month", "year", "days"]
+
+
+class ClockFault(ValueError):
+    """A date or time zone that does not exist; the message says which, for a person."""
+
+
+@dataclass(slots=True, frozen=True)
+class Day:
+    """A day as it was named: with a year or without, or so many days from today."""
+
+    month: int = 0
+    day: int = 0
+    year: int | None = None
+    offset: int | None = None  # days from today, instead of the others
+
+    def on(self, today: date, *, next_one: bool | None = None) -> date:
+        """The date; without a year this year's, or the next or the last one. Raises `ClockFault`."""
+        try:
+            if self.offset is not None:
+                return today + timedelta(self.offset)
+            if self.year is not None:
+                return date(self.year, self.month, self.day)
+            step = {True: 1, False: -1, None: 0}[next_one]
+            for year in range(today.year, today.year + 9 * (step or 1), step or 1):  # 29 February: up to 8 years off
+                if not _exists(year, self.month, self.day):
+                    continue
+                found = date(year, self.month, self.day)
+                if step == 0 or (found >= today if step > 0 else found <= today):
+                    return found
+            raise ValueError
+        except (ValueError, OverflowError) as error:
+            written = f"{self.day} {_MONTHS[self.month - 1].capitalize()}{f' {self.year}' if self.year else ''}"
+            raise ClockFault(f"there is no {written if self.offset is None else 'such day'}") from error
+
+
+TODAY = Day(offset=0)
+
+
+@dataclass(slots=True, frozen=True)
+class Asked:
+    """What a question asks of the clock."""
+
+    what: What
+    day: Day = TODAY  # whose date or weekday; for "days" the one counted from
+    until: Day | None = None  # for "days"; None with `day` in the past counts from it to today
+    zone: str | None = None  # name in the time zone database, when a place is named
+
+    @property
+    def arguments(self) -> dict[str, str]:
+        """The same, as the clock tool takes it."""
+        given = {"what": self.what, "date": _iso(self.day), "until": _iso(self.until), "timezone": self.zone or ""}
+        return {name: value for name, value in given.items() if value and (name, value) != ("date", "today")}
+
+
+def answer(asked: Asked, now: datetime, zone: tzinfo) -> str:
+    """One sentence. `now` knows its offset; `zone` is where "today" is, unless the question names a place.
+
+    A date or zone that does not exist is said, not raised.
+    """
+    try:
+        here = now.astimezone(zoned(asked.zone) if asked.zone else zone)
+        today = here.date()
+        match asked.what:
+            case "time":
+                where = f" in {_place(asked.zone)}" if asked.zone else ""
+                return f"It is {here:%H:%M}{where} ({here:%Z}) on {_long(today)}."
+            case "month":
+                return f"It is {here:%B} {here.year}."
+            case "year":
+                return f"It is {here.year}."
+            case "days":
+                return _days(asked, today)
+        found = asked.day.on(today)
+        names = {Day(offset=-1): "Yesterday was", TODAY: "Today is", Day(offset=1): "Tomorrow is"}
+        if asked.day in names:
+            return f"{names[asked.day]} {_long(found)}."
+        if asked.what == "date":
+            return f"That is {_long(found)}." if found >= today else f"That was {_long(found)}."
+        return f"{_short(found)} {'was' if found < today else 'is'} a {found:%A}."
+    except ClockFault as fault:
+        return f"{str(fault)[0].upper()}{str(fault)[1:]}."
+
+
+def zoned(name: str) -> tzinfo:
+    """The time zone of that name. Raises `ClockFault`."""
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ClockFault(f"there is no time zone '{name[:40]}'") from error
+
+
+def day(written: str) -> Day:
+    """The day that `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today` names. Raises `ClockFault`."""
+    found = _day(" ".join(written.lower().split()))
+    if found is None:
+        raise ClockFault(f"'{written[:40]}' is no date; write it like 2026-12-25")
+    return found
+
+
+def asked(text: str) -> Asked | None:
+    """What `text` asks of the clock, when it asks for nothing else; else None.
+
+    "What day is it?", "how many days until 25 December 2026", "what day of the week was 4 July 1976".
+    """
+    if not 4 <= len(text) <= 160:
+        return None
+    question = " ".join(text.lower().replace("’", "'").replace("what's", "what is").replace("whats", "what is").split())
+    question = _END.sub("", _START.sub("", question))
+    for pattern, what, given in _PLAIN:
+        if found := re.fullmatch(pattern, question):
+            place = found.groupdict().get("place")
+            zone = _zone(place) if place else None
+            return None if place and zone is None else Asked(what, given, zone=zone)
+    for pattern, what in _NAMED:
+        if found := re.fullmatch(pattern, question):
+            return _asked_of(what, {name: part for name, part in found.groupdict().items() if part})
+    return None
+
+
+def _asked_of(what: What, parts: dict[str, str]) -> Asked | None:
+    if count := parts.get("count"):
+        days = int(count) * (7 if parts["unit"].startswith("week") else 1)
+        return Asked(what, Day(offset=-days if parts.get("ago") else days))
+    if year := parts.get("year"):
+        parts = {"day": parts["day"] + year}
+    days_of = {name: _day(parts[name]) for name in ("day", "until") if name in parts}
+    if any(found is None for found in days_of.values()):
+        return None
+    return Asked(what, days_of.get("day") or TODAY, days_of.get("until"))
+
+
+def _days(asked: Asked, today: date) -> str:
+    if asked.until is None:  # since
+        first, last = asked.day.on(today, next_one=False), today
+    elif asked.day == TODAY:
+        first, last = today, asked.until.on(today, next_one=True)
+    else:
+        first, last = asked.day.on(today), asked.until.on(today)
+    count = (last - first).days
+    days = f"{abs(count)} day{'' if abs(count) == 1 else 's'}"
+    if asked.until is not None and asked.day == TODAY:
+        until = f"From today, {_short(today)}, until {_short(last)} it is {days}."
+        return until if count >= 0 else f"{_short(last)} was {days} ago."
+    if asked.until is None:
+        return f"Since {_short(first)} {days} have passed." if count >= 0 else f"{_short(first)} is {days} ahead."
+    return f"From {_short(first)} to {_short(last)} it is {days}{' back' if count < 0 else ''}."
+
+
+def _exists(year: int, month: int, day: int) -> bool:
+    try:
+        date(year, month, day)
+    except ValueError:
+        return False
+    return True
+
+
+def _iso(day: Day | None) -> str:
+    if day is None:
+        return ""
+    if day.offset is not None:
+        return {0: "today", 1: "tomorrow", -1: "yesterday"}.get(day.offset, f"{day.offset:+d} days")
+    return f"{f'{day.year:04d}' if day.year else '-'}-{day.month:02d}-{day.day:02d}"
+
+
+def _long(day: date) -> str:
+    return f"{day:%A}, {_short(day)}"
+
+
+def _short(day: date) -> str:
+    return f"{day.day} {day:%B} {day.year}"
+
+
+def _place(zone: str) -> str:
+    return zone.rpartition("/")[2].replace("_", " ")
+
+
+@functools.cache
+def _places() -> dict[str, str]:
+    """Cities of the time zone database, in lower case: their zones."""
+    areas = ("Africa/", "America/", "Asia/", "Atlantic/", "Australia/", "Europe/", "Indian/", "Pacific/")
+    names = sorted(name for name in zoneinfo.available_timezones() if name.startswith(areas))
+    return {_place(name).lower(): name for name in names} | {"utc": "UTC", "gmt": "UTC"}
+
+
+def _zone(place: str) -> str | None:
+    return _places().get(place)
+
+
+_MONTHS = (
+    "january", "february", "march", "april", "may", "june",
+    "july", "august", "september", "october", "november", "december",
+)  # fmt: skip
+_MONTH = rf"(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' if len(name) > 3 else name for name in _MONTHS)}|sept)\.?"
+_MONTH_NUMBERS = {name[:3]: at for at, name in enumerate(_MONTHS, 1)}
+_FEASTS = {
+    "christmas": (12, 25),
+    "christmas day": (12, 25),
+    "christmas eve": (12, 24),
+    "new year": (1, 1),
+    "new years": (1, 1),
+    "new year's": (1, 1),
+    "new year's day": (1, 1),
+    "new year's eve": (12, 31),
+    "halloween": (10, 31),
+    "valentine's day": (2, 14),
+    "valentines day": (2, 14),
+}
+_DATES = [
+    re.compile(pattern)
+    for pattern in (
+        r"(?P<year>\d{4}|-)-(?P<number>\d{2})-(?P<day>\d{2})",
+        rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH}(?:,? (?:in )?(?P<year>\d{{4}}))?",
+        rf"{_MONTH} (?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?:in )?(?P<year>\d{{4}}))?",
+    )
+]
+_OFFSET = re.compile(r"([+-]\d{1,6}) days")
+
+
+def _day(text: str) -> Day | None:
+    text = re.sub(r"^(?:on )?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,? (?:the )?(?=.*\d))?", "", text).strip()
+    if text in ("today", "tomorrow", "yesterday", "now"):
+        return Day(offset={"tomorrow": 1, "yesterday": -1}.get(text, 0))
+    if found := _OFFSET.fullmatch(text):
+        return Day(offset=int(found[1]))
+    feast = re.fullmatch(r"(.+?)(?:,? (?:in )?(\d{4}))?", text)
+    if feast and feast[1] in _FEASTS:
+        return Day(*_FEASTS[feast[1]], int(feast[2]) if feast[2] else None)
+    for pattern in _DATES:
+        if found := pattern.fullmatch(text):
+            parts = found.groupdict()
+            named = parts.get("month")
+            month = _MONTH_NUMBERS[named[:3]] if named else int(parts["number"])
+            year = parts["year"]
+            if not 1 <= month <= 12:
+                return None
+            return Day(month, int(parts["day"]), int(year) if year and year != "-" else None)
+    return None
+
+
+_START = re.compile(
+    r"^(?:(?:hi|hello|hey|ok|okay|so|excuse me|sorry)(?: there)?[,!.]* )*(?:please[, ]+)?"
+    r"(?:(?:can|could|would) you (?:please )?(?:tell|give) me |(?:please )?(?:tell|give) me |do you (?:happen to )?know "
+    r"|i (?:want|need|would like) to know )?(?:please )?"
+)
+_END = re.compile(r"(?:,? (?:please|thanks|thank you))?[ ?!.]*$")
+_NOW = r"(?: (?:right )?now| currently| at the moment| today)?"
+_IN = r"(?: in (?P<place>[a-z' .-]+?))?"
+_PLAIN: list[tuple[str, What, Day]] = [
+    (
+        r"(?:what time is it|what time it is|what is the (?:current |exact )?time|the (?:current )?time|current time)"
+        rf"{_NOW}{_IN}{_NOW}",
+        "time",
+        TODAY,
+    ),
+    (
+        r"what (?:date is (?:it|today)|date it is|is (?:the date(?: of)?(?: today)?|today's date|the current date))"
+        rf"(?: today)?{_NOW}|today's date|(?:the )?current date|what is today|the date today|what is the day today",
+        "date",
+        TODAY,
+    ),
+    (
+        rf"(?:what|which) day(?: of the week)? (?:is (?:it|today)|it is){_NOW}|(?:what|which) weekday is (?:it|today)"
+        rf"|what is the (?:current )?day(?: of the week)?{_NOW}",
+        "weekday",
+        TODAY,
+    ),
+    (rf"(?:what|which) month is (?:it|this){_NOW}|(?:what is )?the current month", "month", TODAY),
+    (
+        rf"(?:what|which) year (?:is (?:it|this)|it is|are we in){_NOW}|what is the (?:current )?year{_NOW}"
+        r"|the current year",
+        "year",
+        TODAY,
+    ),
+    (
+        r"what (?:is tomorrow's date|is the date tomorrow|date (?:will it be|is it|is) tomorrow)|tomorrow's date",
+        "date",
+        Day(offset=1),
+    ),
+    (r"(?:what|which) day(?: of the week)? (?:is (?:it )?tomorrow|will it be tomorrow)", "weekday", Day(offset=1)),
+    (
+        r"what (?:(?:was|is) yesterday's date|date was (?:it )?yesterday|was the date yesterday)|yesterday's date",
+        "date",
+        Day(offset=-1),
+    ),
+    (r"(?:what|which) day(?: of the week)? was (?:it )?yesterday", "weekday", Day(offset=-1)),
+]
+_WEEK = r"(?:what|which) (?:day of the week|weekday|day)"
+_NAMED: list[tuple[str, What]] = [
+    (
+        r"how (?:many days|long)(?: is it| are there| are left| do we have| left| remain| remaining)?"
+        r"(?: from (?:now|today))? (?:until|till|til|to|before) (?P<until>.+?)",
+        "days",
+    ),
+    (r"(?:the )?(?:number of )?days (?:left )?(?:until|till) (?P<until>.+?)", "days"),
+    (r"how many days(?: has it been| have passed| have gone by| is it)? since (?P<day>.+?)", "days"),
+    (r"how many days ago was (?P<until>.+?)", "days"),
+    (
+        r"how many days (?:are (?:there )?|is it |lie |were there )?(?:between|from) (?P<day>.+?) "
+        r"(?:and|to|until|till) (?P<until>.+?)",
+        "days",
+    ),
+    (r"(?:what is )?the number of days between (?P<day>.+?) and (?P<until>.+?)", "days"),
+    (rf"{_WEEK} (?:was|is|will) it (?:be )?(?:on )?(?P<day>.+?)", "weekday"),
+    (
+        rf"{_WEEK} (?:is|was|will be|does|did|will) (?P<day>.+?)(?: fall on| be| fall| on)?(?P<year> in \d\d\d\d)?",
+        "weekday",
+    ),
+    (rf"on {_WEEK} (?:does|did|will|is|was) (?P<day>.+?) (?:fall(?: on)?|be|land)", "weekday"),
+    (r"what (?:is|was) the (?:day of the week|weekday) (?:of|on|for) (?P<day>.+?)", "weekday"),
+    (
+        r"(?:what|which) (?:date|day) (?:is it|will it be|is|was it|was) (?P<count>\d{1,5}) (?P<unit>days?|weeks?) "
+        r"(?:from (?:now|today)|(?P<ago>ago))",
+        "date",
+    ),
+    (
+        r"(?:what|which) (?:date|day) (?:is it|will it be|is) in (?P<count>\d{1,5}) (?P<unit>days?|weeks?)",
+        "date",
+    ),
+]
