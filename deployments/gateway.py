@@ -11,6 +11,7 @@ import aiohttp
 from ray import serve as ray_serve
 
 from deployments.replicas import ServeReplicas
+from deployments.retrieval import RetrievalHandle
 from serve.app import Gateway
 from serve.card import Card
 from serve.catalog import Variant, make_variant
@@ -33,7 +34,8 @@ class GatewayDeployment:
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._metrics = Metrics()
-        self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token)
+        self._retrieval = RetrievalHandle()
+        self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._watching: asyncio.Task[None] | None = None
         serve_metrics(self._config.server.host, self._config.server.metrics_port, self._metrics.registry, self._targets)
 
@@ -71,6 +73,8 @@ class GatewayDeployment:
             while True:
                 try:
                     self._replicas.sync(self._variants)
+                    if self._config.retrieval is not None:
+                        self._retrieval.sync()
                     variants = list(self._variants.values())
                     await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
                     self._publish(variants)
@@ -119,7 +123,8 @@ def gateway_app(
     )
     # Without a version of ours, Serve gives a new one to every deploy and replaces the replica for a mere `user_config`.
     deployment = deployment.options(_internal=True, version="gateway")
-    return deployment.bind(config.model_dump(mode="json"), engine_token)
+    settings = config.model_dump(mode="json", exclude={"retrieval": {"database"}})
+    return deployment.bind(settings, engine_token)
 
 
 def _loopback(host: str) -> str | None:

@@ -15,7 +15,7 @@ RUN_ID = "GEARBOX_RUN_ID"
 
 
 class VariantState(BaseModel):
-    """How far one variant is."""
+    """How far one variant, or another part, is."""
 
     phase: VariantPhase = "waiting"
     stage: str = ""  # what is being done, e.g. "distill"
@@ -39,11 +39,17 @@ class PlatformState(BaseModel):
     message: str = ""
     error: str | None = None
     variants: dict[str, VariantState]
+    retrieval: VariantState | None = None  # None: the configuration has none
+
+    @property
+    def parts(self) -> dict[str, VariantState]:
+        """Every variant and, after them, retrieval."""
+        return {**self.variants, **({"retrieval": self.retrieval} if self.retrieval else {})}
 
     @property
     def settled(self) -> bool:
-        """Nothing more will change by itself: every variant is up or has failed."""
-        return self.error is not None or all(v.phase in ("ready", "failed") for v in self.variants.values())
+        """Nothing more will change by itself: every part is up or has failed."""
+        return self.error is not None or all(part.phase in ("ready", "failed") for part in self.parts.values())
 
     def save(self, folder: Path) -> None:
         """Replace the state file atomically."""

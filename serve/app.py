@@ -5,19 +5,21 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 
-from serve.auth import Gatekeeper
+from serve.auth import Caller, Gatekeeper
 from serve.catalog import Variant
 from serve.config import PlatformConfig
+from serve.documents import Documents
 from serve.engines import Engines, Replicas
 from serve.errors import RequestError
 from serve.generation import Generation
-from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, reply, reply_json
+from serve.grounding import Grounder, Retrieval
+from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, read_json, reply, reply_json
 from serve.metrics import Metrics
 from serve.policies import POLICIES
 from serve.protocol import PATHS, Endpoint, parse_call
 from serve.router import Router
 
-Handler = Callable[[Headers, Receive, Send, str], Awaitable[None]]
+Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -31,20 +33,32 @@ class Gateway:
         replicas: Replicas,
         metrics: Metrics,
         engine_token: str,
+        retrieval: Retrieval,
     ) -> None:
         self._config = config
         self._variants = variants
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s)
-        self._generation = Generation(config, variants, self._engines, self._gatekeeper, metrics, _router(config))
-        self._routes: dict[str, tuple[str, Handler]] = {
-            "/v1/route": ("POST", self._route),
-            "/v1/models": ("GET", self._models),
-            "/v1/models/": ("GET", self._model),
-            "/v1/variants": ("GET", self._list_variants),
-            "/healthz": ("GET", self._healthz),
-            "/readyz": ("GET", self._readyz),
+        self._documents = Documents(config.retrieval, retrieval)
+        self._grounder = Grounder(config.retrieval, retrieval, metrics)
+        self._generation = Generation(
+            config, variants, self._engines, self._gatekeeper, metrics, _router(config), self._grounder
+        )
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/route": {"POST": self._route},
+            "/v1/models": {"GET": self._models},
+            "/v1/models/": {"GET": self._model},
+            "/v1/variants": {"GET": self._list_variants},
+            "/v1/documents": {
+                "POST": self._add_document,
+                "GET": self._list_documents,
+                "DELETE": self._delete_documents,
+            },
+            "/v1/search": {"POST": self._search},
+            "/v1/embeddings": {"POST": self._embed},
+            "/healthz": {"GET": self._healthz},
+            "/readyz": {"GET": self._readyz},
         }
 
     def reconfigure(self, config: PlatformConfig) -> None:
@@ -69,7 +83,7 @@ class Gateway:
                 call = parse_call(raw, endpoint, caller.tenant)
                 await self._generation.answer(call, caller, headers, request_id, arrived, send)
             else:
-                await self._find(path, method)(headers, receive, send, path)
+                await self._find(path, method)(headers, receive, send, scope)
         except RequestError as error:
             self._metrics.refused.labels(str(error.status)).inc()
             await reply(send, error.status, error.body(), error.headers.items())
@@ -80,35 +94,34 @@ class Gateway:
             await reply(send, 500, hidden.body())
 
     def _find(self, path: str, method: str) -> Handler:
-        if path.startswith("/v1/models/"):
-            expected, handler = self._routes["/v1/models/"]
-        elif path in PATHS:
+        if path in PATHS:
             raise _method_not_allowed(path, "POST")
-        elif path in self._routes:
-            expected, handler = self._routes[path]
-        else:
+        handlers = self._routes.get("/v1/models/" if path.startswith("/v1/models/") else path)
+        if handlers is None:
             raise RequestError(404, f"there is no '{path}' here", code="not_found")
-        if method != expected:
-            raise _method_not_allowed(path, expected)
-        return handler
+        if method not in handlers:
+            raise _method_not_allowed(path, ", ".join(handlers))
+        return handlers[method]
 
-    async def _route(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+    async def _route(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
         caller = self._gatekeeper.authenticate(headers)
         raw = await read_body(receive, headers, self._config.server.max_body_bytes)
         endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
         call = parse_call(raw, endpoint, caller.tenant)
         budget = self._generation.budget(call, caller, headers)
-        decision = self._generation.decide(call, caller, budget)
-        await reply_json(send, {"budget": budget.model_dump(), **decision.public()})
+        planned = self._generation.planned(call, caller, budget, headers)
+        decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
+        told = {"retrieval": planned} if planned else {}
+        await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **told})
 
-    async def _models(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+    async def _models(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         self._gatekeeper.authenticate(headers)
         await reply_json(send, {"object": "list", "data": self._model_list()})
 
-    async def _model(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+    async def _model(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         self._gatekeeper.authenticate(headers)
-        wanted = path.removeprefix("/v1/models/")
+        wanted = scope["path"].removeprefix("/v1/models/")
         for model in self._model_list():
             if model["id"] == wanted:
                 return await reply_json(send, model)
@@ -139,14 +152,43 @@ class Gateway:
             models.append({"id": f"{name}:{variant.name}", **common, "created": created, "gearbox": variant.summary()})
         return models
 
-    async def _list_variants(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+    async def _list_variants(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         self._gatekeeper.authenticate(headers)
         await reply_json(send, {"object": "list", "data": [_describe(variant) for variant in self._variants.values()]})
 
-    async def _healthz(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+    async def _add_document(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = await self._admitted(headers)
+        body = read_json(await read_body(receive, headers, self._documents.max_body_bytes))
+        await reply_json(send, await self._documents.add(caller.tenant, body))
+
+    async def _list_documents(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = self._gatekeeper.authenticate(headers)
+        await reply_json(send, await self._documents.listed(caller.tenant, scope.get("query_string", b"")))
+
+    async def _delete_documents(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = self._gatekeeper.authenticate(headers)
+        await reply_json(send, await self._documents.delete(caller.tenant, scope.get("query_string", b"")))
+
+    async def _search(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = await self._admitted(headers)
+        body = read_json(await read_body(receive, headers, self._config.server.max_body_bytes))
+        await reply_json(send, await self._documents.search(caller.tenant, body))
+
+    async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        await self._admitted(headers)
+        body = read_json(await read_body(receive, headers, self._config.server.max_body_bytes))
+        await reply_json(send, await self._documents.embed(body))
+
+    async def _admitted(self, headers: Headers) -> Caller:
+        """Whoever calls, counted against their limit of requests."""
+        caller = self._gatekeeper.authenticate(headers)
+        await self._gatekeeper.admit(caller)
+        return caller
+
+    async def _healthz(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         await reply_json(send, {"status": "ok"})
 
-    async def _readyz(self, headers: Headers, receive: Receive, send: Send, path: str) -> None:
+    async def _readyz(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         ready = [variant.name for variant in self._variants.values() if variant.live.replicas or variant.scales_to_zero]
         if not ready:
             raise RequestError(503, "no variant can answer yet", code="not_ready", headers={"retry-after": "2"})

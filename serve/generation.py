@@ -18,6 +18,7 @@ from serve.catalog import Variant
 from serve.config import PlatformConfig
 from serve.engines import Engines, EngineUnreachable
 from serve.errors import RequestError
+from serve.grounding import Grounder, Grounding, direct_answer
 from serve.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.metrics import Metrics
 from serve.prediction import Features, Latency, OutputLengths
@@ -46,6 +47,7 @@ class Attempt:
     decision: Decision
     arrived: float
     number: int
+    grounding: Grounding | None = None
     dispatched: float = 0.0
     first: float = 0.0
     last: float = 0.0
@@ -75,8 +77,10 @@ class Generation:
         gatekeeper: Gatekeeper,
         metrics: Metrics,
         router: Router,
+        grounder: Grounder,
     ) -> None:
         self._config = config
+        self._grounder = grounder
         self._router = router
         self._lengths = OutputLengths()
         self._variants = variants
@@ -103,12 +107,14 @@ class Generation:
             raise _not_found(f"no budget profile '{profile}'; there are: {known}", "profile_not_found")
         return resolve_budget(self._config.profiles[profile], call.budget, headers)
 
-    def decide(self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = ()) -> Decision:
-        """Where `call` would go now. Raises `RequestError` when nowhere."""
+    def decide(
+        self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = (), more_chars: int = 0
+    ) -> Decision:
+        """Where `call` would go now, its prompt `more_chars` longer. Raises `RequestError` when nowhere."""
         began = perf_counter()
         known = next(iter(self._variants.values()), None)
         chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
-        prompt_tokens = call.prompt_tokens + round(call.prompt_chars / chars_per_token) + 1
+        prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
         expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, call.max_output_tokens)
         features = Features(prompt_tokens, expected, call.blocks)
         variants = self._variants.values()
@@ -121,7 +127,17 @@ class Generation:
     ) -> None:
         """Generate and send the answer. Raises `RequestError` for what goes wrong before its first byte."""
         budget = self.budget(call, caller, headers)
+        wanted = self._grounder.wanted(call, headers)
         await self._gatekeeper.admit(caller)
+        grounding = None
+        if wanted is not None:
+
+            def fits(more_chars: int, more_s: float) -> bool:
+                return self.fits(call, caller, _remaining(budget, perf_counter() - arrived + more_s), more_chars)
+
+            grounding = await self._grounder.ground(call, wanted, caller.tenant, budget, arrived, fits)
+            if grounding.answer is not None:
+                return await _answer_directly(call, grounding, grounding.answer, request_id, arrived, send)
         failed: set[str] = set()
         faults = number = 0
         moved_from: str | None = None
@@ -131,7 +147,7 @@ class Generation:
             if moved_from is not None:
                 self._metrics.failovers.labels(moved_from).inc()
                 moved_from = None
-            attempt = Attempt(call, caller, request_id, budget, decision, arrived, number)
+            attempt = Attempt(call, caller, request_id, budget, decision, arrived, number, grounding)
             name = decision.variant.name
             try:
                 return await self._attempt(attempt, send)
@@ -145,6 +161,24 @@ class Generation:
             except ContextTooLong as error:
                 _LOG.info("request %s is too long for variant %s", request_id, name)
                 self._rule_out_shorter(decision.variant, failed, str(error), pinned=call.ref.variant is not None)
+
+    def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
+        """How many sources a request would get and how much longer its prompt would be; None: it asks for none."""
+        if (wanted := self._grounder.wanted(call, headers)) is None or wanted.collection is None:
+            return None
+
+        def fits(more_chars: int, more_s: float) -> bool:
+            return self.fits(call, caller, _remaining(budget, more_s), more_chars)
+
+        top_k, more_chars = self._grounder.plan(wanted, fits)
+        return {"top_k": top_k, "more_chars": more_chars}
+
+    def fits(self, call: Call, caller: Caller, budget: Budget, more_chars: int) -> bool:
+        """Whether some variant would answer within `budget` if the prompt were `more_chars` longer."""
+        try:
+            return self.decide(call, caller, budget, more_chars=more_chars).chosen.why is None
+        except RequestError:
+            return False
 
     def _rule_out_shorter(self, variant: Variant, failed: set[str], message: str, *, pinned: bool) -> None:
         """After `variant` was too short: leave only variants with a longer context, or raise 413."""
@@ -160,7 +194,7 @@ class Generation:
         variant.live.began(attempt.decision.chosen.unread_tokens)
         in_flight.inc()
         attempt.dispatched = perf_counter()
-        self._metrics.overhead.observe(attempt.dispatched - attempt.arrived)
+        self._metrics.overhead.observe(attempt.dispatched - attempt.arrived - _searched_ms(attempt) / 1000)
         outcome = "cancelled"
         if not call.stream:  # nothing tells when the engine has read the prompt
             expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
@@ -187,17 +221,21 @@ class Generation:
             await self._account(attempt, outcome)
 
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
-        attempt.report = Report.of(orjson.loads(body))
+        document = orjson.loads(body)
+        attempt.report = Report.of(document)
         attempt.last = perf_counter()
         if attempt.report.decode_s is not None:
             attempt.first = attempt.last - attempt.report.decode_s
         elif attempt.report.completion_tokens == 1:
             attempt.first = attempt.last
+        if attempt.grounding is not None:
+            text = document["choices"][0]["message"].get("content") or ""
+            await self._grounder.check(attempt.grounding, text, attempt.budget, attempt.arrived)
         await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> str:
         """Relay a stream; returns the outcome. The head goes out with the first token, until then it may fail over."""
-        relay = StreamRelay(attempt.call.wants_usage)
+        relay = StreamRelay(attempt.call.wants_usage, collects=attempt.grounding is not None)
         try:
             chunk = b""
             while not chunk and (data := await response.content.readany()):
@@ -230,6 +268,8 @@ class Generation:
             told = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
             await send({"type": "http.response.body", "body": error_event(told)})
             return "interrupted"
+        if attempt.grounding is not None:
+            await self._grounder.check(attempt.grounding, relay.text, attempt.budget, attempt.arrived)
         await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt))})
         return "ok"
 
@@ -277,6 +317,27 @@ class Generation:
         await self._gatekeeper.charge(attempt.caller, report.total_tokens)
 
 
+async def _answer_directly(
+    call: Call, grounding: Grounding, text: str, request_id: str, arrived: float, send: Send
+) -> None:
+    """Send an answer that no variant wrote."""
+    e2e_ms = round((perf_counter() - arrived) * 1000, 2)
+    gearbox = {
+        "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
+        "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": [], **grounding.public(),
+    }  # fmt: skip
+    documents = [orjson.dumps(document) for document in direct_answer(call, text, gearbox, request_id)]
+    headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
+    if not call.stream:
+        return await reply(send, 200, documents[0], headers)
+    events = b"".join(b"data: " + document + b"\n\n" for document in documents) + b"data: [DONE]\n\n"
+    await reply(send, 200, events, [*headers, ("cache-control", "no-cache")], EVENT_STREAM)
+
+
+def _grounding_headers(grounding: Grounding | None) -> list[tuple[str, str]]:
+    return [("x-gearbox-retrieval", grounding.outcome)] if grounding else []
+
+
 def _cost_usd(attempt: Attempt) -> float:
     return attempt.variant.cost_usd(attempt.report.prompt_tokens, attempt.report.completion_tokens)
 
@@ -289,8 +350,13 @@ def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
         ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.prediction.expected.ttft_ms:.1f}"),
         ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.prediction.expected.e2e_ms:.1f}"),
         ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
-        ("x-gearbox-overhead-ms", f"{(attempt.dispatched - attempt.arrived) * 1000:.3f}"),
+        ("x-gearbox-overhead-ms", f"{(attempt.dispatched - attempt.arrived) * 1000 - _searched_ms(attempt):.3f}"),
+        *_grounding_headers(attempt.grounding),
     ]
+
+
+def _searched_ms(attempt: Attempt) -> float:
+    return attempt.grounding.ms if attempt.grounding else 0.0
 
 
 def _gearbox(attempt: Attempt) -> dict[str, object]:
@@ -308,6 +374,7 @@ def _gearbox(attempt: Attempt) -> dict[str, object]:
         "cost_usd": _cost_usd(attempt),
         "attempts": attempt.number,
         "predicted": attempt.decision.chosen.predictions(),
+        **(attempt.grounding.public() if attempt.grounding else {}),
     }
 
 

@@ -41,6 +41,14 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
             return b"".join(parts)
 
 
+def read_json(raw: bytes) -> object:
+    """The JSON in a body. Raises `RequestError` 400."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+
+
 def body_too_large(limit: int) -> RequestError:
     """413 for a body over the limit."""
     return RequestError(413, f"the body is larger than {limit} bytes", code="body_too_large")

@@ -86,6 +86,19 @@ class Metrics:
             ("variant", "what", "held"),
             registry=registry,
         )
+        self.grounded = Counter(
+            "gearbox_grounded_requests_total", "Requests that asked for retrieval, by what came of it", ("outcome",),
+            registry=registry,
+        )  # fmt: skip
+        self.retrieval = Histogram(
+            "gearbox_retrieval_seconds", "Time of a search for one request", buckets=SECONDS, registry=registry
+        )
+        self.check = Histogram(
+            "gearbox_grounding_check_seconds", "Time of one answer's check", buckets=SECONDS, registry=registry
+        )
+        self.sentences = Counter(
+            "gearbox_sentences_total", "Checked sentences of grounded answers", ("supported",), registry=registry
+        )
         self.in_flight = Gauge(
             "gearbox_requests_in_flight", "Requests at a variant, gateway's view", ("variant",),
             multiprocess_mode="livesum", registry=registry,

@@ -9,6 +9,7 @@ from typing import Literal
 import orjson
 
 from serve.errors import RequestError
+from serve.http import read_json
 
 Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
@@ -20,20 +21,23 @@ _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in commo
 
 @dataclass(slots=True, frozen=True)
 class ModelRef:
-    """`model`, `model@profile` or `model:variant`."""
+    """`model`, `model@profile` or `model:variant`; `+collection` after it names documents to answer from."""
 
     model: str
     profile: str | None = None
     variant: str | None = None
+    collection: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "ModelRef":
-        """Split a `model` field; the model's own name may not contain '@' or ':'."""
+        """Split a `model` field; the model's own name may not contain '@', ':' or '+'."""
+        text, plus, collection = text.partition("+")
+        documents = collection if plus else None
         if "@" in text:
             model, _, profile = text.partition("@")
-            return cls(model, profile=profile)
+            return cls(model, profile=profile, collection=documents)
         model, colon, variant = text.partition(":")
-        return cls(model, variant=variant if colon else None)
+        return cls(model, variant=variant if colon else None, collection=documents)
 
 
 @dataclass(slots=True)
@@ -41,9 +45,10 @@ class Call:
     """A generation request, parsed as far as routing needs it."""
 
     endpoint: Endpoint
-    body: dict[str, object]  # what is sent on; `budget` taken out
+    body: dict[str, object]  # what is sent on; `budget` and `retrieval` taken out
     ref: ModelRef
     budget: object  # the body's `budget` field, not yet validated
+    retrieval: object  # the body's `retrieval` field, not yet validated
     stream: bool
     wants_usage: bool
     prompt_chars: int
@@ -59,6 +64,12 @@ class Call:
             self.body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
         return orjson.dumps(self.body)
 
+    def reword(self, messages: list[object]) -> None:
+        """Ask a chat's question in other words: what the router and the engine get is the new prompt."""
+        self.body["messages"] = messages
+        self.prompt_chars, self.prompt_tokens = _chat_size(self.body)
+        self.blocks = _blocks(_conversation(self.body), self.body.get("cache_salt"))
+
 
 def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     """Read a chat-completions or completions body.
@@ -68,10 +79,7 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     Raises:
         RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type.
     """
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    body = read_json(raw)
     if not isinstance(body, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_body")
     model = body.get("model")
@@ -91,6 +99,7 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         endpoint=endpoint,
         ref=ModelRef.parse(model),
         budget=body.pop("budget", None),
+        retrieval=body.pop("retrieval", None),
         body=body,
         stream=stream,
         wants_usage=bool(options and options.get("include_usage")),

@@ -7,6 +7,7 @@ import orjson
 
 _FINISH = b'"finish_reason":"'
 _USAGE = b'"usage":{'
+_DATA = b"data: {"
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error":'
 _EVENT_END = b"\n\n"
@@ -70,6 +71,8 @@ class StreamRelay:
     report: EngineReport = field(default_factory=EngineReport)
     chunks: int = 0  # data events passed on, about one a token
     done: bool = False
+    collects: bool = False  # whether the first choice's text is kept
+    text: str = ""
     _tail: bytes = b""  # an event whose end has not arrived
     _held: bytes = b""  # the last event, kept until it is known whether the `gearbox` object goes onto it
 
@@ -79,11 +82,19 @@ class StreamRelay:
         Raises:
             EngineFault: the engine reported an error.
         """
-        if not self._tail and not self._held and data.endswith(_EVENT_END) and not _near_end(data):
+        if (
+            not self.collects
+            and not self._tail
+            and not self._held
+            and data.endswith(_EVENT_END)
+            and not _near_end(data)
+        ):
             self.chunks += data.count(b"data: ")
             return data
         out = bytearray()
         for event in self._events(data):
+            if self.collects and event.startswith(_DATA):
+                self.text += _text_of(event)
             if not _near_end(event):
                 out += self._held + event
                 self._held = b""
@@ -112,6 +123,15 @@ class StreamRelay:
     def _events(self, data: bytes) -> Iterator[bytes]:
         *whole, self._tail = (self._tail + data).split(_EVENT_END)
         return (event + _EVENT_END for event in whole)
+
+
+def _text_of(event: bytes) -> str:
+    """What a chat chunk adds to the first choice."""
+    try:
+        choices = orjson.loads(event[6:]).get("choices") or []
+    except orjson.JSONDecodeError:
+        return ""
+    return "".join(one["delta"].get("content") or "" for one in choices if one.get("index") == 0 and "delta" in one)
 
 
 def _near_end(data: bytes) -> bool:

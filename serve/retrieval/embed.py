@@ -36,6 +36,11 @@ class Embedder:
         self._tokenizer.enable_truncation(self.max_tokens)
         self._tokenizer.no_padding()
 
+    @staticmethod
+    def dimension_of(folder: Path) -> int:
+        """Of the vectors that the model in `folder` makes."""
+        return int(orjson.loads((folder / "pooling.json").read_bytes())["dimension"])
+
     def tokens(self, text: str) -> int:
         """Tokens of `text` that the model reads, at most `max_tokens`."""
         return len(self._tokenizer.encode(text).ids)

@@ -18,6 +18,7 @@ from serve.app import Gateway
 from serve.catalog import Variant
 from serve.config import PlatformConfig
 from serve.engines import NoReplica
+from serve.grounding import Retrieval
 from serve.metrics import Metrics
 from tests.catalog import MODEL, make_config, three_gears
 from tests.unit.engine_stub import EngineStub
@@ -40,6 +41,13 @@ class Replicas:
             return self.urls[variant]
         except KeyError:
             raise NoReplica(f"variant '{variant}' has no replica") from None
+
+
+class NoRetrieval:
+    """The retrieval of a deployment that has none."""
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        raise AssertionError("nothing may be asked of it")
 
 
 @dataclass
@@ -123,6 +131,7 @@ class GatewayServer:
         *,
         variants: list[Variant] | None = None,
         without_replica: tuple[str, ...] = (),
+        retrieval: Retrieval | None = None,
         **config: Any,
     ) -> Started:
         """A gateway for `variants`, each with an engine; `config` replaces sections of the configuration."""
@@ -133,7 +142,7 @@ class GatewayServer:
         replicas = Replicas({name: stub.url for name, stub in engines.items() if name not in without_replica})
         settings, metrics = make_config(**{"access": {"open": True, "open_budget": "best"}, **config}), Metrics()
         named = {variant.name: variant for variant in variants}
-        app = Gateway(settings, named, replicas, metrics, ENGINE_TOKEN)
+        app = Gateway(settings, named, replicas, metrics, ENGINE_TOKEN, retrieval or NoRetrieval())
         self._current = app
         return Started(app, self.url, self._http, settings, named, engines, replicas, metrics, self._finish)
 

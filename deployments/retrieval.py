@@ -1,0 +1,135 @@
+"""Retrieval on Ray Serve: the embedder and the pipelines, each a deployment that scales apart from gateway and engines."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ray import serve as ray_serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from serve.config import ReplicaBounds, RetrievalConfig
+from serve.errors import RequestError
+from serve.retrieval.embed import Embedder, Vectors
+from serve.retrieval.service import Service
+
+APP = "retrieval"
+_MAX_ONGOING = 64
+_BATCH = 64  # requests; texts in one pass are bounded by the embedder
+
+
+class EmbedderDeployment:
+    """Texts to vectors; what is asked at the same time is computed together."""
+
+    def __init__(self, folder: str) -> None:
+        self._embedder = Embedder(Path(folder))
+        self._busy = asyncio.Lock()
+
+    async def __call__(self, texts: Sequence[str]) -> tuple[Vectors, int]:
+        """Unit vectors, (texts, dimension), and how many tokens were read."""
+        return await self._together(texts)  # type: ignore[no-any-return]  # Serve's decorator loses the type
+
+    @ray_serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=0)
+    async def _together(self, asked: list[Sequence[str]]) -> list[tuple[Vectors, int]]:
+        texts = [text for one in asked for text in one]
+        async with self._busy:
+            vectors, tokens = await asyncio.to_thread(self._pass, texts)
+        ends = np.cumsum([len(one) for one in asked])
+        return [
+            (vectors[end - len(one) : end], sum(tokens[end - len(one) : end]))
+            for one, end in zip(asked, ends, strict=True)
+        ]
+
+    def _pass(self, texts: list[str]) -> tuple[Vectors, list[int]]:
+        return self._embedder.embed(texts), [self._embedder.tokens(text) for text in texts]
+
+
+class RetrievalDeployment:
+    """The pipelines and the store, for every tenant."""
+
+    def __init__(
+        self, config: Mapping[str, object], conninfo: str, folder: str, model: str, embedder: DeploymentHandle
+    ) -> None:
+        tokenizer = Path(folder) / "tokenizer.json"
+        dimension = Embedder.dimension_of(Path(folder))
+
+        async def embed(texts: Sequence[str]) -> Vectors:
+            return (await embedder.remote(list(texts)))[0]  # type: ignore[no-any-return]
+
+        self._embedder = embedder
+        self._service = Service(RetrievalConfig.model_validate(config), conninfo, embed, dimension, tokenizer, model)
+
+    async def __call__(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """`{"made": …}` or `{"refused": …}`: an error of a request is an answer, not a failure of the replica."""
+        try:
+            if method == "embed":
+                vectors, tokens = await self._embedder.remote(arguments["texts"])
+                return {"made": {"vectors": vectors, "tokens": tokens}}
+            return {"made": await self._service.call(method, arguments)}
+        except RequestError as error:
+            return {"refused": error.parts()}
+
+
+class RetrievalHandle:
+    """The gateway's way there."""
+
+    def __init__(self) -> None:
+        self._handle: DeploymentHandle | None = None
+
+    def sync(self) -> None:
+        """Find the deployment once it is there. Blocks; not for the event loop's hot path."""
+        if self._handle is None:
+            try:
+                handle = ray_serve.get_app_handle(APP)
+            except RayServeException:
+                return
+            if not handle.is_initialized:
+                handle._init()
+            self._handle = handle
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """Do one of `Service`'s calls, or `embed`. Raises `RequestError`; cancelled, it ends the work there too."""
+        if self._handle is None:
+            raise _unavailable("retrieval is starting")
+        response = self._handle.remote(method, arguments)
+        try:
+            answer = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        except (RayError, RayServeException) as error:
+            raise _unavailable("retrieval does not answer") from error
+        if "refused" in answer:
+            raise RequestError.of(answer["refused"])
+        return answer["made"]
+
+
+def retrieval_app(config: RetrievalConfig, conninfo: str, folder: Path, model: str) -> ray_serve.Application:
+    """The Serve application of retrieval: the pipelines' deployment with the embedder's behind it."""
+    embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas).bind(str(folder))
+    settings = config.model_dump(mode="json", exclude={"database"})
+    return _scaled(RetrievalDeployment, "retrieval", config.replicas).bind(
+        settings, conninfo, str(folder), model, embedder
+    )
+
+
+def _scaled(cls: type, name: str, bounds: ReplicaBounds) -> Any:
+    return ray_serve.deployment(
+        cls,
+        name=name,
+        autoscaling_config={
+            "min_replicas": bounds.min, "max_replicas": bounds.max, "target_ongoing_requests": bounds.target_in_flight,
+        },
+        max_ongoing_requests=_MAX_ONGOING,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=30,
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        logging_config={"enable_access_log": False},
+    )  # fmt: skip
+
+
+def _unavailable(message: str) -> RequestError:
+    return RequestError(503, f"{message}; retry later", code="retrieval_unavailable", headers={"retry-after": "2"})

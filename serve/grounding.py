@@ -1,0 +1,340 @@
+"""Grounding a chat request, the gateway's side: what is asked for, what the budget carries, what is said of the answer.
+
+Searching itself happens in the retrieval deployment, behind `Retrieval`.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from time import perf_counter
+from typing import Annotated, Any, Literal, Protocol
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.budget import Budget
+from serve.card import first_problem
+from serve.config import Name, RetrievalConfig
+from serve.detection import detect
+from serve.errors import RequestError
+from serve.http import Headers
+from serve.metrics import Metrics
+from serve.protocol import Call
+
+HEADER = "x-gearbox-retrieval"
+_PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
+_FRAME_CHARS = 300  # of what is said around the sources
+_EXPECTED_S = 0.1  # of a search, until some were seen
+_QUOTED = 300  # characters of a source in a citation
+
+Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "off"]
+Fits = Callable[[int, float], bool]
+
+
+class Retrieval(Protocol):
+    """The retrieval deployment."""
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        """One of `serve.retrieval.service.Service`'s calls. Raises `RequestError`."""
+
+
+class Wanted(BaseModel):
+    """How one request is to be grounded: its `retrieval` field on top of the deployment's defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    collection: Name | None
+    mode: Name
+    top_k: Annotated[int, Field(ge=1, le=20, strict=True)]
+    filters: dict[str, Any] | None = None
+    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    on_budget: Literal["shrink", "skip", "refuse"]
+    on_unsupported: Literal["abstain", "answer"]
+    tools: tuple[Literal["calculator", "clock"], ...]
+
+
+@dataclass(slots=True)
+class Grounding:
+    """What was done for one request, and what came of it."""
+
+    wanted: Wanted
+    outcome: Outcome = "off"
+    why: str | None = None
+    support: float | None = None
+    passages: Sequence[Mapping[str, Any]] = ()
+    ms: float = 0.0  # of searching
+    check_ms: float | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    tools: list[dict[str, Any]] = field(default_factory=list)
+    answer: str | None = None  # the answer itself, where no variant is needed for it
+    sentences: list[dict[str, Any]] | None = None  # None: not checked
+
+    @property
+    def reason(self) -> str:
+        """Why no variant answered."""
+        return "computed" if self.outcome == "computed" else "abstained"
+
+    def public(self) -> dict[str, object]:
+        """What the answer's `gearbox` object says of it."""
+        return {
+            "grounded": self._grounded(),
+            "citations": self._citations(),
+            "sentences": self.sentences,
+            "tools": self.tools,
+            "retrieval": {
+                "outcome": self.outcome, "why": self.why, "collection": self.wanted.collection, "mode": self.wanted.mode,
+                "support": self.support, "passages": len(self.passages), "ms": self.ms, "check_ms": self.check_ms,
+                "timings_ms": self.timings_ms,
+            },
+        }  # fmt: skip
+
+    def _grounded(self) -> bool | None:
+        """Whether sources support every claim of the answer; None where that was not checked."""
+        if self.outcome == "computed":
+            return True
+        if not self.passages:
+            return False
+        if self.sentences is None:
+            return None
+        claims = [one["supported"] for one in self.sentences if one["supported"] is not None]
+        return bool(claims) and all(claims)
+
+    def _citations(self) -> list[dict[str, Any]]:
+        """The sources that the answer's sentences rest on."""
+        cited = {one["source"] for one in self.sentences or () if one["supported"]}
+        return [
+            {
+                **{name: passage[name] for name in ("n", "source", "title", "heading", "page", "score")},
+                "quote": passage["content"][:_QUOTED],
+            }
+            for passage in self.passages
+            if passage["n"] in cited
+        ]
+
+
+class Grounder:
+    """Grounds requests. Learns how long a search takes and how long a source is."""
+
+    def __init__(self, config: RetrievalConfig | None, retrieval: Retrieval, metrics: Metrics) -> None:
+        self._config = config
+        self._retrieval = retrieval
+        self._metrics = metrics
+        self._searches: deque[float] = deque([_EXPECTED_S], maxlen=64)  # seconds
+        self._chars: deque[float] = deque([_PASSAGE_CHARS], maxlen=64)  # of a source in a prompt
+
+    def wanted(self, call: Call, headers: Headers) -> Wanted | None:
+        """How `call` is to be grounded; None: not at all. Raises `RequestError` 400 for what can't be."""
+        asked, header = call.retrieval, headers.get(HEADER)
+        if header is not None and header not in ("on", "off"):
+            raise RequestError(400, f"{HEADER} is 'on' or 'off'", param=HEADER, code="invalid_retrieval")
+        if asked is not None and not isinstance(asked, bool | dict):
+            raise _invalid("'retrieval' must be an object, true or false", "retrieval")
+        said = header == "on" or bool(call.ref.collection) or (asked is not None and asked is not False)
+        if header == "off" or (asked is False and header is None):
+            return None
+        if not said and (self._config is None or not self._config.always or call.endpoint != "chat"):
+            return None
+        if self._config is None:
+            raise _invalid("this deployment has no retrieval", "retrieval")
+        if call.endpoint != "chat":
+            raise _invalid("only chat completions can be grounded", "retrieval")
+        defaults = {
+            name: getattr(self._config, name)
+            for name in ("collection", "mode", "top_k", "on_budget", "on_unsupported", "tools")
+        }
+        named = {"collection": call.ref.collection} if call.ref.collection else {}
+        try:
+            return Wanted.model_validate({**defaults, **named, **(asked if isinstance(asked, dict) else {})})
+        except ValidationError as error:
+            param = ".".join(["retrieval", *map(str, error.errors()[0]["loc"][:1])])
+            raise _invalid(f"{param}: {first_problem(error)}", param) from error
+
+    def plan(self, wanted: Wanted, fits: Fits) -> tuple[int, int]:
+        """How many sources the budget carries, and their characters; `fits(characters, seconds)` says whether it can."""
+        expected = sorted(self._searches)[int(0.9 * (len(self._searches) - 1))]
+        chars = sum(self._chars) / len(self._chars)
+        for top_k in range(wanted.top_k, 0, -1):
+            more = _FRAME_CHARS + round(top_k * chars)
+            if fits(more, expected):
+                return top_k, more
+        return 0, 0
+
+    async def ground(
+        self, call: Call, wanted: Wanted, tenant: str, budget: Budget, arrived: float, fits: Fits
+    ) -> Grounding:
+        """Search, and word the question of `call` with what was found.
+
+        Args:
+            budget: what the request may spend in all, from `arrived` (perf_counter seconds) on.
+            fits: see `plan`.
+
+        Raises:
+            RequestError: 422 where the budget can't carry it and the request said `refuse`; 503 when retrieval is down.
+        """
+        grounding = Grounding(wanted)
+        question = _question(call)
+        if question is None:
+            grounding.why = "the last message is not a user's text"
+            return self._counted(grounding)
+        if self._compute(grounding, question, call) or wanted.collection is None:
+            return self._counted(grounding)
+        top_k, _ = self.plan(wanted, fits)
+        if top_k == 0:
+            return self._counted(self._without(grounding, "the budget carries no sources"))
+        if top_k < wanted.top_k:
+            if wanted.on_budget != "shrink":
+                return self._counted(self._without(grounding, f"the budget carries {top_k} of {wanted.top_k} sources"))
+            grounding.why = f"the budget carries {top_k} of {wanted.top_k} sources"
+        if (found := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
+            return self._counted(grounding)
+        grounding.support, grounding.passages = found["support"], found["passages"]
+        grounding.timings_ms = found["timings_ms"]
+        if not grounding.passages:
+            grounding.why = "no document supports an answer"
+            grounding.outcome = "unsupported"
+            if wanted.on_unsupported == "abstain":
+                assert self._config is not None
+                grounding.outcome, grounding.answer = "abstained", self._config.abstention
+            return self._counted(grounding)
+        grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
+        before = call.prompt_chars
+        call.reword(_worded(call, found["prompt"]))
+        self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
+        return self._counted(grounding)
+
+    async def check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> None:
+        """Hold the answer's sentences against its sources, as far as the budget's time goes."""
+        assert self._config is not None
+        if not grounding.passages or not answer.strip():
+            return
+        left = self._config.check_s
+        if budget.e2e_ms is not None:
+            left = min(left, budget.e2e_ms / 1000 - (perf_counter() - arrived))
+        if left <= 0:
+            grounding.why = "no time was left to check the answer"
+            return
+        began = perf_counter()
+        try:
+            async with asyncio.timeout(left):
+                passages = [passage["content"] for passage in grounding.passages]
+                grounding.sentences = await self._retrieval.call("check", answer=answer, passages=passages)
+        except TimeoutError:
+            grounding.why = f"the answer could not be checked within {left * 1000:.0f} ms"
+        except RequestError as error:
+            grounding.why = f"the answer could not be checked: {error.message}"
+        grounding.check_ms = _since(began)
+        self._metrics.check.observe(perf_counter() - began)
+        for one in grounding.sentences or ():
+            if one["supported"] is not None:
+                self._metrics.sentences.labels("yes" if one["supported"] else "no").inc()
+
+    def _compute(self, grounding: Grounding, question: str, call: Call) -> bool:
+        """Answer by computing where the question is a computation; whether that was all that was asked."""
+        config = self._config
+        assert config is not None
+        zone = ZoneInfo(config.timezone)
+        used = detect(question, grounding.wanted.tools, datetime.now(zone), zone)
+        if used is None:
+            return False
+        grounding.tools.append({"name": used.name, "input": used.input, "output": used.output})
+        if config.computed == "answer":
+            grounding.outcome, grounding.answer = "computed", used.answer
+            return True
+        call.reword(_worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
+        return True
+
+    async def _search(
+        self, grounding: Grounding, question: str, tenant: str, top_k: int, budget: Budget, arrived: float
+    ) -> dict[str, Any] | None:
+        """What was found; None where the budget's time ended before, and the request is to go on without."""
+        assert self._config is not None
+        wanted = grounding.wanted
+        limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
+        left = min(limits) / 1000 - (perf_counter() - arrived) if limits else self._config.timeout_s
+        began = perf_counter()
+        try:
+            async with asyncio.timeout(max(0.0, min(left, self._config.timeout_s))):
+                found: dict[str, Any] = await self._retrieval.call(
+                    "ground", tenant=tenant, collection=wanted.collection, question=question, top_k=top_k,
+                    mode=wanted.mode, filters=wanted.filters, min_score=wanted.min_score,
+                )  # fmt: skip
+        except TimeoutError as error:
+            took = perf_counter() - began
+            self._searches.append(took)
+            grounding.ms = _since(began)
+            if left > self._config.timeout_s:
+                message = f"retrieval took longer than {self._config.timeout_s:g} s"
+                raise RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "2"}) from error
+            self._without(grounding, "retrieval took longer than the budget")
+            return None
+        self._searches.append(perf_counter() - began)
+        self._metrics.retrieval.observe(perf_counter() - began)
+        grounding.ms = _since(began)
+        return found
+
+    def _without(self, grounding: Grounding, why: str) -> Grounding:
+        if grounding.wanted.on_budget == "refuse":
+            self._metrics.grounded.labels("refused").inc()
+            raise RequestError(422, why, param="retrieval.on_budget", code="impossible_budget")
+        grounding.outcome, grounding.why = "skipped", why
+        return grounding
+
+    def _counted(self, grounding: Grounding) -> Grounding:
+        self._metrics.grounded.labels(grounding.outcome).inc()
+        return grounding
+
+
+def direct_answer(call: Call, text: str, gearbox: Mapping[str, object], request_id: str) -> list[dict[str, Any]]:
+    """A chat completion that no variant wrote: the whole document, or a stream's chunks."""
+    common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": call.ref.model}
+    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    if not call.stream:
+        choice = {
+            "index": 0,
+            "message": {"role": "assistant", "content": text},
+            "finish_reason": "stop",
+            "logprobs": None,
+        }
+        return [{**common, "object": "chat.completion", "choices": [choice], "usage": usage, "gearbox": gearbox}]
+    chunk = {**common, "object": "chat.completion.chunk"}
+    chunks = [
+        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
+        {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
+    ]
+    if call.wants_usage:
+        chunks.append({**chunk, "choices": [], "usage": usage})
+    chunks[-1]["gearbox"] = gearbox
+    return chunks
+
+
+def _question(call: Call) -> str | None:
+    """The text of the last message, if it is a user's."""
+    messages = call.body["messages"]
+    assert isinstance(messages, list)
+    last = messages[-1]
+    if last.get("role") != "user":
+        return None
+    content = last.get("content")
+    if isinstance(content, list):
+        content = "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return content.strip() or None if isinstance(content, str) else None
+
+
+def _worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
+    """The conversation with its last message replaced by `prompt`; a system message of the client's own stays the only one."""
+    messages = call.body["messages"]
+    assert isinstance(messages, list)
+    has_system = any(message.get("role") in ("system", "developer") for message in messages)
+    system = [message for message in prompt if message["role"] == "system" and not has_system]
+    return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]
+
+
+def _invalid(message: str, param: str) -> RequestError:
+    return RequestError(400, message, param=param, code="invalid_retrieval")
+
+
+def _since(began: float) -> float:
+    return round((perf_counter() - began) * 1000, 2)

@@ -1,0 +1,157 @@
+"""Haystack components around the platform's own parts: the embedder, the store, the guard.
+
+They use what `provide` was given, so a pipeline's YAML names neither addresses nor passwords. All run asynchronously:
+use `Pipeline.run_async`.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+from haystack import Document, component
+
+from serve.retrieval import guard
+from serve.retrieval.embed import Vectors
+from serve.retrieval.store import Hit, Owner, Store
+
+Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
+CANDIDATES = 20  # chunks that each way of searching finds
+
+
+@dataclass(slots=True, frozen=True)
+class Parts:
+    """What the components of this process work with."""
+
+    store: Store
+    embed: Embed
+
+
+_provided: list[Parts] = []
+
+
+def provide(store: Store, embed: Embed) -> None:
+    """Let the components of this process use `store` and `embed` (texts to unit vectors)."""
+    _provided[:] = [Parts(store, embed)]
+
+
+def _parts() -> Parts:
+    if not _provided:
+        raise RuntimeError("no store and embedder yet; call serve.retrieval.components.provide first")
+    return _provided[0]
+
+
+def _only_async() -> NoReturn:
+    raise NotImplementedError("this component is asynchronous; use Pipeline.run_async")
+
+
+@component
+class QuestionEmbedder:
+    """The question as a vector."""
+
+    @component.output_types(embedding=list[float])
+    def run(self, question: str) -> dict[str, Any]:
+        """Only `run_async` works."""
+        _only_async()
+
+    @component.output_types(embedding=list[float])
+    async def run_async(self, question: str) -> dict[str, Any]:
+        """`embedding`: the question's unit vector."""
+        return {"embedding": (await _parts().embed([question]))[0].tolist()}
+
+
+@component
+class DenseRetriever:
+    """Chunks whose meaning is near the question's."""
+
+    def __init__(self, candidates: int = CANDIDATES) -> None:
+        self.candidates = candidates
+
+    @component.output_types(documents=list[Document])
+    def run(
+        self, embedding: list[float], tenant: str, collection: str, filters: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Only `run_async` works."""
+        _only_async()
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self, embedding: list[float], tenant: str, collection: str, filters: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`documents`: the nearest chunks, with their cosine similarity as score."""
+        hits = await _parts().store.nearest(Owner(tenant, collection), embedding, self.candidates, filters)
+        return {"documents": [_document(hit) for hit in hits]}
+
+
+@component
+class KeywordRetriever:
+    """Chunks in which the question's words are."""
+
+    def __init__(self, candidates: int = CANDIDATES) -> None:
+        self.candidates = candidates
+
+    @component.output_types(documents=list[Document])
+    def run(self, question: str, tenant: str, collection: str, filters: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Only `run_async` works."""
+        _only_async()
+
+    @component.output_types(documents=list[Document])
+    async def run_async(
+        self, question: str, tenant: str, collection: str, filters: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """`documents`: the best matches, with PostgreSQL's rank as score."""
+        hits = await _parts().store.matching(Owner(tenant, collection), question, self.candidates, filters)
+        return {"documents": [_document(hit) for hit in hits]}
+
+
+@component
+class Guard:
+    """Keeps the passages that support an answer to the question, newest first where several do about as well.
+
+    Args:
+        min_support: probability of support below which a passage does not count; default: the calibrated threshold.
+        margin: passages this close to the best are ordered by their document's `date`, an ISO date in its metadata.
+    """
+
+    def __init__(self, min_support: float = guard.MIN_SUPPORT, margin: float = 0.15) -> None:
+        self.min_support = min_support
+        self.margin = margin
+
+    @component.output_types(documents=list[Document], support=float)
+    def run(
+        self,
+        question: str,
+        embedding: list[float],
+        documents: list[Document],
+        top_k: int = 4,
+        min_score: float | None = None,
+    ) -> dict[str, Any]:
+        """`documents`: at most `top_k`, with their support as score; `support`: of the best, 0 to 1."""
+        limit = self.min_support if min_score is None else min_score
+        contents = [_with_heading(document) for document in documents]
+        vectors = np.asarray([document.embedding for document in documents], np.float32)
+        asked = np.asarray(embedding, np.float32)
+        scores = guard.support(question, asked, contents, vectors) if documents else []
+        best = max(scores, default=0.0)
+        ranked = sorted(zip(scores, documents, strict=True), key=lambda pair: -pair[0])
+        near = [pair for pair in ranked if pair[0] >= best - self.margin]
+        near.sort(key=lambda pair: str(pair[1].meta["meta"].get("date", "")), reverse=True)
+        kept = [(score, document) for score, document in near + ranked[len(near) :] if score >= limit][:top_k]
+        found = [Document(id=d.id, content=d.content, meta=d.meta, score=score) for score, d in kept]
+        return {"documents": found, "support": best}
+
+
+def _with_heading(document: Document) -> str:
+    heads = dict.fromkeys(text for text in (document.meta["title"], document.meta["heading"]) if text)
+    return "\n".join([*heads, document.content or ""])
+
+
+def _document(hit: Hit) -> Document:
+    """A chunk as Haystack has it. `meta["meta"]` is what its document was indexed with."""
+    meta = {
+        "source": hit.source, "title": hit.title, "heading": hit.heading, "page": hit.page, "position": hit.position,
+        "meta": hit.meta,
+    }  # fmt: skip
+    return Document(
+        id=f"{hit.position}@{hit.source}", content=hit.content, meta=meta, embedding=hit.embedding, score=hit.score
+    )

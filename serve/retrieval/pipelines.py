@@ -1,0 +1,117 @@
+"""Haystack pipelines from YAML, each of a folder's files one way to search. Loaded from allowed modules only."""
+
+import os
+
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from haystack import Document, Pipeline
+from haystack.dataclasses import ChatMessage
+from haystack.tracing.tracer import Span, Tracer, enable_tracing
+from opentelemetry import trace as opentelemetry
+
+ALLOWED = ("serve.retrieval",)  # besides Haystack's own default
+_INPUTS = ("question", "tenant", "collection", "filters", "top_k", "min_score")
+_timings: ContextVar[dict[str, float] | None] = ContextVar("timings", default=None)
+
+
+class PipelineError(ValueError):
+    """A pipeline that can't be used; the message says which file and why."""
+
+
+@dataclass(slots=True, frozen=True)
+class Found:
+    """What a pipeline found for a question."""
+
+    prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline words it
+    documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
+    support: float
+    timings_ms: Mapping[str, float]  # by component
+
+
+class RetrievalPipeline:
+    """One pipeline: `question`, `tenant`, `collection` and more in; out come a `guard`'s documents and a `prompt`.
+
+    Raises:
+        PipelineError: not YAML, not a pipeline, from a module that is not allowed, or without those two components.
+    """
+
+    def __init__(self, file: Path, allowed: Sequence[str] = ()) -> None:
+        try:
+            self._pipeline = Pipeline.loads(file.read_text(), allowed_modules=[*ALLOWED, *allowed])
+            outputs = self._pipeline.outputs(include_components_with_connected_outputs=True)
+        except Exception as error:  # Haystack raises many kinds
+            raise PipelineError(f"{file.name}: {' '.join(str(error).split())}") from error
+        for name, output in (("guard", "documents"), ("guard", "support"), ("prompt", "prompt")):
+            if output not in outputs.get(name, {}):
+                raise PipelineError(f"{file.name}: a component '{name}' with the output '{output}' is needed")
+        self._inputs = {
+            name: [key for key in wanted if key in _INPUTS] for name, wanted in self._pipeline.inputs().items()
+        }
+
+    async def run(self, **given: Any) -> Found:
+        """Search. What of `given` is None is left to the pipeline's own defaults."""
+        given = {name: value for name, value in given.items() if value is not None}
+        data = {name: {key: given[key] for key in wanted if key in given} for name, wanted in self._inputs.items()}
+        timings: dict[str, float] = {}
+        token = _timings.set(timings)
+        try:
+            made = await self._pipeline.run_async(data, include_outputs_from={"guard", "prompt"})
+        finally:
+            _timings.reset(token)
+        guard, prompt = made["guard"], made["prompt"]["prompt"]
+        return Found(tuple(prompt), tuple(guard["documents"]), guard["support"], timings)
+
+
+def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict[str, RetrievalPipeline]:
+    """Every `*.yaml` by its name; of two with one name, the later folder's. Raises `PipelineError`."""
+    enable_tracing(_Spans())
+    files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
+    if not files:
+        raise PipelineError(f"no pipelines in {', '.join(map(str, folders))}")
+    return {name: RetrievalPipeline(file, allowed) for name, file in files.items()}
+
+
+class _Span(Span):
+    def __init__(self, raw: opentelemetry.Span) -> None:
+        self._raw = raw
+
+    def set_tag(self, key: str, value: Any) -> None:
+        """Only of simple values; contents are never traced."""
+        if isinstance(value, bool | int | float | str):
+            self._raw.set_attribute(key, value)
+
+    def set_content_tag(self, key: str, value: Any) -> None:
+        """Nothing: questions and documents stay out of traces."""
+
+
+class _Spans(Tracer):
+    """An OpenTelemetry span for each component, and its time for the answer's `timings_ms`."""
+
+    def __init__(self) -> None:
+        self._tracer = opentelemetry.get_tracer("gearbox.retrieval")
+
+    @contextmanager
+    def trace(
+        self, operation_name: str, tags: dict[str, Any] | None = None, parent_span: Span | None = None
+    ) -> Iterator[Span]:
+        """Time one operation."""
+        name = (tags or {}).get("haystack.component.name")
+        began = perf_counter()
+        with self._tracer.start_as_current_span(name or operation_name) as raw:
+            try:
+                yield _Span(raw)
+            finally:
+                if name and (timings := _timings.get()) is not None:
+                    timings[name] = round((perf_counter() - began) * 1000, 2)
+
+    def current_span(self) -> Span | None:
+        """The span that is open."""
+        return _Span(opentelemetry.get_current_span())

@@ -1,0 +1,176 @@
+"""What the retrieval deployment does: index documents, find passages, word the question with them, check answers."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from serve.config import RetrievalConfig
+from serve.errors import RequestError
+from serve.retrieval import guard
+from serve.retrieval.components import Embed, provide
+from serve.retrieval.ingest import Indexer, Splitter
+from serve.retrieval.pipelines import Found, load_pipelines
+from serve.retrieval.store import Owner, Store
+
+BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
+_CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check"}
+
+
+class Service:
+    """The retrieval of one deployment. Every call is of one tenant, and nothing of another's is seen.
+
+    Args:
+        embed: texts to unit vectors, (texts, dimension) in float32.
+        dimension: of those vectors.
+        tokenizer: file of the embedder's tokenizer, which chunks are measured with.
+        model: identity of the embedder: what another one embedded is indexed anew.
+
+    Raises:
+        PipelineError: a pipeline that can't be used.
+    """
+
+    def __init__(
+        self, config: RetrievalConfig, conninfo: str, embed: Embed, dimension: int, tokenizer: Path, model: str
+    ) -> None:
+        folders = [BUNDLED, *([config.pipelines] if config.pipelines else [])]
+        self._config = config
+        self._pipelines = load_pipelines(folders, config.allowed_modules)
+        self._store = Store(conninfo, dimension, config.language)
+        self._embed = embed
+        splitter = Splitter(tokenizer)
+        self._indexer = Indexer(self._store, embed, splitter, model)
+        self._opened = False
+        self._opening = asyncio.Lock()
+        provide(self._store, embed)
+
+    async def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
+        """Do one of the calls below. Raises `RequestError`."""
+        if method not in _CALLS:
+            raise RequestError(404, f"there is no '{method}' here", code="not_found")
+        if method != "check":
+            await self._open()
+        return await getattr(self, method)(**arguments)
+
+    async def _open(self) -> None:
+        """Connect, at first or when the database was not there before."""
+        if not self._opened:
+            async with self._opening:
+                if not self._opened:
+                    await self._store.open()
+                    self._opened = True
+
+    async def close(self) -> None:
+        """Give everything back."""
+        await self._store.close()
+
+    async def search(
+        self, tenant: str, collection: str, question: str, top_k: int, mode: str,
+        filters: Mapping[str, Any] | None = None, min_score: float | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Passages that support an answer, best first."""
+        began = perf_counter()
+        found = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
+        return {**_described(found), "ms": _since(began)}
+
+    async def ground(
+        self, tenant: str, collection: str, question: str, top_k: int, mode: str,
+        filters: Mapping[str, Any] | None = None, min_score: float | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """As `search`, with the messages that ask the question with its sources."""
+        began = perf_counter()
+        found = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
+        prompt = [{"role": message.role.value, "content": message.text or ""} for message in found.prompt]
+        return {**_described(found), "prompt": prompt, "ms": _since(began)}
+
+    async def _find(
+        self, tenant: str, collection: str, question: str, top_k: int, mode: str,
+        filters: Mapping[str, Any] | None, min_score: float | None,
+    ) -> Found:  # fmt: skip
+        if mode not in self._pipelines:
+            known = ", ".join(self._pipelines)
+            raise RequestError(
+                400, f"no retrieval mode '{mode}'; there are: {known}", param="retrieval.mode", code="invalid_mode"
+            )
+        try:
+            return await self._pipelines[mode].run(
+                question=question,
+                tenant=tenant,
+                collection=collection,
+                filters=filters,
+                top_k=top_k,
+                min_score=min_score,
+            )
+        except RequestError:
+            raise
+        except Exception as error:
+            if (ours := _cause(error)) is not None:
+                raise ours from error
+            raise
+
+    async def check(self, answer: str, passages: Sequence[str]) -> list[dict[str, Any]]:
+        """Which sentences of `answer` the passages support; positions are characters."""
+        return [
+            {
+                "start": one.start, "end": one.end, "supported": one.supported, "score": round(one.score, 4),
+                "source": None if one.passage is None else one.passage + 1,
+            }
+            for one in await guard.check(answer, passages, self._embed)
+        ]  # fmt: skip
+
+    async def index(
+        self, tenant: str, collection: str, source: str, data: bytes, kind: str | None = None,
+        title: str | None = None, meta: Mapping[str, Any] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Index a document in place of what `source` had."""
+        if len(data) > self._config.max_document_bytes:
+            raise RequestError(
+                413, f"the document is larger than {self._config.max_document_bytes} bytes", code="document_too_large"
+            )
+        made = await self._indexer.index(Owner(tenant, collection), source, data, kind, title, meta or {})
+        return {"status": made.status, "chunks": made.chunks, "sha256": made.sha256, "ms": round(made.ms, 2)}
+
+    async def documents(self, tenant: str, collection: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """A page of what is indexed, by name."""
+        return [
+            {
+                "source": one.name, "title": one.title, "size": one.size, "chunks": one.chunks, "sha256": one.sha256.hex(),
+                "current": self._indexer.current(one), "meta": one.meta, "indexed_at": one.indexed_at,
+            }
+            for one in await self._store.listed(Owner(tenant, collection), after, limit)
+        ]  # fmt: skip
+
+    async def collections(self, tenant: str) -> list[dict[str, Any]]:
+        """What the tenant has."""
+        found = await self._store.collections(tenant)
+        return [{"collection": name, **counts} for name, counts in found.items()]
+
+    async def delete(self, tenant: str, collection: str, source: str | None) -> int:
+        """Remove a document or, without `source`, the collection; returns how many documents went."""
+        return await self._store.delete(Owner(tenant, collection), source)
+
+
+def _described(found: Found) -> dict[str, Any]:
+    passages = [
+        {
+            "n": number, **{name: document.meta[name] for name in ("source", "title", "heading", "page")},
+            "score": round(float(document.score or 0.0), 4), "content": document.content, "meta": document.meta["meta"],
+        }
+        for number, document in enumerate(found.documents, 1)
+    ]  # fmt: skip
+    return {"support": round(float(found.support), 4), "passages": passages, "timings_ms": dict(found.timings_ms)}
+
+
+def _cause(error: BaseException) -> RequestError | None:
+    """The error of ours inside Haystack's own."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, RequestError):
+            return inner
+        inner = inner.__cause__ or inner.__context__
+    return None
+
+
+def _since(began: float) -> float:
+    return round((perf_counter() - began) * 1000, 2)
