@@ -5,7 +5,9 @@ Nothing outside the document is ever read.
 """
 
 import io
+import os
 import re
+import resource
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 MAX_CHARS = 20_000_000  # of a document's text
 MAX_UNPACKED = 200_000_000  # bytes of an archive's content
 MAX_PAGES = 5_000
+MAX_MEMORY = 4 << 30  # bytes, of a process that reads a document
 
 
 class ConversionError(ValueError):
@@ -71,6 +74,16 @@ def convert(data: bytes, name: str, kind: str | None = None) -> Text:
         raise ConversionError(f"its text is longer than {MAX_CHARS} characters")
     title = _tidy(text.title) or next((section.heading for section in sections if section.heading), "")
     return Text(title[:200] or PurePosixPath(name).name[:200], sections)
+
+
+def convert_limited(data: bytes, name: str, kind: str, seconds: float) -> Text:
+    """`convert` in a process of its own, which gives way to the engines and can't take all memory or run on for ever."""
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    for what, most in ((resource.RLIMIT_CPU, int(used + seconds) + 2), (resource.RLIMIT_AS, MAX_MEMORY)):
+        hard = resource.getrlimit(what)[1]
+        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    os.setpriority(os.PRIO_PROCESS, 0, 10)
+    return convert(data, name, kind)
 
 
 def kind_of(name: str, kind: str | None = None) -> str:
@@ -184,7 +197,7 @@ def _pdf(data: bytes) -> Text:
         if (chars := chars + len(text)) > MAX_CHARS:
             raise ConversionError(f"its text is longer than {MAX_CHARS} characters")
         sections.append(Section(text, page=number))
-    title = (reader.metadata or {}).get("/Title")
+    title = reader.metadata.get("/Title") if reader.metadata else None
     return Text(title if isinstance(title, str) else "", tuple(sections))
 
 
@@ -266,7 +279,9 @@ _HYPHENATED = re.compile(r"(\w)-\n([a-z])")
 _LEVEL = re.compile(r"Heading ([1-6])$")
 _ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
 # zero-width, direction marks and tags: text for a model that no reader sees
-_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\U000e0000-\U000e007f\x00-\x08\x0b\x0c\x0e-\x1f]")
+_INVISIBLE = re.compile(
+    "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\U000e0000-\U000e007f\x00-\x08\x0b\x0c\x0e-\x1f]"
+)
 _BLANKS = re.compile(r"[ \t]{2,}")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _STYLE = "translate(@style, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ ', 'abcdefghijklmnopqrstuvwxyz')"

@@ -1,15 +1,17 @@
-"""Haystack's metadata filters as conditions on a `jsonb` column, with every value a parameter."""
+"""Haystack's metadata filters as conditions on a `jsonb` column, with every name and value a parameter."""
 
-from collections.abc import Iterator, Mapping
-from itertools import count
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, LiteralString
 
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
 _DEPTH = 10
-_COMPARED = {"==": "=", "!=": "IS DISTINCT FROM", ">": ">", ">=": ">=", "<": "<", "<=": "<="}
-_SOURCE = {"source": "s.name", "title": "s.title"}  # that are not in the metadata
+_VALUES = 1000  # in one filter, in all
+_COMPARED: Mapping[str, LiteralString] = {">": ">", ">=": ">=", "<": "<", "<=": "<="}
+_OPERATORS = ("==", "!=", *_COMPARED, "in", "not in")
+_COLUMNS: Mapping[str, LiteralString] = {"source": "s.name", "title": "s.title"}  # that are not in the metadata
 
 
 class FilterError(ValueError):
@@ -20,49 +22,94 @@ def where(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
     """A condition on `s.meta` and its parameters. Raises `FilterError`.
 
     `{"field": "meta.year", "operator": ">=", "value": 2020}`, joined by
-    `{"operator": "AND" | "OR" | "NOT", "conditions": [...]}`.
+    `{"operator": "AND" | "OR" | "NOT", "conditions": [...]}`. A document without the field equals `null`, and is
+    neither more nor less than anything.
     """
     params: dict[str, Any] = {}
-    return _condition(filters, params, (f"f{i}" for i in count()), 0), params
+    return _condition(filters, params, 0), params
 
 
-def _condition(one: object, params: dict[str, Any], names: Iterator[str], depth: int) -> sql.Composable:
+def _condition(one: object, params: dict[str, Any], depth: int) -> sql.Composable:
     if depth > _DEPTH:
         raise FilterError("filters are nested too deeply")
     if not isinstance(one, Mapping) or not isinstance(operator := one.get("operator"), str):
         raise FilterError("a filter is an object with 'operator', and 'field' and 'value' or 'conditions'")
     if "conditions" in one:
-        if operator not in ("AND", "OR", "NOT") or not isinstance(one["conditions"], list) or not one["conditions"]:
+        conditions = one["conditions"]
+        if operator not in ("AND", "OR", "NOT") or not isinstance(conditions, list) or not conditions:
             raise FilterError("'conditions' is a list joined by 'AND', 'OR' or 'NOT'")
-        parts = [_condition(part, params, names, depth + 1) for part in one["conditions"]]
-        joined = sql.SQL(" OR " if operator == "OR" else " AND ").join(parts)
-        return sql.SQL("NOT ({})" if operator == "NOT" else "({})").format(joined)
+        joined = sql.SQL(" OR " if operator == "OR" else " AND ").join(
+            _condition(part, params, depth + 1) for part in conditions
+        )
+        return sql.SQL("(NOT ({}))" if operator == "NOT" else "({})").format(joined)
+    if operator not in _OPERATORS:
+        raise FilterError(f"unknown operator {operator[:20]!r}; there are {', '.join(_OPERATORS)}, AND, OR, NOT")
     field, value = one.get("field"), one.get("value")
     if not isinstance(field, str) or not field:
         raise FilterError("'field' must be the name of a metadata field")
-    field = field.removeprefix("meta.")
-    if operator in ("in", "not in"):
-        if not isinstance(value, list) or len(value) > 1000:
-            raise FilterError(f"'{operator}' needs a list of at most 1000 values")
-        equal = [_condition({"field": field, "operator": "==", "value": item}, params, names, depth + 1) for item in value]
-        any_of = sql.SQL(" OR ").join(equal) if equal else sql.SQL("FALSE")
-        return sql.SQL("NOT ({})" if operator == "not in" else "({})").format(any_of)
-    if operator not in _COMPARED:
-        raise FilterError(f"unknown operator {operator!r}; there are {', '.join(_COMPARED)}, in, not in, AND, OR, NOT")
-    if isinstance(value, Mapping | list) or (operator not in ("==", "!=") and not isinstance(value, int | float | str)):
-        raise FilterError(f"'{field}' cannot be compared by '{operator}' with a {type(value).__name__}")
-    params[name := next(names)] = value if field in _SOURCE else Jsonb(value)
-    if field in _SOURCE:
+    _check(field, field)
+    left, right = _operands(field, params)
+    if operator in ("in", "not in") and not isinstance(value, list):
+        raise FilterError(f"'{operator}' needs a list of values")
+    values = value if isinstance(value, list) else [value]
+    if len(params) > _VALUES or len(values) > _VALUES:
+        raise FilterError(f"a filter has at most {_VALUES} values")
+    for item in values:
+        _check(item, field)
+    if operator in _COMPARED:
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with {_named(value)}")
+        return _ordered(field, operator, value, left, right, params)
+    if operator in ("==", "!=") and isinstance(value, list):
+        raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with a list")
+    if field in _COLUMNS:
+        params[right] = [item for item in values if isinstance(item, str)]  # text equals nothing else
+        kind = "text[]"
+    else:
+        params[right] = [Jsonb(item) for item in values]
+        kind = "jsonb[]"
+    equal = sql.SQL("{} = ANY(CAST({} AS " + kind + "))").format(left, sql.Placeholder(right))
+    return sql.SQL("(NOT ({}))" if operator in ("!=", "not in") else "({})").format(equal)
+
+
+def _operands(field: str, params: dict[str, Any]) -> tuple[sql.Composable, str]:
+    """The field as SQL, and the name of the parameter that it is compared with."""
+    number = len(params)
+    if field in _COLUMNS:
+        return sql.SQL(_COLUMNS[field]), f"f{number}"
+    params[f"f{number}"] = field.removeprefix("meta.")
+    named = sql.SQL("coalesce(s.meta -> CAST({} AS text), 'null'::jsonb)").format(sql.Placeholder(f"f{number}"))
+    return named, f"f{number + 1}"
+
+
+def _ordered(
+    field: str, operator: str, value: str | float, left: sql.Composable, right: str, params: dict[str, Any]
+) -> sql.Composable:
+    compared = sql.SQL(_COMPARED[operator])
+    if field in _COLUMNS:
         if not isinstance(value, str):
             raise FilterError(f"'{field}' is text")
-        left: sql.Composable = sql.SQL(_SOURCE[field])
-    else:
-        left = sql.SQL("s.meta -> {}").format(sql.Literal(field))
-        if value is None:
-            left = sql.SQL("coalesce(s.meta -> {}, 'null')").format(sql.Literal(field))
-    compared = sql.SQL("{} {} {}").format(left, sql.SQL(_COMPARED[operator]), sql.Placeholder(name))
-    if operator in ("==", "!=") or field in _SOURCE:
-        return compared
-    kind = "string" if isinstance(value, str) else "number"  # jsonb orders kinds: a number is never less than a text
-    same = sql.SQL("jsonb_typeof(s.meta -> {}) = {}").format(sql.Literal(field), sql.Literal(kind))
-    return sql.SQL("({} AND {})").format(same, compared)
+        params[right] = value
+        return sql.SQL("({} {} {})").format(left, compared, sql.Placeholder(right))
+    params[right] = Jsonb(value)
+    kind = sql.SQL("'string'" if isinstance(value, str) else "'number'")  # jsonb orders kinds: all texts below numbers
+    return sql.SQL("(jsonb_typeof({0}) = {1} AND {0} {2} {3})").format(left, kind, compared, sql.Placeholder(right))
+
+
+def _check(value: object, field: str) -> None:
+    """Whether PostgreSQL can hold a value of a comparison."""
+    if value is None or isinstance(value, bool):
+        return
+    if isinstance(value, str):
+        if "\0" in value or (not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)):
+            raise FilterError(f"a text compared with {field[:80]!r} has characters that no text has")
+    elif not isinstance(value, int | float):
+        raise FilterError(f"{field[:80]!r} can't be compared with {_named(value)}")
+    elif abs(value) > 1e300 or math.isnan(value):
+        raise FilterError(f"a number compared with {field[:80]!r} is out of range")
+
+
+def _named(value: object) -> str:
+    return {"NoneType": "null", "bool": "true or false", "dict": "an object", "list": "a list"}.get(
+        type(value).__name__, type(value).__name__
+    )

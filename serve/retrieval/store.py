@@ -1,28 +1,36 @@
 """Where documents are kept: PostgreSQL with pgvector. One transaction per source, so that it is there whole or not at all.
 
-Every statement names the tenant. Connections come from a pool, one for each statement: Haystack's own store shares one cursor
-between all that ask at once, so that one could read another's rows.
+Every statement names the tenant. Each has a connection of its own: Haystack's own store shares one cursor between all that ask at
+once, so that one could read another's rows.
 """
 
+import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, LiteralString
+from typing import Any, Literal, LiteralString, TypeVar
 
 import numpy as np
 import psycopg
 from pgvector.psycopg import register_vector_async
 from psycopg import AsyncConnection, sql
-from psycopg.rows import class_row, dict_row, tuple_row
+from psycopg.pq import TransactionStatus
+from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
-from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from serve.errors import RequestError
 from serve.retrieval.filters import FilterError, where
 
 _WAIT_S = 5.0  # for a connection: what the database cannot give by then is an error, not a hang
+_READ_S = 15.0  # for an answer
+_WRITE_S = 600.0
 _LOCK = 7_276_432  # of migrations: one at a time, whichever process comes first
+_EXACT = 10_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
+_MANY = 2_000  # documents of a collection that is taken for a large one without counting its chunks
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+_T = TypeVar("_T")
 
 
 class StoreDown(RequestError):
@@ -30,7 +38,10 @@ class StoreDown(RequestError):
 
     def __init__(self) -> None:
         super().__init__(
-            503, "the document store does not answer; retry later", code="store_unavailable", headers={"retry-after": "2"}
+            503,
+            "the document store does not answer; retry later",
+            code="store_unavailable",
+            headers={"retry-after": "2"},
         )
 
 
@@ -53,10 +64,11 @@ class Chunk:
 
 @dataclass(slots=True, frozen=True)
 class Source:
-    """A document before it is indexed. `digest` is of its bytes and of how they are cut and embedded."""
+    """A document before it is indexed. Where its bytes and settings are those of what is indexed, nothing has changed."""
 
     name: str  # path or URL: what is indexed again under the same name replaces it
-    digest: bytes
+    sha256: bytes  # of its bytes
+    settings: str  # how they are read, cut and embedded, as a hash
     title: str = ""
     size: int = 0  # bytes
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -71,7 +83,8 @@ class Listed:
     title: str
     size: int
     chunks: int
-    digest: bytes
+    sha256: bytes
+    settings: str
     meta: dict[str, Any]
     indexed_at: float  # seconds since the epoch
 
@@ -88,6 +101,7 @@ class Hit:
     page: int | None
     meta: dict[str, Any]
     score: float
+    embedding: Vector
 
 
 class Store:
@@ -101,36 +115,41 @@ class Store:
     """
 
     def __init__(self, conninfo: str, dimension: int, language: str = "english", connections: int = 8) -> None:
-        self._dimension, self._language = dimension, language
-        self._pool = AsyncConnectionPool(
-            conninfo, min_size=1, max_size=connections, open=False, timeout=_WAIT_S, max_idle=300,
-            configure=_configure, check=AsyncConnectionPool.check_connection,
-            kwargs={"autocommit": True, "connect_timeout": 5},
-        )  # fmt: skip
-        self._conninfo = conninfo
+        self._conninfo, self._dimension, self._language = conninfo, dimension, language
+        self._free = asyncio.Semaphore(connections)
+        self._idle: list[AsyncConnection[Any]] = []
+        self._closed = False
 
     async def open(self) -> None:
-        """Bring the schema up to date and connect. Raises `StoreDown`."""
+        """Bring the schema up to date. Raises `StoreDown`, and may then be called again.
+
+        Raises:
+            ValueError: what is in the database was made for embeddings of another dimension, or for another language.
+        """
+        self._closed = False
         try:
-            async with await AsyncConnection.connect(self._conninfo, connect_timeout=5) as connection:
+            async with asyncio.timeout(_WRITE_S), await self._bare() as connection:
                 await _migrate(connection, self._dimension, self._language)
-        except psycopg.OperationalError as error:
+        except (psycopg.OperationalError, TimeoutError) as error:
             raise StoreDown from error
-        await self._pool.open()
 
     async def close(self) -> None:
-        """Give all connections back."""
-        await self._pool.close()
+        """Give all connections back; those in use are closed when they are done."""
+        self._closed = True
+        await self._forget_idle()
 
-    async def digest(self, owner: Owner, name: str) -> bytes | None:
-        """Of the document that is indexed under `name`."""
-        async with self._connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(
-                "SELECT digest FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s",
+    async def known(self, owner: Owner, name: str) -> tuple[bytes, str] | None:
+        """SHA-256 and settings of the document that is indexed under `name`."""
+
+        async def read(connection: AsyncConnection[Any]) -> tuple[bytes, str] | None:
+            cursor = await connection.execute(
+                "SELECT sha256, settings FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s",
                 (owner.tenant, owner.collection, name),
             )
             row = await cursor.fetchone()
-        return bytes(row[0]) if row else None
+            return (bytes(row[0]), row[1]) if row else None
+
+        return await self._twice(read, _READ_S)
 
     async def put(
         self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: np.ndarray[Any, Any]
@@ -140,25 +159,42 @@ class Store:
         Readers see the old chunks or the new ones, never both. Two that write the same name come one after the other.
         """
         key = (owner.tenant, owner.collection, source.name)
-        async with self._connection() as connection, connection.transaction():
-            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_number(*key),))
-            deleted = await connection.execute(
-                "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s", key
-            )
-            cursor = await connection.execute(
-                """INSERT INTO gearbox.sources (tenant, collection, name, digest, title, size, chunks, meta)
-                   VALUES (%s, %s, %s, %s, %s, %s, %s, %s) RETURNING id""",
-                (*key, source.digest, source.title, source.size, len(chunks), Jsonb(dict(source.meta))),
-            )
-            row = await cursor.fetchone()
-            assert row is not None
-            async with connection.cursor() as writer, writer.copy(_COPY) as copy:
-                copy.set_types(["int8", "int4", "text", "text", "text", "text", "int4", "vector"])
-                for i, (chunk, embedding) in enumerate(zip(chunks, embeddings, strict=True)):
-                    await copy.write_row(
-                        (row[0], i, owner.tenant, owner.collection, chunk.heading, chunk.content, chunk.page, embedding)
-                    )
-        return "replaced" if deleted.rowcount else "added"
+
+        async def write(connection: AsyncConnection[Any]) -> Literal["added", "replaced"]:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_S:.0f}s'")
+                await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_number(*key),))
+                deleted = await connection.execute(
+                    "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s", key
+                )
+                cursor = await connection.execute(
+                    """INSERT INTO gearbox.sources (tenant, collection, name, sha256, settings, title, size, chunks, meta)
+                       VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id""",
+                    (
+                        *key, source.sha256, source.settings, source.title, source.size, len(chunks),
+                        Jsonb(dict(source.meta)),
+                    ),
+                )  # fmt: skip
+                row = await cursor.fetchone()
+                assert row is not None
+                async with connection.cursor() as writer, writer.copy(_COPY) as copy:
+                    copy.set_types(["int8", "int4", "text", "text", "text", "text", "int4", "vector"])
+                    for i, (chunk, embedding) in enumerate(zip(chunks, embeddings, strict=True)):
+                        await copy.write_row(
+                            (
+                                row[0],
+                                i,
+                                owner.tenant,
+                                owner.collection,
+                                chunk.heading,
+                                chunk.content,
+                                chunk.page,
+                                embedding,
+                            )
+                        )
+            return "replaced" if deleted.rowcount else "added"
+
+        return await self._twice(write, _WRITE_S)
 
     async def delete(self, owner: Owner, name: str | None = None) -> int:
         """Remove a document, or all of the collection; returns how many went."""
@@ -166,91 +202,187 @@ class Store:
         params: tuple[str, ...] = (owner.tenant, owner.collection)
         if name is not None:
             query, params = f"{query} AND name = %s", (*params, name)
-        async with self._connection() as connection:
-            return (await connection.execute(query, params)).rowcount
+
+        async def write(connection: AsyncConnection[Any]) -> int:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_S:.0f}s'")
+                return (await connection.execute(query, params)).rowcount
+
+        return await self._twice(write, _WRITE_S)
 
     async def listed(self, owner: Owner, after: str = "", limit: int = 100) -> list[Listed]:
         """Documents by name, those after `after`."""
-        async with self._connection() as connection, connection.cursor(row_factory=class_row(Listed)) as cursor:
-            await cursor.execute(
-                """SELECT id, name, title, size, chunks, digest, meta, extract(epoch FROM indexed_at)::float8 AS indexed_at
-                   FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name > %s ORDER BY name LIMIT %s""",
-                (owner.tenant, owner.collection, after, limit),
-            )
-            return await cursor.fetchall()
+
+        async def read(connection: AsyncConnection[Any]) -> list[Listed]:
+            async with connection.cursor(row_factory=class_row(Listed)) as cursor:
+                await cursor.execute(
+                    """SELECT id, name, title, size, chunks, sha256, settings, meta,
+                              extract(epoch FROM indexed_at)::float8 AS indexed_at
+                       FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name > %s ORDER BY name LIMIT %s""",
+                    (owner.tenant, owner.collection, after, limit),
+                )
+                return await cursor.fetchall()
+
+        return await self._twice(read, _READ_S)
 
     async def collections(self, tenant: str) -> dict[str, dict[str, int]]:
         """Documents and chunks of each collection of `tenant`."""
-        async with self._connection() as connection, connection.cursor(row_factory=tuple_row) as cursor:
-            await cursor.execute(
+
+        async def read(connection: AsyncConnection[Any]) -> dict[str, dict[str, int]]:
+            cursor = await connection.execute(
                 """SELECT collection, count(*), sum(chunks)::int8 FROM gearbox.sources
                    WHERE tenant = %s GROUP BY collection ORDER BY collection""",
                 (tenant,),
             )
-            return {name: {"documents": documents, "chunks": chunks} for name, documents, chunks in await cursor.fetchall()}
+            return {
+                name: {"documents": documents, "chunks": chunks} for name, documents, chunks in await cursor.fetchall()
+            }
+
+        return await self._twice(read, _READ_S)
 
     async def nearest(
         self, owner: Owner, embedding: Sequence[float], top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
-        """The chunks whose embeddings are nearest; scores are cosine similarities."""
-        return await self._search(owner, _NEAREST, {"query": np.asarray(embedding, np.float32)}, top_k, filters)
+        """The chunks whose embeddings are nearest; scores are cosine similarities.
+
+        All of a small collection are compared. In a large one, the index finds the nearest of all tenants' and leaves the
+        others' out; where it finds too few, all are compared after all.
+        """
+        condition, params = _filtered(owner, top_k, filters)
+        params["query"] = np.asarray(embedding, np.float32)
+
+        async def read(connection: AsyncConnection[Any]) -> list[Hit]:
+            cursor = await connection.execute(_SIZE, params)
+            documents, chunks = await cursor.fetchone() or (0, 0)
+            if documents == _MANY or chunks > _EXACT:
+                found = await _hits(connection, _NEAREST, condition, params)
+                if len(found) == top_k:
+                    return found
+            return await _hits(connection, _NEAREST_OF_ALL, condition, params)
+
+        return await self._twice(read, _READ_S)
 
     async def matching(
         self, owner: Owner, text: str, top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
         """The chunks that best match the words of `text`, any of them; scores are PostgreSQL's `ts_rank_cd`."""
-        return await self._search(owner, _MATCHING, {"query": text, "language": self._language}, top_k, filters)
+        condition, params = _filtered(owner, top_k, filters)
+        params |= {"query": text.replace("\0", " "), "language": self._language}
+        return await self._twice(lambda connection: _hits(connection, _MATCHING, condition, params), _READ_S)
 
-    async def _search(
-        self, owner: Owner, query: LiteralString, params: dict[str, Any], top_k: int, filters: Mapping[str, Any] | None
-    ) -> list[Hit]:
-        try:
-            condition, more = where(filters) if filters else (sql.SQL("TRUE"), {})
-        except FilterError as error:
-            raise RequestError(400, str(error), param="retrieval.filters", code="invalid_filter") from error
-        params |= {"tenant": owner.tenant, "collection": owner.collection, "top_k": top_k, **more}
-        async with self._connection() as connection, connection.cursor(row_factory=dict_row) as cursor:
-            await cursor.execute(sql.SQL(query).format(filters=condition), params)
-            return [Hit(**row) for row in await cursor.fetchall()]
+    async def _twice(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
+        """Do `work`, which does all or nothing; once more where the connection broke under it. Raises `StoreDown`."""
+        for attempt in (1, 2):
+            try:
+                async with asyncio.timeout(within_s), self._connection() as connection:
+                    return await work(connection)
+            except TimeoutError as error:
+                raise StoreDown from error
+            except psycopg.DataError as error:  # e.g. a character that PostgreSQL's text cannot hold
+                raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                await self._forget_idle()  # they broke with it
+                if attempt == 2 or isinstance(error, psycopg.errors.QueryCanceled):
+                    raise StoreDown from error
+        raise AssertionError
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection of one's own. Raises `StoreDown` when there is none, or when it broke."""
+        """A connection of one's own. One that broke, or that is left in the middle of something, is not used again."""
+        async with asyncio.timeout(_WAIT_S):
+            await self._free.acquire()
         try:
-            async with self._pool.connection() as connection:
+            connection = self._idle.pop() if self._idle else await self._connect()
+            try:
                 yield connection
-        except (PoolTimeout, psycopg.OperationalError) as error:
-            raise StoreDown from error
+            finally:
+                if connection.info.transaction_status == TransactionStatus.IDLE and not self._closed:
+                    self._idle.append(connection)
+                else:
+                    await connection.close()
+        finally:
+            self._free.release()
+
+    async def _bare(self) -> AsyncConnection[Any]:
+        return await AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=int(_WAIT_S))
+
+    async def _connect(self) -> AsyncConnection[Any]:
+        connection = await self._bare()
+        try:
+            await register_vector_async(connection)
+            # iterative: with a condition, HNSW alone would find too few
+            await connection.execute(f"SET statement_timeout = '{_READ_S}s'; SET hnsw.iterative_scan = strict_order")
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _forget_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
+def _filtered(owner: Owner, top_k: int, filters: Mapping[str, Any] | None) -> tuple[sql.Composable, dict[str, Any]]:
+    """What is searched: the condition of the filters, and parameters. Raises `RequestError`."""
+    try:
+        condition, params = where(filters) if filters else (sql.SQL("TRUE"), {})
+    except FilterError as error:
+        raise RequestError(400, str(error), param="retrieval.filters", code="invalid_filter") from error
+    return condition, {"tenant": owner.tenant, "collection": owner.collection, "top_k": top_k, **params}
+
+
+async def _hits(
+    connection: AsyncConnection[Any], query: LiteralString, condition: sql.Composable, params: Mapping[str, Any]
+) -> list[Hit]:
+    async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
+        await cursor.execute(sql.SQL(query).format(filters=condition), params)
+        rows = await cursor.fetchall()
+    return [Hit(**{**row, "embedding": row["embedding"].to_numpy()}) for row in rows]
 
 
 _COPY = """COPY gearbox.chunks (source_id, position, tenant, collection, heading, content, page, embedding)
            FROM STDIN (FORMAT BINARY)"""
 
-_NEAREST: LiteralString = """
-    SELECT s.name AS source, s.title, c.position, c.content, c.heading, c.page, s.meta,
-           1 - (c.embedding <=> %(query)s) AS score
-    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
-    WHERE c.tenant = %(tenant)s AND c.collection = %(collection)s AND {filters}
+# of a collection, as far as it matters
+_SIZE: LiteralString = f"""
+    SELECT count(*), coalesce(sum(chunks), 0) FROM (
+        SELECT chunks FROM gearbox.sources WHERE tenant = %(tenant)s AND collection = %(collection)s LIMIT {_MANY}) AS counted"""
+
+_FOUND: LiteralString = (
+    "SELECT s.name AS source, s.title, c.position, c.content, c.heading, c.page, s.meta, c.embedding"
+)
+_OWNED: LiteralString = "c.tenant = %(tenant)s AND c.collection = %(collection)s AND {filters}"
+
+_NEAREST: LiteralString = f"""
+    {_FOUND}, 1 - (c.embedding <=> %(query)s) AS score
+    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
     ORDER BY c.embedding <=> %(query)s LIMIT %(top_k)s"""
 
+# an order that the index of embeddings does not know
+_NEAREST_OF_ALL: LiteralString = f"""
+    {_FOUND}, 1 - (c.embedding <=> %(query)s) AS score
+    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
+    ORDER BY (c.embedding <=> %(query)s) + 0, c.source_id, c.position LIMIT %(top_k)s"""
+
 # any word is enough: of a whole question, a document rarely has all
-_MATCHING: LiteralString = """
+_MATCHING: LiteralString = rf"""
     WITH asked AS (
-        SELECT string_agg(quote_literal(lexeme), ' | ')::tsquery AS words
+        SELECT string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''', ' | ')::tsquery AS words
         FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)))
-    SELECT s.name AS source, s.title, c.position, c.content, c.heading, c.page, s.meta,
-           ts_rank_cd(c.words, asked.words, 1)::float8 AS score
+    {_FOUND}, ts_rank_cd(c.words, asked.words, 1)::float8 AS score
     FROM asked, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
-    WHERE c.words @@ asked.words AND c.tenant = %(tenant)s AND c.collection = %(collection)s AND {filters}
+    WHERE c.words @@ asked.words AND {_OWNED}
     ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
 
 # Each is applied once, in order, and never changed: a later one changes what it made.
 _MIGRATIONS: Sequence[LiteralString] = (
     """
+    CREATE TABLE gearbox.made_for (dimension integer NOT NULL, language text NOT NULL);
+    INSERT INTO gearbox.made_for VALUES ({dimension}, {language});
     CREATE TABLE gearbox.sources (
         id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         tenant text NOT NULL, collection text NOT NULL, name text NOT NULL,
-        digest bytea NOT NULL, title text NOT NULL, size bigint NOT NULL, chunks integer NOT NULL,
+        sha256 bytea NOT NULL, settings text NOT NULL, title text NOT NULL, size bigint NOT NULL, chunks integer NOT NULL,
         meta jsonb NOT NULL, indexed_at timestamptz NOT NULL DEFAULT now(),
         UNIQUE (tenant, collection, name));
     CREATE TABLE gearbox.chunks (
@@ -262,6 +394,7 @@ _MIGRATIONS: Sequence[LiteralString] = (
         words tsvector NOT NULL GENERATED ALWAYS AS (
             setweight(to_tsvector({language}, heading), 'A') || to_tsvector({language}, content)) STORED,
         PRIMARY KEY (source_id, position));
+    ALTER TABLE gearbox.chunks ALTER embedding SET STORAGE PLAIN; -- beside its row: every search reads it
     CREATE INDEX chunks_owner ON gearbox.chunks (tenant, collection);
     CREATE INDEX chunks_words ON gearbox.chunks USING gin (words);
     CREATE INDEX chunks_embedding ON gearbox.chunks USING hnsw (embedding vector_cosine_ops);
@@ -274,20 +407,21 @@ async def _migrate(connection: AsyncConnection[Any], dimension: int, language: s
         await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
         await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         await connection.execute("CREATE SCHEMA IF NOT EXISTS gearbox")
-        await connection.execute("CREATE TABLE IF NOT EXISTS gearbox.migrations (number integer PRIMARY KEY, at timestamptz DEFAULT now())")
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS gearbox.migrations (number integer PRIMARY KEY, at timestamptz DEFAULT now())"
+        )
         row = await (await connection.execute("SELECT coalesce(max(number), 0) FROM gearbox.migrations")).fetchone()
         done = row[0] if row else 0
         for number, statements in enumerate(_MIGRATIONS[done:], done + 1):
             made = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
             await connection.execute(made)
             await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
-
-
-async def _configure(connection: AsyncConnection[Any]) -> None:
-    """Of every new connection. Iterative scans: with a filter, HNSW alone would find too few."""
-    await register_vector_async(connection)
-    await connection.execute("SET hnsw.iterative_scan = strict_order")
-    await connection.execute("SET statement_timeout = '30s'")
+        row = await (await connection.execute("SELECT dimension, language FROM gearbox.made_for")).fetchone()
+    if row != (dimension, language):
+        raise ValueError(
+            f"the document store was made for (dimension, language) {row}, not for {(dimension, language)}: "
+            "give it another folder, or delete what is in it"
+        )
 
 
 def _number(*parts: str) -> int:
