@@ -14,7 +14,6 @@ from ray.serve.handle import DeploymentHandle
 from serve.config import ReplicaBounds, RetrievalConfig
 from serve.errors import RequestError
 from serve.retrieval.embed import Embedder, Vectors
-from serve.retrieval.service import Service
 
 APP = "retrieval"
 _MAX_ONGOING = 64
@@ -53,6 +52,8 @@ class RetrievalDeployment:
     def __init__(
         self, config: Mapping[str, object], conninfo: str, folder: str, model: str, embedder: DeploymentHandle
     ) -> None:
+        from serve.retrieval.service import Service  # Haystack imports torch where there is one: not in the gateway
+
         tokenizer = Path(folder) / "tokenizer.json"
         dimension = Embedder.dimension_of(Path(folder))
 

@@ -253,7 +253,7 @@ class Grounder:
         assert self._config is not None
         wanted = grounding.wanted
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
-        left = min(limits) / 1000 - (perf_counter() - arrived) if limits else self._config.timeout_s
+        left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
         began = perf_counter()
         try:
             async with asyncio.timeout(max(0.0, min(left, self._config.timeout_s))):

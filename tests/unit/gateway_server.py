@@ -131,7 +131,7 @@ class GatewayServer:
         *,
         variants: list[Variant] | None = None,
         without_replica: tuple[str, ...] = (),
-        retrieval: Retrieval | None = None,
+        searches: Retrieval | None = None,
         **config: Any,
     ) -> Started:
         """A gateway for `variants`, each with an engine; `config` replaces sections of the configuration."""
@@ -142,7 +142,7 @@ class GatewayServer:
         replicas = Replicas({name: stub.url for name, stub in engines.items() if name not in without_replica})
         settings, metrics = make_config(**{"access": {"open": True, "open_budget": "best"}, **config}), Metrics()
         named = {variant.name: variant for variant in variants}
-        app = Gateway(settings, named, replicas, metrics, ENGINE_TOKEN, retrieval or NoRetrieval())
+        app = Gateway(settings, named, replicas, metrics, ENGINE_TOKEN, searches or NoRetrieval())
         self._current = app
         return Started(app, self.url, self._http, settings, named, engines, replicas, metrics, self._finish)
 
