@@ -285,16 +285,19 @@ class TestComputing:
 
 
 class TestBudget:
-    def test_a_budget_that_carries_some_of_the_sources_gets_those(self, grounded: Started, retrieval: FakeRetrieval):
+    @pytest.mark.parametrize(("choice", "outcome", "passages"), [("shrink", "shrunk", 1), ("skip", "skipped", 0)])
+    def test_a_budget_that_carries_some_of_the_sources(self, grounded: Started, retrieval, choice, outcome, passages):
         retrieval.passages = [{**PASSAGE, "n": n} for n in range(1, 5)]
         costs = [1e-7 * 1.02**i for i in range(1000)]
         some = [cost for cost in costs if 0 < grounded.post("/v1/route", _body(cost)).json()["retrieval"]["top_k"] < 4]
-        facts = gearbox_of(ask(grounded, budget={"max_cost": some[0]}), False)["retrieval"]
-        assert (facts["outcome"], facts["passages"], facts["why"]) == ("shrunk", 1, "the budget carries 1 of 4 sources")
-        facts = gearbox_of(ask(grounded, budget={"max_cost": some[-1]}, retrieval={"on_budget": "skip"}), False)[
+        facts = gearbox_of(ask(grounded, budget={"max_cost": some[0]}, retrieval={"on_budget": choice}), False)[
             "retrieval"
         ]
-        assert (facts["outcome"], facts["passages"]) == ("skipped", 0)
+        assert (facts["outcome"], facts["passages"], facts["why"]) == (
+            outcome,
+            passages,
+            "the budget carries 1 of 4 sources",
+        )
 
     @pytest.mark.parametrize("choice", ["shrink", "skip"])
     def test_a_budget_that_carries_none_goes_without_and_says_so(
