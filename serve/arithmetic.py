@@ -66,9 +66,9 @@ def compute(expression: str) -> Result:
     """The value of an arithmetic expression.
 
     Understands `+ - * / // % ** ^`, their printed forms (`× ÷ − √ ²`), brackets, `sqrt`, `cbrt`, `root(x, n)`, `abs`,
-    `round(x, digits)`, `min`, `max`, `mean`, `factorial`, group commas (`1,234.5`), percentages (`12%` is 0.12 unless an
-    operand follows, then it is the remainder) and `of` for "times" (`15% of 80`). `^` binds tighter than a sign and to
-    the right.
+    `round(x, digits)`, `min`, `max`, `mean`, `factorial`, group commas (`1,234.5`), percentages (`12%` is 0.12 unless
+    an operand follows, then it is the remainder) and `of` for "times" (`15% of 80`). `^` binds tighter than a sign and
+    to the right.
 
     Raises:
         ArithmeticFault: not an expression, a division by zero, no real result, or numbers too large to be exact about.
@@ -258,7 +258,10 @@ class _Run:
 
 _FUNCTIONS = frozenset({"sqrt", "cbrt", "root", "abs", "round", "min", "max", "mean", "factorial"})
 _LISTS = frozenset({"root", "round", "min", "max", "mean"})  # a comma between their numbers groups no digits
-_SIGNS = str.maketrans({"×": "*", "·": "*", "⋅": "*", "∙": "*", "÷": "/", "∕": "/", "⁄": "/", "−": "-", "–": "-", "√": " sqrt ", "∛": " cbrt ", "²": "^2", "³": "^3", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)", "\u00a0": " ", "\u202f": " "})  # fmt: skip
+_SIGNS = str.maketrans(
+    dict(zip("×·⋅∙÷∕⁄−–\u00a0\u202f", "****///--  ", strict=True))
+    | {"√": " sqrt ", "∛": " cbrt ", "²": "^2", "³": "^3", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)"}
+)
 _TOKEN = re.compile(
     r"\s*(?:(?P<grouped>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d.]|,\d))"
     r"|(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[a-z]+)|(?P<sign>\*\*|//|[-+*/%^(),!]))",

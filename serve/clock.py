@@ -252,8 +252,8 @@ def _day(text: str) -> Day | None:
 
 _START = re.compile(
     r"^(?:(?:hi|hello|hey|ok|okay|so|excuse me|sorry)(?: there)?[,!.]* )*(?:please[, ]+)?"
-    r"(?:(?:can|could|would) you (?:please )?(?:tell|give) me |(?:please )?(?:tell|give) me |do you (?:happen to )?know "
-    r"|i (?:want|need|would like) to know )?(?:please )?"
+    r"(?:(?:can|could|would) you (?:please )?(?:tell|give) me |(?:please )?(?:tell|give) me "
+    r"|do you (?:happen to )?know |i (?:want|need|would like) to know )?(?:please )?"
 )
 _END = re.compile(r"(?:,? (?:please|thanks|thank you))?[ ?!.]*$")
 _NOW = r"(?: (?:right )?now| currently| at the moment| today)?"

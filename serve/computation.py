@@ -1,8 +1,8 @@
 """Finding the computation in a question: for small models that neither compute well nor call tools.
 
-It fires only when the question is the computation and nothing else. Whatever has words left after those of arithmetic, or
-could as well be a date, a range, a telephone number, a size or a name, is left to the model: better to compute less than
-to answer a question that nobody asked.
+It fires only when the question is the computation and nothing else. Whatever has words left after those of arithmetic,
+or could as well be a date, a range, a telephone number, a size or a name, is left to the model: better to compute less
+than to answer a question that nobody asked.
 """
 
 import re
@@ -85,24 +85,26 @@ _END = re.compile(
 )
 _BEFORE_END = re.compile(r"[ ?.,]+$")
 _TOLD = re.compile(
-    r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?)?(?:help me )?(?:calculate|compute|evaluate|work out|solve)"
-    r"(?: for me| the following)?:? "
+    r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?)?(?:help me )?"
+    r"(?:calculate|compute|evaluate|work out|solve)(?: for me| the following)?:? "
 )
 _ASKED = re.compile(
     r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?|do you know |i (?:want|need) to know )?(?:please )?"
-    r"(?:tell me |give me |find )?(?:what(?:'s| is| are| does| do|s| will| would)? |how much (?:is|are|does|do|will) |find )?"
+    r"(?:tell me |give me |find )?"
+    r"(?:what(?:'s| is| are| does| do|s| will| would)? |how much (?:is|are|does|do|will) |find )?"
     r"(?:the )?(?:(?:exact |numerical |numeric )*(?:value|result|answer) (?:of|to|for) )?(?:the )?:?(?: )?"
 )
 _EQUALS = re.compile(
-    r"(?: ?= ?\??| (?:equals?|makes?|gives?|comes? to|is|be|equal to|is equal to)(?: what)?| ?(?:=|equals|is) (?:what|how much|x|\?))$"
+    r"(?: ?= ?\??| (?:equals?|makes?|gives?|comes? to|is|be|equal to|is equal to)(?: what)?"
+    r"| ?(?:=|equals|is) (?:what|how much|x|\?))$"
 )
 _DECIMALS = re.compile(
     r",? ?(?:(?:rounded )?(?:to|with) |round(?:ed)? to )(\d{1,2}) (?:decimals?(?: places?)?|decimal digits?|places|dp)$"
 )
 
 _ONES = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen",
-    "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
 )  # fmt: skip
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _VALUES = {word: value for value, word in enumerate(_ONES)} | {word: 10 * at for at, word in enumerate(_TENS, 2)}
@@ -157,8 +159,9 @@ def _list(function: str) -> Callable[[re.Match[str]], str]:
 
     def made(found: re.Match[str]) -> str:
         numbers = [number.replace(",", "") for number in re.split(r", and |, | and ", found[1])]
-        sign = {"sum": "+", "product": "*"}.get(function)
-        return sign.join(f"({number})" if number[0] == "-" else number for number in numbers) if sign else f"{function}({', '.join(numbers)})"  # fmt: skip
+        if sign := {"sum": "+", "product": "*"}.get(function):
+            return sign.join(f"({number})" if number[0] == "-" else number for number in numbers)
+        return f"{function}({', '.join(numbers)})"
 
     return made
 
@@ -219,7 +222,8 @@ _WORDS: Rules = [
         (r"\bdivided by\b", "/"),
         (r"\bmultiplied by\b|\btimes\b|(?<=[\d)]) ?x ?(?=[\d(])", "*"),
         (
-            rf"\b(?:raised )?to the (?:power(?: of)?|exponent(?: of)?) (?=[-\d(])|\braised to (?=\d)|\bto the (?={_ORDINAL}\b(?: power)?)",
+            r"\b(?:raised )?to the (?:power(?: of)?|exponent(?: of)?) (?=[-\d(])|\braised to (?=\d)"
+            rf"|\bto the (?={_ORDINAL}\b(?: power)?)",
             "^",
         ),
         (rf"\^{_ORDINAL}(?: power)?\b", r"^\1"),

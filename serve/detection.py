@@ -1,6 +1,7 @@
 """What is computed instead of asked of a model: questions that are nothing but a computation, or a look at the clock.
 
-For small models, which neither compute nor call tools. Tools that a model calls itself are in `serve/retrieval/tools.py`.
+For small models, which neither compute nor call tools. Those that a model calls itself are in
+`serve/retrieval/tools.py`.
 """
 
 from collections.abc import Mapping, Sequence

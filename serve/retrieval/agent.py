@@ -1,0 +1,133 @@
+"""A model that calls tools until it answers: Haystack's `Agent`, pointed at a gateway, within bounds."""
+
+import asyncio
+import os
+
+os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import openai
+from haystack.components.agents import Agent
+from haystack.components.agents.state import State
+from haystack.components.generators.chat import OpenAIChatGenerator
+from haystack.dataclasses import ChatMessage
+from haystack.hooks import hook
+from haystack.tools.tool import Tool
+from haystack.utils import Secret
+
+MAX_CALLS = 16  # of tools in one run
+
+
+class AgentFault(Exception):
+    """A run without an answer. `status` is the model's HTTP status when it refused, 504 when time ran out, else 502."""
+
+    def __init__(self, message: str, status: int = 502) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(slots=True, frozen=True)
+class ToolUse:
+    """One call of a tool."""
+
+    name: str
+    input: Mapping[str, Any]
+    output: str
+
+
+@dataclass(slots=True, frozen=True)
+class AgentAnswer:
+    """What an agent answered, and how it got there."""
+
+    text: str
+    used: tuple[ToolUse, ...]
+    usage: Mapping[str, int]  # tokens of all steps together, as OpenAI names them
+    steps: int
+    finish_reason: str  # stop, length or content_filter
+
+
+async def run_agent(
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Tool],
+    base_url: str,
+    api_key: str,
+    model: str,
+    max_steps: int = 4,
+    extra_body: Mapping[str, Any] | None = None,
+    timeout_s: float = 60.0,
+) -> AgentAnswer:
+    """Let `model` call `tools` until it answers `messages` (OpenAI's shape), at most `max_steps` times asked.
+
+    `base_url` ends in `/v1`. `extra_body` goes into every request's body (sampling, budget); a gateway that runs agents
+    itself must turn that off there. `timeout_s` is for all of it, tools included. Nothing is retried: the gateway does
+    that where it helps.
+
+    Raises:
+        AgentFault: messages it can't read, the model refused or can't be reached, no answer in time, within the steps
+            or within `MAX_CALLS` calls.
+    """
+    try:
+        history = [ChatMessage.from_openai_dict_format(dict(message)) for message in messages]
+    except (ValueError, TypeError, KeyError) as error:
+        raise AgentFault(f"the messages cannot be read: {error}", 400) from error
+    generator = OpenAIChatGenerator(
+        api_key=Secret.from_token(api_key),
+        model=model,
+        api_base_url=base_url,
+        generation_kwargs={"extra_body": dict(extra_body or {})},
+        timeout=timeout_s,
+        max_retries=0,
+    )
+    agent = Agent(
+        chat_generator=generator,
+        tools=list(tools),
+        max_agent_steps=max_steps,
+        hooks={"before_tool": [_bound_calls]},
+    )
+    try:
+        async with asyncio.timeout(timeout_s):
+            result = await agent.run_async(history)
+    except (TimeoutError, openai.APITimeoutError) as error:
+        raise AgentFault(f"no answer within {timeout_s:g} s", 504) from error
+    except openai.APIStatusError as error:
+        raise AgentFault(f"the model answered {error.status_code}: {_message(error)}", error.status_code) from error
+    except openai.APIConnectionError as error:
+        raise AgentFault("the model cannot be reached", 502) from error
+    except AgentFault:
+        raise
+    except Exception as error:  # an answer that is no chat completion; Haystack raises many kinds
+        raise AgentFault(f"the model's answer cannot be read ({type(error).__name__})") from error
+    finally:
+        await generator.close_async()
+    return _answer(result, history, max_steps)
+
+
+@hook
+def _bound_calls(state: State) -> None:
+    messages: list[ChatMessage] = state.data["messages"]
+    if sum(len(message.tool_calls) for message in messages) > MAX_CALLS:
+        raise AgentFault(f"more than {MAX_CALLS} calls of tools")
+
+
+def _answer(result: Mapping[str, Any], history: Sequence[ChatMessage], max_steps: int) -> AgentAnswer:
+    new: list[ChatMessage] = result["messages"][len(history) :]
+    used = tuple(
+        ToolUse(outcome.origin.tool_name, outcome.origin.arguments, str(outcome.result))
+        for message in new
+        for outcome in message.tool_call_results
+    )
+    if result["exit_reason"] == "max_agent_steps":
+        raise AgentFault(f"no answer within {max_steps} steps ({len(used)} calls of tools)")
+    last: ChatMessage = result["last_message"]
+    usage = {name: int(count) for name, count in (result.get("token_usage") or {}).items() if isinstance(count, int)}
+    return AgentAnswer(last.text or "", used, usage, result["step_count"], last.meta.get("finish_reason") or "stop")
+
+
+def _message(error: openai.APIStatusError) -> str:
+    """What an error in OpenAI's shape says."""
+    body = error.body
+    said = body.get("message") if isinstance(body, dict) else None
+    return str(said or error.message)[:300]
