@@ -34,6 +34,7 @@ from deployments.state import (
     state_folder,
 )
 from deployments.weights import Weights
+from serve import indexing
 from serve.cli import app, fail
 from serve.config import ConfigError, PlatformConfig, load_config
 
@@ -264,6 +265,7 @@ def _serving(config: Path, name: str) -> Serving:
     return Serving(settings.engine_args(variant), {**settings.env, **variant.env}, variant.price_usd_per_hour)
 
 
+indexing.add_commands(app)
 cli_measure.add_commands(app, _serving, DEFAULT_CONFIG, Path(sys.executable))
 
 

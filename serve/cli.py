@@ -38,7 +38,7 @@ def chat(
     `/model NAME` changes the model, `/reset` forgets the conversation, Ctrl-D ends it; Ctrl-C stops an answer.
     """
     console = Console()
-    with _client(url, api_key) as client:
+    with platform_client(url, api_key) as client:
         model = model or _model_name(client)
         console.print(f"[bold]{model}[/] at {url}   [dim]/model NAME · /reset · Ctrl-D to leave[/]")
         history: list[dict[str, str]] = []
@@ -124,12 +124,12 @@ def route(
         "min_quality": min_quality,
     }
     budget = {name: value for name, value in {**limits, "objective": objective}.items() if value is not None}
-    with _client(url, api_key) as client:
+    with platform_client(url, api_key) as client:
         body = {
             "model": model or _model_name(client), "messages": [{"role": "user", "content": prompt}],
             "max_tokens": max_tokens, "budget": budget,
         }  # fmt: skip
-        decision = _checked(client.post("/v1/route", json=body))
+        decision = checked(client.post("/v1/route", json=body))
     table = Table("variant", "quality", "TTFT ms", "TPOT ms", "E2E ms", "cost µ$", "verdict")
     for candidate in decision["candidates"]:
         chosen = candidate["variant"] == decision["variant"]
@@ -154,7 +154,7 @@ def keys_new(
 
 
 @contextmanager
-def _client(url: str, api_key: str) -> Iterator[httpx.Client]:
+def platform_client(url: str, api_key: str) -> Iterator[httpx.Client]:
     """A client of the platform; what goes wrong with it ends the command with one line."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:
@@ -165,10 +165,11 @@ def _client(url: str, api_key: str) -> Iterator[httpx.Client]:
 
 
 def _model_name(client: httpx.Client) -> str:
-    return str(_checked(client.get("/v1/models"))["data"][0]["id"])
+    return str(checked(client.get("/v1/models"))["data"][0]["id"])
 
 
-def _checked(response: httpx.Response) -> dict[str, Any]:
+def checked(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of an answer; an error ends the command with its message."""
     try:
         document: dict[str, Any] = response.json()
     except ValueError as error:
