@@ -126,7 +126,9 @@ def asked(text: str) -> Asked | None:
             return None if place and zone is None else Asked(what, given, zone=zone)
     for pattern, what in _NAMED:
         if found := re.fullmatch(pattern, question):
-            return _asked_of(what, {name: part for name, part in found.groupdict().items() if part})
+            asked = _asked_of(what, {name: part for name, part in found.groupdict().items() if part})
+            if asked is not None:
+                return asked
     return None
 
 

@@ -68,13 +68,14 @@ def _is_computation(text: str, expression: str, *, framed: bool, certain: bool) 
         return not _LOOKS_ELSE_IN_WORDS.search(text)
     tight = re.fullmatch(r"\d+(?:\.\d+)*%?(?:[-/]\d+(?:\.\d+)*%?)+", text)
     if tight:  # 9/11, 24/7, 2024-05-01, 555-1234, 802-11; but 40366/439 is nothing else
-        return framed and _FRACTION.fullmatch(text) is not None and not _YEAR.match(text)
+        fraction = _FRACTION if framed else _LONG_FRACTION
+        return fraction.fullmatch(text) is not None and not _YEAR.match(text)
     spaced = re.fullmatch(r"(\d[\d.,]*) ?(-) ?(\d[\d.,]*)", text)
     if spaced:  # a range: 1914 - 1918, 10 - 20
         first, second = (float(spaced[side].replace(",", "").rstrip(".")) for side in (1, 3))
-        years = bool(_YEAR.fullmatch(spaced[1]) and _YEAR.fullmatch(spaced[3]))
-        return first >= second if not framed else not (years and first < second)
-    return not re.fullmatch(r"\d+(?: ?- ?\d+)+|\d+(?: ?/ ?\d+){2,}", text)
+        season = _YEAR.fullmatch(spaced[1]) and len(spaced[3]) == 2
+        return not season and (first >= second or (framed and not _YEAR.fullmatch(spaced[3])))
+    return framed or not re.fullmatch(r"\d+(?: ?- ?\d+)+|\d{1,2} / \d{1,2}|\d+(?: ?/ ?\d+){2,}", text)
 
 
 _GREETING = re.compile(r"^(?:(?:hi|hello|hey|ok|okay|so|quick question|question|q|math question)(?: there)?[,!.:]* )+")
@@ -91,7 +92,7 @@ _TOLD = re.compile(
 _ASKED = re.compile(
     r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?|do you know |i (?:want|need) to know )?(?:please )?"
     r"(?:tell me |give me |find )?"
-    r"(?:what(?:'s| is| are| does| do|s| will| would)? |how much (?:is|are|does|do|will) |find )?"
+    r"(?:what(?: number)?(?:'s| is| equals| are| does| do|s| will| would)? (?:you get if you )?|how much (?:is|are|does|do|will) |find )?"
     r"(?:the )?(?:(?:exact |numerical |numeric )*(?:value|result|answer) (?:of|to|for) )?(?:the )?:?(?: )?"
 )
 _EQUALS = re.compile(
@@ -193,7 +194,7 @@ _WHOLE: Rules = [
         (rf"quotient of {_N} and {_N}", r"\1/\2"),
         (rf"add {_N} (?:to|and|plus) {_N}", r"\1+\2"),
         (rf"subtract {_N} from {_N}", r"\2-\1"),
-        (rf"(?:multiply )?{_N} (?:multiplied )?by {_N}", r"\1*\2"),
+        (rf"multiply {_N} by {_N}", r"\1*\2"),
         (rf"divide {_N} by {_N}", r"\1/\2"),
         (rf"remainder (?:of|when) {_N} (?:is )?divided by {_N}", r"\1 % \2"),
         (rf"(?:twice|double) {_N}", r"2*\1"),
@@ -204,7 +205,7 @@ _WHOLE: Rules = [
         (rf"absolute value of {_N}", r"abs(\1)"),
     )
 ]
-_OPERAND = r"(\d[\d,]*(?:\.\d+)?|\([^()]*\))"
+_OPERAND = r"(-?\d[\d,]*(?:\.\d+)?|\([^()]*\))"
 #: Words anywhere in an expression.
 _WORDS: Rules = [
     (re.compile(pattern), replacement)
@@ -241,8 +242,9 @@ _OPERATOR = re.compile(
 #: Words that can be read in two ways, with two results.
 _AMBIGUOUS = re.compile(
     r"root of [\d.,]+ (?:plus|minus|times|divided|multiplied|[-+*/])|(?:^|[(*/+-] ?)(?:minus |- ?)\d[\d.,]* squared"
-    r"|[*/] ?\d[\d.]*(?: ?%| percent) of|\d ?[-+] ?\d[\d.]* ?(?:%|percent)(?! ?(?:of|[\d(]))"
+    r"|(?<![\d.,])0[x\d]|[*/] ?\d[\d.]*(?: ?%| percent) of|\d ?[-+] ?\d[\d.]* ?(?:%|percent)(?! ?(?:of|[\d(]))"
 )
 _LOOKS_ELSE_IN_WORDS = re.compile(r"^\d{3}-\d{3}-\d{4}$|^\d{4}-\d{2}-\d{2}$|^\d+x\d+$|^\d{1,2}/\d{1,2}/\d{2,4}$")
 _FRACTION = re.compile(r"(\d{4,}|\d+\.\d+)/\d+(?:\.\d+)?|(?:\d+)/(?:\d{4,}\.\d+)")
+_LONG_FRACTION = re.compile(r"\d{5,}/\d+")
 _YEAR = re.compile(r"(?:1[5-9]|20)\d\d(?!\d)")

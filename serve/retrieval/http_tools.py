@@ -135,7 +135,7 @@ class _Caller:
     def _without_secrets(self, text: str) -> str:
         """`text`, should the service repeat what it was sent."""
         for value in self.headers.values():
-            for secret in {value, value.rpartition(" ")[2]}:  # "Bearer …" and what follows it
+            for secret in (value, value.rpartition(" ")[2]):  # "Bearer …" and what follows it
                 if len(secret) >= 4:
                     text = text.replace(secret, "[secret]")
         return text
