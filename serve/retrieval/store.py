@@ -26,8 +26,7 @@ _WAIT_S = 5.0  # for a connection: what the database cannot give by then is an e
 _READ_S = 15.0  # for an answer
 _WRITE_S = 600.0
 _LOCK = 7_276_432  # of migrations: one at a time, whichever process comes first
-_EXACT = 10_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
-_MANY = 2_000  # documents of a collection that is taken for a large one without counting its chunks
+_EXACT = 2_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 _T = TypeVar("_T")
@@ -252,12 +251,9 @@ class Store:
         params["query"] = np.asarray(embedding, np.float32)
 
         async def read(connection: AsyncConnection[Any]) -> list[Hit]:
-            cursor = await connection.execute(_SIZE, params)
-            documents, chunks = await cursor.fetchone() or (0, 0)
-            if documents == _MANY or chunks > _EXACT:
-                found = await _hits(connection, _NEAREST, condition, params)
-                if len(found) == top_k:
-                    return found
+            large = await (await connection.execute(_LARGE, params)).fetchone()
+            if large == (True,) and len(found := await _hits(connection, _NEAREST, condition, params)) == top_k:
+                return found
             return await _hits(connection, _NEAREST_OF_ALL, condition, params)
 
         return await self._twice(read, _READ_S)
@@ -343,10 +339,10 @@ async def _hits(
 _COPY = """COPY gearbox.chunks (source_id, position, tenant, collection, heading, content, page, embedding)
            FROM STDIN (FORMAT BINARY)"""
 
-# of a collection, as far as it matters
-_SIZE: LiteralString = f"""
-    SELECT count(*), coalesce(sum(chunks), 0) FROM (
-        SELECT chunks FROM gearbox.sources WHERE tenant = %(tenant)s AND collection = %(collection)s LIMIT {_MANY}) AS counted"""
+_LARGE: LiteralString = f"""
+    SELECT count(*) = {_EXACT} OR sum(chunks) > {_EXACT} FROM (
+        SELECT chunks FROM gearbox.sources WHERE tenant = %(tenant)s AND collection = %(collection)s
+        LIMIT {_EXACT}) AS counted"""
 
 _FOUND: LiteralString = (
     "SELECT s.name AS source, s.title, c.position, c.content, c.heading, c.page, s.meta, c.embedding"
@@ -394,7 +390,8 @@ _MIGRATIONS: Sequence[LiteralString] = (
         words tsvector NOT NULL GENERATED ALWAYS AS (
             setweight(to_tsvector({language}, heading), 'A') || to_tsvector({language}, content)) STORED,
         PRIMARY KEY (source_id, position));
-    ALTER TABLE gearbox.chunks ALTER embedding SET STORAGE PLAIN; -- beside its row: every search reads it
+    -- whole rows in one place: every search reads the embedding, or the words to rank by them
+    ALTER TABLE gearbox.chunks ALTER embedding SET STORAGE PLAIN, SET (toast_tuple_target = 8160);
     CREATE INDEX chunks_owner ON gearbox.chunks (tenant, collection);
     CREATE INDEX chunks_words ON gearbox.chunks USING gin (words);
     CREATE INDEX chunks_embedding ON gearbox.chunks USING hnsw (embedding vector_cosine_ops);
