@@ -640,3 +640,260 @@ How many days from London to New York?
 How many days until 25?
 How many days between A and B?
 """.strip().splitlines()
+
+#: Written after the rules were done, and never used to mend them.
+FRESH_COMPUTATIONS = """
+what is 14 times 3
+68 + 79
+What is 2.4 / 0.6?
+how much is 60% of 90?
+12 squared
+what is 1/4 + 3/8
+what's 500 - 125?
+How much is nineteen plus eleven?
+what is the cube root of 125
+find the sum of 14 and 28
+7 * (8 - 3)
+multiply 12 by 11
+What is 45% off 200?
+What is 99 divided by 9?
+please solve 15 + 6 * 2
+hey, what's 13 times 14?
+calculate: 5 + 9
+what's the difference between 100 and 58
+sqrt 49
+3^4
+What is 360 divided by 12?
+eleven times eleven
+What is the average of 10 and 20?
+25*25
+2.2+2.2
+What is 10% of 10?
+6 plus 6 equals
+what is 8 cubed?
+give me 3 * 3
+the product of 9 and 9
+what is a quarter of 60
+what is minus 4 plus 9
+14/2=
+What is (4 + 6) x 3?
+1,250 / 5
+Could you compute 32 * 4?
+What's 0.5 * 0.5
+what is 7 to the power of 3
+999 * 999
+what is 40 + 2?
+""".strip().splitlines()
+FRESH_OTHERS = '''
+What is a 5K?
+How tall is 5'9?
+5'9"
+What is 3:45?
+What is 1080p?
+iPhone 15
+What is iOS 17.2?
+What is 2Pac?
+What is a 3-point line?
+What is 4-H?
+What is 3/16 inch?
+3/16"
+M8 x 40
+M8x1.25
+205/55 R16
+205/55
+What is 205/55?
+What is 6-7?
+6-7
+What is 13-17?
+Psalm 23:4
+John 3:16
+What is John 3:16?
+Acts 2
+Isaiah 40:31
+What is C4?
+What is 4chan?
+What is B-52?
+What is U2?
+area code 212
+212-555-0100
+What is 212-555-0100?
+What is $5 a day?
+5%
+What is 3.5%?
+£5
+What is 1st + 2nd?
+What is the 4th of July?
+What is 1-1?
+1-1
+2-1-0
+Is 4/20 a holiday?
+What is 4/20?
+4/20
+What is 420?
+What is 5-HT?
+What is 3x?
+10x
+What is a 10x engineer?
+3 x 3 basketball
+What is +44?
++44 20 7946 0958
+What is 5e?
+What is 3 sigma?
+What is 3σ?
+What is 6 sigma?
+ratio of 3 to 4
+3 to 4
+What is 3 to 4?
+two thirds majority
+What is two thirds?
+What is half?
+What is a third?
+What is seven?
+a hundred
+one hundred and one dalmatians
+twenty twenty
+nineteen eighty-four
+What is nineteen eighty-four?
+What is fifty fifty?
+What is one two three?
+seven eleven
+What is nine eleven?
+forty two
+What is the sum of us?
+What is the mean?
+What is the mean of this sentence?
+What is max?
+abs
+What is abs(x)?
+What is root?
+square root
+What is percent?
+What is minus one?
+minus 40
+What is 5 minutes?
+-40 degrees
+-40
+What is (5)?
+((5))
+What is 2.0?
+12.04.2024
+12. 4. 2024
+2024.05.01
+What is 2024/05?
+Q3 2024
+FY2024-25
+What is FY 2024/25?
+2024-W05
+What is E=mc^2?
+a^2 + b^2 = c^2
+What is 1 + i?
+What is x / 0?
+What is infinity - 1?
+0/1
+What is 0/1?
+01/02
+What is 1.0-2.0?
+v1.0-2""".split("
+")
+print(len(P),"MISS",[p for p in P if not computation.asked(p)])
+print(len(N),"FALSE",[(n,computation.asked(n)) for n in N if computation.asked(n)])
+CP="""what day is today please
+Whats the date
+tell me the time
+what is the time in Paris?
+How many days until January 1 2027?
+how many days till Halloween
+what day of the week was January 1, 2000?
+What weekday is 3 May 2027?
+what is the date tomorrow?
+current date
+what's the year
+which month is it
+How many days between 2020-01-01 and 2021-01-01
+what time is it in Sydney now
+what's the day today
+how many days are left until Christmas
+how many days has it been since 11 September 2001?
+date today
+What day of the week will Christmas be in 2030?
+what is today""".split("
+")
+CN="""What day is payday?
+what time is dinner
+What's the date of Easter 2027?
+What is the time on the moon?
+What year did Christmas start?
+How many days until summer?
+How many days since we met?
+What is the day of the dead?
+What time is it in the movie Inception?
+What day is D-Day?
+what's the time limit
+what date is best
+how many days between periods
+What is today's headline?
+what day is it going to rain
+What time is it where you are?
+What day was it when Kennedy died?
+how many days to lose 10 pounds
+How long until I am 30?
+What is the date of manufacture?
+what is the year of the dragon
+What day of the week do banks close?
+the date
+how many days till payday
+what is the current affairs""".split("
+")
+print(len(CP),"MISS",[p for p in CP if not clock.asked(p)])
+print(len(CN),"FALSE",[n for n in CN if clock.asked(n)])
+
+'''.strip().splitlines()
+FRESH_CLOCK = """
+what day is today please
+Whats the date
+tell me the time
+what is the time in Paris?
+How many days until January 1 2027?
+how many days till Halloween
+what day of the week was January 1, 2000?
+What weekday is 3 May 2027?
+what is the date tomorrow?
+current date
+what's the year
+which month is it
+How many days between 2020-01-01 and 2021-01-01
+what time is it in Sydney now
+what's the day today
+how many days are left until Christmas
+how many days has it been since 11 September 2001?
+date today
+What day of the week will Christmas be in 2030?
+what is today
+""".strip().splitlines()
+FRESH_NOT_CLOCK = """
+What day is payday?
+what time is dinner
+What's the date of Easter 2027?
+What is the time on the moon?
+What year did Christmas start?
+How many days until summer?
+How many days since we met?
+What is the day of the dead?
+What time is it in the movie Inception?
+What day is D-Day?
+what's the time limit
+what date is best
+how many days between periods
+What is today's headline?
+what day is it going to rain
+What time is it where you are?
+What day was it when Kennedy died?
+how many days to lose 10 pounds
+How long until I am 30?
+What is the date of manufacture?
+what is the year of the dragon
+What day of the week do banks close?
+the date
+how many days till payday
+what is the current affairs
+""".strip().splitlines()

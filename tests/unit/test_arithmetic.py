@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from serve.arithmetic import MAX_BITS, ArithmeticFault, NotArithmetic, answer, compute
 from serve.computation import asked
-from tests.unit.questions import CLOCK, COMPUTATIONS, NOT_CLOCK, NOT_COMPUTATIONS
+from tests.unit.questions import (
+    CLOCK,
+    COMPUTATIONS,
+    FRESH_COMPUTATIONS,
+    FRESH_OTHERS,
+    NOT_CLOCK,
+    NOT_COMPUTATIONS,
+)
 
 
 @pytest.mark.parametrize(
@@ -229,6 +236,11 @@ def test_a_computation_is_found_and_computed(question):
 @pytest.mark.parametrize("question", [*NOT_COMPUTATIONS, *CLOCK, *NOT_CLOCK])
 def test_anything_else_is_left_to_the_model(question):
     assert asked(question) is None
+
+
+def test_questions_the_rules_never_saw_are_told_apart():
+    assert len(list(filter(asked, FRESH_COMPUTATIONS))) == len(FRESH_COMPUTATIONS) == 40
+    assert list(filter(asked, FRESH_OTHERS)) == []
 
 
 @given(st.integers(0, 10**9), st.sampled_from("+*"), st.integers(0, 10**9))

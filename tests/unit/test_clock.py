@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from serve.clock import Asked, ClockFault, Day, answer, asked, day, zoned
 from serve.detection import DETECTED, detect
-from tests.unit.questions import CLOCK, COMPUTATIONS, NOT_CLOCK, NOT_COMPUTATIONS
+from tests.unit.questions import (
+    CLOCK,
+    COMPUTATIONS,
+    FRESH_CLOCK,
+    FRESH_NOT_CLOCK,
+    NOT_CLOCK,
+    NOT_COMPUTATIONS,
+)
 
 NOW = datetime(2026, 11, 25, 3, 40, tzinfo=UTC)
 DATES = st.dates(date(1, 1, 1), date(9999, 12, 31))
@@ -30,6 +37,11 @@ def test_a_look_at_the_clock_is_answered(question):
 @pytest.mark.parametrize("question", [*NOT_CLOCK, *NOT_COMPUTATIONS, *COMPUTATIONS])
 def test_anything_else_is_left_to_the_model(question):
     assert asked(question) is None
+
+
+def test_questions_the_rules_never_saw_are_told_apart():
+    assert len(list(filter(asked, FRESH_CLOCK))) >= 19
+    assert list(filter(asked, FRESH_NOT_CLOCK)) == []
 
 
 def test_today_is_where_the_caller_is():
