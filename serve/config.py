@@ -167,7 +167,13 @@ class RetrievalConfig(_Section):
     on_budget: Literal["shrink", "skip", "refuse"] = Field(
         default="shrink", description="what to do where the budget can't carry the sources: fewer, none, or an error"
     )
-    on_unsupported: Literal["abstain", "answer"] = "abstain"
+    on_unsupported: Literal["abstain", "answer"] = Field(
+        default="abstain", description="what to do where no document supports an answer"
+    )
+    unverified: Literal["quote", "mark"] = Field(
+        default="quote",
+        description="what to do with an answer that its sources do not support: quote them too, or only mark it",
+    )
     abstention: str = Field(default="I don't know: the documents I have do not say.", min_length=1)
     tools: tuple[Literal["calculator", "clock"], ...] = Field(
         default=("calculator", "clock"), description="what grounded requests are computed with instead of guessed"

@@ -18,7 +18,7 @@ from serve.catalog import Variant
 from serve.config import PlatformConfig
 from serve.engines import Engines, EngineUnreachable
 from serve.errors import RequestError
-from serve.grounding import Grounder, Grounding, direct_answer
+from serve.grounding import Fits, Grounder, Grounding, direct_answer
 from serve.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.metrics import Metrics
 from serve.prediction import Features, Latency, OutputLengths
@@ -131,10 +131,7 @@ class Generation:
         await self._gatekeeper.admit(caller)
         grounding = None
         if wanted is not None:
-
-            def fits(more_chars: int, more_s: float) -> bool:
-                return self.fits(call, caller, _remaining(budget, perf_counter() - arrived + more_s), more_chars)
-
+            fits = self._fits(call, caller, budget, arrived)
             grounding = await self._grounder.ground(call, wanted, caller.tenant, budget, arrived, fits)
             if grounding.answer is not None:
                 return await _answer_directly(call, grounding, grounding.answer, request_id, arrived, send)
@@ -167,18 +164,30 @@ class Generation:
         if (wanted := self._grounder.wanted(call, headers)) is None or wanted.collection is None:
             return None
 
-        def fits(more_chars: int, more_s: float) -> bool:
-            return self.fits(call, caller, _remaining(budget, more_s), more_chars)
-
-        top_k, more_chars = self._grounder.plan(wanted, fits)
+        top_k, more_chars = self._grounder.plan(wanted, self._fits(call, caller, budget, perf_counter()))
         return {"top_k": top_k, "more_chars": more_chars}
 
-    def fits(self, call: Call, caller: Caller, budget: Budget, more_chars: int) -> bool:
-        """Whether some variant would answer within `budget` if the prompt were `more_chars` longer."""
+    def _fits(self, call: Call, caller: Caller, budget: Budget, arrived: float) -> Fits:
+        """Tells whether some variant keeps `budget` with a longer prompt, later.
+
+        Where none does even without, the sources are not to blame: then it tells whether the prompt fits a context.
+        """
+
+        def miss(more_chars: int, more_s: float) -> str | None:
+            left = _remaining(budget, perf_counter() - arrived + more_s)
+            return self.decide(call, caller, left, more_chars=more_chars).chosen.why
+
+        def fits(more_chars: int, more_s: float) -> bool:
+            try:
+                return miss(more_chars, more_s) is None or missed
+            except RequestError:
+                return False
+
         try:
-            return self.decide(call, caller, budget, more_chars=more_chars).chosen.why is None
+            missed = miss(0, 0) is not None
         except RequestError:
-            return False
+            missed = False
+        return fits
 
     def _rule_out_shorter(self, variant: Variant, failed: set[str], message: str, *, pinned: bool) -> None:
         """After `variant` was too short: leave only variants with a longer context, or raise 413."""
@@ -229,8 +238,11 @@ class Generation:
         elif attempt.report.completion_tokens == 1:
             attempt.first = attempt.last
         if attempt.grounding is not None:
-            text = document["choices"][0]["message"].get("content") or ""
-            await self._grounder.check(attempt.grounding, text, attempt.budget, attempt.arrived)
+            message = document["choices"][0]["message"]
+            text = message.get("content") or ""
+            if more := await self._grounder.check(attempt.grounding, text, attempt.budget, attempt.arrived):
+                message["content"] = text + more
+                body = orjson.dumps(document)
         await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> str:
@@ -268,9 +280,10 @@ class Generation:
             told = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
             await send({"type": "http.response.body", "body": error_event(told)})
             return "interrupted"
+        more = ""
         if attempt.grounding is not None:
-            await self._grounder.check(attempt.grounding, relay.text, attempt.budget, attempt.arrived)
-        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt))})
+            more = await self._grounder.check(attempt.grounding, relay.text, attempt.budget, attempt.arrived)
+        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), more)})
         return "ok"
 
     def _learn(self, attempt: Attempt) -> None:

@@ -28,7 +28,6 @@ HEADER = "x-gearbox-retrieval"
 _PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
 _FRAME_CHARS = 300  # of what is said around the sources
 _EXPECTED_S = 0.1  # of a search, until some were seen
-_QUOTED = 300  # characters of a source in a citation
 
 Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "off"]
 Fits = Callable[[int, float], bool]
@@ -53,6 +52,7 @@ class Wanted(BaseModel):
     min_score: Annotated[float, Field(ge=0, le=1)] | None = None
     on_budget: Literal["shrink", "skip", "refuse"]
     on_unsupported: Literal["abstain", "answer"]
+    unverified: Literal["quote", "mark"]
     tools: tuple[Literal["calculator", "clock"], ...]
 
 
@@ -61,6 +61,8 @@ class Grounding:
     """What was done for one request, and what came of it."""
 
     wanted: Wanted
+    question: str = ""
+    quotable: bool = False  # whether text may be added to the answer
     outcome: Outcome = "off"
     why: str | None = None
     support: float | None = None
@@ -71,6 +73,7 @@ class Grounding:
     tools: list[dict[str, Any]] = field(default_factory=list)
     answer: str | None = None  # the answer itself, where no variant is needed for it
     sentences: list[dict[str, Any]] | None = None  # None: not checked
+    quoted: int | None = None  # number of the source that was quoted after an answer that no source supports
 
     @property
     def reason(self) -> str:
@@ -83,6 +86,7 @@ class Grounding:
             "grounded": self._grounded(),
             "citations": self._citations(),
             "sentences": self.sentences,
+            "quoted": self.quoted,
             "tools": self.tools,
             "retrieval": {
                 "outcome": self.outcome, "why": self.why, "collection": self.wanted.collection, "mode": self.wanted.mode,
@@ -104,12 +108,9 @@ class Grounding:
 
     def _citations(self) -> list[dict[str, Any]]:
         """The sources that the answer's sentences rest on."""
-        cited = {one["source"] for one in self.sentences or () if one["supported"]}
+        cited = {one["source"] for one in self.sentences or () if one["supported"]} | {self.quoted}
         return [
-            {
-                **{name: passage[name] for name in ("n", "source", "title", "heading", "page", "score")},
-                "quote": passage["content"][:_QUOTED],
-            }
+            {name: passage[name] for name in ("n", "source", "title", "heading", "page", "score", "quote")}
             for passage in self.passages
             if passage["n"] in cited
         ]
@@ -143,7 +144,7 @@ class Grounder:
             raise _invalid("only chat completions can be grounded", "retrieval")
         defaults = {
             name: getattr(self._config, name)
-            for name in ("collection", "mode", "top_k", "on_budget", "on_unsupported", "tools")
+            for name in ("collection", "mode", "top_k", "on_budget", "on_unsupported", "unverified", "tools")
         }
         named = {"collection": call.ref.collection} if call.ref.collection else {}
         try:
@@ -179,6 +180,9 @@ class Grounder:
         if question is None:
             grounding.why = "the last message is not a user's text"
             return self._counted(grounding)
+        grounding.question = question
+        plain = call.body.get("response_format") is None and call.body.get("n") in (None, 1)
+        grounding.quotable = wanted.unverified == "quote" and plain
         if self._compute(grounding, question, call) or wanted.collection is None:
             return self._counted(grounding)
         top_k, _ = self.plan(wanted, fits)
@@ -205,8 +209,20 @@ class Grounder:
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
         return self._counted(grounding)
 
-    async def check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> None:
-        """Hold the answer's sentences against its sources, as far as the budget's time goes."""
+    async def check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> str:
+        """Hold the answer's sentences against its sources, as far as the budget's time goes.
+
+        Returns what is to be added to the answer: where not all of it is supported, what the best source says.
+        """
+        await self._check(grounding, answer, budget, arrived)
+        claims = [one["supported"] for one in grounding.sentences or () if one["supported"] is not None]
+        if not grounding.quotable or grounding.sentences is None or all(claims or [False]):
+            return ""
+        best = grounding.passages[0]
+        grounding.quoted = best["n"]
+        return f"\n\nSource {best['n']} says: “{best['quote']}”"
+
+    async def _check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> None:
         assert self._config is not None
         if not grounding.passages or not answer.strip():
             return
@@ -220,7 +236,9 @@ class Grounder:
         try:
             async with asyncio.timeout(left):
                 passages = [passage["content"] for passage in grounding.passages]
-                grounding.sentences = await self._retrieval.call("check", answer=answer, passages=passages)
+                grounding.sentences = await self._retrieval.call(
+                    "check", answer=answer, passages=passages, question=grounding.question
+                )
         except TimeoutError:
             grounding.why = f"the answer could not be checked within {left * 1000:.0f} ms"
         except RequestError as error:

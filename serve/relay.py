@@ -74,7 +74,7 @@ class StreamRelay:
     collects: bool = False  # whether the first choice's text is kept
     text: str = ""
     _tail: bytes = b""  # an event whose end has not arrived
-    _held: bytes = b""  # the last event, kept until it is known whether the `gearbox` object goes onto it
+    _held: bytes = b""  # the last events, kept until it is known whether the `gearbox` object goes onto them
 
     def feed(self, data: bytes) -> bytes:
         """What to send on for `data`. The usage chunk is held back: `finish` gives the end of the stream.
@@ -106,8 +106,7 @@ class StreamRelay:
             elif _USAGE in event and not (last := orjson.loads(event[6:]))["choices"]:
                 self.report = EngineReport.of(last)
                 if self.wants_usage:
-                    out += self._held
-                    self._held = event
+                    self._held += event
                 continue
             else:
                 out += self._held
@@ -115,10 +114,15 @@ class StreamRelay:
             self.chunks += 1
         return bytes(out)
 
-    def finish(self, gearbox: dict[str, object]) -> bytes:
-        """The last event with the `gearbox` object on it, and the end marker."""
+    def finish(self, gearbox: dict[str, object], more: str = "") -> bytes:
+        """The last events with the `gearbox` object on them, and the end marker; before them `more` text of the answer."""
         last = splice(self._held, gearbox) if self._held else b""
-        return last + _DONE + _EVENT_END
+        return (self._chunk(more) if more and self._held else b"") + last + _DONE + _EVENT_END
+
+    def _chunk(self, text: str) -> bytes:
+        head = orjson.loads(self._held[6 : self._held.index(_EVENT_END)])
+        choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
+        return b"data: " + orjson.dumps({**head, "choices": [choice]}) + _EVENT_END
 
     def _events(self, data: bytes) -> Iterator[bytes]:
         *whole, self._tail = (self._tail + data).split(_EVENT_END)

@@ -153,5 +153,9 @@ def _document(hit: Hit) -> Document:
         "meta": hit.meta,
     }  # fmt: skip
     return Document(
-        id=f"{hit.position}@{hit.source}", content=hit.content, meta=meta, embedding=hit.embedding, score=hit.score
+        id=f"{hit.position}@{hit.source}",
+        content=hit.content,
+        meta=meta,
+        embedding=hit.embedding.tolist(),
+        score=hit.score,
     )

@@ -21,8 +21,8 @@ MIN_SUPPORT = 0.5  # below it for every passage, nothing found answers the quest
 MIN_ENTAILED = 0.5  # below it a sentence is marked as unsupported
 
 # Bias first, then a weight for each feature, in the order of `support_features` and `entailment_features`.
-SUPPORT = (-5.5, 6.0, 5.0, 1.5, -1.5)
-ENTAILMENT = (-6.0, 4.0, 2.0, 4.0, 1.0, -5.0, -3.0, -4.0, -1.0)
+SUPPORT = (-5.0, 9.5, 1.6, 3.0, -1.0, -1.0)
+ENTAILMENT = (-11.657, 8.03, 0.199, 0.951, 4.879, -3.733, -2.567, -3.6, -3.255, 1.0)
 
 _CANDIDATES = 3  # sentences of the passages that one sentence of an answer is compared with as vectors
 _SENTENCES = 64  # of an answer that are checked; embedding more would take longer than writing them
@@ -32,7 +32,7 @@ _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,:]\d+)*")
 _NAME = re.compile(r"\b[A-Z]\w*")
 _THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _DECIMAL = re.compile(r"\d+\.\d+")
-_CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
+_MARKS = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]|^(?:[-*+•#>|]+|\d+[.)])\s+")  # of citations and lists: no claims
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot|nothing|nobody)\b|n['’]t\b", re.I)
 
 _FILLER = frozenset(
@@ -51,6 +51,20 @@ _ASKING = frozenset(  # what a question is made of: it need not be in a passage
         r"\w+",
         """answer called define definition describe description explain explanation find know mean meaning question refer
         say tell term understand word""",
+    )
+)
+#: People and what belongs to them, where the country's name has another stem: a question says one, a text the other.
+_PEOPLES: dict[str, str] = dict(
+    re.findall(
+        r"(\w+)/(\w+)",
+        """british/kingdom britain/kingdom uk/kingdom french/france dutch/netherlands spanish/spain italian/italy
+        polish/poland swedish/sweden norwegian/norway danish/denmark dane/denmark finnish/finland belgian/belgium
+        portuguese/portugal greek/greece irish/ireland hungarian/hungary swiss/switzerland austrian/austria
+        czech/czechia romanian/romania ukrainian/ukraine russian/russia turkish/turkey scottish/scotland welsh/wales
+        english/england american/america usa/america canadian/canada mexican/mexico brazilian/brazil
+        argentinian/argentina peruvian/peru chilean/chile australian/australia japanese/japan chinese/china
+        indian/india pakistani/pakistan korean/korea israeli/israel egyptian/egypt kenyan/kenya nigerian/nigeria
+        african/africa asian/asia european/europe""",
     )
 )
 _SUFFIXES = re.compile(
@@ -110,18 +124,19 @@ def support(question: str, question_vector: Vectors, passages: Sequence[str], pa
 def support_features(
     question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors
 ) -> list[tuple[float, ...]]:
-    """For each passage: cosine, share of the question's rare words in it, share of its pairs of words, rarest miss."""
+    """For each passage: cosine, share of the question's words in it, share of its pairs of words, rarest and names missed."""
     cosines = (np.asarray(passage_vectors) @ np.asarray(question_vector)).tolist()
     asked = _content(question, _ASKING)
-    pairs = {pair for pair in pairwise(_stems(question)) if asked.keys() >= set(pair)}
+    pairs = {pair for pair in pairwise(stems(question)) if asked.keys() >= set(pair)}
+    names = {stem for name in _names(question) if (stem := _stem(name.lower())) in asked}
     rows: list[tuple[float, ...]] = []
     for passage, cosine in zip(passages, cosines, strict=True):
-        stems = _stems(passage)
-        known = set(stems)
-        covered = _share(asked, known)
-        together = len(pairs.intersection(pairwise(stems))) / len(pairs) if pairs else covered
+        said = stems(passage)
+        known = set(said)
+        covered = share(asked, known)
+        together = len(pairs.intersection(pairwise(said))) / len(pairs) if pairs else covered
         missing = max((weight for stem, weight in asked.items() if stem not in known), default=0.0)
-        rows.append((cosine, covered, together, missing))
+        rows.append((cosine, covered, together, missing, float(min(len(names - known), 2))))
     return rows
 
 
@@ -141,7 +156,7 @@ async def check(
         question: what the answer repeats of it is no claim of its own.
     """
     spans = sentences(answer)[:_SENTENCES]
-    read = [Text(_CITATION.sub("", answer[start:end])) for start, end in spans]
+    read = [Text(_MARKS.sub("", answer[start:end])) for start, end in spans]
     claims = {i: text for i, text in enumerate(read) if _claims(text)}
     evidence = Evidence(passages)
     found = {i: evidence.nearest(text) for i, text in claims.items()}
@@ -176,7 +191,7 @@ class Text:
         self.content = _content(text)
         self.numbers = _numbers(text)
         self.said = self.content.keys() | self.numbers
-        self.pairs = set(pairwise(_stems(text)))
+        self.pairs = set(pairwise(stems(text)))
         self.negated = bool(_NEGATION.search(text))
 
 
@@ -195,7 +210,7 @@ class Evidence:
 
     def nearest(self, text: Text) -> list[int]:
         """The sentences that share most of its words; the earlier one first where that is the same."""
-        shares = [_share(text.content, other.said) for other in self.texts]
+        shares = [share(text.content, other.said) for other in self.texts]
         return sorted(range(len(shares)), key=lambda j: -shares[j])[:_CANDIDATES]
 
 
@@ -203,7 +218,8 @@ def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, 
     """How far sentence `at` of the evidence, and the passage around it, say what `text` says.
 
     Cosine, share of its words in the sentence and in the passage, share of its pairs of words in the sentence, numbers
-    and names that the passage lacks, a negation on one side only, numbers that are elsewhere in the passage only.
+    and names that the passage lacks, a negation on one side only, numbers that are elsewhere in the passage only, and how
+    short the text is: the vectors of a few words are far from any sentence's.
     """
     said, whole, sentence = evidence.texts[at].said, evidence.whole[evidence.passage[at]], evidence.texts[at]
     new = {stem: weight for stem, weight in text.content.items() if stem not in question.content} or text.content
@@ -211,13 +227,14 @@ def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, 
     names = {_stem(name.lower()) for name in _names(text.text)} - question.said
     return (
         cosine,
-        _share(new, said),
-        _share(new, whole),
+        share(new, said),
+        share(new, whole),
         len(text.pairs & sentence.pairs) / len(text.pairs) if text.pairs else 1.0,
         float(len(numbers - whole)),
         float(len(names - whole)),
         float(text.negated != sentence.negated),
         float(len((numbers & whole) - said)),
+        min(1.0, 2 / max(len(text.content), 1)),
     )
 
 
@@ -266,7 +283,7 @@ def _claims(read: Text) -> bool:
     return bool(read.said)
 
 
-def _stems(text: str) -> list[str]:
+def stems(text: str) -> list[str]:
     """Of the words that say something, in order."""
     return [stem for stem in map(_stem, _WORD.findall(text.lower())) if stem]
 
@@ -274,7 +291,7 @@ def _stems(text: str) -> list[str]:
 @lru_cache(maxsize=65_536)
 def _stem(word: str) -> str:
     """The word without a common ending, so that most of its forms are the same; empty when it says nothing."""
-    return "" if word in _FILLER else _SUFFIXES.sub("", _SUFFIXES.sub("", word))
+    return "" if word in _FILLER else _SUFFIXES.sub("", _SUFFIXES.sub("", _PEOPLES.get(word, word)))
 
 
 @lru_cache(maxsize=65_536)
@@ -290,7 +307,13 @@ def _content(text: str, filler: AbstractSet[str] = frozenset()) -> dict[str, flo
     return found or {stem: _weight(word) for word in words if (stem := _stem(word))}
 
 
-def _share(content: Mapping[str, float], known: AbstractSet[str]) -> float:
+def asked_for(question: str) -> dict[str, float]:
+    """Stems of what a question is about, with how much each weighs."""
+    return _content(question, _ASKING)
+
+
+def share(content: Mapping[str, float], known: AbstractSet[str]) -> float:
+    """How much of `content` is in `known`, by weight, 0 to 1."""
     total = sum(content.values())
     return sum([content[stem] for stem in content if stem in known]) / total if total else 0.0
 

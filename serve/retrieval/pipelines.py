@@ -37,7 +37,8 @@ class Found:
 
 
 class RetrievalPipeline:
-    """One pipeline: `question`, `tenant`, `collection` and more in; out come a `guard`'s documents and a `prompt`.
+    """One pipeline: `question`, `tenant`, `collection` and more in; out come a `guard`'s documents, shortened by a `focus` if there
+    is one, and a `prompt`.
 
     Raises:
         PipelineError: not YAML, not a pipeline, from a module that is not allowed, or without those two components.
@@ -52,6 +53,7 @@ class RetrievalPipeline:
         for name, output in (("guard", "documents"), ("guard", "support"), ("prompt", "prompt")):
             if output not in outputs.get(name, {}):
                 raise PipelineError(f"{file.name}: a component '{name}' with the output '{output}' is needed")
+        self._wanted = {"guard", "prompt", "focus"} & outputs.keys()
         self._inputs = {
             name: [key for key in wanted if key in _INPUTS] for name, wanted in self._pipeline.inputs().items()
         }
@@ -63,11 +65,11 @@ class RetrievalPipeline:
         timings: dict[str, float] = {}
         token = _timings.set(timings)
         try:
-            made = await self._pipeline.run_async(data, include_outputs_from={"guard", "prompt"})
+            made = await self._pipeline.run_async(data, include_outputs_from=self._wanted)
         finally:
             _timings.reset(token)
-        guard, prompt = made["guard"], made["prompt"]["prompt"]
-        return Found(tuple(prompt), tuple(guard["documents"]), guard["support"], timings)
+        documents = made.get("focus", made["guard"])["documents"]
+        return Found(tuple(made["prompt"]["prompt"]), tuple(documents), made["guard"]["support"], timings)
 
 
 def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict[str, RetrievalPipeline]:

@@ -15,6 +15,7 @@ from serve.retrieval.pipelines import Found, load_pipelines
 from serve.retrieval.store import Owner, Store
 
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
+_QUOTED = 300  # characters of a source that nothing shortened
 _CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check"}
 
 
@@ -109,14 +110,14 @@ class Service:
                 raise ours from error
             raise
 
-    async def check(self, answer: str, passages: Sequence[str]) -> list[dict[str, Any]]:
+    async def check(self, answer: str, passages: Sequence[str], question: str = "") -> list[dict[str, Any]]:
         """Which sentences of `answer` the passages support; positions are characters."""
         return [
             {
-                "start": one.start, "end": one.end, "supported": one.supported, "score": round(one.score, 4),
+                "start": one.start, "end": one.end, "supported": one.supported, "score": None if one.score is None else round(one.score, 4),
                 "source": None if one.passage is None else one.passage + 1,
             }
-            for one in await guard.check(answer, passages, self._embed)
+            for one in await guard.check(answer, passages, self._embed, question=question)
         ]  # fmt: skip
 
     async def index(
@@ -155,7 +156,8 @@ def _described(found: Found) -> dict[str, Any]:
     passages = [
         {
             "n": number, **{name: document.meta[name] for name in ("source", "title", "heading", "page")},
-            "score": round(float(document.score or 0.0), 4), "content": document.content, "meta": document.meta["meta"],
+            "score": round(float(document.score or 0.0), 4), "content": document.content,
+            "quote": document.meta.get("focus") or (document.content or "")[:_QUOTED], "meta": document.meta["meta"],
         }
         for number, document in enumerate(found.documents, 1)
     ]  # fmt: skip

@@ -15,7 +15,7 @@ from tests.unit.gateway_server import Start, Started, bearer
 QUESTION = "Who leads Larkhaven?"
 PASSAGE = {
     "n": 1, "source": "news/1.md", "title": "News", "heading": "", "page": None, "score": 0.9,
-    "content": "Ada Quist leads Larkhaven.", "meta": {"date": "2026-01-01"},
+    "content": "Ada Quist leads Larkhaven. It rains.", "quote": "Ada Quist leads Larkhaven.", "meta": {"date": "2026-01-01"},
 }  # fmt: skip
 
 
@@ -50,7 +50,7 @@ class FakeRetrieval:
         passages = self.passages[:top_k]
         prompt = [
             {"role": "system", "content": "Be brief."},
-            {"role": "user", "content": "".join(one["content"] for one in passages) + " " + question},
+            {"role": "user", "content": "".join(one["quote"] for one in passages) + " " + question},
         ]
         return {
             "support": 0.9 if passages else 0.1,
@@ -60,7 +60,7 @@ class FakeRetrieval:
             "ms": 2.0,
         }
 
-    async def _check(self, answer: str, passages: list[str]) -> list[dict[str, Any]]:
+    async def _check(self, answer: str, passages: list[str], question: str) -> list[dict[str, Any]]:
         await asyncio.sleep(self.check_s)
         if self.check_error:
             raise self.check_error
@@ -182,7 +182,7 @@ class TestAnswers:
         facts = gearbox_of(response, stream)
         assert facts["grounded"] is True
         assert [(one["n"], one["source"], one["quote"]) for one in facts["citations"]] == [
-            (1, "news/1.md", PASSAGE["content"])
+            (1, "news/1.md", PASSAGE["quote"])
         ]
         assert facts["retrieval"]["support"] == 0.9
         assert facts["retrieval"]["timings_ms"] == {"dense": 1.5}
@@ -200,7 +200,7 @@ class TestAnswers:
         assert len(sent) == 4
 
     def test_the_router_decides_with_the_longer_prompt(self, grounded: Started, retrieval: FakeRetrieval):
-        retrieval.passages = [{**PASSAGE, "content": "word " * 100_000}]
+        retrieval.passages = [{**PASSAGE, "quote": "word " * 100_000}]
         assert error_of(ask(grounded), 413)
         assert grounded.engine_calls() == {}
 
@@ -228,10 +228,34 @@ class TestAnswers:
     @streamed_or_not
     def test_a_sentence_that_no_source_supports_is_marked(self, grounded: Started, retrieval: FakeRetrieval, stream):
         retrieval.supported = False
-        facts = gearbox_of(ask(grounded, stream=stream), stream)
-        assert (facts["grounded"], facts["citations"]) == (False, [])
+        response = ask(grounded, stream=stream, retrieval={"unverified": "mark"})
+        facts = gearbox_of(response, stream)
+        assert (facts["grounded"], facts["citations"], facts["quoted"]) == (False, [], None)
         assert [one["supported"] for one in facts["sentences"]] == [False]
+        assert "Source 1 says" not in text_of(response, stream)
         assert grounded.sample("gearbox_sentences_total", supported="no") == 1
+
+    @pytest.mark.parametrize("usage", [False, True])
+    @streamed_or_not
+    def test_the_source_is_quoted_after_an_answer_that_it_does_not_support(self, grounded, retrieval, stream, usage):
+        retrieval.supported = False
+        options = {"stream_options": {"include_usage": usage}} if stream else {}
+        response = ask(grounded, stream=stream, **options)
+        assert text_of(response, stream).endswith("\n\nSource 1 says: “Ada Quist leads Larkhaven.”")
+        facts = gearbox_of(response, stream)
+        assert (facts["grounded"], facts["quoted"], facts["citations"][0]["n"]) == (False, 1, 1)
+        assert facts["sentences"][0]["end"] < len(text_of(response, stream))
+        if stream:
+            reasons = [c["finish_reason"] for event in chunks(response) for c in event["choices"]]
+            assert [reason for reason in reasons if reason] == [reasons[-1]] == ["stop"], (
+                "the quotation comes before the end"
+            )
+            assert ("usage" in chunks(response)[-1]) == usage
+
+    @pytest.mark.parametrize("body", [{"response_format": {"type": "json_object"}}, {"n": 2}])
+    def test_nothing_is_added_to_what_a_program_reads(self, grounded: Started, retrieval: FakeRetrieval, body):
+        retrieval.supported = False
+        assert "Source 1 says" not in text_of(ask(grounded, **body), False)
 
     def test_an_answer_without_a_claim_is_not_grounded(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.supported = None
