@@ -160,7 +160,7 @@ class Indexer:
             raise _unreadable(str(error)) from error
         except TimeoutError as error:
             raise _unreadable(f"it took longer than {within:g} s to read") from error
-        except anyio.BrokenWorkerProcess as error:
+        except (anyio.BrokenWorkerProcess, MemoryError) as error:
             raise _unreadable("reading it broke the process that did") from error
 
 
