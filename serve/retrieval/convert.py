@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 MAX_CHARS = 20_000_000  # of a document's text
 MAX_UNPACKED = 200_000_000  # bytes of an archive's content
@@ -94,7 +95,7 @@ def kind_of(name: str, kind: str | None = None) -> str:
         if found is None:
             raise ConversionError(f"documents of type '{plain[:80]}' are not read; there are {', '.join(KINDS)}")
         return found
-    ending = PurePosixPath(name.partition("?")[0]).suffix.lower()
+    ending = PurePosixPath(urlsplit(name).path if "://" in name else name).suffix.lower()
     if ending not in _ENDINGS:
         raise ConversionError(f"files ending in '{ending[:20]}' are not read; there are {', '.join(_ENDINGS)}")
     return _ENDINGS[ending]
@@ -107,7 +108,7 @@ def _decoded(data: bytes) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
-    if text.count("\0") > len(text) // 100:
+    if text.count("\0") > 2 + len(text) // 100:
         raise ConversionError("it is not text")
     return text.replace("\0", "")
 
@@ -154,7 +155,8 @@ def _html(data: bytes) -> Text:
     except lxml.etree.ParserError as error:
         raise ConversionError("there is no text in it") from error
     title = tree.findtext(".//title") or ""
-    for element in tree.xpath(_HIDDEN):
+    styled = [one for one in tree.xpath("//*[@style]") if _HIDING.search(_SPACE.sub("", one.get("style").lower()))]
+    for element in tree.xpath(_UNSEEN) + styled:
         if element.getparent() is not None:
             element.drop_tree()
     found = trafilatura.extract(
@@ -210,14 +212,39 @@ def _docx(data: bytes) -> Text:
     lines = []
     for block in document.iter_inner_content():
         if isinstance(block, Table):
-            rows = (" | ".join(_tidy(cell.text) for cell in row.cells) for row in block.rows)
-            lines.append("\n".join(rows))
+            lines.append(_table(block))
             continue
-        text = "".join(run.text for run in block.runs if not run.font.hidden) or ("" if block.runs else block.text)
+        text = _seen(block)
         style = block.style.name if block.style is not None and block.style.name else ""
         level = _LEVEL.match(style)
         lines.append(f"{'#' * int(level[1])} {text}" if level and text.strip() else text)
     return Text(document.core_properties.title, tuple(_by_heading("\n\n".join(lines))))
+
+
+def _table(table: Any) -> str:
+    """A line a row. A cell that spans several is written once."""
+    rows = []
+    for row in table.rows:
+        cells = {cell._tc: cell for cell in row.cells}.values()
+        rows.append(" | ".join(_tidy(" ".join(_cell(block) for block in cell.iter_inner_content())) for cell in cells))
+    return "\n".join(rows)
+
+
+def _cell(block: Any) -> str:
+    return _seen(block) if hasattr(block, "runs") else _table(block)
+
+
+def _seen(paragraph: Any) -> str:
+    """The text of a paragraph's runs, in links and insertions too, but for those that are hidden."""
+    from docx.text.run import Run
+
+    runs = [Run(run, paragraph) for run in paragraph._p.xpath(".//w:r[not(ancestor::*[local-name()='Fallback'])]")]
+    return "".join(run.text for run in runs if not _is_hidden(run, paragraph))
+
+
+def _is_hidden(run: Any, paragraph: Any) -> bool:
+    said = (run.font.hidden, *(style.font.hidden for style in (run.style, paragraph.style) if style is not None))
+    return bool(next((hidden for hidden in said if hidden is not None), False))
 
 
 def _measured(data: bytes) -> None:
@@ -278,17 +305,18 @@ _HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*$")
 _HYPHENATED = re.compile(r"(\w)-\n([a-z])")
 _LEVEL = re.compile(r"Heading ([1-6])$")
 _ROLE = re.compile(r":[\w:+.-]+:`([^`]*)`")
-# zero-width, direction marks and tags: text for a model that no reader sees
+# zero-width, direction marks, fillers, selectors and tags: text for a model that no reader sees; and what is no text at all
 _INVISIBLE = re.compile(
-    "[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\U000e0000-\U000e007f\x00-\x08\x0b\x0c\x0e-\x1f]"
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\U000e0000-\U000e0fff\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]"
 )
 _BLANKS = re.compile(r"[ \t]{2,}")
 _EMPTY_LINES = re.compile(r"\n{3,}")
-_STYLE = "translate(@style, 'ABCDEFGHIJKLMNOPQRSTUVWXYZ ', 'abcdefghijklmnopqrstuvwxyz')"
-_HIDDEN = (
-    "//script | //style | //template | //noscript | //head | //iframe | //object | //svg | //*[@hidden] | //*[@aria-hidden='true']"
-    f" | //*[contains({_STYLE}, 'display:none') or contains({_STYLE}, 'visibility:hidden') or contains({_STYLE}, 'font-size:0')"
-    f" or contains({_STYLE}, 'opacity:0;') or contains(concat({_STYLE}, ';'), 'opacity:0;')]"
+_UNSEEN = "//script | //style | //template | //noscript | //head | //iframe | //object | //svg | //*[@hidden] | //*[@aria-hidden='true']"
+_SPACE = re.compile(r"\s+|/\*.*?\*/|!important")
+_HIDING = re.compile(
+    r"(?:^|;)(?:display:none|visibility:(?:hidden|collapse)|(?:opacity|font-size):0*(?:\.0*)?(?:px|r?em|pt|%)?"
+    r"|(?:left|top|right|text-indent):-\d{3,}\.?\d*(?:px|r?em|pt|%))(?:;|$)"
 )
 
 _READERS: Mapping[str, Callable[[bytes], Text]] = {
