@@ -140,6 +140,38 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
     return _save(figure, name)
 
 
+def retrieval(result: Result) -> Path:
+    """How well each mode ranks, before the guard and after it, and how long a query takes, with its spread."""
+    figure, (gain, times) = _figure(1, 2)
+    sets = result["quality"]["sets"]
+    for i, mode in enumerate(next(iter(sets.values()))):
+        for order, shift, alpha in (("as found", 0.0, 1.0), ("after the guard", 0.12, 0.45)):
+            rows = [by_mode[mode][order]["ndcg_at_10"] for by_mode in sets.values()]
+            at = [position + 0.27 * i + shift for position in range(len(rows))]
+            below = [row["mean"] - row["ci95"][0] for row in rows]
+            above = [row["ci95"][1] - row["mean"] for row in rows]
+            label = mode if order == "as found" else f"{mode}, after the guard"
+            gain.bar(
+                at, [row["mean"] for row in rows], 0.12, yerr=[below, above], color=f"C{i}", alpha=alpha, label=label
+            )
+    gain.set_xticks([position + 0.33 for position in range(len(sets))])
+    gain.set_xticklabels([name.replace(" ", "\n") for name in sets], fontsize=7)
+    gain.set_title("nDCG@10", fontsize=10)
+    gain.legend(fontsize=6)
+    runs = [(chunks, clients) for chunks in result["latency"] for clients in ("1", "8")]
+    for i, mode in enumerate(sets["all"]):
+        rows = [result["latency"][chunks][mode][clients] for chunks, clients in runs]
+        at = [position + 0.27 * i for position in range(len(rows))]
+        middle = [row["p50_ms"]["median"] for row in rows]
+        above = [row["p95_ms"]["median"] - row["p50_ms"]["median"] for row in rows]
+        times.bar(at, middle, 0.25, yerr=[[0.0] * len(rows), above], capsize=2, color=f"C{i}", label=mode)
+    times.set_xticks([position + 0.27 for position in range(len(runs))])
+    times.set_xticklabels([f"{int(chunks):,} chunks,\n{clients} at once" for chunks, clients in runs], fontsize=7)
+    times.set_yscale("log")
+    times.set_title("ms a query: p50, and up to p95", fontsize=10)
+    return _save(figure, "retrieval")
+
+
 def _roles(result: Result, system: str, point: str) -> dict[str, float]:
     """Microseconds by role on the way of a request; what runs in the background is no part of it."""
     found = result["systems"][system]["points"][point]["cpu_us"]

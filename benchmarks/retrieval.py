@@ -52,7 +52,7 @@ from serve.retrieval.service import BUNDLED
 from serve.retrieval.store import Store
 
 DEPTHS = {"recall_at_5": 5, "recall_at_10": 10}
-ASKED = 60  # questions that times are taken of
+ASKED = 50  # questions that times are taken of
 
 
 async def rankings(mode: str, question: str) -> dict[str, list[tuple[str, str]]]:

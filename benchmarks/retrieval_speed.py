@@ -21,7 +21,7 @@ from deployments.database import Database
 from serve.retrieval.convert import Text
 from serve.retrieval.embed import Embedder, Vectors
 from serve.retrieval.ingest import Indexer, Splitter
-from serve.retrieval.pipelines import RetrievalPipeline
+from serve.retrieval.pipelines import RetrievalPipeline, load_pipelines
 from serve.retrieval.service import BUNDLED
 from serve.retrieval.store import Chunk, Owner, Source, Store
 
@@ -39,7 +39,7 @@ NEAREST = 20  # what the index is held against
 SEARCHES = (40, 100, 200)  # hnsw.ef_search; the first is pgvector's own
 SHARES = (10, 100, 1000)  # one document in so many passes the filter
 WORKERS = (1, 2)
-SPEED_DOCUMENTS = {"html": 4, "text": 60}  # of a round of indexing
+SPEED_DOCUMENTS = {"html": 2, "text": 30}  # of a round of indexing
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
 
@@ -182,8 +182,9 @@ async def indexing(
 async def latency(questions: Sequence[str]) -> dict[str, Any]:
     """Milliseconds of a query by mode and clients, and of its components."""
     rows: dict[str, Any] = {}
+    pipelines = load_pipelines([BUNDLED])
     for mode in MODES:
-        pipeline = RetrievalPipeline(BUNDLED / f"{mode}.yaml")
+        pipeline = pipelines[mode]
         for clients in CLIENTS:
             rounds = [await _asked(pipeline, questions, clients) for _ in range(ROUNDS + 1)][
                 1:

@@ -301,6 +301,79 @@ def decision(result: Result) -> str:
     return f"{_table(['variants', 'decision, µs', 'when nothing fits, µs', 'learning from an answer, µs'], rows)}\n\nWhere it goes: {parts}.\n{_machine(result)}"
 
 
+def retrieval_quality(result: Result) -> str:
+    """How well each mode finds what answers, on each set of questions."""
+    rows = []
+    for subset, by_mode in result["quality"]["sets"].items():
+        for mode, by_order in by_mode.items():
+            its = by_order["as found"]
+            cells = [_mean(its[measure], 2) for measure in ("recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")]
+            rows.append(
+                [
+                    f"{subset} ({its['ndcg_at_10']['n']})",
+                    mode,
+                    *cells,
+                    _mean(by_order["after the guard"]["ndcg_at_10"], 2),
+                ]
+            )
+    gains = "; ".join(f"{name} {_mean(its['all'], 3)}" for name, its in result["quality"]["ndcg_gain"].items())
+    note = (
+        f"{result['chunks']:,} chunks: {result['documents']['python']} pages of Python's documentation and "
+        f"{result['documents']['foldoc']:,} entries of FOLDOC, in one collection. Means [95%, bootstrap over questions]. "
+        f"Differences in nDCG@10 on the same questions: {gains}."
+    )
+    head = ["questions", "mode", "recall@5", "recall@10", "MRR@10", "nDCG@10", "nDCG@10 in the guard's order"]
+    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
+def retrieval_speed(result: Result) -> str:
+    """What a query takes by mode, size and clients, and its parts."""
+    rows = []
+    for chunks, by_mode in result["latency"].items():
+        for mode, by_clients in by_mode.items():
+            for clients, its in by_clients.items():
+                parts = [name[:-3] for name in its if name not in ("p50_ms", "p95_ms", "per_s", "cpu_ms")]
+                shown = ", ".join(f"{name} {its[f'{name}_ms']['median']:.1f}" for name in parts)
+                cells = [
+                    _range(its["p50_ms"], 0),
+                    _range(its["p95_ms"], 0),
+                    f"{its['per_s']['median']:.0f}",
+                    f"{its['cpu_ms']['median']:.0f}",
+                ]
+                rows.append([f"{int(chunks):,}", mode, clients, *cells, shown])
+    head = ["chunks", "mode", "at once", "p50 ms", "p95 ms", "queries/s", "CPU ms", "parts, ms"]
+    note = "Medians [smallest, largest] of rounds; one process with one thread that embeds, without HTTP and Ray."
+    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
+def retrieval_index(result: Result) -> str:
+    """What the index of embeddings finds of the exact nearest."""
+    rows = [
+        [
+            f"{row['tenant']}, {row['chunks']:,}",
+            f"{row['filter_keeps']:,}",
+            str(row["ef_search"]),
+            _mean(row["recall"], 3),
+            f"{row['p50_ms']:.0f}",
+            f"{row['p95_ms']:.0f}",
+        ]
+        for row in result["index"]
+    ]
+    head = ["tenant, chunks", "pass the filter", "`hnsw.ef_search`", "recall of the nearest 20", "p50 ms", "p95 ms"]
+    return f"{_table(head, rows)}\n\n{_machine(result)}"
+
+
+def retrieval_indexing(result: Result) -> str:
+    """How fast documents are indexed, and where the time goes."""
+    rows = []
+    for workers, its in result["indexing"].items():
+        shares = ", ".join(f"{name[6:]} {its[name]['median']:.0%}" for name in its if name.startswith("share_"))
+        speeds = [_range(its["documents_per_s"], 1), _range(its["chunks_per_s"], 1), _range(its["mb_per_s"], 3)]
+        rows.append([workers, *speeds, f"{its['cpu_ms_per_chunk']['median']:.0f}", shares])
+    head = ["at once", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
+    return f"{_table(head, rows)}\n\n{_machine(result)}"
+
+
 def _policy_cell(row: Mapping[str, Any]) -> str:
     return f"{row['attainment']['median']:.0%} / {row['late']['median']:.0%} / {row['quality']['median']:.2f}"
 
@@ -358,6 +431,11 @@ def _range(spread: Mapping[str, float], digits: int) -> str:
     """`median [smallest, largest]`; the median alone when it was measured once."""
     middle, low, high = (f"{spread[key]:.{digits}f}" for key in ("median", "min", "max"))
     return middle if spread["n"] == 1 else f"{middle} [{low}, {high}]"
+
+
+def _mean(its: Mapping[str, Any], digits: int) -> str:
+    """`mean [interval]`."""
+    return f"{its['mean']:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in its['ci95'])}]"
 
 
 def _name(system: str) -> str:
