@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import anyio
-import anyio.to_process
 import anyio.to_thread
 import numpy as np
 import orjson
@@ -19,8 +17,9 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 
 from serve.errors import RequestError
-from serve.retrieval.convert import ConversionError, Text, convert_limited, kind_of
+from serve.retrieval.convert import ConversionError, Text, kind_of
 from serve.retrieval.embed import Vectors
+from serve.retrieval.reader import Readers
 from serve.retrieval.store import Chunk, Listed, Owner, Source, Store
 
 CHUNK_TOKENS = 200
@@ -88,6 +87,7 @@ class Indexer:
         splitter: cuts them.
         model: identity of the embedding model: another one's vectors can't be compared.
         limits: of one document.
+        readers: read documents.
     """
 
     def __init__(
@@ -97,9 +97,10 @@ class Indexer:
         splitter: Splitter,
         model: str,
         limits: Limits | None = None,
+        readers: Readers | None = None,
     ) -> None:
         self._store, self._embed, self._splitter = store, embed, splitter
-        self._limits = limits or Limits()
+        self._limits, self._readers = limits or Limits(), readers or Readers()
         self._way = _hash([_FORMAT, splitter.tokens, model])
 
     async def index(
@@ -136,7 +137,10 @@ class Indexer:
 
         if await self._store.known(owner, name) == (sha256, settings):
             return done("unchanged", 0)
-        text = await self._converted(data, name, kind)
+        try:
+            text = await self._readers.read(data, name, kind, self._limits.convert_s)
+        except ConversionError as error:
+            raise _unreadable(str(error)) from error
         chunks = await anyio.to_thread.run_sync(self._splitter.chunks, text, kind, self._limits.chunks)
         if not chunks:
             raise _unreadable("there is no text in it")
@@ -151,17 +155,9 @@ class Indexer:
         """Whether a document is indexed as it would be now; one that is not should be indexed again."""
         return document.settings.startswith(f"{self._way}-")
 
-    async def _converted(self, data: bytes, name: str, kind: str) -> Text:
-        within = self._limits.convert_s
-        try:
-            with anyio.fail_after(within):
-                return await anyio.to_process.run_sync(convert_limited, data, name, kind, within, cancellable=True)
-        except ConversionError as error:
-            raise _unreadable(str(error)) from error
-        except TimeoutError as error:
-            raise _unreadable(f"it took longer than {within:g} s to read") from error
-        except (anyio.BrokenWorkerProcess, MemoryError) as error:
-            raise _unreadable("reading it broke the process that did") from error
+    async def close(self) -> None:
+        """End the processes that read documents."""
+        await self._readers.close()
 
 
 def check_name(name: str) -> None:

@@ -2,19 +2,20 @@
 
 import asyncio
 import hashlib
-import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
+import psutil
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve.errors import RequestError
-from serve.retrieval import convert, ingest
 from serve.retrieval.convert import Section, Text
 from serve.retrieval.embed import Vectors
 from serve.retrieval.ingest import Indexer, Limits, Splitter, check_meta, check_name
+from serve.retrieval.reader import Readers
 from serve.retrieval.store import Chunk, Listed, Owner, Source
 
 OWNER = Owner("alice", "docs")
@@ -70,8 +71,10 @@ def embed() -> Embedding:
 
 
 @pytest.fixture
-def indexer(kept: Kept, embed: Embedding) -> Indexer:
-    return Indexer(kept, embed, Splitter(words(), 20), "model-1")
+async def indexer(kept: Kept, embed: Embedding) -> AsyncIterator[Indexer]:
+    indexer = Indexer(kept, embed, Splitter(words(), 20), "model-1")
+    yield indexer
+    await indexer.close()
 
 
 async def refused(work) -> RequestError:
@@ -112,7 +115,7 @@ async def test_a_document_is_read_cut_embedded_with_its_headings_and_stored(inde
 async def test_what_is_unchanged_is_neither_read_nor_embedded_again(indexer, embed, monkeypatch):
     await indexer.index(OWNER, "a.md", b"gears", meta={"a": 1, "b": 2})
     embed.batches.clear()
-    monkeypatch.setattr(ingest, "convert_limited", None)
+    monkeypatch.setattr(Readers, "read", None)
     again = await indexer.index(OWNER, "a.md", b"gears", meta={"b": 2, "a": 1})
     assert (again.status, again.chunks, embed.batches) == ("unchanged", 0, [])
 
@@ -189,45 +192,95 @@ async def test_too_many_bytes_or_chunks_are_413(kept, embed):
     assert not embed.batches
 
 
-def hang(*_: object) -> Text:
-    while True:
-        time.sleep(1)
+def reading_by(fault: str) -> Readers:
+    """Processes in which converting does something else."""
+    return Readers(main=f"import os, time, serve.retrieval.reader as r\n{fault}\nr.convert_limited = fault\nr.main()")
 
 
-def crash(*_: object) -> Text:
-    os._exit(3)
+HANG = "fault = lambda *_: time.sleep(100)"
+CRASH = "fault = lambda *_: os._exit(3)"
+BABBLE = "fault = lambda *_: os.write(3, b'x' * 100) and os._exit(0)"
+GORGE = "good = r.convert_limited\ndef fault(*given):\n    good(*given)\n    return 'x' * (8 << 30)"
+FIRST = "good = r.convert_limited\ndef fault(data, *given):\n    return os._exit(3) if b'bad' in data else good(data, *given)"
 
 
-def gorge(*_: object) -> Text:
-    convert.convert_limited(b"x", "a.txt", "text", 10)
-    return Text("", (Section("x" * (8 << 30)),))
+def index_by(fault: str, kept: Kept, embed: Embedding) -> Indexer:
+    return Indexer(kept, embed, Splitter(words(), 20), "m", Limits(convert_s=5), reading_by(fault))
 
 
-async def test_a_document_that_hangs_is_ended_and_the_next_is_read(kept, embed, monkeypatch):
-    indexer = Indexer(kept, embed, Splitter(words(), 20), "m", Limits(convert_s=1.5))
-    with monkeypatch.context() as patch:
-        patch.setattr(ingest, "convert_limited", hang)
-        began = time.monotonic()
-        error = await refused(indexer.index(OWNER, "a.md", b"x"))
-        assert (error.status, "longer than 1.5 s" in error.message) == (422, True)
-        assert time.monotonic() - began < 10
-    assert (await indexer.index(OWNER, "a.md", b"x")).status == "added"
+async def test_a_document_that_hangs_is_ended(kept, embed):
+    indexer = Indexer(kept, embed, Splitter(words(), 20), "m", Limits(convert_s=1), reading_by(HANG))
+    began = time.monotonic()
+    error = await refused(indexer.index(OWNER, "a.md", b"x"))
+    assert (error.status, "longer than 1 s" in error.message) == (422, True)
+    assert time.monotonic() - began < 10
 
 
-@pytest.mark.parametrize("fault", [crash, gorge])
-async def test_a_document_that_breaks_its_reader_is_422_and_the_next_is_read(indexer, monkeypatch, fault):
-    with monkeypatch.context() as patch:
-        patch.setattr(ingest, "convert_limited", fault)
-        error = await refused(indexer.index(OWNER, "a.md", b"x"))
-        assert (error.status, error.code) == (422, "unreadable_document")
-    assert (await indexer.index(OWNER, "a.md", b"x")).status == "added"
+@pytest.mark.parametrize("fault", [CRASH, BABBLE, GORGE])
+async def test_a_document_that_breaks_its_reader_is_422(kept, embed, fault):
+    error = await refused(index_by(fault, kept, embed).index(OWNER, "a.md", b"x"))
+    assert (error.status, error.code) == (422, "unreadable_document")
 
 
-async def test_a_cancelled_caller_ends_the_reader(indexer, kept, monkeypatch):
-    monkeypatch.setattr(ingest, "convert_limited", hang)
+async def test_a_document_that_breaks_its_reader_is_nobody_elses_error(kept, embed):
+    indexer = index_by(FIRST, kept, embed)
+    names = [("bad" if i % 3 == 0 else "good") for i in range(12)]
+    made = await asyncio.gather(
+        *(indexer.index(OWNER, f"{i}.md", name.encode()) for i, name in enumerate(names)), return_exceptions=True
+    )
+    assert [isinstance(one, RequestError) for one in made] == [name == "bad" for name in names]
+    await indexer.close()
+
+
+async def test_a_reader_that_has_ended_meanwhile_is_replaced(kept, embed):
+    indexer = Indexer(kept, embed, Splitter(words(), 20), "m")
+    await indexer.index(OWNER, "a.md", b"one")
+    (process,) = indexer._readers._idle
+    process.kill()
+    assert (await indexer.index(OWNER, "a.md", b"two")).status == "replaced"
+    await process.wait()
+    assert (await indexer.index(OWNER, "a.md", b"three")).status == "replaced"
+    await indexer.close()
+
+
+async def test_a_cancelled_caller_ends_the_reader(kept, embed):
+    indexer = index_by(HANG, kept, embed)
     task = asyncio.create_task(indexer.index(OWNER, "a.md", b"x"))
     await asyncio.sleep(0.5)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
+    await asyncio.sleep(0.2)
+    assert not [one for one in psutil.Process().children() if HANG in " ".join(one.cmdline())]
     assert not kept.documents
+
+
+def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_never_ends(kept, embed):
+    """anyio's pool is ended with the task that used it first."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+
+    def call(work) -> object:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(60)
+
+    async def made() -> Indexer:
+        return Indexer(kept, embed, Splitter(words(), 20), "m")
+
+    try:
+        indexer = call(made())
+        for i in range(3):
+            assert call(indexer.index(OWNER, "a.md", b"%d" % i)).chunks == 1
+        (process,) = indexer._readers._idle
+        assert process.returncode is None
+        call(indexer.close())
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def test_a_large_document_goes_through_and_what_parsers_print_is_no_answer(kept, embed):
+    fault = "good = r.convert_limited\ndef fault(*given):\n    print('hello', flush=True)\n    return good(*given)"
+    text = await reading_by(fault).read(b"word " * 3_000_000, "a.txt", "text", 30)
+    assert len(text.sections[0].text) == 14_999_999
