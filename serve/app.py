@@ -41,7 +41,7 @@ class Gateway:
         self._gatekeeper = Gatekeeper(config.access)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s)
         self._documents = Documents(config.retrieval, retrieval)
-        self._grounder = Grounder(config.retrieval, retrieval, metrics)
+        self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
         self._generation = Generation(
             config, variants, self._engines, self._gatekeeper, metrics, _router(config), self._grounder
         )
@@ -193,6 +193,12 @@ class Gateway:
         if not ready:
             raise RequestError(503, "no variant can answer yet", code="not_ready", headers={"retry-after": "2"})
         await reply_json(send, {"status": "ready", "variants": ready})
+
+
+def _own_url(config: PlatformConfig) -> str:
+    """Where the platform is reached from its own machines."""
+    host = config.server.host if config.server.host not in ("0.0.0.0", "::") else "127.0.0.1"
+    return f"http://{host}:{config.server.port}/v1"
 
 
 def _router(config: PlatformConfig) -> Router:

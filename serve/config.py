@@ -6,6 +6,7 @@ e.g. `GEARBOX_SERVER__PORT=9000`.
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from serve.budget import DEFAULT_PROFILES, Budget
 from serve.card import first_problem
 from serve.learning import LEVELS
+from serve.tool_config import HttpToolConfig
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
@@ -138,6 +140,14 @@ class RouterConfig(_Section):
     )
 
 
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"there is no time zone '{value}'") from error
+    return value
+
+
 class RetrievalConfig(_Section):
     """Documents to answer from: where they are kept, how they are searched, what a request gets that says no more."""
 
@@ -182,7 +192,11 @@ class RetrievalConfig(_Section):
         default="answer",
         description="whether what was computed is the answer or is given to the model with the question",
     )
-    timezone: str = "UTC"
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="of the clock")
+    http_tools: tuple[HttpToolConfig, ...] = Field(
+        default=(), description="services that agents may call; see docs/tools.md"
+    )
+    agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
 
 
 ROUTING = {"router", "profiles"}  # sections that a running platform takes anew

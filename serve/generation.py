@@ -132,7 +132,8 @@ class Generation:
         grounding = None
         if wanted is not None:
             fits = self._fits(call, caller, budget, arrived)
-            grounding = await self._grounder.ground(call, wanted, caller.tenant, budget, arrived, fits)
+            key = headers.get("authorization", "").partition(" ")[2] or "none"
+            grounding = await self._grounder.ground(call, wanted, caller.tenant, key, budget, arrived, fits)
             if grounding.answer is not None:
                 return await _answer_directly(call, grounding, grounding.answer, request_id, arrived, send)
         failed: set[str] = set()
@@ -333,13 +334,13 @@ class Generation:
 async def _answer_directly(
     call: Call, grounding: Grounding, text: str, request_id: str, arrived: float, send: Send
 ) -> None:
-    """Send an answer that no variant wrote."""
+    """Send an answer that is known before a variant is asked."""
     e2e_ms = round((perf_counter() - arrived) * 1000, 2)
     gearbox = {
         "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
         "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": [], **grounding.public(),
     }  # fmt: skip
-    documents = [orjson.dumps(document) for document in direct_answer(call, text, gearbox, request_id)]
+    documents = [orjson.dumps(document) for document in direct_answer(call, text, grounding.usage, gearbox, request_id)]
     headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
     if not call.stream:
         return await reply(send, 200, documents[0], headers)

@@ -27,9 +27,10 @@ from serve.protocol import Call
 HEADER = "x-gearbox-retrieval"
 _PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
 _FRAME_CHARS = 300  # of what is said around the sources
+_AGENT_MS = 120_000.0  # for all steps of an agent, where the budget sets no limit
 _EXPECTED_S = 0.1  # of a search, until some were seen
 
-Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "off"]
+Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
 Fits = Callable[[int, float], bool]
 
 
@@ -54,6 +55,7 @@ class Wanted(BaseModel):
     on_unsupported: Literal["abstain", "answer"]
     unverified: Literal["quote", "mark"]
     tools: tuple[Literal["calculator", "clock"], ...]
+    agent: bool = False  # the model calls the tools itself, and searches with one
 
 
 @dataclass(slots=True)
@@ -71,14 +73,15 @@ class Grounding:
     check_ms: float | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     tools: list[dict[str, Any]] = field(default_factory=list)
-    answer: str | None = None  # the answer itself, where no variant is needed for it
+    answer: str | None = None  # the answer itself, where it is known before a variant is asked
+    usage: Mapping[str, int] = field(default_factory=dict)  # tokens that an agent took for it
     sentences: list[dict[str, Any]] | None = None  # None: not checked
     quoted: int | None = None  # number of the source that was quoted after an answer that no source supports
 
     @property
     def reason(self) -> str:
-        """Why no variant answered."""
-        return "computed" if self.outcome == "computed" else "abstained"
+        """Why the answer was known before a variant was asked."""
+        return self.outcome
 
     def public(self) -> dict[str, object]:
         """What the answer's `gearbox` object says of it."""
@@ -99,6 +102,8 @@ class Grounding:
         """Whether sources support every claim of the answer; None where that was not checked."""
         if self.outcome == "computed":
             return True
+        if self.outcome == "agent":
+            return None
         if not self.passages:
             return False
         if self.sentences is None:
@@ -119,8 +124,9 @@ class Grounding:
 class Grounder:
     """Grounds requests. Learns how long a search takes and how long a source is."""
 
-    def __init__(self, config: RetrievalConfig | None, retrieval: Retrieval, metrics: Metrics) -> None:
+    def __init__(self, config: RetrievalConfig | None, retrieval: Retrieval, metrics: Metrics, url: str) -> None:
         self._config = config
+        self._url = url  # of this gateway, for agents
         self._retrieval = retrieval
         self._metrics = metrics
         self._searches: deque[float] = deque([_EXPECTED_S], maxlen=64)  # seconds
@@ -164,11 +170,12 @@ class Grounder:
         return 0, 0
 
     async def ground(
-        self, call: Call, wanted: Wanted, tenant: str, budget: Budget, arrived: float, fits: Fits
+        self, call: Call, wanted: Wanted, tenant: str, key: str, budget: Budget, arrived: float, fits: Fits
     ) -> Grounding:
         """Search, and word the question of `call` with what was found.
 
         Args:
+            key: of the client, for the requests that an agent makes for it.
             budget: what the request may spend in all, from `arrived` (perf_counter seconds) on.
             fits: see `plan`.
 
@@ -183,6 +190,9 @@ class Grounder:
         grounding.question = question
         plain = call.body.get("response_format") is None and call.body.get("n") in (None, 1)
         grounding.quotable = wanted.unverified == "quote" and plain
+        if wanted.agent:
+            await self._ask_agent(grounding, call, tenant, key, budget, arrived)
+            return self._counted(grounding)
         if self._compute(grounding, question, call) or wanted.collection is None:
             return self._counted(grounding)
         top_k, _ = self.plan(wanted, fits)
@@ -264,6 +274,26 @@ class Grounder:
         call.reword(_worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
         return True
 
+    async def _ask_agent(
+        self, grounding: Grounding, call: Call, tenant: str, key: str, budget: Budget, arrived: float
+    ) -> None:
+        """Let the model answer with the tools; each of its steps is a request of the client's own, routed by its budget."""
+        wanted, ref = grounding.wanted, call.ref
+        model = (
+            f"{ref.model}:{ref.variant}" if ref.variant else f"{ref.model}@{ref.profile}" if ref.profile else ref.model
+        )
+        taken = ("messages", "model", "stream", "stream_options", "cache_salt", "tools")
+        more = {name: value for name, value in call.body.items() if name not in taken}
+        left = (budget.e2e_ms or _AGENT_MS) / 1000 - (perf_counter() - arrived)
+        began = perf_counter()
+        made = await self._retrieval.call(
+            "agent", tenant=tenant, collection=wanted.collection, messages=call.body["messages"], tools=wanted.tools,
+            top_k=wanted.top_k, mode=wanted.mode, url=self._url, key=key, model=model,
+            more={**more, "budget": budget.model_dump(exclude_none=True)}, timeout_s=max(left, 0.001),
+        )  # fmt: skip
+        grounding.outcome, grounding.answer, grounding.ms = "agent", made["text"], _since(began)
+        grounding.tools, grounding.usage = made["tools"], made["usage"]
+
     async def _search(
         self, grounding: Grounding, question: str, tenant: str, top_k: int, budget: Budget, arrived: float
     ) -> dict[str, Any] | None:
@@ -305,10 +335,12 @@ class Grounder:
         return grounding
 
 
-def direct_answer(call: Call, text: str, gearbox: Mapping[str, object], request_id: str) -> list[dict[str, Any]]:
-    """A chat completion that no variant wrote: the whole document, or a stream's chunks."""
+def direct_answer(
+    call: Call, text: str, usage: Mapping[str, int], gearbox: Mapping[str, object], request_id: str
+) -> list[dict[str, Any]]:
+    """A chat completion that is known whole: the document, or a stream's chunks."""
     common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": call.ref.model}
-    usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+    usage = {name: usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
     if not call.stream:
         choice = {
             "index": 0,

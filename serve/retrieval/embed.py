@@ -69,4 +69,5 @@ class Embedder:
             weights = mask[..., None].astype(np.float32)
             vectors = (states * weights).sum(1) / weights.sum(1)
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+        unit: Vectors = (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
+        return unit

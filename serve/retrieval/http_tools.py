@@ -23,9 +23,9 @@ import httpx
 import jsonref  # type: ignore[import-untyped]
 import yaml
 from haystack.tools.tool import Tool
-from openapi_llm.core.schema_conversion import openai_converter  # type: ignore[import-untyped]
-from openapi_llm.core.spec import VALID_HTTP_METHODS, OpenAPISpecification, create_operation_id  # type: ignore[import-untyped]
-from openapi_llm.utils import normalize_function_name  # type: ignore[import-untyped]
+from openapi_llm.core.schema_conversion import openai_converter
+from openapi_llm.core.spec import VALID_HTTP_METHODS, OpenAPISpecification, create_operation_id
+from openapi_llm.utils import normalize_function_name
 
 from serve.retrieval.tools import ToolFault, make_tool
 from serve.tool_config import HttpToolConfig

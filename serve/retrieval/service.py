@@ -1,22 +1,27 @@
 """What the retrieval deployment does: index documents, find passages, word the question with them, check answers."""
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from serve.config import RetrievalConfig
 from serve.errors import RequestError
 from serve.retrieval import guard
+from serve.retrieval.agent import AgentFault, run_agent
 from serve.retrieval.components import Embed, provide
-from serve.retrieval.ingest import Indexer, Splitter
+from serve.retrieval.http_tools import http_tools
+from serve.retrieval.ingest import Indexer, Limits, Splitter
 from serve.retrieval.pipelines import Found, load_pipelines
 from serve.retrieval.store import Owner, Store
+from serve.retrieval.tools import calculator, clock, search_documents
 
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
 _QUOTED = 300  # characters of a source that nothing shortened
-_CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check"}
+_CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent"}
 
 
 class Service:
@@ -41,7 +46,8 @@ class Service:
         self._store = Store(conninfo, dimension, config.language)
         self._embed = embed
         splitter = Splitter(tokenizer)
-        self._indexer = Indexer(self._store, embed, splitter, model)
+        self._indexer = Indexer(self._store, embed, splitter, model, Limits(document_bytes=config.max_document_bytes))
+        self._http_tools = [tool for one in config.http_tools for tool in http_tools(one, os.environ)]
         self._opened = False
         self._opening = asyncio.Lock()
         provide(self._store, embed)
@@ -50,7 +56,7 @@ class Service:
         """Do one of the calls below. Raises `RequestError`."""
         if method not in _CALLS:
             raise RequestError(404, f"there is no '{method}' here", code="not_found")
-        if method != "check":
+        if method not in ("check", "agent"):
             await self._open()
         return await getattr(self, method)(**arguments)
 
@@ -64,6 +70,7 @@ class Service:
 
     async def close(self) -> None:
         """Give everything back."""
+        await self._indexer.close()
         await self._store.close()
 
     async def search(
@@ -119,6 +126,31 @@ class Service:
             }
             for one in await guard.check(answer, passages, self._embed, question=question)
         ]  # fmt: skip
+
+    async def agent(
+        self, tenant: str, collection: str | None, messages: Sequence[Mapping[str, Any]], tools: Sequence[str],
+        top_k: int, mode: str, url: str, key: str, model: str, more: Mapping[str, Any], timeout_s: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Let `model` at the gateway `url` call the platform's tools, as the client with `key`, until it answers."""
+
+        async def search(query: str, most: int) -> list[dict[str, Any]]:
+            assert collection is not None
+            await self._open()
+            found = await self._find(tenant, collection, query, most, mode, None, None)
+            return list(_described(found)["passages"])
+
+        known = {"calculator": calculator(), "clock": clock(ZoneInfo(self._config.timezone))}
+        offered = [*(known[name] for name in tools), *self._http_tools]
+        if collection is not None:
+            offered.append(search_documents(search, top_k))
+        try:
+            made = await run_agent(
+                messages, offered, url, key, model, self._config.agent_steps, {**more, "retrieval": False}, timeout_s
+            )
+        except AgentFault as fault:
+            raise RequestError(fault.status, str(fault), code="agent_failed") from fault
+        used = [{"name": one.name, "input": dict(one.input), "output": one.output} for one in made.used]
+        return {"text": made.text, "tools": used, "usage": dict(made.usage)}
 
     async def index(
         self, tenant: str, collection: str, source: str, data: bytes, kind: str | None = None,

@@ -67,6 +67,16 @@ class FakeRetrieval:
         source = 1 if self.supported else None
         return [{"start": 0, "end": len(answer), "supported": self.supported, "score": 0.8, "source": source}]
 
+    async def _agent(self, **_: Any) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        used = [{"name": "calculator", "input": {"expression": "2+2"}, "output": "2 + 2 = 4"}]
+        return {
+            "text": "It is 4.",
+            "tools": used,
+            "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+        }
+
     async def _embed(self, texts: list[str]) -> dict[str, Any]:
         return {"vectors": np.ones((len(texts), 4), np.float32), "tokens": 3 * len(texts)}
 
@@ -306,6 +316,35 @@ class TestComputing:
         answer = gateway.chat("What is 2 + 2?", retrieval=True)
         assert "2 + 2 = 4" in gateway.engines["full"].requests[-1]["messages"][-1]["content"]
         assert answer.json()["gearbox"]["tools"][0]["output"] == "4"
+
+
+class TestAgents:
+    @streamed_or_not
+    def test_an_agent_acts_as_the_client_within_its_budget(
+        self, start_gateway: Start, retrieval: FakeRetrieval, stream
+    ):
+        key = {"sha256": hash_key("k-acme"), "tenant": "acme"}
+        gateway = start_gateway(searches=retrieval, access={"keys": [key]}, retrieval={})
+        response = gateway.chat(
+            "Two and two?", model=f"{MODEL}@cheap", headers=bearer("k-acme"), stream=stream, temperature=0,
+            budget={"e2e_ms": 9_000}, retrieval={"agent": True, "collection": "docs"},
+        )  # fmt: skip
+        assert text_of(response, stream) == "It is 4."
+        assert response.headers["x-gearbox-reason"] == "agent"
+        assert gearbox_of(response, stream)["tools"][0]["output"] == "2 + 2 = 4"
+        (asked,) = retrieval.asked("agent")
+        assert (asked["tenant"], asked["key"], asked["collection"]) == ("acme", "k-acme", "docs")
+        assert asked["model"] == f"{MODEL}@cheap"
+        assert asked["more"]["temperature"] == 0
+        assert asked["more"]["budget"]["e2e_ms"] == 9_000
+        assert asked["timeout_s"] < 9
+        assert asked["url"].endswith("/v1")
+        if not stream:
+            assert response.json()["usage"]["total_tokens"] == 12
+
+    def test_an_agent_that_fails_says_why(self, grounded: Started, retrieval: FakeRetrieval):
+        retrieval.error = RequestError(504, "no answer within 60 s", code="agent_failed")
+        assert error_of(ask(grounded, retrieval={"agent": True}), 504)["code"] == "agent_failed"
 
 
 class TestBudget:
