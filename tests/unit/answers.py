@@ -10,6 +10,8 @@ EVERY_PATH = {
     "/v1/chat/completions": "POST",
     "/v1/completions": "POST",
     "/v1/route": "POST",
+    "/v1/search": "POST",
+    "/v1/embeddings": "POST",
     "/v1/models": "GET",
     "/v1/variants": "GET",
     "/healthz": "GET",

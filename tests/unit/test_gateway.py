@@ -154,7 +154,7 @@ class TestBudgets:
 
 
 class TestSurface:
-    @pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/metrics", "/v1/embeddings"])
+    @pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/v1/chat/completions/", "/metrics", "/v1/audio/speech"])
     @pytest.mark.parametrize("method", ["GET", "POST"])
     def test_an_unknown_path_is_404(self, gateway: Started, path, method):
         assert error_of(gateway.http.request(method, path), 404)["code"] == "not_found"
