@@ -162,19 +162,23 @@ def _club(draw: random.Random) -> str:
     return f"{town(draw)} {draw.choice(('Rovers', 'Harriers', 'Comets', 'Wanderers'))}"
 
 
-_MONTHS = "January February March April May June July August September October November December".split()
-_DAYS = "Monday Tuesday Wednesday Thursday Friday".split()
-_GIVEN = (
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_MONTHS = _words("January February March April May June July August September October November December")
+_DAYS = _words("Monday Tuesday Wednesday Thursday Friday")
+_GIVEN = _words(
     "Ada Bruno Carla Dmitri Edda Farid Greta Hugo Ilse Jonas Karin Luis Mirela Nils Olga Pavel Rosa Stefan Tilda Ugo "
     "Vera Wanda Xenia Yusuf Zora"
-).split()
-_FAMILY = (
+)
+_FAMILY = _words(
     "Achterberg Bellini Castellan Dragan Ekholm Farrow Gentile Halvorsen Iversen Jansky Kowalik Lemaire Marchetti Nygaard "
     "Oduya Petrescu Quist Rasmus Sandoval Thorne Ulrich Vasquez Weller Yardley Zielinski"
-).split()
-_FORE = "Lark Dun Fern Orl Tam Kess Brack Wyn Hol Mar Thist Pell Grim Ash Cald Ven Sor Ald Rook Elm".split()
-_AFT = "haven more wick stead ford mouth bury dale holm gate".split()
-_TRADES = "Optics|Shipping|Foods|Textiles|Motors|Instruments".split("|")
+)
+_FORE = _words("Lark Dun Fern Orl Tam Kess Brack Wyn Hol Mar Thist Pell Grim Ash Cald Ven Sor Ald Rook Elm")
+_AFT = _words("haven more wick stead ford mouth bury dale holm gate")
+_TRADES = _words("Optics Shipping Foods Textiles Motors Instruments")
 
 KINDS = (
     Kind(

@@ -9,9 +9,12 @@ from compression.intervals import wilson_ci95
 TELLS = 0.4  # share of a definition's words that an answer about it must have
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d])")
 _COMMON = frozenset(
-    "about also another been being between both called commonly does each from have into known like many more most often only "
-    "other over same should some such than that their them then there these they this those through under used uses using "
-    "usually very were what when where which while will with within would your term".split()
+    re.findall(
+        r"\w+",
+        """about also another been being between both called commonly does each from have into known like many more most
+        often only other over same should some such than that their them then there these they this those through under
+        used uses using usually very were what when where which while will with within would your term""",
+    )
 )
 _DECLINES = re.compile(
     r"\b(?:do(?:es)?|did|could|can|am|'m|is|are|was)(?: not|n['’]t)\b[^.]{0,40}\b(?:know|aware|familiar|find|mention|specif|provid|"
@@ -37,12 +40,12 @@ def share(marks: Iterable[bool]) -> dict[str, object]:
 
 def names(answer: str, values: Iterable[str]) -> bool:
     """Whether one of `values` is in the answer as words or numbers of its own: 4.2 is not in 4.25."""
-    return any(
-        re.search(rf"(?<![\w.,]){re.escape(value)}(?!\w|[.,]\d)", answer, re.I) is not None
-        or re.search(rf"(?<!\w){re.escape(value)}(?!\w)", answer, re.I) is not None
-        and not value[0].isdigit()
-        for value in values
-    )
+    return any(_named(value).search(answer) is not None for value in values)
+
+
+def _named(value: str) -> re.Pattern[str]:
+    before, after = (r"(?<![\w.,:])", r"(?!\w|[.,:]\d)") if value[0].isdigit() else (r"(?<!\w)", r"(?!\w)")
+    return re.compile(before + re.escape(value) + after, re.I)
 
 
 def computes(answer: str, value: Fraction, question: str) -> bool:

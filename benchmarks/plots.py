@@ -172,6 +172,46 @@ def retrieval(result: Result) -> Path:
     return _save(figure, "retrieval")
 
 
+def grounded(result: Result) -> Path:
+    """Bare and grounded, by variant, a panel for each part; bars are 95% intervals."""
+    figure, axes = _figure(1, 4)
+    names = list(result["facts"])
+    parts = (
+        ("right when a fact changed", result["facts"], (("bare",), ("older",), ("newer",), ("stale",))),
+        ("right computation", result["arithmetic"]["variants"], (("bare",), ("platform",))),
+        (
+            "terms of a collection", result["unanswerable"],
+            (("bare_declined",), ("abstained",), ("falsely_abstained",), ("bare_tells",), ("tells",)),
+        ),
+        (
+            "documents that give orders", result["injection"],
+            (("naive", "obeyed"), ("defended", "obeyed"), ("clean", "right"), ("naive", "right"), ("defended", "right")),
+        ),
+    )  # fmt: skip
+    for ax, (title, by_name, shown) in zip(axes, parts, strict=True):
+        for i, name in enumerate(names):
+            rates = [_rate(by_name[name], path) for path in shown]
+            at = [position + 0.27 * i for position in range(len(shown))]
+            middle = [rate["share"] or 0.0 for rate in rates]
+            low, high = (
+                [abs(rate["ci95"][end] - rate["share"]) if rate["ci95"] else 0.0 for rate in rates] for end in (0, 1)
+            )
+            color = COLORS.get(name, f"C{i}")
+            ax.bar(at, middle, 0.25, yerr=[low, high], capsize=2, color=color, label=name)
+        ax.set_xticks([position + 0.27 for position in range(len(shown))])
+        ax.set_xticklabels([" ".join(path).replace("_", " ").replace(" ", "\n") for path in shown], fontsize=7)
+        ax.set_ylim(0, 1.05)
+        ax.set_title(title, fontsize=10)
+    axes[1].legend(fontsize=7)
+    return _save(figure, "grounded")
+
+
+def _rate(row: Result, path: tuple[str, ...]) -> Result:
+    for key in path:
+        row = row[key]
+    return row
+
+
 def _roles(result: Result, system: str, point: str) -> dict[str, float]:
     """Microseconds by role on the way of a request; what runs in the background is no part of it."""
     found = result["systems"][system]["points"][point]["cpu_us"]

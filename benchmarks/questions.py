@@ -159,7 +159,15 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
     clear = [entry for entry in inside if 8 <= len(definition(entry).split()) <= 40]
     absent = [entry for entry in outside if len(entry.term) > 4 and entry.term.lower() not in text]
     return Terms(
-        tuple({"source": f"foldoc/{entry.term}", "title": entry.term, "content": entry.passage} for entry in inside),
+        tuple(
+            {
+                "source": f"foldoc/{entry.term}",
+                "title": entry.term,
+                "content": entry.passage.partition("\n\n")[2],
+                "type": "text/plain",
+            }
+            for entry in inside
+        ),
         tuple(Term(asked(entry.term, draw), definition(entry)) for entry in clear[:count]),
         invented(draw, count // 2),
         tuple(Term(asked(entry.term, draw)) for entry in absent[: count // 2]),
@@ -202,10 +210,12 @@ def asked(term: str, draw: random.Random) -> str:
     return draw.choice(forms).format(term)
 
 
-_PLACES = "Martian Saturnian Bavarian Subtidal Alpine Ottoman Cartesian Cretan Plutonian Inverted".split()
-_FORE = "dune moss lamp brine tin kettle quill thorn amber fog".split()
-_AFT = "tree beetle ledger harp orchid valve lens anvil oyster spindle".split()
-_SYLLABLES = "zor bli mav ket urn plo dri fex gam nol tiv wub sker joth".split()
+_PLACES = tuple(
+    re.findall(r"\w+", "Martian Saturnian Bavarian Subtidal Alpine Ottoman Cartesian Cretan Plutonian Inverted")
+)
+_FORE = tuple(re.findall(r"\w+", "dune moss lamp brine tin kettle quill thorn amber fog"))
+_AFT = tuple(re.findall(r"\w+", "tree beetle ledger harp orchid valve lens anvil oyster spindle"))
+_SYLLABLES = tuple(re.findall(r"\w+", "zor bli mav ket urn plo dri fex gam nol tiv wub sker joth"))
 ELSEWHERE = (
     "What is photosynthesis?", "Who wrote Middlemarch?", "What is the capital of Mongolia?", "How is sourdough bread made?",
     "What is the offside rule in football?", "Who painted The Night Watch?", "What causes the tides?", "What is a sonnet?",
