@@ -261,7 +261,7 @@ class Store:
     async def matching(
         self, owner: Owner, text: str, top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
-        """The chunks that best match the words of `text`, any of them; scores are PostgreSQL's `ts_rank_cd`."""
+        """The chunks that best match the words of `text`, any of them; the rarer a word is, the more it counts."""
         condition, params = _filtered(owner, top_k, filters)
         params |= {"query": text.replace("\0", " "), "language": self._language}
         return await self._twice(lambda connection: _hits(connection, _MATCHING, condition, params), _READ_S)
@@ -360,12 +360,22 @@ _NEAREST_OF_ALL: LiteralString = f"""
     FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
     ORDER BY (c.embedding <=> %(query)s) + 0, c.source_id, c.position LIMIT %(top_k)s"""
 
-# any word is enough: of a whole question, a document rarely has all
+# Any word is enough: of a whole question, a document rarely has all. But words that more than a twentieth of all chunks
+# have only rank what a rarer one finds. What counts is how rare a word is (`ts_rank` does not know), by the statistics
+# that the planner has anyway: of the most common words of all tenants; the others are as rare as can be.
 _MATCHING: LiteralString = rf"""
-    WITH asked AS (
-        SELECT string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''', ' | ')::tsquery AS words
-        FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)))
-    {_FOUND}, ts_rank_cd(c.words, asked.words, 1)::float8 AS score
+    WITH common AS MATERIALIZED (
+        SELECT lexeme, share FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS of (lexeme, share)
+        WHERE schemaname = 'gearbox' AND tablename = 'chunks' AND attname = 'words'),
+    lexemes AS (
+        SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word, coalesce(share, 0.001) AS share
+        FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)) LEFT JOIN common USING (lexeme)),
+    asked AS (
+        SELECT (string_agg(word::text, ' | ') FILTER (WHERE share <= greatest(0.05, least)))::tsquery AS words,
+               array_agg(word) AS every, array_agg(ln(1 + 1 / share)) AS weights
+        FROM lexemes, (SELECT min(share) AS least FROM lexemes) AS rarest)
+    {_FOUND}, (SELECT sum(weight * ts_rank(ARRAY[0.4, 0.4, 0.6, 1]::real[], c.words, word))
+               FROM unnest(every, weights) AS of (word, weight))::float8 AS score
     FROM asked, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
     WHERE c.words @@ asked.words AND {_OWNED}
     ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
