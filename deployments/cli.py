@@ -221,6 +221,9 @@ def _summary(console: Console, state: PlatformState) -> None:
     for name, variant in state.variants.items():
         table.add_row(name, *_row(variant, served.get(name)))
     console.print(table)
+    if state.retrieval is not None:
+        place = f'psql "{state.database}"' if state.database else "the configured database"
+        console.print(f"retrieval {state.retrieval.phase}; documents: {place}", highlight=False, soft_wrap=True)
 
 
 def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:

@@ -40,6 +40,8 @@ class PlatformState(BaseModel):
     error: str | None = None
     variants: dict[str, VariantState]
     retrieval: VariantState | None = None  # None: the configuration has none
+    database: str | None = None  # connection string of the documents' database, where it is the platform's own
+    embedder: str | None = None  # folder of the embedding model
 
     @property
     def parts(self) -> dict[str, VariantState]:

@@ -111,12 +111,13 @@ class Supervisor:
         self._save()
         try:
             folder, identity = embedder_folder(config.embedder, cache_folder(), self._folder / "embedder.log")
+            self._state.embedder = str(folder)
             state.stage = "database"
             self._save()
             conninfo = config.database
             if conninfo == "embedded":
                 self._database = Database(self._folder / "documents")
-                conninfo = self._database.start()
+                conninfo = self._state.database = self._database.start()
                 threading.Thread(target=self._keep, args=(self._database,), daemon=True).start()
             targets = [
                 ray_serve.RunTarget(retrieval_app(config, conninfo, folder, identity), name=APP, route_prefix=None)

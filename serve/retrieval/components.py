@@ -4,15 +4,17 @@ They use what `provide` was given, so a pipeline's YAML names neither addresses 
 use `Pipeline.run_async`.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 from haystack import Document, component
 
 from serve.retrieval import guard
-from serve.retrieval.embed import Vectors
+from serve.retrieval.embed import Embedder, Vectors
 from serve.retrieval.store import Hit, Owner, Store
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
@@ -33,6 +35,22 @@ _provided: list[Parts] = []
 def provide(store: Store, embed: Embed) -> None:
     """Let the components of this process use `store` and `embed` (texts to unit vectors)."""
     _provided[:] = [Parts(store, embed)]
+
+
+async def connect(conninfo: str, embedder: Path) -> Store:
+    """Let the components of this process use the database at `conninfo` and the model in the folder `embedder`.
+
+    For pipelines outside the platform. Raises `StoreDown`.
+    """
+    model = Embedder(embedder)
+    store = Store(conninfo, model.dimension)
+    await store.open()
+
+    async def embed(texts: Sequence[str]) -> Vectors:
+        return await asyncio.to_thread(model.embed, texts)
+
+    provide(store, embed)
+    return store
 
 
 def _parts() -> Parts:

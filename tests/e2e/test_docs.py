@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from deployments.state import load_state
 from tests.started import KEYS, ROOT, Platform
 
 pytestmark = pytest.mark.platform
@@ -22,11 +23,15 @@ BLOCKS = [
 @pytest.mark.parametrize(("language", "block"), BLOCKS)
 def test_a_documented_command_works(platform: Platform, language: str, block: str) -> None:
     block = block.replace("http://127.0.0.1:8000", platform.url).replace("http://127.0.0.1:9464", platform.metrics_url)
+    state = load_state(platform.state_dir)
+    assert state is not None
     environment = {
         **os.environ,
         "GEARBOX_STATE_DIR": str(platform.state_dir),
         "GEARBOX_URL": platform.url,
         "GEARBOX_API_KEY": KEYS["alice"]["key"],
+        "GEARBOX_DATABASE": state.database,
+        "GEARBOX_EMBEDDER": state.embedder,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     command = ["bash", "-euo", "pipefail", "-c", block] if language == "bash" else [sys.executable, "-c", block]
