@@ -55,7 +55,10 @@ class RetrievalPipeline:
                 raise PipelineError(f"{file.name}: a component '{name}' with the output '{output}' is needed")
         self._wanted = {"guard", "prompt", "focus"} & outputs.keys()
         self._inputs = {
-            name: [key for key in wanted if key in _INPUTS] for name, wanted in self._pipeline.inputs().items()
+            name: [
+                key for key in wanted if key in _INPUTS and (key != "top_k" or name == "guard")
+            ]  # after all candidates
+            for name, wanted in self._pipeline.inputs().items()
         }
 
     async def run(self, **given: Any) -> Found:
