@@ -112,6 +112,28 @@ def goodput(result: Result) -> Path:
     return policies(result["live"], "goodput", label, simulated=result["simulated"])
 
 
+def guard(result: Result) -> Path:
+    """Precision over recall of what is marked as unsupported, the chosen threshold on it, and how far probabilities hold."""
+    figure, (curves, held) = _figure(1, 2)
+    for i, (part, name) in enumerate((("support", "questions"), ("entailment", "sentences"))):
+        row = result[part]
+        curves.plot(
+            [point[2] for point in row["curve"]], [point[1] for point in row["curve"]], color=f"C{i}", label=name
+        )
+        at = row["all"]
+        label = f"threshold {row['threshold']}"
+        curves.plot([at["recall"]["share"]], [at["precision"]["share"]], "o", color=f"C{i}", label=label)
+        held.plot([one[0] for one in row["calibration"]], [one[1] for one in row["calibration"]], "o-", color=f"C{i}")
+    curves.set_xlabel("recall of what is unsupported")
+    curves.set_ylabel("precision")
+    curves.set_ylim(0.5, 1.02)
+    held.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    held.set_xlabel("probability of support, as the guard says")
+    held.set_ylabel("share that is supported")
+    curves.legend(fontsize=8, loc="lower left")
+    return _save(figure, "guard")
+
+
 def policies(by_load: Result, name: str, label: str, simulated: Result | None = None) -> Path:
     """Requests within their budget, answers that came late, and the answers' mean quality, one line a policy."""
     figure, axes = _figure(1, 3)
