@@ -301,6 +301,12 @@ def decision(result: Result) -> str:
     return f"{_table(['variants', 'decision, µs', 'when nothing fits, µs', 'learning from an answer, µs'], rows)}\n\nWhere it goes: {parts}.\n{_machine(result)}"
 
 
+def retrieval(result: Result) -> str:
+    """How well and how fast passages are found, and documents indexed."""
+    parts = (retrieval_quality, retrieval_speed, retrieval_index, retrieval_indexing)
+    return "\n\n".join(part(result) for part in parts) + f"\n{_machine(result)}"
+
+
 def retrieval_quality(result: Result) -> str:
     """How well each mode finds what answers, on each set of questions."""
     rows = []
@@ -323,7 +329,7 @@ def retrieval_quality(result: Result) -> str:
         f"Differences in nDCG@10 on the same questions: {gains}."
     )
     head = ["questions", "mode", "recall@5", "recall@10", "MRR@10", "nDCG@10", "nDCG@10 in the guard's order"]
-    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+    return f"{_table(head, rows)}\n\n{note}"
 
 
 def retrieval_speed(result: Result) -> str:
@@ -343,7 +349,7 @@ def retrieval_speed(result: Result) -> str:
                 rows.append([f"{int(chunks):,}", mode, clients, *cells, shown])
     head = ["chunks", "mode", "at once", "p50 ms", "p95 ms", "queries/s", "CPU ms", "parts, ms"]
     note = "Medians [smallest, largest] of rounds; one process with one thread that embeds, without HTTP and Ray."
-    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+    return f"{_table(head, rows)}\n\n{note}"
 
 
 def retrieval_index(result: Result) -> str:
@@ -360,7 +366,7 @@ def retrieval_index(result: Result) -> str:
         for row in result["index"]
     ]
     head = ["tenant, chunks", "pass the filter", "`hnsw.ef_search`", "recall of the nearest 20", "p50 ms", "p95 ms"]
-    return f"{_table(head, rows)}\n\n{_machine(result)}"
+    return _table(head, rows)
 
 
 def retrieval_indexing(result: Result) -> str:
@@ -371,7 +377,7 @@ def retrieval_indexing(result: Result) -> str:
         speeds = [_range(its["documents_per_s"], 1), _range(its["chunks_per_s"], 1), _range(its["mb_per_s"], 3)]
         rows.append([workers, *speeds, f"{its['cpu_ms_per_chunk']['median']:.0f}", shares])
     head = ["at once", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
-    return f"{_table(head, rows)}\n\n{_machine(result)}"
+    return _table(head, rows)
 
 
 def grounded_facts(result: Result) -> str:
