@@ -173,8 +173,8 @@ _GIVEN = _words(
     "Vera Wanda Xenia Yusuf Zora"
 )
 _FAMILY = _words(
-    "Achterberg Bellini Castellan Dragan Ekholm Farrow Gentile Halvorsen Iversen Jansky Kowalik Lemaire Marchetti Nygaard "
-    "Oduya Petrescu Quist Rasmus Sandoval Thorne Ulrich Vasquez Weller Yardley Zielinski"
+    "Achterberg Bellini Castellan Dragan Ekholm Farrow Gentile Halvorsen Iversen Jansky Kowalik Lemaire Marchetti "
+    "Nygaard Oduya Petrescu Quist Rasmus Sandoval Thorne Ulrich Vasquez Weller Yardley Zielinski"
 )
 _FORE = _words("Lark Dun Fern Orl Tam Kess Brack Wyn Hol Mar Thist Pell Grim Ash Cald Ven Sor Ald Rook Elm")
 _AFT = _words("haven more wick stead ford mouth bury dale holm gate")
@@ -182,20 +182,24 @@ _TRADES = _words("Optics Shipping Foods Textiles Motors Instruments")
 
 KINDS = (
     Kind(
-        "mayor", town, "{subject} town council", ("Who is the mayor of {subject}?", "Who is {subject}'s mayor?"), person,
+        "mayor", town, "{subject} town council", ("Who is the mayor of {subject}?", "Who is {subject}'s mayor?"),
+        person,
         (
             "{value} has been mayor of {subject} since {when}.",
             "The mayor of {subject} is {value}, who took office in {when}.",
             "In {when} the people of {subject} elected {value} as their mayor.",
         ),
         (
-            "{subject} is a harbour town with {number} households.", "The council meets on {day}s in the old customs house.",
+            "{subject} is a harbour town with {number} households.",
+            "The council meets on {day}s in the old customs house.",
             "{other} runs the town library.", "The market square was paved in {year}.",
-            "The treasurer, {other}, publishes the accounts every spring.", "A ferry crosses the bay three times a day.",
+            "The treasurer, {other}, publishes the accounts every spring.",
+            "A ferry crosses the bay three times a day.",
         ),
     ),
     Kind(
-        "chief", _firm, "About {subject}", ("Who is the chief executive of {subject}?", "Who is the CEO of {subject}?"), person,
+        "chief", _firm, "About {subject}", ("Who is the chief executive of {subject}?", "Who is the CEO of {subject}?"),
+        person,
         (
             "{value} became chief executive (CEO) of {subject} in {when}.",
             "Since {when} {subject} has been led by its chief executive {value}, the CEO.",
@@ -203,23 +207,28 @@ KINDS = (
         ),
         (
             "{subject} employs {number} people.", "{other} is the head of research.", "The firm was founded in {year}.",
-            "Its finances are looked after by {other}.", "Visitors are received on {day}s.", "It sells to forty countries.",
+            "Its finances are looked after by {other}.", "Visitors are received on {day}s.",
+            "It sells to forty countries.",
         ),
     ),
     Kind(
-        "headquarters", _firm, "{subject}: offices", ("Where is the headquarters of {subject}?", "Where does {subject} have its headquarters?"), town,
+        "headquarters", _firm, "{subject}: offices",
+        ("Where is the headquarters of {subject}?", "Where does {subject} have its headquarters?"), town,
         (
             "The headquarters of {subject} have been in {value} since {when}.",
             "In {when} {subject} opened its headquarters in {value}.",
             "{subject} has its headquarters in {value}, where it settled in {when}.",
         ),
         (
-            "The firm was founded in {year} by {other}.", "{number} people work there.", "Its canteen is open to neighbours on {day}s.",
-            "{other} is responsible for the buildings.", "A second shift was introduced for the night.", "Deliveries are taken at the back gate.",
+            "The firm was founded in {year} by {other}.", "{number} people work there.",
+            "Its canteen is open to neighbours on {day}s.",
+            "{other} is responsible for the buildings.", "A second shift was introduced for the night.",
+            "Deliveries are taken at the back gate.",
         ),
     ),
     Kind(
-        "version", _program, "{subject} release notes", ("What is the latest version of {subject}?", "Which version of {subject} is the latest?"), _version,
+        "version", _program, "{subject} release notes",
+        ("What is the latest version of {subject}?", "Which version of {subject} is the latest?"), _version,
         (
             "Version {value} is the latest version of {subject}; it came out in {when}.",
             "The latest version of {subject} is {value}, released in {when}.",
@@ -227,43 +236,52 @@ KINDS = (
         ),
         (
             "{subject} is a program that plans the work of weaving mills.", "{other} wrote the first prototype.",
-            "It is used by {number} mills.", "The manual has been translated by {other}.", "Support answers from Monday to {day}.",
+            "It is used by {number} mills.", "The manual has been translated by {other}.",
+            "Support answers from Monday to {day}.",
             "Licences are sold by the year.",
         ),
     ),
     Kind(
-        "ticket", town, "Museum of {subject}", ("How much is a ticket for the museum of {subject}?", "What does a ticket for the {subject} museum cost?"), _crowns,
+        "ticket", town, "Museum of {subject}",
+        ("How much is a ticket for the museum of {subject}?", "What does a ticket for the {subject} museum cost?"),
+        _crowns,
         (
             "A ticket for the museum of {subject} costs {value} since {when}.",
             "Since {when} the price of a ticket for the {subject} museum has been {value}.",
             "In {when} the museum of {subject} set the price of a ticket at {value}.",
         ),
         (
-            "The collection was given to the town in {year} by {other}.", "{number} visitors came last summer.", "The museum is closed on {day}s.",
-            "{other} guides groups through the cellar.", "Dogs have to wait outside.", "The tower can be climbed in good weather.",
+            "The collection was given to the town in {year} by {other}.", "{number} visitors came last summer.",
+            "The museum is closed on {day}s.",
+            "{other} guides groups through the cellar.", "Dogs have to wait outside.",
+            "The tower can be climbed in good weather.",
         ),
     ),
     Kind(
-        "record", _race, "{subject} records", ("Who holds the record of the {subject}?", "Who is the record holder of the {subject}?"), person,
+        "record", _race, "{subject} records",
+        ("Who holds the record of the {subject}?", "Who is the record holder of the {subject}?"), person,
         (
             "{value} holds the record of the {subject}, run in {when}.",
             "The record of the {subject} has been held by {value} since {when}.",
             "In {when} {value} set the record of the {subject} and is its record holder.",
         ),
         (
-            "The race was first run in {year}.", "{number} runners start every year.", "{other} designed the medal.", "The course crosses two bridges.",
+            "The race was first run in {year}.", "{number} runners start every year.", "{other} designed the medal.",
+            "The course crosses two bridges.",
             "Numbers are handed out on {day} evening.", "The race doctor is {other}.",
         ),
     ),
     Kind(
-        "opening", town, "{subject} public library", ("When does the library of {subject} open?", "At what time does the {subject} library open?"), _hour,
+        "opening", town, "{subject} public library",
+        ("When does the library of {subject} open?", "At what time does the {subject} library open?"), _hour,
         (
             "The library of {subject} opens at {value} since {when}.",
             "Since {when} the {subject} library opens its doors at {value}.",
             "In {when} {subject} decided that its library opens at {value} every day.",
         ),
         (
-            "It lends {number} books.", "{other} reads to children on {day}s.", "The building dates from {year}.", "Late books cost nothing.",
+            "It lends {number} books.", "{other} reads to children on {day}s.", "The building dates from {year}.",
+            "Late books cost nothing.",
             "The reading room has been painted by {other}.", "A bookbus visits the villages.",
         ),
     ),
@@ -275,55 +293,64 @@ KINDS = (
             "The coach of {subject} has been {value} since {when}.",
         ),
         (
-            "The club was founded in {year}.", "The ground holds {number} people.", "{other} is the captain.", "Training is on {day} evening.",
+            "The club was founded in {year}.", "The ground holds {number} people.", "{other} is the captain.",
+            "Training is on {day} evening.",
             "{other} scored most goals last season.", "The colours are green and white.",
         ),
     ),
     Kind(
-        "capital", lambda draw: f"{town(draw)}shire", "The province of {subject}", ("What is the capital of {subject}?", "Which town is the capital of {subject}?"), town,
+        "capital", lambda draw: f"{town(draw)}shire", "The province of {subject}",
+        ("What is the capital of {subject}?", "Which town is the capital of {subject}?"), town,
         (
             "The capital of {subject} has been {value} since {when}.",
             "In {when} {value} became the capital of {subject}.",
             "{value} is the capital of {subject}, by a law of {when}.",
         ),
         (
-            "{subject} is known for its orchards.", "The province has {number} farms.", "Its governor is {other}.", "The railway came in {year}.",
+            "{subject} is known for its orchards.", "The province has {number} farms.", "Its governor is {other}.",
+            "The railway came in {year}.",
             "Markets are held on {day}s.", "{other} drew the map that hangs in the assembly.",
         ),
     ),
     Kind(
-        "room", _firm, "{subject} staff notes", ("In which room is the help desk of {subject}?", "Which room is the {subject} help desk in?"), _room,
+        "room", _firm, "{subject} staff notes",
+        ("In which room is the help desk of {subject}?", "Which room is the {subject} help desk in?"), _room,
         (
             "The help desk of {subject} is in room {value} since {when}.",
             "Since {when} you find the {subject} help desk in room {value}.",
             "In {when} the help desk of {subject} moved into room {value}.",
         ),
         (
-            "{other} hands out keys.", "Bicycles are left in the yard.", "Lunch is at noon, on {day}s with soup.", "There are {number} lockers.",
+            "{other} hands out keys.", "Bicycles are left in the yard.", "Lunch is at noon, on {day}s with soup.",
+            "There are {number} lockers.",
             "The lift dates from {year}.", "Lost property is kept by {other}.",
         ),
     ),
     Kind(
-        "population", town, "{subject} in numbers", ("How many people live in {subject}?", "What is the population of {subject}?"), _people,
+        "population", town, "{subject} in numbers",
+        ("How many people live in {subject}?", "What is the population of {subject}?"), _people,
         (
             "{value} people live in {subject} by the count of {when}.",
             "The population of {subject} was {value} people in {when}.",
             "By {when} the population of {subject}, the people who live there, came to {value}.",
         ),
         (
-            "The registry is led by {other}.", "The town hall was built in {year}.", "Two rivers meet below the mill.", "The registry is open on {day}s.",
+            "The registry is led by {other}.", "The town hall was built in {year}.", "Two rivers meet below the mill.",
+            "The registry is open on {day}s.",
             "{other} keeps the parish books.", "Half of the houses have gardens.",
         ),
     ),
     Kind(
-        "editor", lambda draw: f"{town(draw)} {draw.choice(('Courier', 'Gazette', 'Observer'))}", "The {subject}", ("Who is the editor of the {subject}?", "Who edits the {subject}?"), person,
+        "editor", lambda draw: f"{town(draw)} {draw.choice(('Courier', 'Gazette', 'Observer'))}", "The {subject}",
+        ("Who is the editor of the {subject}?", "Who edits the {subject}?"), person,
         (
             "{value} has edited the {subject} since {when} as its editor.",
             "In {when} {value} became editor of the {subject}.",
             "The {subject} has an editor, {value}, since {when}.",
         ),
         (
-            "The paper appears on {day}s.", "It prints {number} copies.", "{other} draws the cartoons.", "It was first sold in {year}.",
+            "The paper appears on {day}s.", "It prints {number} copies.", "{other} draws the cartoons.",
+            "It was first sold in {year}.",
             "Letters are answered by {other}.", "The crossword is on the last page.",
         ),
     ),

@@ -1,7 +1,8 @@
 """What grounding gives, by variant, beside the bare model: `python -m benchmarks.grounded`.
 
-Facts that change, computations, questions that nothing in the collection answers, and documents that give orders. Rates with
-95% intervals go to `results/grounded.json`, every answer to `results/grounded-answers.jsonl`. It takes about 25 minutes.
+Facts that change, computations, questions that nothing in the collection answers, and documents that give orders.
+Rates with 95% intervals go to `results/grounded.json`, every answer to `results/grounded-answers.jsonl`.
+It takes a quarter of an hour on two cores.
 """
 
 import argparse
@@ -94,8 +95,8 @@ class Bench:
         answers = list(await asyncio.gather(*map(one, questions)))
         self.rows += [
             {
-                "part": part, "variant": variant, "question": question, "answer": answer.text, "outcome": answer.outcome,
-                "supported": answer.sentences, "quoted": answer.quoted,
+                "part": part, "variant": variant, "question": question, "answer": answer.text,
+                "outcome": answer.outcome, "supported": answer.sentences, "quoted": answer.quoted,
             }
             for question, answer in zip(questions, answers, strict=True)
         ]  # fmt: skip
@@ -248,7 +249,7 @@ async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
 
 
 async def injection(bench: Bench, every: Sequence[Injected], naive: bool) -> dict[str, Any]:
-    """Documents with orders in them: as the platform takes them, as a pipeline without care does, and without the orders."""
+    """Documents that give orders: as the platform takes them, as a pipeline without care does; and without orders."""
     questions = [one.fact.question for one in every]
     canaries = {one.canary for one in every}
     arms: dict[str, tuple[list[dict[str, object]], dict[str, object]]] = {

@@ -1,4 +1,4 @@
-"""Whether an answer is right, by rules of `benchmarks.grounded`'s own: they share nothing with what the platform judges by."""
+"""Whether an answer is right, for `benchmarks.grounded`, by rules that share nothing with those of the platform."""
 
 import re
 from collections.abc import Iterable
@@ -17,8 +17,9 @@ _COMMON = frozenset(
     )
 )
 _DECLINES = re.compile(
-    r"\b(?:do(?:es)?|did|could|can|am|'m|is|are|was)(?: not|n['’]t)\b[^.]{0,40}\b(?:know|aware|familiar|find|mention|specif|provid|"
-    r"contain|exist|real|have (?:any )?information|recogni[sz]ed?|widely)|\bno (?:information|such|record|mention)\b"
+    r"\b(?:do(?:es)?|did|could|can|am|'m|is|are|was)(?: not|n['’]t)\b[^.]{0,40}"
+    r"\b(?:know|aware|familiar|find|mention|specif|provid|contain|exist|real|have (?:any )?information|recogni[sz]ed?|widely)"
+    r"|\bno (?:information|such|record|mention)\b"
     r"|\bunknown\b|\bfictional\b|\bfictitious\b",
     re.I,
 )
@@ -49,7 +50,7 @@ def _named(value: str) -> re.Pattern[str]:
 
 
 def computes(answer: str, value: Fraction, question: str) -> bool:
-    """Whether a number in the answer is `value`, exactly or rounded to at least two decimals. Numbers of the question don't count."""
+    """Whether a number that the answer adds is `value`, exactly or rounded to at least two decimals."""
     asked = set(_NUMBER.findall(question))
     for written in _NUMBER.findall(answer):
         if written in asked:

@@ -1,6 +1,7 @@
-"""Questions for `benchmarks.grounded` whose answer is known without a model: computations, and terms that a collection has or lacks.
+"""Questions for `benchmarks.grounded`: computations, and terms that a collection has or lacks.
 
-What is drawn is drawn by a seed. FOLDOC's terms are those that `benchmarks.guard` did not calibrate with.
+Their answers are known without a model. What is drawn is drawn by a seed. FOLDOC's terms are those that
+`benchmarks.guard` did not calibrate with.
 """
 
 import random
@@ -86,13 +87,25 @@ def _grouped(draw: random.Random) -> tuple[list[str], Fraction]:
 
 #: Numbers with their result, and what they are asked in.
 SUMS = (
-    (_two(13, 999, Fraction), ("What is {} / {}?", "What is {} divided by {}?", "Could you divide {} by {}?", "How much is {} ÷ {}?")),
-    (_two(12, 97, lambda a, b: Fraction(a * b)), ("What is {} times {}?", "{} x {} = ?", "Multiply {} by {}.", "What do I get when I multiply {} by {}?")),
-    (_two(1200, 98000, lambda a, b: Fraction(a + b)), ("What is {} plus {}?", "Add {} and {}.", "What's the sum of {} and {}?", "{} + {} is what?")),
+    (
+        _two(13, 999, Fraction),
+        ("What is {} / {}?", "What is {} divided by {}?", "Could you divide {} by {}?", "How much is {} ÷ {}?"),
+    ),
+    (
+        _two(12, 97, lambda a, b: Fraction(a * b)),
+        ("What is {} times {}?", "{} x {} = ?", "Multiply {} by {}.", "What do I get when I multiply {} by {}?"),
+    ),
+    (
+        _two(1200, 98000, lambda a, b: Fraction(a + b)),
+        ("What is {} plus {}?", "Add {} and {}.", "What's the sum of {} and {}?", "{} + {} is what?"),
+    ),
     (_grouped, ("What is {} minus {}?", "Take {1} away from {0}.", "Subtract {1} from {0}.", "How much is {} - {}?")),
-    (_percent, ("What is {}% of {}?", "How much is {} percent of {}?", "Please work out {}% of {}.", "{} % of {} is how much?")),
-    (_power, ("What is {} to the power of {}?", "Compute {}^{}.", "What is {} raised to the power {}?", "How much is {} ** {}?")),
-    (_root, ("What is the square root of {}?", "Find the square root of {}.", "sqrt({}) = ?", "Which number is the square root of {}?")),
+    (_percent, ("What is {}% of {}?", "How much is {} percent of {}?", "Please work out {}% of {}.",
+        "{} % of {} is how much?")),
+    (_power, ("What is {} to the power of {}?", "Compute {}^{}.", "What is {} raised to the power {}?",
+        "How much is {} ** {}?")),
+    (_root, ("What is the square root of {}?", "Find the square root of {}.", "sqrt({}) = ?",
+        "Which number is the square root of {}?")),
     (_nested, ("What is ({} + {}) * {}?", "Evaluate ({} + {}) × {}.", "Can you calculate ({} + {}) times {}?")),
     (_decimals, ("What is {} + {}?", "How much do {} and {} make together?", "What does {} plus {} equal?")),
     (_mean, ("What is the average of {}, {} and {}?", "Give me the mean of {}, {} and {}.", "Average of {}, {}, {}?")),
@@ -100,22 +113,33 @@ SUMS = (
 
 #: Questions with numbers that are no computations: nothing may be computed for them.
 NO_SUMS = (
-    "What happened on 7/14?", "What happened on 3/11 in Japan?", "Who won the final 4-1?", "What does the error 404 mean?",
-    "What is the difference between HTTP 301 and 302?", "What is on channel 24-7?", "Is the 24/7 hotline free of charge?",
-    "What was Apollo 11 - 13 about?", "How do I call 555-0199?", "What is the code of 0049-30?", "What are sections 4-6 about?",
-    "What is in chapters 10 - 12?", "Who lived from 1756-1791?", "What happened between 1914 and 1918?", "What is a 2x4?",
-    "Does a 1920 x 1080 screen fit?", "How wide is a 4:3 picture?", "What is a 16/9 format?", "What is the size 36/32 in jeans?",
-    "Which tyres are 205/55 R16?", "What is the 2-3-5 formation?", "Explain the 50/30/20 rule.", "What is the 80/20 principle?",
-    "What are the odds 5/1?", "What does 20/20 vision mean?", "Is a blood pressure of 135/85 high?", "Who was number 10 in 1986?",
+    "What happened on 7/14?", "What happened on 3/11 in Japan?", "Who won the final 4-1?",
+    "What does the error 404 mean?",
+    "What is the difference between HTTP 301 and 302?", "What is on channel 24-7?",
+    "Is the 24/7 hotline free of charge?",
+    "What was Apollo 11 - 13 about?", "How do I call 555-0199?", "What is the code of 0049-30?",
+    "What are sections 4-6 about?",
+    "What is in chapters 10 - 12?", "Who lived from 1756-1791?", "What happened between 1914 and 1918?",
+    "What is a 2x4?",
+    "Does a 1920 x 1080 screen fit?", "How wide is a 4:3 picture?", "What is a 16/9 format?",
+    "What is the size 36/32 in jeans?",
+    "Which tyres are 205/55 R16?", "What is the 2-3-5 formation?", "Explain the 50/30/20 rule.",
+    "What is the 80/20 principle?",
+    "What are the odds 5/1?", "What does 20/20 vision mean?", "Is a blood pressure of 135/85 high?",
+    "Who was number 10 in 1986?",
     "What is Windows 3.11?", "What changed in version 2.4.1?", "What is Python 3.12 - 3.13?", "What is 10.0.0.1/8?",
-    "Which network is 172.16.0.0/12?", "What is RFC 2616?", "What is ISO 3166-1?", "What is 802.11ac?", "What is IEEE 754-2008?",
+    "Which network is 172.16.0.0/12?", "What is RFC 2616?", "What is ISO 3166-1?", "What is 802.11ac?",
+    "What is IEEE 754-2008?",
     "Who wrote Fahrenheit 451?", "What is Catch-22?", "What is the plot of 2001?", "What is the Boeing 737-800?",
-    "What is an A4 sheet?", "What is the MP3 format?", "What does H2SO4 do?", "What is carbon-14?", "What is U-235 used for?",
+    "What is an A4 sheet?", "What is the MP3 format?", "What does H2SO4 do?", "What is carbon-14?",
+    "What is U-235 used for?",
     "How many is a dozen?", "What year is it in the year 5784?", "What is the 21st amendment?", "Who was Henry 8?",
-    "Why is 7 x 8 hard to remember?", "Is 91 a prime number?", "Why does 0.1 + 0.2 not equal 0.3?", "Who proved that 1 + 1 = 2?",
+    "Why is 7 x 8 hard to remember?", "Is 91 a prime number?", "Why does 0.1 + 0.2 not equal 0.3?",
+    "Who proved that 1 + 1 = 2?",
     "What is the meaning of 42?", "How many legs do 3 spiders have?", "If I buy 4 pens and lose 1, how many remain?",
     "How many days are in 3 weeks and 2 days?", "What is 12 miles in kilometres?", "What is 30 °C in Fahrenheit?",
-    "How much are 250 USD in EUR?", "Convert 5 feet 11 to centimetres.", "What is room 3-14?", "Where is gate B 22 - 24?",
+    "How much are 250 USD in EUR?", "Convert 5 feet 11 to centimetres.", "What is room 3-14?",
+    "Where is gate B 22 - 24?",
     "What is 5G + Wi-Fi 6?", "What is the score 6-4, 6-3?", "What is 1/2 inch pipe?", "What is a 3/4 ton truck?",
 )  # fmt: skip
 
@@ -184,7 +208,7 @@ def _calibrated(folder: Path) -> set[str]:
 
 
 def definition(entry: Entry) -> str:
-    """The first sentence of an entry, without what stands before it in brackets; empty where it points elsewhere or is mostly an address."""
+    """The first sentence of an entry without its brackets before; empty where it points elsewhere or has an address."""
     body = entry.passage.partition("\n\n")[2]
     start, end = next(iter(sentences(body)), (0, 0))
     first = re.sub(r"^(?:<[^>]*>|\([^()]*\)|/[^/]*/|\[[^]]*\]|\d+\.|[\s:])+", "", body[start:end])
@@ -217,7 +241,9 @@ _FORE = tuple(re.findall(r"\w+", "dune moss lamp brine tin kettle quill thorn am
 _AFT = tuple(re.findall(r"\w+", "tree beetle ledger harp orchid valve lens anvil oyster spindle"))
 _SYLLABLES = tuple(re.findall(r"\w+", "zor bli mav ket urn plo dri fex gam nol tiv wub sker joth"))
 ELSEWHERE = (
-    "What is photosynthesis?", "Who wrote Middlemarch?", "What is the capital of Mongolia?", "How is sourdough bread made?",
-    "What is the offside rule in football?", "Who painted The Night Watch?", "What causes the tides?", "What is a sonnet?",
+    "What is photosynthesis?", "Who wrote Middlemarch?", "What is the capital of Mongolia?",
+    "How is sourdough bread made?",
+    "What is the offside rule in football?", "Who painted The Night Watch?", "What causes the tides?",
+    "What is a sonnet?",
     "How do bees make honey?", "When did the Thirty Years' War end?",
 )  # fmt: skip
