@@ -82,12 +82,22 @@ def _turn(
         return
     history[:] = [*messages, {"role": "assistant", "content": answer}]
     if facts:
-        tpot = f" · {1000 / facts['tpot_ms']:.0f} tok/s" if facts["tpot_ms"] else ""
-        console.print(
-            f"\n[dim]{facts['variant']} ({facts['reason']}) · first token {facts['ttft_ms']:.0f} ms{tpot} · "
-            f"{facts['e2e_ms'] / 1000:.2f} s · quality {facts['quality']:.3f} · {facts['cost_usd'] * 1e6:.2f} µ$[/]",
-            highlight=False,
-        )
+        console.print(f"\n[dim]{_said_of(facts)}[/]", highlight=False)
+        for source in facts.get("citations", ()):
+            console.print(f"  source {source['n']}: {source['title'] or source['source']}", style="dim", markup=False)
+
+
+def _said_of(facts: dict[str, Any]) -> str:
+    """One line about an answer, from its `gearbox` object."""
+    took = f"first token {facts['ttft_ms']:.0f} ms" if facts["ttft_ms"] is not None else ""
+    if facts["variant"] is None:
+        return f"no variant ({facts['reason']}) · {took}"
+    tpot = f" · {1000 / facts['tpot_ms']:.0f} tok/s" if facts["tpot_ms"] else ""
+    grounded = f" · {'grounded' if facts['grounded'] else 'not grounded'}" if facts.get("grounded") is not None else ""
+    return (
+        f"{facts['variant']} ({facts['reason']}) · {took}{tpot} · {facts['e2e_ms'] / 1000:.2f} s · "
+        f"quality {facts['quality']:.3f} · {facts['cost_usd'] * 1e6:.2f} µ${grounded}"
+    )
 
 
 def _stream(client: httpx.Client, body: dict[str, object]) -> Iterator[dict[str, Any]]:

@@ -216,6 +216,8 @@ class Grounder:
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
         before = call.prompt_chars
         call.reword(_worded(call, found["prompt"]))
+        if call.body.get("temperature") is None:
+            call.body["temperature"] = 0  # who asks for what the sources say wants that, not the model's fancy
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
         return self._counted(grounding)
 

@@ -20,7 +20,8 @@ from deployments.state import PlatformState, VariantState
 from serve.auth import hash_key
 from serve.config import KeyConfig
 from tests.catalog import settings, three_gears
-from tests.unit.gateway_server import Started
+from tests.unit.fake_retrieval import FakeRetrieval
+from tests.unit.gateway_server import Start, Started
 
 ROOT = Path(__file__).parents[2]
 
@@ -129,6 +130,16 @@ def test_chat_streams_the_answer_and_shows_variant_and_timings(gateway: Started)
     assert result.exit_code == 0, result.output
     assert "You said: hello there" in result.stdout
     assert re.search(r"full \(quality\) · first token \d+ ms · \d+ tok/s · \d+\.\d\d s · quality 1\.000", result.stdout)
+
+
+def test_chat_shows_what_an_answer_rests_on(start_gateway: Start):
+    retrieval = FakeRetrieval()
+    gateway = start_gateway(searches=retrieval, retrieval={"always": True})
+    shown = " ".join(gearbox("chat", "--url", gateway.url, typed="Who leads Larkhaven?\n2 + 2\n").stdout.split())
+    assert "· grounded" in shown
+    assert "source 1: News" in shown
+    assert "2 + 2 = 4" in shown
+    assert "no variant (computed)" in shown
 
 
 def test_chat_remembers_until_it_is_reset_and_changes_the_model(gateway: Started):

@@ -1,0 +1,91 @@
+"""A retrieval deployment with scripted answers, for the gateway's tests."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+
+from serve.errors import RequestError
+
+QUESTION = "Who leads Larkhaven?"
+PASSAGE = {
+    "n": 1, "source": "news/1.md", "title": "News", "heading": "", "page": None, "score": 0.9,
+    "content": "Ada Quist leads Larkhaven. It rains.", "quote": "Ada Quist leads Larkhaven.", "meta": {"date": "2026-01-01"},
+}  # fmt: skip
+
+
+class FakeRetrieval:
+    """A retrieval deployment with scripted answers."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.passages: list[dict[str, Any]] = [PASSAGE]
+        self.error: RequestError | None = None
+        self.check_error: RequestError | None = None
+        self.search_s = 0.0
+        self.check_s = 0.0
+        self.supported: bool | None = True
+        self.cancelled = 0
+
+    def asked(self, method: str) -> list[dict[str, Any]]:
+        return [arguments for name, arguments in self.calls if name == method]
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        self.calls.append((method, arguments))
+        try:
+            return await getattr(self, f"_{method}")(**arguments)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    async def _ground(self, question: str, top_k: int, **_: Any) -> dict[str, Any]:
+        await asyncio.sleep(self.search_s)
+        if self.error:
+            raise self.error
+        passages = self.passages[:top_k]
+        prompt = [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "".join(one["quote"] for one in passages) + " " + question},
+        ]
+        return {
+            "support": 0.9 if passages else 0.1,
+            "passages": passages,
+            "prompt": prompt,
+            "timings_ms": {"dense": 1.5},
+            "ms": 2.0,
+        }
+
+    async def _check(self, answer: str, passages: list[str], question: str) -> list[dict[str, Any]]:
+        await asyncio.sleep(self.check_s)
+        if self.check_error:
+            raise self.check_error
+        source = 1 if self.supported else None
+        return [{"start": 0, "end": len(answer), "supported": self.supported, "score": 0.8, "source": source}]
+
+    async def _agent(self, **_: Any) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        used = [{"name": "calculator", "input": {"expression": "2+2"}, "output": "2 + 2 = 4"}]
+        return {
+            "text": "It is 4.",
+            "tools": used,
+            "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+        }
+
+    async def _embed(self, texts: list[str]) -> dict[str, Any]:
+        return {"vectors": np.ones((len(texts), 4), np.float32), "tokens": 3 * len(texts)}
+
+    async def _index(self, **asked: Any) -> dict[str, Any]:
+        return {"status": "added", "chunks": 1, "sha256": "00", "ms": 1.0}
+
+    async def _documents(self, limit: int, **_: Any) -> list[dict[str, Any]]:
+        return [{"source": str(i)} for i in range(limit)]
+
+    async def _collections(self, tenant: str) -> list[dict[str, Any]]:
+        return [{"collection": "docs", "documents": 1, "chunks": 2}]
+
+    async def _delete(self, source: str | None, **_: Any) -> int:
+        return 0 if source == "gone.md" else 2
+
+    async def _search(self, **_: Any) -> dict[str, Any]:
+        return {"support": 0.9, "passages": self.passages, "timings_ms": {}, "ms": 1.0}
