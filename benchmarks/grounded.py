@@ -91,7 +91,7 @@ class Bench:
             self.bar.advance(0)
             return answer
 
-        self.bar.update(0, description=f"{part}, {variant}")
+        self._step(f"{part}, {variant}")
         answers = list(await asyncio.gather(*map(one, questions)))
         self.rows += [
             {
@@ -125,7 +125,7 @@ class Bench:
                 await self._post("/v1/documents", {"collection": collection, **document})
             self.bar.advance(0)
 
-        self.bar.update(0, description=f"indexing {collection}")
+        self._step(f"indexing {collection}")
         await asyncio.gather(*map(one, documents))
 
     @contextlib.asynccontextmanager
@@ -137,6 +137,13 @@ class Bench:
             yield full
         finally:
             await self.client.delete("/v1/documents", params={"collection": full})
+
+    def _step(self, what: str) -> None:
+        self.bar.update(0, description=what)
+        if not self.bar.console.is_terminal:  # where no bar is drawn
+            task = self.bar.tasks[0]
+            left = "" if task.time_remaining is None else f", about {task.time_remaining / 60:.0f} minutes left"
+            print(f"[{task.completed:.0f}/{task.total:.0f}]{left}: {what}", flush=True)
 
     async def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
         answer = await self.client.post(path, json=body)

@@ -18,7 +18,8 @@ _COMMON = frozenset(
 )
 _DECLINES = re.compile(
     r"\b(?:do(?:es)?|did|could|can|am|'m|is|are|was)(?: not|n['’]t)\b[^.]{0,40}"
-    r"\b(?:know|aware|familiar|find|mention|specif|provid|contain|exist|real|have (?:any )?information|recogni[sz]ed?|widely)"
+    r"\b(?:know|aware|familiar|find|mention|specif|provid|contain|exist|real|have (?:any )?information"
+    r"|recogni[sz]ed?|widely)"
     r"|\bno (?:information|such|record|mention)\b"
     r"|\bunknown\b|\bfictional\b|\bfictitious\b",
     re.I,
