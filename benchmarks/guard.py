@@ -1,6 +1,6 @@
 """How well the guard tells what is supported, and the weights and thresholds it has: `python -m benchmarks.guard`.
 
-One half of the terms calibrates, the other is measured on. It takes about five minutes on one core.
+One half of the terms calibrates, the other is measured on. It takes about three minutes of one core.
 """
 
 import argparse
