@@ -462,7 +462,7 @@ def guard(result: Result) -> str:
     note = (
         f"Of what is marked as unsupported; shares with 95% intervals. Without embeddings {speed['support_ms']:.1f} ms for 20 "
         f"passages' support and {speed['check_4_ms']:.1f} ms for an answer's sentences against 4 passages. Weights and "
-        "thresholds come from the other half; the features were chosen with these numbers in sight. Facts and countries are "
+        "thresholds come from the other half; the features were chosen with these numbers in sight. Facts are "
         "made up by the benchmark, and sentences are told differently and made wrong by rule: real answers stray further."
     )
     return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
