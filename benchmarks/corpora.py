@@ -17,6 +17,9 @@ import lxml.html
 import numpy as np
 
 from benchmarks.guard_texts import asked, foldoc
+from deployments.embedder import embedder_folder
+from deployments.state import cache_folder
+from serve.config import RetrievalConfig
 from serve.retrieval.embed import Embedder, Vectors
 from serve.retrieval.guard import sentences
 
@@ -150,6 +153,12 @@ def terms(folder: Path, draw: random.Random) -> tuple[list[Document], list[Quest
             wanted[subset] -= 1
         documents.append(Document(name, text.encode(), "text", entry.term))
     return documents, found
+
+
+def embedder_at(folder: Path | None) -> Path:
+    """`folder`, or the platform's own embedding model, made if it is not there. Raises `BuildError`."""
+    cache = cache_folder()
+    return folder or embedder_folder(RetrievalConfig().embedder, cache, cache / "embedder.log")[0]
 
 
 class Cached:

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks import plots
+from benchmarks.corpora import embedder_at
 from benchmarks.guard_texts import Claim, Entry, NoTexts, claims, elsewhere, entries, fact_claims, fetched, invented
 from benchmarks.processes import command
 from benchmarks.report import Progress, save
+from compression.family import BuildError
 from compression.intervals import wilson_ci95
-from deployments.state import cache_folder
 from serve.retrieval import guard
 from serve.retrieval.embed import Embedder
 
@@ -346,14 +347,14 @@ def _worst(scores: Array, labels: Array, texts: Sequence[str]) -> list[list[obje
 def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--embedder", type=Path, default=cache_folder() / "embedders/all-MiniLM-L6-v2")
-    embedder_folder = parser.parse_args().embedder
-    with command((NoTexts, OSError), "nothing was kept"):
+    parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
+    folder = parser.parse_args().embedder
+    with command((NoTexts, BuildError, OSError), "nothing was kept"):
         progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
         progress.step("texts, as Debian packages")
         draw = random.Random(SEED)
         every = entries(fetched(), draw, SIZES)
-        embedder = Embedder(embedder_folder)
+        embedder = Embedder(embedder_at(folder))
         progress.step(f"support of passages, {len(every)} questions and terms that nobody uses")
         supports = support(embedder, every, draw)
         progress.step(f"entailment of sentences, made from {SENTENCES}")

@@ -21,7 +21,7 @@ import yaml
 from haystack import Pipeline
 
 from benchmarks import plots
-from benchmarks.corpora import Cached, Question, python, terms
+from benchmarks.corpora import Cached, Question, embedder_at, python, terms
 from benchmarks.guard_texts import NoTexts, fetched
 from benchmarks.processes import command
 from benchmarks.report import Progress, save
@@ -41,9 +41,7 @@ from benchmarks.retrieval_speed import (
 )
 from compression.family import BuildError
 from deployments.database import Database, DatabaseError
-from deployments.embedder import embedder_folder
 from deployments.state import cache_folder
-from serve.config import RetrievalConfig
 from serve.retrieval.components import provide
 from serve.retrieval.embed import Embedder
 from serve.retrieval.ingest import Indexer, Splitter
@@ -203,10 +201,7 @@ def main() -> int:
     parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
     folder = parser.parse_args().embedder
     with command((NoTexts, BuildError, DatabaseError, OSError), "vectors are kept; run it again, it is quicker"):
-        if folder is None:
-            cache = cache_folder()
-            folder, _ = embedder_folder(RetrievalConfig().embedder, cache, cache / "embedder.log")
-        result = asyncio.run(measure(folder))
+        result = asyncio.run(measure(embedder_at(folder)))
     save("retrieval", result)
     plots.retrieval(result)
     return 0

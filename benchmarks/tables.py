@@ -16,7 +16,7 @@ from compression.report import quality_ci95
 ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "compression", "quality", "routing")),
+    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "compression", "quality", "routing", "grounding")),
 )
 Result = Mapping[str, Any]
 TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
@@ -446,6 +446,28 @@ def _share(its: Result) -> str:
     return f"{its['hits']} of {its['items']}, {its['share']:.0%} [{low:.0%}, {high:.0%}]"
 
 
+def grounded_ttft(result: Result) -> str:
+    """What grounding adds to the time to the first token."""
+    rows = [
+        [
+            f"`{name}`", *(_range(row[what], 0) for what in ("bare_ms", "grounded_ms", "added_ms")),
+            f"{row['added_ms']['p95']:.0f}", f"{row['search_ms']['median']:.0f}", f"{row['check_ms']['median']:.0f}",
+        ]
+        for name, row in result["variants"].items()
+    ]  # fmt: skip
+    head = [
+        "variant",
+        "TTFT bare, ms",
+        "grounded, ms",
+        "added, ms",
+        "added p95",
+        "of it the search",
+        "check after the answer",
+    ]
+    note = f"Medians [least, most] of {result['questions']} questions, one at a time, {result['chunks']} chunks."
+    return f"{_table(head, rows)}\n\n{note}\n{_machine(result)}"
+
+
 def guard(result: Result) -> str:
     """What the guard marks as unsupported, in questions and in sentences, by kind, on the half that it did not learn from."""
     rows = []
@@ -503,6 +525,13 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "predictions": (predictions, ("goodput", "simulate")),
     "simulate": (simulate, ("simulate",)),
     "decision": (decision, ("decision",)),
+    "guard": (guard, ("guard",)),
+    "grounded-facts": (grounded_facts, ("grounded",)),
+    "grounded-arithmetic": (grounded_arithmetic, ("grounded",)),
+    "grounded-unanswerable": (grounded_unanswerable, ("grounded",)),
+    "grounded-injection": (grounded_injection, ("grounded",)),
+    "grounded-ttft": (grounded_ttft, ("grounded-ttft",)),
+    "retrieval": (retrieval, ("retrieval",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
 }
 
