@@ -36,6 +36,7 @@ AT_ONCE = 6  # requests
 VARIANTS = ("full", "int8", "distilled")
 PIPELINES = Path(__file__).parent / "pipelines"
 COLLECTION = "benchmark-grounded"
+_WAITS_S = (1, 2, 4, 8, 15)  # after an answer that says to come back later
 PARTS = ("facts", "arithmetic", "unanswerable", "injection")
 
 
@@ -146,7 +147,11 @@ class Bench:
             print(f"[{task.completed:.0f}/{task.total:.0f}]{left}: {what}", flush=True)
 
     async def _post(self, path: str, body: Mapping[str, object]) -> dict[str, Any]:
-        answer = await self.client.post(path, json=body)
+        for wait_s in _WAITS_S:
+            answer = await self.client.post(path, json=body)
+            if answer.status_code not in (429, 503):
+                break
+            await asyncio.sleep(wait_s)
         if answer.status_code != 200:
             raise Refused(f"{path} answered {answer.status_code}: {answer.text[:300]}")
         return answer.json()
