@@ -94,7 +94,7 @@ class Documents:
         if "collection" not in asked:
             return {"object": "list", "data": await self._retrieval.call("collections", tenant=tenant)}
         limit = asked.get("limit", "100")
-        if not limit.isdecimal() or not 1 <= int(limit) <= 1000:
+        if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= 1000:
             raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
         found = await self._retrieval.call(
             "documents",

@@ -371,7 +371,9 @@ def _question(call: Call) -> str | None:
         return None
     content = last.get("content")
     if isinstance(content, list):
-        content = "\n".join(part["text"] for part in content if isinstance(part.get("text"), str))
+        content = "\n".join(
+            part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+        )
     return content.strip() or None if isinstance(content, str) else None
 
 

@@ -70,7 +70,7 @@ class Readers:
         except TimeoutError as error:
             await _end(process)
             raise ConversionError(f"it took longer than {within_s:g} s to read") from error
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError) as error:  # the last is uvloop's, of a pipe that is closed
             await _end(process)
             raise _BrokenError from error
         except BaseException:

@@ -150,6 +150,7 @@ class TestErrors:
             assert http.get("/v1/search").status_code == 405
             assert error_of(http.get("/v1/documents", params={"colection": "x"}), 400)["code"] == "invalid_query"
             assert error_of(http.get("/v1/documents?collection=x&limit=0"), 400)["code"] == "invalid_limit"
+            assert error_of(http.get(f"/v1/documents?collection=x&limit={'9' * 5000}"), 400)["code"] == "invalid_limit"
             assert error_of(http.delete("/v1/documents"), 400)["code"] == "missing_collection"
             gone = http.delete("/v1/documents", params={"collection": "documents-nothing"})
             assert error_of(gone, 404)["code"] == "document_not_found"

@@ -131,6 +131,13 @@ class TestTheClassicFailures:
         facts = gearbox_of(ask(http, HARBOUR, {"collection": "grounding-nothing"}), False)
         assert facts["reason"] == "abstained" and facts["retrieval"]["support"] == 0
 
+    @pytest.mark.parametrize("content", [["words"], [3], [{"type": "text", "text": 3}], None, 3, {}])
+    def test_a_message_that_is_none_is_refused_by_whom_it_concerns(
+        self, http: httpx.Client, harbour: str, content: object
+    ) -> None:
+        messages = [{"role": "user", "content": content}]
+        error_of(ask(http, "", {"collection": harbour}, messages=messages, max_tokens=2), 400)
+
 
 class TestStreams:
     @pytest.mark.parametrize("variant", VARIANTS)

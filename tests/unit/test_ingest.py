@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 import psutil
 import pytest
+import uvloop
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve.errors import RequestError
@@ -241,6 +242,18 @@ async def test_a_reader_that_has_ended_meanwhile_is_replaced(kept, embed):
     await process.wait()
     assert (await indexer.index(OWNER, "a.md", b"three")).status == "replaced"
     await indexer.close()
+
+
+def test_a_reader_that_had_nothing_to_do_for_a_while_is_replaced_in_the_loop_that_ray_serve_has():
+    async def twice() -> list[str]:
+        readers = Readers(main="import serve.retrieval.reader as r\nr._IDLE_S = 0.1\nr.main()")
+        titles = []
+        for _ in range(2):
+            titles.append((await readers.read(b"hello", "a.txt", "text", 30)).title)
+            await readers._idle[0].wait()
+        return titles
+
+    assert uvloop.run(twice()) == ["a.txt", "a.txt"]
 
 
 async def test_a_cancelled_caller_ends_the_reader(kept, embed):
