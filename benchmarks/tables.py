@@ -304,7 +304,8 @@ def decision(result: Result) -> str:
 def retrieval(result: Result) -> str:
     """How well and how fast passages are found, and documents indexed."""
     parts = (retrieval_quality, retrieval_speed, retrieval_index, retrieval_indexing)
-    return "\n\n".join(part(result) for part in parts) + f"\n{_machine(result)}"
+    notes = "".join(f"\n{note}" for note in result.get("notes", ()))
+    return "\n\n".join(part(result) for part in parts) + f"\n\n{_machine(result)}{notes}"
 
 
 def retrieval_quality(result: Result) -> str:
