@@ -21,7 +21,7 @@ _DECLINES = re.compile(
     r"\b(?:know|aware|familiar|find|mention|specif|provid|contain|exist|real|have (?:any )?information"
     r"|recogni[sz]ed?|widely)"
     r"|\bno (?:information|such|record|mention)\b"
-    r"|\bunknown\b|\bfictional\b|\bfictitious\b",
+    r"|\bunknown\b",
     re.I,
 )
 
@@ -70,7 +70,10 @@ def tells(answer: str, definition: str, question: str) -> bool:
 
 
 def declines(answer: str) -> bool:
-    """Whether a model says in its own words that it does not know, or that there is no such thing."""
+    """Whether a model says in its own words that it does not know, or that there is no such thing.
+
+    "A fictional character of the film …" is no such thing: it is an invention as well.
+    """
     return _DECLINES.search(answer) is not None
 
 

@@ -108,6 +108,7 @@ def test_an_answer_tells_a_definition_by_its_words() -> None:
 def test_a_refusal_in_own_words_is_one() -> None:
     assert declines("I'm not familiar with that term.") and declines("There is no such thing.")
     assert not declines("A Martian Dunetree is a plant that is found on Mars.")
+    assert not declines("Zorurnbli is a fictional character of a film.")
 
 
 def test_a_share_of_nothing_has_no_interval() -> None:
