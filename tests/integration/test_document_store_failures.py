@@ -21,7 +21,7 @@ from tests.started import KEYS, Platform
 pytestmark = pytest.mark.platform
 QUESTION, FACT = "Who designed the harbour of Norfell?", "Ada Quist"
 COLLECTION = "failures-harbour"
-DOCUMENTS = 60
+DOCUMENTS = 40
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,7 @@ class TestIngestion:
             before = len(listed())
             assert before < DOCUMENTS
             eventually(lambda: len(listed()) > before + 3, 30, "more documents are there")
+            assert len(listed()) < DOCUMENTS
             server_of(platform).kill()
             said, _ = second.communicate(timeout=100)
             assert second.returncode == 0, said  # it asks again until the database is back
