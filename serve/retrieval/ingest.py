@@ -26,7 +26,7 @@ CHUNK_TOKENS = 200
 MAX_NAME = 1024  # characters
 MAX_META = 16 << 10  # bytes, as JSON
 _FORMAT = 1  # of what is stored; a new number makes every document one that is not current
-_BATCH = 64  # texts embedded at once
+_BATCH = 8  # texts embedded at once: a question that is asked meanwhile waits for them, and more at once is no faster
 _MARKED_UP = ("markdown", "html", "docx")  # that are read as Markdown
 
 

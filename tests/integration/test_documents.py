@@ -106,7 +106,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("body", "status", "code"),
         [
-            ({"source": "a.exe", "content": "x"}, 415, "unknown_type"),
+            ({"source": "a.exe", "data": "eA=="}, 415, "unknown_type"),
             ({"source": "a.md", "content": "x", "type": "image/png"}, 415, "unknown_type"),
             ({"source": "a.pdf", "data": base64.b64encode(b"%PDF-1.7 no").decode()}, 422, "unreadable_document"),
             ({"source": "a.docx", "data": base64.b64encode(b"PK\x03\x04 no").decode()}, 422, "unreadable_document"),

@@ -107,7 +107,7 @@ async def test_a_document_is_read_cut_embedded_with_its_headings_and_stored(inde
     assert (made.status, made.chunks, made.sha256) == ("added", 150, hashlib.sha256(body).hexdigest())
     source, chunks, vectors = kept.documents[OWNER, "a.md"]
     assert (source.title, source.size, source.meta) == ("H0", len(body), {"year": 2024})
-    assert [len(batch) for batch in embed.batches] == [64, 64, 22]
+    assert [len(batch) for batch in embed.batches] == [8] * 18 + [6]
     assert embed.batches[0][1] == "H1\nText number 1."
     assert chunks[149].content == "Text number 149."
     assert np.allclose(vectors[149], (await embed(["H149\nText number 149."]))[0])
