@@ -12,6 +12,7 @@ from serve.card import first_problem
 from serve.config import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.grounding import Retrieval
+from serve.retrieval.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all of them
@@ -80,7 +81,7 @@ class Documents:
         limit = self._settings().max_document_bytes
         if len(data) > limit:
             raise RequestError(413, f"the document is larger than {limit} bytes", code="document_too_large")
-        kind = asked.type or ("text/plain" if asked.content is not None and "." not in asked.source else None)
+        kind = asked.type or (_kind_of_text(asked.source) if asked.content is not None else None)
         made = await self._retrieval.call(
             "index", tenant=tenant, collection=asked.collection, source=asked.source, data=data, kind=kind,
             title=asked.title, meta=asked.meta,
@@ -186,6 +187,14 @@ def _query(query: bytes, known: set[str]) -> Mapping[str, str]:
     for name in asked.keys() - known:
         raise RequestError(400, f"unknown parameter '{name[:80]}'", code="invalid_query")
     return asked
+
+
+def _kind_of_text(source: str) -> str:
+    """By the name's ending; text of any other name is plain."""
+    try:
+        return kind_of(source)
+    except ConversionError:
+        return "text"
 
 
 def _decoded(data: str) -> bytes:

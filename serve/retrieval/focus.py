@@ -49,7 +49,8 @@ def focused(question: str, passage: str, head: str = "", most: int = 2) -> tuple
     asked = guard.asked_for(question)
     said = [set(guard.stems(passage[start:end])) for start, end in spans]
     above = set(guard.stems(head))
-    shares = [guard.share(asked, words | above) + 0.5 * guard.share(asked, words) for words in said]
+    # what the head names anyway tells sentences apart no more: then the first that says something new defines it
+    shares = [guard.share(asked, words | above) if words - above else -1.0 for words in said]
     best = max(range(len(spans)), key=lambda i: (shares[i], -i))
     chosen = {best}
     missing = asked.keys() - said[best] - above

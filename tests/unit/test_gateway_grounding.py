@@ -360,6 +360,13 @@ class TestDocuments:
         assert (first["data"], first["collection"], first["meta"]) == ("grüß".encode(), "default", {"a": 1})
         assert (second["data"], second["kind"], second["collection"]) == (b"\x00\x01", "application/pdf", "c")
 
+    def test_text_of_an_unknown_kind_of_name_is_plain_text(self, grounded: Started, retrieval: FakeRetrieval):
+        for source, kind in (("a.md", "markdown"), ("entries/Y.21", "text"), ("notes", "text")):
+            grounded.post("/v1/documents", {"source": source, "content": "x"})
+            assert retrieval.asked("index")[-1]["kind"] == kind
+        grounded.post("/v1/documents", {"source": "entries/Y.21", "data": "eA=="})
+        assert retrieval.asked("index")[-1]["kind"] is None
+
     @pytest.mark.parametrize(
         ("body", "param"),
         [

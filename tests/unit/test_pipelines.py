@@ -79,7 +79,7 @@ async def test_the_bundled_pipelines_find_what_supports_an_answer_newest_first(s
     assert {owner for _, owner, _, _ in store.asked} == {Owner("acme", "docs")}
     last = found.prompt[-1].text or ""
     assert "Tomas Brandt" in last
-    assert last.rstrip().endswith(QUESTION)
+    assert last.index("Tomas Brandt") < last.index(QUESTION)
     assert found.timings_ms.keys() >= {"embedder", "guard", "prompt"}
 
 
