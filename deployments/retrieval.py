@@ -17,7 +17,8 @@ from serve.retrieval.embed import Embedder, Vectors
 
 APP = "retrieval"
 _MAX_ONGOING = 64
-_BATCH = 64  # requests; texts in one pass are bounded by the embedder
+_BATCH = 64  # requests that are embedded together
+_PART = 8  # texts of one request
 
 
 class EmbedderDeployment:
@@ -67,11 +68,18 @@ class RetrievalDeployment:
         """`{"made": …}` or `{"refused": …}`: an error of a request is an answer, not a failure of the replica."""
         try:
             if method == "embed":
-                vectors, tokens = await self._embedder.remote(arguments["texts"])
-                return {"made": {"vectors": vectors, "tokens": tokens}}
+                return {"made": await self._embed(arguments["texts"])}
             return {"made": await self._service.call(method, arguments)}
         except RequestError as error:
             return {"refused": error.parts()}
+
+    async def _embed(self, texts: Sequence[str]) -> dict[str, Any]:
+        """A few at a time, so that a search waits for those and not for all."""
+        parts = [await self._embedder.remote(texts[at : at + _PART]) for at in range(0, len(texts), _PART)]
+        return {
+            "vectors": np.concatenate([vectors for vectors, _ in parts]),
+            "tokens": sum(tokens for _, tokens in parts),
+        }
 
 
 class RetrievalHandle:

@@ -175,9 +175,11 @@ class Gateway:
         await reply_json(send, await self._documents.search(caller.tenant, body))
 
     async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        await self._admitted(headers)
+        caller = await self._admitted(headers)
         body = read_json(await read_body(receive, headers, self._config.server.max_body_bytes))
-        await reply_json(send, await self._documents.embed(body))
+        made = await self._documents.embed(body)
+        await self._gatekeeper.charge(caller, made["usage"]["total_tokens"])
+        await reply_json(send, made)
 
     async def _admitted(self, headers: Headers) -> Caller:
         """Whoever calls, counted against their limit of requests."""

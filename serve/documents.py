@@ -1,5 +1,6 @@
 """The gateway's /v1/documents, /v1/search and /v1/embeddings: checks what is asked and hands it to the retrieval deployment."""
 
+import asyncio
 import base64
 import binascii
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from serve.retrieval.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all of them
+_WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most that is allowed takes that long
 _OVERHEAD_BYTES = 1 << 16  # of a document's request beside its content
 
 
@@ -40,10 +42,10 @@ class Search(_Body):
 
     collection: Name = "default"
     query: Annotated[str, Field(min_length=1, max_length=20_000)]
-    top_k: Annotated[int, Field(ge=1, le=50)] = 10
+    top_k: Annotated[int, Field(ge=1, le=20, strict=True)] = 10
     mode: Name = "hybrid"
     filters: dict[str, Any] | None = None
-    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
 
 
 class Embeddings(BaseModel):
@@ -93,11 +95,11 @@ class Documents:
         self._settings()
         asked = _query(query, {"collection", "after", "limit"})
         if "collection" not in asked:
-            return {"object": "list", "data": await self._retrieval.call("collections", tenant=tenant)}
+            return {"object": "list", "data": await self._call("collections", tenant=tenant)}
         limit = asked.get("limit", "100")
         if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= 1000:
             raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
-        found = await self._retrieval.call(
+        found = await self._call(
             "documents",
             tenant=tenant,
             collection=asked["collection"],
@@ -113,7 +115,7 @@ class Documents:
         if "collection" not in asked:
             raise RequestError(400, "'collection' is required", param="collection", code="missing_collection")
         source = asked.get("source")
-        gone = await self._retrieval.call("delete", tenant=tenant, collection=asked["collection"], source=source)
+        gone = await self._call("delete", tenant=tenant, collection=asked["collection"], source=source)
         if not gone:
             what = f"document '{source}' in it" if source is not None else "such collection"
             raise RequestError(
@@ -125,7 +127,7 @@ class Documents:
         """Passages with their support."""
         self._settings()
         asked = _parsed(Search, body)
-        found = await self._retrieval.call(
+        found = await self._call(
             "search", tenant=tenant, collection=asked.collection, question=asked.query, top_k=asked.top_k,
             mode=asked.mode, filters=asked.filters, min_score=asked.min_score,
         )  # fmt: skip
@@ -144,7 +146,7 @@ class Documents:
         if len(texts) > MAX_INPUTS or sum(map(len, texts)) > _MAX_INPUT_CHARS:
             limit = f"{MAX_INPUTS} texts, {_MAX_INPUT_CHARS} characters"
             raise RequestError(413, f"'input' is more than {limit}", param="input", code="input_too_large")
-        made = await self._retrieval.call("embed", texts=texts)
+        made = await self._call("embed", texts=texts)
         vectors = made["vectors"]
         if asked.dimensions not in (None, vectors.shape[1]):
             message = f"the embeddings have {vectors.shape[1]} dimensions"
@@ -159,6 +161,15 @@ class Documents:
         ]  # fmt: skip
         usage = {"prompt_tokens": made["tokens"], "total_tokens": made["tokens"]}
         return {"object": "list", "data": data, "model": asked.model or settings.embedder, "usage": usage}
+
+    async def _call(self, method: str, **arguments: Any) -> Any:
+        """Ask the retrieval deployment, which may be away, starting or busy."""
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                return await self._retrieval.call(method, **arguments)
+        except TimeoutError as error:
+            message = f"retrieval did not answer within {_WAIT_S:g} s"
+            raise RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "5"}) from error
 
     def _settings(self) -> RetrievalConfig:
         if self._config is None:

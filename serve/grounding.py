@@ -26,7 +26,7 @@ from serve.protocol import Call
 
 HEADER = "x-gearbox-retrieval"
 _PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
-_FRAME_CHARS = 300  # of what is said around the sources
+_FRAME_CHARS = 120  # of what is said around the sources
 _AGENT_MS = 120_000.0  # for all steps of an agent, where the budget sets no limit
 _EXPECTED_S = 0.1  # of a search, until some were seen
 

@@ -16,7 +16,7 @@ from serve.retrieval.components import Embed, provide
 from serve.retrieval.http_tools import http_tools
 from serve.retrieval.ingest import Indexer, Limits, Splitter
 from serve.retrieval.pipelines import Found, load_pipelines
-from serve.retrieval.store import Owner, Store
+from serve.retrieval.store import Owner, Store, checked
 from serve.retrieval.tools import calculator, clock, search_documents
 
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
@@ -101,6 +101,8 @@ class Service:
             raise RequestError(
                 400, f"no retrieval mode '{mode}'; there are: {known}", param="retrieval.mode", code="invalid_mode"
             )
+        if filters:
+            checked(filters)  # before Haystack copies them, value by value
         try:
             return await self._pipelines[mode].run(
                 question=question,

@@ -318,12 +318,17 @@ class Store:
             await self._idle.pop().close()
 
 
-def _filtered(owner: Owner, top_k: int, filters: Mapping[str, Any] | None) -> tuple[sql.Composable, dict[str, Any]]:
-    """What is searched: the condition of the filters, and parameters. Raises `RequestError`."""
+def checked(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
+    """The condition that `filters` make, and its parameters. Raises `RequestError` 400."""
     try:
-        condition, params = where(filters) if filters else (sql.SQL("TRUE"), {})
+        return where(filters)
     except FilterError as error:
         raise RequestError(400, str(error), param="retrieval.filters", code="invalid_filter") from error
+
+
+def _filtered(owner: Owner, top_k: int, filters: Mapping[str, Any] | None) -> tuple[sql.Composable, dict[str, Any]]:
+    """What is searched: the condition of the filters, and parameters. Raises `RequestError`."""
+    condition, params = checked(filters) if filters else (sql.SQL("TRUE"), {})
     return condition, {"tenant": owner.tenant, "collection": owner.collection, "top_k": top_k, **params}
 
 
