@@ -30,6 +30,6 @@ def exit_code(work: Callable[[], object]) -> int:
     except Exception as error:
         if (line := clear_line(error)) is None:
             raise
-        print(f"error: {line}", file=sys.stderr)
+        sys.stderr.write(f"error: {line}\n")  # in one piece: other processes write there too
         return 2
     return 0

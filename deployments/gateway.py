@@ -34,7 +34,7 @@ class GatewayDeployment:
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._metrics = Metrics()
-        self._retrieval = RetrievalHandle()
+        self._retrieval = RetrievalHandle(wanted=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._watching: asyncio.Task[None] | None = None
         serve_metrics(self._config.server.host, self._config.server.metrics_port, self._metrics.registry, self._targets)
@@ -73,8 +73,7 @@ class GatewayDeployment:
             while True:
                 try:
                     self._replicas.sync(self._variants)
-                    if self._config.retrieval is not None:
-                        self._retrieval.sync()
+                    self._retrieval.sync()
                     variants = list(self._variants.values())
                     await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
                     self._publish(variants)

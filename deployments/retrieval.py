@@ -85,12 +85,13 @@ class RetrievalDeployment:
 class RetrievalHandle:
     """The gateway's way there."""
 
-    def __init__(self) -> None:
+    def __init__(self, wanted: bool) -> None:
+        self._wanted = wanted
         self._handle: DeploymentHandle | None = None
 
     def sync(self) -> None:
         """Find the deployment once it is there. Blocks; not for the event loop's hot path."""
-        if self._handle is None:
+        if self._wanted and self._handle is None:
             try:
                 handle = ray_serve.get_app_handle(APP)
             except RayServeException:

@@ -203,7 +203,7 @@ class TestIngestion:
             assert whole() == here
             for i in range(0, DOCUMENTS, 7):
                 body = {
-                    "collection": collection, "query": f"zq{i}zq", "mode": "keyword", "min_score": 0, "top_k": 50,
+                    "collection": collection, "query": f"zq{i}zq", "mode": "keyword", "min_score": 0, "top_k": 20,
                 }  # fmt: skip
                 hits = [
                     hit for hit in http.post("/v1/search", json=body).json()["data"] if f"zq{i}zq" in hit["content"]

@@ -252,7 +252,8 @@ def test_a_gradient_that_is_no_number_spoils_neither_weights_nor_checkpoint(tmp_
     with pytest.raises(DistillError, match="the gradient became nan at step 1"):
         distill(student, tiny(2), SEQUENCES, settings(checkpoint_every=1), 0, tmp_path, quiet)
     assert list(tmp_path.iterdir()) == []
-    assert all(torch.equal(one, other) for one, other in zip(before, student.parameters(), strict=True))
+    after = list(student.parameters())  # in bfloat16 where the processor computes with it
+    assert all(torch.equal(one.to(other.dtype), other) for one, other in zip(before, after, strict=True))
 
 
 def test_a_time_budget_ends_the_training(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from deployments import gateway
 from deployments.gateway import GatewayDeployment
+from deployments.retrieval import RetrievalHandle
 from serve.catalog import Live
 from serve.metrics import Metrics
 from tests.catalog import make_live_variant
@@ -32,6 +33,7 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
 ):
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
     watcher = GatewayDeployment.__new__(GatewayDeployment)
+    watcher._retrieval = RetrievalHandle(wanted=False)
     watcher._replicas, watcher._variants, watcher._metrics = (
         FailsFirst(),
         {"full": make_live_variant("full")},
