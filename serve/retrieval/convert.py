@@ -159,6 +159,10 @@ def _html(data: bytes) -> Text:
     for element in tree.xpath(_UNSEEN) + styled:
         if element.getparent() is not None:
             element.drop_tree()
+    for code in tree.xpath("//code[not(ancestor::pre)]"):  # with a line break in it, it becomes half a fence
+        for part in code.iter():
+            part.text = part.text and _LINES.sub(" ", part.text)
+            part.tail = part.tail and _LINES.sub(" ", part.tail)
     found = trafilatura.extract(
         tree, output_format="markdown", include_comments=False, include_tables=True, include_links=False,
         include_images=False, favor_recall=True, deduplicate=False, with_metadata=False,
@@ -313,6 +317,8 @@ _INVISIBLE = re.compile(
 _BLANKS = re.compile(r"[ \t]{2,}")
 _EMPTY_LINES = re.compile(r"\n{3,}")
 _UNSEEN = "//script | //style | //template | //noscript | //head | //iframe | //object | //svg | //*[@hidden] | //*[@aria-hidden='true']"
+_UNSEEN += " | //a[contains(concat(' ', @class, ' '), ' headerlink ')]"  # Sphinx's pilcrow, seen when pointed at
+_LINES = re.compile(r"\s*\n\s*")
 _SPACE = re.compile(r"\s+|/\*.*?\*/|!important")
 _HIDING = re.compile(
     r"(?:^|;)(?:display:none|visibility:(?:hidden|collapse)|(?:opacity|font-size):0*(?:\.0*)?(?:px|r?em|pt|%)?"

@@ -372,3 +372,10 @@ def test_nothing_is_written_or_left(tmp_path, monkeypatch):
     convert(b"Title\n=====\n\n.. image:: http://127.0.0.1:1/x.png\n\ntext", "a.rst")
     convert(b"<html><body><img src='http://127.0.0.1:1/x.png'><p>some text here</p></body></html>", "a.html")
     assert not list(Path(tmp_path).iterdir())
+
+
+def test_code_with_a_line_break_in_it_swallows_no_heading():
+    page = b"<html><body><main><h1>One</h1><p>Call <code>open(a,\n b)</code> then.</p><h2>Two</h2><p>More text here.</p></main></body></html>"
+    sections = convert(page, "a.html").sections
+    assert [section.heading for section in sections] == ["One", "One \u203a Two"]
+    assert "open(a, b)" in sections[0].text
