@@ -239,7 +239,6 @@ def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> 
             name: round(auc(np.array([one.rows[:, i].max() for one in held]), truth), 4)
             for i, name in enumerate(("cosine", "words", "pairs of words"))
         },
-        "worst": _worst(scores, truth, [one.question for one in held]),
     }
 
 
@@ -299,7 +298,6 @@ def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) 
         "weights": model.tolist(),
         **measured(top[test], labels[test], kinds, at),
         "calibrated_on": int((~test).sum()),
-        "worst": _worst(top[test], labels[test], [one.text for one, tested in zip(made, test, strict=True) if tested]),
     }
 
 
@@ -336,12 +334,6 @@ def _balance(labels: Array) -> Array:
 def _share(hits: int, items: int) -> dict[str, object]:
     low, high = wilson_ci95(hits, items)
     return {"share": round(hits / items, 3), "ci95": [round(low, 3), round(high, 3)], "n": items}
-
-
-def _worst(scores: Array, labels: Array, texts: Sequence[str]) -> list[list[object]]:
-    """Those the guard is most wrong about: score, whether supported, text."""
-    wrong = np.argsort(-np.abs(scores - labels), kind="stable")[:20]
-    return [[round(float(scores[i]), 3), bool(labels[i]), texts[i][:160]] for i in wrong]
 
 
 def main() -> int:
