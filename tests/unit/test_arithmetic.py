@@ -12,14 +12,8 @@ from hypothesis import strategies as st
 
 from serve.arithmetic import MAX_BITS, ArithmeticFault, NotArithmetic, answer, compute
 from serve.computation import asked
-from tests.unit.questions import (
-    CLOCK,
-    COMPUTATIONS,
-    FRESH_COMPUTATIONS,
-    FRESH_OTHERS,
-    NOT_CLOCK,
-    NOT_COMPUTATIONS,
-)
+from tests.unit.questions_arithmetic import COMPUTATIONS, FRESH_COMPUTATIONS, FRESH_OTHERS, NOT_COMPUTATIONS
+from tests.unit.questions_clock import CLOCK, NOT_CLOCK
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,8 @@ from hypothesis import strategies as st
 
 from serve.clock import Asked, ClockFault, Day, answer, asked, day, zoned
 from serve.detection import DETECTED, detect
-from tests.unit.questions import (
-    CLOCK,
-    COMPUTATIONS,
-    FRESH_CLOCK,
-    FRESH_NOT_CLOCK,
-    NOT_CLOCK,
-    NOT_COMPUTATIONS,
-)
+from tests.unit.questions_arithmetic import COMPUTATIONS, NOT_COMPUTATIONS
+from tests.unit.questions_clock import CLOCK, FRESH_CLOCK, FRESH_NOT_CLOCK, NOT_CLOCK
 
 NOW = datetime(2026, 11, 25, 3, 40, tzinfo=UTC)
 DATES = st.dates(date(1, 1, 1), date(9999, 12, 31))
