@@ -119,7 +119,8 @@ async def test_a_killed_database_is_told_of_at_once_and_back_by_itself(platform:
     seen = await watched(platform, ["store_unavailable"], server.kill)
     assert server_of(platform).pid != server.pid
     refused = [one for one in seen if one.status != 200]
-    assert {one.status for one in refused} == {503} and {one.what for one in refused} == {"search", "chat", "list"}
+    assert {one.status for one in refused} == {503}
+    assert {one.what for one in refused} >= {"search", "list"}, "a chat that found before may be answered meanwhile"
     assert all(one.took < 12 for one in seen), max(seen, key=lambda one: one.took)
     assert max(one.after for one in refused) < 20
 

@@ -321,10 +321,13 @@ async def test_more_callers_than_connections_wait_for_one(database, store):
 
 
 def kill(database: Database) -> None:
+    """Kill the server, and wait until the processes that serve connections have noticed, which may answer until then."""
     process = database._process
     assert process is not None
-    os.kill(process.pid, signal.SIGKILL)
+    serving = psutil.Process(process.pid).children()
+    process.kill()
     process.wait(10)
+    assert not psutil.wait_procs(serving, 20)[1]
 
 
 async def test_a_lost_connection_is_not_noticed(store, database):
@@ -339,9 +342,11 @@ async def test_a_killed_server_is_an_error_until_it_is_restarted_and_then_all_go
     await put(store, ALICE, "a.md", ["gears"])
     kill(database)
     assert not database.running()
-    for work in (store.known(ALICE, "a.md"), found(store, ALICE, "gears"), put(store, ALICE, "b.md", ["x"])):
+    for work in (
+        lambda: store.known(ALICE, "a.md"), lambda: found(store, ALICE, "gears"), lambda: put(store, ALICE, "b.md", ["x"]),
+    ):  # fmt: skip
         with pytest.raises(StoreDown) as caught:
-            await work
+            await work()
         assert (caught.value.status, caught.value.code) == (503, "store_unavailable")
     with pytest.raises(StoreDown):
         await store.open()

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import grounded, plots, questions, tables
+from benchmarks import grounded, grounding_tables, plots, questions
 from benchmarks.facts import PRIME_MINISTER, facts, real_facts
 from benchmarks.grounded import Answer, Sets, summary
 from benchmarks.guard_texts import Entry
@@ -210,7 +210,7 @@ async def test_a_platform_that_is_always_right_has_the_best_rates(tmp_path, monk
     machine = {"measured": "2026-01-01T00:00", "cpu": "a processor", "cores": 2, "memory_gb": 24.0}
     shown = {**result, "machine": machine, "collection": {"from": "FOLDOC", "documents": 1}}
     for make in (
-        tables.grounded_facts, tables.grounded_arithmetic, tables.grounded_unanswerable, tables.grounded_injection,
+        grounding_tables.grounded_facts, grounding_tables.grounded_arithmetic, grounding_tables.grounded_unanswerable, grounding_tables.grounded_injection,
     ):  # fmt: skip
         assert "| `distilled` |" in make(shown)
     assert "facts full newer " in summary(result)

@@ -1,0 +1,29 @@
+"""What every table of a result is made of: Markdown, numbers with their spread, the machine."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Result = Mapping[str, Any]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def median_range(spread: Mapping[str, float], digits: int) -> str:
+    """`median [smallest, largest]`; the median alone when it was measured once."""
+    middle, low, high = (f"{spread[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return middle if spread["n"] == 1 else f"{middle} [{low}, {high}]"
+
+
+def mean_interval(its: Mapping[str, Any], digits: int) -> str:
+    """`mean [interval]`."""
+    return f"{its['mean']:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in its['ci95'])}]"
+
+
+def machine_line(result: Result) -> str:
+    """When and on what it was measured."""
+    machine = result["machine"]
+    return f"Measured {machine['measured'][:10]} on {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB."
