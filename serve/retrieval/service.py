@@ -159,10 +159,6 @@ class Service:
         title: str | None = None, meta: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Index a document in place of what `source` had."""
-        if len(data) > self._config.max_document_bytes:
-            raise RequestError(
-                413, f"the document is larger than {self._config.max_document_bytes} bytes", code="document_too_large"
-            )
         made = await self._indexer.index(Owner(tenant, collection), source, data, kind, title, meta or {})
         return {"status": made.status, "chunks": made.chunks, "sha256": made.sha256, "ms": round(made.ms, 2)}
 

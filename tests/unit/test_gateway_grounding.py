@@ -5,7 +5,10 @@ from typing import Any
 import pytest
 
 from serve.auth import hash_key
+from serve.config import RetrievalConfig
 from serve.errors import RequestError
+from serve.grounding import Grounder, Wanted
+from serve.metrics import Metrics
 from tests.catalog import MODEL
 from tests.unit.answers import chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.unit.fake_retrieval import PASSAGE, QUESTION, FakeRetrieval
@@ -304,6 +307,21 @@ class TestBudget:
         answer = ask(grounded, model=f"{MODEL}:distilled", budget={"ttft_ms": 280}, max_tokens=1)
         assert gearbox_of(answer, False)["retrieval"]["outcome"] == "skipped"
         assert retrieval.cancelled == 1
+
+    async def test_slow_searches_are_forgotten_so_that_requests_with_limits_search_again(self, monkeypatch):
+        now = 0.0
+        monkeypatch.setattr("serve.grounding.perf_counter", lambda: now)
+        retrieval = FakeRetrieval()
+        grounder = Grounder(RetrievalConfig(), retrieval, Metrics(), "http://here/v1")
+        wanted = Wanted.model_validate(
+            {"collection": "docs", "mode": "hybrid", "top_k": 1, "on_budget": "shrink", "on_unsupported": "answer",
+             "unverified": "mark", "tools": ()}
+        )  # fmt: skip
+        for _ in range(64):
+            grounder._took(now - 5)
+        assert grounder.plan(wanted, lambda chars, seconds: seconds < 1)[0] == 0
+        now = 61.0
+        assert grounder.plan(wanted, lambda chars, seconds: seconds < 1)[0] == 1
 
     def test_a_search_without_a_budget_that_hangs_is_an_error(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.search_s = 5
