@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
+import logging.handlers
 import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
+import ray
 from ray import serve as ray_serve
 
 from deployments.replicas import ServeReplicas
@@ -16,10 +18,11 @@ from serve.app import Gateway
 from serve.card import Card
 from serve.catalog import Variant, make_variant
 from serve.config import PlatformConfig
-from serve.exposition import serve_metrics
+from serve.exposition import Exposition, serve_metrics
 from serve.metrics import Metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
+_PUBLISHED_EACH = 10  # looks: asking a shared store for every tenant's limits is not free
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -37,7 +40,8 @@ class GatewayDeployment:
         self._retrieval = RetrievalHandle(wanted=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._watching: asyncio.Task[None] | None = None
-        serve_metrics(self._config.server.host, self._config.server.metrics_port, self._metrics.registry, self._targets)
+        told = Exposition(self._metrics, self._config.model.name, lambda: list(self._variants.values()), folder)
+        serve_metrics(self._config.server.host, self._config.server.metrics_port, told, self._targets)
 
     async def reconfigure(self, settings: Mapping[str, Mapping[str, object]]) -> None:
         """Take a new `catalog`, `{variant name: card}`, and `routing`, sections of the configuration.
@@ -68,7 +72,7 @@ class GatewayDeployment:
         return self._app
 
     async def _watch(self) -> None:
-        timeout = aiohttp.ClientTimeout(total=2)
+        timeout, looks = aiohttp.ClientTimeout(total=2), 0
         async with aiohttp.ClientSession(timeout=timeout) as session:
             while True:
                 try:
@@ -76,25 +80,28 @@ class GatewayDeployment:
                     self._retrieval.sync()
                     variants = list(self._variants.values())
                     await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
-                    self._publish(variants)
+                    for variant in variants:
+                        variant.latency.tick()
+                    if (looks := looks + 1) % _PUBLISHED_EACH == 0:
+                        await self._app.accounts.publish()
                 except Exception:
                     _LOG.exception("the live state could not be refreshed")
                 await asyncio.sleep(REFRESH_S)
 
-    def _publish(self, variants: list[Variant]) -> None:
-        for variant in variants:
-            variant.latency.tick()
-            self._metrics.replicas.labels(variant.name).set(variant.live.replicas)
-            self._metrics.running.labels(variant.name).set(variant.live.running)
-            self._metrics.waiting.labels(variant.name).set(variant.live.waiting)
-
     def _targets(self) -> list[dict[str, object]]:
-        """The engines' own metrics endpoints, for Prometheus' HTTP service discovery."""
-        return [
-            {"targets": [url.removeprefix("http://")], "labels": {"variant": name, "__metrics_path__": "/metrics"}}
+        """The engines' metrics endpoints and Ray's, one on each node, for Prometheus' HTTP service discovery."""
+        engines = [
+            {
+                "targets": [url.removeprefix("http://")],
+                "labels": {"component": "engine", "variant": name, "__metrics_path__": "/metrics"},
+            }
             for name in list(self._variants)
             for url in self._replicas.urls(name)
         ]
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"]]
+        host = _loopback(self._config.server.host)
+        addresses = [f"{host or node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
+        return [*engines, {"targets": addresses, "labels": {"component": "ray", "__metrics_path__": "/metrics"}}]
 
 
 def gateway_app(
@@ -114,7 +121,7 @@ def gateway_app(
         health_check_period_s=2,
         graceful_shutdown_timeout_s=30,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": env}},
-        logging_config={"enable_access_log": False},
+        logging_config={"enable_access_log": False, "encoding": "JSON"},
         user_config={
             "catalog": {name: card.model_dump(mode="json") for name, card in catalog.items()},
             "routing": dict(routing),
@@ -132,7 +139,12 @@ def _loopback(host: str) -> str | None:
 
 
 def _log_with_serve() -> None:
-    """Send Gearbox's log lines to the replica's own log, beside Serve's."""
+    """Send Gearbox's log lines to the replica's own log, beside Serve's, each at once: Serve itself keeps up to a thousand back."""
     logger = logging.getLogger("gearbox")
-    logger.handlers = logging.getLogger("ray.serve").handlers
     logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for handler in logging.getLogger("ray.serve").handlers:
+        if isinstance(handler, logging.handlers.MemoryHandler) and handler.target is not None:
+            handler.target.filters = handler.filters
+            handler = handler.target
+        logger.addHandler(handler)

@@ -179,6 +179,7 @@ class Supervisor:
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
+            _metrics_export_port=self._config.server.metrics_port + 4,
         )
         self._note("starting HAProxy")
         ray_serve.start(http_options={"host": self._config.server.host, "port": self._config.server.port})

@@ -1,26 +1,28 @@
 """The gateway as an ASGI application: which path does what. Generation itself is in `generation`."""
 
-import logging
+import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from time import perf_counter
 
+from serve.accounts import Accounts
 from serve.auth import Caller, Gatekeeper
 from serve.catalog import Variant
 from serve.config import PlatformConfig
 from serve.documents import Documents
 from serve.engines import Engines, Replicas
-from serve.errors import RequestError
+from serve.errors import RequestError, internal_error
 from serve.generation import Generation
 from serve.grounding import Grounder, Retrieval
 from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, read_json, reply, reply_json
 from serve.metrics import Metrics
 from serve.policies import POLICIES
 from serve.protocol import PATHS, Endpoint, parse_call
+from serve.request import CUSTOM, Arrival
 from serve.router import Router
+from serve.tracing import Tracer
 
 Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
-_LOG = logging.getLogger("gearbox.gateway")
 
 
 class Gateway:
@@ -39,11 +41,15 @@ class Gateway:
         self._variants = variants
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access)
-        self._engines = Engines(replicas, engine_token, config.server.request_timeout_s)
+        metrics.begin((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
+        self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
+        told = config.observability
+        tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
+        self.accounts = Accounts(told, self._gatekeeper.tenants, metrics, self._gatekeeper, tracer)
         self._documents = Documents(config.retrieval, retrieval)
         self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
         self._generation = Generation(
-            config, variants, self._engines, self._gatekeeper, metrics, _router(config), self._grounder
+            config, variants, self._engines, self._gatekeeper, metrics, self.accounts, _router(config), self._grounder
         )
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/route": {"POST": self._route},
@@ -66,31 +72,36 @@ class Gateway:
         self._config = config
         self._generation.reconfigure(config, _router(config))
 
+    async def _close(self) -> None:
+        await self._engines.close()
+        await asyncio.to_thread(self.accounts.close)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection scope."""
         if scope["type"] == "lifespan":
-            return await lifespan(receive, send, self._engines.close)
+            return await lifespan(receive, send, self._close)
         if scope["type"] != "http":
             return None
+        began = perf_counter()
         headers = headers_of(scope)
         request_id = _request_id(headers)
         path, method = scope["path"], scope["method"]
         try:
             if (endpoint := PATHS.get(path)) is not None and method == "POST":
                 caller = self._gatekeeper.authenticate(headers)
+                authenticated = perf_counter()
                 raw = await read_body(receive, headers, self._config.server.max_body_bytes)
-                arrived = perf_counter()
+                arrival = Arrival(began, authenticated, perf_counter())
                 call = parse_call(raw, endpoint, caller.tenant)
-                await self._generation.answer(call, caller, headers, request_id, arrived, send)
+                await self._generation.answer(call, caller, headers, request_id, arrival, send)
             else:
                 await self._find(path, method)(headers, receive, send, scope)
         except RequestError as error:
-            self._metrics.refused.labels(str(error.status)).inc()
+            self.accounts.refused(error, request_id, path)
             await reply(send, error.status, error.body(), error.headers.items())
         except Exception:
-            _LOG.exception("request %s failed inside the gateway", request_id)
-            self._metrics.refused.labels("500").inc()
-            hidden = RequestError(500, f"internal error; request id {request_id}", code="internal_error")
+            hidden = internal_error(request_id)
+            self.accounts.refused(hidden, request_id, path)
             await reply(send, 500, hidden.body())
 
     def _find(self, path: str, method: str) -> Handler:
@@ -109,7 +120,7 @@ class Gateway:
         raw = await read_body(receive, headers, self._config.server.max_body_bytes)
         endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
         call = parse_call(raw, endpoint, caller.tenant)
-        budget = self._generation.budget(call, caller, headers)
+        budget, _ = self._generation.budget(call, caller, headers)
         planned = self._generation.planned(call, caller, budget, headers)
         decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
         told = {"retrieval": planned} if planned else {}

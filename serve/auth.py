@@ -4,7 +4,7 @@ import hashlib
 import math
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from limits import RateLimitItemPerMinute
@@ -51,15 +51,17 @@ class Gatekeeper:
             for key in access.keys
         }
         self._anonymous = Caller("anonymous", access.open_budget) if access.open else None
+        self._limited = {caller.tenant: caller for caller in self._callers.values() if caller.requests or caller.tokens}
         storage = storage_from_string(access.limits_store)
         assert isinstance(storage, Storage)  # the configuration admits async stores only
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
 
     @property
-    def tenants(self) -> frozenset[str]:
-        """Every tenant there can be."""
-        return frozenset(caller.tenant for caller in self._callers.values()) | {"anonymous"}
+    def tenants(self) -> list[str]:
+        """Every tenant there can be, in the configuration's order."""
+        anonymous = [self._anonymous.tenant] if self._anonymous else []
+        return list(dict.fromkeys([*(caller.tenant for caller in self._callers.values()), *anonymous]))
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller behind the `authorization` header. Raises `RequestError` 401.
@@ -91,6 +93,21 @@ class Gatekeeper:
         """Count the tokens a finished request used; they may overdraw the window, the next request then waits."""
         if caller.tokens and tokens:
             await self._tokens.hit(caller.tokens, "tokens", caller.tenant, cost=tokens)
+
+    async def used(self, tenants: Collection[str]) -> list[tuple[str, str, float]]:
+        """Of the limited ones of `tenants`: tenant, what is limited (requests, tokens), and the used share of it."""
+        found = []
+        for tenant in tenants:
+            if (caller := self._limited.get(tenant)) is None:
+                continue
+            for kind, item, limiter in (
+                ("requests", caller.requests, self._requests),
+                ("tokens", caller.tokens, self._tokens),
+            ):
+                if item is not None:
+                    _, left = await limiter.get_window_stats(item, kind, tenant)
+                    found.append((tenant, kind, 1 - left / item.amount))
+        return found
 
 
 def _limit_reached(item: RateLimitItemPerMinute, kind: str, reset_s: float) -> RequestError:

@@ -130,6 +130,11 @@ class Variant:
         """Cost of one request at this deployment's price, USD."""
         return self.profile.cost_usd(prompt_tokens, output_tokens, self.price_usd_per_hour)
 
+    @property
+    def technique(self) -> str:
+        """How its weights were made from the model's."""
+        return " + ".join(step.technique for step in self.card.steps if step.technique != "load") or "none"
+
     def summary(self) -> dict[str, object]:
         """What a client may want to know before choosing: the card in brief."""
         million = 1_000_000
@@ -138,7 +143,7 @@ class Variant:
             "perplexity": self.quality.perplexity,
             "kl_to_full": self.quality.kl_to_full,
             "top1_agreement": self.quality.top1_agreement,
-            "technique": " + ".join(step.technique for step in self.card.steps if step.technique != "load") or "none",
+            "technique": self.technique,
             "parameters": self.card.parameters,
             "bytes_on_disk": self.card.bytes_on_disk,
             "resident_bytes": self.profile.resident_bytes,

@@ -1,4 +1,4 @@
-"""The commands that only talk to a running platform over HTTP: chat, route, keys. `deployments.cli` adds the others."""
+"""The commands that only talk to a running platform over HTTP: chat, route, top, keys. `deployments.cli` adds the others."""
 
 import json
 import sys
@@ -12,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from serve.auth import new_key
+from serve.top import top
 
 app = typer.Typer(
     help="Gearbox: one LLM as several gears, shifted per request.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
+app.command()(top)
 
 Url = Annotated[str, typer.Option(envvar="GEARBOX_URL", help="Base URL of the platform.")]
 Key = Annotated[str, typer.Option(envvar="GEARBOX_API_KEY", help="API key; none is needed where access is open.")]

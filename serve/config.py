@@ -199,6 +199,20 @@ class RetrievalConfig(_Section):
     agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
 
 
+class ObservabilityConfig(_Section):
+    """What is told of requests besides metrics."""
+
+    log_requests: bool = Field(default=True, description="a JSON line for each request in the gateway's log")
+    log_content: bool = Field(default=False, description="prompts and answers in those lines; they may be private")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="OTLP/HTTP collector that traces are sent to, e.g. http://otel:4318",
+    )
+    trace_share: float = Field(default=1.0, ge=0, le=1, description="of requests that are traced")
+    tenants: int = Field(default=200, ge=1, description="that metrics tell apart; the others are counted together")
+
+
 ROUTING = {"router", "profiles"}  # sections that a running platform takes anew
 
 
@@ -226,6 +240,7 @@ class PlatformConfig(BaseSettings):
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of every engine")
     variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    observability: ObservabilityConfig = ObservabilityConfig()
     retrieval: RetrievalConfig | None = Field(default=None, description="without it there are no grounded answers")
 
     @classmethod

@@ -2,13 +2,15 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import Protocol
 
 import aiohttp
 
 from serve.catalog import Variant
+from serve.metrics import Metrics
 
 REPLICA_WAIT_S = 5  # for a replica of a variant that should have one
 COLD_START_WAIT_S = 300  # for a variant that starts from zero
@@ -33,8 +35,9 @@ class Replicas(Protocol):
 class Engines:
     """A pool of connections to every variant's replicas."""
 
-    def __init__(self, replicas: Replicas, token: str, idle_timeout_s: float) -> None:
+    def __init__(self, replicas: Replicas, token: str, idle_timeout_s: float, metrics: Metrics) -> None:
         self._replicas = replicas
+        self._metrics = metrics
         self._headers = {
             "authorization": f"Bearer {token}",
             "content-type": "application/json",
@@ -47,9 +50,9 @@ class Engines:
 
     @asynccontextmanager
     async def post(
-        self, variant: Variant, path: str, payload: bytes, request_id: str
+        self, variant: Variant, path: str, payload: bytes, request_id: str, more: Mapping[str, str]
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response of a replica of `variant`, its head read, its body not.
+        """The response of a replica of `variant`, its head read, its body not. `more` are headers for it.
 
         Leaving the context before the body was read to its end closes the connection, on which the engine aborts
         the generation.
@@ -58,13 +61,16 @@ class Engines:
             EngineUnreachable: no replica, no connection, or a server error instead of an answer.
         """
         try:
+            cold, began = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
             async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
                 url = await self._replicas.choose(variant.name) + path
+            if cold:
+                self._metrics.cold_start.labels(variant.name).observe(perf_counter() - began)
             engine_id = (
                 f"{request_id}-{uuid.uuid4().hex[:8]}"  # clients may repeat theirs, engines must not see one twice
             )
             response = await self._open().post(
-                url, data=payload, headers={**self._headers, "x-request-id": engine_id}, timeout=self._timeout
+                url, data=payload, headers={**self._headers, "x-request-id": engine_id, **more}, timeout=self._timeout
             )
         except NoReplica as error:
             raise EngineUnreachable(str(error)) from error

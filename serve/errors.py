@@ -1,9 +1,12 @@
 """Errors that a client sees, in OpenAI's shape."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
+
+_LOG = logging.getLogger("gearbox.gateway")
 
 _TYPES = {
     400: "invalid_request_error",
@@ -53,6 +56,12 @@ class RequestError(Exception):
         """`{"error": {"message", "type", "param", "code"}}` as JSON."""
         error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
         return orjson.dumps({"error": error})
+
+
+def internal_error(request_id: str) -> RequestError:
+    """500 for the exception that is being handled, which only the log tells of."""
+    _LOG.exception("request %s failed inside the gateway", request_id)
+    return RequestError(500, f"internal error; request id {request_id}", code="internal_error")
 
 
 def overloaded(message: str, retry_after_s: float, code: str) -> RequestError:

@@ -70,9 +70,11 @@ class Grounding:
     why: str | None = None
     support: float | None = None
     passages: Sequence[Mapping[str, Any]] = ()
+    began: float = 0.0  # of searching, perf_counter seconds
     ms: float = 0.0  # of searching
     check_ms: float | None = None
-    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    timings_ms: Mapping[str, float] = field(default_factory=dict)  # by the pipeline's components
+    starts_ms: Mapping[str, float] = field(default_factory=dict)  # when they began, after the search did
     tools: list[dict[str, Any]] = field(default_factory=list)
     answer: str | None = None  # the answer itself, where it is known before a variant is asked
     usage: Mapping[str, int] = field(default_factory=dict)  # tokens that an agent took for it
@@ -208,7 +210,10 @@ class Grounder:
         if (found := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
             return self._counted(grounding)
         grounding.support, grounding.passages = found["support"], found["passages"]
-        grounding.timings_ms = found["timings_ms"]
+        grounding.timings_ms, grounding.starts_ms = found["timings_ms"], found["starts_ms"]
+        self._metrics.passages.observe(len(grounding.passages))
+        for stage, took_ms in grounding.timings_ms.items():
+            self._metrics.stage.labels(stage).observe(took_ms / 1000)
         if not grounding.passages:
             grounding.why = "no document supports an answer"
             grounding.outcome = "unsupported"
@@ -307,7 +312,7 @@ class Grounder:
         wanted = grounding.wanted
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
         left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
-        began = perf_counter()
+        grounding.began = began = perf_counter()
         try:
             async with asyncio.timeout(max(0.0, min(left, self._config.timeout_s))):
                 found: dict[str, Any] = await self._retrieval.call(

@@ -130,12 +130,13 @@ class StreamRelay:
 
 
 def _text_of(event: bytes) -> str:
-    """What a chat chunk adds to the first choice."""
+    """What a chunk adds to the first choice."""
     try:
         choices = orjson.loads(event[6:]).get("choices") or []
     except orjson.JSONDecodeError:
         return ""
-    return "".join(one["delta"].get("content") or "" for one in choices if one.get("index") == 0 and "delta" in one)
+    first = [one for one in choices if one.get("index") == 0]
+    return "".join(one["delta"].get("content") or "" if "delta" in one else one.get("text") or "" for one in first)
 
 
 def _near_end(data: bytes) -> bool:

@@ -68,6 +68,13 @@ class Candidate:
         return self._ruled_out
 
     @property
+    def known_rule(self) -> str | None:
+        """`ruled_out`, as far as the decision had to know it."""
+        if self._hard:
+            return self._hard[0]
+        return None if self._ruled_out is _NOT_ASKED else self._ruled_out
+
+    @property
     def why(self) -> str | None:
         """The rule in words."""
         if self._hard:

@@ -56,7 +56,8 @@ class Platform:
         """Addresses of each variant's engines, as Prometheus discovers them."""
         found: dict[str, list[str]] = {}
         for group in httpx.get(f"{self.metrics_url}/targets", timeout=10).json():
-            found.setdefault(group["labels"]["variant"], []).extend(group["targets"])
+            if group["labels"]["component"] == "engine":
+                found.setdefault(group["labels"]["variant"], []).extend(group["targets"])
         return found
 
     def running_in_engine(self, variant: str) -> float:

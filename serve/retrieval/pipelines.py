@@ -7,7 +7,7 @@ os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haysta
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -15,11 +15,10 @@ from typing import Any
 from haystack import Document, Pipeline
 from haystack.dataclasses import ChatMessage
 from haystack.tracing.tracer import Span, Tracer, enable_tracing
-from opentelemetry import trace as opentelemetry
 
 ALLOWED = ("serve.retrieval",)  # besides Haystack's own default
 _INPUTS = ("question", "tenant", "collection", "filters", "top_k", "min_score")
-_timings: ContextVar[dict[str, float] | None] = ContextVar("timings", default=None)
+_timings: ContextVar["_Timings | None"] = ContextVar("timings", default=None)
 
 
 class PipelineError(ValueError):
@@ -34,6 +33,7 @@ class Found:
     documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
     support: float
     timings_ms: Mapping[str, float]  # by component
+    starts_ms: Mapping[str, float]  # when each began, after the search did
 
 
 class RetrievalPipeline:
@@ -65,14 +65,20 @@ class RetrievalPipeline:
         """Search. What of `given` is None is left to the pipeline's own defaults."""
         given = {name: value for name, value in given.items() if value is not None}
         data = {name: {key: given[key] for key in wanted if key in given} for name, wanted in self._inputs.items()}
-        timings: dict[str, float] = {}
+        timings = _Timings(perf_counter())
         token = _timings.set(timings)
         try:
             made = await self._pipeline.run_async(data, include_outputs_from=self._wanted)
         finally:
             _timings.reset(token)
         documents = made.get("focus", made["guard"])["documents"]
-        return Found(tuple(made["prompt"]["prompt"]), tuple(documents), made["guard"]["support"], timings)
+        return Found(
+            tuple(made["prompt"]["prompt"]),
+            tuple(documents),
+            made["guard"]["support"],
+            timings.took_ms,
+            timings.starts_ms,
+        )
 
 
 def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict[str, RetrievalPipeline]:
@@ -84,24 +90,24 @@ def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict
     return {name: RetrievalPipeline(file, allowed) for name, file in files.items()}
 
 
+@dataclass(slots=True, frozen=True)
+class _Timings:
+    """When each component of one search began, and how long it took."""
+
+    began: float  # perf_counter seconds
+    starts_ms: dict[str, float] = field(default_factory=dict)
+    took_ms: dict[str, float] = field(default_factory=dict)
+
+
 class _Span(Span):
-    def __init__(self, raw: opentelemetry.Span) -> None:
-        self._raw = raw
+    """What Haystack tells of a component. Nothing is kept of it: questions and documents stay out of traces."""
 
     def set_tag(self, key: str, value: Any) -> None:
-        """Only of simple values; contents are never traced."""
-        if isinstance(value, bool | int | float | str):
-            self._raw.set_attribute(key, value)
-
-    def set_content_tag(self, key: str, value: Any) -> None:
-        """Nothing: questions and documents stay out of traces."""
+        """Nothing."""
 
 
 class _Spans(Tracer):
-    """An OpenTelemetry span for each component, and its time for the answer's `timings_ms`."""
-
-    def __init__(self) -> None:
-        self._tracer = opentelemetry.get_tracer("gearbox.retrieval")
+    """Times each component of a search. The gateway makes the spans of a trace from that, beside its own."""
 
     @contextmanager
     def trace(
@@ -110,13 +116,13 @@ class _Spans(Tracer):
         """Time one operation."""
         name = (tags or {}).get("haystack.component.name")
         began = perf_counter()
-        with self._tracer.start_as_current_span(name or operation_name) as raw:
-            try:
-                yield _Span(raw)
-            finally:
-                if name and (timings := _timings.get()) is not None:
-                    timings[name] = round((perf_counter() - began) * 1000, 2)
+        try:
+            yield _Span()
+        finally:
+            if name and (timings := _timings.get()) is not None:
+                timings.starts_ms[name] = round((began - timings.began) * 1000, 2)
+                timings.took_ms[name] = round((perf_counter() - began) * 1000, 2)
 
     def current_span(self) -> Span | None:
-        """The span that is open."""
-        return _Span(opentelemetry.get_current_span())
+        """None: spans are not nested here."""
+        return None

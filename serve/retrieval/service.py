@@ -191,7 +191,10 @@ def _described(found: Found) -> dict[str, Any]:
         }
         for number, document in enumerate(found.documents, 1)
     ]  # fmt: skip
-    return {"support": round(float(found.support), 4), "passages": passages, "timings_ms": dict(found.timings_ms)}
+    return {
+        "support": round(float(found.support), 4), "passages": passages, "timings_ms": dict(found.timings_ms),
+        "starts_ms": dict(found.starts_ms),
+    }  # fmt: skip
 
 
 def _cause(error: BaseException) -> RequestError | None:

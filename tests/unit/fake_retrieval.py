@@ -52,6 +52,7 @@ class FakeRetrieval:
             "passages": passages,
             "prompt": prompt,
             "timings_ms": {"dense": 1.5},
+            "starts_ms": {"dense": 0.5},
             "ms": 2.0,
         }
 
@@ -88,4 +89,4 @@ class FakeRetrieval:
         return 0 if source == "gone.md" else 2
 
     async def _search(self, **_: Any) -> dict[str, Any]:
-        return {"support": 0.9, "passages": self.passages, "timings_ms": {}, "ms": 1.0}
+        return {"support": 0.9, "passages": self.passages, "timings_ms": {}, "starts_ms": {}, "ms": 1.0}

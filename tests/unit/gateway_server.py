@@ -79,7 +79,13 @@ class Started:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, http_client=self.http, max_retries=0)
 
     def sample(self, name: str, **labels: str) -> float:
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum of all series of that name with these labels, whatever others they have."""
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def series(self) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
         """Every series there is, without its value."""

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 from contextlib import suppress
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -10,7 +12,6 @@ from deployments import gateway
 from deployments.gateway import GatewayDeployment
 from deployments.retrieval import RetrievalHandle
 from serve.catalog import Live
-from serve.metrics import Metrics
 from tests.catalog import make_live_variant
 
 
@@ -34,16 +35,13 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
     watcher = GatewayDeployment.__new__(GatewayDeployment)
     watcher._retrieval = RetrievalHandle(wanted=False)
-    watcher._replicas, watcher._variants, watcher._metrics = (
-        FailsFirst(),
-        {"full": make_live_variant("full")},
-        Metrics(),
-    )
+    watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
+    watcher._app = SimpleNamespace(accounts=SimpleNamespace(publish=AsyncMock()))
     task = asyncio.create_task(watcher._watch())
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
             await asyncio.sleep(0.001)
-            if watcher._metrics.registry.get_sample_value("gearbox_requests_running", {"variant": "full"}) == 5:
+            if watcher._variants["full"].live.running == 5 and watcher._app.accounts.publish.await_count:
                 break
     assert not task.done()
     task.cancel()
@@ -51,3 +49,4 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
         await task
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ConnectionError]
     assert watcher._variants["full"].live.replicas == 2
+    watcher._app.accounts.publish.assert_awaited()

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from serve.exposition import exposition, serve_metrics
+from serve.exposition import Exposition, expose, serve_metrics
 from serve.metrics import OUTCOMES, Metrics
+from tests.catalog import MODEL, three_gears
 from tests.unit.gateway_server import Started
 
 ROOT = Path(__file__).parents[2]
@@ -21,10 +22,9 @@ REPLICA = """
 import sys
 from serve.metrics import Metrics
 metrics = Metrics()
-metrics.requests.labels("full", "quality", "ok").inc(int(sys.argv[1]))
-metrics.ttft.labels("full").observe(0.3)
+metrics.requests.labels("full", "best", "quality", "ok").inc(int(sys.argv[1]))
+metrics.ttft.labels("full", "best").observe(0.3)
 metrics.in_flight.labels("full").set(int(sys.argv[1]))
-metrics.replicas.labels("full").set(int(sys.argv[1]))
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -33,10 +33,14 @@ sys.stdin.read()
 def samples(text: bytes) -> dict[tuple[str, ...], float]:
     """Value by name and label values, in the order of the labels' names."""
     return {
-        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
+        (sample.name, *(value for name, value in sorted(sample.labels.items()) if name != "model")): sample.value
         for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
+
+
+def page_of(metrics: Metrics, folder: str | None = None, accept: str = "") -> bytes:
+    return expose(Exposition(metrics, MODEL, three_gears, folder), accept)[0]
 
 
 def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, monkeypatch):
@@ -46,19 +50,57 @@ def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, mo
     with subprocess.Popen([*command, "2"], **pipes) as one, subprocess.Popen([*command, "5"], **pipes) as other:
         for process in (one, other):
             assert process.stdout.readline() == b"ready\n"
-        both = samples(exposition(Metrics().registry, str(tmp_path)))
+        both = samples(page_of(Metrics(), str(tmp_path)))
         other.stdin.close()
         other.wait()
-        left = samples(exposition(Metrics().registry, str(tmp_path)))
+        left = samples(page_of(Metrics(), str(tmp_path)))
         one.stdin.close()
-    assert both["gearbox_requests_total", "ok", "quality", "full"] == 7
-    assert both["gearbox_ttft_seconds_count", "full"] == 2
+    assert both["gearbox_requests_total", "ok", "best", "quality", "full"] == 7
+    assert both["gearbox_ttft_seconds_count", "best", "full"] == 2
     assert both["gearbox_requests_in_flight", "full"] == 7, "each gateway counts its own requests"
-    assert both["gearbox_variant_replicas", "full"] == 5, "every gateway sees the same replicas"
-    assert left["gearbox_requests_total", "ok", "quality", "full"] == 7, "counters never fall"
-    assert left["gearbox_ttft_seconds_count", "full"] == 2
+    assert left["gearbox_requests_total", "ok", "best", "quality", "full"] == 7, "counters never fall"
+    assert left["gearbox_ttft_seconds_count", "best", "full"] == 2
     assert left["gearbox_requests_in_flight", "full"] == 2
-    assert left["gearbox_variant_replicas", "full"] == 2
+
+
+def test_a_replica_that_takes_anothers_place_counts_on_from_what_it_left(tmp_path, monkeypatch):
+    """A rolling restart: one after the other, each scrape at least what the one before was."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    seen = [0.0]
+    for count in ("3", "1", "4"):
+        done = subprocess.run([sys.executable, "-c", REPLICA, count], cwd=ROOT, input=b"", capture_output=True)
+        assert done.returncode == 0, done.stderr
+        seen.append(
+            samples(page_of(Metrics(), str(tmp_path)))["gearbox_requests_total", "ok", "best", "quality", "full"]
+        )
+    assert seen == [0, 3, 4, 8]
+
+
+def test_every_series_names_the_model_and_variants_show_what_they_are():
+    metrics = Metrics()
+    metrics.begin(["full"], ["best"])
+    families = list(text_string_to_metric_families(page_of(metrics).decode()))
+    assert {sample.labels["model"] for family in families for sample in family.samples} == {MODEL}
+    found = samples(page_of(metrics))
+    assert found["gearbox_variant_quality_ratio", "full"] == 1
+    assert found["gearbox_variant_up", "int8"] == 1
+    (info,) = (sample.labels for family in families for sample in family.samples
+               if family.name == "gearbox_variant_info" and sample.labels["variant"] == "int8")  # fmt: skip
+    assert info["technique"] and len(info["weights"]) == 12
+    assert found["gearbox_budget_requests_total", "no", "best"] == 0, "what may come is there from the start"
+
+
+def test_times_carry_their_trace_as_an_exemplar_where_the_format_has_them():
+    metrics = Metrics()
+    metrics.observe("ttft", ("full", "best"), 0.3, "ab" * 16)
+    metrics.observe("e2e", ("full", "best"), 500.0, "cd" * 16)
+    metrics.observe("e2e", ("full", "best"), 0.2, None)
+    page = page_of(metrics, accept="application/openmetrics-text; version=1.0.0").decode()
+    lines = [line for line in page.splitlines() if "trace_id" in line]
+    assert len(lines) == 2
+    assert 'gearbox_ttft_seconds_bucket{le="0.35"' in lines[0] and f'# {{trace_id="{"ab" * 16}"}} 0.3' in lines[0]
+    assert 'le="+Inf"' in lines[1] and "cd" * 16 in lines[1]
+    assert "trace_id" not in page_of(metrics).decode()
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +112,16 @@ def two_servers() -> Iterator[str]:
     servers = []
     for replica in ("a", "b"):
         metrics = Metrics()
-        metrics.refused.labels("404").inc()
+        metrics.refused.labels("404", "not_found").inc()
         targets = [{"targets": [f"10.0.0.1:{i}"], "labels": {"variant": "full"}} for i in (1, 2)]
-        servers.append(serve_metrics("127.0.0.1", port, metrics.registry, lambda targets=targets, _=replica: targets))
+        servers.append(
+            serve_metrics(
+                "127.0.0.1",
+                port,
+                Exposition(metrics, MODEL, three_gears, None),
+                lambda targets=targets, _=replica: targets,
+            )
+        )
     yield f"http://127.0.0.1:{port}"
     for server in servers:
         server.shutdown()
@@ -88,7 +137,7 @@ def test_replicas_share_the_metrics_port(two_servers):
     for _ in range(10):
         kind, text = fetch(f"{two_servers}/metrics")
         assert kind.startswith("text/plain; version=")
-        assert samples(text)["gearbox_requests_refused_total", "404"] == 1
+        assert samples(text)["gearbox_requests_refused_total", "not_found", "404"] == 1
 
 
 def test_the_engines_own_metrics_are_listed_for_service_discovery(two_servers):
@@ -133,9 +182,7 @@ def test_outcomes_are_a_bounded_set(gateway: Started):
         gateway.chat(stream=True)
     gateway.engines["full"].behaviour = "die mid-stream"
     gateway.chat(stream=True)
-    outcomes = {
-        labels["outcome"] for labels in map(dict, (labels for _, labels in gateway.series())) if "outcome" in labels
-    }
+    outcomes = {dict(labels)["outcome"] for name, labels in gateway.series() if name == "gearbox_requests_total"}
     assert outcomes <= set(OUTCOMES)
     assert {"ok", "engine_error", "client_error", "interrupted"} <= outcomes
 
@@ -144,8 +191,8 @@ def test_promtool_finds_nothing_to_say(gateway: Started, system_command: Callabl
     gateway.chat()
     gateway.chat(stream=True)
     gateway.chat(model="other")
-    gateway.metrics.failovers.labels("full").inc()
-    text = exposition(gateway.metrics.registry, None)
+    gateway.metrics.begin(["full"], ["best"])
+    text = page_of(gateway.metrics)
     done = subprocess.run(
         [system_command("promtool"), "check", "metrics"], input=text, capture_output=True, check=False
     )
