@@ -1,4 +1,4 @@
-"""The commands that only talk to a running platform over HTTP: chat, route, top, keys. `deployments.cli` adds the others."""
+"""The commands that only talk to a running platform over HTTP, and keys. `deployments.cli` adds the others."""
 
 import json
 import sys
