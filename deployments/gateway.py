@@ -90,18 +90,16 @@ class GatewayDeployment:
 
     def _targets(self) -> list[dict[str, object]]:
         """The engines' metrics endpoints and Ray's, one on each node, for Prometheus' HTTP service discovery."""
+        common = {"model": self._config.model.name, "__metrics_path__": "/metrics"}
         engines = [
-            {
-                "targets": [url.removeprefix("http://")],
-                "labels": {"component": "engine", "variant": name, "__metrics_path__": "/metrics"},
-            }
+            {"targets": [url.removeprefix("http://")], "labels": {**common, "component": "engine", "variant": name}}
             for name in list(self._variants)
             for url in self._replicas.urls(name)
         ]
         nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"]]
         host = _loopback(self._config.server.host)
         addresses = [f"{host or node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
-        return [*engines, {"targets": addresses, "labels": {"component": "ray", "__metrics_path__": "/metrics"}}]
+        return [*engines, {"targets": addresses, "labels": {**common, "component": "ray"}}]
 
 
 def gateway_app(

@@ -137,7 +137,7 @@ def _scaled(cls: type, name: str, bounds: ReplicaBounds) -> Any:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=30,
         ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
-        logging_config={"enable_access_log": False},
+        logging_config={"enable_access_log": False, "encoding": "JSON"},
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def variant_app(config: PlatformConfig, variant: VariantConfig, folder: Path, to
             "max_ongoing_requests": 1_000,  # the gateway bounds the queue; the engine batches what it gets
             "health_check_period_s": 2,
             "graceful_shutdown_timeout_s": 60,
-            "logging_config": {"enable_access_log": False},
+            "logging_config": {"enable_access_log": False, "encoding": "JSON"},
             "ray_actor_options": actor,
         },
     )

@@ -112,7 +112,7 @@ class Accounts:
         """A request was answered with `error` before it was known what it asks for."""
         self._metrics.refused.labels(str(error.status), error.code or "none").inc()
         if self._config.log_requests:
-            told = {"id": request_id, "path": path, "status": error.status, "error": error.code}
+            told = {"id": request_id, "path": path, "status": error.status, "code": error.code}
             _LOG.info("refused", extra={"request": told})
 
     async def publish(self) -> None:
@@ -159,7 +159,7 @@ class Accounts:
             "budget": _limits(request.budget),
             "ending": ending,
             "status": error.status if error else 200 if ending != "cancelled" else 499,
-            "error": error.code if error else None,
+            "code": error.code if error else None,
             "missed": missed,
             "attempts": len(request.attempts),
         }

@@ -24,6 +24,10 @@ PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 OUTCOMES = ("ok", "client_error", "engine_error", "cancelled", "interrupted")
 TIMES = ("ttft", "tpot", "e2e")
 EXCLUSIONS = ("failed", "unavailable", "context", "full", "min_quality", "max_cost", *TIMES)
+REFUSALS = {  # what operators are alarmed by: status by code
+    "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
+    "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
+}  # fmt: skip
 VIOLATIONS = (*TIMES, "cost", "quality", "refused", "failed")
 
 
@@ -123,6 +127,8 @@ class Metrics:
                 self.excluded.labels(variant, rule)
             self.cold_start.labels(variant)
             self.in_flight.labels(variant)
+        for code, status in REFUSALS.items():
+            self.refused.labels(str(status), code)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)
 

@@ -7,12 +7,21 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from serve.auth import hash_key
+from tests.collector import Collector
 from tests.started import KEYS, Platform, local_settings, started
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """The demo platform with keys, on ports of its own. Builds what is not cached yet (about 15 minutes)."""
+def collector() -> Iterator[Collector]:
+    """What the platform sends its traces to."""
+    collector = Collector()
+    yield collector
+    collector.stop()
+
+
+@pytest.fixture(scope="session")
+def platform(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Platform]:
+    """The demo platform with keys and traces, on ports of its own. Builds what is not cached yet (about 15 minutes)."""
     settings = local_settings()
     settings["server"] |= {"port": 18000, "metrics_port": 19464, "max_waiting_per_replica": 8}
     settings["access"] = {
@@ -22,6 +31,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
             for tenant, entry in KEYS.items()
         ],
     }
+    settings["observability"] = {"otlp_endpoint": collector.url}
     with started(settings, tmp_path_factory.mktemp("platform")) as platform:
         yield platform
 

@@ -110,6 +110,13 @@ def _log_tail(state_dir: Path) -> str:
     return "\n".join(log.read_text().splitlines()[-30:]) if log.exists() else ""
 
 
+def gateway_processes(platform: Platform) -> list[psutil.Process]:
+    """The gateway's replicas."""
+    state = load_state(platform.state_dir)
+    assert state is not None
+    return [p for p in processes_of(state.run_id) if "ServeReplica:gateway" in " ".join(p.cmdline())]
+
+
 def engine_processes(platform: Platform, variant: str) -> list[psutil.Process]:
     """The processes of a variant's replica: the Serve replica itself and what it started."""
     state = load_state(platform.state_dir)

@@ -29,6 +29,7 @@ def test_a_documented_command_works(platform: Platform, language: str, block: st
         **os.environ,
         "GEARBOX_STATE_DIR": str(platform.state_dir),
         "GEARBOX_URL": platform.url,
+        "GEARBOX_METRICS_URL": platform.metrics_url,
         "GEARBOX_API_KEY": KEYS["alice"]["key"],
         "GEARBOX_DATABASE": state.database,
         "GEARBOX_EMBEDDER": state.embedder,

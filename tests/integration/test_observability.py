@@ -1,13 +1,10 @@
 """What the platform tells about itself: metrics, targets, health, and the commands that show it."""
 
 import subprocess
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import httpx
 import pytest
-import yaml
 
 from compression.hardware import compute_dtype
 from tests.started import KEYS, Platform, engine_processes
@@ -31,42 +28,6 @@ def test_metrics_follow_the_conventions_and_hold_no_secret(
     assert checked.returncode == 0, checked.stdout + checked.stderr
     log = (platform.state_dir / "platform.log").read_text()
     assert "zebras" not in log and KEYS["alice"]["key"] not in log
-
-
-def test_prometheus_scrapes_gateway_and_engines(
-    platform: Platform, tmp_path: Path, system_command: Callable[[str], str]
-) -> None:
-    """A real Prometheus finds the engines through `/targets`; both sides join on the variant label."""
-    settings = {
-        "global": {"scrape_interval": "1s"},
-        "scrape_configs": [
-            {"job_name": "gearbox", "static_configs": [{"targets": [platform.metrics_url.removeprefix("http://")]}]},
-            {
-                "job_name": "engines",
-                "http_sd_configs": [{"url": f"{platform.metrics_url}/targets", "refresh_interval": "1s"}],
-            },
-        ],
-    }
-    config = tmp_path / "prometheus.yml"
-    config.write_text(yaml.safe_dump(settings))
-    command = [system_command("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={tmp_path / 'data'}",
-               "--web.listen-address=127.0.0.1:19490"]  # fmt: skip
-    prometheus = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    query = 'sum by (variant) (gearbox_requests_total) + on (variant) sum by (variant) ({__name__="vllm:num_requests_running"})'
-    try:
-        for _ in range(60):
-            time.sleep(0.5)
-            try:
-                answer = httpx.get("http://127.0.0.1:19490/api/v1/query", params={"query": query}).json()
-            except httpx.HTTPError:
-                continue
-            found = {row["metric"]["variant"] for row in answer["data"]["result"]}
-            if found >= {"full", "int8", "distilled"}:
-                return
-        pytest.fail(f"only {found} joined")
-    finally:
-        prometheus.terminate()
-        prometheus.wait(10)
 
 
 def test_health_and_readiness(platform: Platform) -> None:

@@ -8,8 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from deployments.state import load_state, processes_of
-from tests.started import Platform, engine_processes, local_settings, started
+from tests.started import Platform, engine_processes, gateway_processes, local_settings, started
 
 pytestmark = pytest.mark.platform
 
@@ -30,9 +29,10 @@ def ask(platform: Platform, timeout: float = 120) -> httpx.Response:
     return httpx.post(f"{platform.url}/v1/chat/completions", json=body, timeout=timeout)
 
 
-def gateways(platform: Platform) -> list[psutil.Process]:
-    state = load_state(platform.state_dir)
-    return [p for p in processes_of(state.run_id) if "ServeReplica:gateway" in " ".join(p.cmdline())]
+def counted(platform: Platform, name: str) -> float:
+    """The sum of a metric's series over all gateways, as either of them tells it."""
+    lines = httpx.get(f"{platform.metrics_url}/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
 
 
 def test_the_first_request_starts_a_replica_and_nobody_is_lost(idle: Platform) -> None:
@@ -45,17 +45,21 @@ def test_the_first_request_starts_a_replica_and_nobody_is_lost(idle: Platform) -
     assert [answer.status_code for answer in answers] == [200] * 4, [answer.text for answer in answers]
     assert "1/1" in idle.gearbox("status").stdout
     assert len(idle.targets()["distilled"]) == 1
+    assert counted(idle, "gearbox_cold_start_seconds_count") >= 4
+    assert 1 < counted(idle, "gearbox_cold_start_seconds_sum") / counted(idle, "gearbox_cold_start_seconds_count") < 120
 
 
 def test_a_gateway_that_dies_is_replaced_and_the_other_answers(idle: Platform) -> None:
     ask(idle)
-    first, second = gateways(idle)
+    before = counted(idle, "gearbox_requests_total")
+    first, second = gateway_processes(idle)
     first.kill()
     assert [ask(idle).status_code for _ in range(6)] == [200] * 6
     deadline = time.monotonic() + 60
-    while len(alive := gateways(idle)) < 2 and time.monotonic() < deadline:
+    while len(alive := gateway_processes(idle)) < 2 and time.monotonic() < deadline:
         time.sleep(0.5)
     assert len(alive) == 2 and second in alive and first not in alive
+    assert [counted(idle, "gearbox_requests_total") for _ in range(6)] == [before + 6] * 6, "nothing it counted is lost"
 
 
 def test_a_killed_replica_takes_its_engine_with_it(idle: Platform) -> None:

@@ -2,16 +2,14 @@
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from serve.auth import hash_key
 from tests.catalog import MODEL
+from tests.collector import Collector
 from tests.unit.answers import error_of
 from tests.unit.fake_retrieval import FakeRetrieval
 from tests.unit.gateway_server import Start, Started, bearer
@@ -185,7 +183,7 @@ class TestLog:
         for engine in gateway.engines.values():
             engine.behaviour = "500"
         gateway.chat()
-        told = [(line["status"], line["error"]) for line in lines(log)]
+        told = [(line["status"], line["code"]) for line in lines(log)]
         assert told == [
             (404, "model_not_found"), (422, "impossible_budget"), (404, "not_found"), (503, "engine_unavailable"),
         ]  # fmt: skip
@@ -210,40 +208,17 @@ class TestLog:
         assert lines(log) == []
 
 
-class Collector:
-    """An OTLP/HTTP collector that keeps what it gets."""
-
-    def __init__(self) -> None:
-        spans = self.spans = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    for scope in resource.scope_spans:
-                        spans.extend(scope.spans)
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def of(self, gateway: Started) -> dict[str, Any]:
-        """The spans by name, once all are sent."""
-        gateway.app.accounts.close()
-        return {span.name: span for span in self.spans}
+def sent(collector: Collector, gateway: Started) -> dict[str, Any]:
+    """The spans by name, once all are sent."""
+    gateway.app.accounts.close()
+    return {span.name: span for span in collector.spans}
 
 
 @pytest.fixture
 def collector() -> Iterator[Collector]:
     made = Collector()
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.stop()
 
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -256,7 +231,7 @@ class TestTraces:
     ):
         gateway = start_gateway(observability={"otlp_endpoint": collector.url})
         gateway.chat(SECRET, stream=stream, max_tokens=8, headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
-        spans = collector.of(gateway)
+        spans = sent(collector, gateway)
         root = spans[f"chat {MODEL}"]
         assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
         assert root.parent_span_id.hex() == PARENT
@@ -268,8 +243,8 @@ class TestTraces:
         for span in collector.spans:
             assert root.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
             assert span.end_time_unix_nano <= root.end_time_unix_nano
-        (sent,) = gateway.engines["full"].headers
-        assert sent["traceparent"] == f"00-{TRACE}-{spans['engine'].span_id.hex()}-01"
+        (head,) = gateway.engines["full"].headers
+        assert head["traceparent"] == f"00-{TRACE}-{spans['engine'].span_id.hex()}-01"
         assert lines(log)[0]["trace_id"] == TRACE
         assert "zebras" not in str(collector.spans)
         facts = {one.key: one.value for one in root.attributes}
@@ -281,7 +256,7 @@ class TestTraces:
             searches=FakeRetrieval(), retrieval={"collection": "docs"}, observability={"otlp_endpoint": collector.url}
         )
         gateway.chat("What is a gear?", retrieval=True)
-        spans = collector.of(gateway)
+        spans = sent(collector, gateway)
         assert spans["dense"].parent_span_id == spans["retrieve"].span_id
         assert spans["dense"].end_time_unix_nano - spans["dense"].start_time_unix_nano == pytest.approx(1.5e6, rel=0.01)
         assert gateway.sample("gearbox_retrieval_stage_seconds_count", stage="dense") == 1
@@ -301,13 +276,13 @@ class TestTraces:
     def test_what_the_client_does_not_sample_is_not_sent(self, start_gateway: Start, collector: Collector):
         gateway = start_gateway(observability={"otlp_endpoint": collector.url})
         gateway.chat(headers={"traceparent": f"00-{TRACE}-{PARENT}-00"})
-        assert collector.of(gateway) == {}
+        assert sent(collector, gateway) == {}
         assert gateway.engines["full"].headers[0]["traceparent"].endswith("-00")
 
     def test_broken_context_starts_a_new_trace(self, start_gateway: Start, collector: Collector):
         gateway = start_gateway(observability={"otlp_endpoint": collector.url})
         assert gateway.chat(headers={"traceparent": "00-nonsense"}).status_code == 200
-        assert collector.of(gateway)[f"chat {MODEL}"].parent_span_id == b""
+        assert sent(collector, gateway)[f"chat {MODEL}"].parent_span_id == b""
 
     def test_a_collector_that_is_gone_costs_no_request(self, start_gateway: Start):
         gateway = start_gateway(observability={"otlp_endpoint": "http://127.0.0.1:9"})
@@ -323,4 +298,4 @@ class TestTraces:
         gateway = start_gateway(observability={"otlp_endpoint": collector.url})
         gateway.chat(headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
         assert {exemplar.labels["trace_id"] for exemplar in gateway.metrics.exemplars.values()} == {TRACE}
-        collector.of(gateway)
+        sent(collector, gateway)
