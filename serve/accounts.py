@@ -30,6 +30,7 @@ class Accounts:
     ) -> None:  # fmt: skip
         self._config, self._metrics, self._gatekeeper, self._tracer = config, metrics, gatekeeper, tracer
         self._tenants = dict.fromkeys(list(dict.fromkeys(tenants))[: config.tenants])
+        metrics.begin_tenants(self._tenants)
         self._last: dict[str, str] = {}  # variant by profile
 
     @property
@@ -73,6 +74,7 @@ class Accounts:
                 metrics.tokens.labels(name, kind).inc(tokens)
                 metrics.tenant_tokens.labels(tenant, kind).inc(tokens)
             metrics.cost.labels(tenant, name).inc(attempt.cost_usd)
+            metrics.profile_cost.labels(profile).inc(attempt.cost_usd)
             await self._gatekeeper.charge(request.caller, report.total_tokens)
 
     def _compare(self, attempt: Attempt) -> None:

@@ -22,6 +22,7 @@ QUALITY_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 
 PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 
 OUTCOMES = ("ok", "client_error", "engine_error", "cancelled", "interrupted")
+ENDINGS = ("answered", "refused", "failed", "cancelled")
 TIMES = ("ttft", "tpot", "e2e")
 EXCLUSIONS = ("failed", "unavailable", "context", "full", "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # what operators are alarmed by: status by code
@@ -66,6 +67,7 @@ class Metrics:
         self.quality = histogram(
             "answer_quality_ratio", "Quality of the variant that answered", QUALITY_RATIOS, "profile"
         )
+        self.profile_cost = counter("profile_cost_usd", "Cost of answers by budget profile", "profile")
         self.ttft = histogram("ttft_seconds", "Time to first token", SECONDS, "variant", "profile")
         self.tpot = histogram(
             "tpot_seconds", "Time per output token after the first", TOKEN_SECONDS, "variant", "profile"
@@ -117,6 +119,7 @@ class Metrics:
             for kind in VIOLATIONS:
                 self.violations.labels(profile, kind)
             self.switches.labels(profile)
+            self.profile_cost.labels(profile)
         for variant in variants:
             for cause in ("engine", "context"):
                 self.failovers.labels(variant, cause)
@@ -131,6 +134,12 @@ class Metrics:
             self.refused.labels(str(status), code)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)
+
+    def begin_tenants(self, tenants: Iterable[str]) -> None:
+        """The same for what is told by tenant."""
+        for tenant in tenants:
+            for ending in ENDINGS:
+                self.tenant_requests.labels(tenant, ending)
 
     def observe(
         self, what: Literal["ttft", "e2e"], labels: tuple[str, str], seconds: float, trace_id: str | None

@@ -1,0 +1,42 @@
+"""How the panels' PromQL is put: sums of rates first, then quantiles and ratios of them, never averages of averages."""
+
+MODEL = 'model=~"$model"'
+VARIANT = f'{MODEL}, variant=~"$variant"'
+BY_VARIANT = "model, variant"
+RATE = "$__rate_interval"
+RANGE = "$__range"
+
+
+def rate(counter: str, by: str, where: str, window: str = RATE) -> str:
+    """Events per second, summed by the labels `by`."""
+    return f"{_sum(by)}(rate({counter}{{{where}}}[{window}]))"
+
+
+def count(counter: str, by: str, where: str) -> str:
+    """Events in the shown time, for tables and single numbers."""
+    return f"{_sum(by)}(increase({counter}{{{where}}}[{RANGE}]))"
+
+
+def share(counter: str, by: str, where: str, part: str, window: str = RATE) -> str:
+    """Share of the events that match `part` too. No event of that kind yet counts as none, not as unknown."""
+    all_of_them = rate(counter, by, where, window)
+    return f"({rate(counter, by, f'{where}, {part}', window)} or 0 * {all_of_them}) / {all_of_them}"
+
+
+def quantile(q: float, histogram: str, by: str, where: str, window: str = RATE) -> str:
+    """The `q`-quantile of all observations in the series that are summed."""
+    return f"histogram_quantile({q}, {rate(f'{histogram}_bucket', f'le, {by}' if by else 'le', where, window)})"
+
+
+def mean(histogram: str, by: str, where: str, window: str = RATE) -> str:
+    """Mean of a histogram's observations: their sum by their number."""
+    return f"{rate(f'{histogram}_sum', by, where, window)} / {rate(f'{histogram}_count', by, where, window)}"
+
+
+def gauge(name: str, by: str, where: str) -> str:
+    """A value that every gateway node reports alike: the largest, not the sum."""
+    return f"max by ({by}) ({name}{{{where}}})"
+
+
+def _sum(by: str) -> str:
+    return f"sum by ({by}) " if by else "sum"

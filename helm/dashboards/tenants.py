@@ -1,0 +1,130 @@
+"""Tenants and spend: who uses how much, at what cost, and who is near a limit."""
+
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from helm.dashboards.panels import GREEN, RED, YELLOW, Column, Line, chart, dashboard, stat, table
+from helm.dashboards.promql import MODEL, RANGE, VARIANT, count, rate, share
+
+TENANT = f'{MODEL}, tenant=~"$tenant"'
+SPENT = f'{VARIANT}, tenant=~"$tenant"'
+BY_TENANT = "model, tenant"
+
+
+def build() -> Dashboard:
+    """The dashboard."""
+    cost, requests, tokens = "gearbox_cost_usd_total", "gearbox_tenant_requests_total", "gearbox_tenant_tokens_total"
+    answered = f'{TENANT}, outcome="answered"'
+    ledger = f"max by (model, tenant, ledger) (gearbox_ledger_used_ratio{{{TENANT}}})"
+    now = [
+        stat(
+            "Spent",
+            "Cost of answers in the shown time at the configured prices. More than expected: sort 'Tenants compared' by"
+            " cost, and see 'Spend by variant' for where it goes.",
+            "currencyUSD", count(cost, "", SPENT), decimals=4,
+        ),
+        stat(
+            "Requests",
+            "Requests of the chosen tenants in the shown time, whatever became of them. None from a tenant that should "
+            "be there: its key may have been changed.",
+            "short", count(requests, "", TENANT), decimals=0,
+        ),
+        stat(
+            "Refused",
+            "Share of requests that were refused: limits, load, budgets, bad requests. When it rises, see the codes in "
+            "'Refusals' on the Router dashboard.",
+            "percentunit", share(requests, "", TENANT, 'outcome="refused"', RANGE), decimals=1,
+            levels=((None, GREEN), (0.05, YELLOW), (0.2, RED)),
+        ),
+        stat(
+            "Fullest ledger",
+            "The largest used share of any tenant's limit in this minute. Near 1 its requests are about to be refused: "
+            "see 'Ledgers' for whose, and the GearboxLedgerNearlyUsed runbook.",
+            "percentunit", f"max(gearbox_ledger_used_ratio{{{TENANT}}})", decimals=0,
+            levels=((None, GREEN), (0.7, YELLOW), (0.9, RED)),
+        ),
+    ]  # fmt: skip
+    who = [
+        table(
+            "Tenants compared",
+            "Each tenant's use of the shown time; 'other' are all beyond the first observability.tenants. A high cost "
+            "per 1,000 answers is long prompts or a dear profile; much refused is a limit that does not fit.",
+            BY_TENANT,
+            Column("Cost", count(cost, BY_TENANT, SPENT), "currencyUSD", 4),
+            Column("Requests", count(requests, BY_TENANT, TENANT), "short", 0),
+            Column("Refused", share(requests, BY_TENANT, TENANT, 'outcome="refused"', RANGE), "percentunit", 1),
+            Column("Failed", share(requests, BY_TENANT, TENANT, 'outcome="failed"', RANGE), "percentunit", 1),
+            Column("Input tokens", count(tokens, BY_TENANT, f'{TENANT}, kind="input"'), "short", 0),
+            Column("Output tokens", count(tokens, BY_TENANT, f'{TENANT}, kind="output"'), "short", 0),
+            Column(
+                "USD per 1,000 answers",
+                f"1000 * {rate(cost, BY_TENANT, SPENT, RANGE)} / {rate(requests, BY_TENANT, answered, RANGE)}",
+                "currencyUSD", 4,
+            ),
+        ),
+    ]  # fmt: skip
+    spend = [
+        chart(
+            "Spend by tenant",
+            "USD per hour at the present rate. A tenant that jumps may have a loop in its client: look at its requests "
+            "below and set a limit on its key.",
+            "currencyUSD", Line(f"3600 * {rate(cost, BY_TENANT, SPENT)}", "{{tenant}}"), stacked=True, span=12,
+        ),
+        chart(
+            "Spend by variant",
+            "USD per hour at the present rate, by variant. Most of it on full while profiles ask for cheap means that "
+            "the cheaper variants are full or down.",
+            "currencyUSD", Line(f"3600 * {rate(cost, 'model, variant', SPENT)}", "{{model}}:{{variant}}"),
+            stacked=True, span=12,
+        ),
+        chart(
+            "Spend by tenant and variant",
+            "USD per hour at the present rate: what each tenant's budget makes it pay for. Compare a tenant's bands to "
+            "see what a cheaper profile would save.",
+            "currencyUSD",
+            Line(f"3600 * {rate(cost, 'model, tenant, variant', SPENT)}", "{{tenant}} on {{variant}}"),
+            stacked=True, span=24,
+        ),
+    ]  # fmt: skip
+    use = [
+        chart(
+            "Requests by tenant",
+            "Requests per second. One tenant that takes most of it while others are refused needs a limit of its own.",
+            "reqps", Line(rate(requests, BY_TENANT, TENANT), "{{tenant}}"), stacked=True,
+        ),
+        chart(
+            "Requests by outcome",
+            "What became of requests: answered, refused, failed, cancelled. failed is the platform's fault; cancelled "
+            "in numbers are clients that give up waiting.",
+            "reqps", Line(rate(requests, "outcome", TENANT), "{{outcome}}"), stacked=True,
+        ),
+        chart(
+            "Refused by tenant",
+            "Share of each tenant's requests that were refused. One tenant only: its limits or its requests; all of "
+            "them: load, see the GearboxOverloaded runbook.",
+            "percentunit", Line(share(requests, BY_TENANT, TENANT, 'outcome="refused"'), "{{tenant}}"), top=1,
+        ),
+        chart(
+            "Output tokens by tenant",
+            "Tokens written per second. It is what takes the engines' time: a tenant that leads here leads in cost.",
+            "short", Line(rate(tokens, BY_TENANT, f'{TENANT}, kind="output"'), "{{tenant}}"), stacked=True,
+        ),
+        chart(
+            "Input tokens by tenant",
+            "Tokens read per second. A jump without more requests is longer prompts, often retrieval with too many "
+            "sources.",
+            "short", Line(rate(tokens, BY_TENANT, f'{TENANT}, kind="input"'), "{{tenant}}"), stacked=True,
+        ),
+        chart(
+            "Ledgers",
+            "Used share of each tenant's limit in this minute. At 1 the tenant is refused until the next minute: raise "
+            "its limit or have it slow down.",
+            "percentunit", Line(ledger, "{{tenant}} {{ledger}}"), levels=((None, GREEN), (0.9, RED)),
+        ),
+    ]  # fmt: skip
+    return dashboard(
+        "gearbox-tenants",
+        "Gearbox: tenants and spend",
+        "Who uses how much, at what cost, and who is near a limit.",
+        ("model", "variant", "tenant"),
+        (("Now", now), ("Who", who), ("Spend", spend), ("Use", use)),
+    )

@@ -1,0 +1,71 @@
+"""The names of metrics and labels that docs/metrics.md promises, and which of a query's are not among them."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+EVERYWHERE = {"model", "job", "instance", "le"}
+FOREIGN = {  # of vLLM and Ray Serve; the labels are those that targets and relabelling add
+    r"vllm:\w+": {"variant", "component", "model_name", "engine"},
+    r"ray_serve_\w+": {"variant", "component", "application", "deployment", "replica"},
+    r"up": set(),
+}
+_WORDS = {"by", "on", "and", "or", "unless", "offset", "ignoring", "group_left", "group_right", "without", "bool"}
+
+
+@cache
+def contract() -> dict[str, set[str]]:
+    """Labels by metric, as the tables of docs/metrics.md name them."""
+    found: dict[str, set[str]] = {}
+    for line in (ROOT / "docs/metrics.md").read_text().splitlines():
+        if line.startswith("| `gearbox_"):
+            labels: set[str] = set()
+            for name, given in re.findall(r"`(gearbox_\w+)(?:\{([\w,]+)\})?`", line.split("|")[1]):
+                labels = set(given.split(",")) if given else labels  # the names after the first share its labels
+                found[name] = labels
+    return found
+
+
+@cache
+def recorded() -> dict[str, set[str]]:
+    """Labels by name of the recording rules, as their names' first part says."""
+    groups = yaml.safe_load((ROOT / "helm/gearbox/rules/recording.yaml").read_text())["groups"]
+    names = [rule["record"] for group in groups for rule in group["rules"]]
+    return {name: set(name.split(":")[0].split("_")) for name in names}
+
+
+def metrics_of(expr: str) -> list[str]:
+    """The metrics that a query reads."""
+    bare = re.sub(r'"[^"]*"|\[\w+\]', "", expr)
+    bare = re.sub(r"\{[^}]*\}", " ", bare)
+    bare = re.sub(r"\b(by|on|ignoring|without|group_left|group_right) *\([^)]*\)", " ", bare)
+    words = re.findall(r"(?<![\w.])[a-zA-Z_][\w:]*(?![\w:]*\s*\()", bare)
+    return [word for word in words if word not in _WORDS | {"sum", "max", "min", "count", "d"}]
+
+
+def unknown_names(expr: str) -> list[str]:
+    """Metrics that nobody promises, and labels that none of the query's metrics has."""
+    unknown, labels = [], set(EVERYWHERE)
+    for metric in metrics_of(expr):
+        known = _labels(metric)
+        if known is None:
+            unknown.append(metric)
+        labels |= known or set()
+    used = set(re.findall(r"(\w+) *(?:=~|!~|!=|=)\"", re.sub(r'="[^"]*"', '="', expr)))
+    used |= {
+        label.strip()
+        for group in re.findall(r"\b(?:by|on|ignoring|without|group_left) *\(([^)]*)\)", expr)
+        for label in group.split(",")
+    }
+    return unknown + sorted(used - labels - {""})
+
+
+def _labels(metric: str) -> set[str] | None:
+    known = contract() | recorded()
+    for name in (metric, re.sub(r"_(bucket|sum|count)$", "", metric)):
+        if name in known:
+            return known[name]
+    return next((labels for pattern, labels in FOREIGN.items() if re.fullmatch(pattern, metric)), None)
