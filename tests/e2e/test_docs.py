@@ -12,7 +12,7 @@ from deployments.state import load_state
 from tests.started import KEYS, ROOT, Platform
 
 pytestmark = pytest.mark.platform
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
     pytest.param(language, block, id=f"{page.name}-{number}")
     for page in PAGES
