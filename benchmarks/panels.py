@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from PIL import Image
 
 from helm.dashboards.queries import EVERYTHING, Query, Variables, queries
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 CAPTION = "queries of the dashboard's panels, plotted with matplotlib from a Prometheus; not a Grafana screenshot"
 POINTS = 240  # of a line
+_COLOURS = 64  # of the picture: more make a larger file, not a clearer plot
 FINE = 10  # parts of a line of the dashboard's grid: below a panel is room for its axis and the next one's title
 UNITS = {
     "s": "s",
@@ -89,6 +91,7 @@ def plot_dashboard(
     title = f"{document['title']}, {minutes:g} minutes\n{CAPTION}"
     figure.suptitle(title, fontsize=13, y=1 - 0.2 / (0.42 * height + 1), va="top")
     figure.savefig(out_png, dpi=80)
+    Image.open(out_png).convert("RGB").quantize(_COLOURS).save(out_png, optimize=True)
     plt.close(figure)
     return empty
 
