@@ -70,8 +70,7 @@ def prometheus(
 @pytest.fixture(scope="module")
 def loaded(platform: Platform, prometheus: Prometheus) -> Prometheus:
     """After a while of everything that clients do, several at once."""
-    with platform.http() as http:
-        put(http, COLLECTION, "crank.md", "# Crank\n\nThe crank of the Norfell mill was forged by Ada Quist in 1931.")
+    index_crank(platform)
     deadline = time.monotonic() + LOAD_S
     clients = [threading.Thread(target=_use, args=(platform, deadline, i)) for i in range(4)]
     for client in clients:
@@ -80,6 +79,18 @@ def loaded(platform: Platform, prometheus: Prometheus) -> Prometheus:
         client.join()
     time.sleep(3)  # the last requests are scraped, and rules have seen them
     return prometheus
+
+
+def index_crank(platform: Platform) -> None:
+    """Give both tenants something to ask about."""
+    for tenant in ("alice", "bob"):
+        with platform.http(tenant) as http:
+            put(
+                http,
+                COLLECTION,
+                "crank.md",
+                "# Crank\n\nThe crank of the Norfell mill was forged by Ada Quist in 1931.",
+            )
 
 
 def _use(platform: Platform, deadline: float, first: int) -> None:
@@ -105,7 +116,7 @@ def _use(platform: Platform, deadline: float, first: int) -> None:
         if time.monotonic() > deadline:
             return
         asked = way.get("ask", "Tell me about gears.")
-        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": asked}], "max_tokens": 16}
+        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": asked}], "max_tokens": 24}
         body |= {name: value for name, value in way.items() if name not in ("ask", "tenant")}
         with platform.http(way.get("tenant", "alice" if first % 2 else "bob")) as http:
             http.post("/v1/chat/completions", json=body)
