@@ -30,13 +30,21 @@ class Server:
 
 
 @contextmanager
-def serving(name: str, config: PlatformConfig, weights: Path) -> Iterator[Server]:
-    """Start the system called `name`; it is gone after the block. Raises `NotStarted`."""
+def serving(
+    name: str, config: PlatformConfig, weights: Path, supervisor: str = "deployments.supervisor",
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Server]:  # fmt: skip
+    """Start the system called `name`; it is gone after the block. Raises `NotStarted`.
+
+    Args:
+        supervisor: module that runs Gearbox.
+        env: more of Gearbox's environment.
+    """
     ports = free_ports(10)
     url = f"http://127.0.0.1:{ports[0]}"
     folder = Path(tempfile.mkdtemp(prefix="gb-"))
     if name == "gearbox":
-        system, model = _gearbox(config, weights, ports[0], folder), f"{config.model.name}:full"
+        system, model = _gearbox(config, weights, ports[0], folder, supervisor, env or {}), f"{config.model.name}:full"
     elif name == "bare":
         system, model = _bare(config, weights, ports[0]), config.model.name
     else:
@@ -79,7 +87,9 @@ def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: 
     return System(name, [*command, "--env", json.dumps(_engine_env(config))], environment)
 
 
-def _gearbox(config: PlatformConfig, weights: Path, port: int, folder: Path) -> System:
+def _gearbox(
+    config: PlatformConfig, weights: Path, port: int, folder: Path, supervisor: str, env: Mapping[str, str]
+) -> System:
     """`gearbox up` in the foreground, as its supervisor runs it, with one variant."""
     document = {
         "model": {"name": config.model.name, "source": config.model.source},
@@ -92,8 +102,9 @@ def _gearbox(config: PlatformConfig, weights: Path, port: int, folder: Path) -> 
     }
     file = folder / "gearbox.yaml"
     file.write_text(yaml.safe_dump(document))
-    command = python("-m", "deployments.supervisor", "--config", str(file), "--state", str(folder))
-    return System("gearbox", command, {"GEARBOX_RUN_ID": folder.name, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"})
+    command = python("-m", supervisor, "--config", str(file), "--state", str(folder))
+    own = {"GEARBOX_RUN_ID": folder.name, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    return System("gearbox", command, {**own, **env})
 
 
 def _engine_env(config: PlatformConfig) -> Mapping[str, str]:

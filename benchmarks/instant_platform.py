@@ -67,8 +67,9 @@ def instant_card() -> Card:
 def main() -> None:
     """Start, say so, and wait for the end; whoever started this stops the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--port", type=int, required=True, help="and the five ports after it")
+    parser.add_argument("--port", type=int, required=True, help="and the ten ports after it")
     parser.add_argument("--over-handle", action="store_true", help="reach the engine over a deployment handle instead")
+    parser.add_argument("--side-by-side", metavar="COLLECTOR", help="the gateways of benchmarks.side_by_side instead")
     given = parser.parse_args()
     port = given.port
     config = PlatformConfig.model_validate(
@@ -90,6 +91,7 @@ def main() -> None:
     from ray import serve as ray_serve
 
     import deployments.gateway
+    from benchmarks import side_by_side
     from benchmarks.over_handle import HandleEngine, HandleGateway
     from deployments.replicas import app_name
 
@@ -105,13 +107,13 @@ def main() -> None:
         ray_actor_options={"num_cpus": 0},
         logging_config={"enable_access_log": False},
     ).bind()
-    gateway = deployments.gateway.gateway_app(config, {VARIANT: instant_card()}, {}, "none", str(folder / "metrics"))
-    ray_serve.run_many(
-        [
-            ray_serve.RunTarget(engine, name=app_name(VARIANT), route_prefix=None),
-            ray_serve.RunTarget(gateway, name="gateway", route_prefix="/"),
-        ]
-    )
+    cards, metrics = {VARIANT: instant_card()}, folder / "metrics"
+    if given.side_by_side:
+        gateways = side_by_side.gateways(config, cards, {}, "none", metrics, given.side_by_side)
+    else:
+        gateway = deployments.gateway.gateway_app(config, cards, {}, "none", str(metrics))
+        gateways = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]
+    ray_serve.run_many([ray_serve.RunTarget(engine, name=app_name(VARIANT), route_prefix=None), *gateways])
     print("up", flush=True)
     signal.pause()
 

@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
 from ray import serve as ray_serve
@@ -47,14 +47,17 @@ class HandleEngine:
 
 
 class HandleEngines:
-    """Stands in for `serve.engines.Engines`."""
+    """Stands in for `serve.engines.Engines`, and takes what that takes."""
+
+    def __init__(self, *_: object) -> None:
+        pass
 
     async def close(self) -> None:
         """Handles need no closing."""
 
     @asynccontextmanager
     async def post(
-        self, variant: Variant, path: str, payload: bytes, request_id: str
+        self, variant: Variant, path: str, payload: bytes, request_id: str, more: Mapping[str, str]
     ) -> AsyncIterator["HandleResponse"]:
         """The answer of a replica, as far as the gateway looks at one."""
         handle = ray_serve.get_app_handle(app_name(variant.name))
@@ -83,5 +86,5 @@ class HandleGateway(GatewayDeployment):
     """The gateway with its way to the engines exchanged."""
 
     def __init__(self, config: dict[str, object], engine_token: str) -> None:
-        serve.app.Engines = lambda *_: HandleEngines()  # type: ignore[misc, assignment]
+        serve.app.Engines = HandleEngines  # type: ignore[misc, assignment]
         super().__init__(config, engine_token)

@@ -147,21 +147,21 @@ def _start(stack: ExitStack, names: list[str]) -> Iterator[tuple[str, Target]]:
             system = System(name, python("-m", "benchmarks.instant_platform", "--port", str(port), *flags), env)
         stack.enter_context(system)
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        system.wait(lambda url=url: _answers(url), 180)
+        system.wait(lambda url=url: answers(url), 180)
         yield name, Target(name, url, (bare, system) if name == "litellm" else (system,))
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     """Whether it gives a whole answer and a whole stream, of the length that was asked for."""
     headers = {"authorization": "Bearer none"}
-    whole = httpx.post(url, json=_body(3), headers=headers, timeout=10)
+    whole = httpx.post(url, json=body(3), headers=headers, timeout=10)
     if whole.status_code != 200 or whole.json()["usage"]["completion_tokens"] != 3:
         return False
-    stream = httpx.post(url, json=_body(3, "now"), headers=headers, timeout=10).text
+    stream = httpx.post(url, json=body(3, "now"), headers=headers, timeout=10).text
     return stream.count('"content":" gear"') == 3 and "data: [DONE]" in stream
 
 
-def _body(tokens: int, pace: str | None = None) -> dict[str, object]:
+def body(tokens: int, pace: str | None = None) -> dict[str, object]:
     """A chat request; a stream when `pace` is given."""
     content = f"{pace} {QUESTION}" if pace else QUESTION
     body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": tokens}
@@ -170,11 +170,11 @@ def _body(tokens: int, pace: str | None = None) -> dict[str, object]:
 
 def _measure_once(target: Target, idle: Mapping[str, float], size: Size) -> dict[str, object]:
     """Each unary and each streaming point once, after a warm-up."""
-    run(Load(target.url, _body(16), 32, count=200))
-    run(Load(target.url, _body(16, "now"), 8, count=16))
+    run(Load(target.url, body(16), 32, count=200))
+    run(Load(target.url, body(16, "now"), 8, count=16))
     record: dict[str, object] = {}
     for connections in CONNECTIONS:
-        sample, used = target.cpu_during(Load(target.url, _body(16), connections, seconds=size.seconds), idle)
+        sample, used = target.cpu_during(Load(target.url, body(16), connections, seconds=size.seconds), idle)
         record[f"unary-{connections}"] = {
             "per_s": sample.per_s,
             "p50_ms": statistics.median(sample.latencies_ms),
@@ -183,7 +183,7 @@ def _measure_once(target: Target, idle: Mapping[str, float], size: Size) -> dict
             "cpu_us": {role: seconds / sample.requests * 1e6 for role, seconds in used.items()},
         }
     for pace, words in PACES.items():
-        load = Load(target.url, _body(size.tokens, words), STREAMS, count=STREAMS * size.waves)
+        load = Load(target.url, body(size.tokens, words), STREAMS, count=STREAMS * size.waves)
         sample, used = target.cpu_during(load, idle)
         tokens = sample.requests * size.tokens
         record[pace] = {

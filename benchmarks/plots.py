@@ -22,6 +22,13 @@ SYSTEM_NAMES = {
     "gearbox-over-handle": "Gearbox,\nover a handle",
 }
 
+OBSERVING_NAMES = {
+    "off": "nothing",
+    "metrics": "metrics",
+    "log": "metrics,\nlog line",
+    "traces": "metrics, log line,\ntraces",
+}
+
 
 def variants(result: Result) -> Path:
     """Quality against speed and against cost, one point a variant, bars over the repeats."""
@@ -87,6 +94,25 @@ def overhead_instant(result: Result) -> Path:
         ax.tick_params(axis="x", labelsize=7)
     axes[0].legend(fontsize=7)
     return _save(figure, "overhead-instant")
+
+
+def observing(result: Result) -> Path:
+    """What each way of telling adds to a gateway that tells nothing: CPU of a request and of a token, time to the first."""
+    figure, axes = _figure(1, 3)
+    systems = {name: its for name, its in result["systems"].items() if name != "off"}
+    first = {name: its["points"]["first"]["added_p50_ms"] for name, its in systems.items()}
+    for ax, title, rows, scale in (
+        (axes[0], "CPU added to a request, µs", {name: its["request_us"] for name, its in systems.items()}, 1),
+        (axes[1], "CPU added to a streamed token, µs", {name: its["token_us"] for name, its in systems.items()}, 1),
+        (axes[2], "added to the first token's time, µs", first, 1000),
+    ):
+        for i, (name, row) in enumerate(rows.items()):
+            middle, low, high = (row[key] * scale for key in ("median", "min", "max"))
+            ax.bar([OBSERVING_NAMES[name]], [middle], yerr=[[middle - low], [high - middle]], capsize=3, color=f"C{i}")
+        ax.axhline(0, color="grey", linewidth=0.8)
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(axis="x", labelsize=8)
+    return _save(figure, "observing")
 
 
 def distillation(result: Result) -> Path:

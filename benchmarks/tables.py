@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import grounding_tables
+from benchmarks import grounding_tables, observing_tables
 from benchmarks.cells import Result, machine_line, median_range, table
 from benchmarks.compression import group
 from benchmarks.plots import SYSTEM_NAMES
@@ -327,6 +327,8 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
+    "observing": (observing_tables.observing, ("observing",)),
+    "observing-engine": (observing_tables.observing_engine, ("observing-engine",)),
     "compression": (compression, ("compression",)),
     "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),
