@@ -16,6 +16,7 @@ from serve.generation import Generation
 from serve.grounding import Grounder, Retrieval
 from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, read_json, reply, reply_json
 from serve.metrics import Metrics
+from serve.pages import page_routes
 from serve.policies import POLICIES
 from serve.protocol import PATHS, Endpoint, parse_call
 from serve.request import CUSTOM, Arrival
@@ -65,6 +66,7 @@ class Gateway:
             "/v1/embeddings": {"POST": self._embed},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
+            **page_routes(),
         }
 
     def reconfigure(self, config: PlatformConfig) -> None:
