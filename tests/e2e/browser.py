@@ -75,9 +75,11 @@ class Tab:
             self.problems.append(f"the key is in an address: {request.url}")
 
     async def enter(self, key: str | None = None) -> None:
-        """Give the key that the page asks for."""
+        """Give the key that the page asks for; with the right one, wait for the first decision."""
         await self.page.get_by_label("Key", exact=True).fill(key or self.site.key or "")
         await self.page.get_by_role("button", name="Use this key").click()
+        if key is None:
+            await expect(self.page.locator("#candidates tbody tr")).to_have_count(3)
 
     async def send(self, text: str) -> None:
         await self.page.get_by_label("Message").fill(text)
