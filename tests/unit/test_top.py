@@ -28,6 +28,12 @@ from tests.catalog import MODEL, three_gears
 URL = "http://127.0.0.1:9464/metrics"
 
 
+@pytest.fixture(autouse=True)
+def _terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where tests run there may be none, or a dumb one."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
 class Platform:
     """The metrics of a platform, without the platform."""
 
