@@ -4,10 +4,11 @@ import asyncio
 import logging
 import logging.handlers
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
 import aiohttp
 import orjson
@@ -25,7 +26,7 @@ from serve.exposition import Exposition, serve_metrics
 from serve.metrics import Metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
-_PUBLISHED_EACH = 10  # looks: asking a shared store for every tenant's limits is not free
+_PUBLISH_S = 5  # asking a shared store for every tenant's limits is not free
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -75,21 +76,20 @@ class GatewayDeployment:
         return self._app
 
     async def _watch(self) -> None:
-        timeout, looks = aiohttp.ClientTimeout(total=2), 0
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            while True:
-                try:
-                    self._replicas.sync(self._variants)
-                    self._retrieval.sync()
-                    variants = list(self._variants.values())
-                    await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
-                    for variant in variants:
-                        variant.latency.tick()
-                    if (looks := looks + 1) % _PUBLISHED_EACH == 0:
-                        await self._app.accounts.publish()
-                except Exception:
-                    _LOG.exception("the live state could not be refreshed")
-                await asyncio.sleep(REFRESH_S)
+        """Look at the variants and tell of the limits' use; asking a shared store for those must not hold up the looks."""
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+            await asyncio.gather(
+                _repeat(lambda: self._look(session), REFRESH_S, "the live state could not be refreshed"),
+                _repeat(self._app.accounts.publish, _PUBLISH_S, "the limits' use is not known"),
+            )
+
+    async def _look(self, session: aiohttp.ClientSession) -> None:
+        self._replicas.sync(self._variants)
+        self._retrieval.sync()
+        variants = list(self._variants.values())
+        await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
+        for variant in variants:
+            variant.latency.tick()
 
     def _targets(self) -> list[dict[str, object]]:
         """The engines' metrics endpoints and Ray's, one on each node, for Prometheus' HTTP service discovery."""
@@ -103,6 +103,16 @@ class GatewayDeployment:
         host = _loopback(self._config.server.host)
         addresses = [f"{host or node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
         return [*engines, {"targets": addresses, "labels": {**common, "component": "ray"}}]
+
+
+async def _repeat(work: Callable[[], Awaitable[None]], each_s: float, failure: str) -> NoReturn:
+    """Do `work` for ever; one failure is logged and does not end it."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            _LOG.exception(failure)
+        await asyncio.sleep(each_s)
 
 
 def gateway_app(

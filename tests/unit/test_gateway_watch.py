@@ -36,12 +36,13 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
     watcher = GatewayDeployment.__new__(GatewayDeployment)
     watcher._retrieval = RetrievalHandle(wanted=False)
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
-    watcher._app = SimpleNamespace(accounts=SimpleNamespace(publish=AsyncMock()))
+    hanging = asyncio.Event()  # a store that does not answer
+    watcher._app = SimpleNamespace(accounts=SimpleNamespace(publish=AsyncMock(side_effect=hanging.wait)))
     task = asyncio.create_task(watcher._watch())
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
             await asyncio.sleep(0.001)
-            if watcher._variants["full"].live.running == 5 and watcher._app.accounts.publish.await_count:
+            if watcher._replicas.looks >= 20 and watcher._app.accounts.publish.await_count:
                 break
     assert not task.done()
     task.cancel()
@@ -49,4 +50,5 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
         await task
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ConnectionError]
     assert watcher._variants["full"].live.replicas == 2
+    assert watcher._replicas.looks >= 20, "a store that hangs does not hold up the looks"
     watcher._app.accounts.publish.assert_awaited()
