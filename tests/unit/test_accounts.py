@@ -35,6 +35,8 @@ class TestBudgets:
         assert gateway.sample("gearbox_budget_requests_total", profile="cheap", met="yes") == 1
         assert gateway.sample("gearbox_budget_requests_total", met="no") == 0
         assert gateway.sample("gearbox_answer_quality_ratio_sum", profile="cheap") == pytest.approx(0.8)
+        spent = gateway.sample("gearbox_profile_cost_usd_total", profile="cheap")
+        assert spent == gateway.sample("gearbox_cost_usd_total", variant="distilled") > 0
 
     @pytest.mark.parametrize(
         ("limit", "kind"),
@@ -260,6 +262,7 @@ class TestTraces:
         assert spans["dense"].parent_span_id == spans["retrieve"].span_id
         assert spans["dense"].end_time_unix_nano - spans["dense"].start_time_unix_nano == pytest.approx(1.5e6, rel=0.01)
         assert gateway.sample("gearbox_retrieval_stage_seconds_count", stage="dense") == 1
+        assert gateway.sample("gearbox_retrieval_passages_sum") == 1
 
     def test_a_failover_shows_both_attempts_and_an_error_is_one(self, start_gateway: Start, collector: Collector):
         gateway = start_gateway(observability={"otlp_endpoint": collector.url})
