@@ -3,19 +3,18 @@
 import logging
 from collections.abc import Iterable
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 from serve.auth import Gatekeeper
 from serve.budget import Budget
 from serve.config import ObservabilityConfig
 from serve.errors import RequestError
 from serve.grounding import Grounding
-from serve.metrics import Metrics
+from serve.metrics import Ending, Metrics
 from serve.request import Attempt, Request
 from serve.router import CONFIDENCE, Decision
 from serve.tracing import Trace, Tracer
 
-Ending = Literal["answered", "refused", "failed", "cancelled"]
 _LOG = logging.getLogger("gearbox.requests")
 _SHED = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
 OTHER = "other"

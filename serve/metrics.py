@@ -5,7 +5,7 @@ and any of them exposes the sum. What replicas know alike, of the variants, is n
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.samples import Exemplar
@@ -21,8 +21,7 @@ ERROR_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 QUALITY_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 1)
 PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 
-OUTCOMES = ("ok", "client_error", "engine_error", "cancelled", "interrupted")
-ENDINGS = ("answered", "refused", "failed", "cancelled")
+Ending = Literal["answered", "refused", "failed", "cancelled"]  # of a request, whatever its attempts
 TIMES = ("ttft", "tpot", "e2e")
 EXCLUSIONS = ("failed", "unavailable", "context", "full", "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # what operators are alarmed by: status by code
@@ -138,7 +137,7 @@ class Metrics:
     def begin_tenants(self, tenants: Iterable[str]) -> None:
         """The same for what is told by tenant."""
         for tenant in tenants:
-            for ending in ENDINGS:
+            for ending in get_args(Ending):
                 self.tenant_requests.labels(tenant, ending)
 
     def observe(

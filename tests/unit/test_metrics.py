@@ -8,12 +8,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from serve.exposition import Exposition, expose, serve_metrics
-from serve.metrics import OUTCOMES, Metrics
+from serve.metrics import Metrics
+from serve.request import Outcome
 from tests.catalog import MODEL, three_gears
 from tests.unit.gateway_server import Started
 
@@ -183,7 +185,7 @@ def test_outcomes_are_a_bounded_set(gateway: Started):
     gateway.engines["full"].behaviour = "die mid-stream"
     gateway.chat(stream=True)
     outcomes = {dict(labels)["outcome"] for name, labels in gateway.series() if name == "gearbox_requests_total"}
-    assert outcomes <= set(OUTCOMES)
+    assert outcomes <= set(get_args(Outcome))
     assert {"ok", "engine_error", "client_error", "interrupted"} <= outcomes
 
 
