@@ -23,6 +23,7 @@ from rich.text import Text
 from compression import cli_measure
 from compression.cli_compress import compress
 from compression.cli_measure import Serving
+from deployments.cli_weights import weights
 from deployments.state import (
     RUN_ID,
     PlatformState,
@@ -42,6 +43,7 @@ DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]
 
 app.command()(compress)
+app.command()(weights)
 
 
 @app.command()

@@ -8,6 +8,8 @@ from compression.child import ChildFailed, compression_python, run_child
 from compression.family import BuildError
 from compression.source import SourceError, identity, parse_source
 
+READY_FILE = "pooling.json"  # written last
+
 
 def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
     """The folder with the embedder's ONNX file, and what identifies the model.
@@ -20,7 +22,7 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
     except SourceError as error:
         raise BuildError(f"retrieval.embedder: {error}") from error
     folder = cache / "embedders" / hashlib.sha256(model.encode()).hexdigest()[:16]
-    if not (folder / "pooling.json").exists():
+    if not (folder / READY_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
         command = [str(compression_python()), "-m", "compression.embedder", source, str(folder)]
         try:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import aiohttp
 import orjson
@@ -16,27 +16,32 @@ import ray
 from ray import serve as ray_serve
 from ray._common.formatters import JSONFormatter
 
+from deployments.placement import HERE
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from serve.app import Gateway
-from serve.card import Card
+from serve.card import CARD_FILE, Card, CardError, load_card
 from serve.catalog import Variant, make_variant
-from serve.config import PlatformConfig
+from serve.config import ConfigError, PlatformConfig
 from serve.exposition import Exposition, serve_metrics
 from serve.metrics import Metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
+REREAD_S = 5  # a mounted secret takes a minute to arrive anyway
 _PUBLISH_S = 5  # asking a shared store for every tenant's limits is not free
 _LOG = logging.getLogger("gearbox.gateway")
 
 
 class GatewayDeployment:
-    """One gateway replica. Serve's `user_config` carries what changes without a restart: the catalog and the routing."""
+    """One gateway replica. Serve's `user_config` carries what changes without a restart, see `reconfigure`."""
 
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
         _log_with_serve()
-        self._config = PlatformConfig.model_validate(config)
+        self._given = config
+        self._config = PlatformConfig.model_validate(config).with_file_keys()
+        self._catalog: Mapping[str, object] = {}
         self._variants: dict[str, Variant] = {}
+        self._left_out: dict[str, str] = {}
         self._replicas = ServeReplicas(_loopback(self._config.server.host))
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
@@ -48,19 +53,56 @@ class GatewayDeployment:
         serve_metrics(self._config.server.host, self._config.server.metrics_port, told, self._targets)
 
     async def reconfigure(self, settings: Mapping[str, Mapping[str, object]]) -> None:
-        """Take a new `catalog`, `{variant name: card}`, and `routing`, sections of the configuration.
+        """Take a new `catalog`, `{variant name: its card, or the folder where the card appears}`, and `config`, sections
+        that replace those of the configuration.
 
         What is known of the variants that stay is kept.
         """
-        catalog = settings["catalog"]
-        self._config = PlatformConfig.model_validate({**self._config.model_dump(), **settings["routing"]})
+        self._given = {**self._given, **settings["config"]}
+        config = PlatformConfig.model_validate(self._given)
+        try:
+            self._config = config.with_file_keys()
+        except ConfigError as error:
+            _LOG.error("the keys stay as they were: %s", error)
+            self._config = config.model_copy(update={"access": self._config.access})
         self._app.reconfigure(self._config)
+        self._catalog = settings["catalog"]
+        self._take(await asyncio.to_thread(self._cards))
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+
+    def _cards(self) -> dict[str, Card]:
+        """The cards that are there; in a cluster, weights may arrive after the gateway knows of them."""
+        cards = {}
+        for name, entry in self._catalog.items():
+            if not isinstance(entry, str):
+                cards[name] = Card.model_validate(entry)
+            elif (Path(entry) / CARD_FILE).is_file():
+                try:
+                    cards[name] = load_card(Path(entry))
+                except CardError as error:
+                    self._leave_out(name, error)
+        return cards
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        """The others go on; it is looked at again, and told of once."""
+        if self._left_out.get(name) != str(error):
+            _LOG.error("variant %s is left out: %s", name, error)
+            self._left_out[name] = str(error)
+
+    def _take(self, cards: Mapping[str, Card]) -> None:
+        """Have the catalog's variants with these cards. One whose new card is not there yet goes on with the one it had."""
         configured = {variant.name: variant for variant in self._config.variants}
+        cards = {name: card for name in self._catalog if (card := cards.get(name) or self._card_of(name))}
         fresh: dict[str, Variant] = {}
-        for name, card in catalog.items():
+        for name, card in cards.items():
             config = configured[name]
             waiting = self._config.server.max_waiting_per_replica
-            variant = make_variant(config, Card.model_validate(card), self._config.engine_args(config), waiting)
+            try:
+                variant = make_variant(config, card, self._config.engine_args(config), waiting)
+            except ConfigError as error:
+                self._leave_out(name, error)
+                continue
             if known := self._variants.get(name):
                 same = known.profile == variant.profile and known.max_running == variant.max_running
                 variant = replace(variant, live=known.live, latency=known.latency if same else variant.latency)
@@ -68,8 +110,9 @@ class GatewayDeployment:
             fresh[name] = variant
         self._variants.clear()
         self._variants.update(fresh)
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+
+    def _card_of(self, name: str) -> Card | None:
+        return self._variants[name].card if name in self._variants else None
 
     async def __serve_build_asgi_app__(self) -> Gateway:
         """Called by Serve for the application behind this replica's port."""
@@ -81,6 +124,7 @@ class GatewayDeployment:
             await asyncio.gather(
                 _repeat(lambda: self._look(session), REFRESH_S, "the live state could not be refreshed"),
                 _repeat(self._app.accounts.publish, _PUBLISH_S, "the limits' use is not known"),
+                _repeat(self._reread, REREAD_S, "files could not be read again: what they said before still holds"),
             )
 
     async def _look(self, session: aiohttp.ClientSession) -> None:
@@ -90,6 +134,18 @@ class GatewayDeployment:
         await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
         for variant in variants:
             variant.latency.tick()
+
+    async def _reread(self) -> None:
+        """Take the cards that have appeared, and the keys where their file has changed."""
+        cards = await asyncio.to_thread(self._cards)
+        if any(card != self._card_of(name) for name, card in cards.items()):
+            self._take(cards)
+        if self._config.access.keys_file is not None:
+            config = await asyncio.to_thread(PlatformConfig.model_validate(self._given).with_file_keys)
+            if config.access != self._config.access:
+                self._config = config
+                self._app.reconfigure(config)
+                _LOG.info("the keys have changed: %d now", len(config.access.keys))
 
     def _targets(self) -> list[dict[str, object]]:
         """The engines' metrics endpoints and Ray's, one on each node, for Prometheus' HTTP service discovery."""
@@ -122,26 +178,34 @@ def gateway_app(
     engine_token: str,
     metrics_folder: str,
 ) -> ray_serve.Application:
-    """The Serve application of the gateway. `routing` replaces sections of `config`, see `serve.config.ROUTING`."""
-    env = {"PROMETHEUS_MULTIPROC_DIR": metrics_folder}
-    deployment = ray_serve.deployment(
-        ray_serve.ingress()(GatewayDeployment),
-        name="gateway",
-        num_replicas=config.server.gateway_replicas,
-        max_ongoing_requests=10_000,
-        health_check_period_s=2,
-        graceful_shutdown_timeout_s=30,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": env}},
-        logging_config={"enable_access_log": False, "encoding": "JSON"},
-        user_config={
-            "catalog": {name: card.model_dump(mode="json") for name, card in catalog.items()},
-            "routing": dict(routing),
-        },
+    """The gateway's application on this machine. `routing` replaces sections of `config`, see `serve.config.ROUTING`."""
+    cards = {name: card.model_dump(mode="json") for name, card in catalog.items()}
+    deployment = gateway_deployment(config, metrics_folder).options(
+        num_replicas=config.server.gateway_replicas, user_config={"catalog": cards, "config": dict(routing)}
     )
     # Without a version of ours, Serve gives a new one to every deploy and replaces the replica for a mere `user_config`.
     deployment = deployment.options(_internal=True, version="gateway")
-    settings = config.model_dump(mode="json", exclude={"retrieval": {"database"}})
-    return deployment.bind(settings, engine_token)
+    return deployment.bind(settings_of(config), engine_token)
+
+
+def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: Mapping[str, object] = HERE) -> Any:
+    """The gateway's deployment, without its `user_config`. Its replicas are bound to (`settings_of(config)`, engine token)."""
+    env = {"PROMETHEUS_MULTIPROC_DIR": metrics_folder}
+    return ray_serve.deployment(
+        ray_serve.ingress()(GatewayDeployment),
+        name="gateway",
+        max_ongoing_requests=10_000,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=config.server.drain_s,
+        max_surge_percent=100,  # its successor answers before it goes
+        ray_actor_options={**placement, "runtime_env": {"env_vars": env}},
+        logging_config={"enable_access_log": False, "encoding": "JSON"},
+    )
+
+
+def settings_of(config: PlatformConfig) -> dict[str, object]:
+    """`config` for replicas: without the database's password, which the gateway does not need."""
+    return config.model_dump(mode="json", exclude={"retrieval": {"database"}})
 
 
 def _loopback(host: str) -> str | None:

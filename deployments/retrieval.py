@@ -1,6 +1,7 @@
 """Retrieval on Ray Serve: the embedder and the pipelines, each a deployment that scales apart from gateway and engines."""
 
 import asyncio
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.embedder import READY_FILE
+from deployments.fetch import arrived
+from deployments.placement import HERE
 from serve.config import ReplicaBounds, RetrievalConfig
 from serve.errors import RequestError
 from serve.retrieval.embed import Embedder, Vectors
@@ -24,7 +28,8 @@ _PART = 8  # texts of one request
 class EmbedderDeployment:
     """Texts to vectors; what is asked at the same time is computed together."""
 
-    def __init__(self, folder: str) -> None:
+    async def __init__(self, folder: str) -> None:
+        await arrived(Path(folder) / READY_FILE)
         self._embedder = Embedder(Path(folder))
         self._busy = asyncio.Lock()
 
@@ -50,9 +55,11 @@ class EmbedderDeployment:
 class RetrievalDeployment:
     """The pipelines and the store, for every tenant."""
 
-    def __init__(
-        self, config: Mapping[str, object], conninfo: str, folder: str, model: str, embedder: DeploymentHandle
+    async def __init__(
+        self, config: Mapping[str, object], conninfo: str | None, folder: str, model: str, embedder: DeploymentHandle
     ) -> None:
+        await arrived(Path(folder) / READY_FILE)
+        conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # a cluster's secret stays in its pods
         from serve.retrieval.service import Service  # Haystack imports torch where there is one: not in the gateway
 
         tokenizer = Path(folder) / "tokenizer.json"
@@ -117,16 +124,29 @@ class RetrievalHandle:
         return answer["made"]
 
 
-def retrieval_app(config: RetrievalConfig, conninfo: str, folder: Path, model: str) -> ray_serve.Application:
-    """The Serve application of retrieval: the pipelines' deployment with the embedder's behind it."""
-    embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas).bind(str(folder))
+def retrieval_app(
+    config: RetrievalConfig,
+    conninfo: str | None,
+    folder: Path,
+    model: str,
+    drain_s: float,
+    placement: Mapping[str, object] = HERE,
+) -> ray_serve.Application:
+    """The Serve application of retrieval: the pipelines' deployment with the embedder's behind it.
+
+    Args:
+        conninfo: of the documents' database; None leaves it to the environment of the replicas.
+        folder: of the embedder; it may appear later.
+        model: what identifies the embedder.
+    """
+    embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas, drain_s, placement).bind(str(folder))
     settings = config.model_dump(mode="json", exclude={"database"})
-    return _scaled(RetrievalDeployment, "retrieval", config.replicas).bind(
+    return _scaled(RetrievalDeployment, "retrieval", config.replicas, drain_s, placement).bind(
         settings, conninfo, str(folder), model, embedder
     )
 
 
-def _scaled(cls: type, name: str, bounds: ReplicaBounds) -> Any:
+def _scaled(cls: type, name: str, bounds: ReplicaBounds, drain_s: float, placement: Mapping[str, object]) -> Any:
     return ray_serve.deployment(
         cls,
         name=name,
@@ -135,8 +155,9 @@ def _scaled(cls: type, name: str, bounds: ReplicaBounds) -> Any:
         },
         max_ongoing_requests=_MAX_ONGOING,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=30,
-        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        graceful_shutdown_timeout_s=drain_s,
+        max_surge_percent=100 if bounds.surge else 0,
+        ray_actor_options={**placement, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},
     )  # fmt: skip
 

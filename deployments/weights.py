@@ -1,5 +1,6 @@
-"""Where each variant's weights are: a folder the configuration names, or the cache that recipes fill."""
+"""Where each variant's weights are: a folder the configuration names, or the cache that recipes and stores fill."""
 
+import hashlib
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,8 @@ from compression.kernels import target, unservable
 from compression.progress import Progress
 from compression.recipe import RecipeError
 from compression.source import SourceError
-from serve.card import CardError, Step, check_card, load_card
+from deployments.fetch import FetchError, fetch, is_uri
+from serve.card import CARD_FILE, CardError, Step, check_card, load_card
 from serve.config import ConfigError, PlatformConfig, VariantConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "compression" / "recipes"
@@ -32,7 +34,9 @@ class Weights:
         specs = [self._spec(variant) for variant in config.variants if variant.recipe]
         try:
             self._planned = self._family(background=False).plan(specs)
-        except (RecipeError, SourceError, BuildError) as error:
+            for variant in config.variants:
+                is_uri(variant.weights or "")
+        except (RecipeError, SourceError, BuildError, FetchError) as error:
             raise ConfigError(str(error)) from error
 
     def ready(self, variant: VariantConfig) -> Path | None:
@@ -41,12 +45,16 @@ class Weights:
             self._check_kernel(variant, self._find(variant).recipe.planned_steps())
             if self._find(variant).state != "ready":
                 return None
-        folder = self._find(variant).folder if variant.recipe else Path(variant.weights or "")
+        folder = self._folder(variant)
+        if is_uri(variant.weights or "") and not (folder / CARD_FILE).is_file():
+            return None
         try:
             card = load_card(folder)
             check_card(card, folder)
         except CardError as error:
             raise ConfigError(f"variant '{variant.name}': {error}") from error
+        if variant.digest not in (None, card.weights_digest):
+            raise ConfigError(f"variant '{variant.name}': {folder} has {card.weights_digest}, not {variant.digest}")
         self._check_kernel(variant, card.steps)
         if card.quality is None or card.profile is None:
             raise ConfigError(f"variant '{variant.name}': the card in {folder} has no measured quality or profile")
@@ -55,7 +63,7 @@ class Weights:
     def make(
         self, variant: VariantConfig, on_progress: Callable[[str, float, float, float], None], background: bool
     ) -> Path:
-        """Build and measure what is missing of `variant`, its parents first.
+        """Copy `variant` from its store, or build and measure what is missing of it, its parents first.
 
         Args:
             on_progress: called with (stage, done, total, seconds left).
@@ -63,7 +71,10 @@ class Weights:
 
         Raises:
             BuildError: one line that names the log.
+            FetchError: its store does not give it.
         """
+        if variant.weights is not None:
+            return self._copy(variant, _since_now("copy", on_progress))
         family = self._family(background)
         target = self._find(variant)
         chain = [target]
@@ -78,6 +89,29 @@ class Weights:
     def seconds(self, variant: VariantConfig) -> float:
         """Roughly how long `make` will take, for the first estimate."""
         return sum(self._find(variant).seconds.values()) if variant.recipe else 0.0
+
+    def card(self, variant: VariantConfig) -> Path:
+        """A folder with the card of `variant`, which must not be made by a recipe; its weights need not be there."""
+        return self._copy(variant, lambda done, total: None, cards_only=True)
+
+    def _copy(
+        self, variant: VariantConfig, on_progress: Callable[[float, float], None], cards_only: bool = False
+    ) -> Path:
+        assert variant.weights is not None
+        folder = self._folder(variant)
+        if is_uri(variant.weights):
+            if cards_only:
+                folder = folder.with_name(f"{folder.name}-card")
+            fetch(variant.weights, variant.digest, folder, on_progress, cards_only)
+        return folder
+
+    def _folder(self, variant: VariantConfig) -> Path:
+        if variant.weights is None:
+            return self._find(variant).folder
+        if not is_uri(variant.weights):
+            return Path(variant.weights)
+        key = hashlib.sha256(f"{variant.weights} {variant.digest}".encode()).hexdigest()[:12]
+        return self._cache / "copied" / f"{variant.name}-{key}"
 
     def _check_kernel(self, variant: VariantConfig, steps: Sequence[Step]) -> None:
         if reason := unservable(steps, target(variant.resources.gpus)):
@@ -115,5 +149,17 @@ def _with_eta(planned: Planned, on_progress: Callable[[str, float, float, float]
         left = (now - start) / share * (1 - share) if share > 0.05 else estimate * (1 - share)
         later = stages[stages.index(progress.stage) + 1 :] if progress.stage in stages else []
         on_progress(progress.stage, progress.done, progress.total, left + sum(planned.seconds[name] for name in later))
+
+    return report
+
+
+def _since_now(stage: str, on_progress: Callable[[str, float, float, float], None]) -> Callable[[float, float], None]:
+    """Adds the seconds left at the pace so far."""
+    start = time.monotonic()
+
+    def report(done: float, total: float) -> None:
+        share = done / total if total else 1.0
+        left = (time.monotonic() - start) / share * (1 - share) if share else 0.0
+        on_progress(stage, done, total, left)
 
     return report

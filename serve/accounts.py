@@ -28,9 +28,16 @@ class Accounts:
         tracer: Tracer | None,
     ) -> None:  # fmt: skip
         self._config, self._metrics, self._gatekeeper, self._tracer = config, metrics, gatekeeper, tracer
-        self._tenants = dict.fromkeys(list(dict.fromkeys(tenants))[: config.tenants])
-        metrics.begin_tenants(self._tenants)
+        self._tenants: dict[str, None] = {}
+        self.reconfigure(tenants)
         self._last: dict[str, str] = {}  # variant by profile
+
+    def reconfigure(self, tenants: Iterable[str]) -> None:
+        """Tell of these tenants too, while there is room; those that were told of go on to be."""
+        for tenant in tenants:
+            if len(self._tenants) < self._config.tenants:
+                self._tenants[tenant] = None
+        self._metrics.begin_tenants(self._tenants)
 
     @property
     def keeps_text(self) -> bool:

@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from time import perf_counter
+from time import monotonic, perf_counter
 
 from serve.accounts import Accounts
 from serve.auth import Caller, Gatekeeper
@@ -23,6 +23,8 @@ from serve.request import CUSTOM, Arrival
 from serve.router import Router
 from serve.tracing import Tracer
 
+_STARTING_S = 900  # after that, what does not start is taken for broken
+
 Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
 
 
@@ -38,11 +40,13 @@ class Gateway:
         engine_token: str,
         retrieval: Retrieval,
     ) -> None:
+        self._born = monotonic()
+        self._took_over = False
         self._config = config
         self._variants = variants
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access)
-        metrics.begin((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
+        _begin(metrics, config)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
         told = config.observability
         tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
@@ -66,12 +70,16 @@ class Gateway:
             "/v1/embeddings": {"POST": self._embed},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
+            "/readyz/all": {"GET": self._readyz_all},
             **page_routes(),
         }
 
     def reconfigure(self, config: PlatformConfig) -> None:
-        """Route by `config` from the next request on; what was learnt and what is under way stays."""
+        """Route and admit by `config` from the next request on; what was learnt and what is under way stays."""
         self._config = config
+        _begin(self._metrics, config)
+        self._gatekeeper.reconfigure(config.access)
+        self.accounts.reconfigure(self._gatekeeper.tenants)
         self._generation.reconfigure(config, _router(config))
 
     async def _close(self) -> None:
@@ -209,11 +217,27 @@ class Gateway:
             raise RequestError(503, "no variant can answer yet", code="not_ready", headers={"retry-after": "2"})
         await reply_json(send, {"status": "ready", "variants": ready})
 
+    async def _readyz_all(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        """Ready to take over from other gateways: no variant that they may have is still starting, but not for ever.
+
+        Once it has taken over it stays: a variant that is added later, or dies, is no reason to turn clients away.
+        """
+        starting = [v.name for v in self._variants.values() if not v.live.been_up and not v.scales_to_zero]
+        if starting and not self._took_over and monotonic() - self._born < _STARTING_S:
+            message = f"{', '.join(starting)} starting"
+            raise RequestError(503, message, code="not_ready", headers={"retry-after": "2"})
+        await self._readyz(headers, receive, send, scope)
+        self._took_over = True
+
 
 def _own_url(config: PlatformConfig) -> str:
     """Where the platform is reached from its own machines."""
     host = config.server.host if config.server.host not in ("0.0.0.0", "::") else "127.0.0.1"
     return f"http://{host}:{config.server.port}/v1"
+
+
+def _begin(metrics: Metrics, config: PlatformConfig) -> None:
+    metrics.begin((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
 
 
 def _router(config: PlatformConfig) -> Router:

@@ -41,6 +41,14 @@ class Gatekeeper:
     """Authenticates callers and keeps their limits. Limits hold across gateways only with a shared `limits_store`."""
 
     def __init__(self, access: AccessConfig) -> None:
+        storage = storage_from_string(access.limits_store)
+        assert isinstance(storage, Storage)  # the configuration admits async stores only
+        self._requests = SlidingWindowCounterRateLimiter(storage)
+        self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
+        self.reconfigure(access)
+
+    def reconfigure(self, access: AccessConfig) -> None:
+        """Know these keys from now on. What was counted stays; the store is the one of the start."""
         self._callers = {
             key.sha256: Caller(
                 key.tenant,
@@ -52,10 +60,6 @@ class Gatekeeper:
         }
         self._anonymous = Caller("anonymous", access.open_budget) if access.open else None
         self._limited = {caller.tenant: caller for caller in self._callers.values() if caller.requests or caller.tokens}
-        storage = storage_from_string(access.limits_store)
-        assert isinstance(storage, Storage)  # the configuration admits async stores only
-        self._requests = SlidingWindowCounterRateLimiter(storage)
-        self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
 
     @property
     def tenants(self) -> list[str]:

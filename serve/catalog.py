@@ -18,6 +18,7 @@ class Live:
     """One variant's state as this gateway knows it. Mutable: the gateway counts, the watcher refreshes."""
 
     replicas: int = 0
+    been_up: bool = False  # since this gateway knows it
     running: int = 0  # in the engines, at the last look
     waiting: int = 0  # queued in the engines, at the last look
     kv_usage: float = 0.0  # share of the KV cache in use, highest replica
@@ -90,6 +91,7 @@ class Live:
         self.prompt_rate += _NEWEST * (self._new_tokens / elapsed_s - self.prompt_rate)
         self._new_tokens = 0
         self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
+        self.been_up = self.been_up or replicas > 0
         self.others = max(0, running + waiting - self.in_flight)
         self.sent = 0
 

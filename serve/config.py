@@ -49,6 +49,9 @@ class ServerConfig(_Section):
     max_waiting_per_replica: int = Field(
         default=32, ge=0, description="requests queued at a variant beyond what its engine runs; more are answered 429"
     )
+    drain_s: float = Field(
+        default=600, gt=0, description="longest time a replica that is replaced or leaves may finish its answers"
+    )
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServerConfig":
@@ -63,6 +66,10 @@ class ReplicaBounds(_Section):
     min: int = Field(default=1, ge=0)
     max: int = Field(default=1, ge=1)
     target_in_flight: int = Field(default=16, ge=1, description="requests per replica the autoscaler aims for")
+    surge: bool = Field(
+        default=True,
+        description="replacements start before replicas stop, which takes room for as many more; false: one at a time, after",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> "ReplicaBounds":
@@ -78,6 +85,7 @@ class Resources(_Section):
     gpus: float = Field(default=0, ge=0)
     accelerator: str | None = Field(default=None, description="GPU kind as Ray names it, e.g. H100")
     memory_gb: float | None = Field(default=None, gt=0)
+    pool: Name = Field(default="engine", description="node pool of the cluster; one machine is all pools at once")
 
 
 class VariantConfig(_Section):
@@ -85,7 +93,16 @@ class VariantConfig(_Section):
 
     name: Name
     recipe: str | None = Field(default=None, description="recipe that makes the weights, by name or path")
-    weights: str | None = Field(default=None, description="folder with weights and card, instead of a recipe")
+    weights: str | None = Field(
+        default=None,
+        description="folder with weights and card, or where to copy it from: `s3://`, `gs://`, `abfs://`, "
+        "`hf://ORG/NAME@REVISION`; instead of a recipe",
+    )
+    digest: str | None = Field(
+        default=None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="the weights' digest as their card states it; others are refused",
+    )
     engine: dict[str, object] = Field(default_factory=dict, description="vLLM engine arguments")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
     replicas: ReplicaBounds = ReplicaBounds()
@@ -96,6 +113,8 @@ class VariantConfig(_Section):
     def _one_origin(self) -> "VariantConfig":
         if (self.recipe is None) == (self.weights is None):
             raise ValueError(f"variant '{self.name}' needs exactly one of 'recipe' and 'weights'")
+        if self.digest and self.recipe:
+            raise ValueError(f"variant '{self.name}' has a digest, but a recipe makes other weights on other hardware")
         return self
 
 
@@ -239,7 +258,7 @@ class PlatformConfig(BaseSettings):
         default_factory=dict, description="vLLM server arguments of every variant that change neither speed nor quality"
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of every engine")
-    variants: tuple[VariantConfig, ...] = Field(min_length=1)
+    variants: tuple[VariantConfig, ...] = ()
     observability: ObservabilityConfig = ObservabilityConfig()
     retrieval: RetrievalConfig | None = Field(default=None, description="without it there are no grounded answers")
 
@@ -258,17 +277,40 @@ class PlatformConfig(BaseSettings):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f"two variants are called '{name}'; names must be unique")
-        asked = [self.access.open_budget, *(key.budget for key in self.access.keys)]
-        for profile in asked:
-            if profile not in self.profiles:
-                raise ValueError(f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}")
+        self._check_profiles(self.access)
         if not self.access.open and not self.access.keys and self.access.keys_file is None:
             raise ValueError("access: nobody could call; add keys, keys_file, or say 'open: true' explicitly")
         return self
 
+    def _check_profiles(self, access: AccessConfig) -> None:
+        for profile in (access.open_budget, *(key.budget for key in access.keys)):
+            if profile not in self.profiles:
+                raise ValueError(f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}")
+
     def engine_args(self, variant: VariantConfig) -> dict[str, object]:
         """vLLM engine arguments of `variant`: the common ones with its own on top."""
         return {**self.engine, **variant.engine}
+
+    def with_file_keys(self) -> "PlatformConfig":
+        """The same configuration with the keys that `access.keys_file` holds now. Raises `ConfigError`."""
+        file = self.access.keys_file
+        if file is None:
+            return self
+        try:
+            more = _read_yaml(file) or []
+        except ConfigError as error:
+            raise ConfigError(f"access.keys_file: {file}: {error}") from error
+        if not isinstance(more, list):
+            raise ConfigError(f"access.keys_file: {file}: expected a list of keys")
+        try:
+            held = tuple(KeyConfig.model_validate(key) for key in more)
+            access = self.access.model_copy(update={"keys": (*self.access.keys, *held)})
+            self._check_profiles(access)
+        except ValueError as error:
+            raise ConfigError(f"access.keys_file: {file}: {first_problem(error)}") from error
+        if not access.keys and not access.open:
+            raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
+        return self.model_copy(update={"access": access})
 
     def only(self, names: list[str]) -> "PlatformConfig":
         """The same configuration with only the named variants. Raises `ConfigError` for unknown names."""
@@ -280,7 +322,7 @@ class PlatformConfig(BaseSettings):
 
 
 def load_config(path: Path) -> PlatformConfig:
-    """Read and check a configuration file.
+    """Read and check a configuration file. The keys in `access.keys_file` are checked, not added: that file may change.
 
     Raises:
         ConfigError: unreadable file, bad YAML, unknown key, wrong value; one line with the place.
@@ -290,27 +332,14 @@ def load_config(path: Path) -> PlatformConfig:
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             raise ConfigError("expected a mapping of names at the top")
         config = PlatformConfig(**data)
-        keys_file = config.access.keys_file
-        return config if keys_file is None else _with_more_keys(config, data, keys_file)
+        if not config.variants:
+            raise ConfigError("variants: there must be at least one")
+        config.with_file_keys()
+        return config
     except ValidationError as error:
         raise ConfigError(f"{path}: {first_problem(error)}") from error
     except (ConfigError, SettingsError) as error:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def _with_more_keys(config: PlatformConfig, data: dict[str, Any], keys_file: Path) -> PlatformConfig:
-    """`config` with the keys in `keys_file` added, checked as a whole once more."""
-    try:
-        more = _read_yaml(keys_file) or []
-    except ConfigError as error:
-        raise ConfigError(f"access.keys_file: {keys_file}: {error}") from error
-    if not isinstance(more, list):
-        raise ConfigError(f"access.keys_file: {keys_file}: expected a list of keys")
-    access = config.access.model_dump()
-    keys = [*access["keys"], *more]
-    if not keys and not config.access.open:
-        raise ConfigError(f"access.keys_file: {keys_file} holds no key: nobody could call")
-    return PlatformConfig(**{**data, "access": {**access, "keys": keys}})
 
 
 def _read_yaml(path: Path) -> Any:

@@ -16,6 +16,7 @@ EVERY_PATH = {
     "/v1/variants": "GET",
     "/healthz": "GET",
     "/readyz": "GET",
+    "/readyz/all": "GET",
 }
 streamed_or_not = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 

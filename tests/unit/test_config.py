@@ -227,8 +227,10 @@ def test_keys_from_a_file_are_added_to_those_in_the_configuration(write, tmp_pat
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump([{"sha256": "b" * 64, "tenant": "other"}]))
     config = load_config(write(access={"keys": [KEY], "keys_file": str(file)}))
-    assert [key.tenant for key in config.access.keys] == ["acme", "other"]
-    assert [key.tenant for key in load_config(write(access={"keys_file": str(file)})).access.keys] == ["other"]
+    assert [key.tenant for key in config.access.keys] == ["acme"]
+    assert [key.tenant for key in config.with_file_keys().access.keys] == ["acme", "other"]
+    file.write_text(yaml.safe_dump([{"sha256": "c" * 64, "tenant": "third"}]))
+    assert [key.tenant for key in config.with_file_keys().access.keys] == ["acme", "third"]
 
 
 @pytest.mark.parametrize(

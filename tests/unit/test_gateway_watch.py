@@ -35,6 +35,7 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
     watcher = GatewayDeployment.__new__(GatewayDeployment)
     watcher._retrieval = RetrievalHandle(wanted=False)
+    watcher._reread = AsyncMock()
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
     watcher._app = SimpleNamespace(accounts=SimpleNamespace(publish=AsyncMock(side_effect=hanging.wait)))

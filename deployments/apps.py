@@ -1,0 +1,64 @@
+"""What a Ray Serve config file names: one builder for each application, for clusters that Serve's own config deploys.
+
+The chart renders such a config from the same YAML that `gearbox up` reads. What a builder gets as arguments is what its
+replicas are replaced for; what is changed while they run is in the config's `deployments` (`user_config`, bounds).
+"""
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve as ray_serve
+from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
+
+from compression.source import identity, parse_source
+from deployments.gateway import gateway_deployment, settings_of
+from deployments.placement import IN_CLUSTER
+from serve.config import PlatformConfig
+
+METRICS_FOLDER = "/tmp/gearbox-metrics"  # of one pod: its gateways are counted together
+_TOKEN = b"gearbox-engine-token"
+
+
+class Given(BaseModel):
+    """A builder's arguments: sections of the platform's configuration, and the folder of what the application serves."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    config: dict[str, object]
+    folder: Path | None = None
+
+
+def gateway(args: Mapping[str, object]) -> ray_serve.Application:
+    """The gateway. `config` holds the sections whose change replaces its replicas; the others come by `user_config`."""
+    config = PlatformConfig.model_validate(Given.model_validate(args).config)
+    return gateway_deployment(config, METRICS_FOLDER, IN_CLUSTER).bind(settings_of(config), engine_token())
+
+
+def variant(args: Mapping[str, object]) -> ray_serve.Application:
+    """The engines of the one variant in `config`, with the weights in `folder`."""
+    from deployments.variant import variant_app  # imports vLLM
+
+    given = Given.model_validate(args)
+    config = PlatformConfig.model_validate(given.config)
+    (one,) = config.variants
+    assert given.folder is not None
+    return variant_app(config, one, given.folder, engine_token(), pools=True)
+
+
+def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
+    """Embedder, in `folder`, and pipelines. The database's address is in the environment of the pods."""
+    from deployments.retrieval import retrieval_app
+
+    given = Given.model_validate(args)
+    config = PlatformConfig.model_validate(given.config)
+    assert config.retrieval is not None and given.folder is not None
+    model = identity(parse_source(config.retrieval.embedder))
+    return retrieval_app(config.retrieval, None, given.folder, model, config.server.drain_s, IN_CLUSTER)
+
+
+def engine_token() -> str:
+    """What the gateway shows to the engines: made once for each cluster, and kept where only the cluster can read it."""
+    _internal_kv_put(_TOKEN, secrets.token_urlsafe(24).encode(), overwrite=False)
+    return _internal_kv_get(_TOKEN).decode()

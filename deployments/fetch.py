@@ -1,0 +1,154 @@
+"""Copies a variant's folder from an object store or Hugging Face onto this machine, whole or not at all."""
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from filelock import FileLock
+
+from serve.card import CARD_FILE, CardError, check_card, load_card
+
+#: `s3://`, `gs://` and `abfs://` are read by Arrow's filesystems, which take credentials from the environment.
+SCHEMES = ("s3", "gs", "abfs", "abfss", "hf", "file")
+_URI = re.compile(r"^([a-z0-9]+)://")
+_HUB = re.compile(r"^hf://([\w.-]+/[\w.-]+)@([\w.-]+)((?:/[\w.-]+)*)$")
+_PART = 16 << 20
+_LOG = logging.getLogger("ray.serve")
+
+OnProgress = Callable[[float, float], None]
+
+
+class FetchError(Exception):
+    """Weights that can't be had from where they are said to be; one line."""
+
+
+def is_uri(weights: str) -> bool:
+    """Whether `weights` names a store rather than a folder. Raises `FetchError` for one that nobody can read."""
+    match = _URI.match(weights)
+    if match and match[1] not in SCHEMES:
+        raise FetchError(f"'{weights}': {match[1]}:// is no store that can be read; there are {', '.join(SCHEMES)}")
+    if match and match[1] == "hf" and not _HUB.match(weights):
+        raise FetchError(f"'{weights}': write hf://ORG/NAME@REVISION, with a folder after it where the card is in one")
+    return match is not None
+
+
+async def arrived(file: Path) -> None:
+    """Wait until `file` is there: in a cluster a step of its own fetches or builds it, and nothing has to order the two."""
+    if not file.is_file():
+        _LOG.warning("waiting for %s", file)
+    while not file.is_file():  # noqa: ASYNC110  # another pod makes it
+        await asyncio.sleep(1)
+
+
+def fetch(uri: str, digest: str | None, folder: Path, on_progress: OnProgress, cards_only: bool = False) -> None:
+    """Copy what `uri` names to `folder`, unless it is there; checked before anybody sees it.
+
+    Args:
+        digest: of the weights, as on their card; None takes what the card beside them states.
+        on_progress: called with the bytes copied and the bytes there are.
+        cards_only: the card alone, for who decides and does not serve.
+
+    Raises:
+        FetchError: it can't be read, is no variant, or is another one than `digest` says.
+    """
+    if (folder / CARD_FILE).is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if (folder / CARD_FILE).is_file():  # another process was quicker
+            return
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            _copy(uri, scratch, on_progress, cards_only)
+            card = load_card(scratch)
+            if digest is not None and card.weights_digest != digest:
+                raise FetchError(f"{uri}: its card states {card.weights_digest}, the configuration asks for {digest}")
+            if not cards_only:
+                check_card(card, scratch)
+            scratch.chmod(0o755)
+            shutil.rmtree(folder, ignore_errors=True)  # without a card it is what was left of an earlier attempt
+            scratch.rename(folder)
+        except CardError as error:
+            raise FetchError(f"{uri}: {error}") from error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _copy(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bool) -> None:
+    match = _HUB.match(uri)
+    try:
+        if match:
+            _from_hub(match[1], match[2], match[3].strip("/"), scratch, on_progress, cards_only)
+        else:
+            _from_store(uri, scratch, on_progress, cards_only)
+    except FetchError:
+        raise
+    except Exception as error:  # Arrow, the hub and the network each have their own
+        raise FetchError(
+            f"{uri} can't be read: {' '.join(str(error).split())[:500] or type(error).__name__}"
+        ) from error
+
+
+def _from_store(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bool) -> None:
+    from pyarrow import fs
+
+    store, root = _store(uri)
+    found = store.get_file_info(fs.FileSelector(root, recursive=True))
+    files = [info for info in found if info.type == fs.FileType.File]
+    if cards_only:
+        files = [info for info in files if info.path == f"{root}/{CARD_FILE}"]
+    if not any(info.path == f"{root}/{CARD_FILE}" for info in files):
+        raise FetchError(f"{uri}: there is no {CARD_FILE}: it is no variant that 'gearbox compress' made")
+    done, total = 0, sum(info.size for info in files)
+    for info in files:
+        target = scratch / Path(info.path).relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with store.open_input_stream(info.path, compression=None) as source, target.open("wb") as copy:
+            while part := source.read(_PART):
+                copy.write(part)
+                done += len(part)
+                on_progress(done, total)
+
+
+def _store(uri: str) -> tuple[Any, str]:
+    from pyarrow import fs
+
+    if uri.startswith("s3://"):  # Arrow itself reads the credentials of AWS' SDK, but not the address of another store
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+        address = urlparse(endpoint) if endpoint else None
+        store = fs.S3FileSystem(
+            **({"region": region} if region else {}),
+            **({"endpoint_override": address.netloc, "scheme": address.scheme} if address else {}),
+            connect_timeout=10,
+            request_timeout=60,
+        )
+        return store, uri.removeprefix("s3://").rstrip("/")
+    store, root = fs.FileSystem.from_uri(uri)
+    return store, root.rstrip("/")
+
+
+def _from_hub(name: str, revision: str, inside: str, scratch: Path, on_progress: OnProgress, cards_only: bool) -> None:
+    from huggingface_hub import snapshot_download
+
+    wanted = CARD_FILE if cards_only else "*"
+    snapshot_download(
+        name,
+        revision=revision,
+        local_dir=scratch,
+        allow_patterns=f"{inside}/{wanted}" if inside else wanted,
+        endpoint=os.environ.get("HF_ENDPOINT"),
+    )
+    shutil.rmtree(scratch / ".cache", ignore_errors=True)
+    if inside:
+        for file in (scratch / inside).iterdir():
+            file.rename(scratch / file.name)
+    size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
+    on_progress(size, size)

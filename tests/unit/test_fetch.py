@@ -1,0 +1,145 @@
+"""Weights from stores: whole and checked, or not at all."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from deployments.fetch import FetchError, fetch, is_uri
+from serve.card import CARD_FILE, load_card, weights_digest
+from tests.catalog import make_card
+from tests.unit.stores import S3, Hub, serving
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Path:
+    """A bucket with one variant in a folder of it."""
+    folder = tmp_path / "bucket/gears/int8"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(b"w" * 100_000)
+    (folder / "config.json").write_text("{}")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer/vocab.json").write_text("{}")
+    make_card("int8", digest=weights_digest(folder)).save(folder)
+    return folder
+
+
+@pytest.fixture
+def s3(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, value in {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "eu-west-1"}.items():
+        monkeypatch.setenv(name, value)
+    return made
+
+
+def copy(uri: str, folder: Path, digest: str | None = None, **options: bool) -> list[tuple[float, float]]:
+    told: list[tuple[float, float]] = []
+    fetch(uri, digest, folder, lambda done, total: told.append((done, total)), **options)
+    return told
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("weights", "answer"),
+    [("/models/int8", False), ("int8", False), ("s3://b/x", True), ("gs://b/x", True), ("hf://org/name@v1", True),
+     ("hf://org/name@v1/gears/int8", True), ("file:///models/int8", True)],
+)  # fmt: skip
+def test_a_store_is_told_from_a_folder(weights: str, answer: bool):
+    assert is_uri(weights) is answer
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"), [("ftp://x/y", "ftp:// is no store"), ("hf://org/name", "hf://ORG/NAME@REVISION")]
+)
+def test_a_store_that_nobody_can_read_is_refused_before_anything_starts(weights: str, says: str):
+    with pytest.raises(FetchError, match=says):
+        is_uri(weights)
+
+
+def test_a_variant_is_copied_from_s3_with_progress(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serving(S3, s3.parents[1]) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        told = copy("s3://models/gears/int8", tmp_path / "got", load_card(s3).weights_digest)
+    assert files(tmp_path / "got") == files(s3)
+    assert told[-1] == (sum(map(len, files(s3).values())),) * 2
+
+
+def test_a_variant_is_copied_from_a_hub(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serving(Hub, made.parents[1]) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        copy("hf://org/name@v1/gears/int8", tmp_path / "got", load_card(made).weights_digest)
+    assert files(tmp_path / "got") == files(made)
+
+
+def test_the_card_alone_for_who_decides(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serving(S3, s3.parents[1]) as (url, asked):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        copy("s3://models/gears/int8", tmp_path / "got", cards_only=True)
+    assert list(files(tmp_path / "got")) == [CARD_FILE]
+    assert not any("safetensors" in path for path in asked)
+
+
+def test_what_is_there_is_not_copied_again(made: Path, tmp_path: Path):
+    copy(f"file://{made}", tmp_path / "got")
+    shutil.rmtree(made)
+    assert copy(f"file://{made}", tmp_path / "got") == []
+
+
+def test_processes_that_want_the_same_copy_it_once(made: Path, tmp_path: Path):
+    told: list[list[tuple[float, float]]] = []
+    threads = [threading.Thread(target=lambda: told.append(copy(f"file://{made}", tmp_path / "got"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(map(bool, told)) == [False, False, False, True]
+    assert files(tmp_path / "got") == files(made)
+
+
+def test_what_was_left_of_an_attempt_that_was_killed_is_replaced(made: Path, tmp_path: Path):
+    (tmp_path / "got").mkdir()
+    (tmp_path / "got/model.safetensors").write_bytes(b"half")
+    copy(f"file://{made}", tmp_path / "got")
+    assert files(tmp_path / "got") == files(made)
+
+
+def nothing_is_left(folder: Path) -> bool:
+    return not folder.exists() and not [f for f in folder.parent.iterdir() if f.is_dir() and f.name.startswith(".got")]
+
+
+def test_other_weights_than_the_digest_says_are_refused(made: Path, tmp_path: Path):
+    with pytest.raises(FetchError, match="the configuration asks for sha256:000"):
+        copy(f"file://{made}", tmp_path / "got", "sha256:" + "0" * 64)
+    assert nothing_is_left(tmp_path / "got")
+
+
+def test_weights_that_their_card_does_not_describe_are_refused(made: Path, tmp_path: Path):
+    (made / "model.safetensors").write_bytes(b"x" * 100_000)
+    with pytest.raises(FetchError, match="does not match the weights"):
+        copy(f"file://{made}", tmp_path / "got")
+    assert nothing_is_left(tmp_path / "got")
+
+
+def test_a_folder_without_a_card_is_no_variant(made: Path, tmp_path: Path):
+    (made / CARD_FILE).unlink()
+    with pytest.raises(FetchError, match=r"there is no card\.json"):
+        copy(f"file://{made}", tmp_path / "got")
+
+
+def test_a_store_that_is_away_is_one_line(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    with pytest.raises(FetchError, match=r"^s3://models/gears/int8 can't be read: [^\n]+$"):
+        copy("s3://models/gears/int8", tmp_path / "got")
+    assert nothing_is_left(tmp_path / "got")
+
+
+def test_a_store_that_breaks_off_leaves_nothing(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serving(S3, s3.parents[1], cut_after=50_000) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(FetchError):
+            copy("s3://models/gears/int8", tmp_path / "got")
+    assert nothing_is_left(tmp_path / "got")
