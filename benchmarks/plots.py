@@ -254,6 +254,25 @@ def grounded(result: Result) -> Path:
     return _save(figure, "grounded")
 
 
+def upgrades(result: Result) -> Path:
+    """Every request as a line over time, failed ones in red, below what was changed meanwhile."""
+    figure, ax = _figure(1, 1)
+    figure.set_size_inches(12, 4.2)
+    kinds = [client["name"] for client in result["clients"]]
+    for kind, began, ended, well in result["asked"]:
+        color = "#55a868" if well else "#c44e52"
+        y = kinds.index(kind)
+        ax.plot([began, ended], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.55)
+        ax.plot([began, began], [y - 0.16, y + 0.16], color=color, linewidth=0.6)
+    for at, step in enumerate(result["steps"]):
+        ax.axvspan(step["began_s"], step["began_s"] + step["seconds"], color="#4c72b0", alpha=0.05 + 0.08 * (at % 2))
+        ax.text(step["began_s"] + 2, len(kinds) - 0.4, step["step"], rotation=28, fontsize=7, ha="left", va="bottom")
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.set_ylim(-0.5, len(kinds) + 1.4)
+    ax.set_xlabel(f"seconds; {result['requests']} requests, {len(result['failed'])} failed")
+    return _save(figure, "upgrades")
+
+
 def _rate(row: Result, path: tuple[str, ...]) -> Result:
     for key in path:
         row = row[key]
@@ -278,7 +297,7 @@ def _figure(rows: int, columns: int) -> "tuple[Figure, Any]":
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
-    for ax in axes:
+    for ax in figure.axes:
         ax.grid(alpha=0.25)
         ax.set_axisbelow(True)
         for side in ("top", "right"):

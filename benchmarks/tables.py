@@ -18,7 +18,10 @@ from compression.report import quality_ci95
 ROOT = Path(__file__).parent.parent
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("performance", "compression", "quality", "routing", "grounding")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("performance", "compression", "quality", "routing", "grounding", "upgrades")
+    ),
 )
 TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
 
@@ -323,6 +326,22 @@ def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
     return " → ".join(names)
 
 
+def upgrades(result: Result) -> str:
+    """What each change of a running cluster did to requests."""
+    rows = []
+    for step in result["steps"]:
+        kinds = step["kinds"].values()
+        longest = [f"{kind['median_s']:.1f} / {kind['longest_s']:.1f}" for kind in kinds]
+        asked, failed = (sum(kind[what] for kind in kinds) for what in ("requests", "failed"))
+        rows.append([step["step"], f"{step['seconds']:.0f}", str(asked), str(failed), *longest])
+    clients = [f"{client['name']} ({client['tokens']} tokens), s" for client in result["clients"]]
+    note = (
+        f"{result['requests']} requests, {len(result['failed'])} failed. Times of a request: median / longest; one that lasts "
+        "over the end of a step counts in both."
+    )
+    return table(["change", "took, s", "requests", "failed", *clients], rows) + f"\n\n{note}\n\n{machine_line(result)}"
+
+
 TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
@@ -336,6 +355,7 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "predictions": (predictions, ("goodput", "simulate")),
     "simulate": (simulate, ("simulate",)),
     "decision": (decision, ("decision",)),
+    "upgrades": (upgrades, ("upgrades",)),
     "guard": (grounding_tables.guard, ("guard",)),
     "grounded-facts": (grounding_tables.grounded_facts, ("grounded",)),
     "grounded-arithmetic": (grounding_tables.grounded_arithmetic, ("grounded",)),

@@ -1,0 +1,64 @@
+"""What the chart renders, on a real Ray cluster of several nodes with the real model, changed under constant load.
+
+`benchmarks.upgrades` has the steps; here their outcome is held. Runs before the shared platform is started: both do not
+fit into the memory of a small machine at once.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.cluster import possible
+from benchmarks.upgrades import KINDS, Rehearsal, rehearsal
+
+STEPS = [
+    "nothing, to compare with",
+    "add a node",
+    "add a variant, int8",
+    "remove the node of full's engine",
+    "upgrade to a new cluster, then the old one goes",
+]
+
+
+@pytest.fixture(scope="module")
+def rehearsed() -> Iterator[Rehearsal]:
+    if reason := possible():
+        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
+    with rehearsal() as made:
+        with made.load:
+            made.changes(short=True)
+        yield made
+
+
+def test_every_change_was_made(rehearsed: Rehearsal):
+    assert [what for _, _, what in rehearsed.events] == STEPS
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_request_failed(rehearsed: Rehearsal, step: str):
+    (row,) = [row for row in rehearsed.told() if row["step"] == step]
+    assert {kind: told["failed"] for kind, told in row["kinds"].items()} == {kind.name: 0 for kind in KINDS}
+    assert sum(told["requests"] for told in row["kinds"].values()) > 0, "there was load"
+
+
+def test_what_helm_test_runs_is_content(rehearsed: Rehearsal):
+    assert "ok: smollm2-135m answers" in rehearsed.asked_by_helm
+
+
+def test_no_replica_ran_on_the_head(rehearsed: Rehearsal):
+    places = {place for where in rehearsed.seen for nodes in where.values() for place in nodes}
+    assert "head" not in places
+    assert places <= {"gw1", "en1", "en2", "en3"}
+    for where in rehearsed.seen:
+        assert all(place.startswith("gw") for place in where.get("gateway", []))
+        assert all(place.startswith("en") for name, nodes in where.items() if name != "gateway" for place in nodes)
+
+
+def test_the_head_of_the_old_cluster_outlasts_its_workers(rehearsed: Rehearsal):
+    assert rehearsed.old.left[-1] == "head"
+    assert set(rehearsed.old.left) == {"head", "gw1", "en1", "en2", "en3"}
+
+
+def test_rays_own_ports_answer_only_to_the_token(rehearsed: Rehearsal):
+    assert rehearsed.without_token == 401
