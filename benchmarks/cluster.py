@@ -223,7 +223,7 @@ class Cluster:
         answer = self.api("GET", "/api/serve/applications/")
         return answer.json().get("applications", {}) if answer.status_code == 200 else {}
 
-    def wait_running(self, names: Sequence[str], patience_s: float = 300) -> None:
+    def wait_running(self, names: Sequence[str], patience_s: float = 600) -> None:
         """Wait until these applications run."""
         end = time.monotonic() + patience_s
         states: dict[str, Any] = {}

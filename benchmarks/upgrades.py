@@ -184,7 +184,7 @@ class Balancer:
         rows = [row.split(",") for row in self._tell("show stat").splitlines()]
         return any(row[1] == slot and row[17].startswith("UP") for row in rows if len(row) > 17)
 
-    def wait_ready(self, name: str, patience_s: float = 300) -> None:
+    def wait_ready(self, name: str, patience_s: float = 600) -> None:
         """Wait until it is."""
         end = time.monotonic() + patience_s
         while not self.ready(name):
@@ -423,7 +423,7 @@ class Rehearsal:
         answer = httpx.post(f"{self.load.url}/v1/chat/completions", json=body, timeout=60)
         return answer.status_code == 200 and answer.headers["x-gearbox-variant"] == variant
 
-    def _wait(self, done: Callable[[], bool], patience_s: float = 300) -> None:
+    def _wait(self, done: Callable[[], bool], patience_s: float = 600) -> None:
         end = time.monotonic() + patience_s
         while not done():
             if time.monotonic() > end:
