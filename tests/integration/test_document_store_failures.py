@@ -97,7 +97,7 @@ async def watched(platform: Platform, codes: Iterable[str], kill: Callable[[], N
         while time.monotonic() < killed + 45:
             await asyncio.sleep(0.5)
             last = [[one for one in seen if one.what == what][-3:] for what in requests]
-            if all(one.status == 200 and one.after > 3 for three in last for one in three):
+            if all(len(three) == 3 and all(one.status == 200 and one.after > 3 for one in three) for three in last):
                 break
         ended = True
         await asyncio.gather(*clients)
