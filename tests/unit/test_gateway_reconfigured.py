@@ -120,6 +120,8 @@ async def test_keys_are_rotated_without_a_restart(deployment, tmp_path: Path):
     file.write_text(keys(NEW))
     await own._reread()
     assert (asks(own, OLD), asks(own, NEW)) == ("invalid_api_key", "new")
+    zeros = {sample.labels["tenant"] for metric in own._metrics.tenant_requests.collect() for sample in metric.samples}
+    assert {"old", "new"} <= zeros, "a tenant that came later is told of as itself"
 
 
 @pytest.mark.parametrize("broken", ["[", "[]", "- {sha256: short, tenant: x}", None])
@@ -159,6 +161,23 @@ def test_a_gateway_takes_over_when_no_variant_is_still_starting(gateway: Started
     for one in live.values():
         one.looked(0, 0, 0, 0.0)
     assert ready().status_code == 503
+
+
+def test_a_variant_that_rests_at_zero_is_not_waited_for(start_gateway: Callable[..., Started]):
+    resting = make_live_variant("distilled", min_replicas=0, replicas=0)
+    gateway = start_gateway(variants=[make_live_variant("full"), resting])
+    gateway.variants["full"].live.been_up = True
+    assert not resting.live.been_up
+    assert gateway.http.get("/readyz/all").status_code == 200
+
+
+async def test_an_added_variant_is_counted_from_zero(deployment):
+    own = deployment(make_config())
+    await own.reconfigure(
+        {"config": variants("full", "late"), "catalog": {"full": make_card("full").model_dump(mode="json")}}
+    )
+    zeros = {sample.labels["variant"] for metric in own._metrics.failovers.collect() for sample in metric.samples}
+    assert "late" in zeros, "a counter that appears with its first event hides that event's rate"
 
 
 def test_a_variant_that_never_starts_does_not_keep_the_gateway_from_its_clients_for_ever(gateway: Started):
