@@ -212,11 +212,20 @@ class Cluster:
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return httpx.request(method, f"http://{self.head.address}:8265{path}", headers=headers, timeout=60, **options)
 
-    def deploy(self, config: Mapping[str, object]) -> None:
-        """Give Serve its config, as KubeRay does whenever `serveConfigV2` changes."""
-        answer = self.api("PUT", "/api/serve/applications/", json=config)
-        if answer.status_code != 200:
-            raise ClusterError(answer.text)
+    def deploy(self, config: Mapping[str, object], patience_s: float = 300) -> None:
+        """Give Serve its config, as KubeRay does whenever `serveConfigV2` changes: again, until Serve has taken it."""
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                answer = self.api("PUT", "/api/serve/applications/", json=config)
+                said = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
+            except httpx.HTTPError as error:
+                said = f"{type(error).__name__} {error}"
+            if not said:
+                return
+            if said.startswith("4") or time.monotonic() > end:
+                raise ClusterError(said)
+            time.sleep(2)
 
     def applications(self) -> dict[str, Any]:
         """Serve's applications with their state."""

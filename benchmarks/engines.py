@@ -78,7 +78,7 @@ def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: 
 
     (folder / "haproxy").mkdir()
     settings = config.model_copy(update={"server": config.server.model_copy(update={"metrics_port": port + 1})})
-    environment = {**ray_environment(settings, folder / "haproxy"), "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+    environment = ray_environment(settings, folder / "haproxy")
     if name == "stock-python-proxy":
         environment.update({**PYTHON_PROXY, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"})
     arguments = {**config.engine_args(config.variants[0]), **config.frontend}
@@ -103,8 +103,7 @@ def _gearbox(
     file = folder / "gearbox.yaml"
     file.write_text(yaml.safe_dump(document))
     command = python("-m", supervisor, "--config", str(file), "--state", str(folder))
-    own = {"GEARBOX_RUN_ID": folder.name, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
-    return System("gearbox", command, {**own, **env})
+    return System("gearbox", command, {"GEARBOX_RUN_ID": folder.name, **env})
 
 
 def _engine_env(config: PlatformConfig) -> Mapping[str, str]:

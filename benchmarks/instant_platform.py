@@ -83,8 +83,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: a socket path in it may have 97 characters
     for name in ("metrics", "haproxy"):
         (folder / name).mkdir()
-    patience = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}  # the default 5 s is too short on a busy machine
-    os.environ.update({**patience, **ray_environment(config, folder / "haproxy"), **os.environ})
+    os.environ.update({**ray_environment(config, folder / "haproxy"), **os.environ})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     import ray

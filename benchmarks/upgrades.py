@@ -239,6 +239,11 @@ class Deployed:
 
     def install(self, given: dict[str, Any]) -> None:
         """`helm upgrade`: the weights step and the Serve config of these values."""
+        documents = self.weights(given)
+        self.cluster.deploy(json.loads(self._here(json.dumps(charts.serve_config(documents)))))
+
+    def weights(self, given: dict[str, Any]) -> list[dict[str, Any]]:
+        """The weights step of these values; returns all that was rendered."""
         documents = charts.render(given)
         (step,) = charts.one(documents, "Job")["spec"]["template"]["spec"]["containers"]
         platform = charts.one(documents, "ConfigMap", "demo-gearbox-platform")["data"]["platform.yaml"]
@@ -251,7 +256,7 @@ class Deployed:
         done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(done.stderr)
-        self.cluster.deploy(json.loads(self._here(json.dumps(charts.serve_config(documents)))))
+        return documents
 
     def _here(self, text: str) -> str:
         return text.replace("/models/catalog", str(self._models))
@@ -307,7 +312,8 @@ class Rehearsal:
         self.events.append((began, time.monotonic() - self.load.born, what))
 
     def install(self) -> None:
-        """The first install: nobody asks yet."""
+        """The first install: nobody asks yet. What later steps need is built now; in a cluster that takes no engine's cores."""
+        self.old.weights(values(FULL, INT8))
         cluster = self.old.cluster
         cluster.add("head")
         cluster.add("gw1", cpus=1, pool="gateway")
