@@ -35,4 +35,4 @@ lock:
 	@scripts/lock
 
 clean:
-	rm -rf $(ENGINE) $(COMPRESSION) .venv-uv
+	rm -rf $(ENGINE) $(COMPRESSION) .venv-checkov .venv-uv
