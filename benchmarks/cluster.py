@@ -218,12 +218,13 @@ class Cluster:
         while True:
             try:
                 answer = self.api("PUT", "/api/serve/applications/", json=config)
-                said = "" if answer.status_code == 200 else f"{answer.status_code} {answer.text}"
             except httpx.HTTPError as error:
-                said = f"{type(error).__name__} {error}"
-            if not said:
-                return
-            if said.startswith("4") or time.monotonic() > end:
+                said, final = f"{type(error).__name__} {error}", False
+            else:
+                if answer.status_code == 200:
+                    return
+                said, final = answer.text, answer.status_code < 500
+            if final or time.monotonic() > end:
                 raise ClusterError(said)
             time.sleep(2)
 
