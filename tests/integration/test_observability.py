@@ -1,5 +1,6 @@
 """What the platform tells about itself: metrics, targets, health, and the commands that show it."""
 
+import re
 import subprocess
 from collections.abc import Callable
 
@@ -56,8 +57,8 @@ def test_an_engine_is_two_processes_and_computes_in_what_the_processor_is_fast_i
 
 def test_up_printed_how_to_use_it(platform: Platform) -> None:
     assert platform.url in platform.up_output and "curl -i" in platform.up_output
-    for name in ("full", "int8", "distilled"):
-        assert name in platform.up_output
+    for name in ("full", "int8", "distilled"):  # it ends when the gateway has found every engine, not before
+        assert re.search(rf"^ *{name} +healthy ", platform.up_output, re.MULTILINE), platform.up_output
 
 
 def test_status_and_a_second_up_show_the_running_platform(platform: Platform) -> None:
