@@ -37,6 +37,7 @@ from tests.unit import stores
 MODEL = "smollm2-135m"
 QUESTION = "Explain in detail what a gearbox is, what it is made of, and how it is used."
 PORT = 18700
+READY = "/readyz/all"  # the gateways' readiness in the chart
 FULL: Mapping[str, object] = {"name": "full", "recipe": "full"}
 INT8: Mapping[str, object] = {"name": "int8", "recipe": "int8"}
 TOKEN = "only-for-this-run"  # of Ray's token authentication
@@ -144,7 +145,7 @@ class Balancer:
             f"global\n  stats socket {self._admin} level admin\n"
             "defaults\n  mode http\n  retries 0\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
             f"frontend in\n  bind 127.0.0.1:{PORT}\n  default_backend gateways\n"
-            "backend gateways\n  balance roundrobin\n  option httpchk GET /readyz/all\n  http-check expect status 200\n"
+            f"backend gateways\n  balance roundrobin\n  option httpchk GET {READY}\n  http-check expect status 200\n"
             "  default-server check inter 1s fall 2 rise 1 disabled\n  server-template pod 1-8 127.0.0.1:1\n"
         )
         self._process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
@@ -167,30 +168,27 @@ class Balancer:
                     raise
                 time.sleep(0.1)
 
-    def add(self, name: str, address: str) -> None:
-        """A pod of the Service; it gets requests once its readiness says so."""
+    def add(self, name: str, address: str, patience_s: float = 600) -> None:
+        """A pod of the Service: it gets requests once its readiness has been good, as the kubelet would find."""
+        end = time.monotonic() + patience_s
+        while not _ready(address):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name} is not ready after {patience_s:.0f} s")
+            time.sleep(1)
         slot = self._used[name] = f"gateways/pod{len(self._used) + 1}"
-        for command in (f"set server {slot} addr {address} port 8000", f"set server {slot} health down"):
-            self._tell(command)
+        self._tell(f"set server {slot} addr {address} port 8000")
         self._tell(f"set server {slot} state ready")
 
     def leave(self, name: str) -> None:
         """A pod that is deleted: nothing new goes there."""
         self._tell(f"set server {self._used[name]} state drain")
 
-    def ready(self, name: str) -> bool:
-        """Whether the pod's readiness has been good."""
-        slot = self._used[name].split("/")[1]
-        rows = [row.split(",") for row in self._tell("show stat").splitlines()]
-        return any(row[1] == slot and row[17].startswith("UP") for row in rows if len(row) > 17)
 
-    def wait_ready(self, name: str, patience_s: float = 600) -> None:
-        """Wait until it is."""
-        end = time.monotonic() + patience_s
-        while not self.ready(name):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{name} is not ready after {patience_s:.0f} s")
-            time.sleep(0.5)
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}:8000{READY}", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
 
 
 def values(*variants: Mapping[str, object], gateways: int = 1) -> dict[str, Any]:
@@ -321,7 +319,6 @@ class Rehearsal:
         self.old.install(values(FULL))
         cluster.wait_running(["gateway", "variant-full"])
         self.balancer.add("gw1", cluster.nodes["gw1"].address)
-        self.balancer.wait_ready("gw1")
 
     def changes(self, short: bool = False) -> None:
         """Everything else, under load; `short` leaves out what is the like of another step."""
@@ -355,7 +352,6 @@ class Rehearsal:
             self.old.install(values(FULL, INT8, gateways=2))
             self._wait(lambda: len(self.old.where()["gateway"]) == 2)
             self.balancer.add("gw2", cluster.nodes["gw2"].address)
-            self.balancer.wait_ready("gw2")
 
     def _gateway_weights_and_variant(self) -> None:
         """What follows when there are two gateways."""
@@ -385,7 +381,6 @@ class Rehearsal:
             new.install(values(FULL))
             new.cluster.wait_running(["gateway", "variant-full"])
             self.balancer.add("b-gw1", new.cluster.nodes["gw1"].address)
-            self.balancer.wait_ready("b-gw1")
             for gateway in [name for name in self.old.cluster.nodes if name.startswith("gw")]:
                 self.balancer.leave(gateway)
             with ThreadPoolExecutor() as pool:
