@@ -18,8 +18,8 @@ const indexOf = (variant) => catalog.indexOf(variant);
 const timings = new Timings(indexOf);
 const decision = new Decision(api, () => ({ ...request(), messages: chat.messages }), indexOf);
 const chat = new Chat(api, {
-  ready: () => {
-    if (model === null) begin(); // which asks for what is missing
+  ready: async () => {
+    if (model === null) await begin(); // which asks for what is missing
     return model !== null;
   },
   request,

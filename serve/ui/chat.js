@@ -21,7 +21,7 @@ export class Chat {
   #count = 0;
 
   /**
-   * `ready()` says whether a request can be made, and sees to it where not; `request()` makes the body but for the
+   * `ready()` comes to know whether a request can be made, and sees to it where not; `request()` makes the body but for the
    * messages; `answered(gearbox)` is told of each answer's facts, `changed()` of a conversation that became another,
    * `indexOf(variant)` is its place in the catalog.
    */
@@ -50,9 +50,10 @@ export class Chat {
     return [...this.#turns, { role: "user", content: byId("draft").value }];
   }
 
-  send() {
+  async send() {
+    if (this.#running || !byId("draft").value.trim() || !(await this.ready())) return;
     const text = byId("draft").value;
-    if (this.#running || !text.trim() || !this.ready()) return;
+    if (this.#running || !text.trim()) return; // sent again while it waited
     byId("draft").value = "";
     this.#exchange(text);
   }

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import Browser, expect
+from playwright.async_api import Browser, Route, expect
 
 from serve.auth import hash_key
 from tests.catalog import three_gears
@@ -53,6 +53,21 @@ async def test_stopping_ends_the_work_in_the_engine(visit: Visit, open_site: Sit
     engine.behaviour = "answer"
     await tab.ask("And now?")
     await expect(tab.last.locator(".assistant .text")).to_have_text("You said: And now?")
+
+
+async def test_what_is_sent_while_the_page_still_learns_of_the_platform_is_not_lost(visit: Visit, open_site: Site):
+    tab = await visit(open_site)
+
+    async def late(route: Route) -> None:
+        await asyncio.sleep(1)
+        await route.continue_()
+
+    await tab.page.route("**/v1/models", late)
+    await tab.page.reload()
+    await tab.send("Hello")
+    await tab.page.get_by_role("button", name="Send").click()  # once more, out of impatience
+    await expect(tab.last.locator(".assistant .text")).to_have_text("You said: Hello")
+    await expect(tab.page.locator(".exchange")).to_have_count(1)
 
 
 @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream", "end early"])
