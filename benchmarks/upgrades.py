@@ -154,6 +154,7 @@ class Balancer:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _tell(self, command: str) -> str:
         end = time.monotonic() + 10

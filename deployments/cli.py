@@ -155,12 +155,12 @@ def _progress(state: PlatformState, elapsed_s: float) -> Group:
 def down() -> None:
     """Stop the platform that `gearbox up` started, and nothing else."""
     state = load_state(state_folder())
-    if state is None or (not is_running(state) and not processes_of(state.run_id)):
+    if state is None or (not is_running(state) and not processes_of(state.run_id, state.pid)):
         typer.echo("nothing is running")
         return
     if is_running(state):
         _stop(state.pid)
-    leftovers = processes_of(state.run_id)
+    leftovers = processes_of(state.run_id, state.pid)
     for process in leftovers:
         process.kill()
     psutil.wait_procs(leftovers, timeout=5)

@@ -68,14 +68,19 @@ def load_state(folder: Path) -> PlatformState | None:
         return None
 
 
-def processes_of(run_id: str) -> list[psutil.Process]:
-    """Every process this platform started that is still there."""
+def processes_of(run_id: str, supervisor: int | None = None) -> list[psutil.Process]:
+    """Every process this platform started that is still there.
+
+    Ray's agents, whose titles overwrite the mark, outlive a killed supervisor by a minute, and keep their ports: what tells
+    them is that they are in its session. Give its pid where they matter, too.
+    """
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(RUN_ID) == run_id and process.status() != psutil.STATUS_ZOMBIE:
+            agent = process.name().startswith("ray::") and os.getsid(process.pid) == supervisor
+            if (agent or process.environ().get(RUN_ID) == run_id) and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
+        except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
             continue
     return found
 

@@ -307,13 +307,13 @@ def main() -> None:
 
 
 def _end(run_id: str) -> None:
-    """Stop everything with this run's mark, politely first; Ray's own shutdown leaves engine processes behind."""
+    """Stop everything of this run, politely first; Ray's own shutdown leaves engine processes behind."""
     import psutil
     import ray
 
     if ray.is_initialized():
         ray.shutdown()
-    others = [process for process in processes_of(run_id) if process.pid != os.getpid()]
+    others = [process for process in processes_of(run_id, os.getpid()) if process.pid != os.getpid()]
     for process in others:
         process.terminate()
     _, stubborn = psutil.wait_procs(others, timeout=5)

@@ -90,7 +90,7 @@ def started(settings: dict[str, Any], folder: Path) -> Iterator[Platform]:
         state = load_state(state_dir)
         gearbox("down", state_dir=state_dir)
         if state is not None:
-            assert not processes_of(state.run_id), "gearbox down left processes behind"
+            assert not processes_of(state.run_id, state.pid), "gearbox down left processes behind"
             sockets = re.search(r"host=(/\S+)", state.database or "")
             assert sockets is None or not Path(sockets[1]).exists(), "the documents' database was killed, not stopped"
 

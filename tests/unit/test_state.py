@@ -1,10 +1,13 @@
 """The state file of a platform, and telling its processes from all others."""
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from deployments.state import (
@@ -86,6 +89,23 @@ def test_a_process_that_has_ended_is_not_there_any_more(process):
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # dead and not yet reaped
     assert processes_of("run-1") == []
+
+
+def test_an_agent_of_ray_without_the_mark_is_told_by_its_session(tmp_path):
+    agent, other = tmp_path / "ray::Agent", tmp_path / "other"
+    for link in (agent, other):
+        link.symlink_to(shutil.which("sleep"))
+    script = f"{agent} 60 & {other} 60 & echo; wait"
+    with subprocess.Popen(["sh", "-c", script], env={}, stdout=subprocess.PIPE, start_new_session=True) as supervisor:
+        supervisor.stdout.readline()
+        children = psutil.Process(supervisor.pid).children()
+        while any(child.name() == "sh" for child in children):  # not yet what it is to be
+            time.sleep(0.01)
+        found = [process.name() for process in processes_of("run-1", supervisor.pid)]
+        without = processes_of("run-1"), processes_of("run-1", os.getpid())
+        for process in (*children, supervisor):
+            process.kill()
+    assert found == ["ray::Agent"] and without == ([], [])
 
 
 def test_a_platform_runs_while_its_supervisor_lives(process):
