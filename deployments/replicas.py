@@ -5,8 +5,9 @@ what it costs over a deployment handle (docs/performance.md). Only here and in `
 """
 
 import asyncio
+import random
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import aiohttp
 from ray import serve as ray_serve
@@ -50,15 +51,21 @@ class ServeReplicas:
                 handle._init()
             self._handles[name] = handle
 
-    async def choose(self, variant: str) -> str:
+    async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
         """Base URL of a replica of `variant`. Waits while one starts from zero; the caller's client may cancel.
 
+        After a failure any replica that is not in `avoid` is taken: Serve's router does not know yet that one is broken.
+
         Raises:
-            NoReplica: the variant is not deployed or was taken down.
+            NoReplica: the variant is not deployed or was taken down, or all its replicas are in `avoid`.
         """
         handle = self._handles.get(variant)
         if handle is None:
             raise NoReplica(f"variant '{variant}' is not deployed")
+        if avoid:
+            if not (others := [url for url in self.urls(variant) if url not in avoid]):
+                raise NoReplica(f"variant '{variant}' has no other replica")
+            return random.choice(others)
         # only a request that asks to reserve a place counts as queued, and that is what starts a replica from zero
         starts = not self.urls(variant)
         try:

@@ -38,6 +38,7 @@ def variant_app(
         **config.engine_args(variant),
         **config.frontend,
         "enable_per_request_metrics": True,
+        "enable_prompt_tokens_details": True,
         "api_key": [token],
     }
     resources, bounds = variant.resources, variant.replicas

@@ -22,10 +22,10 @@ class Live:
     running: int = 0  # in the engines, at the last look
     waiting: int = 0  # queued in the engines, at the last look
     kv_usage: float = 0.0  # share of the KV cache in use, highest replica
-    in_flight: int = 0  # this gateway's own requests, now
+    in_flight: int = 0  # sequences of this gateway's own requests, now
     unread_tokens: int = 0  # prompt tokens of this gateway's own requests without a first token, now
-    others: int = 0  # requests of other gateways, at the last look
-    sent: int = 0  # this gateway's own requests since the last look
+    others: int = 0  # sequences of other gateways, at the last look
+    sent: int = 0  # sequences of this gateway's own requests since the last look
     peers: int = 0  # other gateways that decide like this one
     prompt_rate: float = 0.0  # prompt tokens a second of this gateway's own requests, over the last seconds
     kv_tokens: int = 0  # that the prefix cache of one replica holds; 0 when there is none
@@ -95,10 +95,10 @@ class Live:
         self.others = max(0, running + waiting - self.in_flight)
         self.sent = 0
 
-    def began(self, prompt_tokens: int) -> None:
-        """A request was sent to the variant."""
-        self.in_flight += 1
-        self.sent += 1
+    def began(self, prompt_tokens: int, sequences: int = 1) -> None:
+        """A request was sent to the variant: the engine counts each of its sequences."""
+        self.in_flight += sequences
+        self.sent += sequences
         self.unread_tokens += prompt_tokens
         self._new_tokens += prompt_tokens
 
@@ -106,9 +106,9 @@ class Live:
         """Its first token came, or it ended before."""
         self.unread_tokens -= prompt_tokens
 
-    def ended(self) -> None:
+    def ended(self, sequences: int = 1) -> None:
         """It is over."""
-        self.in_flight -= 1
+        self.in_flight -= sequences
 
 
 @dataclass(slots=True, frozen=True)

@@ -49,6 +49,9 @@ class ServerConfig(_Section):
     max_waiting_per_replica: int = Field(
         default=32, ge=0, description="requests queued at a variant beyond what its engine runs; more are answered 429"
     )
+    strict_tools: bool = Field(
+        default=True, description="calls of tools are kept to their schemas, unless a function says `strict: false`"
+    )
     drain_s: float = Field(
         default=600, gt=0, description="longest time a replica that is replaced or leaves may finish its answers"
     )

@@ -2,7 +2,7 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Protocol
@@ -22,14 +22,29 @@ class NoReplica(Exception):
 
 
 class EngineUnreachable(Exception):
-    """The replica could not be reached or broke before it answered: the request may go elsewhere."""
+    """The replica could not be reached or broke before it answered: the request may go elsewhere.
+
+    Args:
+        sent: whether the replica may have got the request, and have broken over it.
+    """
+
+    def __init__(self, message: str, *, sent: bool = True) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.replica: str | None = None  # base URL, where one was chosen
 
 
 class Replicas(Protocol):
     """Chooses the replica of a variant for one request."""
 
-    async def choose(self, variant: str) -> str:
-        """Base URL of a replica's own HTTP server. Raises `NoReplica`; waits where one is starting from zero."""
+    async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
+        """Base URL of a replica's own HTTP server that is not in `avoid`.
+
+        Raises `NoReplica`; waits where one is starting from zero.
+        """
+
+    def urls(self, variant: str) -> list[str]:
+        """Base URLs of all replicas of `variant` that run now."""
 
 
 class Engines:
@@ -48,11 +63,23 @@ class Engines:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
 
+    def has_replica(self, variant: Variant, avoid: Collection[str]) -> bool:
+        """Whether a replica of `variant` runs that is not in `avoid` (base URLs)."""
+        return any(url not in avoid for url in self._replicas.urls(variant.name))
+
     @asynccontextmanager
     async def post(
-        self, variant: Variant, path: str, payload: bytes, request_id: str, more: Mapping[str, str]
+        self,
+        variant: Variant,
+        path: str,
+        payload: bytes,
+        request_id: str,
+        more: Mapping[str, str],
+        avoid: Collection[str] = (),
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response of a replica of `variant`, its head read, its body not. `more` are headers for it.
+        """The response of a replica of `variant` that is not in `avoid`, its head read, its body not.
+
+        `more` are headers for it.
 
         Leaving the context before the body was read to its end closes the connection, on which the engine aborts
         the generation.
@@ -60,26 +87,36 @@ class Engines:
         Raises:
             EngineUnreachable: no replica, no connection, or a server error instead of an answer.
         """
+        replica = None
         try:
             cold, began = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
             async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
-                url = await self._replicas.choose(variant.name) + path
+                replica = await self._replicas.choose(variant.name, avoid)
             if cold:
                 self._metrics.cold_start.labels(variant.name).observe(perf_counter() - began)
             engine_id = (
                 f"{request_id}-{uuid.uuid4().hex[:8]}"  # clients may repeat theirs, engines must not see one twice
             )
             response = await self._open().post(
-                url, data=payload, headers={**self._headers, "x-request-id": engine_id, **more}, timeout=self._timeout
+                replica + path,
+                data=payload,
+                headers={**self._headers, "x-request-id": engine_id, **more},
+                timeout=self._timeout,
             )
         except NoReplica as error:
-            raise EngineUnreachable(str(error)) from error
+            raise EngineUnreachable(str(error), sent=False) from error
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'") from error
+            sent = replica is not None and not isinstance(error, aiohttp.ClientConnectorError)
+            unreachable = EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'", sent=sent)
+            unreachable.replica = replica
+            raise unreachable from error
         try:
             if response.status >= 500:
                 raise EngineUnreachable(f"variant '{variant.name}' answered {response.status}")
             yield response
+        except EngineUnreachable as error:
+            error.replica = replica
+            raise
         finally:
             if response.content.at_eof():
                 response.release()

@@ -1,6 +1,7 @@
 """The way of one generation request: budget, decision, engine, answer, account. Each step goes forward only.
 
-A request whose variant breaks before the first token re-enters at the decision, once, with what is left of its budget.
+A request whose replica breaks before the first token re-enters at the decision with what is left of its budget: it goes to
+another replica of the variant, where there is one, else to another variant.
 """
 
 import asyncio
@@ -26,15 +27,20 @@ from serve.prediction import Features, OutputLengths
 from serve.protocol import Call
 from serve.relay import EngineFault, EngineReport, StreamRelay, error_event, splice
 from serve.request import CUSTOM, Arrival, Attempt, Outcome, Request
-from serve.router import Decision, Router, too_long
+from serve.router import Decision, Router
 
-MAX_ATTEMPTS = 2
+MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+_CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # of vLLM's errors
 _LOG = logging.getLogger("gearbox.gateway")
 
 
 class ContextTooLong(Exception):
-    """The engine counted more tokens than the variant's context holds."""
+    """The engine counted more tokens than the variant's context holds; `param` is the field that it names, if any."""
+
+    def __init__(self, message: str, param: object) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class Generation:
@@ -89,10 +95,18 @@ class Generation:
         known = next(iter(self._variants.values()), None)
         chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
         prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
-        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, call.max_output_tokens)
-        features = Features(prompt_tokens, expected, call.blocks)
+        longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
+        most = min(call.max_output_tokens, longest)
+        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, most)
+        context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
+        features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
         variants = self._variants.values()
-        return self._router.decide(variants, budget, features, pinned=call.ref.variant, failed=failed)
+        try:
+            return self._router.decide(variants, budget, features, pinned=call.ref.variant, failed=failed)
+        except RequestError as error:
+            if error.code == "too_many_sequences" and call.choices == 1:
+                error.param = "prompt"
+            raise
 
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
         """Generate and send the answer, or an error. Raises `RequestError` where it is not even known what is asked for."""
@@ -116,6 +130,8 @@ class Generation:
     async def _answer(self, request: Request, headers: Headers, send: Send) -> None:
         call, caller = request.call, request.caller
         wanted = self._grounder.wanted(call, headers)
+        if self._config.server.strict_tools:
+            call.constrain_tool_calls()
         await self._gatekeeper.admit(caller)
         if wanted is not None:
             fits = self._fits(call, caller, request.budget, request.arrived)
@@ -126,6 +142,7 @@ class Generation:
             if grounding.answer is not None:
                 return await _answer_directly(request, grounding, grounding.answer, send)
         failed: set[str] = set()
+        broken: set[str] = set()  # base URLs of replicas
         faults = 0
         moved_from: tuple[str, str] | None = None
         while True:
@@ -141,17 +158,21 @@ class Generation:
             request.attempts.append(attempt)
             name = decision.variant.name
             try:
-                return await self._attempt(attempt, send)
+                return await self._attempt(attempt, send, broken)
             except EngineUnreachable as error:
-                _LOG.warning("request %s left variant %s: %s", request.id, name, error)
-                failed.add(name)
-                faults += 1
-                if call.ref.variant is not None or faults == MAX_ATTEMPTS:
-                    raise _unavailable(failed) from error
-                moved_from = name, "engine"
+                _LOG.warning("request %s left a replica of variant %s: %s", request.id, name, error)
+                faults += error.sent
+                moved_from = name, "replica"
+                if error.replica is not None:
+                    broken.add(error.replica)
+                if error.replica is None or not self._engines.has_replica(decision.variant, broken):
+                    failed.add(name)
+                    moved_from = name, "engine"
+                if faults == MAX_FAULTS or call.ref.variant in failed:
+                    raise _unavailable({*failed, name}) from error
             except ContextTooLong as error:
                 _LOG.info("request %s is too long for variant %s", request.id, name)
-                self._rule_out_shorter(decision.variant, failed, str(error), pinned=call.ref.variant is not None)
+                self._rule_out_shorter(decision.variant, failed, error, call)
                 moved_from = name, "context"
 
     def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
@@ -168,34 +189,35 @@ class Generation:
         Where none does even without, the sources are not to blame: then it tells whether the prompt fits a context.
         """
 
-        def miss(more_chars: int, more_s: float) -> str | None:
+        def miss(more_chars: int, more_s: float) -> bool:
             left = _remaining(budget, perf_counter() - arrived + more_s)
-            return self.decide(call, caller, left, more_chars=more_chars).chosen.why
+            chosen = self.decide(call, caller, left, more_chars=more_chars).chosen
+            return chosen.overflows or chosen.why is not None
 
         def fits(more_chars: int, more_s: float) -> bool:
             try:
-                return miss(more_chars, more_s) is None or missed
+                return missed or not miss(more_chars, more_s)
             except RequestError:
                 return False
 
         try:
-            missed = miss(0, 0) is not None
+            missed = miss(0, 0)
         except RequestError:
             missed = False
         return fits
 
-    def _rule_out_shorter(self, variant: Variant, failed: set[str], message: str, *, pinned: bool) -> None:
-        """After `variant` was too short: leave only variants with a longer context, or raise 413."""
+    def _rule_out_shorter(self, variant: Variant, failed: set[str], error: ContextTooLong, call: Call) -> None:
+        """After `variant` was too short: leave only variants with a longer context, or raise 400."""
         longer = {v.name for v in self._variants.values() if v.max_model_len > variant.max_model_len}
-        if pinned or not longer:
-            raise too_long(message, max(v.max_model_len for v in self._variants.values()))
+        if call.ref.variant is not None or not longer - failed:
+            raise _context_exceeded(error, variant, call) from error
         failed.update(name for name in self._variants if name not in longer)
 
-    async def _attempt(self, attempt: Attempt, send: Send) -> None:
+    async def _attempt(self, attempt: Attempt, send: Send, broken: Collection[str]) -> None:
         variant, call, request = attempt.variant, attempt.call, attempt.request
         payload = call.payload(self._config.model.name)
         in_flight = self._metrics.in_flight.labels(variant.name)
-        variant.live.began(attempt.decision.chosen.unread_tokens)
+        variant.live.began(attempt.decision.chosen.unread_tokens, call.sequences)
         in_flight.inc()
         attempt.dispatched = perf_counter()
         self._metrics.overhead.observe(attempt.overhead_s)
@@ -207,7 +229,8 @@ class Generation:
             expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
             asyncio.get_running_loop().call_later(expected_s, attempt.read)
         try:
-            async with self._engines.post(variant, _PATHS[call.endpoint], payload, request.id, more) as response:
+            path = _PATHS[call.endpoint]
+            async with self._engines.post(variant, path, payload, request.id, more, broken) as response:
                 if response.status >= 400:
                     raise _refusal(response.status, await _read(response, variant))
                 if call.stream:
@@ -223,7 +246,7 @@ class Generation:
             raise
         finally:
             attempt.read()
-            variant.live.ended()
+            variant.live.ended(call.sequences)
             in_flight.dec()
             if attempt.first:
                 variant.live.remember(attempt.decision.features)
@@ -249,13 +272,15 @@ class Generation:
             if more := await self._grounder.check(request.grounding, text, request.budget, request.arrived):
                 message["content"] = text + more
                 body = orjson.dumps(document)
+        if (rename := self._rename(request.call)) is not None:
+            body = body.replace(*rename, 1)
         await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
         """Relay a stream; returns the outcome. The head goes out with the first token, until then it may fail over."""
         request = attempt.request
         collects = request.grounding is not None or self._accounts.keeps_text
-        relay = StreamRelay(request.call.wants_usage, collects=collects)
+        relay = StreamRelay(request.call.wants_usage, self._rename(request.call), collects=collects)
         try:
             chunk = b""
             while not chunk and (data := await response.content.readany()):
@@ -295,13 +320,21 @@ class Generation:
         await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), more)})
         return "ok"
 
+    def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
+        """The member `model` as engines write it, and as the client named it, where that is not the same."""
+        if call.model == (served := self._config.model.name):
+            return None
+        return b'"model":' + orjson.dumps(served), b'"model":' + orjson.dumps(call.model)
+
     def _learn(self, attempt: Attempt) -> None:
-        """Let the predictions learn from an answer that came whole."""
+        """Let the predictions learn from an answer that came whole. Of several sequences only their length is known apart."""
         if (took := attempt.latency) is None:
             return
-        caller, tokens = attempt.request.caller, attempt.report.completion_tokens
-        self._lengths.observe(caller.tenant, attempt.call.ref.profile or caller.budget, tokens)
-        attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+        caller, call = attempt.request.caller, attempt.call
+        tokens = round(attempt.report.completion_tokens / call.sequences)
+        self._lengths.observe(caller.tenant, call.ref.profile or caller.budget, tokens)
+        if call.sequences == 1:
+            attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
 
 
 async def _answer_directly(request: Request, grounding: Grounding, text: str, send: Send) -> None:
@@ -393,9 +426,20 @@ def _refusal(status: int, body: bytes) -> Exception:
         error = {"message": error}
     message, param = error.get("message"), error.get("param")
     message = message if isinstance(message, str) and message else "the engine refused the request"
-    if "maximum context length" in message or "maximum model length" in message:
-        return ContextTooLong(message)
+    if status == 400 and any(words in message for words in _CONTEXT_WORDS):
+        return ContextTooLong(message, param)
     return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
+
+
+def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:
+    """400 as OpenAI and vLLM word it, which is how clients tell it from other errors: some see the message alone."""
+    message = str(error)
+    if "maximum context length" not in message:
+        message = f"This model's maximum context length is {variant.max_model_len} tokens. {message}"
+    message += " (context_length_exceeded)"
+    prompt = "messages" if call.endpoint == "chat" else "prompt"
+    param = error.param if isinstance(error.param, str) and error.param in call.body else prompt
+    return RequestError(400, message, param=param, code="context_length_exceeded")
 
 
 def _unavailable(failed: Collection[str]) -> RequestError:

@@ -23,7 +23,7 @@ PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 
 Ending = Literal["answered", "refused", "failed", "cancelled"]  # of a request, whatever its attempts
 TIMES = ("ttft", "tpot", "e2e")
-EXCLUSIONS = ("failed", "unavailable", "context", "full", "min_quality", "max_cost", *TIMES)
+EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # what operators are alarmed by: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
@@ -91,7 +91,7 @@ class Metrics:
             "route_switches", "Decisions that went elsewhere than their profile's decision before", "profile"
         )
         self.failovers = counter(
-            "failovers", "Requests moved away from a variant before the first token", "variant", "cause"
+            "failovers", "Requests moved away from a variant or its replica before the first token", "variant", "cause"
         )
         self.decision = histogram("decision_seconds", "Time the router took for one decision", SHORT_SECONDS)
         self.overhead = histogram(
@@ -120,7 +120,7 @@ class Metrics:
             self.switches.labels(profile)
             self.profile_cost.labels(profile)
         for variant in variants:
-            for cause in ("engine", "context"):
+            for cause in ("engine", "replica", "context"):
                 self.failovers.labels(variant, cause)
             for what in TIMES:
                 self.predictions_held.labels(variant, what, "yes")

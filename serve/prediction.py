@@ -21,18 +21,27 @@ Curve = Sequence[tuple[float, float]]  # (x, milliseconds), sorted by x
 
 @dataclass(slots=True, frozen=True)
 class Features:
-    """What is known of a request before it runs, in tokens; `output_tokens` is what it is expected to write.
+    """What is known of a request before it runs, in tokens.
 
+    `prompt_tokens` are those of all its prompts. The engine writes `sequences` answers to it (choices times prompts), each of
+    which is expected to have `output_tokens`. `context_tokens` is what its longest sequence takes of a context by estimate.
     `blocks` stand for the whole blocks of the prompt's text, each with all that comes before it, see `protocol.Call`.
     """
 
     prompt_tokens: int
     output_tokens: int
     blocks: Sequence[int] = ()
+    sequences: int = 1
+    context_tokens: int = 0
+
+    @property
+    def total_output_tokens(self) -> int:
+        """Expected of all sequences."""
+        return self.output_tokens * self.sequences
 
 
 class Load(NamedTuple):
-    """What a request meets at a variant: requests there, prompt tokens not yet read, and replicas that share them.
+    """What a request meets at a variant: sequences there, prompt tokens not yet read, and replicas that share them.
 
     `busy_others` is how many other variants have requests: they may run on the same machine. `prompt_rate` is how many prompt
     tokens a second came lately: answers under way stand still while prompts are read. `cached_tokens` of its own prompt are
@@ -66,7 +75,7 @@ class Prediction:
         spreads: "tuple[_Spread, _Spread, _Spread]",
         priors: tuple[float, float],
         points: tuple[float, float],
-        output_tokens: int,
+        steps: float,
         ttft_at: Sequence[float],
         rest_at: Sequence[float],
     ) -> None:
@@ -75,7 +84,7 @@ class Prediction:
         a, b, c = spreads
         ttft, tpot = points
         ttft_ms, tpot_ms = ttft * a.middle, tpot * b.middle
-        e2e = ttft_ms + tpot_ms * (output_tokens - 1 if output_tokens > 1 else 0)
+        e2e = ttft_ms + tpot_ms * steps
         self._points = (ttft, tpot, e2e)
         self._tail = Latency(ttft * a.bound, tpot * b.bound, e2e * c.bound)
         self.expected = Latency(ttft_ms, tpot_ms, e2e * c.middle)
@@ -208,10 +217,12 @@ class LatencyModel:
 
         By the profile, TTFT is that of as long a prompt as is not cached, scaled by how it grows with concurrency, plus reading the prompts
         that came before, the wait for a place in the batch when the engines are full, and the start-up when no replica
-        runs. TPOT is the profile's at the concurrency the request would share, while no prompts are read.
+        runs. TPOT is the profile's at the concurrency the request would share, while no prompts are read. Sequences of its
+        own that find no place in the batch are written after the others.
         """
         replicas, output = load.replicas or 1, features.output_tokens
-        here = load.requests / replicas + 1
+        before = load.requests / replicas
+        here = before + features.sequences
         most = self._max_running
         batch = here if here < most else most
         reading = load.prompt_rate / replicas * self._ms_per_unread_token / 1000
@@ -225,8 +236,11 @@ class LatencyModel:
         ttft = interpolate(self._ttft_by_prompt, unread)
         ttft *= crowds[whole] + part * (crowds[whole + 1] - crowds[whole])
         ttft += load.unread_tokens / replicas * self._ms_per_unread_token
+        steps = float(output - 1 if output > 1 else 0)
         if here > most:
-            ttft += (here - most) / most * output * tpot
+            queued = max(before + 1 - most, 0.0)  # ahead of its first sequence
+            ttft += queued / most * output * tpot
+            steps += (here - most - queued) / most * output
         full, prompt, crowd = batch / most, unread / 1000, math.log1p(load.busy_others)
         if not load.replicas:
             ttft += self._startup_ms
@@ -239,7 +253,7 @@ class LatencyModel:
             self._spreads[bisect_left(_CROWDED, here / most)],
             (ttft, tpot),
             (ttft_ms, tpot_ms),
-            output,
+            steps,
             (1.0, full, crowd, prompt),
             (1.0, full, crowd, reading),
         )

@@ -15,6 +15,7 @@ Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
 DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
+_COMPLETION_TOKENS = 16  # the limit of a completion that names none, OpenAI's and vLLM's
 BLOCK_CHARS = 512  # of the prompt's text, about one block of the engine's cache
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
 
@@ -51,17 +52,40 @@ class Call:
     retrieval: object  # the body's `retrieval` field, not yet validated
     stream: bool
     wants_usage: bool
-    prompt_chars: int
-    prompt_tokens: int  # exactly known part: token ids given by the client, template overhead
+    model: str  # as the client named it, and as answers name it
+    prompts: int  # 1 but for a list of them
+    choices: int  # answers to each prompt that the engine writes
+    prompt_chars: int  # of all prompts
+    prompt_tokens: int  # exactly known part of all prompts: token ids given by the client, template overhead
+    longest: float  # prompt's share of all
     max_output_tokens: int
+    limits_output: bool  # whether that is a limit, and not only what is expected
     blocks: tuple[int, ...]  # hashes of the whole blocks of the prompt's text, each with all that comes before it
 
+    @property
+    def sequences(self) -> int:
+        """Answers that the engine writes at the same time."""
+        return self.prompts * self.choices
+
+    def constrain_tool_calls(self) -> None:
+        """Have the engine keep calls of the tools to their schemas, but for functions that say whether they want that."""
+        tools = self.body.get("tools")
+        if not isinstance(tools, list) or self.body.get("tool_choice") == "none":
+            return
+        for tool in tools:
+            function = tool.get("function") if isinstance(tool, dict) else None
+            if isinstance(function, dict) and function.get("strict") is None:
+                function["strict"] = True
+
     def payload(self, served_name: str) -> bytes:
-        """The body for the engine: the logical model's name, and usage asked for on every stream."""
+        """The body for the engine: the logical model's name, and usage asked for at the end of every stream."""
         self.body["model"] = served_name
         if self.stream:
             options = self.body.get("stream_options")
-            self.body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
+            options = dict(options) if isinstance(options, dict) else {}
+            if not self.wants_usage:  # usage of each chunk is part of the usage that was not asked for
+                options.pop("continuous_usage_stats", None)
+            self.body["stream_options"] = {**options, "include_usage": True}
         return orjson.dumps(self.body)
 
     def reword(self, messages: list[object]) -> None:
@@ -91,13 +115,20 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")
-    chars, tokens = _chat_size(body) if endpoint == "chat" else _prompt_size(body)
+    if endpoint == "chat":
+        prompts, longest, (chars, tokens) = 1, 1.0, _chat_size(body)
+    else:
+        prompts, longest, chars, tokens = _prompt_size(body)
+    limit = _max_output(body, endpoint)
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
     if (salt := body.get("cache_salt")) is None or isinstance(salt, str):
         body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
     return Call(
         endpoint=endpoint,
         ref=ModelRef.parse(model),
+        model=model,
+        prompts=prompts,
+        choices=_choices(body, endpoint),
         budget=body.pop("budget", None),
         retrieval=body.pop("retrieval", None),
         body=body,
@@ -105,20 +136,37 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         wants_usage=bool(options and options.get("include_usage")),
         prompt_chars=chars,
         prompt_tokens=tokens,
-        max_output_tokens=_max_output(body),
+        longest=longest,
+        max_output_tokens=DEFAULT_OUTPUT_TOKENS if limit is None else limit,
+        limits_output=limit is not None,
         blocks=_blocks(text, salt) if isinstance(text, str) else (),
     )
 
 
-def _max_output(body: dict[str, object]) -> int:
-    for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
-        if value is None:
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise RequestError(400, f"'{name}' must be a positive integer", param=name, code="invalid_type")
-        return value
-    return DEFAULT_OUTPUT_TOKENS
+def _max_output(body: dict[str, object], endpoint: Endpoint) -> int | None:
+    """The limit of one answer; 0 where an echoed prompt is all that is wanted."""
+    least = 0 if endpoint == "completions" and body.get("echo") is True else 1
+    for name in ("max_completion_tokens", "max_tokens") if endpoint == "chat" else ("max_tokens",):
+        if (value := _integer(body, name, least)) is not None:
+            return value
+    return _COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else None
+
+
+def _choices(body: dict[str, object], endpoint: Endpoint) -> int:
+    """How many answers to one prompt are written, the best of which may be all that is sent."""
+    names = ("n",) if endpoint == "chat" else ("n", "best_of")
+    return max(_integer(body, name, 1) or 1 for name in names)
+
+
+def _integer(body: dict[str, object], name: str, least: int) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestError(400, f"'{name}' must be an integer", param=name, code="invalid_type")
+    if value < least:
+        raise RequestError(400, f"'{name}' must be at least {least}", param=name, code="invalid_value")
+    return value
 
 
 def _chat_size(body: dict[str, object]) -> tuple[int, int]:
@@ -139,21 +187,31 @@ def _chat_size(body: dict[str, object]) -> tuple[int, int]:
     return chars, len(messages) * _MESSAGE_OVERHEAD_TOKENS
 
 
-def _prompt_size(body: dict[str, object]) -> tuple[int, int]:
-    """Size of `prompt`: a string, token ids, or a list of either (the longest counts)."""
+def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
+    """How many prompts there are, the longest one's share of all, and the characters and the token ids of all.
+
+    `prompt` is a string, token ids, or a list of either.
+    """
     prompt = body.get("prompt")
     if isinstance(prompt, str):
-        return len(prompt), 0
+        return 1, 1.0, len(prompt), 0
     if isinstance(prompt, list) and prompt:
         if all(isinstance(item, str) for item in prompt):
-            return max(len(item) for item in prompt), 0
-        if all(isinstance(item, int) for item in prompt):
-            return 0, len(prompt)
-        if all(isinstance(item, list) for item in prompt):
-            return 0, max(len(item) for item in prompt)
-    raise RequestError(
-        400, "'prompt' must be a string, a list of strings or token ids", param="prompt", code="missing_prompt"
-    )
+            chars = [len(item) for item in prompt]
+            return len(prompt), max(chars) / (sum(chars) or 1), sum(chars), 0
+        if _are_ids(prompt):
+            return 1, 1.0, 0, len(prompt)
+        if all(isinstance(item, list) and _are_ids(item) for item in prompt):
+            counts = [len(item) for item in prompt]
+            return len(prompt), max(counts) / (sum(counts) or 1), 0, sum(counts)
+    missing = prompt is None or prompt == []
+    code = "missing_prompt" if missing else "invalid_type"
+    message = "'prompt' must be a string, token ids, or a list of either"
+    raise RequestError(400, message, param="prompt", code=code)
+
+
+def _are_ids(items: list[object]) -> bool:
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
 
 
 def _conversation(body: dict[str, object]) -> str:

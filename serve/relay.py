@@ -7,6 +7,7 @@ import orjson
 
 _FINISH = b'"finish_reason":"'
 _USAGE = b'"usage":{'
+_NO_CHOICES = b'"choices":[]'
 _DATA = b"data: {"
 _DONE = b"data: [DONE]"
 _ERROR = b'data: {"error":'
@@ -64,10 +65,11 @@ class StreamRelay:
 
     Chunks pass through untouched until the stream's end is near. The engine was asked for usage: its usage chunk is
     passed on with the `gearbox` object when the client wanted usage too; else it is dropped, and the object goes onto
-    the chunk before it.
+    the chunk before it. So chunks that end a choice wait for the one after them, and no others do.
     """
 
     wants_usage: bool
+    rename: tuple[bytes, bytes] | None = None  # the member `model` as the engine writes it, and as the client named it
     report: EngineReport = field(default_factory=EngineReport)
     chunks: int = 0  # data events passed on, about one a token
     done: bool = False
@@ -90,27 +92,26 @@ class StreamRelay:
             and not _near_end(data)
         ):
             self.chunks += data.count(b"data: ")
-            return data
+            return data if self.rename is None else data.replace(*self.rename)
         out = bytearray()
         for event in self._events(data):
+            if self.rename is not None:
+                event = event.replace(*self.rename)
             if self.collects and event.startswith(_DATA):
                 self.text += _text_of(event)
-            if not _near_end(event):
-                out += self._held + event
-                self._held = b""
-            elif event.startswith(_DONE):
+            if event.startswith(_DONE):
                 self.done = True
                 continue
-            elif event.startswith(_ERROR):
+            if event.startswith(_ERROR):
                 raise EngineFault(event[6:])
-            elif _USAGE in event and not (last := orjson.loads(event[6:]))["choices"]:
-                self.report = EngineReport.of(last)
+            if _USAGE in event and _NO_CHOICES in event:
+                self.report = EngineReport.of(orjson.loads(event[6:]))
                 if self.wants_usage:
                     self._held += event
                 continue
-            else:
-                out += self._held
-                self._held = event
+            out += self._held
+            self._held = event if _FINISH in event else b""
+            out += b"" if self._held else event
             self.chunks += 1
         return bytes(out)
 

@@ -112,8 +112,8 @@ class Attempt:
 
     @property
     def tpot_ms(self) -> float | None:
-        """For each token after the first."""
-        steps = self.report.completion_tokens - 1
+        """For each token after the first, of several sequences on average."""
+        steps = self.report.completion_tokens / self.call.sequences - 1
         return (self.last - self.first) * 1000 / steps if self.first and steps > 0 else None
 
     @property

@@ -13,8 +13,8 @@ from serve.errors import RequestError, overloaded
 from serve.prediction import Features, Load, Prediction
 
 #: Rules that rule a variant out whatever the budget says, with the status they lead to when nothing is left.
-HARD_RULES = ("failed", "unavailable", "context", "full")
-REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss")
+HARD_RULES = ("failed", "unavailable", "sequences", "context", "full")
+REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
 _NOT_ASKED = "not asked"
 CONFIDENCE = 0.95  # probability with which a latency limit must be kept; one of `learning.LEVELS`
 
@@ -45,8 +45,20 @@ class Candidate:
 
     @property
     def cost_usd(self) -> float:
-        """Of the request there, at its expected length."""
-        return self.variant.cost_usd(self.features.prompt_tokens, self.features.output_tokens)
+        """Of the request there, at its expected length, all sequences together."""
+        return self.variant.cost_usd(self.features.prompt_tokens, self.features.total_output_tokens)
+
+    @property
+    def overflows(self) -> bool:
+        """Whether the variant's context is too short, by estimate; only the engine's own count is sure."""
+        return self.features.context_tokens > self.variant.max_model_len
+
+    def set_aside_if_too_short(self) -> None:
+        """Say that a variant with a longer context was preferred."""
+        if self.overflows:
+            tokens, most = self.features.context_tokens, self.variant.max_model_len
+            self._hard = "context", f"about {tokens} tokens by estimate, {most} fit"
+            self._ruled_out = _NOT_ASKED
 
     @property
     def unread_tokens(self) -> int:
@@ -174,6 +186,7 @@ class Decision:
         return {
             "variant": self.variant.name,
             "reason": self.reason,
+            "sequences": self.features.sequences,
             **{
                 key: value
                 for key, value in self.chosen.public().items()
@@ -201,12 +214,12 @@ class Router:
     ) -> Decision:
         """Choose the variant for one request.
 
-        A pinned variant is taken whatever the budget says. When the policy finds nothing that fits, `degrade` takes the
-        variant nearest to the limits and `reject` refuses.
+        A pinned variant is taken whatever the budget says. Variants whose context is long enough by estimate are preferred.
+        When the policy finds nothing that fits, `degrade` takes the variant nearest to the limits and `reject` refuses.
 
         Raises:
-            RequestError: 413 when the prompt is too long for every variant, 503 when none is healthy, 429 when all are
-                full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
+            RequestError: 400 when it asks for more sequences than a replica admits, 503 when no variant is healthy, 429 when
+                all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
         variants = list(variants)
         busy = sum(variant.live.busy for variant in variants)
@@ -222,22 +235,29 @@ class Router:
             raise _nothing_usable(candidates, features)
         if pinned is not None:
             return Decision(usable[0], "pinned", candidates, features)
+        roomy = [candidate for candidate in usable if not candidate.overflows]
+        if 0 < len(roomy) < len(usable) and (found := self.policy.choose(roomy, budget)) is not None:
+            for candidate in usable:
+                candidate.set_aside_if_too_short()
+            return Decision(*found, candidates, features)
         if (found := self.policy.choose(usable, budget)) is not None:
             return Decision(*found, candidates, features)
         if budget.on_no_candidate == "reject":
             raise _rejected(usable, budget, features, self.confidence)
-        return Decision(min(usable, key=lambda c: (c.miss, -c.quality)), "nearest_miss", candidates, features)
+        nearest = min(usable, key=lambda c: (c.overflows, c.miss, -c.quality))
+        return Decision(nearest, "nearest_miss", candidates, features)
 
 
 def _hard_rule(variant: Variant, load: Load, features: Features, failed: Collection[str]) -> tuple[str, str] | None:
     if variant.name in failed:
         return "failed", "it failed this request already"
-    if features.prompt_tokens >= variant.max_model_len:
-        return "context", f"about {features.prompt_tokens} prompt tokens, at most {variant.max_model_len - 1} fit"
     if load.replicas == 0 and not variant.scales_to_zero:
         return "unavailable", "no healthy replica"
-    if load.requests >= (capacity := (load.replicas or 1) * (variant.max_running + variant.max_waiting)):
-        return "full", f"{load.requests} requests there already, {capacity} are allowed"
+    most = variant.max_running + variant.max_waiting
+    if features.sequences > most:
+        return "sequences", f"{features.sequences} sequences, one replica admits {most}"
+    if load.requests + features.sequences > (capacity := (load.replicas or 1) * most):
+        return "full", f"{load.requests} sequences there already, {capacity} are allowed"
     return None
 
 
@@ -245,19 +265,19 @@ def _nothing_usable(candidates: Sequence[Candidate], features: Features) -> Requ
     rules = {candidate.ruled_out for candidate in candidates}
     if "full" in rules:
         full = (c.prediction.expected.tpot_ms for c in candidates if c.ruled_out == "full")
-        wait_s = min(full) * features.output_tokens / 1000
+        wait_s = min(full) * features.output_tokens / 1000  # until the sequences that run now have been written
         return overloaded("every variant that could answer is at its limit; retry later", wait_s, "overloaded")
-    if rules == {"context"}:
-        longest = max(candidate.variant.max_model_len for candidate in candidates)
-        return too_long(f"the prompt has about {features.prompt_tokens} tokens", longest)
+    if "sequences" in rules and rules <= {"sequences", "failed"}:
+        message = (
+            f"'n' times the prompts are {features.sequences} sequences; at most {_admitted(candidates)} are allowed"
+        )
+        return RequestError(400, message, param="n", code="too_many_sequences")
     names = ", ".join(f"{c.variant.name}: {c.why}" for c in candidates) or "none is up yet"
     return RequestError(503, f"no healthy variant ({names})", code="no_healthy_variant", headers={"retry-after": "5"})
 
 
-def too_long(what: str, longest: int) -> RequestError:
-    """413: the prompt does not fit the variant with the longest context."""
-    message = f"{what}; the longest context of any variant is {longest} tokens, the answer included"
-    return RequestError(413, message, param="messages", code="context_length_exceeded")
+def _admitted(candidates: Sequence[Candidate]) -> int:
+    return max(candidate.variant.max_running + candidate.variant.max_waiting for candidate in candidates)
 
 
 def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, confidence: float) -> RequestError:

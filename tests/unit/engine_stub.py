@@ -12,6 +12,9 @@ CONTEXT_ERROR = (
     "this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
     "value=3000)"
 )
+OUTPUT_ERROR = (
+    "max_tokens=5000 cannot be greater than max_model_len=max_total_tokens=2048. Please request fewer output tokens."
+)
 #: Ways in which an engine fails before it said anything: the request may go elsewhere.
 FAILURES = ["die", "500"]
 STREAM_FAILURES = [*FAILURES, "die before the first token", "error event first"]
@@ -79,6 +82,8 @@ class EngineStub:
                 return web.Response(status=400, text="<h1>Bad Request</h1>")
             case "context":
                 return _error(400, CONTEXT_ERROR)
+            case "max_tokens":
+                return _error(400, OUTPUT_ERROR, "max_tokens")
             case "slow":
                 await asyncio.sleep(0.05)
         words = [*ANSWER, *_prompt(body).split(" ")]
@@ -86,7 +91,8 @@ class EngineStub:
             return await self._stream(request, body, words, chat)
         if self.behaviour == "hold":
             await self.hold.wait()
-        return web.Response(body=_dumps(self._document(words, chat)), content_type="application/json")
+        document = self._document(words, chat, body.get("n") or 1)
+        return web.Response(body=_dumps(document), content_type="application/json")
 
     async def _stream(
         self, request: web.Request, body: dict[str, Any], words: list[str], chat: bool
@@ -101,7 +107,9 @@ class EngineStub:
         if self.behaviour == "context error event first":
             await response.write(_event(_shape(400, CONTEXT_ERROR)) + b"data: [DONE]\n\n")
             return response
-        for chunk in _chunks(words, chat):
+        for chunk in _chunks(words, chat, body.get("n") or 1):
+            if body["stream_options"].get("continuous_usage_stats"):
+                chunk["usage"] = _usage(words, 1)
             await response.write(_event(chunk))
             await asyncio.sleep(0)
             match self.behaviour:
@@ -121,18 +129,19 @@ class EngineStub:
                 case "hold" if "said" in json.dumps(chunk):
                     await self.hold.wait()
         if body["stream_options"]["include_usage"]:
-            last = {**_head(chat, chunk=True), "choices": [], "usage": _usage(words), "metrics": self._timing()}
+            last = {**_head(chat, chunk=True), "choices": [], "usage": _usage(words, body.get("n") or 1)}
+            last["metrics"] = self._timing()
             await response.write(_event(last))
         await response.write(b"data: [DONE]\n\n")
         return response
 
-    def _document(self, words: list[str], chat: bool) -> dict[str, Any]:
+    def _document(self, words: list[str], chat: bool, n: int) -> dict[str, Any]:
         text = "".join(words[:4]) + " ".join(words[4:])
         choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
         return {
             **_head(chat, chunk=False),
-            "choices": [{"index": 0, **choice, "logprobs": None, "finish_reason": "stop"}],
-            "usage": _usage(words),
+            "choices": [{"index": i, **choice, "logprobs": None, "finish_reason": "stop"} for i in range(n)],
+            "usage": _usage(words, n),
             "metrics": self._timing(),
         }
 
@@ -145,7 +154,8 @@ def _prompt(body: dict[str, Any]) -> str:
     return prompt if isinstance(prompt, str) else "tokens"
 
 
-def _chunks(words: list[str], chat: bool) -> list[dict[str, Any]]:
+def _chunks(words: list[str], chat: bool, n: int) -> list[dict[str, Any]]:
+    """One choice after the other in turn, as an engine that writes them at once."""
     pieces = [*words[:4], words[4], *(f" {word}" for word in words[5:])]
     if chat:
         deltas = [{"delta": {"role": "assistant", "content": ""}}, *({"delta": {"content": p}} for p in pieces)]
@@ -153,8 +163,9 @@ def _chunks(words: list[str], chat: bool) -> list[dict[str, Any]]:
     else:
         deltas, end = [{"text": piece} for piece in pieces], {"text": ""}
     head = _head(chat, chunk=True)
-    choices = [{"index": 0, **delta, "logprobs": None, "finish_reason": None} for delta in deltas]
-    choices.append({"index": 0, **end, "logprobs": None, "finish_reason": "stop", "stop_reason": None})
+    each = range(n)
+    choices = [{"index": i, **delta, "logprobs": None, "finish_reason": None} for delta in deltas for i in each]
+    choices += [{"index": i, **end, "logprobs": None, "finish_reason": "stop", "stop_reason": None} for i in each]
     return [{**head, "choices": [choice]} for choice in choices]
 
 
@@ -165,18 +176,18 @@ def _head(chat: bool, chunk: bool) -> dict[str, Any]:
     return {"id": "chatcmpl-1", "object": kind, "created": 1790000000, "model": "smollm2-135m"}
 
 
-def _usage(words: list[str]) -> dict[str, int]:
-    prompt = len(words) - 4
-    return {"prompt_tokens": prompt, "total_tokens": prompt + len(words), "completion_tokens": len(words)}
+def _usage(words: list[str], n: int) -> dict[str, int]:
+    prompt, written = len(words) - 4, n * len(words)
+    return {"prompt_tokens": prompt, "total_tokens": prompt + written, "completion_tokens": written}
 
 
-def _shape(status: int, message: str) -> dict[str, Any]:
+def _shape(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     kind = "BadRequestError" if status == 400 else "InternalServerError"
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+    return {"error": {"message": message, "type": kind, "param": param, "code": status}}
 
 
-def _error(status: int, message: str) -> web.Response:
-    return web.json_response(_shape(status, message), status=status)
+def _error(status: int, message: str, param: str | None = None) -> web.Response:
+    return web.json_response(_shape(status, message, param), status=status)
 
 
 def _abort(request: web.Request, response: web.StreamResponse) -> web.StreamResponse:

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +31,19 @@ def bearer(key: str) -> dict[str, str]:
 
 
 class Replicas:
-    """Each variant's only replica; a variant without an entry has none."""
+    """Each variant's replicas, the first of which is taken; a variant without an entry has none."""
 
     def __init__(self, urls: dict[str, str]) -> None:
-        self.urls = urls
+        self.by_variant = {variant: [url] for variant, url in urls.items()}
 
-    async def choose(self, variant: str) -> str:
-        try:
-            return self.urls[variant]
-        except KeyError:
-            raise NoReplica(f"variant '{variant}' has no replica") from None
+    def urls(self, variant: str) -> list[str]:
+        return self.by_variant.get(variant, [])
+
+    async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
+        for url in self.urls(variant):
+            if url not in avoid:
+                return url
+        raise NoReplica(f"variant '{variant}' has no replica")
 
 
 class NoRetrieval:

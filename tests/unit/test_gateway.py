@@ -47,6 +47,21 @@ class TestAnswers:
         assert last["choices"] == []
         assert "gearbox" in last
 
+    def test_usage_on_every_chunk_delays_none(self, gateway: Started, full: EngineStub):
+        """The chunk that came is sent on though its successor is not there yet."""
+        full.behaviour = "hold"
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        body = {"model": MODEL, "messages": MESSAGES, "stream": True, "stream_options": options}
+        with gateway.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            seen = b""
+            for part in response.iter_raw():
+                seen += part
+                if b" said" in seen:
+                    break
+            assert full.running == 1, "the engine is not done yet"
+            full.hold.set()
+            assert b'"usage":{' in seen
+
     def test_no_usage_chunk_for_clients_who_do_not(self, gateway: Started):
         events = chunks(gateway.chat(stream=True))
         assert not any("usage" in event for event in events)
@@ -67,6 +82,7 @@ class TestAnswers:
             budget={"ttft_ms": 9}, **body,
         )  # fmt: skip
         engine = gateway.engines["int8"]
+        body["tools"][0]["function"]["strict"] = True
         assert engine.requests == [{"model": MODEL, "messages": MESSAGES, **body, "cache_salt": "anonymous"}]
         headers = {name.lower(): value for name, value in engine.headers[0].items()}
         assert headers["authorization"] == f"Bearer {ENGINE_TOKEN}"
@@ -90,6 +106,89 @@ class TestAnswers:
             assert full.running == 1, "the engine is not done yet"
             full.hold.set()
             assert list(lines)[-2:] == ["data: [DONE]", ""]
+
+
+class TestSequences:
+    """Choices times prompts: the work of a request."""
+
+    @streamed_or_not
+    def test_every_choice_is_relayed_counted_and_paid(self, gateway: Started, stream):
+        one, three = (gateway.chat(n=n, stream=stream) for n in (1, 3))
+        texts: dict[int, str] = {}
+        for document in chunks(three) if stream else [three.json()]:
+            for choice in document["choices"]:
+                part = choice["delta" if stream else "message"].get("content") or ""
+                texts[choice["index"]] = texts.get(choice["index"], "") + part
+        assert texts == dict.fromkeys(range(3), "You said: hello there")
+        price, tokens = gateway.variants["full"].cost_usd, 6
+        assert gearbox_of(one, stream)["cost_usd"] == pytest.approx(price(2, tokens))
+        assert gearbox_of(three, stream)["cost_usd"] == pytest.approx(price(2, 3 * tokens))
+        gateway.settle()
+
+    def test_time_per_token_is_that_of_each_sequence(self, gateway: Started, full: EngineStub):
+        full.generation_time_ms = 50.0
+        assert gearbox_of(gateway.chat(n=4), False)["tpot_ms"] == pytest.approx(10, rel=0.01), "6 tokens each, 5 steps"
+
+    def test_they_count_in_the_load(self, gateway: Started, full: EngineStub):
+        full.behaviour = "hold"
+        body = {"model": MODEL, "prompt": ["a", "b"], "n": 2, "stream": True}
+        with gateway.http.stream("POST", "/v1/completions", json=body):
+            assert gateway.variants["full"].live.in_flight == 4
+            full.hold.set()
+        gateway.settle()
+
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("chat/completions", {"messages": MESSAGES, "n": 8}),
+            ("completions", {"prompt": "hello there", "n": 8}),
+            ("completions", {"prompt": "hello there", "best_of": 8}),
+            ("completions", {"prompt": ["hello", "there"] * 4}),
+            ("completions", {"prompt": [[1], [2]], "n": 4}),
+        ],
+    )
+    def test_a_budget_is_for_all_of_them(self, gateway: Started, path, body):
+        asked = {"model": f"{MODEL}@cheap", "max_tokens": 20, **body}
+        shown = gateway.post("/v1/route", asked).json()
+        assert shown["sequences"] == 8, shown
+        single = {**asked, "n": 1, "best_of": 1}
+        single["prompt" if "prompt" in body else "messages"] = "hello there" if "prompt" in body else MESSAGES
+        assert shown["cost_usd"] > 6 * gateway.post("/v1/route", single).json()["cost_usd"]
+        limit = {"max_cost": shown["cost_usd"] / 2, "on_no_candidate": "reject"}
+        assert error_of(gateway.post(f"/v1/{path}", {**asked, "budget": limit}), 422)["code"] == "impossible_budget"
+        assert gateway.engine_calls() == {}
+
+    @pytest.mark.parametrize(
+        ("path", "body", "param"),
+        [
+            ("chat/completions", {"messages": MESSAGES, "n": 1_000_000}, "n"),
+            ("completions", {"prompt": "a", "best_of": 1_000_000}, "n"),
+            ("completions", {"prompt": ["a"] * 1000}, "prompt"),
+        ],
+    )
+    def test_more_than_can_be_admitted_is_400(self, gateway: Started, path, body, param):
+        for name in (f"/v1/{path}", "/v1/route"):
+            error = error_of(gateway.post(name, {"model": MODEL, **body}), 400)
+            assert (error["code"], error["param"]) == ("too_many_sequences", param)
+
+
+class TestNamedModel:
+    """The answer's `model` is the one that was asked for."""
+
+    @pytest.mark.parametrize("name", [MODEL, f"{MODEL}@fast", f"{MODEL}:int8"])
+    @pytest.mark.parametrize(
+        "options", [None, {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}]
+    )
+    def test_in_every_chunk(self, gateway: Started, name, options):
+        response = gateway.chat(f'"model":"{MODEL}"', model=name, stream=True, stream_options=options)
+        assert {chunk["model"] for chunk in chunks(response)} == {name}
+        assert text_of(response, True) == f'You said: "model":"{MODEL}"', "what only looks like it stays"
+
+    @pytest.mark.parametrize("name", [MODEL, f"{MODEL}@fast", f"{MODEL}:int8"])
+    def test_in_the_whole_answer(self, gateway: Started, name):
+        response = gateway.chat(f'"model":"{MODEL}"', model=name)
+        assert response.json()["model"] == name
+        assert text_of(response, False) == f'You said: "model":"{MODEL}"'
 
 
 class TestBudgets:

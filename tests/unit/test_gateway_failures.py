@@ -6,11 +6,13 @@ import logging
 import httpx
 import openai
 import pytest
+from langchain_core.exceptions import ContextOverflowError
+from langchain_openai import ChatOpenAI
 
 from serve.catalog import Variant
 from serve.policies import WithinBudget
 from serve.relay import StreamRelay
-from tests.catalog import MODEL, make_live_variant
+from tests.catalog import MODEL, make_live_variant, three_gears
 from tests.unit.answers import MESSAGES, error_of, gearbox_of, streamed_or_not, text_of
 from tests.unit.engine_stub import FAILURES, STREAM_FAILURES, EngineStub
 from tests.unit.gateway_server import Start, Started
@@ -46,7 +48,7 @@ class TestFailover:
 
     @streamed_or_not
     def test_an_address_on_which_nobody_listens_is_left(self, gateway: Started, stream):
-        gateway.replicas.urls["full"] = "http://127.0.0.1:9"
+        gateway.replicas.by_variant["full"] = ["http://127.0.0.1:9"]
         assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
 
     @pytest.mark.parametrize("behaviour", STREAM_FAILURES)
@@ -61,13 +63,47 @@ class TestFailover:
         assert gateway.sample("gearbox_failovers_total", variant="full") == 0
 
     @streamed_or_not
-    def test_after_two_failures_the_answer_is_503(self, gateway: Started, stream):
+    def test_after_three_failures_the_answer_is_503(self, start_gateway: Start, stream):
+        """A fourth replica would answer; but if it is the request that breaks them, it must not break all there are."""
+        gateway = start_gateway(variants=[*three_gears()[:2]])
         gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "die"
-        response = gateway.chat(stream=stream)
-        error = error_of(response, 503)
+        stubs = [engine.url for engine in gateway.engines.values()]
+        gateway.replicas.by_variant["full"] = [stubs[0], stubs[0].replace("127.0.0.1", "localhost")]
+        gateway.replicas.by_variant["int8"] = [stubs[1], stubs[1].replace("127.0.0.1", "localhost")]
+        error = error_of(gateway.chat(stream=stream), 503)
         assert "'full'" in error["message"]
         assert "'int8'" in error["message"]
-        assert gateway.engine_calls() == {"full": 1, "int8": 1}, "once on the next best, not on every one"
+        assert gateway.engine_calls() == {"full": 2, "int8": 1}
+
+    @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [*((b, False) for b in FAILURES), *((b, True) for b in STREAM_FAILURES)]
+    )
+    def test_another_replica_of_the_variant_is_tried_first(self, gateway: Started, model, behaviour, stream):
+        gateway.engines["full"].behaviour = behaviour
+        other = gateway.engines["distilled"]  # stands for the second replica
+        gateway.replicas.by_variant["full"] = [gateway.engines["full"].url, other.url]
+        response = gateway.chat(model=model, stream=stream)
+        assert text_of(response, stream) == "You said: hello there"
+        assert response.headers["x-gearbox-variant"] == "full"
+        assert gearbox_of(response, stream)["attempts"] == 2
+        assert len(other.requests) == 1
+        assert gateway.sample("gearbox_failovers_total", variant="full", cause="replica") == 1
+        assert gateway.sample("gearbox_failovers_total", variant="full", cause="engine") == 0
+
+    @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
+    def test_replicas_that_nobody_listens_at_are_all_left(self, gateway: Started, model):
+        """What never got the request cannot have broken over it."""
+        gone = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+        gateway.replicas.by_variant["full"] = [*gone, gateway.engines["full"].url]
+        response = gateway.chat(model=model)
+        assert response.headers["x-gearbox-variant"] == "full"
+        assert gearbox_of(response, False)["attempts"] == 6
+
+    def test_a_pinned_request_gives_up_when_every_replica_is_broken(self, gateway: Started):
+        gateway.replicas.by_variant["full"] = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+        assert error_of(gateway.chat(model=f"{MODEL}:full"), 503)["code"] == "engine_unavailable"
+        assert gateway.engine_calls() == {}
 
     @streamed_or_not
     def test_a_failure_of_the_only_variant_is_503_and_no_failover(self, start_gateway: Start, stream):
@@ -140,20 +176,44 @@ class TestBrokenStreams:
 
 class TestContext:
     @streamed_or_not
-    def test_a_prompt_too_long_for_every_variant_is_413_before_any_engine(self, gateway: Started, stream):
-        error = error_of(gateway.chat("word " * 4000, stream=stream), 413)
-        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
-        assert gateway.engine_calls() == {}
+    @pytest.mark.parametrize("text", ["=" * 9000, "word " * 4000])
+    def test_what_only_seems_too_long_is_answered(self, gateway: Started, text, stream):
+        """How many tokens a text has, only the engine's tokenizer knows."""
+        assert text_of(gateway.chat(text, stream=stream), stream) == f"You said: {text}"
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.post("/v1/route", {"model": MODEL, "messages": [{"role": "user", "content": text}]}).is_success
 
     @pytest.mark.parametrize(
         ("behaviour", "stream"), [("context", False), ("context", True), ("context error event first", True)]
     )
-    def test_when_only_the_engine_sees_that_it_is_too_long_it_is_413_as_well(self, gateway, behaviour, stream):
+    def test_what_the_engine_finds_too_long_is_400_as_openai_says_it(self, gateway, behaviour, stream):
         gateway.engines["full"].behaviour = behaviour
         response = gateway.chat(stream=stream)
-        assert error_of(response, 413)["code"] == "context_length_exceeded"
-        assert "3000 input tokens" in response.text
+        error = error_of(response, 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert "maximum context length is 2048 tokens" in error["message"]
+        assert "3000 input tokens" in error["message"]
         assert gateway.engine_calls() == {"full": 1}, "no other variant has a longer context"
+        prompt = gateway.post("/v1/completions", {"model": MODEL, "prompt": "hello", "stream": stream})
+        assert error_of(prompt, 400)["param"] == "prompt"
+
+    def test_a_limit_beyond_the_context_is_answered_like_a_prompt_beyond_it(self, gateway: Started):
+        gateway.engines["full"].behaviour = "max_tokens"
+        error = error_of(gateway.chat(max_tokens=5000), 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+        assert "maximum context length is 2048 tokens" in error["message"]
+
+    def test_a_limit_beyond_the_context_moves_to_a_longer_variant(self, start_gateway: Start):
+        gateway = start_gateway(variants=growing_contexts())
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "max_tokens"
+        assert gearbox_of(gateway.chat(max_tokens=4000), False)["variant"] == "distilled"
+        assert gateway.engine_calls() == {"distilled": 1}, "the limit is known exactly: the short ones are not asked"
+
+    def test_langchain_recognises_it(self, gateway: Started):
+        gateway.engines["full"].behaviour = "context"
+        model = ChatOpenAI(base_url=f"{gateway.url}/v1", api_key="any", model=MODEL, max_retries=0)
+        with pytest.raises(ContextOverflowError):
+            model.invoke("too long")
 
     @pytest.mark.parametrize(
         ("behaviour", "stream"), [("context", False), ("context", True), ("context error event first", True)]
@@ -169,11 +229,11 @@ class TestContext:
         assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"
         assert gateway.engine_calls() == {"full": 1, "distilled": 1}
 
-    def test_a_pinned_variant_that_is_too_short_is_413(self, start_gateway: Start):
+    def test_a_pinned_variant_that_is_too_short_is_400(self, start_gateway: Start):
         variants = [make_live_variant("full", max_model_len=2048), make_live_variant("int8", max_model_len=4096)]
         gateway = start_gateway(variants=variants)
         gateway.engines["full"].behaviour = "context"
-        error_of(gateway.chat(model=f"{MODEL}:full"), 413)
+        error_of(gateway.chat(model=f"{MODEL}:full"), 400)
         assert gateway.engine_calls() == {"full": 1}
 
     @streamed_or_not
@@ -190,7 +250,7 @@ class TestContext:
         response = gateway.chat(stream=stream)
         if response.status_code != 200:
             assert error_of(response, response.status_code)
-            assert response.status_code in (413, 503)
+            assert response.status_code in (400, 503)
 
 
 class TestOurOwnFaults:

@@ -71,8 +71,14 @@ def test_a_pinned_or_profiled_name_reaches_the_engine_as_the_models_own():
 def test_usage_is_asked_of_the_engine_on_every_stream_and_only_there():
     assert json.loads(chat(stream=True).payload("m"))["stream_options"] == {"include_usage": True}
     assert "stream_options" not in json.loads(chat().payload("m"))
-    kept = chat(stream=True, stream_options={"continuous_usage_stats": True, "include_usage": False})
-    assert json.loads(kept.payload("m"))["stream_options"] == {"continuous_usage_stats": True, "include_usage": True}
+    both = {"continuous_usage_stats": True, "include_usage": True}
+    for options, sent in (
+        (both, both),
+        ({"continuous_usage_stats": True}, {"include_usage": True}),
+        ({"continuous_usage_stats": True, "include_usage": False}, {"include_usage": True}),
+        ({"include_obfuscation": False}, {"include_obfuscation": False, "include_usage": True}),
+    ):
+        assert json.loads(chat(stream=True, stream_options=options).payload("m"))["stream_options"] == sent
 
 
 @pytest.mark.parametrize(
@@ -129,6 +135,12 @@ def test_a_model_is_required(model):
         ("max_tokens", 1.5),
         ("max_tokens", True),
         ("max_completion_tokens", 0),
+        ("n", 0),
+        ("n", -1),
+        ("n", "2"),
+        ("n", 1.0),
+        ("n", True),
+        ("n", [2]),
     ],
 )
 def test_a_field_of_the_wrong_kind_is_refused_by_its_name(field, value):
@@ -142,25 +154,54 @@ def test_a_message_that_is_no_object_is_refused_by_its_place():
     assert refused(b'{"model": "m", "messages": [{}, "hi"]}').param == "messages[1]"
 
 
-@pytest.mark.parametrize("prompt", [None, [], {}, 5, [{"a": 1}], ["a", 1], [1, "a"], [[1], "a"]])
+@pytest.mark.parametrize(
+    "prompt",
+    [{}, 5, True, [{"a": 1}], ["a", 1], [1, "a"], [[1], "a"], ["a", [1, 2]], [True], [[1, None]], [[["a"]]], [1.5]],
+)
 def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(prompt):
     error = refused(json.dumps({"model": "m", "prompt": prompt}).encode(), "completions")
+    assert (error.param, error.code) == ("prompt", "invalid_type")
+
+
+@pytest.mark.parametrize("body", [{}, {"prompt": None}, {"prompt": []}])
+def test_a_prompt_is_required(body):
+    error = refused(json.dumps({"model": "m", **body}).encode(), "completions")
     assert (error.param, error.code) == ("prompt", "missing_prompt")
 
 
 @pytest.mark.parametrize(
     ("prompt", "size"),
     [
-        ("four", (4, 0)),
-        ("", (0, 0)),
-        (["a", "longest", "bb"], (7, 0)),
-        ([1, 2, 3], (0, 3)),
-        ([[1], [1, 2, 3, 4]], (0, 4)),
+        ("four", (1, 4, 0, 1)),
+        ("", (1, 0, 0, 1)),
+        (["a", "longest", "bb"], (3, 10, 0, 0.7)),
+        (["", ""], (2, 0, 0, 0)),
+        ([1, 2, 3], (1, 0, 3, 1)),
+        ([[1], [1, 2, 3, 4]], (2, 0, 5, 0.8)),
+        ([[]], (1, 0, 0, 0)),
     ],
 )
-def test_the_size_of_a_prompt_is_its_longest_part(prompt, size):
+def test_the_size_of_a_list_of_prompts_is_that_of_all_of_them(prompt, size):
     call = completion(prompt)
-    assert (call.prompt_chars, call.prompt_tokens) == size
+    assert (call.prompts, call.prompt_chars, call.prompt_tokens, call.longest) == size
+
+
+@pytest.mark.parametrize(
+    ("call", "sequences"),
+    [
+        (chat(), 1),
+        (chat(n=None), 1),
+        (chat(n=8), 8),
+        (chat(n=2, best_of=5), 2),
+        (completion("a", n=3), 3),
+        (completion("a", n=2, best_of=5), 5),
+        (completion("a", best_of=None), 1),
+        (completion(["a", "b"], n=3), 6),
+        (completion([[1], [2], [3]]), 3),
+    ],
+)
+def test_a_request_is_as_many_sequences_as_choices_times_prompts(call, sequences):
+    assert call.sequences == sequences
 
 
 def test_the_size_of_a_conversation_counts_every_text_and_the_template():
@@ -188,6 +229,52 @@ def test_the_size_of_a_conversation_counts_every_text_and_the_template():
 )
 def test_the_longest_answer_is_what_the_client_allows(fields, tokens):
     assert chat(**fields).max_output_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens", "limited"),
+    [
+        ({}, 16, True),
+        ({"max_tokens": None}, DEFAULT_OUTPUT_TOKENS, False),
+        ({"max_tokens": 5, "max_completion_tokens": 900}, 5, True),
+        ({"max_tokens": 0, "echo": True}, 0, True),
+    ],
+)
+def test_a_completion_is_limited_to_16_tokens_unless_it_says_otherwise(fields, tokens, limited):
+    call = completion("a", **fields)
+    assert (call.max_output_tokens, call.limits_output) == (tokens, limited)
+
+
+def tool(**function: object) -> dict[str, object]:
+    return {"type": "function", "function": {"name": "f", **function}}
+
+
+@pytest.mark.parametrize(
+    ("sent", "arrives"), [({}, True), ({"strict": None}, True), ({"strict": True}, True), ({"strict": False}, False)]
+)
+@pytest.mark.parametrize("choice", [None, "auto", "required", {"type": "function", "function": {"name": "f"}}])
+def test_tool_calls_are_kept_to_their_schema_unless_a_function_says_otherwise(sent, arrives, choice):
+    call = chat(tools=[tool(**sent)], tool_choice=choice)
+    call.constrain_tool_calls()
+    assert call.body["tools"][0]["function"]["strict"] is arrives
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": None}, {"tools": 5}, {"tools": [5, {"function": 5}, {}]}])
+def test_tools_of_the_wrong_kind_are_left_for_the_engine_to_refuse(fields):
+    call = chat(**fields)
+    call.constrain_tool_calls()
+    assert call.body.get("tools") == fields.get("tools")
+
+
+def test_tools_that_may_not_be_called_need_no_constraint():
+    call = chat(tools=[tool()], tool_choice="none")
+    call.constrain_tool_calls()
+    assert "strict" not in call.body["tools"][0]["function"]
+
+
+@pytest.mark.parametrize("body", [{"prompt": "a"}, {"prompt": "a", "echo": False}])
+def test_nothing_is_generated_only_for_an_echo(body):
+    assert refused(json.dumps({"model": "m", "max_tokens": 0, **body}).encode(), "completions").param == "max_tokens"
 
 
 @pytest.mark.parametrize(

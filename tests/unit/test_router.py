@@ -231,23 +231,79 @@ def test_a_prompt_too_long_for_one_variant_goes_to_one_with_room():
         make_live_variant("short", quality=1.0, max_model_len=100),
         make_live_variant("long", quality=0.5, max_model_len=101),
     ]
-    decision = choose(variants, Features(100, 1))
-    assert decision.variant.name == "long", "one token of the context is left for an answer"
+    decision = choose(variants, Features(100, 1, context_tokens=101))
+    assert decision.variant.name == "long"
     assert rules(decision)["short"] == "context"
+    assert decision.public()["candidates"][0]["why"] == "about 101 tokens by estimate, 100 fit"
+    assert choose(variants, Features(100, 1, context_tokens=100)).variant.name == "short"
 
 
-def test_a_prompt_too_long_for_every_variant_is_413():
-    error = refusal(three_gears(), Features(5000, 1))
-    assert (error.status, error.code) == (413, "context_length_exceeded")
-    assert "5000" in error.message
-    assert "2048" in error.message
+@pytest.mark.parametrize("on_no_candidate", ["degrade", "reject"])
+def test_an_estimate_of_the_context_never_refuses(on_no_candidate):
+    """Only the engine's own count does."""
+    huge = Features(5000, 1, context_tokens=10**9)
+    assert choose(three_gears(), huge, on_no_candidate=on_no_candidate).variant.name == "full"
+    variants = [
+        make_live_variant("short", quality=1.0, ttft_ms=10, max_model_len=100),
+        make_live_variant("long", quality=0.5, ttft_ms=9000, max_model_len=4000),
+    ]
+    decision = choose(variants, Features(100, 1, context_tokens=200), ttft_ms=500, on_no_candidate=on_no_candidate)
+    assert decision.variant.name == "short", "the budget is sure, the estimate is not"
+    assert decision.reason == "quality" and rules(decision)["short"] is None
 
 
-def test_a_prompt_too_long_for_every_variant_is_413_though_one_of_them_is_down():
-    """Retrying, as a 503 asks for, would never help."""
-    variants = three_gears()
+def sequences(number: int) -> Features:
+    return Features(100, 11, sequences=number)
+
+
+def test_all_sequences_of_a_request_cost():
+    variant = make_live_variant("full", price=0.36)
+    one, eight = (choose([variant], sequences(number)).chosen.cost_usd for number in (1, 8))
+    read = variant.cost_usd(100, 0)
+    assert eight - read == pytest.approx(8 * (one - read))
+    assert refusal([variant], sequences(8), max_cost=(one + eight) / 2, on_no_candidate="reject").status == 422
+    assert choose([variant], sequences(8), max_cost=(one + eight) / 2).chosen.why is not None, "degraded, and told"
+
+
+def test_sequences_that_do_not_run_at_once_take_longer():
+    times = [
+        choose(
+            [make_live_variant("full", max_running=4, max_waiting=12, load=load)], sequences(number)
+        ).chosen.prediction
+        for load, number in ((0, 1), (0, 4), (0, 5), (0, 16), (4, 1), (4, 4))
+    ]
+    e2e = [one.expected.e2e_ms for one in times]
+    assert e2e[0] == e2e[1] < e2e[2] < e2e[3]
+    assert times[3].expected.ttft_ms == times[0].expected.ttft_ms, "its first sequences run at once"
+    assert e2e[4] < e2e[5] and times[4].expected.ttft_ms < times[5].expected.e2e_ms
+    assert times[4].expected.ttft_ms == times[5].expected.ttft_ms > times[0].expected.ttft_ms, "behind the others'"
+
+
+def test_sequences_count_in_the_queue():
+    variants = [make_live_variant("full", max_running=4, max_waiting=4, load=4)]
+    assert choose(variants, sequences(4)).variant.name == "full"
+    assert refusal(variants, sequences(5)).code == "overloaded"
+    live = variants[0].live
+    live.began(10, 3)
+    assert (live.in_flight, live.load().requests) == (7, 7)
+    live.looked(1, 7, 0, 0.0)
+    assert live.others == 0, "the engine counts sequences too"
+    live.ended(3)
+    assert live.in_flight == 4
+
+
+@pytest.mark.parametrize("pinned", [None, "full"])
+def test_more_sequences_than_a_replica_admits_are_refused_at_once(pinned):
+    variants = three_gears(max_running=4, max_waiting=4, replicas=3, load=0)
+    error = refusal(variants, sequences(9), pinned=pinned)
+    assert (error.status, error.code, error.param) == (400, "too_many_sequences", "n")
+    assert "9" in error.message and "8" in error.message
+    variants[1] = make_live_variant("int8", quality=0.9, max_running=9)
+    if pinned is None:
+        decision = choose(variants, sequences(9))
+        assert decision.variant.name == "int8" and rules(decision)["full"] == "sequences"
     variants[1].live.replicas = 0
-    assert refusal(variants, Features(5000, 1)).status == 413
+    assert refusal(variants, sequences(9)).status == 503, "it fits when that one is up again"
 
 
 def test_a_full_variant_is_not_taken():
@@ -285,7 +341,7 @@ def test_a_pinned_variant_is_still_refused_when_it_is_down_full_or_too_short():
     assert refusal(variants, pinned="full").status == 503
     variants[1].live.in_flight = 8
     assert refusal(variants, pinned="int8").status == 429
-    assert refusal(variants, Features(5000, 1), pinned="distilled").status == 413
+    assert refusal(variants, sequences(999), pinned="distilled").status == 400
 
 
 def test_a_variant_scaled_to_zero_is_a_candidate_with_its_start_up_in_the_prediction():
@@ -372,13 +428,17 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
     outcomes: set[object] = set()
     for _ in range(400):
         variants, budget = random_catalog(generator), random_budget(generator)
-        features = Features(generator.randint(1, 3000), generator.randint(1, 300))
+        features = Features(
+            generator.randint(1, 3000), generator.randint(1, 300), (), generator.choice([1, 1, 3, 12]),
+            generator.choice([0, 300, 3000]),
+        )  # fmt: skip
         pinned = generator.choice([None, None, None, variants[0].name])
         try:
             decision = decide(variants, budget, features, pinned=pinned)
         except RequestError as error:
             outcomes.add(error.status)
-            assert error.status in (413, 422, 429, 503)
+            assert error.status in (400, 422, 429, 503)
+            assert (error.status == 400) == (error.code == "too_many_sequences")
             assert ("retry-after" in error.headers) == (error.status in (429, 503))
             assert pinned is None or error.status != 422
             assert budget.on_no_candidate == "reject" or error.code not in ("impossible_budget", "budget_under_load")
@@ -400,7 +460,7 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
                 assert fits == (candidate.ruled_out is None)
                 assert (candidate.miss > 0) != fits
             if decision.reason == "nearest_miss" and candidate.ruled_out not in HARD_RULES:
-                assert decision.chosen.miss <= candidate.miss
+                assert (decision.chosen.overflows, decision.chosen.miss) <= (candidate.overflows, candidate.miss)
         if decision.reason not in ("nearest_miss", "pinned"):
             assert decision.chosen.ruled_out is None
             assert decision.reason == budget.objective
@@ -418,7 +478,9 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
             assert own[budget.objective] == best[budget.objective]
         else:
             assert pinned or budget.on_no_candidate == "degrade"
-    assert outcomes == {413, 422, 429, 503, *REASONS} - {"explore", "risk"}, "the loop reached every outcome"
+    assert outcomes == {400, 422, 429, 503, *REASONS} - {"explore", "risk", "random", "turn"}, (
+        "it reached every outcome"
+    )
 
 
 def test_the_same_inputs_make_the_same_decision_in_any_order_of_the_catalog():
