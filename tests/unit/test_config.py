@@ -1,5 +1,6 @@
 """The configuration file: everything wrong with it is one line that names the place, before anything starts."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,19 @@ def write(tmp_path: Path) -> Write:
 
 
 def problem(path: Path) -> str:
+    """What is wrong with the configuration at `path`, without the place in the file."""
+    message = refused(path)
+    found = re.fullmatch(rf"{re.escape(str(path))}(?::\d+:\d+)?: (.*)", message)
+    assert found, message
+    return found[1]
+
+
+def refused(path: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}: ")
     assert "\n" not in message
-    return message.removeprefix(f"{path}: ")
+    return message
 
 
 def variant(**fields: Any) -> dict[str, Any]:
@@ -208,13 +216,13 @@ def test_the_environment_reaches_what_the_file_leaves_out(write, monkeypatch):
 
 def test_a_wrong_value_in_the_environment_is_named(write, monkeypatch):
     monkeypatch.setenv("GEARBOX_SERVER__PORT", "many")
-    assert problem(write()).startswith("server.port: ")
+    assert refused(write(server={"port": 9000})).startswith("GEARBOX_SERVER__PORT: server.port: ")
 
 
 @pytest.mark.parametrize(("name", "text"), [("GEARBOX_VARIANTS", "full,int8"), ("GEARBOX_ENGINE", "{oops")])
 def test_an_environment_value_that_cannot_be_read_is_one_line_too(write, monkeypatch, name, text):
     monkeypatch.setenv(name, text)
-    assert name.removeprefix("GEARBOX_").lower() in problem(write()).lower()
+    assert refused(write()).startswith(f"{name}: ")
 
 
 def test_the_commands_own_variables_are_no_configuration(write, monkeypatch):
