@@ -227,7 +227,7 @@ def _description(config: HttpToolConfig) -> dict[str, Any]:
     if "\n" not in text and not text.lstrip().startswith("{"):
         try:
             with Path(text).open("rb") as file:
-                text = file.read(MAX_DESCRIPTION_BYTES + 1).decode()
+                text = file.read(MAX_DESCRIPTION_BYTES + 1).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise HttpToolError(f"the description '{text}' cannot be read ({type(error).__name__})") from error
     if len(text) > MAX_DESCRIPTION_BYTES:
