@@ -66,6 +66,7 @@ class ModelConfig(_Section):
     )
 
 
+_METRICS_PORT = 9464
 _DERIVED = ("HAProxy's metrics", "HAProxy's statistics", "Serve's own proxy", "Ray's metrics")  # after `metrics_port`
 _REPLICA_PORTS = range(30000, 31001)  # Ray Serve gives them to replicas, which the gateway and HAProxy reach there
 
@@ -81,7 +82,9 @@ class ServerConfig(_Section):
         default="127.0.0.1", description="address or name to listen on; 0.0.0.0: every IPv4 address, '::': IPv6 too"
     )
     port: int = Field(default=8000, ge=1, le=65535)
-    metrics_port: int = Field(default=9464, ge=1, le=65535, description="Prometheus exposition, never the public port")
+    metrics_port: int = Field(
+        default=_METRICS_PORT, ge=1, le=65535, description="Prometheus exposition, never the public port"
+    )
     gateway_replicas: int = Field(default=1, ge=1, le=256)
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
     request_timeout_s: float = Field(default=600, gt=0, description="longest time between two chunks of an answer")
@@ -109,14 +112,15 @@ class ServerConfig(_Section):
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServerConfig":
+        key = "port" if self.metrics_port == _METRICS_PORT else "metrics_port"  # the one that was chosen, most likely
         if self.port == self.metrics_port:
-            raise _misfit(f"port and metrics_port are both {self.port}", "port")
+            raise _misfit(f"port and metrics_port are both {self.port}", key)
         taken = f"metrics_port ({self.metrics_port}) and the {len(_DERIVED)} after it"
         for name, port in self.derived_ports.items():
             if port > 65535:
                 raise _misfit(f"{taken} are the platform's, but there is no port {port} for {name}", "metrics_port")
             if port == self.port:
-                raise _misfit(f"{taken} are the platform's: {port} is for {name}, so port must be another", "port")
+                raise _misfit(f"{taken} are the platform's: {port} is for {name}, so port must be another", key)
         if self.port in _REPLICA_PORTS:
             raise _misfit(f"{self.port} is one of the replicas' ports, {_range(_REPLICA_PORTS)}: use another", "port")
         for port in (self.metrics_port, *self.derived_ports.values()):

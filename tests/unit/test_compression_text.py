@@ -169,5 +169,5 @@ def test_text_in_another_encoding_says_so(tmp_path: Path) -> None:
 
 def test_one_line_without_an_end_says_what_is_wanted(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text(" ".join(PARAGRAPHS))
-    with pytest.raises(TextError, match="1 documents are too few.*at blank lines or at the ends of lines"):
+    with pytest.raises(TextError, match=r"1 documents are too few.*at blank lines or at the ends of lines"):
         load_corpus(tmp_path / "mine.txt")
