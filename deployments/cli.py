@@ -106,7 +106,7 @@ def _check_ports(server: ServerConfig) -> None:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
         except OSError as error:
-            raise ConfigError(f"{authority(host, port)} ({name}) can't be listened on: {error.strerror}") from error
+            raise ConfigError(f"{authority(host, port)} can't be listened on: {error.strerror} ({name})") from error
 
 
 def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[bytes]":
