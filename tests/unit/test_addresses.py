@@ -3,7 +3,6 @@
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -131,25 +130,20 @@ def test_no_listener_is_needed_where_ray_listens(host: str) -> None:
     assert listener(host, 8000) is None
 
 
-@pytest.fixture
-def ray_proxy(tmp_path: Path) -> Iterator[int]:
-    """What Ray's HAProxy is without Ray: a configuration of one frontend, on a port of 127.0.0.1."""
-    port = free_port("::")
-    (tmp_path / "haproxy.cfg").write_text(
-        "defaults\n  mode http\n  timeout client 9s\n  timeout server 9s\n  timeout connect 9s\n"
-        f"frontend http_frontend\n  bind 127.0.0.1:{port}\n"
-        "  http-request return status 200 content-type text/plain string gateway\n"
-    )
-    yield port
-
-
 @needs_ipv6
 @pytest.mark.parametrize(("host", "reached"), [("::1", "::1"), ("::", "::1"), ("127.0.0.2", "127.0.0.2")])
-def test_haproxy_forwards_from_an_address_that_ray_cannot_listen_on(
-    tmp_path: Path, ray_proxy: int, host: str, reached: str
-) -> None:
-    text = listener(host, ray_proxy)
+def test_haproxy_forwards_from_an_address_that_ray_cannot_listen_on(tmp_path: Path, host: str, reached: str) -> None:
+    port = free_port("::")
+    (tmp_path / "haproxy.cfg").write_text(  # in the place of Ray's
+        "defaults\n  mode http\n  timeout client 9s\n  timeout server 9s\n  timeout connect 9s\n"
+        f"frontend http_frontend\n  bind {ray_host(host).replace('0.0.0.0', '*')}:{port}\n"
+        "  http-request return status 200 content-type text/plain string gateway\n"
+    )
+    text = listener(host, port)
     assert text is not None
+    assert ("v6only" in text) == (host == "::"), (
+        "or the kernel may hand IPv4 connections to the listener, which would loop"
+    )
     (tmp_path / "listener.cfg").write_text(text)
     environment = ray_environment(make_config(), tmp_path) | {
         "GEARBOX_HAPROXY_LISTENER": str(tmp_path / "listener.cfg")
@@ -160,7 +154,7 @@ def test_haproxy_forwards_from_an_address_that_ray_cannot_listen_on(
     with subprocess.Popen(command, env=environment) as proxy:
         try:
             for address in (reached, "127.0.0.1"):
-                assert _text(f"http://{authority(address, ray_proxy)}/") == "gateway"
+                assert _text(f"http://{authority(address, port)}/") == "gateway"
         finally:
             proxy.terminate()
 
