@@ -57,7 +57,7 @@ class VariantSpec(BaseModel):
     recipe: Path
     engine_args: dict[str, object] = Field(default_factory=dict, description="as in serving")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the engine, as in serving")
-    price_usd_per_hour: float = Field(default=0.0, ge=0)
+    price_usd_per_hour: float | None = Field(default=None, ge=0, description="None: what the card says stays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +207,11 @@ class Family:
         ]
 
     def _measure_command(self, planned: Planned) -> list[str]:
+        price = planned.spec.price_usd_per_hour
         return [
             *(str(self._engine_python), "-m", "compression.measure", "--variant", str(planned.folder)),
             *("--full", str(planned.full), "--engine-args", json.dumps(planned.spec.engine_args)),
-            *("--price-usd-per-hour", str(planned.spec.price_usd_per_hour), "--key", planned.measure_key),
+            *("--key", planned.measure_key, *(() if price is None else ("--price-usd-per-hour", str(price)))),
             "--no-built-in-tasks",  # the platform needs the one number soon; `gearbox evaluate` adds them
             *(("--text", str(self._text.resolve())) if self._text else ()),
         ]
@@ -275,10 +276,14 @@ def _is_measured(folder: Path, key: str) -> bool:
         return False
 
 
-def _reprice(folder: Path, price_usd_per_hour: float) -> None:
+def _reprice(folder: Path, price_usd_per_hour: float | None) -> None:
     """Another price needs no new measurement."""
     card = load_card(folder)
-    if card.profile is not None and card.profile.price_usd_per_hour != price_usd_per_hour:
+    if (
+        price_usd_per_hour is not None
+        and card.profile is not None
+        and card.profile.price_usd_per_hour != price_usd_per_hour
+    ):
         profile = card.profile.model_copy(update={"price_usd_per_hour": price_usd_per_hour})
         card.model_copy(update={"profile": profile}).save(folder)
 

@@ -54,11 +54,12 @@ class EngineFailed(KnownError):
 class Wanted:
     """What is measured, and with what.
 
-    `price` is in USD an hour, `max_drift` in nats; `allow_code` runs programs that the model writes.
+    `price` is in USD an hour (None: the card's stays), `max_drift` in nats; `allow_code` runs programs that the model
+    writes.
     """
 
     parts: Sequence[Part] = ("profile", "quality")
-    price: float = 0.0
+    price: float | None = None
     text: Path | None = None
     tasks: Sequence[Path] = ()
     built_in_tasks: bool = True
@@ -86,7 +87,9 @@ def measure(variant: Path, full: Path, engine_args: dict[str, object], wanted: W
     report("start", 1, 1, "engines")
     profile = card.profile
     if "profile" in wanted.parts:
-        profile = _profile(llm, engine_args, startup_s, wanted.price, card.seed, report)
+        known = card.profile.price_usd_per_hour if card.profile else 0.0
+        price = known if wanted.price is None else wanted.price
+        profile = _profile(llm, engine_args, startup_s, price, card.seed, report)
     quality = plan.measure(Served(llm), report) if plan else card.quality
     return card.model_copy(update={"quality": quality, "profile": profile})
 
@@ -266,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", type=Path, required=True, help="folder of the variant")
     parser.add_argument("--full", type=Path, help="folder of the variant it is compared with; itself if not given")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="vLLM engine arguments, JSON")
-    parser.add_argument("--price-usd-per-hour", type=float, default=0.0)
+    parser.add_argument("--price-usd-per-hour", type=float, help="without it, the price on the card stays")
     parser.add_argument("--text", type=Path, help="text file to measure on instead of Python's documentation")
     parser.add_argument("--only", choices=["profile", "quality"], help="measure this part of the card alone")
     parser.add_argument("--tasks", type=Path, action="append", default=[], help="JSON lines with prompt and answer")

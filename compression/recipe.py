@@ -9,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from compression.errors import KnownError
 from serve.card import Step as Made
 from serve.card import first_problem
+from serve.yaml_file import YamlError, read_yaml
 
 FORMAT = 1  # raise it when the same recipe would make different weights
 
@@ -24,7 +24,7 @@ class RecipeError(KnownError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Load(_Section):
@@ -321,13 +321,12 @@ def load_recipe(file: Path) -> Recipe:
         RecipeError: missing, not YAML, or with a field that is unknown or out of range.
     """
     try:
-        return Recipe.model_validate(yaml.safe_load(file.read_text()))
-    except OSError as error:
-        raise RecipeError(f"cannot read the recipe {file}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise RecipeError(f"the recipe {file} is not YAML: {' '.join(str(error).split())}") from error
+        document = read_yaml(file)
+        return Recipe.model_validate(document.data)
+    except YamlError as error:
+        raise RecipeError(f"the recipe cannot be read or is not YAML as it is wanted: {error}") from error
     except ValidationError as error:
-        raise RecipeError(f"the recipe {file} is wrong: {first_problem(error)}") from error
+        raise RecipeError(f"the recipe is wrong: {document.problem(error)}") from error
 
 
 def recipe_key(recipe: Recipe, source: str, parent_key: str | None, text: str) -> str:

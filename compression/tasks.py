@@ -113,7 +113,9 @@ def load_task(file: Path) -> Task:
         TaskError: the file cannot be read, a line is no such object, or some lines have choices and others none.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split(
+            "\n"
+        )  # JSON may hold what `splitlines` takes for a line's end
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read the task {file}: {getattr(error, 'strerror', None) or error}") from error
     if file.stem in BUILT_IN:

@@ -8,6 +8,7 @@ measured on the same held-out tokens whatever its own seed is.
 import ast
 import hashlib
 import random
+import re
 import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
@@ -72,7 +73,10 @@ def load_corpus(file: Path | None = None) -> Corpus:
     held_out = tuple(document for document in documents if is_held_out(document.name))
     training = tuple(document for document in documents if not is_held_out(document.name))
     if not held_out or not training:
-        raise TextError(f"{description}: {len(documents)} documents are too few to train on some and hold out others")
+        raise TextError(
+            f"{description}: {len(documents)} documents are too few to train on some and hold out others; a text file is "
+            "cut into documents of about 4,000 characters, at blank lines or at the ends of lines: give at least 100,000"
+        )
     return Corpus(description, training, held_out)
 
 
@@ -122,18 +126,41 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def file_documents(file: Path, characters: int = 4000) -> list[Document]:
-    """A text file cut at blank lines into documents of about `characters`; named by content, so edits stay local."""
+    """A text file cut between paragraphs into documents of about `characters`; named by content, so edits stay local.
+
+    Blank lines end a paragraph; what is longer than a document without one is cut at the ends of its lines.
+
+    Raises:
+        TextError: the file cannot be read, is not UTF-8, or has no text.
+    """
     try:
-        paragraphs = file.read_text(encoding="utf-8").split("\n\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TextError(f"cannot read the text file {file}: {error}") from error
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise TextError(f"cannot read the text file {file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise TextError(f"cannot read the text file {file}: it is not UTF-8 ({error})") from error
+    if not text.strip():
+        raise TextError(f"the text file {file} has no text in it")
     documents, held = [], ""
-    for paragraph in [*paragraphs, ""]:
-        held = f"{held}\n\n{paragraph}" if held else paragraph
-        if len(held) >= characters or (paragraph is paragraphs[-1] and held.strip()):
-            documents.append(Document(hashlib.sha256(held.encode()).hexdigest(), held))
+    for gap, paragraph in _paragraphs(text, characters):
+        held = f"{held}{gap}{paragraph}" if held else paragraph
+        if len(held) >= characters:
+            documents.append(_document(held))
             held = ""
-    return documents
+    return [*documents, _document(held)] if held else documents
+
+
+def _paragraphs(text: str, longest: int) -> Iterator[tuple[str, str]]:
+    """What stands before each paragraph, and the paragraph: blocks between blank lines, or lines of longer blocks."""
+    for block in re.split(r"\n(?:[^\S\n]*\n)+", text):
+        lines = [line for line in block.split("\n") if line.strip()]
+        if len(block) <= longest:
+            lines = ["\n".join(lines)] if lines else []
+        yield from zip(("\n\n", *["\n"] * (len(lines) - 1)), lines, strict=False)
+
+
+def _document(text: str) -> Document:
+    return Document(hashlib.sha256(text.encode()).hexdigest(), text)
 
 
 def training_sequences(corpus: Corpus, encode: Encode, length: int, end: int, seed: int) -> list[list[int]]:

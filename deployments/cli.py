@@ -24,6 +24,7 @@ from compression import cli_measure
 from compression.cli_compress import compress
 from compression.cli_measure import Serving
 from deployments.cli_weights import weights
+from deployments.listener import ray_host
 from deployments.state import (
     RUN_ID,
     PlatformState,
@@ -36,8 +37,9 @@ from deployments.state import (
 )
 from deployments.weights import Weights
 from serve import indexing
+from serve.addresses import authority, socket_address
 from serve.cli import app, fail
-from serve.config import ConfigError, PlatformConfig, load_config
+from serve.config import ConfigError, PlatformConfig, ServerConfig, load_config
 
 DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]
@@ -88,14 +90,23 @@ def _checked(path: Path, variants: str) -> PlatformConfig:
     weights = Weights(settings, cache_folder())
     for variant in settings.variants:
         weights.ready(variant)
-    for port in (settings.server.port, settings.server.metrics_port):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((settings.server.host, port))
-            except OSError as error:
-                raise ConfigError(f"{settings.server.host}:{port} can't be listened on: {error.strerror}") from error
+    _check_ports(settings.server)
     return settings
+
+
+def _check_ports(server: ServerConfig) -> None:
+    """Whether everything that the platform listens on is free. Raises `ConfigError`."""
+    wanted = [(server.host, server.port, "port"), (server.host, server.metrics_port, "metrics_port")]
+    wanted += [(ray_host(server.host), server.port, "Ray's HAProxy")]
+    wanted += [("0.0.0.0", port, name) for name, port in server.derived_ports.items()]
+    for host, port, name in wanted:
+        try:
+            family, address = socket_address(host, port)
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind(address)
+        except OSError as error:
+            raise ConfigError(f"{authority(host, port)} can't be listened on: {error.strerror} ({name})") from error
 
 
 def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[bytes]":

@@ -16,9 +16,11 @@ import ray
 from ray import serve as ray_serve
 from ray._common.formatters import JSONFormatter
 
+from deployments.listener import replica_host
 from deployments.placement import HERE
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
+from serve.addresses import authority
 from serve.app import Gateway
 from serve.card import CARD_FILE, Card, CardError, load_card
 from serve.catalog import Variant, make_variant
@@ -42,7 +44,7 @@ class GatewayDeployment:
         self._catalog: Mapping[str, object] = {}
         self._variants: dict[str, Variant] = {}
         self._left_out: dict[str, str] = {}
-        self._replicas = ServeReplicas(_loopback(self._config.server.host))
+        self._replicas = ServeReplicas(replica_host(self._config.server.host))
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._metrics = Metrics()
@@ -156,8 +158,8 @@ class GatewayDeployment:
             for url in self._replicas.urls(name)
         ]
         nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"]]
-        host = _loopback(self._config.server.host)
-        addresses = [f"{host or node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes]
+        host = replica_host(self._config.server.host)
+        addresses = [authority(host or node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes]
         return [*engines, {"targets": addresses, "labels": {**common, "component": "ray"}}]
 
 
@@ -206,11 +208,6 @@ def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: M
 def settings_of(config: PlatformConfig) -> dict[str, object]:
     """`config` for replicas: without the database's password, which the gateway does not need."""
     return config.model_dump(mode="json", exclude={"retrieval": {"database"}})
-
-
-def _loopback(host: str) -> str | None:
-    """Replicas listen on the server's host; on loopback that is where they are reached, whatever the node's address."""
-    return host if host.startswith("127.") or host == "localhost" else None
 
 
 class _Lines(JSONFormatter):

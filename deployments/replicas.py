@@ -14,6 +14,7 @@ from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from serve.addresses import authority
 from serve.catalog import Live
 from serve.engines import NoReplica
 
@@ -106,7 +107,7 @@ class ServeReplicas:
 
     def _url(self, endpoint: tuple[str, int]) -> str:
         host, port = endpoint
-        return f"http://{self._host_override or host}:{port}"
+        return f"http://{authority(self._host_override or host, port)}"
 
 
 async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float]:

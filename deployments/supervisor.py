@@ -24,6 +24,7 @@ from compression.family import BuildError
 from deployments.database import Database, DatabaseError
 from deployments.embedder import embedder_folder
 from deployments.fetch import FetchError
+from deployments.listener import listener, ray_host
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
@@ -38,6 +39,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     """Environment that Ray reads when it is imported or started; HAProxy mode is the default everywhere."""
+    ports = config.server.derived_ports
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -49,9 +51,9 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(haproxy),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(haproxy / "server-state"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(haproxy / "metrics.sock"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(config.server.metrics_port + 1),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(config.server.metrics_port + 2),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(config.server.metrics_port + 3),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["HAProxy's metrics"]),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["HAProxy's statistics"]),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["Serve's own proxy"]),
         "RAY_worker_niceness": "0",  # Ray runs workers at 15: anything else on the machine would starve the engines
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
@@ -182,10 +184,11 @@ class Supervisor:
             include_dashboard=False,
             logging_level="ERROR",
             log_to_driver=False,
-            _metrics_export_port=self._config.server.metrics_port + 4,
+            _metrics_export_port=self._config.server.derived_ports["Ray's metrics"],
         )
         self._note("starting HAProxy")
-        ray_serve.start(http_options={"host": self._config.server.host, "port": self._config.server.port})
+        server = self._config.server
+        ray_serve.start(http_options={"host": ray_host(server.host), "port": server.port})
 
     def _deploy(self, folders: Mapping[str, Path]) -> None:
         """Deploy the variants in `folders` beside those that run, and tell the gateway of them."""
@@ -285,11 +288,14 @@ def main() -> None:
     (folder / "metrics").mkdir(parents=True)
     haproxy = Path(tempfile.mkdtemp(prefix="gbx-"))  # Unix socket paths are short, state folders may be long
     os.environ.update({**ray_environment(config, haproxy), **os.environ})
+    if (own := listener(config.server.host, config.server.port)) is not None:
+        (haproxy / "listener.cfg").write_text(own)
+        os.environ["GEARBOX_HAPROXY_LISTENER"] = str(haproxy / "listener.cfg")
     state = PlatformState(
         run_id=os.environ[RUN_ID],
         pid=os.getpid(),
-        url=f"http://{config.server.host}:{config.server.port}",
-        metrics_url=f"http://{config.server.host}:{config.server.metrics_port}",
+        url=config.server.url,
+        metrics_url=config.server.metrics_url,
         config=str(options.config),
         model=config.model.name,
         variants={variant.name: VariantState() for variant in config.variants},

@@ -232,8 +232,7 @@ class Gateway:
 
 def _own_url(config: PlatformConfig) -> str:
     """Where the platform is reached from its own machines."""
-    host = config.server.host if config.server.host not in ("0.0.0.0", "::") else "127.0.0.1"
-    return f"http://{host}:{config.server.port}/v1"
+    return f"{config.server.url}/v1"
 
 
 def _begin(metrics: Metrics, config: PlatformConfig) -> None:

@@ -224,10 +224,16 @@ def weights_digest(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def problem_path(error: ValidationError) -> tuple[str | int, ...]:
+    """Where the first thing stands that a validation error complains about. A validator that finds it deeper than it was
+    asked names the rest of the way as `path` in its error's context."""
+    detail = error.errors(include_url=False)[0]
+    return (*detail["loc"], *detail.get("ctx", {}).get("path", ()))
+
+
 def first_problem(error: Exception) -> str:
     """The first thing a validation error complains about, as `field: reason` on one line."""
     if isinstance(error, ValidationError):
-        detail = error.errors()[0]
-        where = ".".join(str(part) for part in detail["loc"]) or "document"
-        return f"{where}: {detail['msg']}"
+        where = ".".join(map(str, problem_path(error))) or "document"
+        return f"{where}: {error.errors(include_url=False)[0]['msg']}"
     return str(error).splitlines()[0]

@@ -168,16 +168,17 @@ def make_variant(config: VariantConfig, card: Card, engine_args: Mapping[str, ob
             f"variant '{config.name}': its card has no measured quality or profile; run 'gearbox up' again"
         )
     length = engine_args.get("max_model_len", card.max_model_len)
-    max_num_seqs = engine_args.get("max_num_seqs", 256)
+    max_num_seqs = engine_args.get("max_num_seqs")
     max_running = max_num_seqs if isinstance(max_num_seqs, int) else 256
+    price = config.price_usd_per_hour
     return Variant(
         name=config.name,
         card=card,
         quality=card.quality,
         profile=card.profile,
         latency=LatencyModel(card.profile, max_running),
-        price_usd_per_hour=config.price_usd_per_hour or card.profile.price_usd_per_hour,
-        max_model_len=length if isinstance(length, int) else card.max_model_len,
+        price_usd_per_hour=card.profile.price_usd_per_hour if price is None else price,
+        max_model_len=length if isinstance(length, int) and length > 0 else card.max_model_len,  # -1: vLLM's "auto"
         max_running=max_running,
         max_waiting=max_waiting,
         max_replicas=config.replicas.max,

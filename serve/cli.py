@@ -162,7 +162,9 @@ def keys_new(
     """Make an API key. The key is shown once; the configuration gets its hash."""
     key, digest = new_key()
     typer.echo(f"key (keep it secret, it is not stored): {key}\n")
-    typer.echo(f"under access.keys in the configuration:\n  - {{sha256: {digest}, tenant: {tenant}, budget: {budget}}}")
+    typer.echo(
+        f"under access.keys in the configuration:\n  - {{sha256: {digest}, tenant: {json.dumps(tenant)}, budget: {json.dumps(budget)}}}"
+    )
 
 
 @contextmanager

@@ -4,18 +4,34 @@ Any value can be overridden from the environment with `GEARBOX_` and `__` betwee
 e.g. `GEARBOX_SERVER__PORT=9000`.
 """
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, get_args
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
+from serve.addresses import listen_host, local_url
+from serve.arguments import Arguments
 from serve.budget import DEFAULT_PROFILES, Budget
-from serve.card import first_problem
+from serve.card import first_problem, problem_path
+from serve.environment import Environment, unknown_variable, variable_of
 from serve.learning import LEVELS
 from serve.tool_config import HttpToolConfig
+from serve.yaml_file import YamlError, YamlFile, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 
@@ -24,8 +40,21 @@ class ConfigError(Exception):
     """A configuration that can't be used; the message is one line that says where and why."""
 
 
+def _misfit(message: str, *path: str | int) -> PydanticCustomError:
+    """An error about what stands at `path` below the section that was looked at."""
+    return PydanticCustomError("misfit", "{message}", {"message": message, "path": path})
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_is_a_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool and {int, float} & {kind, *get_args(kind)}:
+            raise PydanticCustomError("number_type", "expected a number, got true or false")
+        return value
 
 
 class ModelConfig(_Section):
@@ -37,12 +66,25 @@ class ModelConfig(_Section):
     )
 
 
+_METRICS_PORT = 9464
+_DERIVED = ("HAProxy's metrics", "HAProxy's statistics", "Serve's own proxy", "Ray's metrics")  # after `metrics_port`
+_REPLICA_PORTS = range(30000, 31001)  # Ray Serve gives them to replicas, which the gateway and HAProxy reach there
+
+
+def _range(ports: range) -> str:
+    return f"{ports[0]} to {ports[-1]}"
+
+
 class ServerConfig(_Section):
     """The public listener and the limits of one request."""
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(listen_host)] = Field(
+        default="127.0.0.1", description="address or name to listen on; 0.0.0.0: every IPv4 address, '::': IPv6 too"
+    )
     port: int = Field(default=8000, ge=1, le=65535)
-    metrics_port: int = Field(default=9464, ge=1, le=65535, description="Prometheus exposition, never the public port")
+    metrics_port: int = Field(
+        default=_METRICS_PORT, ge=1, le=65535, description="Prometheus exposition, never the public port"
+    )
     gateway_replicas: int = Field(default=1, ge=1, le=256)
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
     request_timeout_s: float = Field(default=600, gt=0, description="longest time between two chunks of an answer")
@@ -56,10 +98,38 @@ class ServerConfig(_Section):
         default=600, gt=0, description="longest time a replica that is replaced or leaves may finish its answers"
     )
 
+    @property
+    def url(self) -> str:
+        """The public listener, as it is reached from its own machine."""
+        return local_url(self.host, self.port)
+
+    @property
+    def metrics_url(self) -> str:
+        """The metrics port, as it is reached from its own machine."""
+        return local_url(self.host, self.metrics_port)
+
+    @property
+    def derived_ports(self) -> dict[str, int]:
+        """The ports that are not configured but follow `metrics_port`, by who listens on them."""
+        return {name: self.metrics_port + after for after, name in enumerate(_DERIVED, 1)}
+
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServerConfig":
+        key = "port" if self.metrics_port == _METRICS_PORT else "metrics_port"  # the one that was chosen, most likely
         if self.port == self.metrics_port:
-            raise ValueError(f"port and metrics_port are both {self.port}")
+            raise _misfit(f"port and metrics_port are both {self.port}", key)
+        taken = f"metrics_port ({self.metrics_port}) and the {len(_DERIVED)} after it"
+        for name, port in self.derived_ports.items():
+            if port > 65535:
+                raise _misfit(f"{taken} are the platform's, but there is no port {port} for {name}", "metrics_port")
+            if port == self.port:
+                raise _misfit(f"{taken} are the platform's: {port} is for {name}, so port must be another", key)
+        if self.port in _REPLICA_PORTS:
+            raise _misfit(f"{self.port} is one of the replicas' ports, {_range(_REPLICA_PORTS)}: use another", "port")
+        for port in (self.metrics_port, *self.derived_ports.values()):
+            if port in _REPLICA_PORTS:
+                why = f"{taken} meet the replicas' ports, {_range(_REPLICA_PORTS)}: use another"
+                raise _misfit(why, "metrics_port")
         return self
 
 
@@ -106,18 +176,24 @@ class VariantConfig(_Section):
         pattern=r"^sha256:[0-9a-f]{64}$",
         description="the weights' digest as their card states it; others are refused",
     )
-    engine: dict[str, object] = Field(default_factory=dict, description="vLLM engine arguments")
+    engine: Arguments = Field(default_factory=dict, description="vLLM engine arguments")
     env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
     replicas: ReplicaBounds = ReplicaBounds()
     resources: Resources = Resources()
-    price_usd_per_hour: float = Field(default=0.0, ge=0, description="price of what one replica occupies")
+    price_usd_per_hour: float | None = Field(
+        default=None, ge=0, description="price of what one replica occupies; without it, the price on the card"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "VariantConfig":
         if (self.recipe is None) == (self.weights is None):
             raise ValueError(f"variant '{self.name}' needs exactly one of 'recipe' and 'weights'")
-        if self.digest and self.recipe:
-            raise ValueError(f"variant '{self.name}' has a digest, but a recipe makes other weights on other hardware")
+        if self.digest is not None and self.recipe is not None:
+            why = f"variant '{self.name}' has a digest, but a recipe makes other weights on other hardware"
+            raise _misfit(why, "digest")
+        for name in ("recipe", "weights"):
+            if getattr(self, name) == "":
+                raise _misfit("it is empty", name)
         return self
 
 
@@ -235,6 +311,15 @@ class ObservabilityConfig(_Section):
     tenants: int = Field(default=200, ge=1, description="that metrics tell apart; the others are counted together")
 
 
+def _profile_name(value: str) -> str:
+    if not _PROFILE.fullmatch(value):
+        raise ValueError("requests name a profile as MODEL@PROFILE: a name has letters, digits, '.', '_' and '-' alone")
+    return value
+
+
+_PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ProfileName = Annotated[str, AfterValidator(_profile_name)]
+
 ROUTING = {"router", "profiles"}  # sections that a running platform takes anew
 
 
@@ -247,17 +332,18 @@ class PlatformConfig(BaseSettings):
         env_prefix="GEARBOX_",
         env_nested_delimiter="__",
         nested_model_default_partial_update=True,
+        allow_inf_nan=False,
     )
 
     model: ModelConfig
     server: ServerConfig = ServerConfig()
     access: AccessConfig = AccessConfig()
     router: RouterConfig = RouterConfig()
-    profiles: Annotated[dict[str, Budget], AfterValidator(lambda own: {**DEFAULT_PROFILES, **own})] = Field(
+    profiles: Annotated[dict[ProfileName, Budget], AfterValidator(lambda own: {**DEFAULT_PROFILES, **own})] = Field(
         default_factory=dict, validate_default=True, description="named budgets, added to the built-in ones"
     )
-    engine: dict[str, object] = Field(default_factory=dict, description="engine arguments of every variant")
-    frontend: dict[str, object] = Field(
+    engine: Arguments = Field(default_factory=dict, description="engine arguments of every variant")
+    frontend: Arguments = Field(
         default_factory=dict, description="vLLM server arguments of every variant that change neither speed nor quality"
     )
     env: dict[str, str] = Field(default_factory=dict, description="environment of every engine")
@@ -272,23 +358,27 @@ class PlatformConfig(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
         """Environment over file; called by pydantic-settings."""
-        return env_settings, init_settings
+        return Environment(settings_cls), init_settings
 
     @model_validator(mode="after")
     def _consistent(self) -> "PlatformConfig":
         names = [variant.name for variant in self.variants]
-        for name in names:
-            if names.count(name) > 1:
-                raise ValueError(f"two variants are called '{name}'; names must be unique")
-        self._check_profiles(self.access)
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                why = f"two variants are called '{name}'; names must be unique"
+                raise _misfit(why, "variants", index, "name")
+        if "retrieval" in names and self.retrieval is not None:
+            why = "'retrieval' is the name of the documents' part; give the variant another"
+            raise _misfit(why, "variants", names.index("retrieval"), "name")
+        for profile, path in _profiles_used(self.access):
+            if profile not in self.profiles:
+                raise _misfit(self._unknown_profile(profile), "access", *path)
         if not self.access.open and not self.access.keys and self.access.keys_file is None:
-            raise ValueError("access: nobody could call; add keys, keys_file, or say 'open: true' explicitly")
+            raise _misfit("nobody could call; add keys, keys_file, or say 'open: true' explicitly", "access")
         return self
 
-    def _check_profiles(self, access: AccessConfig) -> None:
-        for profile in (access.open_budget, *(key.budget for key in access.keys)):
-            if profile not in self.profiles:
-                raise ValueError(f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}")
+    def _unknown_profile(self, profile: str) -> str:
+        return f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}"
 
     def engine_args(self, variant: VariantConfig) -> dict[str, object]:
         """vLLM engine arguments of `variant`: the common ones with its own on top."""
@@ -300,17 +390,20 @@ class PlatformConfig(BaseSettings):
         if file is None:
             return self
         try:
-            more = _read_yaml(file) or []
-        except ConfigError as error:
-            raise ConfigError(f"access.keys_file: {file}: {error}") from error
-        if not isinstance(more, list):
-            raise ConfigError(f"access.keys_file: {file}: expected a list of keys")
+            held = read_yaml(file)
+        except YamlError as error:
+            raise ConfigError(f"access.keys_file: {error}") from error
+        if not isinstance(held.data, list | None):
+            raise ConfigError(f"access.keys_file: {held.place()}: expected a list of keys")
         try:
-            held = tuple(KeyConfig.model_validate(key) for key in more)
-            access = self.access.model_copy(update={"keys": (*self.access.keys, *held)})
-            self._check_profiles(access)
-        except ValueError as error:
-            raise ConfigError(f"access.keys_file: {file}: {first_problem(error)}") from error
+            more = TypeAdapter(tuple[KeyConfig, ...]).validate_python(held.data or [])
+        except ValidationError as error:
+            raise ConfigError(f"access.keys_file: {held.problem(error)}") from error
+        access = self.access.model_copy(update={"keys": (*self.access.keys, *more)})
+        for index, key in enumerate(more):
+            if key.budget not in self.profiles:
+                place = held.place((index, "budget"))
+                raise ConfigError(f"access.keys_file: {place}: {index}.budget: {self._unknown_profile(key.budget)}")
         if not access.keys and not access.open:
             raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
         return self.model_copy(update={"access": access})
@@ -324,6 +417,13 @@ class PlatformConfig(BaseSettings):
         return self.model_copy(update={"variants": tuple(known[name] for name in dict.fromkeys(names))})
 
 
+def _profiles_used(access: AccessConfig) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    """Every profile that `access` names, and the path to it."""
+    yield access.open_budget, ("open_budget",)
+    for index, key in enumerate(access.keys):
+        yield key.budget, ("keys", index, "budget")
+
+
 def load_config(path: Path) -> PlatformConfig:
     """Read and check a configuration file. The keys in `access.keys_file` are checked, not added: that file may change.
 
@@ -331,24 +431,37 @@ def load_config(path: Path) -> PlatformConfig:
         ConfigError: unreadable file, bad YAML, unknown key, wrong value; one line with the place.
     """
     try:
-        data = _read_yaml(path)
-        if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-            raise ConfigError("expected a mapping of names at the top")
-        config = PlatformConfig(**data)
-        if not config.variants:
-            raise ConfigError("variants: there must be at least one")
-        config.with_file_keys()
-        return config
-    except ValidationError as error:
-        raise ConfigError(f"{path}: {first_problem(error)}") from error
-    except (ConfigError, SettingsError) as error:
-        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
-
-
-def _read_yaml(path: Path) -> Any:
+        file = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from error
+    data = file.data
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{file.place()}: expected a mapping of names at the top")
+    for key in data.keys() - PlatformConfig.model_fields.keys():  # pydantic-settings takes some as its own arguments
+        raise ConfigError(f"{file.place((key,))}: {key}: Extra inputs are not permitted")
+    if (variable := unknown_variable(PlatformConfig.model_fields)) is not None:
+        raise ConfigError(f"{variable}: the configuration has no such section")
     try:
-        return yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(error.strerror or str(error)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
+        config = PlatformConfig(**data)
+    except ValidationError as error:
+        raise ConfigError(_problem(file, error)) from error
+    except SettingsError as error:
+        raise ConfigError(" ".join(str(error.__cause__ or error).split())) from error
+    if not config.variants:
+        raise ConfigError(f"{_origin(file, ('variants',))}: variants: there must be at least one")
+    try:
+        config.with_file_keys()
+    except ConfigError as error:
+        raise ConfigError(f"{_origin(file, ('access', 'keys_file'))}: {error}") from error
+    return config
+
+
+def _origin(file: YamlFile, path: tuple[str | int, ...], below: bool = False) -> str:
+    """Where a value of the configuration is from: an environment variable, or a line of the file."""
+    return variable_of(path, below) or file.place(path)
+
+
+def _problem(file: YamlFile, error: ValidationError) -> str:
+    below = error.errors(include_url=False)[0]["type"].endswith("_type")
+    variable = variable_of(problem_path(error), below)
+    return f"{variable}: {first_problem(error)}" if variable else file.problem(error)

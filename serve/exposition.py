@@ -1,5 +1,6 @@
 """The metrics port: `/metrics` for Prometheus, `/targets` for its HTTP service discovery of the other parts' metrics."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
+from serve.addresses import socket_address
 from serve.catalog import Variant
 from serve.metrics import Metrics, series_of
 
@@ -28,6 +30,16 @@ class _Server(ThreadingMixIn, WSGIServer):
 
     daemon_threads = True
     allow_reuse_port = True
+
+
+class _Server6(_Server):
+    """On an IPv6 address; `::` is all of IPv4's, too."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
 
 class _Silent(WSGIRequestHandler):
@@ -128,6 +140,8 @@ def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) 
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"there are /metrics and /targets\n"]
 
-    server = make_server(host, port, application, server_class=_Server, handler_class=_Silent)
+    family, _ = socket_address(host, port)
+    server_class = _Server6 if family == socket.AF_INET6 else _Server
+    server = make_server(host, port, application, server_class=server_class, handler_class=_Silent)
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
     return server

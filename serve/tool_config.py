@@ -26,7 +26,7 @@ def _headers(value: dict[str, str]) -> dict[str, str]:
 class HttpToolConfig(BaseModel):
     """One service that models may call, by its OpenAPI description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="the tools are called NAME_OPERATION")
     description: str = Field(min_length=1, description="OpenAPI 3 as YAML or JSON: a path, or the text itself")

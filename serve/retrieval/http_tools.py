@@ -21,7 +21,6 @@ os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haysta
 
 import httpx
 import jsonref  # type: ignore[import-untyped]
-import yaml
 from haystack.tools.tool import Tool
 from openapi_llm.core.schema_conversion import openai_converter
 from openapi_llm.core.spec import VALID_HTTP_METHODS, OpenAPISpecification, create_operation_id
@@ -29,6 +28,7 @@ from openapi_llm.utils import normalize_function_name
 
 from serve.retrieval.tools import ToolFault, make_tool
 from serve.tool_config import HttpToolConfig
+from serve.yaml_file import parse_yaml
 
 MAX_RESPONSE_BYTES = 64 << 10
 MAX_DESCRIPTION_BYTES = 4 << 20
@@ -227,18 +227,19 @@ def _description(config: HttpToolConfig) -> dict[str, Any]:
     if "\n" not in text and not text.lstrip().startswith("{"):
         try:
             with Path(text).open("rb") as file:
-                text = file.read(MAX_DESCRIPTION_BYTES + 1).decode()
+                text = file.read(MAX_DESCRIPTION_BYTES + 1).decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise HttpToolError(f"the description '{text}' cannot be read ({type(error).__name__})") from error
     if len(text) > MAX_DESCRIPTION_BYTES:
         raise HttpToolError(f"the description is larger than {MAX_DESCRIPTION_BYTES >> 20} MiB")
     try:
-        spec = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        is_json = text.lstrip().startswith("{")
+        spec = json.loads(text) if is_json else parse_yaml(text, "the description", lenient=True).data
         if not isinstance(spec, dict) or not str(spec.get("openapi", "")).startswith("3."):
             raise HttpToolError("the description is not OpenAPI 3")
         _refuse_foreign(spec)
         found: dict[str, Any] = jsonref.replace_refs(spec, proxies=False, lazy_load=False)
-    except (ValueError, yaml.YAMLError, jsonref.JsonRefError) as error:
+    except (ValueError, jsonref.JsonRefError) as error:
         if isinstance(error, HttpToolError):
             raise
         raise HttpToolError(f"the description cannot be read: {' '.join(str(error).split())[:200]}") from error

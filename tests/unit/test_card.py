@@ -155,6 +155,21 @@ def test_a_variant_scales_to_zero_where_its_bounds_say_so():
     assert make_variant(asleep, make_card("int8"), {}, 4).scales_to_zero
 
 
+def test_a_price_of_nothing_is_none_at_all():
+    card = make_card("int8", profile=make_profile(price_usd_per_hour=1))
+    free = make_variant(CONFIG.model_copy(update={"price_usd_per_hour": 0.0}), card, {}, 4)
+    assert (free.price_usd_per_hour, free.cost_usd(1000, 1000)) == (0, 0)
+    unset = make_variant(VariantConfig(name="int8", recipe="int8"), card, {}, 4)
+    assert unset.price_usd_per_hour == 1
+
+
+@pytest.mark.parametrize("length", [None, -1, 0])
+def test_a_context_that_vllm_is_to_find_is_taken_to_be_the_cards(length):
+    assert (
+        make_variant(CONFIG, make_card("int8", max_model_len=8192), {"max_model_len": length}, 4).max_model_len == 8192
+    )
+
+
 def test_the_summary_prices_a_million_tokens():
     summary = make_live_variant("int8", quality=0.95, tpot_ms=20, price=0.36).summary()
     assert summary["usd_per_million_input_tokens"] == pytest.approx(0.1)

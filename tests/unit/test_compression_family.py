@@ -43,7 +43,7 @@ STAND_IN = """
         out = pathlib.Path(given["--variant"])
         profile = Profile(hardware="h", engine="e", ttft=(TtftPoint(prompt_tokens=1, concurrency=1, p50_ms=1, p95_ms=1),),
             tpot=(TpotPoint(concurrency=1, p50_ms=1, p95_ms=1),), prefill_tokens_per_s=1, decode_tokens_per_s=1, startup_s=1,
-            resident_bytes=1, price_usd_per_hour=float(given["--price-usd-per-hour"]))
+            resident_bytes=1, price_usd_per_hour=float(given.get("--price-usd-per-hour", 0.5)))
         load_card(out).model_copy(update={"profile": profile}).save(out)
         (out / "measured.json").write_text(json.dumps({"key": given["--key"]}))
 """
@@ -129,6 +129,19 @@ def test_another_price_is_written_without_measuring(bench: Bench) -> None:
     bench.make(spec("full", price_usd_per_hour=2.0))
     assert bench.calls() == ["build full", "measure full"]
     assert load_card(bench.family().plan([spec("full")])[0].folder).profile.price_usd_per_hour == 2.0
+
+
+def test_a_price_of_nothing_is_written_and_one_that_is_not_given_leaves_the_cards(bench: Bench) -> None:
+    def price() -> float:
+        return load_card(bench.family().plan([spec("full")])[0].folder).profile.price_usd_per_hour
+
+    bench.make(spec("full"))
+    assert price() == 0.5, "as it was measured"
+    bench.make(spec("full", price_usd_per_hour=0.0))
+    assert price() == 0
+    bench.make(spec("full", price_usd_per_hour=2.0))
+    bench.make(spec("full"))
+    assert price() == 2
 
 
 def test_another_source_or_text_is_built_beside(bench: Bench, tmp_path: Path) -> None:

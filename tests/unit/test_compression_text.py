@@ -9,6 +9,7 @@ from compression.text import (
     Corpus,
     Document,
     TextError,
+    file_documents,
     held_out_sequences,
     is_held_out,
     load_corpus,
@@ -104,3 +105,69 @@ def test_a_missing_or_tiny_file_says_so(tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text("hello")
     with pytest.raises(TextError, match="too few"):
         load_corpus(tmp_path / "tiny.txt")
+
+
+PARAGRAPHS = [prose(i, 100) for i in range(400)]  # about 400 characters each
+
+
+def texts(file: Path, content: str | bytes) -> list[str]:
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return [document.text for document in file_documents(file)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "\n\n".join(PARAGRAPHS) + "\n",
+        "\n\n".join(PARAGRAPHS) + "\n" * 800,
+        "\n" * 9 + "\n\n".join(PARAGRAPHS),
+        "\n\n\n\n".join(PARAGRAPHS),
+        "\n \t\n".join(PARAGRAPHS) + "\n  \n   ",
+        "\r\n\r\n".join(PARAGRAPHS) + "\r\n\r\n\r\n",
+        "\ufeff" + "\n\n".join(PARAGRAPHS),
+    ],
+    ids=["newline", "blank_end", "blank_start", "many_blank", "spaces", "crlf", "bom"],
+)
+def test_blank_lines_line_ends_and_marks_change_nothing(tmp_path: Path, content: str) -> None:
+    plain = texts(tmp_path / "plain.txt", "\n\n".join(PARAGRAPHS))
+    assert 30 < len(plain) < 50
+    assert "\n\n".join(plain) == "\n\n".join(PARAGRAPHS)
+    assert texts(tmp_path / "mine.txt", content) == plain
+
+
+def test_a_last_paragraph_that_stands_earlier_too_ends_nothing_early(tmp_path: Path) -> None:
+    content = "\n\n".join(["same", *PARAGRAPHS[:5], "same", *PARAGRAPHS[5:20], "same"])
+    assert 1 < len(texts(tmp_path / "mine.txt", content)) < 4
+
+
+@pytest.mark.parametrize("title", ["", "A title\n\n"])
+@pytest.mark.parametrize("ends", ["\n", "\r\n"])
+def test_one_paragraph_a_line_is_understood(tmp_path: Path, title: str, ends: str) -> None:
+    documents = texts(tmp_path / "mine.txt", title + ends.join(PARAGRAPHS))
+    assert 30 < len(documents) < 50
+    assert "\n".join(documents).removeprefix(title) == "\n".join(PARAGRAPHS)
+    assert max(map(len, documents)) < 5000
+    corpus = load_corpus(tmp_path / "mine.txt")
+    assert corpus.training and corpus.held_out
+
+
+def test_a_wrapped_paragraph_stays_whole(tmp_path: Path) -> None:
+    content = "\n\n".join(paragraph.replace(" ", "\n") for paragraph in PARAGRAPHS)
+    assert "\n\n".join(texts(tmp_path / "mine.txt", content)) == content
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n\n", b" \r\n\t\r\n", b"\xef\xbb\xbf"])
+def test_a_file_without_text_says_so(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(TextError, match="has no text in it"):
+        texts(tmp_path / "mine.txt", content)
+
+
+def test_text_in_another_encoding_says_so(tmp_path: Path) -> None:
+    with pytest.raises(TextError, match="it is not UTF-8"):
+        texts(tmp_path / "mine.txt", "Grüße".encode("utf-16"))
+
+
+def test_one_line_without_an_end_says_what_is_wanted(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text(" ".join(PARAGRAPHS))
+    with pytest.raises(TextError, match=r"1 documents are too few.*at blank lines or at the ends of lines"):
+        load_corpus(tmp_path / "mine.txt")

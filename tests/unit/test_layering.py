@@ -47,9 +47,9 @@ def test_only_deployments_imports_ray():
         assert offenders(package, lambda module: module.split(".")[0] == "ray") == []
 
 
-def test_compression_knows_of_serve_only_the_card():
+def test_compression_knows_of_serve_only_the_card_and_how_users_yaml_is_read():
     def foreign(module: str) -> bool:
-        return module.split(".")[0] in ("serve", "deployments") and module != "serve.card"
+        return module.split(".")[0] in ("serve", "deployments") and module not in ("serve.card", "serve.yaml_file")
 
     assert offenders("compression", foreign) == []
 

@@ -157,7 +157,7 @@ ray.auth.existingSecret is set but ray.auth.enabled is false; nothing would ask 
 {{- if le (float64 (default 0 $server.drain_s)) 0.0 }}
 platform.server.drain_s is {{ default 0 $server.drain_s }}: every pod that leaves would cut its answers; give it the seconds that a long answer takes
 {{- end }}
-{{- if hasPrefix "127." (default "" $server.host) }}
+{{- if or (hasPrefix "127." (default "" $server.host)) (has $server.host (list "localhost" "::1")) }}
 platform.server.host is {{ $server.host }}: no other pod could reach a gateway or an engine; use 0.0.0.0
 {{- end }}
 {{- $taken := dict "6379" "Ray's GCS" "8080" "Ray's metrics" "8265" "Ray's dashboard" "10001" "Ray's client" "52365" "Ray's agent" -}}
@@ -172,5 +172,17 @@ platform.server.{{ $name }}: the platform is not root, so it cannot listen on {{
 {{- end }}
 {{- if eq $ports.port $ports.metrics_port }}
 platform.server: port and metrics_port are both {{ $ports.port }}
+{{- end }}
+{{- $public := int $ports.port }}
+{{- $metrics := int $ports.metrics_port }}
+{{- $last := add $metrics 4 | int }}
+{{- if and (gt $public $metrics) (le $public $last) }}
+platform.server.port: {{ $metrics }} (metrics_port) to {{ $last }} are the platform's own; use another one
+{{- end }}
+{{- if gt $last 65535 }}
+platform.server.metrics_port: the platform takes four ports more after {{ $metrics }}, and there are 65535; use a smaller one
+{{- end }}
+{{- if or (and (ge $public 30000) (le $public 31000)) (and (ge $last 30000) (le $metrics 31000)) }}
+platform.server: 30000 to 31000 are the ports of replicas, and metrics_port takes four more; use others for port and metrics_port
 {{- end }}
 {{- end }}
