@@ -10,6 +10,7 @@ from serve.budget import Budget
 from serve.config import ObservabilityConfig
 from serve.errors import RequestError
 from serve.grounding import Grounding
+from serve.limits import StoreUnavailable
 from serve.metrics import Ending, Metrics
 from serve.request import Attempt, Request
 from serve.router import CONFIDENCE, Decision
@@ -125,7 +126,11 @@ class Accounts:
 
     async def publish(self) -> None:
         """Tell of the limits' use; called now and then."""
-        for tenant, ledger, used in await self._gatekeeper.used(self._tenants):
+        try:
+            shares = await self._gatekeeper.used(self._tenants)
+        except StoreUnavailable:
+            return  # logged and counted where it failed
+        for tenant, ledger, used in shares:
             self._metrics.ledger.labels(tenant, ledger).set(used)
 
     def close(self) -> None:

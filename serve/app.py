@@ -2,8 +2,11 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
 from time import monotonic, perf_counter
+
+from starlette.middleware.cors import CORSMiddleware
 
 from serve.accounts import Accounts
 from serve.auth import Caller, Gatekeeper
@@ -14,7 +17,18 @@ from serve.engines import Engines, Replicas
 from serve.errors import RequestError, internal_error
 from serve.generation import Generation
 from serve.grounding import Grounder, Retrieval
-from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, read_json, reply, reply_json
+from serve.http import (
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    lifespan,
+    read_body,
+    read_json,
+    reply,
+    reply_json,
+)  # fmt: skip
 from serve.metrics import Metrics
 from serve.pages import page_routes
 from serve.policies import POLICIES
@@ -26,6 +40,7 @@ from serve.tracing import Tracer
 _STARTING_S = 900  # after that, what does not start is taken for broken
 
 Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Gateway:
@@ -45,7 +60,7 @@ class Gateway:
         self._config = config
         self._variants = variants
         self._metrics = metrics
-        self._gatekeeper = Gatekeeper(config.access)
+        self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
         _begin(metrics, config)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
         told = config.observability
@@ -73,6 +88,7 @@ class Gateway:
             "/readyz/all": {"GET": self._readyz_all},
             **page_routes(),
         }
+        self._entry = _with_cors(self._serve, config.server.allowed_origins)
 
     def reconfigure(self, config: PlatformConfig) -> None:
         """Route and admit by `config` from the next request on; what was learnt and what is under way stays."""
@@ -90,13 +106,16 @@ class Gateway:
         """Serve one ASGI connection scope."""
         if scope["type"] == "lifespan":
             return await lifespan(receive, send, self._close)
-        if scope["type"] != "http":
-            return None
+        if scope["type"] == "http":
+            await self._entry(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = perf_counter()
-        headers = headers_of(scope)
-        request_id = _request_id(headers)
         path, method = scope["path"], scope["method"]
+        request_id = ""
         try:
+            headers = headers_of(scope)
+            request_id = _request_id(headers)
             if (endpoint := PATHS.get(path)) is not None and method == "POST":
                 caller = self._gatekeeper.authenticate(headers)
                 authenticated = perf_counter()
@@ -115,14 +134,17 @@ class Gateway:
             await reply(send, 500, hidden.body())
 
     def _find(self, path: str, method: str) -> Handler:
-        if path in PATHS:
-            raise _method_not_allowed(path, "POST")
         handlers = self._routes.get("/v1/models/" if path.startswith("/v1/models/") else path)
+        if path in PATHS:
+            handlers = {}  # POST has been answered
         if handlers is None:
-            raise RequestError(404, f"there is no '{path}' here", code="not_found")
-        if method not in handlers:
-            raise _method_not_allowed(path, ", ".join(handlers))
-        return handlers[method]
+            raise RequestError(404, f"there is no '{path[:200]}' here", code="not_found")
+        methods = [*(handlers or ["POST"]), *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
+        if method == "OPTIONS":
+            return partial(_tell_methods, ", ".join(methods))
+        if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:  # servers leave out HEAD's body
+            raise _method_not_allowed(path, ", ".join(methods))
+        return handler
 
     async def _route(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
@@ -146,7 +168,7 @@ class Gateway:
         for model in self._model_list():
             if model["id"] == wanted:
                 return await reply_json(send, model)
-        raise RequestError(404, f"model '{wanted}' does not exist", param="model", code="model_not_found")
+        raise RequestError(404, f"model '{wanted[:200]}' does not exist", param="model", code="model_not_found")
 
     def _model_list(self) -> list[dict[str, object]]:
         """The logical model, then every name a client may use in `model` besides it."""
@@ -199,8 +221,8 @@ class Gateway:
         caller = await self._admitted(headers)
         body = read_json(await read_body(receive, headers, self._config.server.max_body_bytes))
         made = await self._documents.embed(body)
-        await self._gatekeeper.charge(caller, made["usage"]["total_tokens"])
         await reply_json(send, made)
+        await self._gatekeeper.charge(caller, made["usage"]["total_tokens"])
 
     async def _admitted(self, headers: Headers) -> Caller:
         """Whoever calls, counted against their limit of requests."""
@@ -228,6 +250,21 @@ class Gateway:
             raise RequestError(503, message, code="not_ready", headers={"retry-after": "2"})
         await self._readyz(headers, receive, send, scope)
         self._took_over = True
+
+
+def _with_cors(app: Application, origins: Collection[str]) -> Application:
+    """`app` for web pages of `origins`, which send an API key as a header: credentials of the browser are never allowed."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"],
+        allow_private_network=True,
+    )  # fmt: skip
+
+
+async def _tell_methods(methods: str, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", methods.encode())]})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def _own_url(config: PlatformConfig) -> str:

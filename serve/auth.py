@@ -1,19 +1,18 @@
-"""Who is calling: bearer API keys, stored hashed, and their request and token limits."""
+"""Who is calling: bearer API keys, stored hashed, or nobody in particular where access is open."""
 
 import hashlib
-import math
 import secrets
-import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from limits import RateLimitItemPerMinute
-from limits.aio.storage import Storage
-from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
-from limits.storage import storage_from_string
 
-from serve.config import AccessConfig
-from serve.errors import RequestError, overloaded
+from serve.config import AccessConfig, ServerConfig
+from serve.cross_origin import CrossOriginProtection
+from serve.errors import RequestError
+from serve.limits import Limits
+from serve.metrics import Metrics
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,15 +39,16 @@ def hash_key(key: str) -> str:
 class Gatekeeper:
     """Authenticates callers and keeps their limits. Limits hold across gateways only with a shared `limits_store`."""
 
-    def __init__(self, access: AccessConfig) -> None:
-        storage = storage_from_string(access.limits_store)
-        assert isinstance(storage, Storage)  # the configuration admits async stores only
-        self._requests = SlidingWindowCounterRateLimiter(storage)
-        self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
+    def __init__(
+        self, access: AccessConfig, server: ServerConfig | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self._limits = Limits(access, (metrics or Metrics()).limits_store_failures)
+        self._protection = CrossOriginProtection(server or ServerConfig())
         self.reconfigure(access)
 
     def reconfigure(self, access: AccessConfig) -> None:
         """Know these keys from now on. What was counted stays; the store is the one of the start."""
+        self._limits.reconfigure(access)
         self._callers = {
             key.sha256: Caller(
                 key.tenant,
@@ -70,12 +70,14 @@ class Gatekeeper:
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller behind the `authorization` header. Raises `RequestError` 401.
 
-        Where access is open and no keys are configured, any key is accepted (clients insist on sending one).
+        Where access is open and no keys are configured, any key is accepted (clients insist on sending one). Whoever has
+        no known key is only as trusted as the page that asks: 403 and 415, see `serve.cross_origin`.
         """
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if key and scheme.lower() == "bearer" and (caller := self._callers.get(hash_key(key.strip()))):
             return caller
         if self._anonymous is not None and (not key or not self._callers):
+            self._protection.check(headers)
             return self._anonymous
         challenge = {"www-authenticate": "Bearer"}
         if not key:
@@ -85,35 +87,31 @@ class Gatekeeper:
         raise RequestError(401, "this API key is not known", code="invalid_api_key", headers=challenge)
 
     async def admit(self, caller: Caller) -> None:
-        """Count one request of `caller`. Raises `RequestError` 429 with the time until there is room again."""
-        if caller.tokens and not await self._tokens.test(caller.tokens, "tokens", caller.tenant):
-            reset_s, _ = await self._tokens.get_window_stats(caller.tokens, "tokens", caller.tenant)
-            raise _limit_reached(caller.tokens, "tokens", reset_s)
-        if caller.requests and not await self._requests.hit(caller.requests, "requests", caller.tenant):
-            reset_s, _ = await self._requests.get_window_stats(caller.requests, "requests", caller.tenant)
-            raise _limit_reached(caller.requests, "requests", reset_s)
+        """Count one request of `caller`.
+
+        Raises:
+            RequestError: 429 with the time until there is room again; 503 when the store of limits fails.
+        """
+        await self._limits.admit(caller.tenant, caller.requests, caller.tokens)
 
     async def charge(self, caller: Caller, tokens: int) -> None:
-        """Count the tokens a finished request used; they may overdraw the window, the next request then waits."""
-        if caller.tokens and tokens:
-            await self._tokens.hit(caller.tokens, "tokens", caller.tenant, cost=tokens)
+        """Count the tokens a finished request used; they may overdraw the window, the next request then waits.
+
+        A failing store does not raise: the answer is out.
+        """
+        await self._limits.charge(caller.tenant, caller.tokens, tokens)
 
     async def used(self, tenants: Collection[str]) -> list[tuple[str, str, float]]:
-        """Of the limited ones of `tenants`: tenant, what is limited (requests, tokens), and the used share of it."""
-        found = []
-        for tenant in tenants:
-            if (caller := self._limited.get(tenant)) is None:
-                continue
-            for kind, item, limiter in (
-                ("requests", caller.requests, self._requests),
-                ("tokens", caller.tokens, self._tokens),
-            ):
-                if item is not None:
-                    _, left = await limiter.get_window_stats(item, kind, tenant)
-                    found.append((tenant, kind, 1 - left / item.amount))
-        return found
+        """Of the limited ones of `tenants`: tenant, what is limited (requests, tokens), and the used share of it.
 
-
-def _limit_reached(item: RateLimitItemPerMinute, kind: str, reset_s: float) -> RequestError:
-    wait_s = math.ceil(reset_s - time.time())
-    return overloaded(f"the limit of {item.amount} {kind} per minute is reached", wait_s, f"{kind}_per_minute")
+        Raises:
+            StoreUnavailable: the store of limits fails.
+        """
+        kinds: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
+        return [
+            (tenant, kind, await self._limits.used(tenant, kind, limit))
+            for tenant in tenants
+            if (caller := self._limited.get(tenant)) is not None
+            for kind in kinds
+            if (limit := getattr(caller, kind)) is not None
+        ]

@@ -4,6 +4,7 @@ Any value can be overridden from the environment with `GEARBOX_` and `__` betwee
 e.g. `GEARBOX_SERVER__PORT=9000`.
 """
 
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,10 @@ from serve.tool_config import HttpToolConfig
 from serve.yaml_file import YamlError, YamlFile, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+HostPattern = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[a-z0-9]([a-z0-9._-]{0,252}))$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+)$")]
 
 
 class ConfigError(Exception):
@@ -96,6 +101,16 @@ class ServerConfig(_Section):
     )
     drain_s: float = Field(
         default=600, gt=0, description="longest time a replica that is replaced or leaves may finish its answers"
+    )
+
+    allowed_hosts: tuple[HostPattern, ...] = Field(
+        default=(),
+        description="names under which requests without a key may reach an open platform, besides addresses, loopback "
+        "and `host`; `*.example.com` is every name below, `*` any",
+    )
+    allowed_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description="origins of web pages on other sites that may call, e.g. https://app.example.com; `*` is any",
     )
 
     @property
@@ -207,6 +222,12 @@ class KeyConfig(_Section):
     tokens_per_minute: int | None = Field(default=None, ge=1)
 
 
+_STORE_CLIENTS = {
+    "redis": "redis", "rediss": "redis", "valkey": "valkey", "valkeys": "valkey", "memcached": "memcachio",
+    "mongodb": "motor",
+}  # fmt: skip
+
+
 class AccessConfig(_Section):
     """Who may call. Without `open: true` every request needs a key."""
 
@@ -219,6 +240,21 @@ class AccessConfig(_Section):
         pattern=r"^async\+(memory|redis|rediss|valkey|valkeys|redis\+unix|redis\+sentinel|redis\+cluster|memcached|mongodb)://",
         description="`limits` storage URI; Redis for several gateways",
     )
+    limits_store_timeout_s: float = Field(
+        default=0.25, gt=0, le=5, description="longest wait for the store of limits in one request"
+    )
+    on_store_failure: Literal["fail_closed", "fail_open"] = Field(
+        default="fail_closed",
+        description="requests of keys with limits while their store fails: 503, or answered without being counted",
+    )
+
+    @model_validator(mode="after")
+    def _store_has_its_client(self) -> "AccessConfig":
+        scheme = self.limits_store.removeprefix("async+").partition(":")[0]
+        client = _STORE_CLIENTS.get(scheme.partition("+")[0])
+        if client is not None and importlib.util.find_spec(client) is None:
+            raise ValueError(f"limits_store: '{scheme}' needs the Python package '{client}', which is not installed")
+        return self
 
 
 def _level(value: float) -> float:

@@ -11,9 +11,11 @@ _LOG = logging.getLogger("gearbox.gateway")
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     422: "budget_error",
     429: "rate_limit_error",
     499: "client_closed_request",

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from serve.addresses import socket_address
 from serve.catalog import Variant
+from serve.cross_origin import host_allowed, is_loopback
 from serve.metrics import Metrics, series_of
 
 Targets = Callable[[], list[dict[str, object]]]
@@ -126,9 +127,12 @@ def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
 
 
 def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> _Server:
-    """Serve what `collector` tells from a thread."""
+    """Serve what `collector` tells from a thread. On loopback, web pages that had their name rebound are refused."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if is_loopback(host) and not host_allowed(environ.get("HTTP_HOST", host).lower(), {host}):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"this host is not allowed\n"]
         path = environ["PATH_INFO"]
         if path == "/metrics":
             page, content_type = expose(collector, environ.get("HTTP_ACCEPT", ""))

@@ -76,14 +76,18 @@ class Generation:
         ref = call.ref
         if ref.model != self._config.model.name:
             known = self._config.model.name
-            raise _not_found(f"model '{ref.model}' does not exist; this platform serves '{known}'", "model_not_found")
+            raise _not_found(
+                f"model '{ref.model[:200]}' does not exist; this platform serves '{known}'", "model_not_found"
+            )
         configured = [variant.name for variant in self._config.variants]
         if ref.variant is not None and ref.variant not in configured:
-            raise _not_found(f"no variant '{ref.variant}'; there are: {', '.join(configured)}", "variant_not_found")
+            raise _not_found(
+                f"no variant '{ref.variant[:200]}'; there are: {', '.join(configured)}", "variant_not_found"
+            )
         profile = caller.budget if ref.profile is None else ref.profile
         if profile not in self._config.profiles:
             known = ", ".join(self._config.profiles)
-            raise _not_found(f"no budget profile '{profile}'; there are: {known}", "profile_not_found")
+            raise _not_found(f"no budget profile '{profile[:200]}'; there are: {known}", "profile_not_found")
         base = self._config.profiles[profile]
         budget = resolve_budget(base, call.budget, headers)
         return budget, profile if budget is base else CUSTOM
@@ -250,9 +254,11 @@ class Generation:
             in_flight.dec()
             if attempt.first:
                 variant.live.remember(attempt.decision.features)
-            await self._accounts.attempted(attempt)
-            if attempt.outcome == "ok":
-                self._learn(attempt)
+            try:
+                await self._accounts.attempted(attempt)
+            finally:  # whatever became of the accounts: what the answer took is known
+                if attempt.outcome == "ok":
+                    self._learn(attempt)
 
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
         document = orjson.loads(body)

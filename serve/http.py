@@ -17,13 +17,33 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
+#: JSON nested deeper is refused: what handles it later, here and in engines, recurses. Real bodies stay far below.
+MAX_DEPTH = 64
+_SINGLE = {  # headers that decide something: given twice, the parts of the platform might each follow another one
+    "authorization", "content-encoding", "content-length", "content-type", "host", "idempotency-key", "origin",
+    "transfer-encoding", "traceparent", "x-request-id",
+}  # fmt: skip
+_SINGLE_PREFIXES = ("x-gearbox-", "x-llm-d-", "sec-fetch-")
+
+
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Request headers by lower-case name; of repeated ones the last."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    """Request headers by lower-case name; of repeated ones the last. Raises `RequestError` 400 where they contradict."""
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+    if len(headers) != len(scope["headers"]):
+        for raw_name, value in scope["headers"]:
+            name = raw_name.decode("latin-1")
+            if value.decode("latin-1") != headers[name] and (name in _SINGLE or name.startswith(_SINGLE_PREFIXES)):
+                message = f"the header '{name}' is given more than once, with different values"
+                raise RequestError(400, message, code="conflicting_headers")
+    return headers
 
 
 async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
-    """The whole body. Raises `RequestError` 413 as soon as it is known to exceed `limit` bytes."""
+    """The whole body. Raises `RequestError` 413 as soon as it is known to exceed `limit` bytes, 415 if it is compressed."""
+    if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
+        raise RequestError(
+            415, f"send the body without 'Content-Encoding: {coding[:100]}'", code="unsupported_content_encoding"
+        )
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise body_too_large(limit)
@@ -42,11 +62,31 @@ async def read_body(receive: Receive, headers: Headers, limit: int) -> bytes:
 
 
 def read_json(raw: bytes) -> object:
-    """The JSON in a body. Raises `RequestError` 400."""
+    """The JSON in a body. Raises `RequestError` 400. Of a member that is given twice, the last counts."""
+    if not raw:
+        raise RequestError(400, "the body is empty; it must be JSON", code="invalid_json")
     try:
-        return orjson.loads(raw)
+        document = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
+        raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    return document
+
+
+def _deeper_than(document: object, limit: int) -> bool:
+    level = [document]
+    for _ in range(limit):
+        level = [
+            value
+            for container in level
+            if isinstance(container, dict | list)
+            for value in (container.values() if isinstance(container, dict) else container)
+            if isinstance(value, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def body_too_large(limit: int) -> RequestError:

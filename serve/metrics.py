@@ -27,6 +27,7 @@ EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "min_qual
 REFUSALS = {  # what operators are alarmed by: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
+    "limits_unavailable": 503,
 }  # fmt: skip
 VIOLATIONS = (*TIMES, "cost", "quality", "refused", "failed")
 
@@ -60,6 +61,10 @@ class Metrics:
             "gearbox_ledger_used_ratio", "Used share of a tenant's limit in this minute", ("tenant", "ledger"),
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
+
+        self.limits_store_failures = counter(
+            "limits_store_failures", "Operations that the store of rate limits did not do", "operation"
+        )
 
         self.budgets = counter("budget_requests", "Requests by whether their whole budget was met", "profile", "met")
         self.violations = counter("budget_violations", "Limits of budgets that were not kept", "profile", "kind")
@@ -131,6 +136,8 @@ class Metrics:
             self.in_flight.labels(variant)
         for code, status in REFUSALS.items():
             self.refused.labels(str(status), code)
+        for operation in ("admit", "charge", "publish"):
+            self.limits_store_failures.labels(operation)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)
 

@@ -45,13 +45,10 @@ class Page:
         return cls(body, _TYPES[file.suffix], f'"{hashlib.sha256(body).hexdigest()[:32]}"')
 
     async def answer(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        """Send it; only the head where that is asked for or the client has it already."""
+        """Send it; only the head where the client has it already."""
         told = [("etag", self.etag), *_HEADERS]
         if _has(headers.get("if-none-match", ""), self.etag):
             await start(send, 304, self.content_type, told)
-            return await send({"type": "http.response.body", "body": b""})
-        if scope["method"] == "HEAD":
-            await start(send, 200, self.content_type, [("content-length", str(len(self.body))), *told])
             return await send({"type": "http.response.body", "body": b""})
         await reply(send, 200, self.body, told, self.content_type)
 
@@ -63,7 +60,7 @@ def page_routes() -> dict[str, dict[str, Handler]]:
         if file.suffix in _TYPES:
             path = "/ui" if file.name == "index.html" else f"/ui/{file.name}"
             handlers[path] = Page.of(file).answer
-    return {path: {"GET": handler, "HEAD": handler} for path, handler in handlers.items()}
+    return {path: {"GET": handler} for path, handler in handlers.items()}
 
 
 async def _to_the_page(headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:

@@ -121,8 +121,9 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         prompts, longest, chars, tokens = _prompt_size(body)
     limit = _max_output(body, endpoint)
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
-    if (salt := body.get("cache_salt")) is None or isinstance(salt, str):
-        body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
+    if (salt := body.get("cache_salt")) is not None and not isinstance(salt, str):
+        raise RequestError(400, "'cache_salt' must be a string", param="cache_salt", code="invalid_type")
+    body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
     return Call(
         endpoint=endpoint,
         ref=ModelRef.parse(model),

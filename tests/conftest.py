@@ -37,13 +37,13 @@ def platform(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
 
 
 @pytest.fixture(scope="session")
-def system_command() -> Callable[[str], str]:
+def system_command() -> Callable[..., str]:
     """Path of a system command; a missing one skips the test, except in CI, where it fails it."""
 
-    def find(name: str) -> str:
+    def find(name: str, package: str = "prometheus") -> str:
         path = shutil.which(name)
         if path is None:
-            message = f"{name} is not installed (Debian package 'prometheus')"
+            message = f"{name} is not installed (Debian package '{package}')"
             pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
         return path
 

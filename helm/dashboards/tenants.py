@@ -120,6 +120,13 @@ def build() -> Dashboard:
             "its limit or have it slow down.",
             "percentunit", Line(ledger, "{{tenant}} {{ledger}}"), levels=((None, GREEN), (0.9, RED)),
         ),
+        chart(
+            "Limits that could not be kept",
+            "Operations per second that the store of limits did not do. admit: keys with limits got 503, or passed "
+            "uncounted, as access.on_store_failure says; charge: tokens that are missing from their limit. Anything "
+            "above 0: see whether the store is up.",
+            "ops", Line(rate("gearbox_limits_store_failures_total", "operation", MODEL), "{{operation}}"),
+        ),
     ]  # fmt: skip
     return dashboard(
         "gearbox-tenants",

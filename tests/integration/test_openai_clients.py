@@ -216,7 +216,7 @@ def test_a_bad_request_gets_its_reason(platform: Platform, request_: dict, statu
 def test_malformed_empty_and_oversized_bodies(platform: Platform) -> None:
     with platform.http() as http:
         for content, status in ((b"{", 400), (b"", 400), (b"[]", 400), (b"x" * (5 << 20), 413)):
-            response = http.post("/v1/chat/completions", content=content)
+            response = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
             assert response.status_code == status and set(response.json()["error"]) == {
                 "message",
                 "type",

@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from serve.config import PlatformConfig
+from serve.cross_origin import CrossOriginProtection
+from serve.errors import RequestError
 from tests.charts import (
     CHART,
     EXAMPLES,
@@ -320,3 +322,22 @@ def test_spread_is_over_the_pods_of_one_cluster_and_pool() -> None:
             "gearbox.io/release": "demo-gearbox", "gearbox.io/pool": "gateway",
         }  # fmt: skip
         assert constraint["matchLabelKeys"] == ["ray.io/cluster"]
+
+
+def test_an_open_platform_answers_to_the_names_that_the_chart_gives_it() -> None:
+    values = {
+        "platform": {"access": {"open": True}, "server": {"allowed_hosts": ["own.example"]}},
+        "ingress": {"enabled": True, "hosts": ["ai.example"]},
+        "httpRoute": {"enabled": True, "parentRefs": [{"name": "gate"}], "hostnames": ["*.route.example"]},
+        "allowOpenAccessFromOutside": True,
+    }
+    args = arguments(merged(example("cpu-trial"), values))
+    server = PlatformConfig(**args["gateway"]["config"]).server
+    assert {"own.example", "ai.example", "*.route.example"} < set(server.allowed_hosts)
+    service = server.allowed_hosts[0]
+    assert [host.removeprefix(service).count(".") for host in server.allowed_hosts[:4]] == [0, 1, 2, 4]
+    guard = CrossOriginProtection(server)
+    for host in (*server.allowed_hosts[:4], "10.1.2.3:8000", "127.0.0.1:8000", "x.route.example"):
+        guard.check({"host": host})
+    with pytest.raises(RequestError):
+        guard.check({"host": "evil.example"})

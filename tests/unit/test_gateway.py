@@ -13,6 +13,8 @@ from tests.unit.answers import EVERY_PATH, MESSAGES, chunks, error_of, gearbox_o
 from tests.unit.engine_stub import EngineStub
 from tests.unit.gateway_server import ENGINE_TOKEN, Start, Started
 
+JSON = {"content-type": "application/json"}
+
 
 class TestAnswers:
     @streamed_or_not
@@ -263,7 +265,7 @@ class TestSurface:
         for wrong in {"GET", "POST", "PUT", "DELETE"} - {method}:
             response = gateway.http.request(wrong, path)
             assert error_of(response, 405)["code"] == "method_not_allowed"
-            assert response.headers["allow"] == method
+            assert response.headers["allow"].split(", ")[0] == method
 
     @pytest.mark.parametrize(
         "raw",
@@ -271,27 +273,30 @@ class TestSurface:
     )
     @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/route"])
     def test_a_malformed_body_is_400(self, gateway: Started, path, raw):
-        error_of(gateway.http.post(path, content=raw), 400)
+        error_of(gateway.http.post(path, content=raw, headers=JSON), 400)
         assert gateway.engine_calls() == {}
 
     def test_a_body_over_the_limit_is_413_by_its_announced_length(self, start_gateway: Start):
         gateway = start_gateway(server={"max_body_bytes": 2048})
-        response = gateway.http.post("/v1/chat/completions", content=b"x" * 2049)
+        response = gateway.http.post("/v1/chat/completions", content=b"x" * 2049, headers=JSON)
         assert error_of(response, 413)["code"] == "body_too_large"
         assert gateway.chat("x" * 1000).status_code == 200
 
     def test_an_announced_length_over_the_limit_is_refused_before_the_body_comes(self, gateway: Started):
         with socket.create_connection(gateway.http.base_url.netloc.decode().split(":"), timeout=5) as connection:
-            connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 999999999\r\n\r\n")
+            connection.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+                b"content-type: application/json\r\ncontent-length: 999999999\r\n\r\n"
+            )
             assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 
     def test_a_body_over_the_limit_is_413_when_its_length_was_not_announced(self, start_gateway: Start):
         gateway = start_gateway(server={"max_body_bytes": 2048})
-        response = gateway.http.post("/v1/chat/completions", content=(b"x" * 512 for _ in range(8)))
+        response = gateway.http.post("/v1/chat/completions", content=(b"x" * 512 for _ in range(8)), headers=JSON)
         assert error_of(response, 413)["code"] == "body_too_large"
 
     def test_a_huge_body_is_413_and_the_connection_does_not_hang(self, gateway: Started):
-        response = gateway.http.post("/v1/chat/completions", content=b"x" * (8 << 20))
+        response = gateway.http.post("/v1/chat/completions", content=b"x" * (8 << 20), headers=JSON)
         assert error_of(response, 413)["code"] == "body_too_large"
 
     def test_models_lists_the_model_its_profiles_and_its_variants(self, gateway: Started):

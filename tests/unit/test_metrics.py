@@ -142,6 +142,16 @@ def test_replicas_share_the_metrics_port(two_servers):
         assert samples(text)["gearbox_requests_refused_total", "not_found", "404"] == 1
 
 
+def test_a_page_whose_name_was_rebound_to_loopback_reads_no_metrics(two_servers):
+    for path in ("/metrics", "/targets"):
+        request = urllib.request.Request(two_servers + path, headers={"host": "evil.example:9464"})
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(request, timeout=5)
+        request.add_header("host", "localhost:9464")
+        with urllib.request.urlopen(request, timeout=5) as response:
+            assert response.status == 200
+
+
 def test_the_engines_own_metrics_are_listed_for_service_discovery(two_servers):
     kind, text = fetch(f"{two_servers}/targets")
     assert kind == "application/json"

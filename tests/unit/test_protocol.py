@@ -317,4 +317,6 @@ def test_nobody_learns_from_the_cache_what_another_tenant_asked():
     assert not set(blocks("a" * BLOCK_CHARS, tenant="bob")) & set(mine)
     assert not set(blocks("a" * BLOCK_CHARS, cache_salt="own")) & set(mine)
     assert chat().body["cache_salt"] == "alice" and chat(cache_salt="own").body["cache_salt"] == "alice own"
-    assert chat(cache_salt=5).body["cache_salt"] == 5, "for the engine to refuse"
+    for salt in (5, [], {}, False):
+        with pytest.raises(RequestError, match="'cache_salt' must be a string"):
+            chat(cache_salt=salt)

@@ -46,8 +46,19 @@ application's arguments hold only what concerns it. */}}
 {{- if include "gearbox.keysSecret" . }}{{ $_ := set $access "keys_file" "/etc/gearbox/keys/keys.yaml" }}{{ end -}}
 {{- $_ := set $platform "access" $access -}}
 {{- $_ := set $platform "server" (merge (default (dict) $platform.server) (dict "drain_s" 600)) -}}
+{{- if $access.open }}{{ $_ := set $platform.server "allowed_hosts" (include "gearbox.hosts" . | fromYamlArray) }}{{ end -}}
 {{- if include "gearbox.retrieves" . }}{{ $_ := set $platform "retrieval" (omit $platform.retrieval "database") }}{{ end -}}
 {{- toYaml $platform -}}
+{{- end }}
+
+{{/* Names under which an open platform is reached: the Service's, those of the Ingress and the HTTPRoute, the operator's own. */}}
+{{- define "gearbox.hosts" -}}
+{{- $name := include "gearbox.fullname" . -}}
+{{- $service := printf "%s.%s" $name .Release.Namespace -}}
+{{- $hosts := list $name $service (printf "%s.svc" $service) (printf "%s.svc.cluster.local" $service) -}}
+{{- with .Values.ingress }}{{ if .enabled }}{{ $hosts = concat $hosts (default (list) .hosts) }}{{ end }}{{ end -}}
+{{- with .Values.httpRoute }}{{ if .enabled }}{{ $hosts = concat $hosts (default (list) .hostnames) }}{{ end }}{{ end -}}
+{{- toYaml (concat $hosts (default (list) (dig "server" "allowed_hosts" (list) .Values.platform)) | uniq) -}}
 {{- end }}
 
 {{/* Name of the secret with the API keys' hashes; empty: there is none. */}}
