@@ -23,7 +23,8 @@ MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all of them
 _WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most that is allowed takes that long
 _FIELD_BYTES = 1 << 17  # of a document's field that is not its content, as JSON
-_SLICE = 1 << 18  # characters of base64 that are decoded in one go: for that long, no other thread runs
+_SLICE = 1 << 18  # bytes of content that are decoded in one go: for that long, no other thread runs
+_CUT = 4096  # bytes before the end of a slice of text in which there is a place to cut
 
 
 class _Body(BaseModel):
@@ -245,27 +246,19 @@ def _document(raw: bytes, limit: int) -> tuple[NewDocument, bytes, bool]:
             if len(value) > _FIELD_BYTES:
                 raise RequestError(400, f"'{name}' is too long", param=name, code="invalid_field")
         asked = _parsed(NewDocument, {name: orjson.loads(value) for name, value in fields.items()})
-        if content is not None and data is None:
-            _check_string(content, "content")
-            text: str = orjson.loads(content)
-        elif data is not None and content is None:
-            _check_string(data, "data")
-            return asked, _decoded(data, limit), False
-        else:
+        if (content is None) == (data is None):
             raise RequestError(
                 400, "exactly one of 'content' and 'data' is needed", param="content", code="invalid_document"
             )
+        for name, given in (("content", content), ("data", data)):
+            if given is not None and bytes(given[:1]) != b'"':
+                raise RequestError(400, f"'{name}' must be a string", param=name, code="invalid_field")
+        if content is not None:
+            return asked, _text(content[1:-1], limit), True
+        assert data is not None
+        return asked, _decoded(data, limit), False
     except orjson.JSONDecodeError as error:
         raise _invalid_json(error) from error
-    encoded = text.encode()
-    if len(encoded) > limit:
-        raise _too_large(limit)
-    return asked, encoded, True
-
-
-def _check_string(value: memoryview, name: str) -> None:
-    if bytes(value[:1]) != b'"':
-        raise RequestError(400, f"'{name}' must be a string", param=name, code="invalid_field")
 
 
 def _fields(raw: bytes) -> msgspec.Struct:
@@ -279,6 +272,25 @@ def _fields(raw: bytes) -> msgspec.Struct:
         raise RequestError(400, f"unknown field '{name}'", param=name, code="invalid_field") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise _invalid_json(error) from error
+
+
+def _text(value: memoryview, limit: int) -> bytes:
+    """The UTF-8 of what stands between a JSON string's quotes, a slice at a time.
+
+    Before a space, or before a character of several bytes, no escape sequence is cut in two.
+    """
+    parts, size, at = [], 0, 0
+    while at < len(value):
+        end = at + _SLICE
+        if end < len(value):
+            cuts = [match.start() for match in re.finditer(rb"[ \xc0-\xff]", value[end - _CUT : end])]
+            end = end - _CUT + cuts[-1] if cuts else len(value)
+        parts.append(orjson.loads(b"".join((b'"', value[at:end], b'"'))).encode())
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        at = end
+    return b"".join(parts)
 
 
 def _decoded(value: memoryview, limit: int) -> bytes:

@@ -81,6 +81,7 @@ class FakeRetrieval:
             raise RequestError(404, message, param="collection", code="collection_not_found")
 
     async def _exists(self, tenant: str, collection: str) -> bool:
+        await asyncio.sleep(self.search_s)
         return collection not in self.missing
 
     async def _embed(self, texts: list[str], **_: Any) -> dict[str, Any]:
