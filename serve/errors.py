@@ -14,6 +14,7 @@ _TYPES = {
     403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
+    408: "timeout_error",
     413: "invalid_request_error",
     415: "invalid_request_error",
     422: "budget_error",
@@ -64,6 +65,11 @@ def internal_error(request_id: str) -> RequestError:
     """500 for the exception that is being handled, which only the log tells of."""
     _LOG.exception("request %s failed inside the gateway", request_id)
     return RequestError(500, f"internal error; request id {request_id}", code="internal_error")
+
+
+def retrieval_misconfigured(message: str) -> RequestError:
+    """500 for what only the operator can mend. The header keeps OpenAI's clients from trying again."""
+    return RequestError(500, message, code="retrieval_misconfigured", headers={"x-should-retry": "false"})
 
 
 def overloaded(message: str, retry_after_s: float, code: str) -> RequestError:

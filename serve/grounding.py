@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from serve.budget import Budget
 from serve.card import first_problem
@@ -57,6 +57,18 @@ class Wanted(BaseModel):
     unverified: Literal["quote", "mark"]
     tools: tuple[Literal["calculator", "clock"], ...]
     agent: bool = False  # the model calls the tools itself, and searches with one
+    # what of the request names the collection, or asks for the default one; None: `always` does
+    _asked_by: str | None = PrivateAttr(default=None)
+
+    @property
+    def asked_by(self) -> str | None:
+        """The parameter that an error about the collection is of; None: the request asked for none."""
+        return self._asked_by
+
+    @property
+    def names_collection(self) -> bool:
+        """Whether the request names its collection."""
+        return self._asked_by in ("model", "retrieval.collection")
 
 
 @dataclass(slots=True)
@@ -138,6 +150,8 @@ class Grounder:
     def wanted(self, call: Call, headers: Headers) -> Wanted | None:
         """How `call` is to be grounded; None: not at all. Raises `RequestError` 400 for what can't be."""
         asked, header = call.retrieval, headers.get(HEADER)
+        if call.ref.collection == "":
+            raise _invalid("'model' ends in '+' without a collection's name", "model")
         if header is not None and header not in ("on", "off"):
             raise RequestError(400, f"{HEADER} is 'on' or 'off'", param=HEADER, code="invalid_retrieval")
         if asked is not None and not isinstance(asked, bool | dict):
@@ -155,12 +169,41 @@ class Grounder:
             name: getattr(self._config, name)
             for name in ("collection", "mode", "top_k", "on_budget", "on_unsupported", "unverified", "tools")
         }
+        fields = asked if isinstance(asked, dict) else {}
         named = {"collection": call.ref.collection} if call.ref.collection else {}
         try:
-            return Wanted.model_validate({**defaults, **named, **(asked if isinstance(asked, dict) else {})})
+            wanted = Wanted.model_validate({**defaults, **named, **fields})
         except ValidationError as error:
             param = ".".join(["retrieval", *map(str, error.errors()[0]["loc"][:1])])
+            if param == "retrieval.collection" and "collection" not in fields:
+                raise _invalid(f"'model' names no collection after '+': {first_problem(error)}", "model") from error
             raise _invalid(f"{param}: {first_problem(error)}", param) from error
+        if "collection" in fields:
+            wanted._asked_by = "retrieval.collection"
+        elif named:
+            wanted._asked_by = "model"
+        elif header == "on":
+            wanted._asked_by = HEADER
+        elif said:
+            wanted._asked_by = "retrieval"
+        return wanted
+
+    async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
+        """Whether there are documents to ground `call` with. Raises `RequestError` as `ground` does where there are none."""
+        wanted = self.wanted(call, headers)
+        if wanted is None or wanted.collection is None or await self._exists(wanted, tenant):
+            return True
+        if wanted.asked_by is None:
+            return False
+        raise _no_collection(wanted)
+
+    async def _exists(self, wanted: Wanted, tenant: str) -> bool:
+        assert self._config is not None
+        try:
+            async with asyncio.timeout(self._config.timeout_s):
+                return bool(await self._retrieval.call("exists", tenant=tenant, collection=wanted.collection))
+        except TimeoutError as error:
+            raise self._too_slow() from error
 
     def plan(self, wanted: Wanted, fits: Fits) -> tuple[int, int]:
         """How many sources the budget carries, and their characters; `fits(characters, seconds)` says whether it can."""
@@ -185,7 +228,8 @@ class Grounder:
             fits: see `plan`.
 
         Raises:
-            RequestError: 422 where the budget can't carry it and the request said `refuse`; 503 when retrieval is down.
+            RequestError: 404 for a collection that does not exist; 422 where the budget can't carry it and the request said
+                `refuse`; 503 when retrieval is down.
         """
         grounding = Grounding(wanted)
         question = _question(call)
@@ -196,6 +240,8 @@ class Grounder:
         plain = call.body.get("response_format") is None and call.body.get("n") in (None, 1)
         grounding.quotable = wanted.unverified == "quote" and plain
         if wanted.agent:
+            if wanted.names_collection and wanted.collection is not None and not await self._exists(wanted, tenant):
+                raise _no_collection(wanted)
             await self._ask_agent(grounding, call, tenant, key, budget, arrived)
             return self._counted(grounding)
         if self._compute(grounding, question, call) or wanted.collection is None:
@@ -307,7 +353,10 @@ class Grounder:
     async def _search(
         self, grounding: Grounding, question: str, tenant: str, top_k: int, budget: Budget, arrived: float
     ) -> dict[str, Any] | None:
-        """What was found; None where the budget's time ended before, and the request is to go on without."""
+        """What was found; None where the request is to go on without.
+
+        That is where the budget's time ended before, or where only `always` asked for a collection that has no documents.
+        """
         assert self._config is not None
         wanted = grounding.wanted
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
@@ -323,13 +372,25 @@ class Grounder:
             self._took(began)
             grounding.ms = _since(began)
             if left > self._config.timeout_s:
-                message = f"retrieval took longer than {self._config.timeout_s:g} s"
-                raise RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "2"}) from error
+                raise self._too_slow() from error
             self._without(grounding, "retrieval took longer than the budget")
+            return None
+        except RequestError as error:
+            if error.code != "collection_not_found":
+                raise
+            if wanted.asked_by is not None:
+                raise _no_collection(wanted) from error
+            grounding.ms = _since(began)
+            grounding.outcome, grounding.why = "skipped", f"the collection '{wanted.collection}' has no documents"
             return None
         self._metrics.retrieval.observe(self._took(began))
         grounding.ms = _since(began)
         return found
+
+    def _too_slow(self) -> RequestError:
+        assert self._config is not None
+        message = f"retrieval took longer than {self._config.timeout_s:g} s"
+        return RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "2"})
 
     def _took(self, began: float) -> float:
         now = perf_counter()
@@ -395,6 +456,11 @@ def _worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
     has_system = any(message.get("role") in ("system", "developer") for message in messages)
     system = [message for message in prompt if message["role"] == "system" and not has_system]
     return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]
+
+
+def _no_collection(wanted: Wanted) -> RequestError:
+    message = f"collection '{wanted.collection}' does not exist"
+    return RequestError(404, message, param=wanted.asked_by, code="collection_not_found")
 
 
 def _invalid(message: str, param: str) -> RequestError:

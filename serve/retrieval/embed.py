@@ -58,8 +58,10 @@ class EmbeddingTokenizer:
             )
         found = self.ids(texts, self.max_tokens if truncate == -1 else truncate, side)
         for i, ids in enumerate(found):
+            place = f"input[{i}]" if len(texts) > 1 else "the input"
+            if not ids:
+                raise RequestError(400, f"{place} has no text", param="input", code="invalid_input")
             if len(ids) > self.max_tokens:
-                place = f"input[{i}]" if len(texts) > 1 else "the input"
                 raise RequestError(
                     400,
                     f"This model's maximum context length is {self.max_tokens} tokens. However, you requested {len(ids)} "

@@ -41,12 +41,14 @@ class RetrievalPipeline:
     is one, and a `prompt`.
 
     Raises:
-        PipelineError: not YAML, not a pipeline, from a module that is not allowed, or without those two components.
+        PipelineError: not YAML, not a pipeline, from a module that is not allowed, without those two components, or with
+            one that can't load what it needs.
     """
 
     def __init__(self, file: Path, allowed: Sequence[str] = ()) -> None:
         try:
             self._pipeline = Pipeline.loads(file.read_text(), allowed_modules=[*ALLOWED, *allowed])
+            self._pipeline.warm_up()  # models are loaded, or missing, at start and not at the first question
             outputs = self._pipeline.outputs(include_components_with_connected_outputs=True)
         except Exception as error:  # Haystack raises many kinds
             raise PipelineError(f"{file.name}: {' '.join(str(error).split())}") from error

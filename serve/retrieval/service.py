@@ -1,15 +1,19 @@
 """What the retrieval deployment does: index documents, find passages, word the question with them, check answers."""
 
 import asyncio
+import logging
 import os
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import httpx
+
 from serve.config import RetrievalConfig
-from serve.errors import RequestError
+from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval import guard
 from serve.retrieval.agent import AgentFault, run_agent
 from serve.retrieval.components import Embed, provide
@@ -19,9 +23,10 @@ from serve.retrieval.pipelines import Found, load_pipelines
 from serve.retrieval.store import Owner, Store, checked
 from serve.retrieval.tools import calculator, clock, search_documents
 
+_LOG = logging.getLogger("gearbox.retrieval")
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
 _QUOTED = 300  # characters of a source that nothing shortened
-_CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent"}
+_CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent", "exists"}
 
 
 class Service:
@@ -57,11 +62,11 @@ class Service:
         if method not in _CALLS:
             raise RequestError(404, f"there is no '{method}' here", code="not_found")
         if method not in ("check", "agent"):
-            await self._open()
+            await self.open()
         return await getattr(self, method)(**arguments)
 
-    async def _open(self) -> None:
-        """Connect, at first or when the database was not there before."""
+    async def open(self) -> None:
+        """Connect, at first or when the database was not there before. Raises what `Store.open` does."""
         if not self._opened:
             async with self._opening:
                 if not self._opened:
@@ -79,8 +84,8 @@ class Service:
     ) -> dict[str, Any]:  # fmt: skip
         """Passages that support an answer, best first."""
         began = perf_counter()
-        found = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
-        return {**_described(found), "ms": _since(began)}
+        _, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
+        return {**described, "ms": _since(began)}
 
     async def ground(
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
@@ -88,14 +93,14 @@ class Service:
     ) -> dict[str, Any]:  # fmt: skip
         """As `search`, with the messages that ask the question with its sources."""
         began = perf_counter()
-        found = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
+        found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
         prompt = [{"role": message.role.value, "content": message.text or ""} for message in found.prompt]
-        return {**_described(found), "prompt": prompt, "ms": _since(began)}
+        return {**described, "prompt": prompt, "ms": _since(began)}
 
     async def _find(
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None, min_score: float | None,
-    ) -> Found:  # fmt: skip
+    ) -> tuple[Found, dict[str, Any]]:  # fmt: skip
         if mode not in self._pipelines:
             known = ", ".join(self._pipelines)
             raise RequestError(
@@ -104,7 +109,7 @@ class Service:
         if filters:
             checked(filters)  # before Haystack copies them, value by value
         try:
-            return await self._pipelines[mode].run(
+            found = await self._pipelines[mode].run(
                 question=question,
                 tenant=tenant,
                 collection=collection,
@@ -112,12 +117,17 @@ class Service:
                 top_k=top_k,
                 min_score=min_score,
             )
-        except RequestError:
-            raise
-        except Exception as error:
-            if (ours := _cause(error)) is not None:
-                raise ours from error
-            raise
+            described = _described(found)
+        except Exception as error:  # a component may raise anything, and Haystack wraps it
+            raise _failure(mode, error) from error
+        if not found.documents and not await self.exists(tenant, collection):
+            message = f"collection '{collection}' does not exist"
+            raise RequestError(404, message, param="collection", code="collection_not_found")
+        return found, described
+
+    async def exists(self, tenant: str, collection: str) -> bool:
+        """Whether the tenant has a collection of this name; one without documents is none."""
+        return await self._store.exists(Owner(tenant, collection))
 
     async def check(self, answer: str, passages: Sequence[str], question: str = "") -> list[dict[str, Any]]:
         """Which sentences of `answer` the passages support; positions are characters."""
@@ -137,9 +147,14 @@ class Service:
 
         async def search(query: str, most: int) -> list[dict[str, Any]]:
             assert collection is not None
-            await self._open()
-            found = await self._find(tenant, collection, query, most, mode, None, None)
-            return list(_described(found)["passages"])
+            await self.open()
+            try:
+                _, described = await self._find(tenant, collection, query, most, mode, None, None)
+            except RequestError as error:
+                if error.code == "collection_not_found":  # where the request names one, the gateway has looked
+                    return []
+                raise
+            return list(described["passages"])
 
         known = {"calculator": calculator(), "clock": clock(ZoneInfo(self._config.timezone))}
         offered = [*(known[name] for name in tools), *self._http_tools]
@@ -197,14 +212,40 @@ def _described(found: Found) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _cause(error: BaseException) -> RequestError | None:
-    """The error of ours inside Haystack's own."""
+def _failure(mode: str, error: Exception) -> RequestError:
+    """What a search that failed in a pipeline is answered with: an error of ours inside Haystack's own as it is.
+
+    The messages of others may quote the question, so they are neither told nor logged.
+    """
+    chain = list(_causes(error))
+    for one in chain:
+        if isinstance(one, RequestError):
+            return one
+    root = chain[-1]
+    component = next((name for one in chain if (name := getattr(one, "component_name", None))), None)
+    what = f"the retrieval mode '{mode}'" + (f", component '{component}'," if component else "")
+    place = next(iter(reversed(traceback.extract_tb(root.__traceback__))), None)
+    where = f"{place.filename}:{place.lineno}" if place else "an unknown place"
+    _LOG.error("%s failed: %s at %s", what, type(root).__name__, where)
+    if any(map(_away, chain)):
+        message = f"{what} did not reach a service that it needs; retry later"
+        return RequestError(503, message, code="retrieval_unavailable", headers={"retry-after": "2"})
+    return retrieval_misconfigured(f"{what} failed ({type(root).__name__}); the log of retrieval says where")
+
+
+def _away(error: BaseException) -> bool:
+    """Whether that is a service which a component asks and which may be back soon."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error
+    return isinstance(error, TimeoutError | ConnectionError | httpx.TransportError)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and what it was raised from, down to the first."""
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, RequestError):
-            return inner
+        yield inner
         inner = inner.__cause__ or inner.__context__
-    return None
 
 
 def _since(began: float) -> float:

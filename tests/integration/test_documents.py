@@ -58,6 +58,12 @@ def command(platform: Platform) -> Callable[..., str]:
     return run
 
 
+def gone(http: httpx.Client, collection: str, **more: Any) -> bool:
+    """Whether a search is refused since the collection does not exist."""
+    response = http.post("/v1/search", json={"collection": collection, "query": "x", **more})
+    return error_of(response, 404)["code"] == "collection_not_found"
+
+
 def search(http: httpx.Client, collection: str, query: str, **more: Any) -> dict[str, Any]:
     response = http.post("/v1/search", json={"collection": collection, "query": query, **more})
     assert response.status_code == 200, response.text
@@ -99,7 +105,7 @@ def test_a_folder_is_indexed_kept_up_to_date_listed_and_forgotten(
         assert "1 removed" in command("forget", collection, "manual/notes.txt")
         assert "4 removed" in command("forget", collection)
         assert collection not in command("documents")
-        assert search(http, collection, FACTS["page.html"])["data"] == []
+        assert gone(http, collection)
 
 
 class TestErrors:
@@ -161,8 +167,11 @@ class TestErrors:
     )
     def test_any_text_can_be_searched_for(self, platform: Platform, query: str) -> None:
         with platform.http() as http:
+            body = {"collection": "documents-any-text", "source": "a.md", "content": FACTS["notes.txt"]}
+            assert http.post("/v1/documents", json=body).status_code == 200
             for mode in ("hybrid", "dense", "keyword"):
-                assert search(http, "documents-nothing", query, mode=mode)["data"] == []
+                assert search(http, "documents-any-text", query, mode=mode)["data"] == []
+                assert gone(http, "documents-nothing", mode=mode)
 
 
 async def test_two_tenants_collections_of_one_name_stay_apart(platform: Platform) -> None:
@@ -206,6 +215,11 @@ async def test_two_tenants_collections_of_one_name_stay_apart(platform: Platform
         assert (await bob.delete("/v1/documents", params={"collection": collection})).json() == {"deleted": 2}
         assert len((await alice.get("/v1/documents", params={"collection": collection})).json()["data"]) == 2
         nothing = await bob.post("/v1/search", json={"collection": collection, "query": question, "min_score": 0})
-        assert nothing.json()["data"] == [] and nothing.json()["support"] == 0
+        never = await bob.post(
+            "/v1/search", json={"collection": "documents-nothing", "query": question, "min_score": 0}
+        )
+        assert error_of(nothing, 404)["message"] == error_of(never, 404)["message"].replace(
+            "documents-nothing", collection
+        )
         assert collection not in (await bob.get("/v1/documents")).text
         assert (await alice.delete("/v1/documents", params={"collection": collection})).json() == {"deleted": 2}

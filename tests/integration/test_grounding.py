@@ -129,9 +129,11 @@ class TestTheClassicFailures:
         assert facts["citations"] == [] and facts["retrieval"]["support"] < 0.5
         assert response.headers["x-gearbox-retrieval"] == "abstained"
 
-    def test_a_collection_that_is_not_there_supports_nothing(self, http: httpx.Client) -> None:
-        facts = gearbox_of(ask(http, HARBOUR, {"collection": "grounding-nothing"}), False)
-        assert facts["reason"] == "abstained" and facts["retrieval"]["support"] == 0
+    def test_a_collection_that_is_not_there_is_an_error(self, http: httpx.Client) -> None:
+        named = ask(http, HARBOUR, {"collection": "grounding-nothing"})
+        assert error_of(named, 404)["code"] == "collection_not_found"
+        named = ask(http, HARBOUR, None, model="smollm2-135m+grounding-nothing")
+        assert error_of(named, 404)["param"] == "model"
 
     @pytest.mark.parametrize("content", [["words"], [3], [{"type": "text", "text": 3}], None, 3])
     def test_a_message_that_is_none_is_refused_by_whom_it_concerns(

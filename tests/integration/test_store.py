@@ -300,10 +300,67 @@ async def test_opening_twice_and_at_once_migrates_once(database):
         await asyncio.gather(*(store.open() for store in stores))
         await stores[0].open()
         assert connection.execute("SELECT count(*) FROM gearbox.migrations").fetchone() == (1,)
-    with pytest.raises(ValueError, match="made for"):
-        await Store(database.conninfo, DIMENSION + 1).open()
-    with pytest.raises(ValueError, match="made for"):
-        await Store(database.conninfo, DIMENSION, "german").open()
+
+
+async def misconfigured(work: Any) -> str:
+    """The message of an error that only the operator can mend."""
+    with pytest.raises(RequestError) as caught:
+        await work
+    assert (caught.value.status, caught.value.code) == (500, "retrieval_misconfigured")
+    assert "retry-after" not in caught.value.headers
+    return caught.value.message
+
+
+async def test_another_dimension_or_language_is_an_error_that_says_what_to_do(database, store):
+    for other in (Store(database.conninfo, DIMENSION + 1), Store(database.conninfo, DIMENSION, "german")):
+        message = await misconfigured(other.open())
+        assert f"made for embeddings of {DIMENSION} dimensions and the language 'english'" in message
+        assert "retrieval.embedder" in message
+
+
+async def test_vectors_of_another_dimension_are_not_the_clients_fault(store):
+    await put(store, ALICE, "a.md", ["one"])
+    wrong = np.ones((1, DIMENSION + 1), np.float32)
+    for work in (
+        store.nearest(ALICE, wrong[0], 5), store.put(ALICE, source("b.md"), [Chunk("two")], wrong),
+        store.put(ALICE, source("b.md"), [Chunk("two")], np.full((1, DIMENSION), np.nan, np.float32)),
+    ):  # fmt: skip
+        assert "can't be used" in await misconfigured(work)
+    assert await found(store, ALICE, "one") == ["one"]
+
+
+async def test_a_database_that_is_not_what_it_was_is_a_misconfiguration(database, store):
+    with psycopg.connect(database.conninfo, autocommit=True) as connection:
+        connection.execute("ALTER SCHEMA gearbox RENAME TO elsewhere")
+        try:
+            assert "does not exist" in await misconfigured(store.exists(ALICE))
+        finally:
+            connection.execute("ALTER SCHEMA elsewhere RENAME TO gearbox")
+    assert await store.exists(ALICE) is False
+
+
+async def test_a_language_that_is_none_and_a_role_without_rights_are_misconfigurations(database):
+    with psycopg.connect(database.conninfo, autocommit=True) as connection:
+        connection.execute("DROP DATABASE IF EXISTS other")
+        connection.execute("CREATE DATABASE other")
+        connection.execute("CREATE ROLE nobody LOGIN")
+    conninfo = psycopg.conninfo.make_conninfo(database.conninfo, dbname="other")
+    assert "klingon" in await misconfigured(Store(conninfo, DIMENSION, "klingon").open())
+    nobody = psycopg.conninfo.make_conninfo(conninfo, user="nobody")
+    assert "permission denied" in await misconfigured(Store(nobody, DIMENSION).open())
+    with psycopg.connect(database.conninfo, autocommit=True) as connection:
+        connection.execute("DROP DATABASE other")
+        connection.execute("DROP ROLE nobody")
+
+
+async def test_a_collection_exists_as_long_as_it_has_documents_and_only_for_its_tenant(store):
+    assert await store.exists(ALICE) is False
+    await put(store, ALICE, "a.md", ["one"])
+    assert await store.exists(ALICE) is True
+    assert await store.exists(Owner("other", ALICE.collection)) is False
+    assert await store.exists(Owner(ALICE.tenant, "other")) is False
+    await store.delete(ALICE)
+    assert await store.exists(ALICE) is False
 
 
 async def test_more_callers_than_connections_wait_for_one(database, store):

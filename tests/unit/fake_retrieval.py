@@ -26,6 +26,7 @@ class FakeRetrieval:
         self.check_s = 0.0
         self.supported: bool | None = True
         self.cancelled = 0
+        self.missing: set[str] = set()  # collections that nobody has
 
     def asked(self, method: str) -> list[dict[str, Any]]:
         return [arguments for name, arguments in self.calls if name == method]
@@ -38,10 +39,11 @@ class FakeRetrieval:
             self.cancelled += 1
             raise
 
-    async def _ground(self, question: str, top_k: int, **_: Any) -> dict[str, Any]:
+    async def _ground(self, question: str, top_k: int, collection: str, **_: Any) -> dict[str, Any]:
         await asyncio.sleep(self.search_s)
         if self.error:
             raise self.error
+        self._find(collection)
         passages = self.passages[:top_k]
         prompt = [
             {"role": "system", "content": "Be brief."},
@@ -73,7 +75,16 @@ class FakeRetrieval:
             "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
         }
 
-    async def _embed(self, texts: list[str]) -> dict[str, Any]:
+    def _find(self, collection: str) -> None:
+        if collection in self.missing:
+            message = f"collection '{collection}' does not exist"
+            raise RequestError(404, message, param="collection", code="collection_not_found")
+
+    async def _exists(self, tenant: str, collection: str) -> bool:
+        await asyncio.sleep(self.search_s)
+        return collection not in self.missing
+
+    async def _embed(self, texts: list[str], **_: Any) -> dict[str, Any]:
         return {"vectors": np.ones((len(texts), 4), np.float32), "tokens": 3 * len(texts)}
 
     async def _index(self, **asked: Any) -> dict[str, Any]:
@@ -88,5 +99,6 @@ class FakeRetrieval:
     async def _delete(self, source: str | None, **_: Any) -> int:
         return 0 if source == "gone.md" else 2
 
-    async def _search(self, **_: Any) -> dict[str, Any]:
+    async def _search(self, collection: str, **_: Any) -> dict[str, Any]:
+        self._find(collection)
         return {"support": 0.9, "passages": self.passages, "timings_ms": {}, "starts_ms": {}, "ms": 1.0}

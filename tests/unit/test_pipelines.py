@@ -109,12 +109,12 @@ async def test_a_source_cannot_end_its_own_quotation(store: FakeStore, bundled):
 
 
 async def test_an_error_of_the_store_is_in_what_the_pipeline_raises(store: FakeStore, bundled):
-    from serve.retrieval.service import _cause
+    from serve.retrieval.service import _failure
 
     store.error = RequestError(503, "down", code="store_unavailable")
     with pytest.raises(Exception) as raised:  # Haystack wraps it
         await run(bundled["hybrid"])
-    assert _cause(raised.value) is store.error
+    assert _failure("hybrid", raised.value) is store.error
 
 
 def changed(tmp_path: Path, change: Any) -> Path:
