@@ -12,6 +12,7 @@ from typing import Any
 
 from serve.chat_fields import ChatFields
 from serve.protocol import Call
+from serve.relay import Choice
 
 _PIECE = re.compile(r" ?(?:[a-z]{1,2}|[A-Z])|.", re.DOTALL)
 #: Fields about the tokens themselves, which only a model's own answer has.
@@ -83,6 +84,17 @@ def _first_tokens(text: str, limit: int) -> str:
         if limit < 0:
             return text[: piece.start()]
     return text
+
+
+def may_grow(body: Mapping[str, Any], choice: Choice, tokens: int, more: str) -> bool:
+    """Whether `more` may follow the text of a choice that has `tokens`: it ended by itself, and its limits hold with it."""
+    if choice.finish_reason != "stop" or isinstance(choice.stop_reason, str):
+        return False
+    stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
+    if any(stop in choice.text + more for stop in stops):
+        return False
+    limit = body.get("max_tokens") if body.get("max_completion_tokens") is None else body["max_completion_tokens"]
+    return limit is None or tokens + most_tokens(more) <= limit
 
 
 def _stopped(text: str, fields: ChatFields) -> tuple[str, str] | None:

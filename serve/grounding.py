@@ -19,20 +19,19 @@ from serve.card import first_problem
 from serve.chat_fields import read_fields
 from serve.config import Name, RetrievalConfig
 from serve.detection import detect
-from serve.direct import DirectAnswer, calls_function, model_only, most_tokens, takes_text
+from serve.direct import DirectAnswer, calls_function, may_grow, model_only, most_tokens, takes_text
 from serve.errors import RequestError
 from serve.http import Headers
 from serve.metrics import Metrics
 from serve.protocol import Call
 from serve.relay import Choice
+from serve.wording import question_of, without_chance, worded
 
 HEADER = "x-gearbox-retrieval"
 _PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
 _FRAME_CHARS = 120  # of what is said around the sources
 _AGENT_MS = 120_000.0  # for all steps of an agent, where the budget sets no limit
 _EXPECTED_S = 0.1  # of a search, until some were seen
-_TEXT_PARTS = ("text", "input_text")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 #: Fields of a request that are not passed on with an agent's steps: each step has its own, or gives one whole answer.
 _NOT_AN_AGENTS = (
     "messages", "model", "stream", "stream_options", "cache_salt", "n", "logprobs", "top_logprobs", "prompt_logprobs",
@@ -202,7 +201,7 @@ class Grounder:
             RequestError: 422 where the budget can't carry it and the request said `refuse`; 503 when retrieval is down.
         """
         grounding = Grounding(wanted)
-        question = _question(call)
+        question = question_of(call)
         if question is None:
             grounding.why = "the last message is no question: not a user's, not text alone, or to be continued"
             return self._counted(grounding)
@@ -239,8 +238,8 @@ class Grounder:
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
         before = call.prompt_chars
-        call.reword(_worded(call, found["prompt"]))
-        _without_chance(call)
+        call.reword(worded(call, found["prompt"]))
+        without_chance(call)
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
         return self._counted(grounding)
 
@@ -258,7 +257,7 @@ class Grounder:
             return ""
         best = grounding.passages[0]
         more = f"\n\nSource {best['n']} says: “{best['quote']}”"
-        if not _may_grow(call.body, choices[0], tokens, more):
+        if not may_grow(call.body, choices[0], tokens, more):
             return ""
         grounding.quoted = best["n"]
         return more
@@ -315,8 +314,8 @@ class Grounder:
                 grounding.outcome, grounding.direct = "computed", DirectAnswer.within(fields, used.answer)
                 return True
             grounding.why = f"computed, and told to the model: the request asks for {reason}"
-        call.reword(_worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
-        _without_chance(call)
+        call.reword(worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
+        without_chance(call)
         return True
 
     async def _ask_agent(
@@ -386,60 +385,6 @@ class Grounder:
     def _counted(self, grounding: Grounding) -> Grounding:
         self._metrics.grounded.labels(grounding.outcome).inc()
         return grounding
-
-
-def _question(call: Call) -> str | None:
-    """The text of the last message, if it is a user's, has nothing but text and is to be answered."""
-    messages = call.body["messages"]
-    assert isinstance(messages, list)
-    last = messages[-1]
-    continued = call.body.get("continue_final_message") or call.body.get("add_generation_prompt") is False
-    if last.get("role") != "user" or continued:
-        return None
-    content = last.get("content")
-    if isinstance(content, list):
-        texts = [_text(part) for part in content]
-        if None in texts:
-            return None  # the question may be about a picture, and what the engine refuses it is to see
-        content = "\n".join(filter(None, texts))
-    return content.strip() or None if isinstance(content, str) else None
-
-
-def _text(part: object) -> str | None:
-    """The text of a part of a message; None for another kind."""
-    if not isinstance(part, dict) or part.get("type", "text") not in _TEXT_PARTS:
-        return None
-    text = part.get("text")
-    return text if isinstance(text, str) else None
-
-
-def _worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
-    """The conversation with its last message reworded by `prompt`; a system message of the client's own stays the only one."""
-    messages = call.body["messages"]
-    assert isinstance(messages, list)
-    has_system = any(message.get("role") in ("system", "developer") for message in messages)
-    system = [message for message in prompt if message["role"] == "system" and not has_system]
-    return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]
-
-
-def _without_chance(call: Call) -> None:
-    """Generate at temperature 0 where the client says nothing of sampling: what is known is wanted, no fancy.
-
-    Several choices are left to the engine's default: at 0 they would be the same, and the engine refuses that.
-    """
-    if call.body.get("n") in (None, 1) and all(call.body.get(name) is None for name in _SAMPLING):
-        call.body["temperature"] = 0
-
-
-def _may_grow(body: Mapping[str, Any], choice: Choice, tokens: int, more: str) -> bool:
-    """Whether `more` may follow the text of a choice that has `tokens`: it ended by itself, and its limits hold with it."""
-    if choice.finish_reason != "stop" or isinstance(choice.stop_reason, str):
-        return False
-    stops = [body["stop"]] if isinstance(body.get("stop"), str) else body.get("stop") or []
-    if any(stop in choice.text + more for stop in stops):
-        return False
-    limit = body.get("max_tokens") if body.get("max_completion_tokens") is None else body["max_completion_tokens"]
-    return limit is None or tokens + most_tokens(more) <= limit
 
 
 def _invalid(message: str, param: str) -> RequestError:
