@@ -6,7 +6,7 @@ another replica of the variant, where there is one, else to another variant.
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
 import aiohttp
@@ -18,14 +18,15 @@ from serve.auth import Caller, Gatekeeper
 from serve.budget import Budget, resolve_budget
 from serve.catalog import Variant
 from serve.config import PlatformConfig
+from serve.direct import DirectAnswer, documents
 from serve.engines import Engines, EngineUnreachable
 from serve.errors import RequestError, internal_error
-from serve.grounding import Fits, Grounder, Grounding, direct_answer
+from serve.grounding import Fits, Grounder, Grounding
 from serve.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.metrics import Metrics
 from serve.prediction import Features, OutputLengths
 from serve.protocol import Call
-from serve.relay import EngineFault, EngineReport, StreamRelay, error_event, splice
+from serve.relay import Choice, EngineFault, EngineReport, StreamRelay, error_event, splice
 from serve.request import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.router import Decision, Router
 
@@ -143,8 +144,8 @@ class Generation:
             request.grounding = grounding = await self._grounder.ground(
                 call, wanted, caller.tenant, key, request.budget, request.arrived, fits
             )
-            if grounding.answer is not None:
-                return await _answer_directly(request, grounding, grounding.answer, send)
+            if grounding.direct is not None:
+                return await _answer_directly(request, grounding, grounding.direct, send)
         failed: set[str] = set()
         broken: set[str] = set()  # base URLs of replicas
         faults = 0
@@ -273,10 +274,9 @@ class Generation:
             choice = document["choices"][0]
             attempt.text = choice["message"].get("content") if "message" in choice else choice.get("text")
         if request.grounding is not None:
-            message = document["choices"][0]["message"]
-            text = message.get("content") or ""
-            if more := await self._grounder.check(request.grounding, text, request.budget, request.arrived):
-                message["content"] = text + more
+            choices = Choice.all_of(document)
+            if more := await self._check(attempt, request.grounding, choices):
+                document["choices"][0]["message"]["content"] = choices[0].text + more
                 body = orjson.dumps(document)
         if (rename := self._rename(request.call)) is not None:
             body = body.replace(*rename, 1)
@@ -322,7 +322,8 @@ class Generation:
             return "interrupted"
         more = ""
         if request.grounding is not None:
-            more = await self._grounder.check(request.grounding, relay.text, request.budget, request.arrived)
+            choices = [choice for _, choice in sorted(relay.choices.items())]
+            more = await self._check(attempt, request.grounding, choices)
         await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), more)})
         return "ok"
 
@@ -331,6 +332,11 @@ class Generation:
         if call.model == (served := self._config.model.name):
             return None
         return b'"model":' + orjson.dumps(served), b'"model":' + orjson.dumps(call.model)
+
+    async def _check(self, attempt: Attempt, grounding: Grounding, choices: Sequence[Choice]) -> str:
+        """Hold the answer against its sources; returns what is to be added to it."""
+        request, written = attempt.request, attempt.report.completion_tokens
+        return await self._grounder.check(grounding, request.call, choices, written, request.budget, request.arrived)
 
     def _learn(self, attempt: Attempt) -> None:
         """Let the predictions learn from an answer that came whole. Of several sequences only their length is known apart."""
@@ -343,7 +349,7 @@ class Generation:
             attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
 
 
-async def _answer_directly(request: Request, grounding: Grounding, text: str, send: Send) -> None:
+async def _answer_directly(request: Request, grounding: Grounding, answer: DirectAnswer, send: Send) -> None:
     """Send an answer that is known before a variant is asked."""
     call = request.call
     request.answered = perf_counter()
@@ -352,11 +358,11 @@ async def _answer_directly(request: Request, grounding: Grounding, text: str, se
         "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
         "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": {}, **grounding.public(),
     }  # fmt: skip
-    documents = [orjson.dumps(document) for document in direct_answer(call, text, grounding.usage, gearbox, request.id)]
+    parts = [orjson.dumps(document) for document in documents(answer, call, gearbox, request.id)]
     headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
     if not call.stream:
-        return await reply(send, 200, documents[0], headers)
-    events = b"".join(b"data: " + document + b"\n\n" for document in documents) + b"data: [DONE]\n\n"
+        return await reply(send, 200, parts[0], headers)
+    events = b"".join(b"data: " + part + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
     await reply(send, 200, events, [*headers, ("cache-control", "no-cache")], EVENT_STREAM)
 
 

@@ -4,7 +4,6 @@ Searching itself happens in the retrieval deployment, behind `Retrieval`.
 """
 
 import asyncio
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,18 +16,28 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from serve.budget import Budget
 from serve.card import first_problem
+from serve.chat_fields import read_fields
 from serve.config import Name, RetrievalConfig
 from serve.detection import detect
+from serve.direct import DirectAnswer, calls_function, may_grow, model_only, most_tokens, takes_text
 from serve.errors import RequestError
 from serve.http import Headers
 from serve.metrics import Metrics
 from serve.protocol import Call
+from serve.relay import Choice
+from serve.wording import question_of, without_chance, worded
 
 HEADER = "x-gearbox-retrieval"
 _PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
 _FRAME_CHARS = 120  # of what is said around the sources
 _AGENT_MS = 120_000.0  # for all steps of an agent, where the budget sets no limit
 _EXPECTED_S = 0.1  # of a search, until some were seen
+#: Fields of a request that are not passed on with an agent's steps: each step has its own, or gives one whole answer.
+_NOT_AN_AGENTS = (
+    "messages", "model", "stream", "stream_options", "cache_salt", "n", "logprobs", "top_logprobs", "prompt_logprobs",
+    "logprob_token_ids", "return_token_ids",
+)  # fmt: skip
+_OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 _SEEN_S = 60.0  # for how long a search tells of the next
 
 Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
@@ -88,10 +97,14 @@ class Grounding:
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # by the pipeline's components
     starts_ms: Mapping[str, float] = field(default_factory=dict)  # when they began, after the search did
     tools: list[dict[str, Any]] = field(default_factory=list)
-    answer: str | None = None  # the answer itself, where it is known before a variant is asked
-    usage: Mapping[str, int] = field(default_factory=dict)  # tokens that an agent took for it
+    direct: DirectAnswer | None = None  # the answer itself, where it is known before a variant is asked
     sentences: list[dict[str, Any]] | None = None  # None: not checked
     quoted: int | None = None  # number of the source that was quoted after an answer that no source supports
+
+    @property
+    def answer(self) -> str | None:
+        """The text of the answer, where it is known before a variant is asked."""
+        return self.direct.text if self.direct else None
 
     @property
     def reason(self) -> str:
@@ -232,14 +245,14 @@ class Grounder:
                 `refuse`; 503 when retrieval is down.
         """
         grounding = Grounding(wanted)
-        question = _question(call)
+        question = question_of(call)
         if question is None:
-            grounding.why = "the last message is not a user's text"
+            grounding.why = "the last message is no question: not a user's, not text alone, or to be continued"
             return self._counted(grounding)
         grounding.question = question
-        plain = call.body.get("response_format") is None and call.body.get("n") in (None, 1)
+        plain = model_only(call.body) is None and call.body.get("n") in (None, 1)
         grounding.quotable = wanted.unverified == "quote" and plain
-        if wanted.agent:
+        if wanted.agent and not calls_function(call.body):
             if wanted.names_collection and wanted.collection is not None and not await self._exists(wanted, tenant):
                 raise _no_collection(wanted)
             await self._ask_agent(grounding, call, tenant, key, budget, arrived)
@@ -263,34 +276,44 @@ class Grounder:
         if not grounding.passages:
             grounding.why = "no document supports an answer"
             grounding.outcome = "unsupported"
-            if wanted.on_unsupported == "abstain":
+            if wanted.on_unsupported == "abstain" and not calls_function(call.body):
                 assert self._config is not None
-                grounding.outcome, grounding.answer = "abstained", self._config.abstention
+                fields, refusal = read_fields(call.body), not takes_text(call.body)
+                grounding.direct = DirectAnswer.within(fields, self._config.abstention, refusal=refusal)
+                grounding.outcome = "abstained"
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
         before = call.prompt_chars
-        call.reword(_worded(call, found["prompt"]))
-        if call.body.get("temperature") is None:
-            call.body["temperature"] = 0  # who asks for what the sources say wants that, not the model's fancy
+        call.reword(worded(call, found["prompt"]))
+        without_chance(call)
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
         return self._counted(grounding)
 
-    async def check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> str:
-        """Hold the answer's sentences against its sources, as far as the budget's time goes.
+    async def check(
+        self, grounding: Grounding, call: Call, choices: Sequence[Choice], tokens: int, budget: Budget, arrived: float
+    ) -> str:
+        """Hold the sentences of all `choices` against their sources, as far as the budget's time goes.
 
-        Returns what is to be added to the answer: where not all of it is supported, what the best source says.
+        Returns what is to be added to the answer: where not all of it is supported, what the best source says. That obeys
+        the request too: nothing is added to what a stop or the token limit ended, nor over it (`tokens` were written).
         """
-        await self._check(grounding, answer, budget, arrived)
+        await self._check(grounding, choices, budget, arrived)
         claims = [one["supported"] for one in grounding.sentences or () if one["supported"] is not None]
         if not grounding.quotable or grounding.sentences is None or all(claims or [False]):
             return ""
         best = grounding.passages[0]
+        more = f"\n\nSource {best['n']} says: “{best['quote']}”"
+        if not may_grow(call.body, choices[0], tokens, more):
+            return ""
         grounding.quoted = best["n"]
-        return f"\n\nSource {best['n']} says: “{best['quote']}”"
+        return more
 
-    async def _check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> None:
+    async def _check(self, grounding: Grounding, choices: Sequence[Choice], budget: Budget, arrived: float) -> None:
         assert self._config is not None
-        if not grounding.passages or not answer.strip():
+        if not grounding.passages:
+            return
+        if not choices or not all(choice.text.strip() for choice in choices):
+            grounding.why = "an answer without text was not checked"
             return
         left = self._config.check_s
         if budget.e2e_ms is not None:
@@ -302,9 +325,13 @@ class Grounder:
         try:
             async with asyncio.timeout(left):
                 passages = [passage["content"] for passage in grounding.passages]
-                grounding.sentences = await self._retrieval.call(
-                    "check", answer=answer, passages=passages, question=grounding.question
-                )
+                sentences: list[dict[str, Any]] = []
+                for number, choice in enumerate(choices):
+                    found = await self._retrieval.call(
+                        "check", answer=choice.text, passages=passages, question=grounding.question
+                    )
+                    sentences += [{**one, "choice": number} for one in found]
+                grounding.sentences = sentences
         except TimeoutError:
             grounding.why = f"the answer could not be checked within {left * 1000:.0f} ms"
         except RequestError as error:
@@ -325,9 +352,16 @@ class Grounder:
             return False
         grounding.tools.append({"name": used.name, "input": used.input, "output": used.output})
         if config.computed == "answer":
-            grounding.outcome, grounding.answer = "computed", used.answer
-            return True
-        call.reword(_worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
+            fields = read_fields(call.body)
+            reason = model_only(call.body)
+            if reason is None and fields.token_limit is not None and most_tokens(used.answer) > fields.token_limit:
+                reason = "fewer tokens than the result may have"
+            if reason is None:
+                grounding.outcome, grounding.direct = "computed", DirectAnswer.within(fields, used.answer)
+                return True
+            grounding.why = f"computed, and told to the model: the request asks for {reason}"
+        call.reword(worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
+        without_chance(call)
         return True
 
     async def _ask_agent(
@@ -338,7 +372,9 @@ class Grounder:
         model = (
             f"{ref.model}:{ref.variant}" if ref.variant else f"{ref.model}@{ref.profile}" if ref.profile else ref.model
         )
-        taken = ("messages", "model", "stream", "stream_options", "cache_salt", "tools")
+        own = call.body.get("tools") is not None  # and what is said of their use
+        fields = read_fields(call.body if own else {**call.body, "tool_choice": None})  # else it is about the agent's
+        taken = {*_NOT_AN_AGENTS, *(_OF_TOOLS if own else ())}
         more = {name: value for name, value in call.body.items() if name not in taken}
         left = (budget.e2e_ms or _AGENT_MS) / 1000 - (perf_counter() - arrived)
         began = perf_counter()
@@ -347,8 +383,11 @@ class Grounder:
             top_k=wanted.top_k, mode=wanted.mode, url=self._url, key=key, model=model,
             more={**more, "budget": budget.model_dump(exclude_none=True)}, timeout_s=max(left, 0.001),
         )  # fmt: skip
-        grounding.outcome, grounding.answer, grounding.ms = "agent", made["text"], _since(began)
-        grounding.tools, grounding.usage = made["tools"], made["usage"]
+        grounding.outcome, grounding.tools, grounding.ms = "agent", made["tools"], _since(began)
+        # stops, token limit and form were kept by the model that wrote it
+        grounding.direct = DirectAnswer(
+            made["text"], finish_reason=made.get("finish_reason", "stop"), choices=fields.choices, usage=made["usage"]
+        )
 
     async def _search(
         self, grounding: Grounding, question: str, tenant: str, top_k: int, budget: Budget, arrived: float
@@ -407,55 +446,6 @@ class Grounder:
     def _counted(self, grounding: Grounding) -> Grounding:
         self._metrics.grounded.labels(grounding.outcome).inc()
         return grounding
-
-
-def direct_answer(
-    call: Call, text: str, usage: Mapping[str, int], gearbox: Mapping[str, object], request_id: str
-) -> list[dict[str, Any]]:
-    """A chat completion that is known whole: the document, or a stream's chunks."""
-    common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": call.ref.model}
-    usage = {name: usage.get(name, 0) for name in ("prompt_tokens", "completion_tokens", "total_tokens")}
-    if not call.stream:
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": "stop",
-            "logprobs": None,
-        }
-        return [{**common, "object": "chat.completion", "choices": [choice], "usage": usage, "gearbox": gearbox}]
-    chunk = {**common, "object": "chat.completion.chunk"}
-    chunks = [
-        {**chunk, "choices": [{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}]},
-        {**chunk, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]},
-    ]
-    if call.wants_usage:
-        chunks.append({**chunk, "choices": [], "usage": usage})
-    chunks[-1]["gearbox"] = gearbox
-    return chunks
-
-
-def _question(call: Call) -> str | None:
-    """The text of the last message, if it is a user's."""
-    messages = call.body["messages"]
-    assert isinstance(messages, list)
-    last = messages[-1]
-    if last.get("role") != "user":
-        return None
-    content = last.get("content")
-    if isinstance(content, list):
-        content = "\n".join(
-            part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
-        )
-    return content.strip() or None if isinstance(content, str) else None
-
-
-def _worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
-    """The conversation with its last message replaced by `prompt`; a system message of the client's own stays the only one."""
-    messages = call.body["messages"]
-    assert isinstance(messages, list)
-    has_system = any(message.get("role") in ("system", "developer") for message in messages)
-    system = [message for message in prompt if message["role"] == "system" and not has_system]
-    return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]
 
 
 def _no_collection(wanted: Wanted) -> RequestError:

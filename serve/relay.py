@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -44,6 +45,31 @@ class EngineReport:
         )
 
 
+@dataclass(slots=True)
+class Choice:
+    """One choice of an answer: its text, and why it ended."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None  # the text of `stop`, or the token, that ended it
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Take in an answer's or a chunk's member of `choices`."""
+        said = part.get("message") or part.get("delta")
+        self.text += (part.get("text") if said is None else said.get("content")) or ""
+        self.finish_reason = part.get("finish_reason") or self.finish_reason
+        self.stop_reason = part.get("stop_reason") or self.stop_reason
+
+    @classmethod
+    def all_of(cls, document: Mapping[str, Any]) -> "list[Choice]":
+        """The choices of a whole answer."""
+        choices = []
+        for part in document["choices"]:
+            choices.append(cls())
+            choices[-1].add(part)
+        return choices
+
+
 class EngineFault(Exception):
     """The engine reported an error as an event of a stream."""
 
@@ -73,10 +99,15 @@ class StreamRelay:
     report: EngineReport = field(default_factory=EngineReport)
     chunks: int = 0  # data events passed on, about one a token
     done: bool = False
-    collects: bool = False  # whether the first choice's text is kept
-    text: str = ""
+    collects: bool = False  # whether the choices' texts are kept
+    choices: dict[int, Choice] = field(default_factory=dict)  # by their index
     _tail: bytes = b""  # an event whose end has not arrived
     _held: bytes = b""  # the last events, kept until it is known whether the `gearbox` object goes onto them
+
+    @property
+    def text(self) -> str:
+        """The first choice's."""
+        return self.choices[0].text if 0 in self.choices else ""
 
     def feed(self, data: bytes) -> bytes:
         """What to send on for `data`. The usage chunk is held back: `finish` gives the end of the stream.
@@ -98,7 +129,7 @@ class StreamRelay:
             if self.rename is not None:
                 event = event.replace(*self.rename)
             if self.collects and event.startswith(_DATA):
-                self.text += _text_of(event)
+                self._collect(event)
             if event.startswith(_DONE):
                 self.done = True
                 continue
@@ -116,28 +147,29 @@ class StreamRelay:
         return bytes(out)
 
     def finish(self, gearbox: dict[str, object], more: str = "") -> bytes:
-        """The last events with the `gearbox` object on them, and the end marker; before them `more` text of the answer."""
-        last = splice(self._held, gearbox) if self._held else b""
-        return (self._chunk(more) if more and self._held else b"") + last + _DONE + _EVENT_END
+        """The last events with the `gearbox` object on them, and the end marker; `more` is added to the answer's text."""
+        held = self._longer(more) if more else self._held
+        return (splice(held, gearbox) if held else b"") + _DONE + _EVENT_END
 
-    def _chunk(self, text: str) -> bytes:
-        head = orjson.loads(self._held[6 : self._held.index(_EVENT_END)])
-        choice = {"index": 0, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
-        return b"data: " + orjson.dumps({**head, "choices": [choice]}) + _EVENT_END
+    def _longer(self, more: str) -> bytes:
+        """The last events with `more` text on the chunk that ends the only choice: that chunk may have text of its own."""
+        last, end, usage = self._held.partition(_EVENT_END)
+        chunk = orjson.loads(last[6:])
+        for choice in chunk["choices"]:
+            choice["delta"]["content"] = (choice["delta"].get("content") or "") + more
+        return b"data: " + orjson.dumps(chunk) + end + usage
+
+    def _collect(self, event: bytes) -> None:
+        try:
+            parts = orjson.loads(event[6:]).get("choices") or []
+        except orjson.JSONDecodeError:
+            return
+        for part in parts:
+            self.choices.setdefault(part.get("index", 0), Choice()).add(part)
 
     def _events(self, data: bytes) -> Iterator[bytes]:
         *whole, self._tail = (self._tail + data).split(_EVENT_END)
         return (event + _EVENT_END for event in whole)
-
-
-def _text_of(event: bytes) -> str:
-    """What a chunk adds to the first choice."""
-    try:
-        choices = orjson.loads(event[6:]).get("choices") or []
-    except orjson.JSONDecodeError:
-        return ""
-    first = [one for one in choices if one.get("index") == 0]
-    return "".join(one["delta"].get("content") or "" if "delta" in one else one.get("text") or "" for one in first)
 
 
 def _near_end(data: bytes) -> bool:

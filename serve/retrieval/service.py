@@ -167,7 +167,7 @@ class Service:
         except AgentFault as fault:
             raise RequestError(fault.status, str(fault), code="agent_failed") from fault
         used = [{"name": one.name, "input": dict(one.input), "output": one.output} for one in made.used]
-        return {"text": made.text, "tools": used, "usage": dict(made.usage)}
+        return {"text": made.text, "tools": used, "usage": dict(made.usage), "finish_reason": made.finish_reason}
 
     async def index(
         self, tenant: str, collection: str, source: str, data: bytes, kind: str | None = None,

@@ -37,6 +37,8 @@ class EngineStub:
         self.hold = asyncio.Event()  # "hold" waits for it between two tokens
         self.error = "something in the engine broke"
         self.generation_time_ms = 0.5
+        self.ending: dict[str, Any] = {"finish_reason": "stop"}  # of every choice, with `stop_reason`
+        self.calls: list[dict[str, Any]] = []  # of functions, instead of a text
 
     async def start(self) -> None:
         app = web.Application(client_max_size=64 << 20)
@@ -107,7 +109,7 @@ class EngineStub:
         if self.behaviour == "context error event first":
             await response.write(_event(_shape(400, CONTEXT_ERROR)) + b"data: [DONE]\n\n")
             return response
-        for chunk in _chunks(words, chat, body.get("n") or 1):
+        for chunk in self._chunks(words, chat, body.get("n") or 1):
             if body["stream_options"].get("continuous_usage_stats"):
                 chunk["usage"] = _usage(words, 1)
             await response.write(_event(chunk))
@@ -137,13 +139,34 @@ class EngineStub:
 
     def _document(self, words: list[str], chat: bool, n: int) -> dict[str, Any]:
         text = "".join(words[:4]) + " ".join(words[4:])
-        choice = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+        message = {
+            "role": "assistant",
+            **({"content": None, "tool_calls": self.calls} if self.calls else {"content": text}),
+        }
+        choice = {"message": message} if chat else {"text": text}
         return {
             **_head(chat, chunk=False),
-            "choices": [{"index": i, **choice, "logprobs": None, "finish_reason": "stop"} for i in range(n)],
+            "choices": [{"index": index, **choice, "logprobs": None, **self.ending} for index in range(n)],
             "usage": _usage(words, n),
             "metrics": self._timing(),
         }
+
+    def _chunks(self, words: list[str], chat: bool, n: int) -> list[dict[str, Any]]:
+        """The choices take turns."""
+        pieces = [*words[:4], words[4], *(f" {word}" for word in words[5:])]
+        if chat:
+            said = [{"content": piece} for piece in pieces] if not self.calls else [{"tool_calls": self.calls}]
+            deltas = [{"delta": {"role": "assistant", "content": ""}}, *({"delta": one} for one in said)]
+            end = {"delta": {"content": ""}}
+        else:
+            deltas, end = [{"text": piece} for piece in pieces], {"text": ""}
+        head = _head(chat, chunk=True)
+        ending = {"stop_reason": None, **self.ending}
+        parts = [
+            *({**delta, "logprobs": None, "finish_reason": None} for delta in deltas),
+            {**end, "logprobs": None, **ending},
+        ]
+        return [{**head, "choices": [{"index": index, **part}]} for part in parts for index in range(n)]
 
     def _timing(self) -> dict[str, float]:
         return {"time_to_first_token_ms": 3.0, "generation_time_ms": self.generation_time_ms, "queue_time_ms": 1.5}
@@ -152,21 +175,6 @@ class EngineStub:
 def _prompt(body: dict[str, Any]) -> str:
     prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
     return prompt if isinstance(prompt, str) else "tokens"
-
-
-def _chunks(words: list[str], chat: bool, n: int) -> list[dict[str, Any]]:
-    """One choice after the other in turn, as an engine that writes them at once."""
-    pieces = [*words[:4], words[4], *(f" {word}" for word in words[5:])]
-    if chat:
-        deltas = [{"delta": {"role": "assistant", "content": ""}}, *({"delta": {"content": p}} for p in pieces)]
-        end = {"delta": {"content": ""}}
-    else:
-        deltas, end = [{"text": piece} for piece in pieces], {"text": ""}
-    head = _head(chat, chunk=True)
-    each = range(n)
-    choices = [{"index": i, **delta, "logprobs": None, "finish_reason": None} for delta in deltas for i in each]
-    choices += [{"index": i, **end, "logprobs": None, "finish_reason": "stop", "stop_reason": None} for i in each]
-    return [{**head, "choices": [choice]} for choice in choices]
 
 
 def _head(chat: bool, chunk: bool) -> dict[str, Any]:

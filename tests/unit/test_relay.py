@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from serve.relay import EngineFault, EngineReport, StreamRelay, error_event, splice
+from serve.relay import Choice, EngineFault, EngineReport, StreamRelay, error_event, splice
 
 GEARBOX = {"variant": "int8", "ttft_ms": 12.5, "why": 'a "quoted" }] reason'}
 DONE = b"data: [DONE]\n\n"
@@ -151,6 +151,42 @@ def test_a_report_copes_with_what_an_engine_leaves_out():
     assert EngineReport.of({"usage": {"prompt_tokens": None}, "metrics": {"queue_time_ms": None}}) == EngineReport()
     assert EngineReport.of([]) == EngineReport()
     assert EngineReport.of({"metrics": {"generation_time_ms": 0.0}}).decode_s == 0
+
+
+class TestCollecting:
+    """What a stream's choices say, for whoever has to know them."""
+
+    @pytest.mark.parametrize("by", [1, 7, 10_000])
+    def test_the_choices_are_kept_apart(self, by):
+        stream = b"".join(STREAMS["two choices"]) + USAGE + DONE
+        relay = StreamRelay(False, collects=True)
+        for at in range(0, len(stream), by):
+            relay.feed(stream[at : at + by])
+        assert relay.choices == {0: Choice("a", "stop"), 1: Choice("bc", "length")}
+        assert relay.text == "a"
+
+    def test_a_text_ended_by_a_stop_says_by_which(self):
+        relay = StreamRelay(False, collects=True)
+        relay.feed(chunk(delta("Hi")) + chunk({**delta(" you", 0, "stop"), "stop_reason": "!"}) + USAGE + DONE)
+        assert relay.choices == {0: Choice("Hi you", "stop", "!")}
+
+    @both_ways
+    def test_what_is_added_follows_all_of_the_text(self, wants_usage):
+        """The chunk that ends an answer may have text too."""
+        relay = StreamRelay(wants_usage, collects=True)
+        out = relay.feed(chunk(delta("Hi")) + chunk(delta(" you", 0, "stop")) + USAGE + DONE)
+        told = documents(out + relay.finish(GEARBOX, " – größer"))
+        parts = [part for one in told for part in one["choices"]]
+        assert "".join(part["delta"]["content"] for part in parts) == "Hi you – größer"
+        assert [part["finish_reason"] for part in parts] == [None, "stop"]
+        assert told[-1]["gearbox"] == GEARBOX
+        assert ("usage" in told[-1]) == wants_usage
+
+    def test_choices_of_a_whole_answer(self):
+        call = {"message": {"content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}
+        said = {"message": {"content": "Hi"}, "finish_reason": "stop", "stop_reason": 2}
+        whole = {"choices": [call, said, {"text": "Hi", "finish_reason": "length"}]}
+        assert Choice.all_of(whole) == [Choice("", "tool_calls"), Choice("Hi", "stop", 2), Choice("Hi", "length")]
 
 
 FAULT = (

@@ -1,0 +1,31 @@
+"""The engine itself takes and refuses what the gateway says that it does, where it answers without one."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from tests.unit.chat_bodies import REFUSED, REFUSED_ELSEWHERE, TAKEN, said
+
+exceptions = pytest.importorskip("vllm.exceptions")
+protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
+
+
+def taken(body: dict[str, Any]) -> bool:
+    """Whether the engine reads the request and makes sampling parameters of it."""
+    try:
+        request = protocol.ChatCompletionRequest.model_validate({"model": "m", **said(), **body})
+        request.to_sampling_params(request.max_completion_tokens or request.max_tokens or 16, {})
+    except (ValidationError, exceptions.VLLMValidationError):
+        return False
+    return True
+
+
+@pytest.mark.parametrize("body", [*TAKEN, *(body for body, _ in REFUSED_ELSEWHERE)], ids=str)
+def test_it_takes(body):
+    assert taken(body)
+
+
+@pytest.mark.parametrize("body", [body for body, _ in REFUSED], ids=str)
+def test_it_refuses(body):
+    assert not taken(body)
