@@ -5,6 +5,8 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic, perf_counter
 
+import orjson
+
 from serve.accounts import Accounts
 from serve.auth import Caller, Gatekeeper
 from serve.catalog import Variant
@@ -14,9 +16,22 @@ from serve.engines import Engines, Replicas
 from serve.errors import RequestError, internal_error
 from serve.generation import Generation
 from serve.grounding import Grounder, Retrieval
-from serve.http import Headers, Receive, Scope, Send, headers_of, lifespan, read_body, read_json, reply, reply_json
+from serve.http import (
+    JSON,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    lifespan,
+    read_body,
+    read_json,
+    reply,
+    reply_json,
+)
 from serve.metrics import Metrics
-from serve.pages import page_routes
+from serve.openapi import describe
+from serve.pages import Page, page_routes
 from serve.policies import POLICIES
 from serve.protocol import PATHS, Endpoint, parse_call
 from serve.request import CUSTOM, Arrival
@@ -47,6 +62,7 @@ class Gateway:
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access)
         _begin(metrics, config)
+        self._description = _description(config)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
         told = config.observability
         tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
@@ -71,6 +87,7 @@ class Gateway:
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/readyz/all": {"GET": self._readyz_all},
+            "/openapi.json": {"GET": self._openapi, "HEAD": self._openapi},
             **page_routes(),
         }
 
@@ -78,6 +95,7 @@ class Gateway:
         """Route and admit by `config` from the next request on; what was learnt and what is under way stays."""
         self._config = config
         _begin(self._metrics, config)
+        self._description = _description(config)
         self._gatekeeper.reconfigure(config.access)
         self.accounts.reconfigure(self._gatekeeper.tenants)
         self._generation.reconfigure(config, _router(config))
@@ -208,6 +226,9 @@ class Gateway:
         await self._gatekeeper.admit(caller)
         return caller
 
+    async def _openapi(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        await self._description.answer(headers, receive, send, scope)
+
     async def _healthz(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         await reply_json(send, {"status": "ok"})
 
@@ -228,6 +249,10 @@ class Gateway:
             raise RequestError(503, message, code="not_ready", headers={"retry-after": "2"})
         await self._readyz(headers, receive, send, scope)
         self._took_over = True
+
+
+def _description(config: PlatformConfig) -> Page:
+    return Page.made(orjson.dumps(describe(config)), JSON)
 
 
 def _own_url(config: PlatformConfig) -> str:

@@ -13,25 +13,36 @@ from serve.card import first_problem
 from serve.config import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.grounding import Retrieval
+from serve.json_types import INTEGRAL
 from serve.retrieval.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all of them
 _WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most that is allowed takes that long
 _OVERHEAD_BYTES = 1 << 16  # of a document's request beside its content
+_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class NewDocument(_Body):
     """A document to index: its text, or its bytes in base64."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
+                for one, other in (("content", "data"), ("data", "content"))
+            ]
+        }
+    )
+
     collection: Name = "default"
     source: Annotated[str, Field(min_length=1, max_length=1024)]
     content: str | None = None
-    data: str | None = None
+    data: Annotated[str, Field(json_schema_extra={"pattern": _BASE64})] | None = None
     type: Annotated[str, Field(max_length=200)] | None = None
     title: Annotated[str, Field(max_length=1000)] | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -42,7 +53,7 @@ class Search(_Body):
 
     collection: Name = "default"
     query: Annotated[str, Field(min_length=1, max_length=20_000)]
-    top_k: Annotated[int, Field(ge=1, le=20, strict=True)] = 10
+    top_k: Annotated[int, Field(ge=1, le=20), INTEGRAL] = 10
     mode: Name = "hybrid"
     filters: dict[str, Any] | None = None
     min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
@@ -51,12 +62,19 @@ class Search(_Body):
 class Embeddings(BaseModel):
     """OpenAI's embeddings request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    input: str | list[str]
+    input: str | list[str] = Field(
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_INPUTS},
+            ]
+        }
+    )
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
+    dimensions: Annotated[int, Field(ge=1), INTEGRAL] | None = None
     user: str | None = None
 
 
@@ -94,11 +112,11 @@ class Documents:
         """A page of a collection's documents, or the tenant's collections."""
         self._settings()
         asked = _query(query, {"collection", "after", "limit"})
+        limit = asked.get("limit", "100")
+        if not (limit.isascii() and limit.isdecimal()) or len(limit) > 4 or not 1 <= int(limit) <= 1000:
+            raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
         if "collection" not in asked:
             return {"object": "list", "data": await self._call("collections", tenant=tenant)}
-        limit = asked.get("limit", "100")
-        if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= 1000:
-            raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
         found = await self._call(
             "documents",
             tenant=tenant,

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 
 from serve.budget import Budget
 from serve.card import first_problem
@@ -21,6 +21,7 @@ from serve.config import Name, RetrievalConfig
 from serve.detection import detect
 from serve.errors import RequestError
 from serve.http import Headers
+from serve.json_types import INTEGRAL
 from serve.metrics import Metrics
 from serve.protocol import Call
 
@@ -49,14 +50,14 @@ class Wanted(BaseModel):
 
     collection: Name | None
     mode: Name
-    top_k: Annotated[int, Field(ge=1, le=20, strict=True)]
+    top_k: Annotated[int, Field(ge=1, le=20, strict=True), INTEGRAL]
     filters: dict[str, Any] | None = None
-    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     on_budget: Literal["shrink", "skip", "refuse"]
     on_unsupported: Literal["abstain", "answer"]
     unverified: Literal["quote", "mark"]
     tools: tuple[Literal["calculator", "clock"], ...]
-    agent: bool = False  # the model calls the tools itself, and searches with one
+    agent: StrictBool = False  # the model calls the tools itself, and searches with one
 
 
 @dataclass(slots=True)
@@ -143,11 +144,14 @@ class Grounder:
         if asked is not None and not isinstance(asked, bool | dict):
             raise _invalid("'retrieval' must be an object, true or false", "retrieval")
         said = header == "on" or bool(call.ref.collection) or (asked is not None and asked is not False)
-        if header == "off" or (asked is False and header is None):
+        off = header == "off" or (asked is False and header is None)
+        if off and asked in (None, False):
             return None
         if not said and (self._config is None or not self._config.always or call.endpoint != "chat"):
             return None
         if self._config is None:
+            if off:
+                return None
             raise _invalid("this deployment has no retrieval", "retrieval")
         if call.endpoint != "chat":
             raise _invalid("only chat completions can be grounded", "retrieval")
@@ -157,10 +161,11 @@ class Grounder:
         }
         named = {"collection": call.ref.collection} if call.ref.collection else {}
         try:
-            return Wanted.model_validate({**defaults, **named, **(asked if isinstance(asked, dict) else {})})
+            wanted = Wanted.model_validate({**defaults, **named, **(asked if isinstance(asked, dict) else {})})
         except ValidationError as error:
             param = ".".join(["retrieval", *map(str, error.errors()[0]["loc"][:1])])
             raise _invalid(f"{param}: {first_problem(error)}", param) from error
+        return None if off else wanted  # what the header switches off must be right all the same
 
     def plan(self, wanted: Wanted, fits: Fits) -> tuple[int, int]:
         """How many sources the budget carries, and their characters; `fits(characters, seconds)` says whether it can."""

@@ -15,6 +15,7 @@ Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
 DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
+MAX_SALT_CHARS = 960  # engines take 1,024, the tenant's name included
 BLOCK_CHARS = 512  # of the prompt's text, about one block of the engine's cache
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
 
@@ -85,16 +86,23 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError(400, "'model' is required and must be a string", param="model", code="missing_model")
-    stream = body.get("stream") or False
+    if (stream := body.get("stream")) is None:
+        stream = False
     if not isinstance(stream, bool):
         raise RequestError(400, "'stream' must be true or false", param="stream", code="invalid_type")
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")
+    if options and not isinstance(options.get("include_usage"), bool | None):
+        message, param = "'stream_options.include_usage' must be true or false", "stream_options.include_usage"
+        raise RequestError(400, message, param=param, code="invalid_type")
     chars, tokens = _chat_size(body) if endpoint == "chat" else _prompt_size(body)
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
-    if (salt := body.get("cache_salt")) is None or isinstance(salt, str):
-        body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
+    salt = body.get("cache_salt")
+    if salt is not None and not (isinstance(salt, str) and len(salt) <= MAX_SALT_CHARS):
+        message = f"'cache_salt' must be a string of at most {MAX_SALT_CHARS} characters"
+        raise RequestError(400, message, param="cache_salt", code="invalid_type")
+    body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
     return Call(
         endpoint=endpoint,
         ref=ModelRef.parse(model),
@@ -111,14 +119,17 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
 
 
 def _max_output(body: dict[str, object]) -> int:
+    most = None
     for name in ("max_completion_tokens", "max_tokens"):
         value = body.get(name)
         if value is None:
             continue
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # the same number in JSON
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise RequestError(400, f"'{name}' must be a positive integer", param=name, code="invalid_type")
-        return value
-    return DEFAULT_OUTPUT_TOKENS
+        most = most or value
+    return most or DEFAULT_OUTPUT_TOKENS
 
 
 def _chat_size(body: dict[str, object]) -> tuple[int, int]:
@@ -145,11 +156,12 @@ def _prompt_size(body: dict[str, object]) -> tuple[int, int]:
     if isinstance(prompt, str):
         return len(prompt), 0
     if isinstance(prompt, list) and prompt:
-        if all(isinstance(item, str) for item in prompt):
+        kinds = set(map(type, prompt))
+        if kinds == {str}:
             return max(len(item) for item in prompt), 0
-        if all(isinstance(item, int) for item in prompt):
-            return 0, len(prompt)
-        if all(isinstance(item, list) for item in prompt):
+        if kinds == {int} or (kinds <= {int, float} and all(float(item).is_integer() for item in prompt)):
+            return 0, len(prompt)  # 8.0 is the same number in JSON, true is none
+        if kinds == {list}:
             return 0, max(len(item) for item in prompt)
     raise RequestError(
         400, "'prompt' must be a string, a list of strings or token ids", param="prompt", code="missing_prompt"

@@ -117,6 +117,12 @@ def test_a_model_is_required(model):
     [
         ("stream", "true"),
         ("stream", 1),
+        ("stream", 0),
+        ("stream", ""),
+        ("cache_salt", 5),
+        ("cache_salt", {}),
+        ("cache_salt", "a" * 961),
+        ("cache_salt", ["own"]),
         ("stream_options", "usage"),
         ("stream_options", [1]),
         ("messages", None),
@@ -138,11 +144,27 @@ def test_a_field_of_the_wrong_kind_is_refused_by_its_name(field, value):
     assert field in error.message
 
 
+def test_a_wrong_limit_is_refused_though_the_other_one_counts():
+    body = {"model": "m", "messages": [{}], "max_completion_tokens": 5, "max_tokens": "many"}
+    assert refused(json.dumps(body).encode()).param == "max_tokens"
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    assert chat(max_tokens=8.0).max_output_tokens == 8
+    assert completion([1.0, 2]).prompt_tokens == 2
+
+
+@pytest.mark.parametrize("value", [{}, [], "yes", 1])
+def test_what_the_gateway_reads_of_stream_options_is_checked(value):
+    body = {"model": "m", "messages": [{}], "stream": True, "stream_options": {"include_usage": value}}
+    assert refused(json.dumps(body).encode()).param == "stream_options.include_usage"
+
+
 def test_a_message_that_is_no_object_is_refused_by_its_place():
     assert refused(b'{"model": "m", "messages": [{}, "hi"]}').param == "messages[1]"
 
 
-@pytest.mark.parametrize("prompt", [None, [], {}, 5, [{"a": 1}], ["a", 1], [1, "a"], [[1], "a"]])
+@pytest.mark.parametrize("prompt", [None, [], {}, 5, [{"a": 1}], ["a", 1], [1, "a"], [[1], "a"], [True], [1.5]])
 def test_a_prompt_that_is_neither_text_nor_tokens_is_refused(prompt):
     error = refused(json.dumps({"model": "m", "prompt": prompt}).encode(), "completions")
     assert (error.param, error.code) == ("prompt", "missing_prompt")
@@ -230,4 +252,3 @@ def test_nobody_learns_from_the_cache_what_another_tenant_asked():
     assert not set(blocks("a" * BLOCK_CHARS, tenant="bob")) & set(mine)
     assert not set(blocks("a" * BLOCK_CHARS, cache_salt="own")) & set(mine)
     assert chat().body["cache_salt"] == "alice" and chat(cache_salt="own").body["cache_salt"] == "alice own"
-    assert chat(cache_salt=5).body["cache_salt"] == 5, "for the engine to refuse"
