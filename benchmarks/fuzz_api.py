@@ -25,6 +25,7 @@ from benchmarks import plots
 from benchmarks.fuzz_gateway import KEY
 from benchmarks.processes import NotStarted, System, command, free_ports, python
 from benchmarks.report import save
+from serve.openapi import operations
 
 AIM = {"failures": 0, "server_errors": 0}
 #: Left out: `object_level_authorization`, `use_after_free` and `ensure_resource_availability` need resources that are kept, and
@@ -45,7 +46,8 @@ CHECKS = (
 _LEFT_OUT = ("object_level_authorization", "use_after_free", "ensure_resource_availability")
 #: Refusals of bodies that follow the description.
 _BEYOND_SCHEMA = ("context_length_exceeded", "invalid_dimensions")
-_ROUND = 40  # fuzzed cases of an operation in a round
+_ROUND = 200  # fuzzed cases of an operation in a round
+_OPERATIONS = len(operations())
 _WARM_UP = 0.2  # of the requests: until caches, connections and the allocator's pools are filled
 _EVERY_S = 1.0  # between two samples of the memory
 _FLAT_MB = 1.0  # growth in 100,000 requests that still counts as none
@@ -55,7 +57,7 @@ _FLAT_MB = 1.0  # growth in 100,000 requests that still counts as none
 class Tally:
     """What came of the requests so far."""
 
-    requests: int = 0
+    requests: int = 0  # sent; the rest is known when their scenario is over
     statuses: Counter[int] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
     operations: Counter[str] = field(default_factory=Counter)
@@ -70,7 +72,6 @@ class Tally:
     def add(self, recorder: ScenarioRecorder) -> None:
         """Count a scenario: the requests of one operation in one phase."""
         for interaction in recorder.interactions.values():
-            self.requests += 1
             self.operations[recorder.label] += 1
             if interaction.response is None:
                 self.failures.setdefault(f"{recorder.label}: no response", "")
@@ -101,9 +102,9 @@ def fuzzed_gateway() -> Iterator[tuple[str, System]]:
 
 
 def fuzz(
-    url: str, *, cases: int, seed: int, phases: Sequence[str], every_scenario: Callable[[ScenarioRecorder], object]
-) -> list[str]:
-    """One round: up to `cases` fuzzed cases of each operation. Returns the errors of schemathesis itself."""
+    url: str, tally: Tally, *, cases: int, seed: int, phases: Sequence[str], on_request: Callable[[], None]
+) -> None:
+    """One round, counted in `tally`: up to `cases` fuzzed cases of each operation. `on_request` is called after each request."""
     config = schemathesis.Config.from_dict(
         {
             "base-url": url,
@@ -134,13 +135,18 @@ def fuzz(
     def _of_the_api(context: object, failure: object, case: schemathesis.Case, response: schemathesis.Response) -> bool:
         return response.status_code != 400 or not _beyond_schema(response.json()["error"]["code"], case.body)
 
-    errors = []
+    @schema.hook("after_call")
+    def _count(context: object, case: object, response: object) -> None:
+        tally.requests += 1
+        on_request()
+
     for event in from_schema(schema).execute():
         if isinstance(event, events.ScenarioFinished):
-            every_scenario(event.recorder)
-        elif isinstance(event, events.NonFatalError | events.FatalError):
-            errors.append(str(getattr(event, "value", None) or getattr(event, "exception", event)))
-    return errors
+            tally.add(event.recorder)
+        elif isinstance(event, events.NonFatalError):
+            tally.errors.append(f"{event.label}: {event.value}")
+        elif isinstance(event, events.FatalError):
+            tally.errors.append(str(event.exception))
 
 
 def _beyond_schema(code: str, body: object) -> bool:
@@ -216,9 +222,8 @@ def run(requests: int, seed: int) -> dict[str, object]:
         began = time.monotonic()
         last_line = 0.0
 
-        def scenario(recorder: ScenarioRecorder) -> None:
+        def on_request() -> None:
             nonlocal last_line
-            tally.add(recorder)
             memory.sample(tally.requests)
             now = time.monotonic()
             if now - last_line > (0.2 if sys.stdout.isatty() else 15):
@@ -233,10 +238,8 @@ def run(requests: int, seed: int) -> dict[str, object]:
         while tally.requests < requests:
             # Coverage is the same in every round: once is enough. A last round is only as long as is needed.
             phases = ("examples", "coverage", "fuzzing") if number == 0 else ("fuzzing",)
-            left = (requests - tally.requests) // 15 + 1
-            tally.errors += fuzz(
-                url, cases=min(_ROUND, left), seed=seed + number, phases=phases, every_scenario=scenario
-            )
+            left = (requests - tally.requests) // _OPERATIONS + 1
+            fuzz(url, tally, cases=min(_ROUND, left), seed=seed + number, phases=phases, on_request=on_request)
             number += 1
         print()
         took_s = time.monotonic() - began
