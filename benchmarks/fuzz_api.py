@@ -49,6 +49,7 @@ _BEYOND_SCHEMA = ("context_length_exceeded", "invalid_dimensions")
 _ROUND = 200  # fuzzed cases of an operation in a round
 _OPERATIONS = len(operations())
 _WARM_UP = 0.2  # of the requests: until caches, connections and the allocator's pools are filled
+_LONG = 20_000  # requests; before that, memory still settles
 _EVERY_S = 1.0  # between two samples of the memory
 _FLAT_MB = 1.0  # growth in 100,000 requests that still counts as none
 
@@ -171,13 +172,13 @@ class Memory:
 
 
 def growth(samples: Sequence[tuple[float, int, float]], total: int) -> dict[str, object] | None:
-    """How memory grows with requests after the warm-up, MB in 100,000 requests; None with too few samples.
+    """How memory grows with requests after the warm-up, MB in 100,000 requests; None with too few requests or samples.
 
     The slope is Theil and Sen's, the median of the slopes of all pairs, which single jumps of an allocator do not move. Its 95%
     interval is a moving-block bootstrap's: neighbouring samples depend on each other.
     """
     late = [(requests, mb) for _, requests, mb in samples if requests >= _WARM_UP * total]
-    if len(late) < 20:
+    if total < _LONG or len(late) < 20:
         return None
     late = late[:: max(1, len(late) // 300)]
     slope = _theil_sen(late)
@@ -285,7 +286,7 @@ def main() -> None:
 
 def _said_of_memory(growth: dict[str, object] | None) -> str:
     if growth is None:
-        return "memory: too few samples to tell"
+        return f"memory: fewer than {_LONG:,} requests cannot tell whether it grows"
     low, high = growth["ci95"]  # type: ignore[misc]
     verdict = "flat" if growth["flat"] else "GROWS"
     return f"memory: {verdict}, {growth['mb_per_100k']} MB in 100,000 requests (95% interval {low} to {high})"

@@ -145,7 +145,7 @@ class Grounder:
             raise _invalid("'retrieval' must be an object, true or false", "retrieval")
         said = header == "on" or bool(call.ref.collection) or (asked is not None and asked is not False)
         off = header == "off" or (asked is False and header is None)
-        if off and asked in (None, False):
+        if off and asked in (None, False) and not call.ref.collection:
             return None
         if not said and (self._config is None or not self._config.always or call.endpoint != "chat"):
             return None

@@ -22,6 +22,10 @@ Integer = Annotated[int, Field(strict=True), INTEGRAL]
 NotNegative = Annotated[int, Field(strict=True, ge=0), INTEGRAL]
 TokenIds = Annotated[list[NotNegative], Field(min_length=1)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+LogitBias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Annotated[Float, Field(ge=-100, le=100)]],
+    Field(json_schema_extra={"additionalProperties": False}),
+]
 _EXACT = 2**53  # up to there every JSON parser keeps an integer as it is
 
 
@@ -177,9 +181,7 @@ class _Sampling(_Open):
     top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
     presence_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Annotated[Float, Field(ge=-100, le=100)]] | None = (
-        Field(default=None, description="bias by token id")
-    )
+    logit_bias: LogitBias | None = Field(default=None, description="bias by token id")
     seed: Annotated[int, Field(strict=True, gt=-_EXACT, lt=_EXACT), INTEGRAL] | None = None
     stop: StrictStr | list[StrictStr] | None = Field(default=None, description="texts that end the answer")
     user: StrictStr | None = None

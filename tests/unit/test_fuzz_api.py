@@ -51,9 +51,10 @@ def test_a_jump_in_the_warm_up_is_no_growth():
     assert fuzz_api.growth(line(0.0, jump_at=20), 100_000)["flat"]
 
 
-def test_few_samples_say_nothing():
+def test_few_samples_or_requests_say_nothing():
     assert fuzz_api.growth(line(0.0)[:10], 100_000) is None
     assert fuzz_api.growth([], 100_000) is None
+    assert fuzz_api.growth(line(0.0), 2_000) is None
 
 
 def test_progress_tells_what_is_left():

@@ -256,6 +256,28 @@ def test_a_chat_is_refused_exactly_where_the_description_forbids_it(field):
     agree("RouteChatRequest", "chat", {**CHAT, field[0]: field[1]})
 
 
+@pytest.mark.parametrize("header", [{}, {"x-gearbox-retrieval": "off"}])
+@pytest.mark.parametrize("text", ["", "+", "+docs", "+*", "+DOCS", "@fast", "@fast+docs", ":int8+*"])
+def test_a_name_is_read_whole_though_a_header_switches_retrieval_off(text, header):
+    for endpoint, valid, name in (
+        ("chat", CHAT, "RouteChatRequest"),
+        ("completions", COMPLETION, "RouteCompletionRequest"),
+    ):
+        body = {**valid, "model": MODEL + text}
+        call = parse_call(json.dumps(body).encode(), endpoint, "tenant")
+        if validator(name).is_valid(body):
+            GROUNDER.wanted(call, header)
+        else:
+            with pytest.raises(RequestError):
+                GROUNDER.wanted(call, header)
+
+
+def test_only_token_ids_are_biased():
+    allowed = validator("ChatCompletionRequest").is_valid
+    assert allowed({**CHAT, "logit_bias": {"50256": -100}})
+    assert not any(allowed({**CHAT, "logit_bias": bias}) for bias in ({"": None}, {"x": 1}, {"5": 101}, {"5": None}))
+
+
 @careful
 @given(st.sampled_from([*OWNED, "prompt"]).flatmap(lambda name: st.tuples(st.just(name), json_values | budgets)))
 @example(("prompt", [True]))
