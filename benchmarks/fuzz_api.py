@@ -123,6 +123,7 @@ def fuzz(
             "checks": {
                 **{name: {"enabled": False} for name in _LEFT_OUT},
                 "positive_data_acceptance": {"expected-statuses": [200, 404, 413, 422, 429]},
+                "negative_data_rejection": {"expected-statuses": [400, 401, 404, 405, 413, 422, 429]},
             },
             "phases": {
                 **{name: {"enabled": name in phases} for name in ("examples", "coverage", "fuzzing")},
