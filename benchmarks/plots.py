@@ -273,6 +273,19 @@ def upgrades(result: Result) -> Path:
     return _save(figure, "upgrades")
 
 
+def fuzz_api(result: Result) -> Path:
+    """The gateway's memory by number of requests, and the statuses it answered with."""
+    figure, (memory, statuses) = _figure(1, 2)
+    samples = result["memory"]["samples"]
+    memory.plot([requests for _, requests, _ in samples], [mb for *_, mb in samples], linewidth=1)
+    memory.set_ylim(bottom=0)
+    memory.set_xlabel("requests")
+    memory.set_title("resident memory of the gateway, MB", fontsize=10)
+    statuses.bar(list(result["statuses"]), list(result["statuses"].values()))
+    statuses.set_title("responses by status", fontsize=10)
+    return _save(figure, "fuzz-api")
+
+
 def _rate(row: Result, path: tuple[str, ...]) -> Result:
     for key in path:
         row = row[key]

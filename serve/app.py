@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import monotonic, perf_counter
 
+import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from serve.accounts import Accounts
@@ -18,6 +19,7 @@ from serve.errors import RequestError, internal_error
 from serve.generation import Generation
 from serve.grounding import Grounder, Retrieval
 from serve.http import (
+    JSON,
     BodyMemory,
     Headers,
     Receive,
@@ -31,7 +33,8 @@ from serve.http import (
     reply_json,
 )  # fmt: skip
 from serve.metrics import Metrics
-from serve.pages import page_routes
+from serve.openapi import describe
+from serve.pages import Page, page_routes
 from serve.policies import POLICIES
 from serve.protocol import PATHS, Endpoint, parse_call
 from serve.request import CUSTOM, Arrival
@@ -64,6 +67,7 @@ class Gateway:
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
         _begin(metrics, config)
+        self._description = _description(config)
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
         told = config.observability
         tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
@@ -90,6 +94,7 @@ class Gateway:
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/readyz/all": {"GET": self._readyz_all},
+            "/openapi.json": {"GET": self._openapi, "HEAD": self._openapi},
             **page_routes(),
         }
         self._entry = _with_cors(self._serve, config.server.allowed_origins)
@@ -98,6 +103,7 @@ class Gateway:
         """Route and admit by `config` from the next request on; what was learnt and what is under way stays."""
         self._config = config
         _begin(self._metrics, config)
+        self._description = _description(config)
         self._gatekeeper.reconfigure(config.access)
         self.accounts.reconfigure(self._gatekeeper.tenants)
         self._generation.reconfigure(config, _router(config))
@@ -245,6 +251,9 @@ class Gateway:
         await self._gatekeeper.admit(caller)
         return caller
 
+    async def _openapi(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        await self._description.answer(headers, receive, send, scope)
+
     async def _healthz(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         await reply_json(send, {"status": "ok"})
 
@@ -280,6 +289,10 @@ def _with_cors(app: Application, origins: Collection[str]) -> Application:
 async def _tell_methods(methods: str, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", methods.encode())]})
     await send({"type": "http.response.body", "body": b""})
+
+
+def _description(config: PlatformConfig) -> Page:
+    return Page.made(orjson.dumps(describe(config)), JSON)
 
 
 def _own_url(config: PlatformConfig) -> str:

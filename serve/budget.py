@@ -15,8 +15,10 @@ def _no_flag(value: object) -> object:
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_flag)]
-Milliseconds = Annotated[Number, Field(gt=0, le=86_400_000, allow_inf_nan=False)]
+# The bounds come before the validator: pydantic then describes them as `minimum`, `maximum`.
+Milliseconds = Annotated[float, Field(gt=0, le=86_400_000, allow_inf_nan=False), BeforeValidator(_no_flag)]
+Cost = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_flag)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 
 
 class Budget(BaseModel):
@@ -27,8 +29,8 @@ class Budget(BaseModel):
     ttft_ms: Milliseconds | None = Field(default=None, description="time to first token")
     tpot_ms: Milliseconds | None = Field(default=None, description="time per output token after the first")
     e2e_ms: Milliseconds | None = Field(default=None, description="end to end")
-    max_cost: Number | None = Field(default=None, ge=0, allow_inf_nan=False, description="USD for this request")
-    min_quality: Number | None = Field(default=None, ge=0, le=1, description="relative to `full`")
+    max_cost: Cost | None = Field(default=None, description="USD for this request")
+    min_quality: Share | None = Field(default=None, description="relative to `full`")
     objective: Literal["quality", "cost", "latency"] = Field(
         default="quality", description="what to favour among the variants that fit"
     )
@@ -75,17 +77,23 @@ def resolve_budget(base: Budget, body: object, headers: Mapping[str, str]) -> Bu
     if body is not None:
         if not isinstance(body, dict):
             raise RequestError(400, "'budget' must be an object", param="budget", code="invalid_budget")
-        for name, value in body.items():
-            fields[name] = value
-            origin[name] = f"budget.{name}"
+        _check(body, {name: f"budget.{name}" for name in body}, strict=True)  # in JSON a number is no text
+        fields.update(body)
+        origin.update({name: f"budget.{name}" for name in body})
     for header, name in reversed(list(HEADERS.items())):
         if (text := headers.get(header)) is not None:
+            if origin.get(name) in HEADERS:
+                _check({name: fields[name]}, origin, strict=False)  # the other spelling, which does not count
             fields[name] = text
             origin[name] = header
     if not fields:
         return base
+    return _check({**base.model_dump(), **fields}, origin, strict=False)
+
+
+def _check(fields: Mapping[str, object], origin: Mapping[str, str], *, strict: bool) -> Budget:
     try:
-        return Budget.model_validate({**base.model_dump(), **fields})
+        return Budget.model_validate(fields, strict=strict)
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         param = origin.get(name, "budget")

@@ -17,6 +17,7 @@ from serve.config import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.grounding import Retrieval
 from serve.http import BodyMemory
+from serve.json_types import INTEGRAL
 from serve.retrieval.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
@@ -25,19 +26,29 @@ _WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most
 _FIELD_BYTES = 1 << 17  # of a document's field that is not its content, as JSON
 _SLICE = 1 << 18  # bytes of content that are decoded in one go: for that long, no other thread runs
 _CUT = 4096  # bytes before the end of a slice of text in which there is a place to cut
+_BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 
 class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class NewDocument(_Body):
     """A document to index: its text, or its bytes in base64."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [one], "properties": {one: {"type": "string"}, other: {"type": "null"}}}
+                for one, other in (("content", "data"), ("data", "content"))
+            ]
+        }
+    )
+
     collection: Name = "default"
     source: Annotated[str, Field(min_length=1, max_length=1024)]
     content: str | None = None
-    data: str | None = None
+    data: Annotated[str, Field(json_schema_extra={"pattern": _BASE64})] | None = None
     type: Annotated[str, Field(max_length=200)] | None = None
     title: Annotated[str, Field(max_length=1000)] | None = None
     meta: dict[str, Any] = Field(default_factory=dict)
@@ -48,7 +59,7 @@ class Search(_Body):
 
     collection: Name = "default"
     query: Annotated[str, Field(min_length=1, max_length=20_000)]
-    top_k: Annotated[int, Field(ge=1, le=20, strict=True)] = 10
+    top_k: Annotated[int, Field(ge=1, le=20), INTEGRAL] = 10
     mode: Name = "hybrid"
     filters: dict[str, Any] | None = None
     min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
@@ -57,12 +68,19 @@ class Search(_Body):
 class Embeddings(BaseModel):
     """OpenAI's embeddings request."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
-    input: str | list[str]
+    input: str | list[str] = Field(
+        json_schema_extra={
+            "anyOf": [
+                {"type": "string", "minLength": 1},
+                {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1, "maxItems": MAX_INPUTS},
+            ]
+        }
+    )
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    dimensions: Annotated[int, Field(ge=1, strict=True)] | None = None
+    dimensions: Annotated[int, Field(ge=1), INTEGRAL] | None = None
     user: str | None = None
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, strict=True)] | None = None
     truncation_side: Literal["left", "right"] = "right"
@@ -104,11 +122,11 @@ class Documents:
         """A page of a collection's documents, or the tenant's collections."""
         self._settings()
         asked = _query(query, {"collection", "after", "limit"})
+        limit = asked.get("limit", "100")
+        if not (limit.isascii() and limit.isdecimal()) or len(limit) > 4 or not 1 <= int(limit) <= 1000:
+            raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
         if "collection" not in asked:
             return {"object": "list", "data": await self._call("collections", tenant=tenant)}
-        limit = asked.get("limit", "100")
-        if not limit.isdecimal() or len(limit) > 4 or not 1 <= int(limit) <= 1000:
-            raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
         found = await self._call(
             "documents",
             tenant=tenant,

@@ -12,7 +12,7 @@ from time import perf_counter
 from typing import Annotated, Any, Literal, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, ValidationError
 
 from serve.budget import Budget
 from serve.card import first_problem
@@ -22,6 +22,7 @@ from serve.detection import detect
 from serve.direct import DirectAnswer, calls_function, may_grow, model_only, most_tokens, takes_text
 from serve.errors import RequestError
 from serve.http import Headers
+from serve.json_types import INTEGRAL
 from serve.metrics import Metrics
 from serve.protocol import Call
 from serve.relay import Choice
@@ -58,14 +59,14 @@ class Wanted(BaseModel):
 
     collection: Name | None
     mode: Name
-    top_k: Annotated[int, Field(ge=1, le=20, strict=True)]
+    top_k: Annotated[int, Field(ge=1, le=20, strict=True), INTEGRAL]
     filters: dict[str, Any] | None = None
-    min_score: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     on_budget: Literal["shrink", "skip", "refuse"]
     on_unsupported: Literal["abstain", "answer"]
     unverified: Literal["quote", "mark"]
     tools: tuple[Literal["calculator", "clock"], ...]
-    agent: bool = False  # the model calls the tools itself, and searches with one
+    agent: StrictBool = False  # the model calls the tools itself, and searches with one
     # what of the request names the collection, or asks for the default one; None: `always` does
     _asked_by: str | None = PrivateAttr(default=None)
 
@@ -170,11 +171,14 @@ class Grounder:
         if asked is not None and not isinstance(asked, bool | dict):
             raise _invalid("'retrieval' must be an object, true or false", "retrieval")
         said = header == "on" or bool(call.ref.collection) or (asked is not None and asked is not False)
-        if header == "off" or (asked is False and header is None):
+        off = header == "off" or (asked is False and header is None)
+        if off and asked in (None, False) and not call.ref.collection:
             return None
         if not said and (self._config is None or not self._config.always or call.endpoint != "chat"):
             return None
         if self._config is None:
+            if off:
+                return None
             raise _invalid("this deployment has no retrieval", "retrieval")
         if call.endpoint != "chat":
             raise _invalid("only chat completions can be grounded", "retrieval")
@@ -199,7 +203,7 @@ class Grounder:
             wanted._asked_by = HEADER
         elif said:
             wanted._asked_by = "retrieval"
-        return wanted
+        return None if off else wanted  # what the header switches off must be right all the same
 
     async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
         """Whether there are documents to ground `call` with. Raises `RequestError` as `ground` does where there are none."""

@@ -94,7 +94,7 @@ class Prediction:
         limits = (ttft_ms, tpot_ms, e2e_ms)
         return min(
             (
-                spread.share_below(math.log(limit / point))
+                spread.share_below(math.log(limit) - math.log(point))
                 for limit, point, spread in zip(limits, self._points, self._spreads, strict=True)
                 if limit is not None
             ),

@@ -3,6 +3,7 @@
 Everything else in the body is validated once, by the engine.
 """
 
+import hashlib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,12 +110,16 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise RequestError(400, "'model' is required and must be a string", param="model", code="missing_model")
-    stream = body.get("stream") or False
+    if (stream := body.get("stream")) is None:
+        stream = False
     if not isinstance(stream, bool):
         raise RequestError(400, "'stream' must be true or false", param="stream", code="invalid_type")
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")
+    if options and not isinstance(options.get("include_usage"), bool | None):
+        message, param = "'stream_options.include_usage' must be true or false", "stream_options.include_usage"
+        raise RequestError(400, message, param=param, code="invalid_type")
     if endpoint == "chat":
         prompts, longest, (chars, tokens) = 1, 1.0, _chat_size(body)
     else:
@@ -123,7 +128,8 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
     if (salt := body.get("cache_salt")) is not None and not isinstance(salt, str):
         raise RequestError(400, "'cache_salt' must be a string", param="cache_salt", code="invalid_type")
-    body["cache_salt"] = salt = f"{tenant} {salt}" if salt else tenant
+    # engines take short salts without some characters, clients may send any
+    body["cache_salt"] = salt = f"{tenant} {hashlib.sha256(salt.encode()).hexdigest()[:32]}" if salt else tenant
     return Call(
         endpoint=endpoint,
         ref=ModelRef.parse(model),
@@ -147,8 +153,9 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
 def _max_output(body: dict[str, object], endpoint: Endpoint) -> int | None:
     """The limit of one answer; 0 where an echoed prompt is all that is wanted."""
     least = 0 if endpoint == "completions" and body.get("echo") is True else 1
-    for name in ("max_completion_tokens", "max_tokens") if endpoint == "chat" else ("max_tokens",):
-        if (value := _integer(body, name, least)) is not None:
+    names = ("max_completion_tokens", "max_tokens") if endpoint == "chat" else ("max_tokens",)
+    for value in [_integer(body, name, least) for name in names]:
+        if value is not None:
             return value
     return _COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else None
 
@@ -163,6 +170,8 @@ def _integer(body: dict[str, object], name: str, least: int) -> int | None:
     value = body.get(name)
     if value is None:
         return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # the same number in JSON
     if not isinstance(value, int) or isinstance(value, bool):
         raise RequestError(400, f"'{name}' must be an integer", param=name, code="invalid_type")
     if value < least:
@@ -212,7 +221,10 @@ def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
 
 
 def _are_ids(items: list[object]) -> bool:
-    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
+    kinds = set(map(type, items))
+    if kinds <= {int}:
+        return True
+    return kinds <= {int, float} and all(float(item).is_integer() for item in items)  # type: ignore[arg-type]  # 8.0 is 8
 
 
 def _conversation(body: dict[str, object]) -> str:

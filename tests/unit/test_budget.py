@@ -115,3 +115,17 @@ def test_the_built_in_profiles_say_what_their_names_say():
     assert DEFAULT_PROFILES["cheap"].objective == "cost"
     assert DEFAULT_PROFILES["balanced"].min_quality
     assert all(profile.on_no_candidate == "degrade" for profile in DEFAULT_PROFILES.values())
+
+
+@pytest.mark.parametrize(
+    ("field", "text"), [("ttft_ms", "500"), ("max_cost", "0.5"), ("min_quality", "0.9"), ("e2e_ms", "")]
+)
+def test_a_text_is_no_number_in_a_body(field, text):
+    assert refused(body={field: text}).param == f"budget.{field}"
+    header = next(header for header, name in HEADERS.items() if name == field)
+    assert refused(body={field: text}, headers={header: "1"}).param == f"budget.{field}", "though the header counts"
+
+
+def test_the_spelling_that_does_not_count_must_be_right_too():
+    headers = {"x-gearbox-slo-ttft-ms": "50", "x-llm-d-slo-ttft-ms": "soon"}
+    assert refused(headers=headers).param == "x-llm-d-slo-ttft-ms"

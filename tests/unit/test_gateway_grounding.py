@@ -494,7 +494,7 @@ class TestDocuments:
         page = grounded.http.get("/v1/documents?collection=docs&limit=2&after=x").json()
         assert (len(page["data"]), page["has_more"]) == (2, True)
         assert grounded.http.get("/v1/documents").json()["data"][0]["collection"] == "docs"
-        for query in ("limit=0", "limit=x", "limit=5000", "colection=docs"):
+        for query in ("limit=0", "limit=x", "limit=5000", "limit=٣", "colection=docs"):
             assert error_of(grounded.http.get(f"/v1/documents?collection=docs&{query}"), 400)
 
     def test_removing_what_is_not_there_is_404(self, grounded: Started):

@@ -11,6 +11,7 @@ from tests.unit.answers import error_of
 from tests.unit.gateway_server import Start, Started
 
 FOLDER = Path(__file__).parents[2] / "serve/ui"
+DOCS = ["/docs", *(f"/docs/{name}" for name in ("start.js", "swagger-ui-bundle.js", "swagger-ui.css"))]
 PATHS = ["/ui", *(f"/ui/{file.name}" for file in FOLDER.iterdir() if file.name != "index.html")]
 TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 
@@ -28,8 +29,8 @@ def raw(gateway: Started, method: str, target: str, headers: dict[str, str] | No
     return answer
 
 
-def test_every_file_of_the_folder_has_a_path():
-    assert set(page_routes()) == {*PATHS, "/ui/"}
+def test_every_file_of_the_folders_has_a_path():
+    assert set(page_routes()) == {*PATHS, "/ui/", *DOCS, "/docs/"}
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -55,7 +56,7 @@ def test_the_policy_allows_nothing_inline_and_nothing_from_elsewhere(gateway: St
     assert "unsafe" not in str(policy)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS + DOCS)
 def test_an_unchanged_file_is_not_sent_again(gateway: Started, path):
     etag = gateway.http.get(path).headers["etag"]
     assert etag.startswith('"')
@@ -69,7 +70,7 @@ def test_files_have_etags_of_their_own(gateway: Started):
     assert len({gateway.http.get(path).headers["etag"] for path in PATHS}) == len(PATHS)
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("path", PATHS + DOCS)
 def test_head_is_get_without_the_body(gateway: Started, path):
     head, get = gateway.http.head(path), gateway.http.get(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -82,6 +83,7 @@ def test_a_slash_at_the_end_leads_to_the_page_behind_any_prefix(gateway: Started
     response = gateway.http.get("/ui/")
     assert (response.status_code, response.headers["location"]) == (308, "../ui")
     assert gateway.http.get("/ui/", follow_redirects=True).content == (FOLDER / "index.html").read_bytes()
+    assert gateway.http.get("/docs/", follow_redirects=True).content == gateway.http.get("/docs").content
 
 
 @pytest.mark.parametrize(

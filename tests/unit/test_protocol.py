@@ -123,6 +123,11 @@ def test_a_model_is_required(model):
     [
         ("stream", "true"),
         ("stream", 1),
+        ("stream", 0),
+        ("stream", ""),
+        ("cache_salt", 5),
+        ("cache_salt", {}),
+        ("cache_salt", ["own"]),
         ("stream_options", "usage"),
         ("stream_options", [1]),
         ("messages", None),
@@ -138,7 +143,7 @@ def test_a_model_is_required(model):
         ("n", 0),
         ("n", -1),
         ("n", "2"),
-        ("n", 1.0),
+        ("n", 1.5),
         ("n", True),
         ("n", [2]),
     ],
@@ -148,6 +153,22 @@ def test_a_field_of_the_wrong_kind_is_refused_by_its_name(field, value):
     error = refused(json.dumps(body).encode())
     assert error.param == field
     assert field in error.message
+
+
+def test_a_wrong_limit_is_refused_though_the_other_one_counts():
+    body = {"model": "m", "messages": [{}], "max_completion_tokens": 5, "max_tokens": "many"}
+    assert refused(json.dumps(body).encode()).param == "max_tokens"
+
+
+def test_a_whole_number_may_be_written_with_a_point():
+    assert chat(max_tokens=8.0).max_output_tokens == 8
+    assert completion([1.0, 2]).prompt_tokens == 2
+
+
+@pytest.mark.parametrize("value", [{}, [], "yes", 1])
+def test_what_the_gateway_reads_of_stream_options_is_checked(value):
+    body = {"model": "m", "messages": [{}], "stream": True, "stream_options": {"include_usage": value}}
+    assert refused(json.dumps(body).encode()).param == "stream_options.include_usage"
 
 
 def test_a_message_that_is_no_object_is_refused_by_its_place():
@@ -316,7 +337,17 @@ def test_nobody_learns_from_the_cache_what_another_tenant_asked():
     mine = blocks("a" * BLOCK_CHARS)
     assert not set(blocks("a" * BLOCK_CHARS, tenant="bob")) & set(mine)
     assert not set(blocks("a" * BLOCK_CHARS, cache_salt="own")) & set(mine)
-    assert chat().body["cache_salt"] == "alice" and chat(cache_salt="own").body["cache_salt"] == "alice own"
+    assert not set(blocks("a" * BLOCK_CHARS, cache_salt="own")) & set(blocks("a" * BLOCK_CHARS, cache_salt="other"))
+
+
+@pytest.mark.parametrize("salt", ["own", "a" * 5000, "\\/@\0", "größer"])
+def test_any_salt_is_one_that_engines_take(salt):
+    assert chat().body["cache_salt"] == chat(cache_salt="").body["cache_salt"] == "alice"
+    sent = chat(cache_salt=salt).body["cache_salt"]
+    assert sent.startswith("alice ") and len(sent) < 100 and not set(sent) & set("\\/@\0")
+
+
+def test_a_salt_is_text():
     for salt in (5, [], {}, False):
         with pytest.raises(RequestError, match="'cache_salt' must be a string"):
             chat(cache_salt=salt)
