@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from compression.source import identity, parse_source
 from deployments.gateway import gateway_deployment, settings_of
 from deployments.placement import IN_CLUSTER
 from serve.config import PlatformConfig
@@ -54,8 +53,7 @@ def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
     given = Given.model_validate(args)
     config = PlatformConfig.model_validate(given.config)
     assert config.retrieval is not None and given.folder is not None
-    model = identity(parse_source(config.retrieval.embedder))
-    return retrieval_app(config.retrieval, None, given.folder, model, config.server.drain_s, IN_CLUSTER)
+    return retrieval_app(config.retrieval, None, given.folder, config.server.drain_s, IN_CLUSTER)
 
 
 def engine_token() -> str:

@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.embedder import READY_FILE
+from deployments.embedder import IDENTITY_FILE, READY_FILE
 from deployments.fetch import arrived
 from deployments.placement import HERE
 from serve.config import ReplicaBounds, RetrievalConfig
@@ -56,9 +56,10 @@ class RetrievalDeployment:
     """The pipelines and the store, for every tenant."""
 
     async def __init__(
-        self, config: Mapping[str, object], conninfo: str | None, folder: str, model: str, embedder: DeploymentHandle
+        self, config: Mapping[str, object], conninfo: str | None, folder: str, embedder: DeploymentHandle
     ) -> None:
-        await arrived(Path(folder) / READY_FILE)
+        await arrived(Path(folder) / IDENTITY_FILE)
+        model = (Path(folder) / IDENTITY_FILE).read_text()
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # a cluster's secret stays in its pods
         from serve.retrieval.service import Service  # Haystack imports torch where there is one: not in the gateway
 
@@ -128,7 +129,6 @@ def retrieval_app(
     config: RetrievalConfig,
     conninfo: str | None,
     folder: Path,
-    model: str,
     drain_s: float,
     placement: Mapping[str, object] = HERE,
 ) -> ray_serve.Application:
@@ -137,12 +137,11 @@ def retrieval_app(
     Args:
         conninfo: of the documents' database; None leaves it to the environment of the replicas.
         folder: of the embedder; it may appear later.
-        model: what identifies the embedder.
     """
     embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas, drain_s, placement).bind(str(folder))
     settings = config.model_dump(mode="json", exclude={"database"})
     return _scaled(RetrievalDeployment, "retrieval", config.replicas, drain_s, placement).bind(
-        settings, conninfo, str(folder), model, embedder
+        settings, conninfo, str(folder), embedder
     )
 
 

@@ -118,7 +118,7 @@ class Supervisor:
         state.phase, state.stage = "building", "embedder"
         self._save()
         try:
-            folder, identity = embedder_folder(config.embedder, cache_folder(), self._folder / "embedder.log")
+            folder, _ = embedder_folder(config.embedder, cache_folder(), self._folder / "embedder.log")
             self._state.embedder = str(folder)
             state.stage = "database"
             self._save()
@@ -128,7 +128,7 @@ class Supervisor:
                 conninfo = self._state.database = self._database.start()
                 threading.Thread(target=self._keep, args=(self._database,), daemon=True).start()
             with self._serve_lock:
-                app = retrieval_app(config, conninfo, folder, identity, self._config.server.drain_s)
+                app = retrieval_app(config, conninfo, folder, self._config.server.drain_s)
                 _start_apps([ray_serve.RunTarget(app, name=APP, route_prefix=None)])
         except (BuildError, DatabaseError, OSError) as error:
             _LOG.error("retrieval: %s", error)
