@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import psutil
@@ -31,6 +31,7 @@ from deployments.state import (
     cache_folder,
     is_running,
     load_state,
+    private,
     processes_of,
     state_folder,
 )
@@ -114,7 +115,7 @@ def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[byte
     environment = {**os.environ, RUN_ID: secrets.token_hex(8), "GEARBOX_STATE_DIR": str(folder)}
     # Each engine is three processes that import vLLM; without bytecode each spends 30 s compiling it instead of 9 s loading.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    with (folder / "platform.log").open("w") as log:
+    with open(folder / "platform.log", "w", opener=private) as log:  # what it prints may quote the configuration
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -231,8 +232,7 @@ def _summary(console: Console, state: PlatformState) -> None:
 def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
     if served is None:
         return [state.phase, *[""] * 7]
-    card = served["card"]
-    assert isinstance(card, dict)
+    card: Any = served["card"]  # from the gateway, in the shape of its card
     quality, profile = card["quality"], card["profile"]
     return [
         str(served["health"]).replace("scaled_to_zero", "at zero") if state.phase == "ready" else state.phase,

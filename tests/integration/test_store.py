@@ -542,7 +542,7 @@ def test_programs_that_the_servers_account_cannot_reach_are_told_of_and_not_open
     programs.parent.chmod(0o700)
     monkeypatch.setattr("deployments.database._BIN", programs)
     before = modes(programs)
-    with pytest.raises(DatabaseError, match="other accounts may not enter .*another user than root"):
+    with pytest.raises(DatabaseError, match=r"other accounts may not enter .*another user than root"):
         Database(tmp_path / "documents").start()
     assert modes(programs) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "documents.lock"]
