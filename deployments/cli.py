@@ -199,7 +199,8 @@ def status() -> None:
     """What runs, how each variant is, what each costs and gives. Exit code 1 when nothing runs."""
     state = load_state(state_folder())
     if state is None or not is_running(state):
-        raise fail("nothing is running; 'gearbox up' starts it")
+        ended = f" (the last platform ended: {state.error})" if state and state.error else ""
+        raise fail(f"nothing is running{ended}; 'gearbox up' starts it")
     console = Console()
     if not state.settled:
         console.print(_progress(state, time.time() - state.started))

@@ -15,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.embedder import IDENTITY_FILE, READY_FILE
 from deployments.fetch import arrived
 from deployments.placement import HERE
+from deployments.replicas import app_handle
 from serve.config import ReplicaBounds, RetrievalConfig
 from serve.errors import RequestError
 from serve.retrieval.embed import Embedder, Vectors
@@ -97,16 +98,10 @@ class RetrievalHandle:
         self._wanted = wanted
         self._handle: DeploymentHandle | None = None
 
-    def sync(self) -> None:
-        """Find the deployment once it is there. Blocks; not for the event loop's hot path."""
+    async def sync(self) -> None:
+        """Find the deployment once it is there."""
         if self._wanted and self._handle is None:
-            try:
-                handle = ray_serve.get_app_handle(APP)
-            except RayServeException:
-                return
-            if not handle.is_initialized:
-                handle._init()
-            self._handle = handle
+            self._handle = await app_handle(APP)
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """Do one of `Service`'s calls, or `embed`. Raises `RequestError`; cancelled, it ends the work there too."""

@@ -23,11 +23,12 @@ Targets = Callable[[], list[dict[str, object]]]
 Variants = Callable[[], Iterable[Variant]]
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class MetricsServer(ThreadingMixIn, WSGIServer):
     """Every gateway replica of a node binds the same port; the kernel hands each scrape to one, and any can answer."""
 
     daemon_threads = True
     allow_reuse_port = True
+    thread: threading.Thread
 
 
 class _Silent(WSGIRequestHandler):
@@ -113,7 +114,7 @@ def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
     return encode(registry), content_type
 
 
-def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> _Server:
+def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> MetricsServer:
     """Serve what `collector` tells from a thread."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -128,6 +129,7 @@ def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) 
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"there are /metrics and /targets\n"]
 
-    server = make_server(host, port, application, server_class=_Server, handler_class=_Silent)
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    server = make_server(host, port, application, server_class=MetricsServer, handler_class=_Silent)
+    server.thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    server.thread.start()
     return server
