@@ -14,7 +14,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from deployments.gateway import gateway_deployment, settings_of
 from deployments.placement import IN_CLUSTER
-from serve.config import PlatformConfig
+from serve.config import ConfigError, PlatformConfig
 
 METRICS_FOLDER = "/tmp/gearbox-metrics"  # of one pod: its gateways are counted together
 _TOKEN = b"gearbox-engine-token"
@@ -27,6 +27,13 @@ class Given(BaseModel):
 
     config: dict[str, object]
     folder: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder, of an application that serves what is in one. Raises `ConfigError`."""
+        if self.folder is None:
+            raise ConfigError("the application's arguments name no 'folder'")
+        return self.folder
 
 
 def gateway(args: Mapping[str, object]) -> ray_serve.Application:
@@ -42,8 +49,7 @@ def variant(args: Mapping[str, object]) -> ray_serve.Application:
     given = Given.model_validate(args)
     config = PlatformConfig.model_validate(given.config)
     (one,) = config.variants
-    assert given.folder is not None
-    return variant_app(config, one, given.folder, engine_token(), pools=True)
+    return variant_app(config, one, given.place, engine_token(), pools=True)
 
 
 def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
@@ -52,8 +58,9 @@ def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
 
     given = Given.model_validate(args)
     config = PlatformConfig.model_validate(given.config)
-    assert config.retrieval is not None and given.folder is not None
-    return retrieval_app(config.retrieval, None, given.folder, config.server.drain_s, IN_CLUSTER)
+    if config.retrieval is None:
+        raise ConfigError("the configuration of the application 'retrieval' has no section 'retrieval'")
+    return retrieval_app(config.retrieval, None, given.place, config.server.drain_s, IN_CLUSTER)
 
 
 def engine_token() -> str:

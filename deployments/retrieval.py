@@ -24,6 +24,8 @@ APP = "retrieval"
 _MAX_ONGOING = 64
 _BATCH = 64  # requests that are embedded together
 _PART = 8  # texts of one request
+#: Of every replica. Haystack reads its own when it is imported: no statistics are sent.
+_ENV = {"OMP_NUM_THREADS": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
 
 
 class EmbedderDeployment:
@@ -151,7 +153,7 @@ def _scaled(cls: type, name: str, bounds: ReplicaBounds, drain_s: float, placeme
         health_check_period_s=2,
         graceful_shutdown_timeout_s=drain_s,
         max_surge_percent=100 if bounds.surge else 0,
-        ray_actor_options={**placement, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        ray_actor_options={**placement, "runtime_env": {"env_vars": _ENV}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},
     )  # fmt: skip
 

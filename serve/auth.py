@@ -42,7 +42,8 @@ class Gatekeeper:
 
     def __init__(self, access: AccessConfig) -> None:
         storage = storage_from_string(access.limits_store)
-        assert isinstance(storage, Storage)  # the configuration admits async stores only
+        if not isinstance(storage, Storage):
+            raise TypeError(f"access.limits_store: {access.limits_store.split(':')[0]} is no asynchronous store")
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
         self.reconfigure(access)

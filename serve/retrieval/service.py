@@ -50,7 +50,6 @@ class Service:
         self._http_tools = [tool for one in config.http_tools for tool in http_tools(one, os.environ)]
         self._opened = False
         self._opening = asyncio.Lock()
-        provide(self._store, embed)
 
     async def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
         """Do one of the calls below. Raises `RequestError`."""
@@ -101,6 +100,7 @@ class Service:
             raise RequestError(
                 400, f"no retrieval mode '{mode}'; there are: {known}", param="retrieval.mode", code="invalid_mode"
             )
+        provide(self._store, self._embed)
         if filters:
             checked(filters)  # before Haystack copies them, value by value
         try:
@@ -135,15 +135,15 @@ class Service:
     ) -> dict[str, Any]:  # fmt: skip
         """Let `model` at the gateway `url` call the platform's tools, as the client with `key`, until it answers."""
 
-        async def search(query: str, most: int) -> list[dict[str, Any]]:
-            assert collection is not None
-            await self._open()
-            found = await self._find(tenant, collection, query, most, mode, None, None)
-            return list(_described(found)["passages"])
-
         known = {"calculator": calculator(), "clock": clock(ZoneInfo(self._config.timezone))}
         offered = [*(known[name] for name in tools), *self._http_tools]
         if collection is not None:
+
+            async def search(query: str, most: int, collection: str = collection) -> list[dict[str, Any]]:
+                await self._open()
+                found = await self._find(tenant, collection, query, most, mode, None, None)
+                return list(_described(found)["passages"])
+
             offered.append(search_documents(search, top_k))
         try:
             made = await run_agent(
