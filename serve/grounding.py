@@ -218,7 +218,8 @@ class Grounder:
             grounding.why = "no document supports an answer"
             grounding.outcome = "unsupported"
             if wanted.on_unsupported == "abstain":
-                assert self._config is not None
+                if self._config is None:
+                    raise RuntimeError("grounding without a retrieval configuration")
                 grounding.outcome, grounding.answer = "abstained", self._config.abstention
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
@@ -243,7 +244,8 @@ class Grounder:
         return f"\n\nSource {best['n']} says: “{best['quote']}”"
 
     async def _check(self, grounding: Grounding, answer: str, budget: Budget, arrived: float) -> None:
-        assert self._config is not None
+        if self._config is None:
+            raise RuntimeError("grounding without a retrieval configuration")
         if not grounding.passages or not answer.strip():
             return
         left = self._config.check_s
@@ -272,7 +274,8 @@ class Grounder:
     def _compute(self, grounding: Grounding, question: str, call: Call) -> bool:
         """Answer by computing where the question is a computation; whether that was all that was asked."""
         config = self._config
-        assert config is not None
+        if config is None:
+            raise RuntimeError("grounding without a retrieval configuration")
         zone = ZoneInfo(config.timezone)
         used = detect(question, grounding.wanted.tools, datetime.now(zone), zone)
         if used is None:
@@ -308,7 +311,8 @@ class Grounder:
         self, grounding: Grounding, question: str, tenant: str, top_k: int, budget: Budget, arrived: float
     ) -> dict[str, Any] | None:
         """What was found; None where the budget's time ended before, and the request is to go on without."""
-        assert self._config is not None
+        if self._config is None:
+            raise RuntimeError("grounding without a retrieval configuration")
         wanted = grounding.wanted
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
         left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
@@ -376,7 +380,8 @@ def direct_answer(
 def _question(call: Call) -> str | None:
     """The text of the last message, if it is a user's."""
     messages = call.body["messages"]
-    assert isinstance(messages, list)
+    if not isinstance(messages, list):
+        raise _invalid("'messages' must be a list", "messages")
     last = messages[-1]
     if last.get("role") != "user":
         return None
@@ -391,7 +396,8 @@ def _question(call: Call) -> str | None:
 def _worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
     """The conversation with its last message replaced by `prompt`; a system message of the client's own stays the only one."""
     messages = call.body["messages"]
-    assert isinstance(messages, list)
+    if not isinstance(messages, list):
+        raise _invalid("'messages' must be a list", "messages")
     has_system = any(message.get("role") in ("system", "developer") for message in messages)
     system = [message for message in prompt if message["role"] == "system" and not has_system]
     return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]

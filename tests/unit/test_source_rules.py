@@ -42,9 +42,15 @@ def at_import(node: ast.AST) -> Iterator[ast.AST]:
 def environment_changes(tree: ast.Module) -> Iterator[int]:
     """Lines that change the environment while the module is imported."""
     for node in at_import(tree):
-        if (isinstance(node, ast.Call) and _name(node.func) in ENVIRONMENT_CHANGES) or (
-            isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load) and _name(node.value) == "os.environ"
-        ) or (isinstance(node, ast.AugAssign) and _name(node.target) == "os.environ"):
+        if (
+            (isinstance(node, ast.Call) and _name(node.func) in ENVIRONMENT_CHANGES)
+            or (
+                isinstance(node, ast.Subscript)
+                and not isinstance(node.ctx, ast.Load)
+                and _name(node.value) == "os.environ"
+            )
+            or (isinstance(node, ast.AugAssign) and _name(node.target) == "os.environ")
+        ):
             yield node.lineno
 
 
@@ -65,7 +71,7 @@ def shared_state(tree: ast.Module) -> Iterator[int]:
             if isinstance(node, ast.Global):
                 continue
             root = _root(changed)
-            if root in owned - local and root != "os":  # the environment is a matter of entry points
+            if root in owned - local - {"os", "sys"}:  # the process's own things are a matter of entry points
                 yield node.lineno
 
 
