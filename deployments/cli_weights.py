@@ -82,7 +82,7 @@ def _links(settings: PlatformConfig, given: list[str]) -> Mapping[str, str]:
     links = {}
     for one in given:
         variant, _, link = one.partition("=")
-        if not link or "/" in link:
+        if link in ("", ".", "..") or "/" in link:
             raise ConfigError(f"--as {one}: write VARIANT=NAME")
         links[variant] = link
     return links

@@ -18,6 +18,7 @@ from serve.retrieval.convert import ConversionError, kind_of
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all of them
 _WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most that is allowed takes that long
+_DECODED_CHARS = 1 << 20  # of base64 at a time; a multiple of four
 _OVERHEAD_BYTES = 1 << 16  # of a document's request beside its content
 
 
@@ -79,7 +80,9 @@ class Documents:
             raise RequestError(
                 400, "exactly one of 'content' and 'data' is needed", param="content", code="invalid_document"
             )
-        data = asked.content.encode("utf-8", "replace") if asked.content is not None else _decoded(asked.data or "")
+        data = (
+            asked.content.encode("utf-8", "replace") if asked.content is not None else await _decoded(asked.data or "")
+        )
         limit = self._settings().max_document_bytes
         if len(data) > limit:
             raise RequestError(413, f"the document is larger than {limit} bytes", code="document_too_large")
@@ -208,8 +211,15 @@ def _kind_of_text(source: str) -> str:
         return "text"
 
 
-def _decoded(data: str) -> bytes:
+async def _decoded(data: str) -> bytes:
+    """The bytes, decoded part by part: others are answered in between."""
+    parts = []
     try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
+        for at in range(0, len(data), _DECODED_CHARS):
+            parts.append(binascii.a2b_base64(data[at : at + _DECODED_CHARS], strict_mode=True))
+            if len(parts[-1]) < _DECODED_CHARS // 4 * 3 and at + _DECODED_CHARS < len(data):
+                raise binascii.Error("padding before the end")
+            await asyncio.sleep(0)
+    except ValueError as error:  # binascii's own is one
         raise RequestError(400, "'data' is not valid base64", param="data", code="invalid_base64") from error
+    return b"".join(parts)

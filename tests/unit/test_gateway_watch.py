@@ -1,8 +1,10 @@
 """The gateway's look at its engines goes on, whatever one look meets."""
 
 import asyncio
+import base64
 import json
 import logging
+import random
 import threading
 import time
 from collections.abc import Awaitable
@@ -20,6 +22,8 @@ from deployments.gateway import GatewayDeployment
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from serve.catalog import Live
+from serve.documents import _decoded
+from serve.errors import RequestError
 from tests.catalog import make_live_variant
 
 
@@ -178,3 +182,18 @@ def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
     requests = [json.loads(line)["request"]["id"] for line in disk.lines if "request" in json.loads(line)]
     assert requests == list(range(len(requests)))
     assert len(requests) + int(lost["message"].split()[0]) == 100
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 3_000_000])
+async def test_base64_of_any_size_is_decoded_as_the_library_does(size: int):
+    data = random.Random(size).randbytes(size)
+    assert await _decoded(base64.b64encode(data).decode()) == data
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "AA", "AA=", "A===", "AA==AAAA", "AA AA", "AAA\n", "AA--", "é", "A" * (1 << 20) + "A",
+             "A" * ((1 << 20) - 2) + "==" + "AAAA", "=" * 4],
+)  # fmt: skip
+async def test_what_is_no_base64_is_refused(text: str):
+    with pytest.raises(RequestError, match="not valid base64"):
+        await _decoded(text)
