@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import hashlib
 import math
+import os
 import random
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
 
 import psycopg
 import yaml

@@ -34,7 +34,7 @@ from compression.recipe import (
     load_recipe,
     recipe_key,
 )
-from compression.source import Source, fetch, identity, parse_source
+from compression.source import Source, fetch, identity, parse_source, pinned
 from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
@@ -108,10 +108,9 @@ def build(
     if parent is not None:
         check_parent(recipe, parent)
     part = out.with_name(out.name + ".part")
-    claim(part, _key(recipe, source, parent, text))
-    work = Work(
-        recipe, part, report, _once(lambda: load_corpus(text)), parse_source(source) if source else None, parent
-    )
+    start = pinned(parse_source(source)) if source else None
+    claim(part, _key(recipe, start, parent, text))
+    work = Work(recipe, part, report, _once(lambda: load_corpus(text)), start, parent)
     kept = _resume(work, last_kept(part))
     for step in recipe.steps[len(work.done) :]:
         kept = _take(work, step, part)
@@ -161,9 +160,10 @@ def _load(work: Work, step: Load) -> Step:
     work.model, work.tokenizer = fetch(work.source, step.dtype)
     work.dtype = step.dtype
     work.report("load", 1, 1, "models")
+    revision = {"revision": work.source.revision} if work.source.revision else {}
     return Step(
         technique="load",
-        parameters={"source": f"{work.source.kind}:{work.source.place}", "dtype": step.dtype},
+        parameters={"source": f"{work.source.kind}:{work.source.place}", **revision, "dtype": step.dtype},
         tool=_tool("transformers"),
     )
 
@@ -318,9 +318,9 @@ def _chars_per_token(work: Work) -> float:
     return round(sum(len(work.tokenizer.decode(row)) for row in rows) / sum(map(len, rows)), 3)
 
 
-def _key(recipe: Recipe, source: str | None, parent: Path | None, text: Path | None) -> str:
+def _key(recipe: Recipe, source: Source | None, parent: Path | None, text: Path | None) -> str:
     """What an interrupted build must have in common with this one to be gone on with."""
-    start = identity(parse_source(source)) if source else ""
+    start = identity(source) if source else ""
     if text and not text.is_file():
         raise TextError(f"cannot read the text file {text}: there is no such file")
     words = hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"

@@ -28,7 +28,7 @@ from compression.child import KEEP_MEMORY, ChildFailed, compression_python, run_
 from compression.family import build_seconds, completions_command
 from compression.progress import Progress as Reached
 from compression.recipe import Recipe, RecipeError, check_follows, load_recipe
-from compression.source import Source, SourceError, parse_source
+from compression.source import Source, SourceError, parse_source, pinned
 from serve.card import Card, CardError, load_card
 
 RECIPES = Path(__file__).with_name("recipes")
@@ -61,7 +61,7 @@ def compress(
 ) -> None:
     """Make a variant from a recipe: prune, distill, quantize, … Run it again to go on after an interruption."""
     try:
-        source = parse_source(model) if model else None
+        source = pinned(parse_source(model)) if model else None
         jobs = plan(recipe, out, source, parent)
         if text and not text.is_file():
             raise BuildRefused(f"there is no text file {text}")
@@ -79,7 +79,7 @@ def compress(
                 if job.parent and job.recipe.completions:
                     write = completions_command(Path(sys.executable), job.file, job.parent, text, {})
                     run_child(write, {}, log, show)
-                run_child(_command(job, name, model, text), KEEP_MEMORY, log, show)
+                run_child(_command(job, name, source, text), KEEP_MEMORY, log, show)
         except ChildFailed as error:
             raise _fail(f"{job.out.name}: {error} (log: {log})", 2 if error.refused else 1) from error
         except KeyboardInterrupt:
@@ -130,24 +130,21 @@ def _check_same_source(folder: Path, name: str, source: Source | None) -> None:
     card = load_card(folder)
     if card.name != name:
         raise BuildRefused(f"{folder} holds the variant '{card.name}', not the parent '{name}': give --parent")
-    loaded = next((step.parameters.get("source") for step in card.steps if step.technique == "load"), None)
-    if source is not None and loaded not in (None, f"{source.kind}:{source.place}"):
-        raise BuildRefused(f"{folder} was made from {loaded}, not from {source.place}: use another folder or --parent")
+    load = next((step.parameters for step in card.steps if step.technique == "load"), {})
+    loaded, revision = load.get("source"), load.get("revision")
+    if source is None or (loaded in (None, f"{source.kind}:{source.place}") and revision in (None, source.revision)):
+        return
+    made_from = f"{loaded}@{revision}" if revision else loaded
+    raise BuildRefused(f"{folder} was made from {made_from}, not from {source.text}: use another folder or --parent")
 
 
-def _command(job: Job, name: str, source: str | None, text: Path | None) -> list[str]:
-    start = ["--parent", str(job.parent.resolve())] if job.parent else ["--source", _absolute(source or "")]
+def _command(job: Job, name: str, source: Source | None, text: Path | None) -> list[str]:
+    start = ["--parent", str(job.parent.resolve())] if job.parent else ["--source", source.text if source else ""]
     return [
         *(str(compression_python()), "-m", "compression.build", "--recipe", str(job.file.resolve())),
         *("--model", name, "--out", str(job.out.resolve()), *start),
         *(("--text", str(text.resolve())) if text else ()),
     ]
-
-
-def _absolute(source: str) -> str:
-    """The child works in another folder."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
 
 
 def _model_name(source: Source | None) -> str:

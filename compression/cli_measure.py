@@ -161,7 +161,8 @@ class _Shown:
 
 def _show_quality(card: Card) -> None:
     quality = card.quality
-    assert quality is not None
+    if quality is None:
+        raise _fail(f"the card of variant '{card.name}' has no quality after it was measured")
     table = Table("measured", "value", "95% interval", "on", title=f"{card.name}: quality {quality.quality:.4f}")
     low, high = quality.kl_ci95
     table.add_row("perplexity", f"{quality.perplexity:.3f}", "", f"{quality.tokens} tokens")
@@ -187,7 +188,8 @@ def _show_quality(card: Card) -> None:
 
 def _show_profile(card: Card) -> None:
     profile = card.profile
-    assert profile is not None
+    if profile is None:
+        raise _fail(f"the card of variant '{card.name}' has no profile after it was measured")
     table = Table("measured", "value", title=f"{card.name} on {profile.hardware}")
     for ttft in profile.ttft:
         at = f"TTFT, {ttft.prompt_tokens} tokens, {ttft.concurrency} at once"

@@ -35,7 +35,7 @@ from compression.recipe import (
     load_recipe,
     recipe_key,
 )
-from compression.source import identity, parse_source
+from compression.source import identity, parse_source, pinned
 from serve.card import load_card
 
 MEASURE_FORMAT = 2  # raise it when the same weights would be measured differently
@@ -96,7 +96,7 @@ class Family:
         background: run subprocesses at a lower priority (nice 10), while the platform already answers.
 
     Raises:
-        SourceError: the source is no such thing.
+        SourceError: the source is no such thing, or the hub does not say which commit it is at.
     """
 
     def __init__(
@@ -109,8 +109,8 @@ class Family:
         text: Path | None = None,
         background: bool = False,
     ) -> None:
-        self._source = source
-        self._identity = identity(parse_source(source))
+        self._source = pinned(parse_source(source))  # once: what is built is what the cache's key says
+        self._identity = identity(self._source)
         self._model = model
         self._folder = cache / model
         self._compression_python = compression_python
@@ -199,7 +199,7 @@ class Family:
         )
 
     def _build_command(self, planned: Planned) -> list[str]:
-        start = ["--parent", str(planned.parent)] if planned.parent else ["--source", self._source]
+        start = ["--parent", str(planned.parent)] if planned.parent else ["--source", self._source.text]
         return [
             *(str(self._compression_python), "-m", "compression.build", "--recipe", str(planned.spec.recipe.resolve())),
             *("--model", self._model, "--name", planned.name, "--out", str(planned.folder), *start),

@@ -20,9 +20,9 @@ def label() -> str:
 
 
 @cache
-def accelerators() -> list[str]:
+def accelerators() -> tuple[str, ...]:
     """Names of the NVIDIA GPUs of this machine."""
-    return _nvidia_smi("name")
+    return tuple(_nvidia_smi("name"))
 
 
 @cache

@@ -133,7 +133,8 @@ def derive_quality(measured: Quality, quality_from: str, full_scores: Mapping[st
     if quality_from == "kl":
         number, derivation = float(np.exp(-measured.kl_to_full)), DERIVATION_KL
     elif quality_from == "agreement":
-        assert measured.answers is not None
+        if measured.answers is None:
+            raise QualityError("no quality from agreement: no answers were compared")
         number, derivation = measured.answers.equal_tokens, DERIVATION_AGREEMENT
     else:
         name = quality_from.removeprefix("task:")

@@ -245,7 +245,11 @@ class Recipe(_Section):
     """Steps, in order, from the source or from another variant to this one."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*$", description="the variant it usually makes")
-    parent: str | None = Field(default=None, description="variant to start from; null starts from the source")
+    parent: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9][a-z0-9._-]*$",
+        description="variant to start from; null starts from the source",
+    )
     seed: int = Field(default=0, ge=0)
     steps: tuple[Step, ...] = Field(min_length=1)
 

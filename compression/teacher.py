@@ -103,8 +103,8 @@ class Teacher:
 
     def __call__(self, batch: Tensor) -> Targets:
         """Targets for token ids (sequences, length). Raises `CacheError`."""
-        if self._settings.teacher_top_k:
-            return Targets(self._top(batch, self._settings.teacher_top_k), {})
+        if self._settings.teacher_top_k and self._cache is not None:
+            return Targets(self._top(batch, self._settings.teacher_top_k, self._cache), {})
         if not (self._settings.beta or self._layers):
             return Targets(None, {})
         with torch.inference_mode():
@@ -112,16 +112,15 @@ class Teacher:
         soft = answer.logits[:, :-1].flatten(0, 1) if self._settings.beta else None
         return Targets(soft, {layer: answer.hidden_states[layer + 1] for layer in self._layers})
 
-    def _top(self, batch: Tensor, k: int) -> TopK:
-        assert self._cache is not None
+    def _top(self, batch: Tensor, k: int, cache: TopKCache) -> TopK:
         dtype = self._model.dtype
-        files = [self._cache.file(row, k, self._settings.tau, dtype) for row in batch.tolist()]
-        found = {i: top for i, file in enumerate(files) if (top := self._cache.load(file, batch.device))}
+        files = [cache.file(row, k, self._settings.tau, dtype) for row in batch.tolist()]
+        found = {i: top for i, file in enumerate(files) if (top := cache.load(file, batch.device))}
         if missing := [i for i in range(len(files)) if i not in found]:
             with torch.inference_mode():
                 logits = self._model(batch[missing], use_cache=False).logits[:, :-1]
             for i, row in zip(missing, logits, strict=True):
                 found[i] = top_k(soften(row.float(), self._settings.tau), k)
-                self._cache.save(files[i], found[i])
+                cache.save(files[i], found[i])
         rows = [found[i] for i in range(len(files))]
         return TopK(torch.cat([row.ids for row in rows]), torch.cat([row.log_probs for row in rows]))

@@ -12,10 +12,9 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve as ray_serve
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
-from compression.source import identity, parse_source
 from deployments.gateway import gateway_deployment, settings_of
 from deployments.placement import IN_CLUSTER
-from serve.config import PlatformConfig
+from serve.config import ConfigError, PlatformConfig
 
 METRICS_FOLDER = "/tmp/gearbox-metrics"  # of one pod: its gateways are counted together
 _TOKEN = b"gearbox-engine-token"
@@ -28,6 +27,13 @@ class Given(BaseModel):
 
     config: dict[str, object]
     folder: Path | None = None
+
+    @property
+    def place(self) -> Path:
+        """The folder, of an application that serves what is in one. Raises `ConfigError`."""
+        if self.folder is None:
+            raise ConfigError("the application's arguments name no 'folder'")
+        return self.folder
 
 
 def gateway(args: Mapping[str, object]) -> ray_serve.Application:
@@ -43,8 +49,7 @@ def variant(args: Mapping[str, object]) -> ray_serve.Application:
     given = Given.model_validate(args)
     config = PlatformConfig.model_validate(given.config)
     (one,) = config.variants
-    assert given.folder is not None
-    return variant_app(config, one, given.folder, engine_token(), pools=True)
+    return variant_app(config, one, given.place, engine_token(), pools=True)
 
 
 def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
@@ -53,9 +58,9 @@ def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
 
     given = Given.model_validate(args)
     config = PlatformConfig.model_validate(given.config)
-    assert config.retrieval is not None and given.folder is not None
-    model = identity(parse_source(config.retrieval.embedder))
-    return retrieval_app(config.retrieval, None, given.folder, model, config.server.drain_s, IN_CLUSTER)
+    if config.retrieval is None:
+        raise ConfigError("the configuration of the application 'retrieval' has no section 'retrieval'")
+    return retrieval_app(config.retrieval, None, given.place, config.server.drain_s, IN_CLUSTER)
 
 
 def engine_token() -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import psutil
@@ -32,6 +32,7 @@ from deployments.state import (
     cache_folder,
     is_running,
     load_state,
+    private,
     processes_of,
     state_folder,
 )
@@ -125,7 +126,7 @@ def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[byte
     environment = {**os.environ, RUN_ID: secrets.token_hex(8), "GEARBOX_STATE_DIR": str(folder)}
     # Each engine is three processes that import vLLM; without bytecode each spends 30 s compiling it instead of 9 s loading.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    with (folder / "platform.log").open("w") as log:
+    with open(folder / "platform.log", "w", opener=private) as log:  # what it prints may quote the configuration
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
@@ -209,7 +210,8 @@ def status() -> None:
     """What runs, how each variant is, what each costs and gives. Exit code 1 when nothing runs."""
     state = load_state(state_folder())
     if state is None or not is_running(state):
-        raise fail("nothing is running; 'gearbox up' starts it")
+        ended = f" (the last platform ended: {state.error})" if state and state.error else ""
+        raise fail(f"nothing is running{ended}; 'gearbox up' starts it")
     console = Console()
     if not state.settled:
         console.print(_progress(state, time.time() - state.started))
@@ -242,8 +244,7 @@ def _summary(console: Console, state: PlatformState) -> None:
 def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
     if served is None:
         return [state.phase, *[""] * 7]
-    card = served["card"]
-    assert isinstance(card, dict)
+    card: Any = served["card"]  # from the gateway, in the shape of its card
     quality, profile = card["quality"], card["profile"]
     return [
         str(served["health"]).replace("scaled_to_zero", "at zero") if state.phase == "ready" else state.phase,

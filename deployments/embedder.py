@@ -6,9 +6,11 @@ from pathlib import Path
 
 from compression.child import ChildFailed, compression_python, run_child
 from compression.family import BuildError
-from compression.source import SourceError, identity, parse_source
+from compression.files import write_whole
+from compression.source import SourceError, identity, parse_source, pinned
 
-READY_FILE = "pooling.json"  # written last
+READY_FILE = "pooling.json"  # of the model, written last
+IDENTITY_FILE = "identity.txt"  # what identifies the model, for who has only the folder
 
 
 def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
@@ -18,15 +20,18 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
         BuildError: the source is none, or the model could not be had or exported; one line that names the log.
     """
     try:
-        model = identity(parse_source(source))
+        start = pinned(parse_source(source))
+        model = identity(start)
     except SourceError as error:
         raise BuildError(f"retrieval.embedder: {error}") from error
     folder = cache / "embedders" / hashlib.sha256(model.encode()).hexdigest()[:16]
     if not (folder / READY_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
-        command = [str(compression_python()), "-m", "compression.embedder", source, str(folder)]
+        command = [str(compression_python()), "-m", "compression.embedder", start.text, str(folder)]
         try:
             run_child(command, {}, log, lambda progress: None)
         except ChildFailed as error:
             raise BuildError(f"retrieval.embedder: {error} (log: {log})") from error
+    if not (folder / IDENTITY_FILE).exists():
+        write_whole(folder / IDENTITY_FILE, model)
     return folder, model

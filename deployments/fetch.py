@@ -13,12 +13,15 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 
+from compression.files import relative_name
+from compression.source import SourceError, hub_commit
 from serve.card import CARD_FILE, CardError, check_card, load_card
 
 #: `s3://`, `gs://` and `abfs://` are read by Arrow's filesystems, which take credentials from the environment.
 SCHEMES = ("s3", "gs", "abfs", "abfss", "hf", "file")
 _URI = re.compile(r"^([a-z0-9]+)://")
-_HUB = re.compile(r"^hf://([\w.-]+/[\w.-]+)@([\w.-]+)((?:/[\w.-]+)*)$")
+# no part begins with a dot: it could lead to another folder
+_HUB = re.compile(r"^hf://(\w[\w.-]*/\w[\w.-]*)@(\w[\w.-]*)((?:/\w[\w.-]*)*)$")
 _PART = 16 << 20
 _LOG = logging.getLogger("ray.serve")
 
@@ -37,6 +40,21 @@ def is_uri(weights: str) -> bool:
     if match and match[1] == "hf" and not _HUB.match(weights):
         raise FetchError(f"'{weights}': write hf://ORG/NAME@REVISION, with a folder after it where the card is in one")
     return match is not None
+
+
+def pinned(uri: str) -> str:
+    """`uri` with the commit that its branch or tag is at now, so that a copy can be known by it. Other stores have none.
+
+    Raises:
+        FetchError: the hub does not answer, or has no such repository or revision.
+    """
+    match = _HUB.match(uri)
+    if match is None:
+        return uri
+    try:
+        return f"hf://{match[1]}@{hub_commit(match[1], match[2])}{match[3]}"
+    except SourceError as error:
+        raise FetchError(f"{uri}: {error}") from error
 
 
 async def arrived(file: Path) -> None:
@@ -107,8 +125,9 @@ def _from_store(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bo
     if not any(info.path == f"{root}/{CARD_FILE}" for info in files):
         raise FetchError(f"{uri}: there is no {CARD_FILE}: it is no variant that 'gearbox compress' made")
     done, total = 0, sum(info.size for info in files)
-    for info in files:
-        target = scratch / Path(info.path).relative_to(root)
+    names = [relative_name(info.path.removeprefix(f"{root}/")) for info in files]  # all, before anything is written
+    for info, name in zip(files, names, strict=True):
+        target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with store.open_input_stream(info.path, compression=None) as source, target.open("wb") as copy:
             while part := source.read(_PART):
@@ -139,16 +158,18 @@ def _from_hub(name: str, revision: str, inside: str, scratch: Path, on_progress:
     from huggingface_hub import snapshot_download
 
     wanted = CARD_FILE if cards_only else "*"
-    snapshot_download(
-        name,
-        revision=revision,
-        local_dir=scratch,
-        allow_patterns=f"{inside}/{wanted}" if inside else wanted,
-        endpoint=os.environ.get("HF_ENDPOINT"),
-    )
-    shutil.rmtree(scratch / ".cache", ignore_errors=True)
-    if inside:
-        for file in (scratch / inside).iterdir():
+    with tempfile.TemporaryDirectory(prefix=f"{scratch.name}-", dir=scratch.parent) as copy:
+        snapshot_download(
+            name,
+            revision=revision,
+            local_dir=copy,
+            allow_patterns=f"{inside}/{wanted}" if inside else wanted,
+            endpoint=os.environ.get("HF_ENDPOINT"),
+        )
+        shutil.rmtree(Path(copy, ".cache"), ignore_errors=True)  # the hub's own notes
+        if not Path(copy, inside).is_dir():
+            raise FetchError(f"{name}@{revision} has no folder {inside}")
+        for file in Path(copy, inside).iterdir():
             file.rename(scratch / file.name)
     size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
     on_progress(size, size)

@@ -2,20 +2,17 @@
 
 import asyncio
 import logging
-import logging.handlers
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
-import orjson
 import ray
 from ray import serve as ray_serve
-from ray._common.formatters import JSONFormatter
 
+from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
 from deployments.placement import HERE
 from deployments.replicas import ServeReplicas
@@ -38,7 +35,7 @@ class GatewayDeployment:
     """One gateway replica. Serve's `user_config` carries what changes without a restart, see `reconfigure`."""
 
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
-        _log_with_serve()
+        log_with_serve()
         self._given = config
         self._config = PlatformConfig.model_validate(config).with_file_keys()
         self._catalog: Mapping[str, object] = {}
@@ -52,7 +49,15 @@ class GatewayDeployment:
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._watching: asyncio.Task[None] | None = None
         told = Exposition(self._metrics, self._config.model.name, lambda: list(self._variants.values()), folder)
-        serve_metrics(self._config.server.host, self._config.server.metrics_port, told, self._targets)
+        server = self._config.server
+        self._metrics_server = serve_metrics(server.host, server.metrics_port, told, self._targets)
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces this replica when it raises: a part that has ended is not missed otherwise."""
+        if not self._metrics_server.thread.is_alive():
+            raise RuntimeError("the metrics port is not served any more")
+        if self._watching is not None and self._watching.done():
+            raise RuntimeError("the watch over the engines has ended")
 
     async def reconfigure(self, settings: Mapping[str, Mapping[str, object]]) -> None:
         """Take a new `catalog`, `{variant name: its card, or the folder where the card appears}`, and `config`, sections
@@ -63,7 +68,7 @@ class GatewayDeployment:
         self._given = {**self._given, **settings["config"]}
         config = PlatformConfig.model_validate(self._given)
         try:
-            self._config = config.with_file_keys()
+            self._config = await asyncio.to_thread(config.with_file_keys)
         except ConfigError as error:
             _LOG.error("the keys stay as they were: %s", error)
             self._config = config.model_copy(update={"access": self._config.access})
@@ -121,17 +126,19 @@ class GatewayDeployment:
         return self._app
 
     async def _watch(self) -> None:
-        """Look at the variants and tell of the limits' use; asking a shared store for those must not hold up the looks."""
+        """Look at the variants, and do what must not hold up the looks because others may answer late."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             await asyncio.gather(
+                _repeat(self._connect, REFRESH_S, "deployments could not be looked up"),
                 _repeat(lambda: self._look(session), REFRESH_S, "the live state could not be refreshed"),
                 _repeat(self._app.accounts.publish, _PUBLISH_S, "the limits' use is not known"),
                 _repeat(self._reread, REREAD_S, "files could not be read again: what they said before still holds"),
             )
 
+    async def _connect(self) -> None:
+        await asyncio.gather(self._replicas.sync(self._variants), self._retrieval.sync())
+
     async def _look(self, session: aiohttp.ClientSession) -> None:
-        self._replicas.sync(self._variants)
-        self._retrieval.sync()
         variants = list(self._variants.values())
         await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
         for variant in variants:
@@ -143,7 +150,7 @@ class GatewayDeployment:
         if any(card != self._card_of(name) for name, card in cards.items()):
             self._take(cards)
         if self._config.access.keys_file is not None:
-            config = await asyncio.to_thread(PlatformConfig.model_validate(self._given).with_file_keys)
+            config = await asyncio.to_thread(lambda: PlatformConfig.model_validate(self._given).with_file_keys())
             if config.access != self._config.access:
                 self._config = config
                 self._app.reconfigure(config)
@@ -208,28 +215,3 @@ def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: M
 def settings_of(config: PlatformConfig) -> dict[str, object]:
     """`config` for replicas: without the database's password, which the gateway does not need."""
     return config.model_dump(mode="json", exclude={"retrieval": {"database"}})
-
-
-class _Lines(JSONFormatter):
-    """Serve's JSON; the lines about requests, of which there are many, in a tenth of the time."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line."""
-        if (request := getattr(record, "request", None)) is None:
-            return super().format(record)
-        time = datetime.fromtimestamp(record.created, UTC)
-        return orjson.dumps(
-            {"time": time, "level": record.levelname, "message": record.msg, "request": request}
-        ).decode()
-
-
-def _log_with_serve() -> None:
-    """Send Gearbox's log lines to the replica's own log, beside Serve's, each at once: Serve itself keeps up to a thousand back."""
-    logger = logging.getLogger("gearbox")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    for handler in logging.getLogger("ray.serve").handlers:
-        if isinstance(handler, logging.handlers.MemoryHandler) and handler.target is not None:
-            handler = handler.target
-            handler.setFormatter(_Lines())
-        logger.addHandler(handler)

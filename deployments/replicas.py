@@ -31,6 +31,21 @@ def app_name(variant: str) -> str:
     return f"variant-{variant}"
 
 
+async def app_handle(app: str) -> DeploymentHandle | None:
+    """A handle for the application `app`, ready for use; None while it is not deployed.
+
+    The controller is asked from a thread, since it may take its time. The handle is made ready here: Serve's router
+    belongs to the event loop that it is made on.
+    """
+    try:
+        handle = await asyncio.to_thread(ray_serve.get_app_handle, app)
+    except RayServeException:
+        return None
+    if not handle.is_initialized:
+        handle._init()
+    return handle
+
+
 class ServeReplicas:
     """Chooses replicas through Serve's own router, which learns of every change by the controller's push."""
 
@@ -38,19 +53,14 @@ class ServeReplicas:
         self._host_override = host_override  # where replicas listen, if not on their node's address
         self._handles: dict[str, DeploymentHandle] = {}
 
-    def sync(self, variants: Iterable[str]) -> None:
-        """Hold a handle for each of `variants` and for no other. Blocks; not for the event loop's hot path."""
+    async def sync(self, variants: Iterable[str]) -> None:
+        """Hold a handle for each of `variants` that is deployed, and for no other."""
         wanted = set(variants)
         for gone in self._handles.keys() - wanted:
             del self._handles[gone]
         for name in wanted - self._handles.keys():
-            try:
-                handle = ray_serve.get_app_handle(app_name(name))
-            except RayServeException:
-                continue  # not deployed yet; the next call finds it
-            if not handle.is_initialized:
-                handle._init()
-            self._handles[name] = handle
+            if (handle := await app_handle(app_name(name))) is not None:
+                self._handles[name] = handle
 
     async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
         """Base URL of a replica of `variant`. Waits while one starts from zero; the caller's client may cancel.
@@ -84,7 +94,8 @@ class ServeReplicas:
         router = handle._router._asyncio_router.request_router if handle and handle._router else None
         if router is None:
             return []
-        endpoints = (replica.backend_http_endpoint for replica in router.curr_replicas.values())
+        replicas = tuple(router.curr_replicas.values())  # at once: the metrics port's thread asks, too
+        endpoints = (replica.backend_http_endpoint for replica in replicas)
         return [self._url(endpoint) for endpoint in endpoints if endpoint]
 
     async def refresh(self, variant: str, live: Live, session: aiohttp.ClientSession) -> None:

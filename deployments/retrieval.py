@@ -13,9 +13,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.embedder import READY_FILE
+from deployments.embedder import IDENTITY_FILE, READY_FILE
 from deployments.fetch import arrived
 from deployments.placement import HERE
+from deployments.replicas import app_handle
 from serve.config import ReplicaBounds, RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.embed import Embedder, EmbeddingTokenizer, Side, Vectors
@@ -25,6 +26,8 @@ APP = "retrieval"
 _MAX_ONGOING = 64
 _BATCH = 64  # requests that are embedded together
 _PART = 8  # texts of one request
+#: Of every replica. Haystack reads its own when it is imported: no statistics are sent.
+_ENV = {"OMP_NUM_THREADS": "1", "HAYSTACK_TELEMETRY_ENABLED": "False"}
 
 
 class EmbedderDeployment:
@@ -55,9 +58,10 @@ class RetrievalDeployment:
     """
 
     async def __init__(
-        self, config: Mapping[str, object], conninfo: str | None, folder: str, model: str, embedder: DeploymentHandle
+        self, config: Mapping[str, object], conninfo: str | None, folder: str, embedder: DeploymentHandle
     ) -> None:
-        await arrived(Path(folder) / READY_FILE)
+        await arrived(Path(folder) / IDENTITY_FILE)
+        model = (Path(folder) / IDENTITY_FILE).read_text()
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # a cluster's secret stays in its pods
         from serve.retrieval.service import Service  # Haystack imports torch where there is one: not in the gateway
         from serve.retrieval.store import StoreDown
@@ -133,16 +137,10 @@ class RetrievalHandle:
         self._wanted = wanted
         self._handle: DeploymentHandle | None = None
 
-    def sync(self) -> None:
-        """Find the deployment once it is there. Blocks; not for the event loop's hot path."""
+    async def sync(self) -> None:
+        """Find the deployment once it is there."""
         if self._wanted and self._handle is None:
-            try:
-                handle = ray_serve.get_app_handle(APP)
-            except RayServeException:
-                return
-            if not handle.is_initialized:
-                handle._init()
-            self._handle = handle
+            self._handle = await app_handle(APP)
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """Do one of `Service`'s calls, or `embed`. Raises `RequestError`; cancelled, it ends the work there too."""
@@ -158,7 +156,6 @@ def retrieval_app(
     config: RetrievalConfig,
     conninfo: str | None,
     folder: Path,
-    model: str,
     drain_s: float,
     placement: Mapping[str, object] = HERE,
 ) -> ray_serve.Application:
@@ -167,12 +164,11 @@ def retrieval_app(
     Args:
         conninfo: of the documents' database; None leaves it to the environment of the replicas.
         folder: of the embedder; it may appear later.
-        model: what identifies the embedder.
     """
     embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas, drain_s, placement).bind(str(folder))
     settings = config.model_dump(mode="json", exclude={"database"})
     return _scaled(RetrievalDeployment, "retrieval", config.replicas, drain_s, placement).bind(
-        settings, conninfo, str(folder), model, embedder
+        settings, conninfo, str(folder), embedder
     )
 
 
@@ -187,7 +183,7 @@ def _scaled(cls: type, name: str, bounds: ReplicaBounds, drain_s: float, placeme
         health_check_period_s=2,
         graceful_shutdown_timeout_s=drain_s,
         max_surge_percent=100 if bounds.surge else 0,
-        ray_actor_options={**placement, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+        ray_actor_options={**placement, "runtime_env": {"env_vars": _ENV}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},
     )  # fmt: skip
 

@@ -54,10 +54,17 @@ class PlatformState(BaseModel):
         return self.error is not None or all(part.phase in ("ready", "failed") for part in self.parts.values())
 
     def save(self, folder: Path) -> None:
-        """Replace the state file atomically."""
+        """Replace the state file atomically. It is for its owner alone, as the database's address is in it."""
         scratch = folder / f".state-{os.getpid()}"
-        scratch.write_text(self.model_dump_json(indent=1))
+        scratch.unlink(missing_ok=True)  # of a process that had this number and was killed
+        with open(scratch, "x", opener=private) as file:
+            file.write(self.model_dump_json(indent=1))
         scratch.replace(folder / "state.json")
+
+
+def private(path: str, flags: int) -> int:
+    """An `opener` for `open`: a file that it makes is for its owner alone."""
+    return os.open(path, flags, 0o600)
 
 
 def load_state(folder: Path) -> PlatformState | None:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,7 @@ class Supervisor:
         self._lock = threading.Lock()
         self._serve_lock = threading.Lock()  # Serve's configuration classes can't be made by two threads at once
         self._database: Database | None = None
+        self._stopping = False
         self.changed = threading.Event()  # the configuration file is to be read again
 
     def run(self) -> None:
@@ -83,7 +84,7 @@ class Supervisor:
             ready = {v.name: folder for v in self._config.variants if (folder := weights.ready(v))}
             self._start_ray()
             self._deploy(ready)
-            threading.Thread(target=self._watch, daemon=True).start()
+            self._start("the watch over the applications", self._watch)
             self._deploy_retrieval()
             for variant in self._config.variants:
                 if variant.name not in ready:
@@ -93,13 +94,31 @@ class Supervisor:
                 self.changed.clear()
                 self._reread()
         except SystemExit:  # the signal to stop, also by the handler that `ray.init` puts in the place of ours
+            self._stopping = True
             for number in _STOPPING:
                 signal.signal(number, signal.SIG_IGN)
             self._note("stopping")
         except Exception as error:
             _LOG.exception("the platform could not be brought up")
-            self._state.error = " ".join(str(error).split())[:2000] or type(error).__name__
+            self._stopping = True
+            self._state.error = _reason(error)
             self._save()
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        """Do `work` beside the rest. Should it fail, the platform ends and says why: nobody else would notice."""
+
+        def run() -> None:
+            try:
+                work()
+            except Exception as error:
+                _LOG.exception("%s has failed", name)
+                if self._stopping:  # what it works with goes away
+                    return
+                self._state.error = f"{name} has failed: {_reason(error)}"
+                self._save()
+                os.kill(os.getpid(), signal.SIGTERM)  # the main thread ends, whatever it waits for
+
+        threading.Thread(target=run, name=name, daemon=True).start()
 
     def close(self) -> None:
         """End what is not Ray's, and what asks Ray: once that is shut down, another question would start a new one."""
@@ -120,17 +139,17 @@ class Supervisor:
         state.phase, state.stage = "building", "embedder"
         self._save()
         try:
-            folder, identity = embedder_folder(config.embedder, cache_folder(), self._folder / "embedder.log")
+            folder, _ = embedder_folder(config.embedder, cache_folder(), self._folder / "embedder.log")
             self._state.embedder = str(folder)
             state.stage = "database"
             self._save()
             conninfo = config.database
             if conninfo == "embedded":
-                self._database = Database(self._folder / "documents")
-                conninfo = self._state.database = self._database.start()
-                threading.Thread(target=self._keep, args=(self._database,), daemon=True).start()
+                database = self._database = Database(self._folder / "documents")
+                conninfo = self._state.database = database.start()
+                self._start("the watch over the database", lambda: self._keep(database))
             with self._serve_lock:
-                app = retrieval_app(config, conninfo, folder, identity, self._config.server.drain_s)
+                app = retrieval_app(config, conninfo, folder, self._config.server.drain_s)
                 _start_apps([ray_serve.RunTarget(app, name=APP, route_prefix=None)])
         except (BuildError, DatabaseError, OSError) as error:
             _LOG.error("retrieval: %s", error)
@@ -263,6 +282,11 @@ class Supervisor:
     def _save(self) -> None:
         with self._lock:
             self._state.save(self._folder)
+
+
+def _reason(error: Exception) -> str:
+    """One line."""
+    return " ".join(str(error).split())[:2000] or type(error).__name__
 
 
 def _start_apps(targets: list["RunTarget"]) -> None:

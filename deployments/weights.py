@@ -11,8 +11,9 @@ from compression.family import BuildError, Family, Planned, VariantSpec
 from compression.kernels import target, unservable
 from compression.progress import Progress
 from compression.recipe import RecipeError
-from compression.source import SourceError
+from compression.source import SourceError, parse_source, pinned
 from deployments.fetch import FetchError, fetch, is_uri
+from deployments.fetch import pinned as pinned_uri
 from serve.card import CARD_FILE, CardError, Step, check_card, load_card
 from serve.config import ConfigError, PlatformConfig, VariantConfig
 
@@ -31,9 +32,12 @@ class Weights:
     def __init__(self, config: PlatformConfig, cache: Path) -> None:
         self._config = config
         self._cache = cache
-        specs = [self._spec(variant) for variant in config.variants if variant.recipe]
+        self._uris: dict[str, str] = {}  # where copied variants come from, pinned when one is first asked for
+        specs = [self._spec(variant, variant.recipe) for variant in config.variants if variant.recipe]
         try:
-            self._planned = self._family(background=False).plan(specs)
+            source = parse_source(config.model.source)
+            self._source = pinned(source).text if specs else source.text  # where nothing is built, nobody asks the hub
+            self._planned = self._family(background=False).plan(specs) if specs else []
             for variant in config.variants:
                 is_uri(variant.weights or "")
         except (RecipeError, SourceError, BuildError, FetchError) as error:
@@ -45,8 +49,11 @@ class Weights:
             self._check_kernel(variant, self._find(variant).recipe.planned_steps())
             if self._find(variant).state != "ready":
                 return None
-        folder = self._folder(variant)
-        if is_uri(variant.weights or "") and not (folder / CARD_FILE).is_file():
+        try:
+            folder = self._folder(variant)
+        except FetchError as error:
+            raise ConfigError(f"variant '{variant.name}': {error}") from error
+        if variant.weights and is_uri(variant.weights) and not (folder / CARD_FILE).is_file():
             return None
         try:
             card = load_card(folder)
@@ -97,12 +104,11 @@ class Weights:
     def _copy(
         self, variant: VariantConfig, on_progress: Callable[[float, float], None], cards_only: bool = False
     ) -> Path:
-        assert variant.weights is not None
         folder = self._folder(variant)
-        if is_uri(variant.weights):
+        if variant.weights and is_uri(variant.weights):
             if cards_only:
                 folder = folder.with_name(f"{folder.name}-card")
-            fetch(variant.weights, variant.digest, folder, on_progress, cards_only)
+            fetch(self._uri(variant.name, variant.weights), variant.digest, folder, on_progress, cards_only)
         return folder
 
     def _folder(self, variant: VariantConfig) -> Path:
@@ -110,8 +116,14 @@ class Weights:
             return self._find(variant).folder
         if not is_uri(variant.weights):
             return Path(variant.weights)
-        key = hashlib.sha256(f"{variant.weights} {variant.digest}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{self._uri(variant.name, variant.weights)} {variant.digest}".encode()).hexdigest()[:12]
         return self._cache / "copied" / f"{variant.name}-{key}"
+
+    def _uri(self, name: str, weights: str) -> str:
+        """Asked once: a branch that moves meanwhile does not mix two states of it. Raises `FetchError`."""
+        if name not in self._uris:
+            self._uris[name] = pinned_uri(weights)
+        return self._uris[name]
 
     def _check_kernel(self, variant: VariantConfig, steps: Sequence[Step]) -> None:
         if reason := unservable(steps, target(variant.resources.gpus)):
@@ -122,14 +134,13 @@ class Weights:
 
     def _family(self, background: bool) -> Family:
         model, python = self._config.model, Path(sys.executable)
-        return Family(model.source, model.name, self._cache, compression_python(), python, background=background)
+        return Family(self._source, model.name, self._cache, compression_python(), python, background=background)
 
-    def _spec(self, variant: VariantConfig) -> VariantSpec:
-        assert variant.recipe is not None
-        path = Path(variant.recipe)
+    def _spec(self, variant: VariantConfig, recipe: str) -> VariantSpec:
+        path = Path(recipe)
         return VariantSpec(
             name=variant.name,
-            recipe=path if path.suffix in (".yaml", ".yml") else RECIPES / f"{variant.recipe}.yaml",
+            recipe=path if path.suffix in (".yaml", ".yml") else RECIPES / f"{recipe}.yaml",
             engine_args=self._config.engine_args(variant),
             env={**self._config.env, **variant.env},
             price_usd_per_hour=variant.price_usd_per_hour,

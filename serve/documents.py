@@ -271,10 +271,9 @@ def _document(raw: bytes, limit: int) -> tuple[NewDocument, bytes, bool]:
         for name, given in (("content", content), ("data", data)):
             if given is not None and bytes(given[:1]) != b'"':
                 raise RequestError(400, f"'{name}' must be a string", param=name, code="invalid_field")
-        if content is not None:
-            return asked, _text(content[1:-1], limit), True
-        assert data is not None
-        return asked, _decoded(data, limit), False
+        if data is not None:
+            return asked, _decoded(data, limit), False
+        return asked, _text(content[1:-1] if content is not None else memoryview(b""), limit), True
     except orjson.JSONDecodeError as error:
         raise _invalid_json(error) from error
 

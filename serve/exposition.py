@@ -26,14 +26,15 @@ Targets = Callable[[], list[dict[str, object]]]
 Variants = Callable[[], Iterable[Variant]]
 
 
-class _Server(ThreadingMixIn, WSGIServer):
+class MetricsServer(ThreadingMixIn, WSGIServer):
     """Every gateway replica of a node binds the same port; the kernel hands each scrape to one, and any can answer."""
 
     daemon_threads = True
     allow_reuse_port = True
+    thread: threading.Thread
 
 
-class _Server6(_Server):
+class _Server6(MetricsServer):
     """On an IPv6 address; `::` is all of IPv4's, too."""
 
     address_family = socket.AF_INET6
@@ -126,7 +127,7 @@ def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
     return encode(registry), content_type
 
 
-def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> _Server:
+def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> MetricsServer:
     """Serve what `collector` tells from a thread. On loopback, web pages that had their name rebound are refused."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -145,7 +146,8 @@ def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) 
         return [b"there are /metrics and /targets\n"]
 
     family, _ = socket_address(host, port)
-    server_class = _Server6 if family == socket.AF_INET6 else _Server
+    server_class = _Server6 if family == socket.AF_INET6 else MetricsServer
     server = make_server(host, port, application, server_class=server_class, handler_class=_Silent)
-    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    server.thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    server.thread.start()
     return server

@@ -161,6 +161,13 @@ class Grounder:
         self._searches: deque[tuple[float, float]] = deque(maxlen=64)  # when (perf_counter) and how long, seconds
         self._chars: deque[float] = deque([_PASSAGE_CHARS], maxlen=64)  # of a source in a prompt
 
+    @property
+    def _settings(self) -> RetrievalConfig:
+        """The configuration of a deployment that has retrieval; without it nothing is grounded."""
+        if self._config is None:
+            raise RuntimeError("this deployment has no retrieval")
+        return self._config
+
     def wanted(self, call: Call, headers: Headers) -> Wanted | None:
         """How `call` is to be grounded; None: not at all. Raises `RequestError` 400 for what can't be."""
         asked, header = call.retrieval, headers.get(HEADER)
@@ -215,9 +222,8 @@ class Grounder:
         raise _no_collection(wanted)
 
     async def _exists(self, wanted: Wanted, tenant: str) -> bool:
-        assert self._config is not None
         try:
-            async with asyncio.timeout(self._config.timeout_s):
+            async with asyncio.timeout(self._settings.timeout_s):
                 return bool(await self._retrieval.call("exists", tenant=tenant, collection=wanted.collection))
         except TimeoutError as error:
             raise self._too_slow() from error
@@ -281,9 +287,8 @@ class Grounder:
             grounding.why = "no document supports an answer"
             grounding.outcome = "unsupported"
             if wanted.on_unsupported == "abstain" and not calls_function(call.body):
-                assert self._config is not None
                 fields, refusal = read_fields(call.body), not takes_text(call.body)
-                grounding.direct = DirectAnswer.within(fields, self._config.abstention, refusal=refusal)
+                grounding.direct = DirectAnswer.within(fields, self._settings.abstention, refusal=refusal)
                 grounding.outcome = "abstained"
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
@@ -313,13 +318,12 @@ class Grounder:
         return more
 
     async def _check(self, grounding: Grounding, choices: Sequence[Choice], budget: Budget, arrived: float) -> None:
-        assert self._config is not None
         if not grounding.passages:
             return
         if not choices or not all(choice.text.strip() for choice in choices):
             grounding.why = "an answer without text was not checked"
             return
-        left = self._config.check_s
+        left = self._settings.check_s
         if budget.e2e_ms is not None:
             left = min(left, budget.e2e_ms / 1000 - (perf_counter() - arrived))
         if left <= 0:
@@ -348,8 +352,7 @@ class Grounder:
 
     def _compute(self, grounding: Grounding, question: str, call: Call) -> bool:
         """Answer by computing where the question is a computation; whether that was all that was asked."""
-        config = self._config
-        assert config is not None
+        config = self._settings
         zone = ZoneInfo(config.timezone)
         used = detect(question, grounding.wanted.tools, datetime.now(zone), zone)
         if used is None:
@@ -400,13 +403,12 @@ class Grounder:
 
         That is where the budget's time ended before, or where only `always` asked for a collection that has no documents.
         """
-        assert self._config is not None
         wanted = grounding.wanted
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
         left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
         grounding.began = began = perf_counter()
         try:
-            async with asyncio.timeout(max(0.0, min(left, self._config.timeout_s))):
+            async with asyncio.timeout(max(0.0, min(left, self._settings.timeout_s))):
                 found: dict[str, Any] = await self._retrieval.call(
                     "ground", tenant=tenant, collection=wanted.collection, question=question, top_k=top_k,
                     mode=wanted.mode, filters=wanted.filters, min_score=wanted.min_score,
@@ -414,7 +416,7 @@ class Grounder:
         except TimeoutError as error:
             self._took(began)
             grounding.ms = _since(began)
-            if left > self._config.timeout_s:
+            if left > self._settings.timeout_s:
                 raise self._too_slow() from error
             self._without(grounding, "retrieval took longer than the budget")
             return None
@@ -431,8 +433,7 @@ class Grounder:
         return found
 
     def _too_slow(self) -> RequestError:
-        assert self._config is not None
-        message = f"retrieval took longer than {self._config.timeout_s:g} s"
+        message = f"retrieval took longer than {self._settings.timeout_s:g} s"
         return RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "2"})
 
     def _took(self, began: float) -> float:

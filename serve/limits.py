@@ -40,7 +40,8 @@ class Limits:
 
     def __init__(self, access: AccessConfig, failures: Counter) -> None:
         storage = storage_from_string(access.limits_store, **_options(access))
-        assert isinstance(storage, Storage)  # the configuration admits async stores only
+        if not isinstance(storage, Storage):
+            raise TypeError(f"access.limits_store: {access.limits_store.split(':')[0]} is no asynchronous store")
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
         self._remote = not access.limits_store.startswith("async+memory")

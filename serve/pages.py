@@ -87,7 +87,8 @@ def _to(location: str) -> Handler:
 def _swagger_ui() -> Path:
     """Where fastapi-offline keeps its copy of Swagger UI. The package itself is not imported."""
     found = find_spec("fastapi_offline")
-    assert found is not None and found.submodule_search_locations  # one of the platform's requirements
+    if found is None or not found.submodule_search_locations:
+        raise RuntimeError("fastapi-offline, one of the platform's requirements, is not installed")
     return Path(found.submodule_search_locations[0]) / "static"
 
 

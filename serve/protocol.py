@@ -5,7 +5,7 @@ Everything else in the body is validated once, by the engine.
 
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, cast
 
 import orjson
 
@@ -67,6 +67,11 @@ class Call:
     def sequences(self) -> int:
         """Answers that the engine writes at the same time."""
         return self.prompts * self.choices
+
+    @property
+    def messages(self) -> list[Any]:
+        """Of a chat: objects, of which there is one at least."""
+        return cast(list[Any], self.body["messages"])
 
     def constrain_tool_calls(self) -> None:
         """Have the engine keep calls of the tools to their schemas, but for functions that say whether they want that."""

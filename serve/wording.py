@@ -11,8 +11,7 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p")
 
 def question_of(call: Call) -> str | None:
     """The text of the last message, if it is a user's, has nothing but text and is to be answered."""
-    messages = call.body["messages"]
-    assert isinstance(messages, list)
+    messages = call.messages
     last = messages[-1]
     continued = call.body.get("continue_final_message") or call.body.get("add_generation_prompt") is False
     if last.get("role") != "user" or continued:
@@ -36,8 +35,7 @@ def _text(part: object) -> str | None:
 
 def worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
     """The conversation with its last message reworded by `prompt`; a system message of the client's own stays the only one."""
-    messages = call.body["messages"]
-    assert isinstance(messages, list)
+    messages = call.messages
     has_system = any(message.get("role") in ("system", "developer") for message in messages)
     system = [message for message in prompt if message["role"] == "system" and not has_system]
     return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]

@@ -4,6 +4,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
+
 import pytest
 
 from serve.auth import hash_key

@@ -1,10 +1,6 @@
 """A model that calls tools until it answers: Haystack's `Agent`, pointed at a gateway, within bounds."""
 
 import asyncio
-import os
-
-os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -6,6 +6,7 @@ use `Pipeline.run_async`.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,16 +30,17 @@ class Parts:
     embed: Embed
 
 
-_provided: list[Parts] = []
+_provided: ContextVar[Parts] = ContextVar("parts of retrieval components")
 
 
 def provide(store: Store, embed: Embed) -> None:
-    """Let the components of this process use `store` and `embed` (texts to unit vectors)."""
-    _provided[:] = [Parts(store, embed)]
+    """Let the components that run from here on, in this task and in those it starts, use `store` and `embed` (texts to unit
+    vectors)."""
+    _provided.set(Parts(store, embed))
 
 
 async def connect(conninfo: str, embedder: Path) -> Store:
-    """Let the components of this process use the database at `conninfo` and the model in the folder `embedder`.
+    """`provide` the database at `conninfo` and the model in the folder `embedder`.
 
     For pipelines outside the platform. Raises `StoreDown`.
     """
@@ -54,9 +56,10 @@ async def connect(conninfo: str, embedder: Path) -> Store:
 
 
 def _parts() -> Parts:
-    if not _provided:
-        raise RuntimeError("no store and embedder yet; call serve.retrieval.components.provide first")
-    return _provided[0]
+    try:
+        return _provided.get()
+    except LookupError:
+        raise RuntimeError("no store and embedder here; call serve.retrieval.components.provide first") from None
 
 
 def _only_async() -> NoReturn:

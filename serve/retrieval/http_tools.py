@@ -7,7 +7,6 @@ size nor a total time. References to other files are refused: resolving one woul
 
 import asyncio
 import json
-import os
 import re
 import ssl
 from collections.abc import Mapping
@@ -16,8 +15,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
-
-os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
 
 import httpx
 import jsonref  # type: ignore[import-untyped]

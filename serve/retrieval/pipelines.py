@@ -1,9 +1,5 @@
 """Haystack pipelines from YAML, each of a folder's files one way to search. Loaded from allowed modules only."""
 
-import os
-
-os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar

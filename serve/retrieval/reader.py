@@ -56,8 +56,8 @@ class Readers:
         )
 
     async def _read(self, process: Process, data: bytes, name: str, kind: str, within_s: float) -> Text:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        if process.stdin is None or process.stdout is None:
+            raise TypeError("a reading process is asked through pipes")
         try:
             async with asyncio.timeout(within_s):
                 head = orjson.dumps([name, kind, within_s, len(data)])

@@ -55,7 +55,6 @@ class Service:
         self._http_tools = [tool for one in config.http_tools for tool in http_tools(one, os.environ)]
         self._opened = False
         self._opening = asyncio.Lock()
-        provide(self._store, embed)
 
     async def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
         """Do one of the calls below. Raises `RequestError`."""
@@ -106,6 +105,7 @@ class Service:
             raise RequestError(
                 400, f"no retrieval mode '{mode}'; there are: {known}", param="retrieval.mode", code="invalid_mode"
             )
+        provide(self._store, self._embed)
         if filters:
             checked(filters)  # before Haystack copies them, value by value
         try:
@@ -144,21 +144,20 @@ class Service:
         top_k: int, mode: str, url: str, key: str, model: str, more: Mapping[str, Any], timeout_s: float,
     ) -> dict[str, Any]:  # fmt: skip
         """Let `model` at the gateway `url` call the platform's tools, as the client with `key`, until it answers."""
-
-        async def search(query: str, most: int) -> list[dict[str, Any]]:
-            assert collection is not None
-            await self.open()
-            try:
-                _, described = await self._find(tenant, collection, query, most, mode, None, None)
-            except RequestError as error:
-                if error.code == "collection_not_found":  # where the request names one, the gateway has looked
-                    return []
-                raise
-            return list(described["passages"])
-
         known = {"calculator": calculator(), "clock": clock(ZoneInfo(self._config.timezone))}
         offered = [*(known[name] for name in tools), *self._http_tools]
         if collection is not None:
+
+            async def search(query: str, most: int, collection: str = collection) -> list[dict[str, Any]]:
+                await self.open()
+                try:
+                    _, described = await self._find(tenant, collection, query, most, mode, None, None)
+                except RequestError as error:
+                    if error.code == "collection_not_found":  # where the request names one, the gateway has looked
+                        return []
+                    raise
+                return list(described["passages"])
+
             offered.append(search_documents(search, top_k))
         try:
             made = await run_agent(

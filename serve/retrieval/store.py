@@ -181,7 +181,8 @@ class Store:
                     ),
                 )  # fmt: skip
                 row = await cursor.fetchone()
-                assert row is not None
+                if row is None:
+                    raise psycopg.InternalError("INSERT … RETURNING gave no row")
                 async with connection.cursor() as writer, writer.copy(_COPY) as copy:
                     copy.set_types(["int8", "int4", "text", "text", "text", "text", "int4", "vector"])
                     for i, (chunk, embedding) in enumerate(zip(chunks, embeddings, strict=True)):

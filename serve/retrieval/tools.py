@@ -5,10 +5,6 @@ Haystack neither logs nor repeats the arguments. What is computed without a mode
 """
 
 import asyncio
-import os
-
-os.environ.setdefault("HAYSTACK_TELEMETRY_ENABLED", "False")  # read when haystack is imported
-
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
 from typing import Any, cast, get_args

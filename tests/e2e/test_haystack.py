@@ -48,7 +48,7 @@ async def parts(platform: Platform) -> AsyncIterator[Store]:
     (command,) = (
         process.cmdline()
         for process in psutil.process_iter(["name"])
-        if process.info["name"] == "postgres" and "-D" in process.cmdline() and data in process.cmdline()
+        if process.info["name"] == "postgres" and "-D" in process.cmdline() and process.cwd() == data
     )
     embedder = Embedder(next(path.parent for path in (cache_folder() / "embedders").glob("*/model.onnx")))
 

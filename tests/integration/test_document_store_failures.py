@@ -42,7 +42,7 @@ def server_of(platform: Platform) -> psutil.Process:
     (found,) = (
         process
         for process in psutil.process_iter(["name"])
-        if process.info["name"] == "postgres" and "-D" in process.cmdline() and folder in process.cmdline()
+        if process.info["name"] == "postgres" and "-D" in process.cmdline() and process.cwd() == folder
     )
     return found
 

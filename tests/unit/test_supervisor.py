@@ -1,5 +1,8 @@
 """When a platform that starts counts as up, and what ends the waiting."""
 
+import signal
+import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -90,3 +93,40 @@ def test_what_the_gateway_has_found(
 ):
     monkeypatch.setattr("deployments.supervisor.httpx.get", Mock(side_effect=[answer]))
     assert supervisor._found() == found
+
+
+def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Supervisor, tmp_path: Path):
+    def work() -> None:
+        raise LookupError("no such\napplication")
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    try:
+        supervisor._start("the watch", work)
+        with pytest.raises(SystemExit):
+            threading.Event().wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    state = load_state(tmp_path)
+    assert state is not None and state.settled
+    assert state.error == "the watch has failed: no such application"
+
+
+def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor):
+    failed = threading.Event()
+
+    def work() -> None:
+        failed.set()
+        raise LookupError("Ray is gone")
+
+    supervisor._stopping = True
+    supervisor._start("the watch", work)
+    assert failed.wait(10)
+    for thread in threading.enumerate():
+        if thread.name == "the watch":
+            thread.join(10)
+    assert supervisor._state.error is None
+
+
+def test_no_thread_of_the_supervisor_is_started_past_the_one_that_tells_of_its_end():
+    source = Path(sys.modules[Supervisor.__module__].__file__ or "").read_text()
+    assert source.count("threading.Thread(") == 1

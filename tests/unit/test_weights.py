@@ -11,6 +11,7 @@ from deployments.weights import Weights, _with_eta
 from serve.card import Step
 from serve.config import ConfigError
 from tests.catalog import make_card, make_config, write_variant
+from tests.unit.stores import Hub, serving
 
 FULL = {"name": "full", "steps": [{"technique": "load"}]}
 PRUNED = {"name": "pruned", "parent": "full", "steps": [{"technique": "prune", "layers": 20}]}
@@ -186,3 +187,29 @@ def test_the_seconds_left_are_the_stages_own_pace_and_the_later_stages_estimates
     assert told[0] == ("load", 0, 10, planned.seconds["load"] + later)
     assert told[1] == ("load", 5, 10, 20 + later)
     assert told[2][3] == 0
+
+
+def test_a_branch_that_has_moved_is_copied_again(tmp_path, monkeypatch):
+    folders = []
+    for commit in ("a" * 40, "b" * 40):
+        with serving(Hub, tmp_path, commit=commit) as (url, _):
+            monkeypatch.setenv("HF_ENDPOINT", url)
+            found, variant = only(tmp_path, weights="hf://org/name@v1")
+            assert found.ready(variant) is None
+            folders.append(found._folder(variant))
+    assert folders[0] != folders[1]
+
+
+def test_a_copy_of_a_commit_is_ready_without_the_hub_and_a_branch_is_refused_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    found, variant = only(tmp_path, weights=f"hf://org/name@{'a' * 40}")
+    write_variant(found._folder(variant))
+    assert found.ready(variant) == found._folder(variant)
+    assert "which commit org/name@main is at" in refused(tmp_path, {"name": "own", "weights": "hf://org/name@main"})
+
+
+def test_a_hub_that_no_build_starts_from_is_not_asked(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    folder = write_variant(tmp_path / "own")
+    config = make_config(model={"name": "m", "source": "org/name"}, variants=[{"name": "full", "weights": str(folder)}])
+    assert Weights(config, tmp_path / "cache").ready(config.variants[0]) == folder
