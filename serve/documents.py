@@ -83,7 +83,9 @@ class Documents:
         limit = self._settings().max_document_bytes
         if len(data) > limit:
             raise RequestError(413, f"the document is larger than {limit} bytes", code="document_too_large")
-        kind = asked.type or (_kind_of_text(asked.source) if asked.content is not None else None)
+        kind = asked.type
+        if asked.content is not None:  # it was UTF-8 in the request, whatever the document says
+            kind = f"{(kind or _kind_of_text(asked.source)).partition(';')[0]}; charset=utf-8"
         made = await self._retrieval.call(
             "index", tenant=tenant, collection=asked.collection, source=asked.source, data=data, kind=kind,
             title=asked.title, meta=asked.meta,

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.retrieval import convert as converting
 from serve.retrieval.convert import KINDS, ConversionError, Section, Text, convert, kind_of
+from serve.retrieval.formats import document as document_format
+from serve.retrieval.formats import docx as docx_format
+from serve.retrieval.formats import pdf as pdf_format
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 
@@ -123,7 +125,7 @@ def test_html_is_read_without_what_a_reader_does_not_see():
         "<!-- COMMENT --><script>SCRIPT</script><style>STYLE</style><noscript>NOSCRIPT</noscript>"
         "<p hidden>HIDDEN</p><p style='display : NONE'>DISPLAY</p><div style='visibility:hidden'><p>VISIBILITY</p></div>"
         "<span style='font-size:0px'>SIZE</span><span style='opacity: 0'>OPACITY</span><p aria-hidden='true'>ARIA</p>"
-        "<template>TEMPLATE</template><iframe>IFRAME</iframe><svg><text>SVG</text></svg>"
+        "<template>TEMPLATE</template><iframe>IFRAME</iframe><svg><title>SVG</title><defs><text>SVG</text></defs></svg>"
         "<input type='hidden' value='INPUT'><textarea style='display:none'>AREA</textarea>"
     )
     assert "visible paragraph about gears" in page
@@ -203,7 +205,7 @@ def test_a_broken_pdf_is_refused_or_read_as_far_as_it_goes(cut):
 
 
 def test_a_pdf_with_too_many_pages_is_refused(monkeypatch):
-    monkeypatch.setattr(converting, "MAX_PAGES", 2)
+    monkeypatch.setattr(pdf_format, "MAX_PAGES", 2)
     with pytest.raises(ConversionError, match="more than 2 pages"):
         convert(pdf("a", "b", "c"), "a.pdf")
 
@@ -236,7 +238,7 @@ def test_docx_has_headings_tables_and_no_hidden_runs():
 
 
 def test_a_docx_is_measured_as_it_is_unpacked_not_as_it_says(monkeypatch):
-    monkeypatch.setattr(converting, "MAX_UNPACKED", 1_000_000)
+    monkeypatch.setattr(docx_format, "MAX_UNPACKED", 1_000_000)
     bomb = bytearray(word(word_document_xml=b"<x>" + b"a" * 5_000_000 + b"</x>"))
     size = (5_000_007).to_bytes(4, "little")
     assert bomb.count(size) == 2
@@ -347,7 +349,7 @@ def test_huge_texts_end_soon_in_text_or_an_error(name):
 
 
 def test_text_over_the_limit_is_refused(monkeypatch):
-    monkeypatch.setattr(converting, "MAX_CHARS", 100)
+    monkeypatch.setattr(document_format, "MAX_CHARS", 100)
     with pytest.raises(ConversionError, match="longer than 100"):
         convert(b"x" * 101, "a.txt")
 
