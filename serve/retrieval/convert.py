@@ -65,7 +65,7 @@ def convert(data: bytes, name: str, kind: str | None = None) -> Text:
         raise ConversionError("; ".join(["there is no text in it", *text.left_out[:3]]))
     if sum(len(section.text) + len(section.heading) for section in sections) > document.MAX_CHARS:
         raise ConversionError(f"its text is longer than {document.MAX_CHARS} characters")
-    title = " ".join(tidy(text.title).split()) or next((section.heading for section in sections if section.heading), "")
+    title = " ".join(tidy(text.title).split())
     told = tuple(" ".join(tidy(note).split())[:_MAX_NOTE] for note in text.left_out[:_MAX_NOTES])
     if len(text.left_out) > _MAX_NOTES:
         told += (f"and {len(text.left_out) - _MAX_NOTES} more",)

@@ -39,6 +39,7 @@ class Outline:
     """Collects a document's text in sections, each under its headings. No heading is lost: one without text becomes text."""
 
     def __init__(self) -> None:
+        self.title = ""  # the first heading
         self._path: list[tuple[int, str]] = []
         self._parts: list[str] = []
         self._sections: list[Section] = []
@@ -53,6 +54,7 @@ class Outline:
             below = len(path) > len(self._path)
             self._close(shown_below=below and len(_joined(path)) <= MAX_HEADING)
             self._path = path
+            self.title = self.title or name
 
     def add(self, text: str, separator: str = "\n\n") -> None:
         """Add text to the section, after `separator`."""

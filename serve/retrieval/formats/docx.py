@@ -30,11 +30,9 @@ def read(data: bytes, charset: str | None = None) -> Text:
     document = docx.Document(io.BytesIO(data))
     reader = _Reader(document)
     reader.blocks(_checked(document.element).body)
-    sections = reader.outline.sections()
+    title, sections = _title(document) or reader.outline.title, reader.outline.sections()
     around = tuple(Section(text) for text in reader.around_pages())
-    return Text(
-        _title(document), sections + around, tuple(f"{what}: {count}" for what, count in reader.not_read.items())
-    )
+    return Text(title, sections + around, tuple(f"{what}: {count}" for what, count in reader.not_read.items()))
 
 
 def _measured(data: bytes) -> None:

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from html import escape
 
 import lxml.html
@@ -26,7 +27,7 @@ def read(data: bytes, charset: str | None = None) -> Text:
     seen = _Page(page, menus=False)
     if not seen.sections:
         seen = _Page(page, menus=True)
-    return Text(title.text() if title else "", seen.sections, notes + seen.left_out)
+    return Text((title.text() if title else "") or seen.title, seen.sections, notes + seen.left_out)
 
 
 def _declared(data: bytes) -> str | None:
@@ -83,6 +84,15 @@ def _walk(root: LexborNode, enter: Callable[[LexborNode], bool], leave: Callable
 _Attributes = Mapping[str, str | None]
 
 
+@dataclass(slots=True)
+class _Table:
+    """A table that is being read, to the row whose cells these are."""
+
+    lays_out: bool  # and has no values
+    cells: list[str] = field(default_factory=list)
+    rows: int = 0
+
+
 class _Page:
     """One walk over a page, element by element, however deep they are nested."""
 
@@ -94,7 +104,7 @@ class _Page:
         self._lists: list[tuple[int, int] | None] = []  # number and step of what is listed; None: a bullet
         self._items: list[str] = []  # marks of the items that are open
         self._marked = 0  # of them, those that are written
-        self._rows: list[list[str] | None] = []  # of the tables that are open; None: one that only lays out
+        self._tables: list[_Table] = []  # that are open
         self._raised: list[int] = []  # where raised text begins
         self._left: dict[str, list[str]] = defaultdict(list)
         self._pre = 0
@@ -103,6 +113,7 @@ class _Page:
         _walk(page.root, self._enter, self._leave)
         self._close()
         self.sections = self._outline.sections()
+        self.title = self._outline.title
         self.left_out = tuple(note(what, " ".join(texts)) for what, texts in self._left.items())
 
     def _enter(self, node: LexborNode) -> bool:
@@ -141,9 +152,9 @@ class _Page:
             self._items.append(self._mark(attributes))
             self._separator = "\n"
         elif tag == "table":
-            self._rows.append(None if _only_lays_out(node) else [])
-        elif tag in ("td", "th") and self._rows:
-            if self._rows[-1] is None:
+            self._tables.append(_Table(_only_lays_out(node)))
+        elif tag in ("td", "th") and self._tables:
+            if self._tables[-1].lays_out:
                 self._break()
             else:  # a caption, or what stands where only cells can
                 self._write(self._taken())
@@ -166,19 +177,19 @@ class _Page:
                 self._pieces.pop()  # there is nothing in it
             else:
                 self._pieces.append(mark[1])
-        rows = self._rows[-1] if self._rows else None
-        if tag in _HEADINGS and rows is None:
+        table = self._tables[-1] if self._tables and not self._tables[-1].lays_out else None  # of values
+        if tag in _HEADINGS and table is None:
             name = self._taken()
             self._outline.heading(int(tag[1]), name)
-        elif tag in ("td", "th") and rows is not None:
+        elif tag in ("td", "th") and table is not None:
             if cell := self._taken():
-                rows.append(cell)
-        elif tag == "tr" and rows is not None:
-            self._row(rows)
-        elif tag == "table" and self._rows:
-            self._row(rows or [])
+                table.cells.append(cell)
+        elif tag == "tr" and table is not None:
+            self._row(table)
+        elif tag == "table" and self._tables:
+            self._row(self._tables[-1])
             self._close()
-            self._rows.pop()
+            self._tables.pop()
             self._separator = "\n\n"
         elif tag == "sup" and self._raised:
             begin = self._raised.pop()
@@ -199,11 +210,12 @@ class _Page:
         elif tag in ("dt", "option", "summary", "legend"):
             self._separator = "\n"
 
-    def _row(self, cells: list[str]) -> None:
-        if cells:
-            self._write(" | ".join(cells))
-            cells.clear()
-            self._separator = "\n"
+    def _row(self, table: _Table) -> None:
+        if table.cells:
+            self._separator = "\n" if table.rows else "\n\n"
+            self._write(" | ".join(table.cells))
+            table.cells.clear()
+            table.rows += 1
 
     def _text(self, text: str | None) -> None:
         if text:
@@ -213,7 +225,7 @@ class _Page:
         """End the paragraph; in a table's cell, which is one line, a blank does, and in preformatted text a line's end."""
         if self._pre:
             self._pieces.append(_NEW_LINE)
-        elif self._rows and self._rows[-1] is not None:
+        elif self._tables and not self._tables[-1].lays_out:
             self._pieces.append(" ")
         else:
             self._close()

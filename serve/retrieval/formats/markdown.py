@@ -42,7 +42,7 @@ def read(data: bytes, charset: str | None = None) -> Text:
             elif (seen := _seen(token, _source(lines[start:end]))) is not None:
                 lines[start:end] = [seen, *[None] * (end - start - 1)]
     outline.add(_source(lines[at:]))
-    return Text(title, outline.sections(), notes)
+    return Text(title or outline.title, outline.sections(), notes)
 
 
 def _source(lines: list[str | None]) -> str:

@@ -28,7 +28,7 @@ def read(data: bytes, charset: str | None = None) -> Text:
     if title:
         outline.heading(1, title)
     _add(tree, 2 if title else 1, outline)
-    return Text(title, outline.sections(), notes + tuple(left_out))
+    return Text(outline.title, outline.sections(), notes + tuple(left_out))
 
 
 def _add(parent: Any, level: int, outline: Outline) -> None:
@@ -67,6 +67,11 @@ def _text(node: Any) -> str:
         return "\n".join(_hanging(f"{number}. ", part) for number, part in enumerate(parts, node.get("start", 1)))
     if isinstance(node, nodes.footnote | nodes.citation) and parts:
         return _hanging(f"[{parts[0]}] ", "\n\n".join(parts[1:]))
+    if isinstance(node, nodes.docinfo):  # whose fields say what they are by their class
+        kinds = (child.__class__.__name__ for child in node.children)
+        return "\n".join(
+            part if kind == "field" else f"{kind}: {part}" for kind, part in zip(kinds, parts, strict=False)
+        )
     if isinstance(node, nodes.field) and len(parts) == 2:
         return _hanging(f"{parts[0]}: ", parts[1])
     close = nodes.tbody | nodes.thead | nodes.tgroup | nodes.definition_list_item | nodes.line_block | nodes.field_list
