@@ -734,6 +734,43 @@ class TestDocx:
         document.part.relate_to(part, docx.opc.constants.RELATIONSHIP_TYPE.FOOTNOTES)
         assert text_of(word(document), "a.docx").strip() == "first[^1]\n\n[^1]: the note\n\nsecond"
 
+    def test_numbers_and_bullets_stand_before_paragraphs_as_a_reader_sees_them(self):
+        def level(at: int, kind: str, text: str) -> str:
+            return f"<w:lvl w:ilvl='{at}'><w:start w:val='1'/><w:numFmt w:val='{kind}'/><w:lvlText w:val='{text}'/></w:lvl>"
+
+        def item(text: str, number: int, at: int = 0) -> str:
+            numbered = f"<w:numPr><w:ilvl w:val='{at}'/><w:numId w:val='{number}'/></w:numPr>"
+            return f"<w:p><w:pPr>{numbered}</w:pPr>{run(text)}</w:p>"
+
+        lists = level(0, "decimal", "%1.") + level(1, "lowerLetter", "%1.%2)") + level(2, "upperRoman", "(%3)")
+        numbering = f"<w:abstractNum w:abstractNumId='0'>{lists}</w:abstractNum>"
+        numbering += f"<w:abstractNum w:abstractNumId='1'>{level(0, 'bullet', '*')}</w:abstractNum>"
+        numbering += "".join(
+            f"<w:num w:numId='{n}'><w:abstractNumId w:val='{a}'/></w:num>" for n, a in ((1, 0), (2, 1))
+        )
+        numbering += "<w:num w:numId='3'><w:abstractNumId w:val='0'/><w:lvlOverride w:ilvl='0'><w:startOverride w:val='7'/></w:lvlOverride></w:num>"
+        body = (
+            item("a", 1)
+            + item("b", 1)
+            + item("c", 1, 1)
+            + item("d", 1, 1)
+            + item("e", 1, 2)
+            + item("f", 1)
+            + item("g", 1, 1)
+        )
+        body += item("dot", 2) + item("seven", 3) + item("none", 0) + item("unknown", 9)
+        data = docx_of(body)
+        made = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(made, "w") as new:
+            for name in old.namelist():
+                is_numbering = name == "word/numbering.xml"
+                new.writestr(
+                    name, f"<w:numbering {NAMES}>{numbering}</w:numbering>" if is_numbering else old.read(name)
+                )
+        assert text_of(made.getvalue(), "a.docx").strip() == (
+            "1. a\n2. b\n2.a) c\n2.b) d\n(I) e\n3. f\n3.a) g\n- dot\n7. seven\n\nnone\n\nunknown"
+        )
+
     def test_a_style_hides_through_those_it_rests_on(self):
         document = docx.Document()
         base = document.styles.add_style("Base", docx.enum.style.WD_STYLE_TYPE.PARAGRAPH)

@@ -14,6 +14,7 @@ from docx.oxml import parse_xml
 
 from serve.retrieval.formats.document import ConversionError, Outline, Section, Text, superscript, tidy
 from serve.retrieval.formats.equations import linear
+from serve.retrieval.formats.numbering import Numbering
 
 MAX_UNPACKED = 200_000_000  # bytes of an archive's content
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -80,6 +81,8 @@ class _Reader:
             "endnoteReference": self._notes_of(RELATIONSHIP_TYPE.ENDNOTES),
         }
         self._noted = 0
+        self._numbering = Numbering(self._root_of(RELATIONSHIP_TYPE.NUMBERING))
+        self._listed = False  # whether the paragraph before has a number
         self._below: list[Callable[[], None]] = []  # what stands below the paragraph that is read: text boxes, notes
         self._fields: list[bool] | None = (
             None  # of those that are open, whether their text is shown yet; None: never mind
@@ -93,11 +96,14 @@ class _Reader:
             elif block.tag == f"{_W}altChunk":
                 self.not_read["embedded documents"] += 1
             else:
-                text, level = self._paragraph(block), self._level(block)
+                mark, text, level = self._mark(block), self._paragraph(block), self._level(block)
+                if mark and text.strip():
+                    text = f"{mark} {text}"
                 if level and text.strip():
                     self.outline.heading(level, text)
                 else:
-                    self.outline.add(text)
+                    self.outline.add(text, "\n" if mark and self._listed else "\n\n")
+                self._listed = bool(mark)
             while self._below:
                 self._below.pop(0)()
 
@@ -130,9 +136,23 @@ class _Reader:
                 for cell in cells:
                     self.blocks(cell)
             else:
-                texts = [tidy(" ".join(map(self._paragraph, _unwrapped(cell)))) for cell in cells]
+                texts = [tidy(" ".join(map(self._marked, _unwrapped(cell)))) for cell in cells]
                 rows.append(" | ".join(" ".join(text.split()) for text in texts if text))
         self.outline.add("\n".join(row for row in rows if row))
+
+    def _marked(self, paragraph: Any) -> str:
+        return f"{self._mark(paragraph)} {self._paragraph(paragraph)}"
+
+    def _mark(self, paragraph: Any) -> str:
+        """The number or bullet before a paragraph, by itself or by its style."""
+        own = _value(paragraph, "pPr", "pStyle") or self._usual
+        for element in (paragraph, *self._with_bases(own)):
+            if number := _value(element, "pPr", "numPr", "numId"):
+                level = _value(element, "pPr", "numPr", "ilvl")
+                name = None if element is paragraph else element.get(f"{_W}styleId")
+                at = int(level) if level and level.isdecimal() else self._numbering.level_of(number, name)
+                return self._numbering.next(number, at)
+        return ""
 
     def _paragraph(self, paragraph: Any) -> str:
         steps = {"begin": 1, "end": -1}
@@ -196,12 +216,15 @@ class _Reader:
         self._below.append(lambda: self.outline.add(f"{mark}: " + " ".join(map(self._paragraph, _unwrapped(note)))))
         return mark
 
-    def _notes_of(self, kind: str) -> dict[str, Any]:
+    def _root_of(self, kind: str) -> Any:
         try:
-            part = self._document.part.part_related_by(kind)
+            return _checked(parse_xml(self._document.part.part_related_by(kind).blob))
         except KeyError:
+            return None
+
+    def _notes_of(self, kind: str) -> dict[str, Any]:
+        if (notes := self._root_of(kind)) is None:
             return {}
-        notes = _checked(parse_xml(part.blob))
         return {note.get(f"{_W}id"): note for note in notes if note.get(f"{_W}type") in (None, "normal")}
 
     def _diagram(self, element: Any) -> str:
