@@ -43,7 +43,7 @@ def _decoded(data: bytes, charset: str | None, inside: str | None) -> tuple[str,
     beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
     if beyond_ascii - bad >= bad:
         return _told(text, bad, "utf-8", notes)
-    encoding = _guessed(data)  # UTF-8 has more characters than what is none
+    encoding = _guessed(data)  # a text in UTF-8 with some bad bytes would have more good characters than these
     notes += (f"not UTF-8, and no charset is declared: read as {encoding}, which is a guess",)
     return _told(*_as(data, encoding), encoding, notes)
 
