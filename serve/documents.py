@@ -111,7 +111,9 @@ class Documents:
         limit = self._settings().max_document_bytes
         asked, data, as_text = await asyncio.to_thread(_document, raw, limit)
         del raw  # indexing takes long
-        kind = asked.type or (_kind_of_text(asked.source) if as_text else None)
+        kind = asked.type
+        if as_text:  # it was UTF-8 in the request, whatever the document says
+            kind = f"{(kind or _kind_of_text(asked.source)).partition(';')[0]}; charset=utf-8"
         made = await self._retrieval.call(
             "index", tenant=tenant, collection=asked.collection, source=asked.source, data=data, kind=kind,
             title=asked.title, meta=asked.meta,

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve.cli import LOCAL, Key, Url, checked, fail, platform_client
-from serve.retrieval.convert import ConversionError, kind_of
+from serve.retrieval.convert import ConversionError, charset_of, kind_of
 
 MAX_BYTES = 128 << 20  # of a file that is read at all; the platform has a limit of its own
 RETRY_S = 60.0  # a database or a gateway is back by then
@@ -299,6 +299,8 @@ class _Run:
         body |= {name: value for name, value in (("type", kind), ("meta", self._meta)) if value}
         body["data"] = base64.b64encode(data).decode()
         made = await _asked(platform, "POST", _DOCUMENTS, json=body)
+        for left_out in made.get("left_out") or ():
+            self._say(f"{item.path or item.source}: left out: {left_out}")
         return str(made["status"])
 
     async def _listed(self, platform: httpx.AsyncClient) -> AsyncIterator[dict[str, Any]]:
@@ -326,6 +328,9 @@ class _Run:
 
     def _skip(self, message: str) -> None:
         self.counts["skipped"] += 1
+        self._say(message)
+
+    def _say(self, message: str) -> None:
         self._progress.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     @asynccontextmanager
@@ -368,8 +373,8 @@ def _read(path: Path) -> bytes:
         raise _SkippedError(error.strerror or type(error).__name__) from error
 
 
-async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str | None]:
-    """What is at `url`, and its type where the server knows better than the name's ending."""
+async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str]:
+    """What is at `url`, and its type: as its server says or, where that says little, by the name's ending."""
     parts, size = [], 0
     try:
         async with asyncio.timeout(_DOWNLOAD_S), web.stream("GET", url) as response:
@@ -379,16 +384,16 @@ async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str | No
                 parts.append(part)
                 if (size := size + len(part)) > MAX_BYTES:
                     raise _SkippedError(f"it is larger than {MAX_BYTES >> 20} MiB")
-            kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+            said = response.headers.get("content-type", "")
+            kind, charset = said.partition(";")[0].strip().lower(), charset_of(said)
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         raise _SkippedError(f"it can't be downloaded: {error or type(error).__name__}") from error
     if kind in ("", "text/plain", "application/octet-stream"):
         try:
-            kind_of(url)
+            kind = kind_of(url)
         except ConversionError:
-            return b"".join(parts), "text/plain"
-        return b"".join(parts), None
-    return b"".join(parts), kind
+            kind = "text/plain"
+    return b"".join(parts), f"{kind}; charset={charset[:80]}" if charset else kind
 
 
 async def _asked(platform: httpx.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:

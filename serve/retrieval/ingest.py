@@ -17,7 +17,7 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from tokenizers import Tokenizer
 
 from serve.errors import RequestError
-from serve.retrieval.convert import ConversionError, Text, kind_of
+from serve.retrieval.convert import ConversionError, Text, charset_of, kind_of
 from serve.retrieval.embed import Vectors
 from serve.retrieval.reader import Readers
 from serve.retrieval.store import Chunk, Listed, Owner, Source, Store
@@ -25,7 +25,7 @@ from serve.retrieval.store import Chunk, Listed, Owner, Source, Store
 CHUNK_TOKENS = 200
 MAX_NAME = 1024  # characters
 MAX_META = 16 << 10  # bytes, as JSON
-_FORMAT = 1  # of what is stored; a new number makes every document one that is not current
+_FORMAT = 2  # of what is stored; a new number makes every document one that is not current
 _BATCH = 8  # texts embedded at once: a question that is asked meanwhile waits for them, and more at once is no faster
 _MARKED_UP = ("markdown", "html", "docx")  # that are read as Markdown
 
@@ -47,6 +47,9 @@ class Indexed:
     chunks: int  # 0 when it is unchanged
     sha256: str  # of its bytes, in hex
     ms: float
+    left_out: tuple[str, ...] | None = (
+        None  # what a reader of the document may see and is not indexed; None: not read again
+    )
 
 
 class Splitter:
@@ -126,22 +129,24 @@ class Indexer:
                 413, f"the document is larger than {most} bytes", param="content", code="document_too_large"
             )
         try:
-            kind = kind_of(name, kind)
+            plain = kind_of(name, kind)
         except ConversionError as error:
             raise RequestError(415, str(error), param="type", code="unknown_type", kind=_INVALID) from error
         sha256 = (await anyio.to_thread.run_sync(hashlib.sha256, data)).digest()
-        settings = f"{self._way}-{_hash([kind, title, meta])}"
+        settings = f"{self._way}-{_hash([plain, charset_of(kind), title, meta])}"
 
-        def done(status: Literal["added", "replaced", "unchanged"], chunks: int) -> Indexed:
-            return Indexed(status, chunks, sha256.hex(), 1000 * (time.monotonic() - began))
+        def done(
+            status: Literal["added", "replaced", "unchanged"], chunks: int, left_out: tuple[str, ...] | None
+        ) -> Indexed:
+            return Indexed(status, chunks, sha256.hex(), 1000 * (time.monotonic() - began), left_out)
 
         if await self._store.known(owner, name) == (sha256, settings):
-            return done("unchanged", 0)
+            return done("unchanged", 0, None)
         try:
             text = await self._readers.read(data, name, kind, self._limits.convert_s)
         except ConversionError as error:
             raise _unreadable(str(error)) from error
-        chunks = await anyio.to_thread.run_sync(self._splitter.chunks, text, kind, self._limits.chunks)
+        chunks = await anyio.to_thread.run_sync(self._splitter.chunks, text, plain, self._limits.chunks)
         if not chunks:
             raise _unreadable("there is no text in it")
         vectors = []
@@ -149,7 +154,8 @@ class Indexer:
             texts = [f"{chunk.heading}\n{chunk.content}".strip() for chunk in chunks[at : at + _BATCH]]
             vectors.append(await self._embed(texts))
         source = Source(name, sha256, settings, title or text.title, len(data), meta)
-        return done(await self._store.put(owner, source, chunks, np.concatenate(vectors)), len(chunks))
+        status = await self._store.put(owner, source, chunks, np.concatenate(vectors))
+        return done(status, len(chunks), text.left_out)
 
     def current(self, document: Listed) -> bool:
         """Whether a document is indexed as it would be now; one that is not should be indexed again."""

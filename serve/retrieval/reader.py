@@ -32,7 +32,7 @@ class Readers:
         self._idle: list[Process] = []
         self._main = main
 
-    async def read(self, data: bytes, name: str, kind: str, within_s: float) -> Text:
+    async def read(self, data: bytes, name: str, kind: str | None, within_s: float) -> Text:
         """The text of a document. Raises `ConversionError`, also when it takes longer or breaks the process."""
         async with self._free:
             while self._idle:  # one of these may have ended meanwhile
@@ -55,7 +55,7 @@ class Readers:
             *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, limit=1 << 20
         )
 
-    async def _read(self, process: Process, data: bytes, name: str, kind: str, within_s: float) -> Text:
+    async def _read(self, process: Process, data: bytes, name: str, kind: str | None, within_s: float) -> Text:
         if process.stdin is None or process.stdout is None:
             raise TypeError("a reading process is asked through pipes")
         try:
@@ -79,7 +79,7 @@ class Readers:
         self._idle.append(process)
         if isinstance(answer, str):
             raise ConversionError(answer)
-        return Text(answer[0], tuple(Section(*section) for section in answer[1]))
+        return Text(answer[0], tuple(Section(*section) for section in answer[1]), tuple(answer[2]))
 
 
 class _BrokenError(Exception):
@@ -101,7 +101,8 @@ def main() -> None:
         data = given.read(length)
         try:
             text = convert_limited(data, name, kind, within_s)
-            answer = orjson.dumps([text.title, [[one.text, one.heading, one.page] for one in text.sections]])
+            sections = [[one.text, one.heading, one.page] for one in text.sections]
+            answer = orjson.dumps([text.title, sections, text.left_out])
         except ConversionError as error:
             answer = orjson.dumps(str(error))
         except MemoryError:

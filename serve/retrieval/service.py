@@ -174,7 +174,10 @@ class Service:
     ) -> dict[str, Any]:  # fmt: skip
         """Index a document in place of what `source` had."""
         made = await self._indexer.index(Owner(tenant, collection), source, data, kind, title, meta or {})
-        return {"status": made.status, "chunks": made.chunks, "sha256": made.sha256, "ms": round(made.ms, 2)}
+        return {
+            "status": made.status, "chunks": made.chunks, "sha256": made.sha256, "ms": round(made.ms, 2),
+            "left_out": made.left_out,
+        }  # fmt: skip
 
     async def documents(self, tenant: str, collection: str, after: str, limit: int) -> list[dict[str, Any]]:
         """A page of what is indexed, by name."""

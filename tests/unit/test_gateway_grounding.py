@@ -467,7 +467,9 @@ class TestDocuments:
     def test_text_of_an_unknown_kind_of_name_is_plain_text(self, grounded: Started, retrieval: FakeRetrieval):
         for source, kind in (("a.md", "markdown"), ("entries/Y.21", "text"), ("notes", "text")):
             grounded.post("/v1/documents", {"source": source, "content": "x"})
-            assert retrieval.asked("index")[-1]["kind"] == kind
+            assert retrieval.asked("index")[-1]["kind"] == f"{kind}; charset=utf-8"
+        grounded.post("/v1/documents", {"source": "a", "content": "é", "type": "text/html; charset=iso-8859-1"})
+        assert retrieval.asked("index")[-1]["kind"] == "text/html; charset=utf-8"  # so it came in JSON
         grounded.post("/v1/documents", {"source": "entries/Y.21", "data": "eA=="})
         assert retrieval.asked("index")[-1]["kind"] is None
 

@@ -96,7 +96,9 @@ class Stub:
                     "source": body["source"], "title": "", "size": len(data), "chunks": 1, "sha256": sha256,
                     "current": True, "meta": body.get("meta", {}), "indexed_at": 1.0,
                 }  # fmt: skip
-                self.answer(200, {"status": "replaced" if before else "added", "chunks": 1, "sha256": sha256})
+                told = ["navigation (4 characters): Home"] if b"<nav>" in data else None
+                status = "replaced" if before else "added"
+                self.answer(200, {"status": status, "chunks": 1, "sha256": sha256, "left_out": told})
 
             def do_DELETE(self) -> None:
                 query = dict(parse_qsl(urlsplit(self.path).query))
@@ -229,6 +231,13 @@ def test_a_broken_file_is_told_with_its_reason_and_skipped(stub, docs):
     assert "bad.md: the document can't be read: broken" in result.output
 
 
+def test_what_is_left_out_of_a_document_is_told(stub, tmp_path):
+    (tmp_path / "a.html").write_text("<nav>Home</nav>text")
+    result = run(stub, "index", str(tmp_path / "a.html"))
+    assert "a.html: left out: navigation (4 characters): Home" in result.output
+    assert summary(result).startswith("1 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped")
+
+
 def test_when_nothing_can_be_indexed_the_command_fails(stub, tmp_path):
     (tmp_path / "bad.md").write_text("broken")
     assert run(stub, "index", str(tmp_path / "bad.md")).exit_code == 1
@@ -246,7 +255,12 @@ def test_files_urls_and_lists_of_them_are_taken(stub, docs, tmp_path):
     urls = [f"{stub.url}/web/{name}" for name in ("moved", "notes.md", "page")]
     assert stub.sources() == ["a.md", *urls]
     kinds = {post["source"]: post.get("type") for post in stub.posts}
-    assert kinds == {"a.md": None, urls[0]: "text/html", urls[1]: None, urls[2]: "text/html"}
+    assert kinds == {
+        "a.md": None,
+        urls[0]: "text/html; charset=utf-8",
+        urls[1]: "markdown",
+        urls[2]: "text/html; charset=utf-8",
+    }
 
 
 def test_urls_that_fail_loop_or_are_too_large_are_skipped(stub, monkeypatch):

@@ -121,6 +121,23 @@ async def test_what_is_unchanged_is_neither_read_nor_embedded_again(indexer, emb
     assert (again.status, again.chunks, embed.batches) == ("unchanged", 0, [])
 
 
+async def test_what_is_left_out_is_told_when_it_is_read_and_unknown_when_it_is_not(indexer):
+    page = b"<nav>Home</nav><p>Gears.</p>"
+    assert (await indexer.index(OWNER, "a.html", page)).left_out == ("navigation (4 characters): Home",)
+    assert (await indexer.index(OWNER, "a.html", page)).left_out is None
+    assert (await indexer.index(OWNER, "a.md", b"gears")).left_out == ()
+
+
+async def test_the_charset_of_the_type_is_honoured_and_another_one_reads_the_document_again(indexer, kept):
+    data = "größe".encode("latin-1")
+    for charset, expected in (("iso-8859-1", "größe"), ("iso-8859-5", "grіпe")):
+        assert (await indexer.index(OWNER, "a.txt", data, f"text/plain; charset={charset}")).status != "unchanged"
+        assert kept.documents[OWNER, "a.txt"][1][0].content == expected
+    error = await refused(indexer.index(OWNER, "a.txt", data, "text/plain; charset=klingon"))
+    assert (error.status, error.code) == (422, "unreadable_document")
+    assert "klingon" in error.message
+
+
 @pytest.mark.parametrize("change", [{"title": "T"}, {"meta": {"a": 2}}, {"kind": "text"}, {"data": b"other"}])
 async def test_any_change_replaces_the_document(indexer, change):
     await indexer.index(OWNER, "a.md", b"gears")
