@@ -27,7 +27,7 @@ _QUIET_S = 10.0  # without a request, after which none is expected
 _ALIVE = 0  # GcsNodeInfo.state
 _PORTS = range(30000, 31000)  # of replicas
 _LOAD = re.compile(
-    r"^(?:vllm:num_requests_(?:running|waiting)|gearbox_requests_in_flight)\{[^}]*\} (\S+)$", re.MULTILINE
+    r"^(?:vllm:num_requests_(?:running|waiting)|gearbox_requests_in_flight)\{[^}\n]*\} (\S+)$", re.MULTILINE
 )
 _SOCKETS = Path("/tmp/haproxy-serve")  # Ray puts each node's under its id
 
