@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Literal
 
+MAX_CHARS = 160  # of a question or a date; nothing longer is read
 What = Literal["time", "date", "weekday", "month", "year", "days"]
 
 
@@ -104,7 +105,7 @@ def zoned(name: str) -> tzinfo:
 
 def day(written: str) -> Day:
     """The day that `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today` names. Raises `ClockFault`."""
-    found = _day(" ".join(written.lower().split()))
+    found = _day(" ".join(written.lower().split())) if len(written) <= MAX_CHARS else None
     if found is None:
         raise ClockFault(f"'{written[:40]}' is no date; write it like 2026-12-25")
     return found
@@ -115,7 +116,7 @@ def asked(text: str) -> Asked | None:
 
     "What day is it?", "how many days until 25 December 2026", "what day of the week was 4 July 1976".
     """
-    if not 4 <= len(text) <= 160:
+    if not 4 <= len(text) <= MAX_CHARS:
         return None
     question = " ".join(text.lower().replace("’", "'").replace("what's", "what is").replace("whats", "what is").split())
     question = _END.sub("", _START.sub("", question))

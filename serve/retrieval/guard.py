@@ -48,32 +48,37 @@ _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot|nothing|nobody)\b|n['’]t\b", re.I)
 
 _FILLER = frozenset(
-    """a about according after all also am an and any are as at be because been before being both but by can could
-    did do does doing each else ever few for from get give had has have having he her hers him his how i if in into
-    is it its itself just let like made make many may me might more most much must my of off on once one only or
-    other our out over own please s same shall she should since so some such t than that the their them then there
-    these they this those through to too under until up us used using very was we were what when where whether
-    which while who whom whose why will with within would you your""".split()
+    re.findall(
+        r"\w+",
+        """a about according after all also am an and any are as at be because been before being both but by can could
+        did do does doing each else ever few for from get give had has have having he her hers him his how i if in into
+        is it its itself just let like made make many may me might more most much must my of off on once one only or
+        other our out over own please s same shall she should since so some such t than that the their them then there
+        these they this those through to too under until up us used using very was we were what when where whether
+        which while who whom whose why will with within would you your""",
+    )
 )
 _ASKING = frozenset(  # what a question is made of: it need not be in a passage
-    """answer called define definition describe description explain explanation find know mean meaning question refer
-    say tell term understand word""".split()
+    re.findall(
+        r"\w+",
+        """answer called define definition describe description explain explanation find know mean meaning question refer
+        say tell term understand word""",
+    )
 )
 #: People and what belongs to them, where the country's name has another stem: a question says one, a text the other.
-_PEOPLES: dict[str, str] = {
-    people: country
-    for people, _, country in (
-        pair.partition("/")
-        for pair in """british/kingdom britain/kingdom uk/kingdom french/france dutch/netherlands spanish/spain italian/italy
+_PEOPLES: dict[str, str] = dict(
+    re.findall(
+        r"\b(\w+)/(\w+)",
+        """british/kingdom britain/kingdom uk/kingdom french/france dutch/netherlands spanish/spain italian/italy
         polish/poland swedish/sweden norwegian/norway danish/denmark dane/denmark finnish/finland belgian/belgium
         portuguese/portugal greek/greece irish/ireland hungarian/hungary swiss/switzerland austrian/austria
         czech/czechia romanian/romania ukrainian/ukraine russian/russia turkish/turkey scottish/scotland welsh/wales
         english/england american/america usa/america canadian/canada mexican/mexico brazilian/brazil
         argentinian/argentina peruvian/peru chilean/chile australian/australia japanese/japan chinese/china
         indian/india pakistani/pakistan korean/korea israeli/israel egyptian/egypt kenyan/kenya nigerian/nigeria
-        african/africa asian/asia european/europe""".split()
+        african/africa asian/asia european/europe""",
     )
-}
+)
 _SUFFIXES = re.compile(
     r"(?<=\w{4})(?:ational|i[sz]ations?|ations?|ments?|ness|ingly|edly|ities|ity|[ia]ble|ings?|ions?|[oe]rs?|ie[sd]|ives?"
     r"|ally|ly)$|(?<=\w{3})(?:ies|es|ed|s|e|y)$"

@@ -9,6 +9,7 @@ tests.unit.regex_probe ROOT PACKAGE...`, or with patterns as JSON on its standar
 import ast
 import importlib
 import json
+import math
 import random
 import re
 import signal
@@ -25,11 +26,11 @@ from types import FrameType
 from typing import Any
 
 HEAVY = ("torch", "ray", "vllm", "transformers")  # not to be imported: patterns of modules that need them are read
-CHARS = (4_000, 16_000)  # of the strings: all of the first size, and those that took long of the second
+CHARS = (4_000, 16_000)  # of the strings: all of the first size, and those that took long of the second; see `slowness`
 LONG_S = 0.002  # CPU seconds for the first size above which a string is measured again
 MAX_GROWTH = 9.0  # of CPU time from the first size to the second: 4 when linear, 16 when quadratic
 LIMIT_S = 1.0  # CPU seconds for one string
-STRINGS = 120  # for one pattern and method
+STRINGS = 80  # of what one pattern repeats
 
 _SCANS = ("findall", "finditer", "split", "sub", "subn")
 _METHODS = frozenset({"match", "fullmatch", "search", *_SCANS})
@@ -256,37 +257,31 @@ def _used(module: _Module, node: ast.AST) -> frozenset[str]:
 
 
 class _Pumps:
-    """Pieces that a pattern repeats, each with what may come before it."""
+    """Pieces of which texts are made: of whole matches the beginnings, and what the pattern itself repeats."""
 
     def __init__(self, pattern: str, flags: int) -> None:
         self._random = random.Random(repr(pattern))
         self._letters = "a1 -,.'\"`(/\n:[é!\t_A$=?*#<&{"
-        self.pumps: dict[tuple[str, str], None] = {}
+        self.repeated: dict[tuple[str, str], None] = {}  # what may come before, and the piece
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = parser.parse(pattern, flags)
-        self._flags = tree.state.flags & re.IGNORECASE
-        whole = self.samples(tree)
-        for at, sample in enumerate(whole):  # begun again and again, and never ended
-            cuts = (
-                range(1, len(sample) + 1)
-                if at < 2 and len(sample) <= 30
-                else {1, len(sample) // 2, len(sample) - 1, len(sample)}
-            )
-            for cut in cuts:
-                self._add("", sample[:cut])
-                if tree.state.flags & re.MULTILINE:
-                    self._add("", f"{sample[:cut]}\n")
+        end = "\n" if tree.state.flags & re.MULTILINE else ""
+        first, *others = self.samples(tree)
+        cuts = [first[: at + 1] for at in range(0, len(first), 1 + len(first) // 30)]
+        more = [sample[:at] for sample in others for at in range(1, len(sample) + 1)]
+        more = self._random.sample(more, min(len(more), 30))
+        self.begun = list(dict.fromkeys(f"{piece}{end}" for piece in [*cuts, first, *others[:10], *more] if piece))
         self._walk(tree, [""])
-        for letter in dict.fromkeys(letter for _, pump in self.pumps.copy() for letter in pump[:8]):
+        for letter in dict.fromkeys(letter for _, pump in self.repeated.copy() for letter in pump[:8]):
             self._add("", letter)
 
     def _add(self, before: str, pump: str) -> None:
         if pump:
-            self.pumps[before, pump] = None
+            self.repeated[before, pump] = None
 
     def _walk(self, tree: Iterable[Any], before: list[str]) -> None:
-        """Add the pumps of each repeat; `before` is what the pattern may have matched so far."""
+        """Add the pieces of each repeat; `before` is what the pattern may have matched so far."""
         for op, argument in tree:
             if op in (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT):
                 _, most, body = argument
@@ -381,13 +376,14 @@ _ENDS = ("\x00", "\n\x00~x", "", "\n")  # what most classes lack, the same after
 
 
 def strings(pattern: str, flags: int) -> list[tuple[str, str, str]]:
-    """Beginnings, pieces to be repeated, and endings that are likely to fail; at most `STRINGS`."""
-    found = [(before, pump, after) for before, pump in _Pumps(pattern, flags).pumps for after in _ENDS]
+    """Beginnings, pieces to be repeated, and endings that are likely to fail; at most `STRINGS`, and what is begun again."""
+    pumps = _Pumps(pattern, flags)
+    found = [(before, pump, after) for before, pump in pumps.repeated for after in _ENDS]
     if len(found) > STRINGS:
         random.Random(repr(pattern)).shuffle(found)
         found.sort(key=lambda one: _ENDS.index(one[2]) // 2)  # what is likely to fail comes first
         found = found[: STRINGS // 2] + random.Random(repr(pattern)).sample(found[STRINGS // 2 :], STRINGS // 2)
-    return found
+    return [("", piece, _ENDS[1]) for piece in pumps.begun] + found
 
 
 # --- time
@@ -405,7 +401,9 @@ def slowness(one: Found) -> str | None:
         use = _use(getattr(compiled, method))
         for before, pump, after in made:
             said = f"{one.where} {one.pattern[:70]!r} .{method} on {before[:40]!r} + {pump[:40]!r} * n + {after!r}"
-            small, large = (before + pump * max(1, (chars - len(before)) // len(pump)) + after for chars in CHARS)
+            # of a long piece that is begun again and again there are fewer in a text
+            scale = 1 if before else math.isqrt(len(pump))
+            small, large = (before + pump * (chars * scale // len(pump) + 1) + after for chars in CHARS)
             try:
                 if (first := _cpu_s(use, small, 1)) < LONG_S:
                     continue
@@ -413,7 +411,7 @@ def slowness(one: Found) -> str | None:
             except _TooLongError:
                 return f"{said}: did not end within {LIMIT_S} s"
             if second > MAX_GROWTH * max(first, LONG_S / 3):
-                return f"{said}: {first * 1000:.1f} ms for {CHARS[0]} characters, {second * 1000:.1f} ms for {CHARS[1]}"
+                return f"{said}: {first * 1000:.1f} ms for {len(small)} characters, {second * 1000:.1f} ms for {len(large)}"
     return None
 
 
@@ -431,12 +429,12 @@ def _cpu_s(use: Callable[[str], None], text: str, times: int) -> float:
     best = float("inf")
     for _ in range(times):
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
-        began = time.process_time()
+        began = time.thread_time()  # of the process, it moves in ticks while the timer runs
         try:
             use(text)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        best = min(best, time.process_time() - began)
+        best = min(best, time.thread_time() - began)
     return best
 
 
@@ -445,7 +443,7 @@ def _stop(*_: object) -> None:
 
 
 def main() -> None:
-    """Print as JSON how many patterns there are, which are slow, and what hides some."""
+    """Write as JSON how many patterns there are, which are slow, and what hides some."""
     signal.signal(signal.SIGPROF, _stop)
     if sys.argv[1:]:
         found, offences = collect(Path(sys.argv[1]).resolve(), sys.argv[2:])
@@ -454,11 +452,11 @@ def main() -> None:
         offences = []
     slow = []
     for one in found:
-        print(f"{one.where} {one.pattern[:70]!r}", file=sys.stderr, flush=True)  # the last is the one that hangs
+        sys.stderr.write(f"{one.where} {one.pattern[:70]!r}\n")  # the last is the one that hangs
         if said := slowness(one):
             slow.append(said)
     patterns = [[one.where, one.pattern, one.methods] for one in found]
-    print(json.dumps({"patterns": patterns, "slow": slow, "offences": offences}))
+    sys.stdout.write(json.dumps({"patterns": patterns, "slow": slow, "offences": offences}))
 
 
 if __name__ == "__main__":
