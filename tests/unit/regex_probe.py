@@ -77,6 +77,9 @@ class _Module:
             yield (node := self.parents[node])
 
 
+_Read = Mapping[str, Sequence[tuple[_Module, ast.AST]]]  # where each name is read
+
+
 def collect(root: Path, packages: Sequence[str]) -> tuple[list[Found], list[str]]:
     """The patterns of `packages` in `root`, and what hides one. Imports those with patterns that need none of `HEAVY`."""
     paths = [path for package in packages for path in sorted((root / package).rglob("*.py"))]
@@ -101,10 +104,11 @@ def collect(root: Path, packages: Sequence[str]) -> tuple[list[Found], list[str]
             for one in here:
                 one.seen = True
             pattern, flags = _constant(node), _flags(node)
-            inside = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
             if pattern is not None and flags is not None:
                 found.append(Found(where, pattern, flags, methods))
-            elif any(isinstance(one, inside) for one in module.above(node)):
+            elif _is_escaped(node):
+                continue
+            elif not _runs_at_import(names, module, node):
                 offences.append(
                     f"{where} has a pattern or flags that are known only when it runs: compile constants at the top"
                 )
@@ -205,7 +209,7 @@ def _flags(call: ast.Call) -> int | None:
     return None if name is None else flags | getattr(re, name)
 
 
-def _names(modules: Sequence[_Module]) -> dict[str, list[tuple[_Module, ast.AST]]]:
+def _names(modules: Sequence[_Module]) -> _Read:
     """Where each name is read: as itself, as an attribute, or imported."""
     found: dict[str, list[tuple[_Module, ast.AST]]] = {}
     for module in modules:
@@ -219,7 +223,34 @@ def _names(modules: Sequence[_Module]) -> dict[str, list[tuple[_Module, ast.AST]
     return found
 
 
-def _methods(read: Mapping[str, Sequence[tuple[_Module, ast.AST]]], module: _Module, call: ast.Call) -> tuple[str, ...]:
+def _is_escaped(call: ast.Call) -> bool:
+    """Whether the pattern is one of `re.escape`, and so a text that is searched for as it is."""
+    return bool(call.args) and isinstance(call.args[0], ast.Call) and _re_attribute(call.args[0].func) == "escape"
+
+
+def _runs_at_import(read: _Read, module: _Module, node: ast.AST) -> bool:
+    """Whether `node` runs only while its module is imported: at its top, or in a function that is called only there."""
+    inside = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+    functions = [one for one in module.above(node) if isinstance(one, inside)]
+    if not functions:
+        return True
+    if len(functions) > 1 or not isinstance(functions[0], ast.FunctionDef):
+        return False
+    uses = [
+        (other, use)
+        for other, use in read.get(functions[0].name, ())
+        if other is module or not isinstance(use, ast.Name)
+    ]
+    return all(
+        isinstance(use, ast.Name)
+        and isinstance(call := other.parents[use], ast.Call)
+        and call.func is use
+        and not any(isinstance(one, inside) for one in other.above(call))
+        for other, use in uses
+    )
+
+
+def _methods(read: _Read, module: _Module, call: ast.Call) -> tuple[str, ...]:
     """How text is held against the pattern of `call`: what is done with the name it is given. All ways if in doubt."""
     name = _re_attribute(call.func)
     if name != "compile":

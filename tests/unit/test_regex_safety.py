@@ -123,14 +123,28 @@ def test_what_hides_a_pattern_is_an_offence(tmp_path):
         "aliased": "import re\nother = re\nX = other.compile('(i+)+$')",
         "heavy": "import re\nimport torch\nX = re.compile(f'({1}+)+$')\n",
         "flags": "import re\ndef run(text, flags): return re.search('j', text, flags)",
+        "helper": "import re\ndef make(x): return re.compile(f'({x}+)+$')\nX = make('k')",
+        "called": "import re\ndef make(x): return re.compile(f'({x}+)+$')\nX = make('l')\ndef run(x): return make(x)",
+        "escaped": "import re\ndef run(x, text): return re.split(re.escape(x), text)",
         "never": "import re\nif re is None:\n    X = re.compile(str(1))",
     }
     for name, code in files.items():
         (package / f"{name}.py").write_text(code)
     found = probe(str(tmp_path), "hiding")
-    assert {said.split("+")[0][-1] for said in found["slow"]} == set("bcde")
+    assert {said.split("+")[0][-1] for said in found["slow"]} == set("bcdek")
     offences = {Path(said.split(":")[0]).stem for said in found["offences"]}
-    assert offences == {"dynamic", "imported", "renamed", "other", "passed", "aliased", "heavy", "flags", "never"}
+    assert offences == {
+        "dynamic",
+        "called",
+        "imported",
+        "renamed",
+        "other",
+        "passed",
+        "aliased",
+        "heavy",
+        "flags",
+        "never",
+    }
 
 
 # --- whole functions on long texts
