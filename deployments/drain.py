@@ -27,8 +27,8 @@ _QUIET_S = 10.0  # without a request, after which none is expected
 _ALIVE = 0  # GcsNodeInfo.state
 _PORTS = range(30000, 31000)  # of replicas
 _REPLICA = "ray::ServeReplica:"  # how Ray titles their processes; the application's name follows
-_ENGINE_LOAD = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}]*\} (\S+)$", re.MULTILINE)
-_GATEWAY_LOAD = re.compile(r"^gearbox_requests_in_flight\{[^}]*\} (\S+)$", re.MULTILINE)
+_ENGINE_LOAD = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}\n]*\} (\S+)$", re.MULTILINE)
+_GATEWAY_LOAD = re.compile(r"^gearbox_requests_in_flight\{[^}\n]*\} (\S+)$", re.MULTILINE)
 _LOG = logging.getLogger("gearbox.drain")
 _SOCKETS = Path("/tmp/haproxy-serve")  # Ray puts each node's under its id
 

@@ -19,11 +19,10 @@ from serve.catalog import Live
 from serve.engines import NoReplica
 
 _GAUGES = re.compile(
-    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}]*\} (\S+)$", re.MULTILINE
+    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}\n]*\} (\S+)$", re.MULTILINE
 )
-_PREFIX_CACHE = re.compile(
-    rb'^vllm:cache_config_info\{[^}]*enable_prefix_caching="True"[^}]*kv_cache_size_tokens="(\d+)"', re.MULTILINE
-)
+_CACHE = re.compile(rb"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)
+_CACHE_TOKENS = re.compile(rb'(?:^|,)kv_cache_size_tokens="(\d+)"')
 
 
 def app_name(variant: str) -> str:
@@ -129,6 +128,7 @@ async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, f
     except (TimeoutError, aiohttp.ClientError):
         return {}
     stats = {name.decode(): float(value) for name, value in _GAUGES.findall(text)}
-    if cache := _PREFIX_CACHE.search(text):
-        stats["kv_tokens"] = float(cache[1])
+    cache = _CACHE.search(text)
+    if cache and b'enable_prefix_caching="True"' in cache[1] and (tokens := _CACHE_TOKENS.search(cache[1])):
+        stats["kv_tokens"] = float(tokens[1])
     return stats

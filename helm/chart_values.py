@@ -11,7 +11,7 @@ import yaml
 CHART = Path(__file__).with_name("gearbox")
 Place = tuple[str, ...]
 
-_LINE = re.compile(r"^(?P<indent> *)(?:# ?(?P<comment>.*)|(?P<key>[A-Za-z0-9_.-]+):(?: .*)?|.*)$")
+_LINE = re.compile(r"^(?P<indent> *+)(?:# ?(?P<comment>.*)|(?P<key>[A-Za-z0-9_.-]+):(?: .*)?|.*)$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -267,6 +267,7 @@ _TOKEN = re.compile(
     r"|(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)|(?P<name>[a-z]+)|(?P<sign>\*\*|//|[-+*/%^(),!]))",
     re.ASCII,
 )
+_UNGROUPED = re.compile(r"\s*(?P<grouped>)(?P<number>\d+)(?P<name>)(?P<sign>)")
 
 
 def plain(text: str) -> str:
@@ -275,14 +276,16 @@ def plain(text: str) -> str:
 
 
 def _tokens(expression: str) -> list[str]:
-    text = re.sub(r"(?:\s*=\s*\??)?\s*$", "", plain(expression).lower())
+    text = plain(expression).lower().rstrip()
+    if (before := text.removesuffix("?").rstrip()).endswith("="):
+        text = before[:-1].rstrip()
     found: list[str] = []
     lists: list[bool] = []  # of each open bracket: whether it holds a function's numbers
     at = 0
     while at < len(text):
         token = _TOKEN.match(text, at)
         if token and token["grouped"] and any(lists):
-            token = re.compile(r"\s*(?P<grouped>)(?P<number>\d+)(?P<name>)(?P<sign>)").match(text, at)
+            token = _UNGROUPED.match(text, at)
         if token is None or (token["name"] and token["name"] not in _FUNCTIONS | {"of"}):
             raise NotArithmetic(f"'{_short(text[at:].strip())}' is not arithmetic")
         if token["sign"] == "(":

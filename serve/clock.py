@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Literal
 
+MAX_CHARS = 160  # of a question or a date; nothing longer is read
 What = Literal["time", "date", "weekday", "month", "year", "days"]
 
 
@@ -104,7 +105,7 @@ def zoned(name: str) -> tzinfo:
 
 def day(written: str) -> Day:
     """The day that `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today` names. Raises `ClockFault`."""
-    found = _day(" ".join(written.lower().split()))
+    found = _day(" ".join(written.lower().split())) if len(written) <= MAX_CHARS else None
     if found is None:
         raise ClockFault(f"'{written[:40]}' is no date; write it like 2026-12-25")
     return found
@@ -115,17 +116,17 @@ def asked(text: str) -> Asked | None:
 
     "What day is it?", "how many days until 25 December 2026", "what day of the week was 4 July 1976".
     """
-    if not 4 <= len(text) <= 160:
+    if not 4 <= len(text) <= MAX_CHARS:
         return None
     question = " ".join(text.lower().replace("’", "'").replace("what's", "what is").replace("whats", "what is").split())
     question = _END.sub("", _START.sub("", question))
     for pattern, what, given in _PLAIN:
-        if found := re.fullmatch(pattern, question):
+        if found := pattern.fullmatch(question):
             place = found.groupdict().get("place")
             zone = _zone(place) if place else None
             return None if place and zone is None else Asked(what, given, zone=zone)
     for pattern, what in _NAMED:
-        if found := re.fullmatch(pattern, question):
+        if found := pattern.fullmatch(question):
             asked = _asked_of(what, {name: part for name, part in found.groupdict().items() if part})
             if asked is not None:
                 return asked
@@ -229,15 +230,17 @@ _DATES = [
     )
 ]
 _OFFSET = re.compile(r"([+-]\d{1,6}) days")
+_WEEKDAY = re.compile(r"^(?:on )?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,? (?:the )?(?=.*\d))?")
+_FEAST = re.compile(r"(.+?)(?:,? (?:in )?(\d{4}))?")
 
 
 def _day(text: str) -> Day | None:
-    text = re.sub(r"^(?:on )?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,? (?:the )?(?=.*\d))?", "", text).strip()
+    text = _WEEKDAY.sub("", text).strip()
     if text in ("today", "tomorrow", "yesterday", "now"):
         return Day(offset={"tomorrow": 1, "yesterday": -1}.get(text, 0))
     if found := _OFFSET.fullmatch(text):
         return Day(offset=int(found[1]))
-    feast = re.fullmatch(r"(.+?)(?:,? (?:in )?(\d{4}))?", text)
+    feast = _FEAST.fullmatch(text)
     if feast and feast[1] in _FEASTS:
         return Day(*_FEASTS[feast[1]], int(feast[2]) if feast[2] else None)
     for pattern in _DATES:
@@ -257,78 +260,103 @@ _START = re.compile(
     r"(?:(?:can|could|would) you (?:please )?(?:tell|give) me |(?:please )?(?:tell|give) me "
     r"|do you (?:happen to )?know |i (?:want|need|would like) to know )?(?:please )?"
 )
-_END = re.compile(r"(?:,? (?:please|thanks|thank you))?[ ?!.]*$")
+_END = re.compile(r"(?:,? (?:please|thanks|thank you)|(?<![ ?!.]))[ ?!.]*$")
 _NOW = r"(?: (?:right )?now| currently| at the moment| today)?"
 _IN = r"(?: in (?P<place>[a-z' .-]+?))?"
-_PLAIN: list[tuple[str, What, Day]] = [
+_PLAIN: list[tuple[re.Pattern[str], What, Day]] = [
     (
-        r"(?:what time is it|what time it is|what is the (?:current |exact )?time|the (?:current )?time|current time)"
-        rf"{_NOW}{_IN}{_NOW}",
+        re.compile(
+            r"(?:what time is it|what time it is|what is the (?:current |exact )?time|the (?:current )?time|current time)"
+            rf"{_NOW}{_IN}{_NOW}"
+        ),
         "time",
         TODAY,
     ),
     (
-        r"what (?:date is (?:it|today)|date it is|is (?:the date(?: of)?(?: today)?|today's date|the current date))"
-        rf"(?: today)?{_NOW}|today's date|(?:the )?current date|what is today|the date today|what is the day today",
+        re.compile(
+            r"what (?:date is (?:it|today)|date it is|is (?:the date(?: of)?(?: today)?|today's date|the current date))"
+            rf"(?: today)?{_NOW}|today's date|(?:the )?current date|what is today|the date today|what is the day today"
+        ),
         "date",
         TODAY,
     ),
     (
-        rf"(?:what|which) day(?: of the week)? (?:is (?:it|today)|it is){_NOW}|(?:what|which) weekday is (?:it|today)"
-        rf"|what is the (?:current )?day(?: of the week)?{_NOW}",
+        re.compile(
+            rf"(?:what|which) day(?: of the week)? (?:is (?:it|today)|it is){_NOW}|(?:what|which) weekday is (?:it|today)"
+            rf"|what is the (?:current )?day(?: of the week)?{_NOW}"
+        ),
         "weekday",
         TODAY,
     ),
-    (rf"(?:what|which) month is (?:it|this){_NOW}|(?:what is )?the current month", "month", TODAY),
+    (re.compile(rf"(?:what|which) month is (?:it|this){_NOW}|(?:what is )?the current month"), "month", TODAY),
     (
-        rf"(?:what|which) year (?:is (?:it|this)|it is|are we in){_NOW}|what is the (?:current )?year{_NOW}"
-        r"|the current year",
+        re.compile(
+            rf"(?:what|which) year (?:is (?:it|this)|it is|are we in){_NOW}|what is the (?:current )?year{_NOW}"
+            r"|the current year"
+        ),
         "year",
         TODAY,
     ),
     (
-        r"what (?:is tomorrow's date|is the date tomorrow|date (?:will it be|is it|is) tomorrow)|tomorrow's date",
+        re.compile(
+            r"what (?:is tomorrow's date|is the date tomorrow|date (?:will it be|is it|is) tomorrow)|tomorrow's date"
+        ),
         "date",
         Day(offset=1),
     ),
-    (r"(?:what|which) day(?: of the week)? (?:is (?:it )?tomorrow|will it be tomorrow)", "weekday", Day(offset=1)),
     (
-        r"what (?:(?:was|is) yesterday's date|date was (?:it )?yesterday|was the date yesterday)|yesterday's date",
+        re.compile(r"(?:what|which) day(?: of the week)? (?:is (?:it )?tomorrow|will it be tomorrow)"),
+        "weekday",
+        Day(offset=1),
+    ),
+    (
+        re.compile(
+            r"what (?:(?:was|is) yesterday's date|date was (?:it )?yesterday|was the date yesterday)|yesterday's date"
+        ),
         "date",
         Day(offset=-1),
     ),
-    (r"(?:what|which) day(?: of the week)? was (?:it )?yesterday", "weekday", Day(offset=-1)),
+    (re.compile(r"(?:what|which) day(?: of the week)? was (?:it )?yesterday"), "weekday", Day(offset=-1)),
 ]
+_PART, _REST = r"(?s:.+?)", r"(?s:.+)"  # of a question, and all that is left of it
 _WEEK = r"(?:what|which) (?:day of the week|weekday|day)"
-_NAMED: list[tuple[str, What]] = [
+_NAMED: list[tuple[re.Pattern[str], What]] = [
     (
-        r"how (?:many days|long)(?: is it| are there| are left| do we have| left| remain| remaining)?"
-        r"(?: from (?:now|today))? (?:until|till|til|to|before) (?P<until>.+?)",
+        re.compile(
+            r"how (?:many days|long)(?: is it| are there| are left| do we have| left| remain| remaining)?"
+            rf"(?: from (?:now|today))? (?:until|till|til|to|before) (?P<until>{_REST})"
+        ),
         "days",
     ),
-    (r"(?:the )?(?:number of )?days (?:left )?(?:until|till) (?P<until>.+?)", "days"),
-    (r"how many days(?: has it been| have passed| have gone by| is it)? since (?P<day>.+?)", "days"),
-    (r"how many days ago was (?P<until>.+?)", "days"),
+    (re.compile(rf"(?:the )?(?:number of )?days (?:left )?(?:until|till) (?P<until>{_REST})"), "days"),
+    (re.compile(rf"how many days(?: has it been| have passed| have gone by| is it)? since (?P<day>{_REST})"), "days"),
+    (re.compile(rf"how many days ago was (?P<until>{_REST})"), "days"),
     (
-        r"how many days (?:are (?:there )?|is it |lie |were there )?(?:between|from) (?P<day>.+?) "
-        r"(?:and|to|until|till) (?P<until>.+?)",
+        re.compile(
+            rf"how many days (?:are (?:there )?|is it |lie |were there )?(?:between|from) (?P<day>{_PART}) "
+            rf"(?:and|to|until|till) (?P<until>{_REST})"
+        ),
         "days",
     ),
-    (r"(?:what is )?the number of days between (?P<day>.+?) and (?P<until>.+?)", "days"),
-    (rf"{_WEEK} (?:was|is|will) it (?:be )?(?:on )?(?P<day>.+?)", "weekday"),
+    (re.compile(rf"(?:what is )?the number of days between (?P<day>{_PART}) and (?P<until>{_REST})"), "days"),
+    (re.compile(rf"{_WEEK} (?:was|is|will) it (?:be )?(?:on )?(?P<day>{_REST})"), "weekday"),
     (
-        rf"{_WEEK} (?:is|was|will be|does|did|will) (?P<day>.+?)(?: fall on| be| fall| on)?(?P<year> in \d\d\d\d)?",
+        re.compile(
+            rf"{_WEEK} (?:is|was|will be|does|did|will) (?P<day>{_PART})(?: fall on| be| fall| on)?(?P<year> in \d\d\d\d)?"
+        ),
         "weekday",
     ),
-    (rf"on {_WEEK} (?:does|did|will|is|was) (?P<day>.+?) (?:fall(?: on)?|be|land)", "weekday"),
-    (r"what (?:is|was) the (?:day of the week|weekday) (?:of|on|for) (?P<day>.+?)", "weekday"),
+    (re.compile(rf"on {_WEEK} (?:does|did|will|is|was) (?P<day>{_PART}) (?:fall(?: on)?|be|land)"), "weekday"),
+    (re.compile(rf"what (?:is|was) the (?:day of the week|weekday) (?:of|on|for) (?P<day>{_REST})"), "weekday"),
     (
-        r"(?:what|which) (?:date|day) (?:is it|will it be|is|was it|was) (?P<count>\d{1,5}) (?P<unit>days?|weeks?) "
-        r"(?:from (?:now|today)|(?P<ago>ago))",
+        re.compile(
+            r"(?:what|which) (?:date|day) (?:is it|will it be|is|was it|was) (?P<count>\d{1,5}) (?P<unit>days?|weeks?) "
+            r"(?:from (?:now|today)|(?P<ago>ago))"
+        ),
         "date",
     ),
     (
-        r"(?:what|which) (?:date|day) (?:is it|will it be|is) in (?P<count>\d{1,5}) (?P<unit>days?|weeks?)",
+        re.compile(r"(?:what|which) (?:date|day) (?:is it|will it be|is) in (?P<count>\d{1,5}) (?P<unit>days?|weeks?)"),
         "date",
     ),
 ]

@@ -21,7 +21,7 @@ def asked(text: str) -> str | None:
         return None
     question = " ".join(plain(text).lower().replace("’", "'").split())
     question = _GREETING.sub("", question)
-    question = _BEFORE_END.sub("", _END.sub("", question))
+    question = _END.sub("", question).rstrip(" ?.,")
     told = _TOLD.match(question)  # "calculate": whoever says so wants a number, whatever else it may look like
     left = _ASKED.sub("", question[told.end() :] if told else question, count=1)
     framed = told is not None or left != question
@@ -63,13 +63,13 @@ def _is_computation(text: str, expression: str, *, framed: bool, certain: bool) 
     if not _OPERATOR.search(expression):
         return False
     if expression.endswith("!"):  # an exclamation, unless a factorial is all there is
-        return framed and bool(re.fullmatch(r"\d+!", expression))
+        return framed and expression[:-1].isdecimal()
     if certain or expression != text.strip():  # said in words: "9 divided by 11"
         return not _LOOKS_ELSE_IN_WORDS.search(text)
     tight = re.fullmatch(r"\d+(?:\.\d+)*%?(?:[-/]\d+(?:\.\d+)*%?)+", text)
     if tight:  # 9/11, 24/7, 2024-05-01, 555-1234, 802-11; but 40366/439 is nothing else
-        fraction = _FRACTION if framed else _LONG_FRACTION
-        return fraction.fullmatch(text) is not None and not _YEAR.match(text)
+        fraction = _FRACTION.fullmatch(text) if framed else _LONG_FRACTION.fullmatch(text)
+        return fraction is not None and not _YEAR.match(text)
     spaced = re.fullmatch(r"(\d[\d.,]*) ?(-) ?(\d[\d.,]*)", text)
     if spaced:  # a range: 1914 - 1918, 10 - 20
         first, second = (float(spaced[side].replace(",", "").rstrip(".")) for side in (1, 3))
@@ -80,11 +80,10 @@ def _is_computation(text: str, expression: str, *, framed: bool, certain: bool) 
 
 _GREETING = re.compile(r"^(?:(?:hi|hello|hey|ok|okay|so|quick question|question|q|math question)(?: there)?[,!.:]* )+")
 _END = re.compile(
-    r"[ ?.]*(?:[,.?] ?)?(?:(?:please|thanks|thank you|exactly|approximately)[ ?.!]*)?"
+    r"(?<![ ?.])[ ?.]*(?:[,.?] ?)?(?:(?:please|thanks|thank you|exactly|approximately)[ ?.!]*)?"
     r"(?:(?:please )?(?:answer|reply|respond|give)(?: me)?(?: with)?(?: only| just)+(?: with)? (?:the|a) "
     r"(?:number|result|answer|final answer)[ .!]*)?$"
 )
-_BEFORE_END = re.compile(r"[ ?.,]+$")
 _TOLD = re.compile(
     r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?)?(?:help me )?"
     r"(?:calculate|compute|evaluate|work out|solve)(?: for me| the following)?:? "
@@ -167,7 +166,8 @@ def _list(function: str) -> Callable[[re.Match[str]], str]:
     return made
 
 
-_NUMBERS = r"(-?\d[\d,]*?(?:\.\d+)?(?:(?:, and |, | and )-?\d[\d,]*?(?:\.\d+)?)+)"
+_LISTED = r"-?\d++(?:,\d++)*+(?:\.\d+)?"  # a number of a list: a comma at its end is the list's
+_NUMBERS = rf"({_LISTED}(?:(?:, and |, | and ){_LISTED})+)"
 Rules = list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
 #: Forms that are the whole question.
 _WHOLE: Rules = [

@@ -1,5 +1,6 @@
 """Of long passages, the sentences that answer: small models lose the answer among others, and every token is read at a cost."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,15 +44,16 @@ def focused(question: str, passage: str, head: str = "", most: int = 2) -> tuple
         head: the passage's title and heading: what they name, its sentences need not.
         most: sentences.
     """
-    spans = guard.sentences(passage)
+    spans = guard.sentences(passage[: guard.MAX_PASSAGE_CHARS])
     if not spans:
         return 0.0, passage
     asked = guard.asked_for(question)
     said = [set(guard.stems(passage[start:end])) for start, end in spans]
     above = set(guard.stems(head))
     # what the head names anyway tells sentences apart no more: then the first that says something new defines it
-    shares = [guard.share(asked, words | above) if words - above else -1.0 for words in said]
-    best = max(range(len(spans)), key=lambda i: (shares[i], -i))
+    fresh = [words - above for words in said]
+    told = [math.fsum(asked.get(word, 0.0) for word in words) if words else -1.0 for words in fresh]
+    best = max(range(len(spans)), key=lambda i: (told[i], -i))
     chosen = {best}
     missing = asked.keys() - said[best] - above
     if missing or most > 2:

@@ -6,11 +6,12 @@ says too. The weights and thresholds below come from `python -m benchmarks.guard
 
 import math
 import re
+from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ ENTAILMENT = (-7.11, 0.225, 5.24, 2.827, -3.295, -1.935, -3.79, -3.893, 2.616)
 
 _CANDIDATES = 3  # sentences of the passages that one sentence of an answer is compared with as vectors
 _SENTENCES = 64  # of an answer that are checked; embedding more would take longer than writing them
+# What is longer is read only as far, whoever wrote it: nothing else bounds a question, an answer or a chunk of one long word.
+_ANSWER_CHARS = 100_000
+MAX_QUESTION_CHARS = 20_000
+MAX_PASSAGE_CHARS = 20_000
+_WORD_CHARS = 64  # of a word that tell it from others
 
 _WORD = re.compile(r"\w+[+#]*")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,:]\d+)*")
@@ -62,7 +68,7 @@ _ASKING = frozenset(  # what a question is made of: it need not be in a passage
 #: People and what belongs to them, where the country's name has another stem: a question says one, a text the other.
 _PEOPLES: dict[str, str] = dict(
     re.findall(
-        r"(\w+)/(\w+)",
+        r"\b(\w+)/(\w+)",
         """british/kingdom britain/kingdom uk/kingdom french/france dutch/netherlands spanish/spain italian/italy
         polish/poland swedish/sweden norwegian/norway danish/denmark dane/denmark finnish/finland belgian/belgium
         portuguese/portugal greek/greece irish/ireland hungarian/hungary swiss/switzerland austrian/austria
@@ -84,10 +90,12 @@ _COUNTED = re.compile(r"(?:figs?|nos?|vol|pp?|eq|sec|ch|v|ver)", re.I)  # only b
 _SHORTENED = re.compile(
     r"(?:etc|inc|ltd|co|corp|jr|sr|[ap]\.m|u\.[sk]|est|dept|jan|feb|mar|apr|aug|sept?|oct|nov|dec)", re.I
 )
-_END = re.compile(r"""[.!?…]+["'”’)\]*_`]*(?=\s)|[。！？]""")
+_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’)\]*_`]*+(?=\s)|[。！？]""")
 _LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```))")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _MARKER = re.compile(r"(?:^|\n)[ \t]*\d+\.$")
+_SPLITS = re.compile(r"[\s(\[\"'“]")
+_NEXT = re.compile(r"\S")
 
 _UNKNOWN = re.compile(  # the answer says that it is none
     r"\b(?:i|we)(?:['’]m| am| do| can| could)?(?:\s?not|n['’]t|not| unable to| sorry\b| afraid\b)"
@@ -96,9 +104,9 @@ _UNKNOWN = re.compile(  # the answer says that it is none
     r"(?:sources?|passages?|documents?|context|texts?|information|answer)\b|\bno (?:information|mention|answer)\b",
     re.I,
 )
-_POLITE = re.compile(
+_POLITE = re.compile(  # possessive: what one phrase has taken, a rest of the line too, is never tried again as another
     r"(?:(?:hello|hi|hey|sure|certainly|of course|thanks|thank you|sorry|okay|ok|great|there|everyone|you(?:['’]re)? welcome"
-    r"|(?:please )?let me know\b.*|i hope\b.*|hope (?:this|that) helps|feel free\b.*)\W*)+",
+    r"|(?:please )?let me know\b.*+|i hope\b.*+|hope (?:this|that) helps|feel free\b.*+)\W*+)++",
     re.I,
 )
 
@@ -133,12 +141,13 @@ def support_features(
 ) -> list[tuple[float, ...]]:
     """For each passage: cosine, share of the question's words in it, share of its pairs of words, rarest and names missed."""
     cosines = (np.asarray(passage_vectors) @ np.asarray(question_vector)).tolist()
-    asked = _content(question, _ASKING)
+    question = question[:MAX_QUESTION_CHARS]
+    asked = asked_for(question)
     pairs = {pair for pair in pairwise(stems(question)) if asked.keys() >= set(pair)}
     names = {stem for name in _names(question) if (stem := _stem(name.lower())) in asked}
     rows: list[tuple[float, ...]] = []
     for passage, cosine in zip(passages, cosines, strict=True):
-        said = stems(passage)
+        said = stems(passage[:MAX_PASSAGE_CHARS])
         known = set(said)
         covered = share(asked, known)
         together = len(pairs.intersection(pairwise(said))) / len(pairs) if pairs else covered
@@ -157,12 +166,15 @@ async def check(
     """Each sentence of the answer held against the passages.
 
     Args:
-        answer: what was generated.
+        answer: what was generated; its first `_SENTENCES` sentences are checked, in its first `_ANSWER_CHARS` characters.
         passages: that it was given.
         embed: unit vectors of texts, (texts, d); called once, with at most a few sentences for each of the answer's.
         question: what the answer repeats of it is no claim of its own.
     """
-    spans = sentences(answer)[:_SENTENCES]
+    spans = sentences(answer[:_ANSWER_CHARS])
+    if len(answer) > _ANSWER_CHARS:
+        spans = spans[:-1]  # the last one may go on
+    spans = spans[:_SENTENCES]
     read = [claim(answer[start:end]) for start, end in spans]
     claims = {i: text for i, text in enumerate(read) if _claims(text)}
     evidence = Evidence(passages)
@@ -171,7 +183,7 @@ async def check(
     wanted = list(dict.fromkeys(wanted))
     vectors = await embed(wanted) if wanted else np.empty((0, 1), np.float32)
     row = dict(zip(wanted, vectors, strict=True))
-    asked = Text(question)
+    asked = Text(question[:MAX_QUESTION_CHARS])
 
     checked = []
     for i, (start, end) in enumerate(spans):
@@ -214,18 +226,27 @@ class Evidence:
         self.said: list[AbstractSet[str]] = []  # stems and numbers of each
         self.passage: list[int] = []  # of each of them
         self.whole: list[AbstractSet[str]] = []  # what each passage says
+        self._sayers: dict[str, list[int]] = {}  # the sentences that say a stem
         for i, passage in enumerate(passages):
+            passage = passage[:MAX_PASSAGE_CHARS]
             texts = [passage[start:end] for start, end in sentences(passage)]
             said = [set(stems(text)) | _numbers(text) for text in texts]
             self.texts += texts
             self.passage += [i] * len(texts)
             self.said += said
             self.whole.append(set().union(*said))
+        for j, stems_of in enumerate(self.said):
+            for stem in stems_of:
+                self._sayers.setdefault(stem, []).append(j)
 
     def nearest(self, text: Text) -> list[int]:
         """The sentences that share most of its words; the earlier one first where that is the same."""
-        shares = [share(text.content, said) for said in self.said]
-        return sorted(range(len(shares)), key=lambda j: -shares[j])[:_CANDIDATES]
+        shared: dict[int, float] = {}
+        for stem, weight in text.content.items():
+            for j in self._sayers.get(stem, ()):
+                shared[j] = shared.get(j, 0.0) + weight
+        others = (j for j in range(len(self.said)) if j not in shared)
+        return list(islice(chain(sorted(shared, key=lambda j: (-shared[j], j)), others), _CANDIDATES))
 
 
 def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, question: Text) -> tuple[float, ...]:
@@ -264,13 +285,15 @@ def sentences(answer: str) -> list[tuple[int, int]]:
         cuts.update(fence)
     ends = [match.end() for match in _END.finditer(answer) if _ends(answer, match)]
     ends += [match.start() for match in _LINE.finditer(answer)]
-    cuts.update(end for end in ends if not any(start < end < stop for start, stop in fences))
+    for end in ends:
+        before = bisect_left(fences, (end,)) - 1  # the last fence that starts before it
+        if before < 0 or fences[before][1] <= end:
+            cuts.add(end)
     spans = []
     for start, end in pairwise(sorted(cuts)):
-        piece = answer[start:end]
-        if stripped := piece.strip():
-            begins = start + piece.index(stripped)
-            spans.append((begins, begins + len(stripped)))
+        piece = answer[start:end].rstrip()
+        if stripped := piece.lstrip():
+            spans.append((start + len(piece) - len(stripped), start + len(piece)))
     return spans
 
 
@@ -279,8 +302,9 @@ def _ends(text: str, match: re.Match[str]) -> bool:
     if not match[0].startswith(".") or match[0].startswith(".."):
         return True
     before = text[max(0, match.start() - 20) : match.start()]
-    word = re.split(r"[\s(\[\"'“]", before)[-1]
-    following = text[match.end() :].lstrip()[:1]
+    word = _SPLITS.split(before)[-1]
+    found = _NEXT.search(text, match.end())
+    following = found[0] if found else ""
     if _TITLES.fullmatch(word) or _MARKER.search(text[max(0, match.start() - 20) : match.start() + 1]):
         return False
     if _COUNTED.fullmatch(word):
@@ -302,7 +326,11 @@ def _claims(read: Text) -> bool:
 
 def stems(text: str) -> list[str]:
     """Of the words that say something, in order."""
-    return [stem for stem in map(_stem, _WORD.findall(text.lower())) if stem]
+    return [stem for stem in map(_stem, _words(text)) if stem]
+
+
+def _words(text: str) -> list[str]:
+    return [word[:_WORD_CHARS] for word in _WORD.findall(text.lower())]
 
 
 @lru_cache(maxsize=65_536)
@@ -319,14 +347,14 @@ def _weight(word: str) -> float:
 
 def _content(text: str, filler: AbstractSet[str] = frozenset()) -> dict[str, float]:
     """Stems of the words that say something, with how much each weighs. What is in `filler` counts if there is no other."""
-    words = _WORD.findall(text.lower())
+    words = _words(text)
     found = {stem: _weight(word) for word in words if word not in filler and (stem := _stem(word))}
     return found or {stem: _weight(word) for word in words if (stem := _stem(word))}
 
 
 def asked_for(question: str) -> dict[str, float]:
     """Stems of what a question is about, with how much each weighs."""
-    return _content(question, _ASKING)
+    return _content(question[:MAX_QUESTION_CHARS], _ASKING)
 
 
 def share(content: Mapping[str, float], known: AbstractSet[str]) -> float:
@@ -346,10 +374,12 @@ def _numbers(text: str) -> set[str]:
 
 def _names(text: str) -> Iterator[str]:
     """Capitalised words; the first is one only when it has another capital."""
+    opening = _WORD.search(text)
     for match in _NAME.finditer(text):
-        first = not _WORD.search(text, 0, match.start())
-        if _stem(match[0].lower()) and not (first and match[0][1:].islower()):
-            yield match[0]
+        first = opening is not None and match.start() == opening.start()
+        name = match[0][:_WORD_CHARS]
+        if _stem(name.lower()) and not (first and name[1:].islower()):
+            yield name
 
 
 def _logistic(weights: Sequence[float], features: Sequence[float]) -> float:

@@ -5,12 +5,14 @@ Haystack neither logs nor repeats the arguments. What is computed without a mode
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, tzinfo
+from functools import lru_cache
 from typing import Any, cast, get_args
 
 from haystack.tools.tool import Tool
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator, ValidationError, validators  # type: ignore[import-untyped]
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from serve import arithmetic
 from serve import clock as clocks
@@ -25,12 +27,33 @@ class ToolFault(Exception):
     """A call that cannot be answered; the message is told to the model."""
 
 
+@lru_cache
+def _linear(pattern: str) -> SchemaValidator | None:
+    """What checks `pattern` in time linear in the text; None where it looks around or back, which nothing linear can."""
+    try:
+        return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
+    except SchemaError:
+        return None
+
+
+def _pattern(_: object, pattern: str, given: object, schema: object) -> Iterator[ValidationError]:
+    """JSON schema's `pattern`: operators' descriptions come with any, and models with any text."""
+    matcher = _linear(pattern)
+    if isinstance(given, str) and matcher is not None and not matcher.isinstance_python(given):
+        yield ValidationError(f"{given[:80]!r} does not match {pattern!r}")
+
+
+_Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
+
+
 def make_tool(name: str, description: str, parameters: dict[str, Any], run: Run) -> Tool:
     """A tool whose arguments are checked against the JSON schema `parameters` before `run` gets them.
 
+    A `pattern` with a look-around or a back reference is told to the model and not checked: it could take for ever.
+
     It can be called from an agent that runs asynchronously, and where `run` is a plain function from any.
     """
-    validator = Draft202012Validator(parameters)
+    validator = _Validator(parameters)
 
     def checked(given: dict[str, Any]) -> str | Awaitable[str]:
         problem = min(validator.iter_errors(given), key=lambda error: list(map(str, error.path)), default=None)

@@ -1,11 +1,12 @@
 """Tools that models call: what they answer and how they fail."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from serve.retrieval.tools import ToolFault, calculator, clock, search_documents
+from serve.retrieval.tools import ToolFault, calculator, clock, make_tool, search_documents
 
 NOW = datetime(2026, 11, 25, 3, 40, tzinfo=UTC)
 
@@ -67,3 +68,26 @@ async def test_documents_are_numbered_and_failures_told():
 
 def test_a_tool_can_be_called_without_an_event_loop():
     assert calculator().invoke(expression="6*7") == "6 * 7 = 42"
+
+
+async def test_a_pattern_is_checked_in_linear_time_whatever_it_is_and_whatever_the_model_gives():
+    schema = {
+        "type": "object",
+        "properties": {"q": {"type": "string", "pattern": "^(a+)+$"}},
+        "additionalProperties": False,
+    }
+    tool = make_tool("echo", "Echoes.", schema, lambda given: given["q"])
+    assert await call(tool, q="aaa") == "aaa"
+    began = time.process_time()
+    told = await call(tool, q="a" * 100_000 + "!")
+    assert time.process_time() - began < 2
+    assert told.startswith("error: q: 'aaaa")
+    assert told.endswith("does not match '^(a+)+$'")
+
+
+async def test_a_pattern_that_no_linear_engine_can_check_is_left_to_the_service():
+    schema = {"type": "object", "properties": {"q": {"type": "string", "pattern": r"^(?!b)(a+)+\1$"}}}
+    tool = make_tool("echo", "Echoes.", schema, lambda given: given["q"])
+    given = "a" * 100 + "!"
+    assert await call(tool, q=given) == given
+    assert tool.parameters == schema  # the model is told all the same

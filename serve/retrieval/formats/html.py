@@ -109,7 +109,8 @@ class _Page:
         self._left: dict[str, list[str]] = defaultdict(list)
         self._pre = 0
         self._holders = _holders(page)
-        assert page.root is not None
+        if page.root is None:
+            raise ConversionError("the page has no elements")
         _walk(page.root, self._enter, self._leave)
         self._close()
         self.sections = self._outline.sections()
