@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 from ray import serve as ray_serve
@@ -57,7 +57,13 @@ class HandleEngines:
 
     @asynccontextmanager
     async def post(
-        self, variant: Variant, path: str, payload: bytes, request_id: str, more: Mapping[str, str]
+        self,
+        variant: Variant,
+        path: str,
+        payload: bytes,
+        request_id: str,
+        more: Mapping[str, str],
+        avoid: Collection[str] = (),
     ) -> AsyncIterator["HandleResponse"]:
         """The answer of a replica, as far as the gateway looks at one."""
         handle = ray_serve.get_app_handle(app_name(variant.name))

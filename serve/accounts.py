@@ -19,6 +19,7 @@ from serve.tracing import Trace, Tracer
 _LOG = logging.getLogger("gearbox.requests")
 _SHED = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
 OTHER = "other"
+NO_VARIANT = "none"  # of requests that were refused or answered before a variant was chosen
 
 
 class Accounts:
@@ -64,7 +65,7 @@ class Accounts:
         """An attempt is over."""
         metrics, report, request = self._metrics, attempt.report, attempt.request
         name, profile = attempt.variant.name, request.profile
-        metrics.requests.labels(name, profile, attempt.decision.reason, attempt.outcome).inc()
+        metrics.attempts.labels(name, profile, attempt.decision.reason, attempt.outcome).inc()
         if report.queue_s is not None:
             metrics.queue.labels(name).observe(report.queue_s)
         trace_id = request.trace.id if request.trace and request.trace.sampled else None
@@ -106,6 +107,8 @@ class Accounts:
         """A request has its answer, or its error, or nobody who waits for it."""
         now = perf_counter()
         ending = _ending(request, error, cancelled)
+        variant = request.attempts[-1].variant.name if request.attempts else NO_VARIANT
+        self._metrics.requests.labels(variant, request.profile, ending).inc()
         self._metrics.tenant_requests.labels(self._tenant(request), ending).inc()
         if error is not None:
             self._metrics.refused.labels(str(error.status), error.code or "none").inc()

@@ -16,7 +16,7 @@ from serve.card import first_problem
 from serve.config import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.grounding import Retrieval
-from serve.http import BodyMemory
+from serve.http import BodyMemory, read_json
 from serve.json_types import INTEGRAL
 from serve.retrieval.convert import ConversionError, kind_of
 
@@ -265,7 +265,7 @@ def _document(raw: bytes, limit: int) -> tuple[NewDocument, bytes, bool]:
         for name, value in fields.items():
             if len(value) > _FIELD_BYTES:
                 raise RequestError(400, f"'{name}' is too long", param=name, code="invalid_field")
-        asked = _parsed(NewDocument, {name: orjson.loads(value) for name, value in fields.items()})
+        asked = _parsed(NewDocument, {name: read_json(bytes(value)) for name, value in fields.items()})
         if (content is None) == (data is None):
             raise RequestError(
                 400, "exactly one of 'content' and 'data' is needed", param="content", code="invalid_document"
@@ -285,9 +285,10 @@ def _fields(raw: bytes) -> msgspec.Struct:
     try:
         return msgspec.json.decode(raw, type=_DocumentFields)
     except msgspec.ValidationError as error:  # not an object, or "Object contains unknown field `NAME`"
-        if (unknown := re.search(r"unknown field `(.*)`$", str(error), re.DOTALL)) is None:
+        _, found, unknown = str(error).partition("unknown field `")
+        if not found:
             raise RequestError(400, "the body must be a JSON object", code="invalid_body") from error
-        name = unknown[1][:80]
+        name = unknown.removesuffix("`")[:80]
         raise RequestError(400, f"unknown field '{name}'", param=name, code="invalid_field") from error
     except (msgspec.DecodeError, RecursionError) as error:
         raise _invalid_json(error) from error

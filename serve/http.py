@@ -1,6 +1,8 @@
 """ASGI in its plainest form: reading a bounded body, sending a reply. The gateway has few routes and a hot path."""
 
 import asyncio
+import json
+import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,6 +24,7 @@ EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 #: JSON nested deeper is refused: what handles it later, here and in engines, recurses. Real bodies stay far below.
 MAX_DEPTH = 64
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _SINGLE = {  # headers that decide something: given twice, the parts of the platform might each follow another one
     "authorization", "content-encoding", "content-length", "content-type", "host", "idempotency-key", "origin",
     "transfer-encoding", "traceparent", "x-request-id",
@@ -142,7 +145,20 @@ def read_json(raw: bytes) -> object:
         raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
         raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
+    if _LONG_NUMBER.search(raw):  # orjson makes floats of integers of more than 64 bits
+        try:
+            document = json.loads(raw)
+        except ValueError as error:  # thousands of digits
+            raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     return document
+
+
+def dump_json(document: object) -> bytes:
+    """`document` as JSON, with integers of any size."""
+    try:
+        return orjson.dumps(document)
+    except TypeError:
+        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _deeper_than(document: object, limit: int) -> bool:

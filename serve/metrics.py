@@ -44,9 +44,8 @@ class Metrics:
         def histogram(name: str, told: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"gearbox_{name}", told, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter(
-            "requests", "Attempts of requests at a variant", "variant", "profile", "reason", "outcome"
-        )
+        self.requests = counter("requests", "Requests by how they ended", "variant", "profile", "outcome")
+        self.attempts = counter("attempts", "Attempts at a variant", "variant", "profile", "reason", "outcome")
         self.refused = counter("requests_refused", "Requests answered with an error by the gateway", "status", "code")
         self.in_flight = Gauge(
             "gearbox_requests_in_flight", "Requests at a variant, gateway's view", ("variant",),

@@ -7,10 +7,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-import orjson
-
 from serve.errors import RequestError
-from serve.http import read_json
+from serve.http import dump_json, read_json
 
 Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
@@ -92,7 +90,7 @@ class Call:
             if not self.wants_usage:  # usage of each chunk is part of the usage that was not asked for
                 options.pop("continuous_usage_stats", None)
             self.body["stream_options"] = {**options, "include_usage": True}
-        return orjson.dumps(self.body)
+        return dump_json(self.body)
 
     def reword(self, messages: list[object]) -> None:
         """Ask a chat's question in other words: what the router and the engine get is the new prompt."""
@@ -181,6 +179,8 @@ def _integer(body: dict[str, object], name: str, least: int) -> int | None:
         raise RequestError(400, f"'{name}' must be an integer", param=name, code="invalid_type")
     if value < least:
         raise RequestError(400, f"'{name}' must be at least {least}", param=name, code="invalid_value")
+    if value >= 1 << 63:
+        raise RequestError(400, f"'{name}' is too large", param=name, code="invalid_value")
     return value
 
 
@@ -188,7 +188,7 @@ def _chat_size(body: dict[str, object]) -> tuple[int, int]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise RequestError(400, "'messages' must be a non-empty list", param="messages", code="missing_messages")
-    chars = len(orjson.dumps(body["tools"])) if body.get("tools") else 0
+    chars = len(dump_json(body["tools"])) if body.get("tools") else 0
     for i, message in enumerate(messages):
         if not isinstance(message, dict):
             raise RequestError(400, f"messages[{i}] must be an object", param=f"messages[{i}]", code="invalid_type")
@@ -235,11 +235,11 @@ def _are_ids(items: list[object]) -> bool:
 def _conversation(body: dict[str, object]) -> str:
     """All texts of a chat in the order in which templates have them: a longer chat begins as the shorter one did."""
     messages = body["messages"]
-    parts = [orjson.dumps(body["tools"]).decode()] if body.get("tools") else []
+    parts = [dump_json(body["tools"]).decode()] if body.get("tools") else []
     for message in messages:  # type: ignore[attr-defined]  # seen by _chat_size
         content = message.get("content")
         parts.append(str(message.get("role")))
-        parts.append(content if isinstance(content, str) else orjson.dumps(content).decode())
+        parts.append(content if isinstance(content, str) else dump_json(content).decode())
     return "\n".join(parts)
 
 

@@ -192,7 +192,7 @@ _VARIANT = (
 
 
 def _variants(known: Interval, rates: deque[dict[str, float]], width: int) -> Table | None:
-    names = known.label_values("variant", "gearbox_variant_up", "gearbox_requests_in_flight", "gearbox_requests_total")
+    names = known.label_values("variant", "gearbox_variant_up", "gearbox_requests_in_flight")
     quality = {name: known.value("gearbox_variant_quality_ratio", variant=name) for name in names}
     highest = max((rate for each in rates for rate in each.values()), default=0.0)
     everything = known.count("gearbox_requests_total")

@@ -50,7 +50,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _resolve(tag: str, pattern: str, first: str) -> None:
-    _Loader.add_implicit_resolver(tag, re.compile(f"(?:{pattern})\\Z"), list(first) or [""])
+    _Loader.add_implicit_resolver(tag, re.compile(f"\\A(?:{pattern})\\Z"), list(first) or [""])
 
 
 _resolve(f"{_STANDARD}bool", "true|True|TRUE|false|False|FALSE", "tTfF")

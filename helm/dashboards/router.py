@@ -98,7 +98,7 @@ def build() -> Dashboard:
             "Reasons",
             "Attempts per second by the rule that chose the variant. Much nearest_miss or risk means that budgets "
             "cannot be kept with what is deployed; much explore costs what it learns.",
-            "reqps", Line(rate("gearbox_requests_total", "reason", VARIANT), "{{reason}}"), stacked=True,
+            "reqps", Line(rate("gearbox_attempts_total", "reason", VARIANT), "{{reason}}"), stacked=True,
         ),
         chart(
             "Variants ruled out",
@@ -119,7 +119,7 @@ def build() -> Dashboard:
             "percentunit",
             Line(
                 f"{rate('gearbox_route_switches_total', 'model, profile', MODEL)} / "
-                f"{rate('gearbox_requests_total', 'model, profile', MODEL)}",
+                f"{rate('gearbox_attempts_total', 'model, profile', MODEL)}",
                 "{{model}}@{{profile}}",
             ),
         ),
@@ -141,7 +141,7 @@ def build() -> Dashboard:
             "Outcomes of attempts",
             "How attempts at a variant ended. engine_error and interrupted are the platform's fault: see the replica's "
             "log; cancelled in numbers are clients that give up waiting.",
-            "reqps", Line(rate("gearbox_requests_total", "outcome", VARIANT), "{{outcome}}"), stacked=True,
+            "reqps", Line(rate("gearbox_attempts_total", "outcome", VARIANT), "{{outcome}}"), stacked=True,
         ),
         chart(
             "Time of a decision",

@@ -19,7 +19,7 @@ ATTAINED = ((None, RED), (0.9, YELLOW), (0.95, GREEN))
 def cost_of_answers(by: str, window: str | None = None) -> str:
     """USD per 1,000 answers."""
     of = {"window": window} if window else {}
-    answers = rate("gearbox_requests_total", by, f'{VARIANT}, outcome="ok"', **of)
+    answers = rate("gearbox_requests_total", by, f'{VARIANT}, outcome="answered"', **of)
     return f"1000 * {rate('gearbox_cost_usd_total', by, VARIANT, **of)} / {answers}"
 
 
@@ -30,7 +30,7 @@ def build() -> Dashboard:
     quality_column = Column("Quality", quality, "none", 3)
     e2e_column = Column("p95 end to end", slowest, "s", 2)
     cost_column = Column("USD per 1,000 answers", cost_of_answers(BY_VARIANT, RANGE), "currencyUSD", 4)
-    to_variant = rate("gearbox_requests_total", "model, profile, variant", BOTH)
+    to_variant = rate("gearbox_attempts_total", "model, profile, variant", BOTH)
 
     now = [
         stat(
@@ -81,11 +81,11 @@ def build() -> Dashboard:
             Column("p95 first token", quantile(0.95, "gearbox_ttft_seconds", BY_VARIANT, BOTH, RANGE), "s", 3),
             Column("p95 per token", quantile(0.95, "gearbox_tpot_seconds", BY_VARIANT, BOTH, RANGE), "s", 3),
             e2e_column, cost_column,
-            Column("Attempts", count("gearbox_requests_total", BY_VARIANT, BOTH), "short", 0),
+            Column("Attempts", count("gearbox_attempts_total", BY_VARIANT, BOTH), "short", 0),
             Column(
                 "Share of traffic",
-                f"{rate('gearbox_requests_total', BY_VARIANT, BOTH, RANGE)} / on (model) group_left "
-                f"{rate('gearbox_requests_total', 'model', PROFILE, RANGE)}",
+                f"{rate('gearbox_attempts_total', BY_VARIANT, BOTH, RANGE)} / on (model) group_left "
+                f"{rate('gearbox_attempts_total', 'model', PROFILE, RANGE)}",
                 "percentunit", 1,
             ),
             height=7,
@@ -122,8 +122,8 @@ def build() -> Dashboard:
             "failure or a changed budget; 'Variants ruled out' on the Router dashboard says which.",
             "percentunit",
             Line(
-                f"{rate('gearbox_requests_total', BY_VARIANT, BOTH)} / on (model) group_left "
-                f"{rate('gearbox_requests_total', 'model', PROFILE)}",
+                f"{rate('gearbox_attempts_total', BY_VARIANT, BOTH)} / on (model) group_left "
+                f"{rate('gearbox_attempts_total', 'model', PROFILE)}",
                 VARIANT_NAME,
             ),
             stacked=True, top=1,

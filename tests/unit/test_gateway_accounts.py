@@ -17,7 +17,7 @@ def test_an_answer_is_counted_once_in_every_metric(gateway: Started, stream):
     gateway.chat(stream=stream)
     gateway.settle()
     counted = {
-        "gearbox_requests_total": {"reason": "quality", "outcome": "ok"},
+        "gearbox_attempts_total": {"reason": "quality", "outcome": "ok"},
         "gearbox_ttft_seconds_count": {},
         "gearbox_tpot_seconds_count": {},
         "gearbox_e2e_seconds_count": {},
@@ -30,6 +30,22 @@ def test_an_answer_is_counted_once_in_every_metric(gateway: Started, stream):
     assert gateway.sample("gearbox_tokens_total", variant="full", kind="output") == 6
     assert gateway.sample("gearbox_decision_seconds_count") == 1
     assert gateway.sample("gearbox_overhead_seconds_count") == 1
+
+
+def test_a_request_counts_once_however_many_attempts_it_took(gateway: Started, full: EngineStub):
+    full.behaviour = "die"
+    gateway.chat()
+    full.behaviour = "answer"
+    gateway.chat()
+    gateway.chat(budget={"max_cost": 0, "on_no_candidate": "reject"})
+    assert gateway.sample("gearbox_attempts_total") == 3
+    assert gateway.sample("gearbox_requests_total") == 3
+    for variant, profile, outcome in (
+        ("int8", "best", "answered"),
+        ("full", "best", "answered"),
+        ("none", "custom", "refused"),
+    ):
+        assert gateway.sample("gearbox_requests_total", variant=variant, profile=profile, outcome=outcome) == 1
 
 
 @pytest.mark.parametrize(
@@ -80,7 +96,7 @@ def test_a_cancelled_request_is_cancelled_in_the_engine(gateway: Started, full: 
         time.sleep(0.002)
     assert (full.running, full.cancelled) == (0, 1)
     gateway.settle()
-    assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="cancelled") == 1
+    assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="cancelled") == 1
 
 
 def test_neither_prompts_nor_keys_are_in_logs_or_metrics(start_gateway: Start, caplog):

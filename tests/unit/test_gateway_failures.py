@@ -38,8 +38,8 @@ class TestFailover:
         assert gearbox_of(response, stream)["attempts"] == 2
         assert gateway.engine_calls() == {"full": 1, "int8": 1}
         assert gateway.sample("gearbox_failovers_total", variant="full") == 1
-        assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="engine_error") == 1
-        assert gateway.sample("gearbox_requests_total", variant="int8", reason="quality", outcome="ok") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="engine_error") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="int8", reason="quality", outcome="ok") == 1
 
     @streamed_or_not
     def test_a_variant_whose_replicas_are_gone_is_left(self, start_gateway: Start, stream):
@@ -132,7 +132,7 @@ class TestFailover:
         error = error_of(gateway.chat(stream=stream), 400)
         assert error["message"] == "something in the engine broke"
         assert gateway.engine_calls() == {"full": 1}
-        assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="client_error") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="client_error") == 1
 
     def test_an_engines_refusal_without_a_shape_is_put_in_ours(self, gateway: Started):
         gateway.engines["full"].behaviour = "400 without shape"
@@ -161,7 +161,7 @@ class TestBrokenStreams:
         assert rest == "", "the stream ends there"
         assert "".join(json.loads(e[6:])["choices"][0]["delta"]["content"] for e in before) == "You said"
         assert gateway.engine_calls() == {"full": 1}, "an answer that has begun is not started anew"
-        assert gateway.sample("gearbox_requests_total", variant="full", reason="quality", outcome="interrupted") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="interrupted") == 1
 
     @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream"])
     def test_the_official_client_raises(self, gateway: Started, behaviour):

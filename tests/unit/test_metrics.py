@@ -24,7 +24,7 @@ REPLICA = """
 import sys
 from serve.metrics import Metrics
 metrics = Metrics()
-metrics.requests.labels("full", "best", "quality", "ok").inc(int(sys.argv[1]))
+metrics.attempts.labels("full", "best", "quality", "ok").inc(int(sys.argv[1]))
 metrics.ttft.labels("full", "best").observe(0.3)
 metrics.in_flight.labels("full").set(int(sys.argv[1]))
 print("ready", flush=True)
@@ -57,10 +57,10 @@ def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, mo
         other.wait()
         left = samples(page_of(Metrics(), str(tmp_path)))
         one.stdin.close()
-    assert both["gearbox_requests_total", "ok", "best", "quality", "full"] == 7
+    assert both["gearbox_attempts_total", "ok", "best", "quality", "full"] == 7
     assert both["gearbox_ttft_seconds_count", "best", "full"] == 2
     assert both["gearbox_requests_in_flight", "full"] == 7, "each gateway counts its own requests"
-    assert left["gearbox_requests_total", "ok", "best", "quality", "full"] == 7, "counters never fall"
+    assert left["gearbox_attempts_total", "ok", "best", "quality", "full"] == 7, "counters never fall"
     assert left["gearbox_ttft_seconds_count", "best", "full"] == 2
     assert left["gearbox_requests_in_flight", "full"] == 2
 
@@ -73,7 +73,7 @@ def test_a_replica_that_takes_anothers_place_counts_on_from_what_it_left(tmp_pat
         done = subprocess.run([sys.executable, "-c", REPLICA, count], cwd=ROOT, input=b"", capture_output=True)
         assert done.returncode == 0, done.stderr
         seen.append(
-            samples(page_of(Metrics(), str(tmp_path)))["gearbox_requests_total", "ok", "best", "quality", "full"]
+            samples(page_of(Metrics(), str(tmp_path)))["gearbox_attempts_total", "ok", "best", "quality", "full"]
         )
     assert seen == [0, 3, 4, 8]
 
@@ -194,7 +194,7 @@ def test_outcomes_are_a_bounded_set(gateway: Started):
         gateway.chat(stream=True)
     gateway.engines["full"].behaviour = "die mid-stream"
     gateway.chat(stream=True)
-    outcomes = {dict(labels)["outcome"] for name, labels in gateway.series() if name == "gearbox_requests_total"}
+    outcomes = {dict(labels)["outcome"] for name, labels in gateway.series() if name == "gearbox_attempts_total"}
     assert outcomes <= set(get_args(Outcome))
     assert {"ok", "engine_error", "client_error", "interrupted"} <= outcomes
 

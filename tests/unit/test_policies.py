@@ -1,7 +1,9 @@
 """What the policies promise, whatever the variants, the load and what was learnt."""
 
 import itertools
+import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,7 @@ from serve.catalog import Variant
 from serve.errors import RequestError
 from serve.policies import POLICIES, WithinBudget
 from serve.prediction import Features
-from serve.router import HARD_RULES, Decision, Router
+from serve.router import HARD_RULES, REASONS, Decision, Router
 from tests.catalog import REQUEST, make_live_variant, make_profile, three_gears
 
 LATENCY = ("ttft_ms", "tpot_ms", "e2e_ms")
@@ -218,3 +220,16 @@ def test_the_threshold_fills_one_variant_after_the_other():
     of[1].live.in_flight = 8
     of[2].live.in_flight = 8
     assert Router(POLICIES["threshold"]()).decide(of, Budget(), REQUEST).variant.name == "distilled"
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_reason_of_a_policy_is_documented(name):
+    policy, generator = POLICIES[name](), random.Random(5)
+    documented = (Path(__file__).parents[2] / "docs/budgets.md").read_text()
+    for _ in range(300):
+        variants = three_gears(load=generator.randint(0, 7))
+        budget = Budget(
+            ttft_ms=10 ** generator.uniform(0, 4), objective=generator.choice(["quality", "cost", "latency"])
+        )
+        reason = Router(policy).decide(variants, budget, REQUEST).reason
+        assert reason in REASONS and f"`{reason}`" in documented

@@ -12,6 +12,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
+from deployments.embedder import IDENTITY_FILE
 from deployments.retrieval import RetrievalDeployment, RetrievalHandle, answer_of
 from serve.config import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
@@ -186,7 +187,8 @@ async def vectors(ids: Any) -> Any:
 
 async def deployment(folder: Path, handle: Any) -> RetrievalDeployment:
     made = RetrievalDeployment.__new__(RetrievalDeployment)
-    await made.__init__({}, "host=nowhere", str(folder), "m", handle)  # type: ignore[misc]  # as Serve does
+    (folder / IDENTITY_FILE).write_text("m")
+    await made.__init__({}, "host=nowhere", str(folder), handle)  # type: ignore[misc]  # as Serve does
     return made
 
 

@@ -104,13 +104,17 @@ def _name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+EXCEPTIONS = {
+    # docutils looks directives up in its module only; in a process that reads one document, and put back after it
+    ("state", "serve/retrieval/formats/rst.py"),
+}
 RULES = {"assert": asserts, "environment": environment_changes, "state": shared_state}
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_file_of_the_product_breaks_the_rule(rule: str):
-    found = [f"{file.relative_to(ROOT)}:{n}" for file in FILES for n in RULES[rule](ast.parse(file.read_text()))]
-    assert found == []
+    places = [(file.relative_to(ROOT), n) for file in FILES for n in RULES[rule](ast.parse(file.read_text()))]
+    assert [f"{file}:{n}" for file, n in places if (rule, str(file)) not in EXCEPTIONS] == []
 
 
 @pytest.mark.parametrize(

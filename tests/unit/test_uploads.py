@@ -24,6 +24,7 @@ from tests.unit.fake_retrieval import FakeRetrieval
 from tests.unit.gateway_server import GatewayServer, Start, Started
 
 LARGE = 30 << 20  # bytes of a document
+JSON_BODY = {"content-type": "application/json"}
 LIMITS = {"max_document_bytes": 1 << 20, "max_uploads_bytes": 3 << 20, "max_uploads": 3}
 
 
@@ -94,16 +95,17 @@ class TestMemory:
         gateway = start_gateway(searches=retrieval, retrieval=LIMITS)
         for content in (b"{", b"[]", b"x" * (2 << 20), b"x" * (3 << 20), b'{"source": "a", "content": 5}'):
             for _ in range(4):
-                assert gateway.http.post("/v1/documents", content=content).status_code in (400, 413)
+                assert gateway.http.post("/v1/documents", content=content, headers=JSON_BODY).status_code in (400, 413)
         retrieval.error = RequestError(503, "down")
         for _ in range(4):
-            assert gateway.http.post("/v1/documents", content=iter([b"{", b"}"])).status_code == 400
+            assert gateway.http.post("/v1/documents", content=iter([b"{", b"}"]), headers=JSON_BODY).status_code == 400
         memory = gateway.app._uploads
         for _ in range(4):
             host, port = gateway.url.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port))) as gone:
                 gone.sendall(
-                    b"POST /v1/documents HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n" + b"x" * 900_000
+                    b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+                    + b"x" * 900_000
                 )
                 until(lambda: memory.bytes == 900_000)
             until(lambda: memory.bodies == 0)
@@ -116,7 +118,10 @@ class TestMemory:
         uploads = [Upload(gateway, 1 << 20), Upload(gateway, 1 << 20)]
         until(lambda: slow.indexing == 2)
         parts = (b" " * (1 << 17) for _ in range(12))
-        assert error_of(gateway.http.post("/v1/documents", content=parts), 429)["code"] == "too_many_uploads"
+        assert (
+            error_of(gateway.http.post("/v1/documents", content=parts, headers=JSON_BODY), 429)["code"]
+            == "too_many_uploads"
+        )
         slow.go.set()
         for upload in uploads:
             upload.join()
@@ -127,7 +132,9 @@ class TestMemory:
         idle = []
         for _ in range(20):
             one = socket.create_connection((host, int(port)))
-            one.sendall(b"POST /v1/documents HTTP/1.1\r\nhost: x\r\ncontent-length: 2000000\r\n\r\n{")
+            one.sendall(
+                b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: x\r\ncontent-length: 2000000\r\n\r\n{"
+            )
             idle.append(one)
         until(lambda: gateway.app._uploads.bodies == 20)
         largest = {"source": "a", "content": "x" * (1 << 20)}
@@ -205,7 +212,9 @@ class TestEventLoop:
             longest = 0.0
             watching = asyncio.run_coroutine_threadsafe(watch(), _server._loop)
             parts = (body[at : at + 65536] for at in range(0, len(body), 65536))
-            response = gateway.http.post("/v1/documents", content=parts, headers={"content-length": str(len(body))})
+            response = gateway.http.post(
+                "/v1/documents", content=parts, headers={**JSON_BODY, "content-length": str(len(body))}
+            )
             watching.cancel()
             assert response.status_code == 200
             stalls.append(longest)

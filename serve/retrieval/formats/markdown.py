@@ -58,12 +58,10 @@ def _seen(token: Token, source: str) -> str | None:
 
 def _front_matter(text: str) -> tuple[str, str]:
     """The title in a document's front matter, and the front matter; a `---` without it is a line across the page."""
-    for fence, ends, load in _FRONT_MATTERS:
-        if (opening := re.match(f"{re.escape(fence)}[ \t]*\n", text)) is None:
+    for begins, ends, load in _FRONT_MATTERS:
+        if (opening := begins.match(text)) is None:
             continue
-        closing = re.compile(rf"^(?:{ends})[ \t]*(?:\n|\Z)", re.MULTILINE).search(
-            text, opening.end(), opening.end() + _MAX_FRONT
-        )
+        closing = ends.search(text, opening.end(), opening.end() + _MAX_FRONT)
         if closing is None:
             continue
         try:
@@ -95,7 +93,11 @@ def _commented(source: str, content: str) -> str:
 
 
 def _places(text: str, part: str) -> list[int]:
-    return [found.start() for found in re.finditer(re.escape(part), text)]
+    found, at = [], text.find(part)
+    while at >= 0:
+        found.append(at)
+        at = text.find(part, at + len(part))
+    return found
 
 
 def _in_text(content: str) -> Iterator[tuple[int, int]]:
@@ -119,7 +121,7 @@ def _in_html(source: str) -> Iterator[tuple[int, int]]:
     """Comments, scripts and styles of a block of HTML."""
     at = 0
     while opening := _UNSEEN.search(source, at):
-        closing = re.compile(_CLOSINGS[opening[0].lower()], re.IGNORECASE).search(source, opening.start() + 2)
+        closing = _CLOSINGS[opening[0].lower()].search(source, opening.start() + 2)
         at = closing.end() if closing else len(source)
         yield opening.start(), at
 
@@ -133,10 +135,18 @@ def _without(text: str, spans: Iterable[tuple[int, int]]) -> str:
 
 
 _FRONT_MATTERS = (
-    ("---", r"---|\.\.\.", lambda text: yaml.load(text, yaml.BaseLoader)),
-    ("+++", r"\+\+\+", tomllib.loads),
+    (
+        re.compile("---[ \t]*\n"),
+        re.compile(r"^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.MULTILINE),
+        lambda text: yaml.load(text, yaml.BaseLoader),
+    ),
+    (re.compile(r"\+\+\+[ \t]*\n"), re.compile(r"^\+\+\+[ \t]*(?:\n|\Z)", re.MULTILINE), tomllib.loads),
 )
 _TICKS = re.compile("`+")
 _MARK = re.compile(r"\\[!-/:-@\[-`{-~]|<!--|`+")
 _UNSEEN = re.compile("<!--|<script\\b|<style\\b", re.IGNORECASE)
-_CLOSINGS = {"<!--": "-->", "<script": "</script[^<>]*>", "<style": "</style[^<>]*>"}
+_CLOSINGS = {
+    "<!--": re.compile("-->"),
+    "<script": re.compile("</script[^<>]*>", re.IGNORECASE),
+    "<style": re.compile("</style[^<>]*>", re.IGNORECASE),
+}
