@@ -45,7 +45,7 @@ CHECKS = (
 )
 _LEFT_OUT = ("object_level_authorization", "use_after_free", "ensure_resource_availability")
 #: Refusals of bodies that follow the description.
-_BEYOND_SCHEMA = ("context_length_exceeded", "invalid_dimensions")
+_BEYOND_SCHEMA = ("context_length_exceeded", "invalid_dimensions", "too_many_sequences")
 _ROUND = 200  # fuzzed cases of an operation in a round
 _OPERATIONS = len(operations())
 _WARM_UP = 0.2  # of the requests: until caches, connections and the allocator's pools are filled

@@ -4,6 +4,7 @@
 """
 
 import argparse
+from collections.abc import Collection
 
 import uvicorn
 
@@ -22,7 +23,11 @@ class OneReplica:
     def __init__(self, url: str) -> None:
         self._url = url
 
-    async def choose(self, variant: str) -> str:
+    def urls(self, variant: str) -> list[str]:
+        """The only one."""
+        return [self._url]
+
+    async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
         """URL of the engine."""
         return self._url
 

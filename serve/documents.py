@@ -82,7 +82,7 @@ class Embeddings(BaseModel):
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int, Field(ge=1), INTEGRAL] | None = None
     user: str | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, strict=True)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1), INTEGRAL] | None = None
     truncation_side: Literal["left", "right"] = "right"
 
 
@@ -218,7 +218,9 @@ def _parsed(shape: type[_M], body: object) -> _M:
     if not isinstance(body, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_body")
     try:
-        return shape.model_validate({name: value for name, value in body.items() if value is not None})
+        return shape.model_validate(
+            {name: value for name, value in body.items() if value is not None or name not in shape.model_fields}
+        )
     except ValidationError as error:
         param = str(error.errors()[0]["loc"][0])
         raise RequestError(400, first_problem(error), param=param, code="invalid_field") from error

@@ -26,18 +26,23 @@ _COLLECTION = "[a-z0-9][a-z0-9._-]{0,62}"
 _JSON = "application/json"
 
 _STATUSES: Mapping[int, str] = {
-    400: "The request is malformed; `param` names the field, header or parameter.",
+    400: "The request is malformed, or the engine counted more tokens than the context has (`context_length_exceeded`); "
+    "`param` names the field, header or parameter.",
     401: "No API key, or one that is not known.",
+    403: "Without a known API key: the request came under a host name, or from a web page, that is not allowed.",
     404: "There is no such model, variant, profile, document or collection; or this deployment has no retrieval.",
-    413: "The body, the prompt or the document is too large.",
-    415: "The document's type is not known.",
+    408: "The body stopped arriving.",
+    413: "The body or the document is too large.",
+    415: "The body is not declared as JSON or is compressed, or the document's type is not known.",
     422: "No variant can meet the budget, and the request said `reject`; or the document can't be read.",
     429: "A limit of the API key, or every variant is at its limit; `code` tells which.",
     500: "A fault in the gateway; the message has the request's id.",
     502: "An agent's model gave no answer that could be used.",
-    503: "No variant, or no retrieval, can answer now.",
+    503: "No variant, no retrieval or no store of limits can answer now.",
     504: "Retrieval did not answer in time.",
 }
+_GUARDED = (403, 503)  # of requests that need a key
+_SENT = (408, 413, 415, 429)  # of those with a body
 _RETRY_AFTER = {"retry-after": ("seconds until it is worth trying again", {"type": "integer", "minimum": 1})}
 _STATUS_HEADERS: Mapping[int, Mapping[str, tuple[str, Document]]] = {
     401: {"www-authenticate": ("always `Bearer`", {"type": "string"})},
@@ -87,7 +92,7 @@ def describe(config: PlatformConfig) -> Document:
     choices = [f"@({_any(profiles)})", *([f":({_any(variants)})"] if variants else [])]
     routed = f"^{re.escape(name)}({'|'.join(choices)})?"
     examples = [name, f"{name}@{profiles[0]}", *(f"{name}:{variant}" for variant in variants[:1])]
-    for kind, more in (("Chat", rf"(\+({_COLLECTION})?)?$"), ("", r"\+?$")):
+    for kind, more in (("Chat", rf"(\+({_COLLECTION}))?$"), ("", "$")):
         for request in (f"{kind}CompletionRequest", f"Route{kind or 'Completion'}Request"):
             components[request]["properties"]["model"] |= {"pattern": routed + more, "examples": examples}
     document["info"]["title"] = f"Gearbox: {name}"
@@ -180,6 +185,14 @@ def operations() -> Sequence[Operation]:
     )  # fmt: skip
 
 
+def _allow_null(schema: Document) -> None:
+    """Let null stand for a field that is left out: `serve.documents` drops it before it validates."""
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+            told = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **told}
+
+
 @cache
 def _common() -> Document:
     """What does not depend on the configuration. Callers get the same object: copy before changing it."""
@@ -189,6 +202,8 @@ def _common() -> Document:
         used |= {model: "serialization" for model in (operation.answer, operation.stream) if isinstance(model, type)}
     _, definitions = models_json_schema(list(used.items()), ref_template="#/components/schemas/{model}")
     components = definitions["$defs"]
+    for model in (NewDocument, Search, Embeddings):
+        _allow_null(components[model.__name__])
     for component in components.values():
         component.pop("title", None)
         for field in component.get("properties", {}).values():
@@ -231,7 +246,12 @@ def _fill(paths: Document, model: str) -> None:
             "summary": operation.summary,
             "description": operation.description or f"{operation.summary}.",
             "responses": {"200": _answer(operation)}
-            | {str(status): {"$ref": f"#/components/responses/{status}"} for status in (*operation.statuses, 500)},
+            | {
+                str(status): {"$ref": f"#/components/responses/{status}"}
+                for status in sorted(
+                    {*operation.statuses, 500, *_GUARDED * (not operation.open), *_SENT * bool(operation.body)}
+                )
+            },
         }
         if operation.open:
             described["security"] = []

@@ -15,8 +15,8 @@ from serve.grounding import Outcome, Wanted
 from serve.json_types import INTEGRAL
 from serve.router import REASONS
 
-Count = Annotated[int, Field(strict=True, ge=1), INTEGRAL]
-Choices = Annotated[int, Field(strict=True, ge=1, le=128), INTEGRAL]  # OpenAI's limit
+Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]
+Choices = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]
 Integer = Annotated[int, Field(strict=True), INTEGRAL]
 NotNegative = Annotated[int, Field(strict=True, ge=0), INTEGRAL]
 TokenIds = Annotated[list[NotNegative], Field(min_length=1)]
@@ -241,6 +241,7 @@ class Citation(_Closed):
 class Sentence(_Closed):
     """A sentence of the answer, held against the sources."""
 
+    choice: int = Field(description="index of the choice that it is of")
     start: int = Field(description="first character")
     end: int
     supported: bool | None = Field(description="null: it claims nothing that could be checked")
@@ -507,6 +508,9 @@ class IndexedDocument(_Open):
     status: str = Field(description="added, replaced or unchanged")
     chunks: int
     sha256: str
+    left_out: list[str] | None = Field(
+        default=None, description="what a reader of it may see and is not indexed; null: it was not read again"
+    )
     ms: float
 
 

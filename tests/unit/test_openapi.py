@@ -264,12 +264,12 @@ def test_a_name_is_read_whole_though_a_header_switches_retrieval_off(text, heade
         ("completions", COMPLETION, "RouteCompletionRequest"),
     ):
         body = {**valid, "model": MODEL + text}
-        call = parse_call(json.dumps(body).encode(), endpoint, "tenant")
+        raw = json.dumps(body).encode()
         if validator(name).is_valid(body):
-            GROUNDER.wanted(call, header)
+            GROUNDER.wanted(parse_call(raw, endpoint, "tenant"), header)
         else:
             with pytest.raises(RequestError):
-                GROUNDER.wanted(call, header)
+                GROUNDER.wanted(parse_call(raw, endpoint, "tenant"), header)
 
 
 def test_only_token_ids_are_biased():

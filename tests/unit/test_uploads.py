@@ -104,7 +104,7 @@ class TestMemory:
             host, port = gateway.url.removeprefix("http://").split(":")
             with socket.create_connection((host, int(port))) as gone:
                 gone.sendall(
-                    b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n"
+                    b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
                     + b"x" * 900_000
                 )
                 until(lambda: memory.bytes == 900_000)
@@ -133,7 +133,7 @@ class TestMemory:
         for _ in range(20):
             one = socket.create_connection((host, int(port)))
             one.sendall(
-                b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: x\r\ncontent-length: 2000000\r\n\r\n{"
+                b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: localhost\r\ncontent-length: 2000000\r\n\r\n{"
             )
             idle.append(one)
         until(lambda: gateway.app._uploads.bodies == 20)
@@ -277,7 +277,12 @@ class TestDecoding:
         asked = await decoded(
             b'{"source":"a","content":"x","data":null,"title":null,"meta":null,"collection":null,"type":null}'
         )
-        assert (asked["collection"], asked["meta"], asked["title"], asked["kind"]) == ("default", {}, None, "text")
+        assert (asked["collection"], asked["meta"], asked["title"], asked["kind"]) == (
+            "default",
+            {},
+            None,
+            "text; charset=utf-8",
+        )
 
     @pytest.mark.parametrize(
         ("body", "code", "param"),
