@@ -295,6 +295,15 @@ def fuzz_api(result: Result) -> Iterator[Figure]:
         yield figure("memory_growth_low", "contract", "growth of the gateway's memory in 100,000 requests, lower end of its 95% interval", low, "MB", aim="< 1")  # fmt: skip
 
 
+def startup(result: Result) -> Iterator[Figure]:
+    """How long `gearbox up` takes."""
+    for kind, words in (("built", "nothing in the cache"), ("cached", "variants in the cache")):
+        of, row = f"gearbox up with {words}, {result['variants']} variants", result[kind]
+        yield figure(f"{kind}.first_answer", "gears", f"{of}: until it can answer", row["first_answer_s"], "s")
+        aim = f"<= {result['aims_s'][kind]}"
+        yield figure(f"{kind}.all_ready", "gears", f"{of}: until all are ready", row["all_ready_s"], "s", aim=aim)
+
+
 #: What makes the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {
     "variants": variants,
@@ -310,4 +319,5 @@ FIGURES: Mapping[str, Figures] = {
     "decision": decision,
     "upgrades": upgrades,
     "fuzz-api": fuzz_api,
+    "startup": startup,
 }
