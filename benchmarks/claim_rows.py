@@ -50,14 +50,14 @@ def overhead_engine(result: Result) -> Iterator[Figure]:
     aims = result["aims"]
     for name, points in result["systems"].items():
         for at, point in points.items():
-            of, id = f"{name}, {at} streams on a real engine", f"{name}.{at}"
+            of, id = f"{name}, streams at once: {at}, real engine", f"{name}.{at}"
             ours = name == "gearbox"
             base = None if name == "bare" else ("bare server", result["systems"]["bare"][at]["tokens_per_s"])
             yield figure(f"{id}.tokens_per_s", "datapath", f"{of}: throughput", point["tokens_per_s"], "tokens/s", against=base)  # fmt: skip
-            ratio_aim = f">= {aims['tokens_per_s_ratio_at_32']}" if ours and at == "32" else None
+            ratio_aim = f">= {aims['tokens_per_s_ratio_at_32']:g}" if ours and at == "32" else None
             yield figure(f"{id}.ratio", "datapath", f"{of}: throughput over the bare server's", point["ratio"], "times", aim=ratio_aim)  # fmt: skip
             yield figure(f"{id}.ttft", "datapath", f"{of}: TTFT p50", point["ttft_p50_ms"], "ms")
-            added_aim = f"< {aims['added_ttft_ms']}" if ours else None
+            added_aim = f"< {aims['added_ttft_ms']:g}" if ours else None
             yield figure(f"{id}.added_ttft", "datapath", f"{of}: TTFT p50 added to the bare server's", point["added_ttft_ms"], "ms", aim=added_aim)  # fmt: skip
             yield figure(f"{id}.tpot", "datapath", f"{of}: TPOT p50", point["tpot_p50_ms"], "ms")
 
@@ -79,7 +79,7 @@ def overhead_instant(result: Result) -> Iterator[Figure]:
         yield figure(f"{name}.per_s", "datapath", f"{name} on an engine that takes no time: unary requests, 32 connections", unary["per_s"], "requests/s")  # fmt: skip
         yield figure(f"{name}.p50", "datapath", f"{name} on an engine that takes no time: unary p50, 32 connections", unary["p50_ms"], "ms")  # fmt: skip
         for at, (kind, words) in INSTANT.items():
-            aim = f"<= {result['aims_us'][kind]}" if name == "gearbox" else None
+            aim = f"<= {result['aims_us'][kind]:g}" if name == "gearbox" else None
             if at in points:
                 yield figure(f"{name}.{at}.cpu", "datapath", f"{name}: CPU of all processes for {words}", points[at]["on_the_way_us"], "µs", aim=aim)  # fmt: skip
 
@@ -101,7 +101,7 @@ def observing(result: Result) -> Iterator[Figure]:
         for at, real in result["real"][name].items():
             yield figure(f"{name}.{at}.of_request", "datapath", f"telemetry {name}: computed share of a request's time on full, {at} streams", real["time"], "share")  # fmt: skip
         worst = max(max(real["time"], real["cpu"]) for real in result["real"][name].values())
-        yield figure(f"{name}.of_request", "datapath", f"telemetry {name}: largest computed share of a request's time or the machine's cores", worst, "share", aim=f"< {result['aim']}")  # fmt: skip
+        yield figure(f"{name}.of_request", "datapath", f"telemetry {name}: largest computed share of a request's time or the machine's cores", worst, "share", aim=f"< {result['aim']:g}")  # fmt: skip
     yield figure("traces.arrived", "datapath", "traces that reached the collector", system["traces_arrived"], "share")
 
 
@@ -262,7 +262,7 @@ def decision(result: Result) -> Iterator[Figure]:
     words = {"decide_us": "a decision", "nothing_fits_us": "a decision when nothing fits", "observe_us": "learning from an answer"}  # fmt: skip
     for count, row in result["variants"].items():
         for what, of in words.items():
-            aim = f"< {result['aims_us'][count]}" if what == "decide_us" and count in result["aims_us"] else None
+            aim = f"< {result['aims_us'][count]:g}" if what == "decide_us" and count in result["aims_us"] else None
             yield figure(f"{count}.{what}", "routing", f"{of} with {count} variants", row[what], "µs", aim=aim)
     for name, share in result["shares"].items():
         yield figure(f"share.{name}", "routing", f"share of a decision's time in {name}", share, "share")
@@ -300,7 +300,7 @@ def startup(result: Result) -> Iterator[Figure]:
     for kind, words in (("built", "nothing in the cache"), ("cached", "variants in the cache")):
         of, row = f"gearbox up with {words}, {result['variants']} variants", result[kind]
         yield figure(f"{kind}.first_answer", "gears", f"{of}: until it can answer", row["first_answer_s"], "s")
-        aim = f"<= {result['aims_s'][kind]}"
+        aim = f"<= {result['aims_s'][kind]:g}"
         yield figure(f"{kind}.all_ready", "gears", f"{of}: until all are ready", row["all_ready_s"], "s", aim=aim)
 
 

@@ -216,7 +216,7 @@ class CompletionRequest(_Sampling, RouteCompletionRequest):
 
 
 class Predicted(_Closed):
-    """Medians and 95% bounds of the chosen variant, ms."""
+    """Predicted medians and 95% bounds of the chosen variant, ms."""
 
     ttft_ms: float
     tpot_ms: float
