@@ -207,8 +207,8 @@ def _unique(found: Sequence[Claim], where: str) -> None:
 
 
 def record(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Write the claims of a result that was measured just now."""
-    if name in FIGURES:
+    """Write the claims of a result that was measured just now. A quick run proves nothing: it makes no claims."""
+    if name in FIGURES and not _quick(result):
         upsert(rows(name, result, result["machine"]["commit"]), folder, replaced=[name])
 
 
@@ -223,8 +223,14 @@ def from_results(folder: Path = RESULTS) -> list[Claim]:
             result = json.loads(path.read_text())
         except (OSError, ValueError) as error:
             raise ClaimsError(f"{path} cannot be read: {error}") from error
+        if _quick(result):
+            raise ClaimsError(f"{path} is of a quick run, which proves nothing: restore it, or measure it whole")
         found += rows(name, result, _brought_in(path) or result["machine"]["commit"])
     return found
+
+
+def _quick(result: Mapping[str, Any]) -> bool:
+    return "--quick" in result["command"].split()
 
 
 def _brought_in(path: Path) -> str | None:
@@ -324,7 +330,10 @@ def show(found: Sequence[Claim]) -> None:
     marks = {False: Text("missed", "bold red"), True: Text("met", "green"), None: Text("")}
     for claim in ordered(found):
         shown.add_row(marks[claim.met], *(Text(cell) for cell in cells(claim)))
-    Console().print(shown)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 240  # into a file or a pipe: a row a line
+    console.print(shown)
     missed, met = (sum(claim.met is wanted for claim in found) for wanted in (False, True))
     print(f"{missed} aims missed, {met} met, {len(found) - missed - met} figures without an aim")
 

@@ -61,7 +61,7 @@ def save(name: str, result: dict[str, object]) -> Path:
     whole = {"machine": describe(), "command": command, **result}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     claims.record(name, whole, RESULTS)
-    print(f"wrote {path} and its claims; 'python -m benchmarks.claims --write' writes docs/claims.md")
+    print(f"wrote {path}; 'python -m benchmarks.claims --write' and '… benchmarks.tables' bring the pages up to date")
     return path
 
 

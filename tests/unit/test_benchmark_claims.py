@@ -162,6 +162,15 @@ class TestFigures:
         assert "decision.gone" not in found
         assert "other.x" in found
 
+    def test_a_quick_run_makes_no_claims(self, tmp_path: Path):
+        claims.upsert([claim()], tmp_path)
+        quick = {**report.load("decision"), "command": "python -m benchmarks.decision --quick"}
+        claims.record("decision", quick, tmp_path)
+        assert claims.read(tmp_path) == [claim()]
+        (tmp_path / "decision.json").write_text(json.dumps(quick))
+        with pytest.raises(ClaimsError, match="quick run"):
+            claims.from_results(tmp_path)
+
 
 class TestAgreement:
     """What is committed. A commit is no part of it: it is what git says, which a shallow copy does not know."""
