@@ -23,7 +23,13 @@ def mean_interval(its: Mapping[str, Any], digits: int) -> str:
     return f"{its['mean']:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in its['ci95'])}]"
 
 
+def machine_words(result: Result) -> str:
+    """Processor, cores, memory and accelerator it was measured on."""
+    machine = result["machine"]
+    words = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB"
+    return f"{words}, {machine['accelerator']}" if machine.get("accelerator") else words
+
+
 def machine_line(result: Result) -> str:
     """When and on what it was measured."""
-    machine = result["machine"]
-    return f"Measured {machine['measured'][:10]} on {machine['cpu']}, {machine['cores']} cores, {machine['memory_gb']:.0f} GB."
+    return f"Measured {result['machine']['measured'][:10]} on {machine_words(result)}."

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks import claims
 from benchmarks.machine import describe
 
 HERE = Path(__file__).parent
@@ -53,12 +54,14 @@ def spread(values: Sequence[float], digits: int = 2) -> dict[str, float | int]:
 
 
 def save(name: str, result: dict[str, object]) -> Path:
-    """Write `results/NAME.json` with the machine and the command that made it."""
+    """Write `results/NAME.json` with the machine and the command that made it, and its rows of `results/claims.json`."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    path.write_text(json.dumps({"machine": describe(), "command": command, **result}, indent=1) + "\n")
-    print(f"wrote {path}")
+    whole = {"machine": describe(), "command": command, **result}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+    claims.record(name, whole, RESULTS)
+    print(f"wrote {path}; 'python -m benchmarks.claims --write' and '… benchmarks.tables' bring the pages up to date")
     return path
 
 

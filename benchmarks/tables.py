@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import grounding_tables, observing_tables
+from benchmarks import claims, grounding_tables, observing_tables
 from benchmarks.cells import Result, machine_line, median_range, table
 from benchmarks.compression import group
 from benchmarks.plots import SYSTEM_NAMES
@@ -90,7 +90,17 @@ def overhead(engine: Result) -> str:
         cells += ["" if name == "bare" else f"{points[at]['added_ttft_ms']['median']:+.1f}" for at in streams]
         rows.append([_name(name), *cells])
     head = ["streams at once:", *(f"tok/s, {at}" for at in streams), *(f"added TTFT ms, {at}" for at in streams)]
-    return table(head, rows)
+    return f"{table(head, rows)}\n\n{_aims('overhead-engine', engine)}"
+
+
+def _aims(name: str, result: Result) -> str:
+    """The aims of a result, missed ones first."""
+    rows = [claim for claim in claims.ordered(claims.rows(name, result, None)) if claim.aim]
+    parts = []
+    for heading, wanted in (("Missed aims", False), ("Met aims", True)):
+        if told := [f"{claim.claim} {claim.aim} {claim.unit}" for claim in rows if claim.met is wanted]:
+            parts.append(f"{heading}: {'; '.join(told)}.")
+    return " ".join(parts)
 
 
 def overhead_instant(instant: Result) -> str:
@@ -304,7 +314,7 @@ def decision(result: Result) -> str:
         for count, row in result["variants"].items()
     ]
     parts = ", ".join(f"`{name}` {share:.0%}" for name, share in result["shares"].items())
-    return f"{table(['variants', 'decision, µs', 'when nothing fits, µs', 'learning from an answer, µs'], rows)}\n\nWhere it goes: {parts}.\n{machine_line(result)}"
+    return f"{table(['variants', 'decision, µs', 'when nothing fits, µs', 'learning from an answer, µs'], rows)}\n\nWhere it goes: {parts}.\n\n{_aims('decision', result)}\n{machine_line(result)}"
 
 
 def _policy_cell(row: Mapping[str, Any]) -> str:

@@ -270,7 +270,7 @@ class RouterConfig(_Section):
         default="budget", description="see serve/policies.py; all but the first are there to be compared with"
     )
     confidence: Annotated[float, AfterValidator(_level)] = Field(
-        default=0.95, description="probability with which a latency limit must be kept for a variant to fit"
+        default=0.95, description="the predicted quantile of a time that must be within its limit for a variant to fit"
     )
 
 

@@ -1,7 +1,8 @@
 """How long a request will take at a variant: the card's profile first, corrected by every request that ends.
 
 What a request took over what the profile says is learnt as a function of the load it met (`learning.Regression`); what that
-leaves unexplained has quantiles of its own (`learning.Quantiles`), so that a limit is kept with a probability, not on average.
+leaves unexplained has quantiles of its own (`learning.Quantiles`), so that a bound is predicted beside the median. How often the
+bounds held is measured by `benchmarks.goodput` and `benchmarks.simulate`: live, beyond saturation, far less often than they say.
 Constant time and memory for each request.
 """
 
@@ -123,8 +124,8 @@ class Prediction:
 class _Spread:
     """Quantiles of log(observed / predicted) for requests that met about the same load, relative to what was said then.
 
-    `stretch` widens them until the 95% bound, as it was when it was said, holds 95% of the time: quantiles that are followed
-    lag behind when many requests are under way (adaptive conformal inference, Gibbs and Candès 2021).
+    `stretch` widens them after an answer above the 95% bound that was predicted for it, and narrows them after one below: in the
+    long run 5% are above (adaptive conformal inference, Gibbs and Candès 2021), but it lags behind a jump of load.
     `middle`, `factors` and `bound` are kept ready for decisions: the median, each level over it, and the 95% bound.
     """
 
@@ -136,7 +137,7 @@ class _Spread:
         self._refresh()
 
     def share_below(self, log_ratio: float) -> float:
-        """Share of requests that take at most e^`log_ratio` times what was predicted."""
+        """Predicted share of requests that take at most e^`log_ratio` times what was predicted."""
         median = self._quantiles.values[0]
         return self._quantiles.share_below(median + (log_ratio - median) / self.stretch)
 

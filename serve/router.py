@@ -16,7 +16,7 @@ from serve.prediction import Features, Load, Prediction
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
 _NOT_ASKED = "not asked"
-CONFIDENCE = 0.95  # probability with which a latency limit must be kept; one of `learning.LEVELS`
+CONFIDENCE = 0.95  # the predicted quantile of a time that must be within its limit; one of `learning.LEVELS`
 
 
 class Candidate:
@@ -134,7 +134,7 @@ class Candidate:
                 yield "e2e", e2e, limit
 
     def predictions(self) -> dict[str, float]:
-        """Medians and 95% bounds, ms."""
+        """Predicted medians and 95% bounds, ms."""
         expected, tail = self.prediction.expected, self.prediction.tail(CONFIDENCE)
         return {
             "ttft_ms": round(expected.ttft_ms, 2),

@@ -167,7 +167,7 @@ class RouteCompletionRequest(_Routed):
         StrictStr
         | Annotated[list[StrictStr], Field(min_length=1)]
         | Annotated[list[Integer], Field(min_length=1)]
-        | Annotated[list[list[Any]], Field(min_length=1)]
+        | Annotated[list[list[Integer]], Field(min_length=1)]
     ) = Field(description="a text, token ids, or a list of either")
     retrieval: Literal[False] | None = Field(default=None, description="only chat completions can be grounded")
 
@@ -216,7 +216,7 @@ class CompletionRequest(_Sampling, RouteCompletionRequest):
 
 
 class Predicted(_Closed):
-    """Medians and 95% bounds of the chosen variant, ms."""
+    """Predicted medians and 95% bounds of the chosen variant, ms."""
 
     ttft_ms: float
     tpot_ms: float

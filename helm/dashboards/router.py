@@ -22,7 +22,7 @@ def build() -> Dashboard:
         ),
         stat(
             "95% bound held",
-            "Share of predicted upper bounds that the answers kept; 95% is what they promise. Below 90%, see which "
+            "Share of answers within their predicted 95% bound; 95% is what it is made for. Below 90%, see which "
             "variant and time in 'Bound held by variant' and the GearboxPredictionsOff runbook.",
             "percentunit", share("gearbox_predictions_total", "", VARIANT, HELD, RANGE), levels=BOUND, decimals=1,
         ),
@@ -89,7 +89,7 @@ def build() -> Dashboard:
         chart(
             "Predicted over measured",
             "Mean predicted end to end time over the mean measured one; 1 is right on the whole. Below 1 the router "
-            "promises too much, above it leaves fast variants unused.",
+            "expects too short times, above it leaves fast variants unused.",
             "none", Line(ratio("e2e"), NAME), levels=((None, "transparent"), (1, GREEN)),
         ),
     ]  # fmt: skip
