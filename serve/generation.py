@@ -4,6 +4,7 @@ A request whose replica breaks before the first token re-enters at the decision 
 another replica of the variant, where there is one, else to another variant.
 """
 
+import ast
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from serve.accounts import Accounts
 from serve.auth import Caller, Gatekeeper
 from serve.budget import Budget, resolve_budget
 from serve.catalog import Variant
+from serve.chat_fields import read_fields
 from serve.config import PlatformConfig
 from serve.direct import DirectAnswer, documents
 from serve.engines import Engines, EngineUnreachable
@@ -237,7 +239,7 @@ class Generation:
             path = _PATHS[call.endpoint]
             async with self._engines.post(variant, path, payload, request.id, more, broken) as response:
                 if response.status >= 400:
-                    raise _refusal(response.status, await _read(response, variant))
+                    raise _refusal(response.status, await _read(response, variant), call)
                 if call.stream:
                     attempt.outcome = await self._stream(attempt, response, send)
                 else:
@@ -292,7 +294,7 @@ class Generation:
             while not chunk and (data := await response.content.readany()):
                 chunk = relay.feed(data)
         except EngineFault as fault:
-            raise _refusal(fault.status, fault.body) from fault
+            raise _refusal(fault.status, fault.body, request.call) from fault
         except (TimeoutError, aiohttp.ClientError) as error:
             raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
         if not chunk and not relay.done:
@@ -424,7 +426,7 @@ def _remaining(budget: Budget, elapsed_s: float) -> Budget:
     return budget.model_copy(update=left)
 
 
-def _refusal(status: int, body: bytes) -> Exception:
+def _refusal(status: int, body: bytes, call: Call) -> Exception:
     """The engine's own error in the documented shape; `ContextTooLong` when another variant might do."""
     if status >= 500:
         return EngineUnreachable(f"the engine reported an error ({status})")
@@ -438,9 +440,29 @@ def _refusal(status: int, body: bytes) -> Exception:
         error = {"message": error}
     message, param = error.get("message"), error.get("param")
     message = message if isinstance(message, str) and message else "the engine refused the request"
+    message, param = _in_words(message, param, call)
     if status == 400 and any(words in message for words in _CONTEXT_WORDS):
         return ContextTooLong(message, param)
     return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
+
+
+def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
+    """An engine's refusal as the client's own fault: which field, and what is wrong with it, without pydantic's paths."""
+    if "grammar" in message and call.body.get("tools"):
+        return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
+    count, found, details = message.partition(":\n")
+    if not found or "validation error" not in count:
+        return message, param
+    try:
+        if call.endpoint == "chat":
+            read_fields(call.body)
+        detail = ast.literal_eval(details.strip().splitlines()[0])
+        field = str(detail["loc"]).removeprefix("body.")
+        return f"'{field}': {detail['msg']}", field
+    except RequestError as error:
+        return error.message, error.param
+    except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
+        return message, param
 
 
 def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:

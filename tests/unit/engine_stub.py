@@ -80,6 +80,11 @@ class EngineStub:
                 return _error(500, self.error)
             case "400":
                 return _error(400, self.error)
+            case "400 of pydantic":
+                detail = "{'type': 'float_parsing', 'loc': 'body.logit_bias.x', 'msg': 'Input should be a number', 'input': 'y'}"
+                return _error(400, f"2 validation errors:\n  {detail}\n  {detail}", "body.logit_bias.x")
+            case "400 of a grammar":
+                return _error(400, "Invalid grammar specification: 'triggers'")
             case "400 without shape":
                 return web.Response(status=400, text="<h1>Bad Request</h1>")
             case "context":

@@ -138,6 +138,20 @@ class TestFailover:
         gateway.engines["full"].behaviour = "400 without shape"
         assert error_of(gateway.chat(), 400)["message"] == "the engine refused the request"
 
+    @streamed_or_not
+    def test_an_engines_refusal_is_told_without_pydantics_paths(self, gateway: Started, stream):
+        gateway.engines["full"].behaviour = "400 of pydantic"
+        error = error_of(gateway.chat(stream=stream, logit_bias={"x": "y"}, stop=5), 400)
+        assert error["param"] == "stop", "the first field that is wrong, as answers without a variant tell it"
+        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", "stream": stream}), 400)
+        assert (error["param"], error["message"]) == ("logit_bias.x", "'logit_bias.x': Input should be a number")
+
+    def test_a_schema_that_cannot_be_enforced_says_how_to_go_without(self, gateway: Started):
+        gateway.engines["full"].behaviour = "400 of a grammar"
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+        error = error_of(gateway.chat(tools=[tool]), 400)
+        assert error["param"] == "tools" and "'strict': false" in error["message"]
+
     def test_after_a_failure_the_next_request_is_answered(self, gateway: Started, full: EngineStub):
         full.behaviour = "die"
         gateway.chat()

@@ -1,0 +1,47 @@
+"""LangChain's own tests of a chat model, as its partners run them, on `full` and `int8`.
+
+`REASONS` lists what a model of 135M parameters, or the platform, does not do. Those run too: what passes only sometimes may do either.
+"""
+
+from typing import Any
+
+import pytest
+from langchain_core.language_models import BaseChatModel
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from tests.started import KEYS, Platform
+
+pytestmark = pytest.mark.platform
+REASONS: dict[str, str] = {}
+
+
+class OnThePlatform(ChatModelIntegrationTests):
+    """The suite, at temperature 0 and with answers of a bounded length."""
+
+    variant: str
+
+    @pytest.fixture(autouse=True)
+    def _with_platform(self, platform: Platform, request: pytest.FixtureRequest) -> None:
+        self._url = platform.url
+        if reason := REASONS.get(request.node.originalname):
+            request.applymarker(pytest.mark.xfail(reason=reason, strict=False))
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "base_url": f"{self._url}/v1", "api_key": KEYS["alice"]["key"], "model": f"smollm2-135m:{self.variant}",
+            "temperature": 0, "max_tokens": 200, "max_retries": 0, "stream_usage": True,
+        }  # fmt: skip
+
+
+class TestFull(OnThePlatform):
+    variant = "full"
+
+
+class TestInt8(OnThePlatform):
+    variant = "int8"
