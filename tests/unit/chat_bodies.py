@@ -1,4 +1,4 @@
-"""Fields of chat completions that an engine takes and that it refuses: `tests/integration/test_chat_fields.py` asks it."""
+"""Fields of chat completions that an engine takes and that it refuses: `tests/integration/test_chat_fields_engine.py` asks it."""
 
 from typing import Any
 
