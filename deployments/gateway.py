@@ -37,7 +37,7 @@ class GatewayDeployment:
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
         log_with_serve()
         self._given = config
-        self._config = PlatformConfig.model_validate(config).with_file_keys()
+        self._config = PlatformConfig.model_validate(config)  # keys of a file, and profiles, come with `reconfigure`
         self._catalog: Mapping[str, object] = {}
         self._variants: dict[str, Variant] = {}
         self._left_out: dict[str, str] = {}
@@ -70,6 +70,8 @@ class GatewayDeployment:
         try:
             self._config = await asyncio.to_thread(config.with_file_keys)
         except ConfigError as error:
+            if self._watching is None:  # at the start: Serve says so, and keeps the replicas that this was to replace
+                raise
             _LOG.error("the keys stay as they were: %s", error)
             self._config = config.model_copy(update={"access": self._config.access})
         self._app.reconfigure(self._config)

@@ -63,8 +63,10 @@ class PlatformState(BaseModel):
 
 
 def private(path: str, flags: int) -> int:
-    """An `opener` for `open`: a file that it makes is for its owner alone."""
-    return os.open(path, flags, 0o600)
+    """An `opener` for `open`: the file is for its owner alone, also one that an earlier version left for all to read."""
+    file = os.open(path, flags, 0o600)
+    os.fchmod(file, 0o600)
+    return file
 
 
 def load_state(folder: Path) -> PlatformState | None:

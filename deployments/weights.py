@@ -108,7 +108,7 @@ class Weights:
         if variant.weights and is_uri(variant.weights):
             if cards_only:
                 folder = folder.with_name(f"{folder.name}-card")
-            fetch(self._uri(variant.name, variant.weights), variant.digest, folder, on_progress, cards_only)
+            fetch(self._uri(variant, variant.weights), variant.digest, folder, on_progress, cards_only)
         return folder
 
     def _folder(self, variant: VariantConfig) -> Path:
@@ -116,14 +116,19 @@ class Weights:
             return self._find(variant).folder
         if not is_uri(variant.weights):
             return Path(variant.weights)
-        key = hashlib.sha256(f"{self._uri(variant.name, variant.weights)} {variant.digest}".encode()).hexdigest()[:12]
+        key = hashlib.sha256(f"{self._uri(variant, variant.weights)} {variant.digest}".encode()).hexdigest()[:12]
         return self._cache / "copied" / f"{variant.name}-{key}"
 
-    def _uri(self, name: str, weights: str) -> str:
-        """Asked once: a branch that moves meanwhile does not mix two states of it. Raises `FetchError`."""
-        if name not in self._uris:
-            self._uris[name] = pinned_uri(weights)
-        return self._uris[name]
+    def _uri(self, variant: VariantConfig, weights: str) -> str:
+        """Asked once: a branch that moves meanwhile does not mix two states of it. Raises `FetchError`.
+
+        Where there is a digest nobody is asked: it says which weights they are, wherever the branch is.
+        """
+        if variant.digest is not None:
+            return weights
+        if variant.name not in self._uris:
+            self._uris[variant.name] = pinned_uri(weights)
+        return self._uris[variant.name]
 
     def _check_kernel(self, variant: VariantConfig, steps: Sequence[Step]) -> None:
         if reason := unservable(steps, target(variant.resources.gpus)):

@@ -17,6 +17,8 @@ from serve.retrieval.convert import MAX_CHARS, ConversionError, Section, Text, c
 
 _IDLE_S = 120.0  # after which a process ends; its memory is the engines' then
 _MAIN = "from serve.retrieval.reader import main; main()"
+#: What they have of the environment. The rest may be secrets, such as the database's password, and parsers need none.
+_KEPT = ("GEARBOX_RUN_ID", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONDONTWRITEBYTECODE", "TMPDIR")
 
 
 class Readers:
@@ -49,7 +51,8 @@ class Readers:
             await _end(self._idle.pop())
 
     async def _started(self) -> Process:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = {name: os.environ[name] for name in _KEPT if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
         command = (sys.executable, "-c", self._main)
         return await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=DEVNULL, env=environment, limit=1 << 20

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.charts import OPEN, example, groups, merged, notes, one, render, serve_config
+from serve.config import PlatformConfig
+from tests.charts import OPEN, applications, example, groups, merged, notes, one, render, serve_config
 
 
 def test_ports_and_drain_follow_the_platform() -> None:
@@ -30,8 +31,13 @@ def test_streams_pass_the_ingress_and_large_documents_too() -> None:
     annotations = one(render(values), "Ingress")["metadata"]["annotations"]
     assert {key.removeprefix("nginx.ingress.kubernetes.io/"): value for key, value in annotations.items()} == {
         "proxy-buffering": "off", "proxy-request-buffering": "off", "proxy-read-timeout": "90",
-        "proxy-send-timeout": "90", "proxy-body-size": str(32 << 20),
+        "proxy-send-timeout": "90", "proxy-body-size": str((64 << 20) + (64 << 10)),
     }  # fmt: skip
+    small = merged(values, {"platform": {"retrieval": {"max_document_bytes": 1 << 20}}})
+    served = PlatformConfig(**applications(render(small))["gateway"]["args"]["config"])
+    assert served.retrieval is not None
+    size = one(render(small), "Ingress")["metadata"]["annotations"]["nginx.ingress.kubernetes.io/proxy-body-size"]
+    assert int(size) == max(served.server.max_body_bytes, served.retrieval.max_upload_bytes)
     own = merged(values, {"ingress": {"nginx": False, "annotations": {"a": "b"}}})
     assert one(render(own), "Ingress")["metadata"]["annotations"] == {"a": "b"}
     timeouts = one(render(values), "HTTPRoute")["spec"]["rules"][0]["timeouts"]

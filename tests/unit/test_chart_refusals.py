@@ -58,6 +58,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"platform": {"server": {"host": "127.0.0.1"}}},
         "no other pod could reach a gateway or an engine; use 0.0.0.0",
     ),
+    "one address of a pod": (
+        {"platform": {"server": {"host": "10.1.2.3"}}},
+        "platform.server.host is 10.1.2.3: no other pod could reach a gateway or an engine; use 0.0.0.0",
+    ),
+    "a port of Ray's HAProxy": (
+        {"platform": {"server": {"metrics_port": 9101}}},
+        "platform.server.metrics_port: 9101 is the port of HAProxy's metrics",
+    ),
     "a port of Ray's": (
         {"platform": {"server": {"metrics_port": 8080}}},
         "platform.server.metrics_port: 8080 is the port of Ray's metrics",

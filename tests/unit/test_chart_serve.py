@@ -142,11 +142,26 @@ def test_numbers_arrive_as_they_were_given() -> None:
     assert args["variant-full"]["config"]["engine"] == {"seed": 123456789012, "x": 0.45}
 
 
+OWN_PROFILE = {"profiles": {"strict": {"min_quality": 0.9}}}
+STRICT_KEY = {"sha256": "0" * 64, "tenant": "a", "budget": "strict"}
+
+
+@pytest.mark.parametrize("access", [{"open": True, "open_budget": "strict"}, {"open": False, "keys": [STRICT_KEY]}])
+def test_access_may_name_a_profile_of_the_operators_own(access: dict[str, Any]) -> None:
+    values = merged(TWO, {"platform": {**OWN_PROFILE, "access": access}})
+    gateway = applications(render(values))["gateway"]
+    started = PlatformConfig(**gateway["args"]["config"]).access
+    served = PlatformConfig(**gateway["deployments"][0]["user_config"]["config"]).access
+    assert "strict" in (served.open_budget, *(key.budget for key in served.keys))
+    assert (started.open, [key.tenant for key in started.keys]) == (served.open, [key.tenant for key in served.keys])
+
+
 IN_PLACE = {
     "replica bounds": changed_variant(TWO, 1, replicas={"min": 0, "max": 3, "target_in_flight": 4}),
     "prices": changed_variant(TWO, 1, price_usd_per_hour=7.5),
     "router": merged(TWO, {"platform": {"router": {"policy": "cheapest"}}}),
-    "profiles": merged(TWO, {"platform": {"profiles": {"strict": {"min_quality": 0.9}}}}),
+    "profiles": merged(TWO, {"platform": OWN_PROFILE}),
+    "a profile that is used": merged(TWO, {"platform": {**OWN_PROFILE, "access": {"open_budget": "strict"}}}),
     "gateways": merged(TWO, {"platform": {"server": {"gateway_replicas": 2}}}),
 }
 
@@ -184,7 +199,7 @@ def test_a_new_variant_is_an_application_beside_the_others() -> None:
 
 @pytest.mark.parametrize("section", ["access", "observability"])
 def test_the_gateways_own_sections_replace_gateways_alone(section: str) -> None:
-    change = {"access": {"open_budget": "fast"}, "observability": {"trace_share": 0.5}}[section]
+    change = {"access": {"limits_store_timeout_s": 0.5}, "observability": {"trace_share": 0.5}}[section]
     values = merged(TWO, {"platform": {section: change}})
     before, after = arguments(TWO), arguments(values)
     assert {name for name in after if after[name] != before[name]} == {"gateway"}

@@ -1,5 +1,6 @@
 """What a gateway takes while it runs: another catalog, cards that appear later, keys that were rotated."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import yaml
 from deployments import gateway
 from deployments.gateway import GatewayDeployment, settings_of
 from serve.auth import hash_key
-from serve.config import PlatformConfig
+from serve.config import ConfigError, PlatformConfig
 from serve.errors import RequestError
 from tests.catalog import make_card, make_config, make_live_variant
 from tests.unit.gateway_server import Started
@@ -114,6 +115,7 @@ async def test_keys_are_rotated_without_a_restart(deployment, tmp_path: Path):
     file = tmp_path / "keys.yaml"
     file.write_text(keys(OLD))
     own = deployment(make_config(access={"keys_file": str(file)}))
+    await own.reconfigure({"config": {}, "catalog": {}})
     assert (asks(own, OLD), asks(own, NEW)) == ("old", "invalid_api_key")
     file.write_text(keys(OLD, NEW))
     await own._reread()
@@ -130,6 +132,7 @@ async def test_a_broken_keys_file_locks_nobody_out(deployment, tmp_path: Path, b
     file = tmp_path / "keys.yaml"
     file.write_text(keys(OLD))
     own = deployment(make_config(access={"keys_file": str(file)}))
+    await own.reconfigure({"config": {}, "catalog": {}})
     file.unlink() if broken is None else file.write_text(broken)
     with pytest.raises(Exception, match="keys_file"):  # the loop around it logs that and goes on
         await own._reread()
@@ -139,6 +142,23 @@ async def test_a_broken_keys_file_locks_nobody_out(deployment, tmp_path: Path, b
     file.write_text(keys(NEW))
     await own._reread()
     assert asks(own, NEW) == "new"
+
+
+async def test_a_gateway_does_not_start_without_its_keys(deployment, tmp_path: Path):
+    own = deployment(make_config(access={"keys_file": str(tmp_path / "keys.yaml")}))
+    own._watching = None  # as before the first time
+    with pytest.raises(ConfigError, match="keys_file"):
+        await own.reconfigure({"config": {}, "catalog": {}})
+
+
+async def test_keys_may_name_profiles_that_come_with_the_sections_that_change_in_place(deployment, tmp_path: Path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(yaml.safe_dump([{"sha256": hash_key(OLD), "tenant": "old", "budget": "strict"}]))
+    own = deployment(make_config(access={"keys_file": str(file)}))
+    own._watching = None
+    own._watch = lambda: asyncio.sleep(0)
+    await own.reconfigure({"config": {"profiles": {"strict": {"min_quality": 0.9}}}, "catalog": {}})
+    assert asks(own, OLD) == "old"
 
 
 def test_a_gateway_takes_over_when_no_variant_is_still_starting(gateway: Started):

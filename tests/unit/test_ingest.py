@@ -273,6 +273,17 @@ def test_a_reader_that_had_nothing_to_do_for_a_while_is_replaced_in_the_loop_tha
     assert uvloop.run(twice()) == ["a.txt", "a.txt"]
 
 
+async def test_a_reader_has_no_secret_in_its_environment(monkeypatch):
+    monkeypatch.setenv("GEARBOX_RETRIEVAL__DATABASE", "postgresql://me:secret@db/documents")
+    monkeypatch.setenv("GEARBOX_RUN_ID", "7")  # by which `gearbox down` finds it
+    readers = Readers()
+    await readers.read(b"hello", "a.txt", "text", 30)
+    environment = psutil.Process(readers._idle[0].pid).environ()
+    await readers.close()
+    assert environment["GEARBOX_RUN_ID"] == "7"
+    assert "secret" not in " ".join(environment.values())
+
+
 async def test_a_cancelled_caller_ends_the_reader(kept, embed):
     indexer = index_by(HANG, kept, embed)
     task = asyncio.create_task(indexer.index(OWNER, "a.md", b"x"))

@@ -12,7 +12,7 @@ import pytest
 from ray import serve as ray_serve
 
 from deployments.replicas import app_name
-from deployments.state import PlatformState, VariantState, load_state
+from deployments.state import PlatformState, VariantState, load_state, private
 from deployments.supervisor import Supervisor
 from serve.config import load_config
 
@@ -130,3 +130,11 @@ def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor
 def test_no_thread_of_the_supervisor_is_started_past_the_one_that_tells_of_its_end():
     source = Path(sys.modules[Supervisor.__module__].__file__ or "").read_text()
     assert source.count("threading.Thread(") == 1
+
+
+def test_a_log_that_all_could_read_is_its_owners_alone_once_it_is_written_again(tmp_path: Path):
+    log = tmp_path / "platform.log"
+    log.write_text("of an earlier version")
+    log.chmod(0o644)
+    with open(log, "w", opener=private):
+        assert log.stat().st_mode & 0o777 == 0o600

@@ -8,7 +8,7 @@ import yaml
 from compression.family import Family, Planned
 from compression.progress import Progress
 from deployments.weights import Weights, _with_eta
-from serve.card import Step
+from serve.card import Step, load_card
 from serve.config import ConfigError
 from tests.catalog import make_card, make_config, write_variant
 from tests.unit.stores import Hub, serving
@@ -206,6 +206,14 @@ def test_a_copy_of_a_commit_is_ready_without_the_hub_and_a_branch_is_refused_in_
     write_variant(found._folder(variant))
     assert found.ready(variant) == found._folder(variant)
     assert "which commit org/name@main is at" in refused(tmp_path, {"name": "own", "weights": "hf://org/name@main"})
+
+
+def test_a_copy_with_a_digest_is_ready_without_the_hub_wherever_its_branch_is(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    digest = load_card(write_variant(tmp_path / "made")).weights_digest
+    found, variant = only(tmp_path, weights="hf://org/name@main", digest=digest)
+    folder = write_variant(found._folder(variant))
+    assert found.ready(variant) == folder
 
 
 def test_a_hub_that_no_build_starts_from_is_not_asked(tmp_path, monkeypatch):

@@ -157,10 +157,11 @@ ray.auth.existingSecret is set but ray.auth.enabled is false; nothing would ask 
 {{- if le (float64 (default 0 $server.drain_s)) 0.0 }}
 platform.server.drain_s is {{ default 0 $server.drain_s }}: every pod that leaves would cut its answers; give it the seconds that a long answer takes
 {{- end }}
-{{- if or (hasPrefix "127." (default "" $server.host)) (has $server.host (list "localhost" "::1")) }}
-platform.server.host is {{ $server.host }}: no other pod could reach a gateway or an engine; use 0.0.0.0
+{{- if not (has $server.host (list "0.0.0.0" "::")) }}
+platform.server.host is {{ default "127.0.0.1" $server.host }}: no other pod could reach a gateway or an engine; use 0.0.0.0
 {{- end }}
-{{- $taken := dict "6379" "Ray's GCS" "8080" "Ray's metrics" "8265" "Ray's dashboard" "10001" "Ray's client" "52365" "Ray's agent" -}}
+{{- $taken := dict "6379" "Ray's GCS" "8080" "Ray's metrics" "8265" "Ray's dashboard" "10001" "Ray's client" "52365" "Ray's agent"
+  "8404" "HAProxy's statistics" "8500" "Serve's own proxy" "9101" "HAProxy's metrics" -}}
 {{- $ports := dict "port" (include "gearbox.port" .) "metrics_port" (include "gearbox.metricsPort" .) -}}
 {{- range $name, $port := $ports }}
 {{- with get $taken $port }}

@@ -8,8 +8,13 @@ application's arguments hold only what concerns it. */}}
 {{- $folders := dict -}}
 {{- range $platform.variants }}{{ $_ := set $folders .name (include "gearbox.folder" (dict "root" $ "variant" .)) }}{{ end -}}
 
-{{- $gateway := merge (dict "server" (omit $platform.server "gateway_replicas"))
-  (pick $platform "model" "access" "observability" "retrieval") -}}
+{{- /* Profiles change in place, so the names of profiles do, too: they come with `user_config`, before the first request. */ -}}
+{{- $access := omit $platform.access "open_budget" -}}
+{{- $keys := list -}}
+{{- range $access.keys }}{{ $keys = append $keys (omit . "budget") }}{{ end -}}
+{{- if $keys }}{{ $_ := set $access "keys" $keys }}{{ end -}}
+{{- $gateway := merge (dict "server" (omit $platform.server "gateway_replicas") "access" $access)
+  (pick $platform "model" "observability" "retrieval") -}}
 {{- $replicas := default 1 $platform.server.gateway_replicas -}}
 {{- $deployment := dict "name" "gateway" "num_replicas" $replicas
   "user_config" (dict "config" $platform "catalog" $folders) -}}
