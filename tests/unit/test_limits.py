@@ -290,7 +290,7 @@ class TestInTheGateway:
         gateway.settle()
         assert learnt == [("acme", "balanced", 6)] * 3
         assert gateway.sample("gearbox_limits_store_failures_total", operation="charge") == 3
-        assert gateway.sample("gearbox_requests_total", outcome="ok") == 3
+        assert gateway.sample("gearbox_requests_total", outcome="answered") == 3
         assert gateway.sample("gearbox_requests_refused_total", status="500") == 0
 
     def test_embeddings_and_searches_are_refused_as_well(self, start_gateway: Start):
