@@ -142,7 +142,7 @@ class Generation:
         await self._gatekeeper.admit(caller)
         if wanted is not None:
             fits = self._fits(call, caller, request.budget, request.arrived)
-            key = headers.get("authorization", "").partition(" ")[2] or "none"
+            key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
                 call, wanted, caller.tenant, key, request.budget, request.arrived, fits
             )
