@@ -6,8 +6,9 @@ import logging.handlers
 import queue
 from datetime import UTC, datetime
 
-import orjson
 from ray._common.formatters import JSONFormatter
+
+from serve.http import dump_json
 
 MAX_WAITING = 10_000  # lines; while the disk takes none for so long, further ones are counted only
 
@@ -19,10 +20,8 @@ class _Lines(JSONFormatter):
         """One line."""
         if (request := getattr(record, "request", None)) is None:
             return super().format(record)
-        time = datetime.fromtimestamp(record.created, UTC)
-        return orjson.dumps(
-            {"time": time, "level": record.levelname, "message": record.msg, "request": request}
-        ).decode()
+        time = datetime.fromtimestamp(record.created, UTC).isoformat()
+        return dump_json({"time": time, "level": record.levelname, "message": record.msg, "request": request}).decode()
 
 
 class QueuedLines(logging.handlers.QueueHandler):

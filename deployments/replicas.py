@@ -64,7 +64,7 @@ class ServeReplicas:
     async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
         """Base URL of a replica of `variant`. Waits while one starts from zero; the caller's client may cancel.
 
-        After a failure any replica that is not in `avoid` is taken: Serve's router does not know yet that one is broken.
+        Where some of its replicas are in `avoid`, any other is taken: Serve's router does not know yet that they are broken.
 
         Raises:
             NoReplica: the variant is not deployed or was taken down, or all its replicas are in `avoid`.
@@ -72,12 +72,14 @@ class ServeReplicas:
         handle = self._handles.get(variant)
         if handle is None:
             raise NoReplica(f"variant '{variant}' is not deployed")
-        if avoid:
-            if not (others := [url for url in self.urls(variant) if url not in avoid]):
+        urls = self.urls(variant)
+        others = [url for url in urls if url not in avoid]
+        if len(others) < len(urls):  # `avoid` may have other variants' replicas only: those say nothing of this one's
+            if not others:
                 raise NoReplica(f"variant '{variant}' has no other replica")
             return random.choice(others)
         # only a request that asks to reserve a place counts as queued, and that is what starts a replica from zero
-        starts = not self.urls(variant)
+        starts = not urls
         try:
             async with handle.choose_replica(_reserve=starts) as selection:
                 endpoint = selection._replica.backend_http_endpoint

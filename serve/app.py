@@ -94,7 +94,7 @@ class Gateway:
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
             "/readyz/all": {"GET": self._readyz_all},
-            "/openapi.json": {"GET": self._openapi, "HEAD": self._openapi},
+            "/openapi.json": {"GET": self._openapi},
             **page_routes(),
         }
         self._entry = _with_cors(self._serve, config.server.allowed_origins)

@@ -142,7 +142,7 @@ class Generation:
         await self._gatekeeper.admit(caller)
         if wanted is not None:
             fits = self._fits(call, caller, request.budget, request.arrived)
-            key = headers.get("authorization", "").partition(" ")[2] or "none"
+            key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
                 call, wanted, caller.tenant, key, request.budget, request.arrived, fits
             )
@@ -224,18 +224,18 @@ class Generation:
         variant, call, request = attempt.variant, attempt.call, attempt.request
         payload = call.payload(self._config.model.name)
         in_flight = self._metrics.in_flight.labels(variant.name)
-        variant.live.began(attempt.decision.chosen.unread_tokens, call.sequences)
-        in_flight.inc()
         attempt.dispatched = perf_counter()
         self._metrics.overhead.observe(attempt.overhead_s)
         more: Mapping[str, str] = {}
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             more = request.trace.headers(attempt.span)
-        if not call.stream:  # nothing tells when the engine has read the prompt
-            expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
-            asyncio.get_running_loop().call_later(expected_s, attempt.read)
-        try:
+        variant.live.began(attempt.decision.chosen.unread_tokens, call.sequences)
+        in_flight.inc()
+        try:  # from here on, what was counted is taken back
+            if not call.stream:  # nothing tells when the engine has read the prompt
+                expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
+                asyncio.get_running_loop().call_later(expected_s, attempt.read)
             path = _PATHS[call.endpoint]
             async with self._engines.post(variant, path, payload, request.id, more, broken) as response:
                 if response.status >= 400:

@@ -97,7 +97,6 @@ class StreamRelay:
     wants_usage: bool
     rename: tuple[bytes, bytes] | None = None  # the member `model` as the engine writes it, and as the client named it
     report: EngineReport = field(default_factory=EngineReport)
-    chunks: int = 0  # data events passed on, about one a token
     done: bool = False
     collects: bool = False  # whether the choices' texts are kept
     choices: dict[int, Choice] = field(default_factory=dict)  # by their index
@@ -122,7 +121,6 @@ class StreamRelay:
             and data.endswith(_EVENT_END)
             and not _near_end(data)
         ):
-            self.chunks += data.count(b"data: ")
             return data if self.rename is None else data.replace(*self.rename)
         out = bytearray()
         for event in self._events(data):
@@ -143,7 +141,6 @@ class StreamRelay:
             out += self._held
             self._held = event if _FINISH in event else b""
             out += b"" if self._held else event
-            self.chunks += 1
         return bytes(out)
 
     def finish(self, gearbox: dict[str, object], more: str = "") -> bytes:

@@ -124,12 +124,11 @@ class Attempt:
     @property
     def latency(self) -> Latency | None:
         """What the variant took, from the dispatch on; None where it said too little."""
-        tokens = self.report.completion_tokens
-        if not tokens or not self.first:
+        if not self.report.completion_tokens or not self.first:
             return None
         return Latency(
             (self.first - self.dispatched) * 1000,
-            (self.last - self.first) * 1000 / (tokens - 1) if tokens > 1 else 0.0,
+            self.tpot_ms or 0.0,
             (self.last - self.dispatched) * 1000,
         )
 

@@ -267,10 +267,8 @@ def _nothing_usable(candidates: Sequence[Candidate], features: Features) -> Requ
         full = (c.prediction.expected.tpot_ms for c in candidates if c.ruled_out == "full")
         wait_s = min(full) * features.output_tokens / 1000  # until the sequences that run now have been written
         return overloaded("every variant that could answer is at its limit; retry later", wait_s, "overloaded")
-    if "sequences" in rules and rules <= {"sequences", "failed"}:
-        message = (
-            f"'n' times the prompts are {features.sequences} sequences; at most {_admitted(candidates)} are allowed"
-        )
+    if candidates and features.sequences > (most := _admitted(candidates)):  # whatever else is wrong: never anywhere
+        message = f"'n' times the prompts are {features.sequences} sequences; at most {most} are allowed"
         return RequestError(400, message, param="n", code="too_many_sequences")
     names = ", ".join(f"{c.variant.name}: {c.why}" for c in candidates) or "none is up yet"
     return RequestError(503, f"no healthy variant ({names})", code="no_healthy_variant", headers={"retry-after": "5"})

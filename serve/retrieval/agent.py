@@ -57,7 +57,7 @@ async def run_agent(
 ) -> AgentAnswer:
     """Let `model` call `tools` until it answers `messages` (OpenAI's shape), at most `max_steps` times asked.
 
-    `base_url` ends in `/v1`. `extra_body` goes into every request's body (sampling, budget); a gateway that runs agents
+    An empty `api_key` is that of a client that has none. `base_url` ends in `/v1`. `extra_body` goes into every request's body (sampling, budget); a gateway that runs agents
     itself must turn that off there. `timeout_s` is for all of it, tools included. Nothing is retried: the gateway does
     that where it helps.
 
@@ -69,11 +69,13 @@ async def run_agent(
         history = [ChatMessage.from_openai_dict_format(dict(message)) for message in messages]
     except (ValueError, TypeError, KeyError) as error:
         raise AgentFault(f"the messages cannot be read: {error}", 400) from error
+    # OpenAI's client insists on a key; a platform that is open, and knows keys, refuses one that it does not know
+    keyless = {} if api_key else {"extra_headers": {"Authorization": "none"}}
     generator = OpenAIChatGenerator(
-        api_key=Secret.from_token(api_key),
+        api_key=Secret.from_token(api_key or "none"),
         model=model,
         api_base_url=base_url,
-        generation_kwargs={"extra_body": dict(extra_body or {})},
+        generation_kwargs={"extra_body": dict(extra_body or {}), **keyless},
         timeout=timeout_s,
         max_retries=0,
     )

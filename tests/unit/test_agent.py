@@ -11,6 +11,8 @@ from typing import Any, ClassVar
 
 import pytest
 
+from serve.auth import Gatekeeper, hash_key
+from serve.config import AccessConfig
 from serve.retrieval.agent import MAX_CALLS, AgentAnswer, AgentFault, run_agent
 from serve.retrieval.tools import calculator, search_documents
 
@@ -61,7 +63,8 @@ def model() -> Iterator[Callable[..., Any]]:
         given = {"timeout_s": 10.0} | more
         messages = given.pop("messages", [{"role": "user", "content": "What is 40366 / 439?"}])
         tools = given.pop("tools", [calculator()])
-        return await run_agent(messages, tools, f"http://127.0.0.1:{server.server_port}/v1", "gbx-key", "m", **given)
+        key = given.pop("key", "gbx-key")
+        return await run_agent(messages, tools, f"http://127.0.0.1:{server.server_port}/v1", key, "m", **given)
 
     yield run
     server.shutdown()
@@ -161,3 +164,12 @@ async def test_messages_that_cannot_be_read_are_refused(model):
     with pytest.raises(AgentFault, match="cannot be read") as caught:
         await model({"content": "x"}, messages=[{"role": "wizard", "content": "x"}])
     assert caught.value.status == 400
+
+
+async def test_the_steps_of_a_client_without_a_key_have_none_either(model):
+    """Open access lets in who has no key, and refuses a key that it does not know."""
+    await model({"content": "91.95"}, key="")
+    gatekeeper = Gatekeeper(AccessConfig(open=True, keys=[{"sha256": hash_key("gbx-other"), "tenant": "other"}]))
+    for request in ChatStub.requests:
+        assert gatekeeper.authenticate({"authorization": request["key"]}).tenant == "anonymous"
+    assert ChatStub.requests

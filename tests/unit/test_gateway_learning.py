@@ -1,7 +1,12 @@
 """The gateway learns from what its answers really took, says what it expects, and changes its routing while it runs."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from serve.relay import EngineReport
+from serve.request import Attempt
 from tests.catalog import MODEL
 from tests.unit.gateway_server import Start, Started
 
@@ -45,6 +50,13 @@ def test_whether_predictions_held_is_counted(gateway: Started):
         )
         assert no == 0, "it is there before the first that does not hold"
         assert gateway.sample("gearbox_prediction_error_ratio_count", variant="full", what=what) == 1
+
+
+def test_of_several_sequences_the_time_of_one_is_held_against_what_was_predicted():
+    request: Any = SimpleNamespace(arrived=0.0, call=SimpleNamespace(sequences=4))
+    decision: Any = None
+    attempt = Attempt(request, decision, dispatched=1.0, first=2.0, last=3.0, report=EngineReport(10, 4 * 11))
+    assert attempt.latency == (1000, 100, 2000) and attempt.tpot_ms == 100
 
 
 def test_lengths_are_expected_by_tenant_and_profile_not_from_max_tokens(gateway: Started):

@@ -185,6 +185,12 @@ def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
     assert len(requests) + int(lost["message"].split()[0]) == 100
 
 
+def test_a_request_is_logged_with_integers_of_any_size():
+    record = logging.makeLogRecord({"msg": "request", "created": 0.5, "request": {"prompt": [{"x": 1 << 70, "é": 1}]}})
+    line = json.loads(gateway_log._Lines().format(record))
+    assert (line["request"], line["time"]) == ({"prompt": [{"x": 1 << 70, "é": 1}]}, "1970-01-01T00:00:00.500000+00:00")
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 3_000_000])
 def test_base64_of_any_size_is_decoded_as_the_library_does(size: int):
     data = random.Random(size).randbytes(size)

@@ -23,6 +23,8 @@ GETS = [
     *(path for path, method in EVERY_PATH.items() if method == "GET"),
     "/v1/models/smollm2-135m",
     "/v1/documents",
+    "/openapi.json",
+    "/docs",
     "/ui",
 ]
 VALID: dict[str, dict[str, Any]] = {

@@ -1,15 +1,18 @@
-"""What the gateway takes from its engines' own metrics."""
+"""Which replica takes a request, and what the gateway takes from its engines' own metrics."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from types import SimpleNamespace
+from typing import Any
 
 import aiohttp
 import pytest
 
 from deployments.replicas import ServeReplicas
 from serve.catalog import Live
+from serve.engines import NoReplica
 
 METRICS = """\
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -70,3 +73,46 @@ async def test_an_engine_that_does_not_answer_is_not_taken_to_be_idle(monkeypatc
     assert live.sent == 0, "but what peers are taken to have sent since does not pile up"
     await looked(live, monkeypatch)
     assert (live.replicas, live.running, live.waiting) == (0, 0, 0)
+
+
+class Handle:
+    """Of a variant whose replicas listen at `ports`. Serve's router chooses the first, and starts one where there is none."""
+
+    def __init__(self, *ports: int) -> None:
+        replicas = {str(port): SimpleNamespace(backend_http_endpoint=("127.0.0.1", port)) for port in ports}
+        self._router = SimpleNamespace(
+            _asyncio_router=SimpleNamespace(request_router=SimpleNamespace(curr_replicas=replicas))
+        )
+        self.reserved: list[bool] = []
+
+    @asynccontextmanager
+    async def choose_replica(self, _reserve: bool) -> AsyncIterator[Any]:
+        self.reserved.append(_reserve)
+        replicas = self._router._asyncio_router.request_router.curr_replicas
+        if not replicas:
+            replicas["new"] = SimpleNamespace(backend_http_endpoint=("127.0.0.1", 9))
+        yield SimpleNamespace(_replica=next(iter(replicas.values())))
+
+
+def url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+async def chosen(handle: Any, *avoid: int) -> str:
+    replicas = ServeReplicas(None)
+    replicas._handles["full"] = handle
+    return await replicas.choose("full", {url(port) for port in avoid})
+
+
+async def test_a_broken_replica_is_left_for_any_other():
+    assert {await chosen(Handle(1, 2, 3), 1) for _ in range(50)} == {url(2), url(3)}
+    with pytest.raises(NoReplica):
+        await chosen(Handle(1, 2), 2, 1)
+
+
+async def test_other_variants_broken_replicas_change_nothing():
+    """A request that comes from another variant starts one from zero, and is spread by Serve's router as any."""
+    assert await chosen(zero := Handle(), 7) == url(9)
+    assert zero.reserved == [True]
+    assert await chosen(up := Handle(1, 2), 7) == url(1)
+    assert up.reserved == [False]

@@ -306,6 +306,14 @@ def test_more_sequences_than_a_replica_admits_are_refused_at_once(pinned):
     assert refusal(variants, sequences(9)).status == 503, "it fits when that one is up again"
 
 
+def test_sequences_that_only_a_broken_variant_admits_are_worth_another_try():
+    variants = [make_live_variant("full", max_running=4, max_waiting=4), make_live_variant("int8", max_running=20)]
+    assert refusal(variants, sequences(9), failed={"int8"}).status == 503
+    variants[0].live.replicas = 0
+    error = refusal(variants[:1], sequences(9))
+    assert (error.status, error.code) == (400, "too_many_sequences"), "it fits no more when that one is up"
+
+
 def test_a_full_variant_is_not_taken():
     variants = three_gears(max_running=2, max_waiting=1)
     variants[0].live.in_flight = 3
