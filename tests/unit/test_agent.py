@@ -55,6 +55,7 @@ def model() -> Iterator[Callable[..., Any]]:
     """Runs an agent on a model that answers as scripted."""
     ChatStub.requests = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), ChatStub)
+    server.daemon_threads = False  # closing waits for late requests, which the next test would else see
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
 
