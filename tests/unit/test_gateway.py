@@ -1,6 +1,7 @@
 """The gateway over real HTTP: its surface, its answers, and how a request chooses its budget."""
 
 import asyncio
+import re
 import socket
 
 import httpx
@@ -223,7 +224,7 @@ class TestBudgets:
     def test_the_nearest_miss_says_what_it_missed(self, gateway: Started):
         response = gateway.chat(budget={"ttft_ms": 90})
         assert response.headers["x-gearbox-reason"] == "nearest_miss"
-        assert response.json()["gearbox"]["missed"] == "predicted ttft 100 ms > 90 ms"
+        assert re.fullmatch(r"predicted ttft 100 ms > (90|8\d\.\d+) ms", response.json()["gearbox"]["missed"])
 
     def test_an_impossible_budget_is_422_when_it_asks_to_be_rejected(self, gateway: Started):
         response = gateway.chat(budget={"ttft_ms": 90}, headers={"x-gearbox-on-no-candidate": "reject"})
