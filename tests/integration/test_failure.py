@@ -79,7 +79,8 @@ async def test_a_killed_replica_under_load_costs_nobody_their_answer(platform: P
     refused = [outcome for outcome in outcomes if outcome.startswith("status")]
     assert not refused, refused
     assert len(interrupted) <= 6, outcomes  # only those that were already streaming
-    assert outcomes.count("int8") >= 12, outcomes
+    assert len(outcomes) - len(interrupted) >= 12, outcomes
+    assert outcomes.count("int8") >= 9, outcomes  # one request in a hundred explores another variant
 
 
 def test_a_pinned_request_is_not_moved(platform: Platform) -> None:
