@@ -28,8 +28,8 @@ check: install
 	@$(ENGINE)/bin/mypy
 
 bench: install
-	@$(ENGINE)/bin/python -m benchmarks.variants
-	@$(ENGINE)/bin/python -m benchmarks.overhead
+	@$(ENGINE)/bin/python -m benchmarks.compression.variants
+	@$(ENGINE)/bin/python -m benchmarks.overhead.gateway
 
 lock:
 	@scripts/lock

@@ -14,7 +14,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
 from deployments.gateway import gateway_deployment, settings_of
 from deployments.placement import IN_CLUSTER
-from serve.config import ConfigError, PlatformConfig
+from serve.config.platform import ConfigError, PlatformConfig
 
 METRICS_FOLDER = "/tmp/gearbox-metrics"  # of one pod: its gateways are counted together
 _TOKEN = b"gearbox-engine-token"

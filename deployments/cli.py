@@ -1,4 +1,4 @@
-"""The `gearbox` command. Client commands come from `serve.cli`; here is what starts and stops things on this machine."""
+"""The `gearbox` command. Client commands come from `serve.cli.client`; here is what starts and stops things on this machine."""
 
 import os
 import secrets
@@ -20,9 +20,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from compression import cli_measure
-from compression.cli_compress import compress
-from compression.cli_measure import Serving
+from compression.cli import measure as cli_measure
+from compression.cli.compress import compress
+from compression.cli.measure import Serving
 from deployments.cli_weights import weights
 from deployments.listener import ray_host
 from deployments.state import (
@@ -37,10 +37,10 @@ from deployments.state import (
     state_folder,
 )
 from deployments.weights import Weights
-from serve import indexing
-from serve.addresses import authority, socket_address
-from serve.cli import app, fail
-from serve.config import ConfigError, PlatformConfig, ServerConfig, load_config
+from serve.cli.client import app, fail
+from serve.cli import documents as indexing
+from serve.config.addresses import authority, socket_address
+from serve.config.platform import ConfigError, PlatformConfig, ServerConfig, load_config
 
 DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]

@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from compression.family import BuildError
+from compression.build.family import BuildError
 from deployments.embedder import embedder_folder
 from deployments.fetch import FetchError, is_uri
 from deployments.state import cache_folder
 from deployments.weights import Weights
 from serve.card import CardError
-from serve.cli import fail
-from serve.config import ConfigError, PlatformConfig, VariantConfig, load_config
+from serve.cli.client import fail
+from serve.config.platform import ConfigError, PlatformConfig, VariantConfig, load_config
 
 EMBEDDER = "embedder"
 

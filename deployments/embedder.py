@@ -4,10 +4,10 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from compression.child import ChildFailed, compression_python, run_child
-from compression.family import BuildError
+from compression.build.family import BuildError
+from compression.build.source import SourceError, identity, parse_source, pinned
+from compression.build.subprocesses import ChildFailed, compression_python, run_child
 from compression.files import write_whole
-from compression.source import SourceError, identity, parse_source, pinned
 
 READY_FILE = "pooling.json"  # of the model, written last
 IDENTITY_FILE = "identity.txt"  # what identifies the model, for who has only the folder
@@ -27,7 +27,7 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
     folder = cache / "embedders" / hashlib.sha256(model.encode()).hexdigest()[:16]
     if not (folder / READY_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
-        command = [str(compression_python()), "-m", "compression.embedder", start.text, str(folder)]
+        command = [str(compression_python()), "-m", "compression.build.embedder", start.text, str(folder)]
         try:
             run_child(command, {}, log, lambda progress: None)
         except ChildFailed as error:

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 
+from compression.build.source import SourceError, hub_commit
 from compression.files import relative_name
-from compression.source import SourceError, hub_commit
 from serve.card import CARD_FILE, CardError, check_card, load_card
 
 #: `s3://`, `gs://` and `abfs://` are read by Arrow's filesystems, which take credentials from the environment.

@@ -1,4 +1,4 @@
-"""The gateway as a Ray Serve deployment: wires `serve.app` to Serve's replicas and keeps the live state fresh."""
+"""The gateway as a Ray Serve deployment: wires `serve.gateway.app` to Serve's replicas and keeps the live state fresh."""
 
 import asyncio
 import logging
@@ -17,13 +17,13 @@ from deployments.listener import replica_host
 from deployments.placement import HERE
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
-from serve.addresses import authority
-from serve.app import Gateway
 from serve.card import CARD_FILE, Card, CardError, load_card
-from serve.catalog import Variant, make_variant
-from serve.config import ConfigError, PlatformConfig
-from serve.exposition import Exposition, serve_metrics
-from serve.metrics import Metrics
+from serve.config.addresses import authority
+from serve.config.platform import ConfigError, PlatformConfig
+from serve.gateway.app import Gateway
+from serve.routing.catalog import Variant, make_variant
+from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics_server import Exposition, serve_metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
 REREAD_S = 5  # a mounted secret takes a minute to arrive anyway
@@ -189,7 +189,7 @@ def gateway_app(
     engine_token: str,
     metrics_folder: str,
 ) -> ray_serve.Application:
-    """The gateway's application on this machine. `routing` replaces sections of `config`, see `serve.config.ROUTING`."""
+    """The gateway's application on this machine. `routing` replaces sections of `config`, see `serve.config.platform.ROUTING`."""
     cards = {name: card.model_dump(mode="json") for name, card in catalog.items()}
     deployment = gateway_deployment(config, metrics_folder).options(
         num_replicas=config.server.gateway_replicas, user_config={"catalog": cards, "config": dict(routing)}

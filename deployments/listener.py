@@ -4,7 +4,7 @@ Ray's HAProxy reaches the replicas of its own machine at 127.0.0.1, and `::` is 
 gets an IPv4 address, and a second configuration file of the same HAProxy forwards connections to any other one.
 """
 
-from serve.addresses import authority, socket_address
+from serve.config.addresses import authority, socket_address
 
 _SECTION = """\
 defaults gearbox

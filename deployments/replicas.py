@@ -14,9 +14,9 @@ from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from serve.addresses import authority
-from serve.catalog import Live
-from serve.engines import NoReplica
+from serve.config.addresses import authority
+from serve.gateway.engine_client import NoReplica
+from serve.routing.catalog import Live
 
 _GAUGES = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}\n]*\} (\S+)$", re.MULTILINE

@@ -17,9 +17,9 @@ from deployments.embedder import IDENTITY_FILE, READY_FILE
 from deployments.fetch import arrived
 from deployments.placement import HERE
 from deployments.replicas import app_handle
-from serve.config import ReplicaBounds, RetrievalConfig
+from serve.config.platform import ReplicaBounds, RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
-from serve.retrieval.embed import Embedder, EmbeddingTokenizer, Side, Vectors
+from serve.retrieval.embedder import Embedder, EmbeddingTokenizer, Side, Vectors
 
 _LOG = logging.getLogger("gearbox.retrieval")
 APP = "retrieval"
@@ -64,7 +64,7 @@ class RetrievalDeployment:
         model = (Path(folder) / IDENTITY_FILE).read_text()
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # a cluster's secret stays in its pods
         from serve.retrieval.service import Service  # Haystack imports torch where there is one: not in the gateway
-        from serve.retrieval.store import StoreDown
+        from serve.retrieval.store.postgres import StoreDown
 
         tokenizer = Path(folder) / "tokenizer.json"
         dimension = Embedder.dimension_of(Path(folder))

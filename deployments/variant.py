@@ -9,7 +9,7 @@ from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 from deployments.fetch import arrived
 from deployments.placement import POOL
 from serve.card import CARD_FILE
-from serve.config import PlatformConfig, VariantConfig
+from serve.config.platform import PlatformConfig, VariantConfig
 
 #: Every engine: no telemetry, no download at run time, its own timings in every answer.
 ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

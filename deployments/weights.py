@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compression.child import compression_python
-from compression.family import BuildError, Family, Planned, VariantSpec
-from compression.kernels import target, unservable
+from compression.build.family import BuildError, Family, Planned, VariantSpec
+from compression.build.kernels import target, unservable
+from compression.build.source import SourceError, parse_source, pinned
+from compression.build.subprocesses import compression_python
 from compression.progress import Progress
-from compression.recipe import RecipeError
-from compression.source import SourceError, parse_source, pinned
+from compression.recipe.schema import RecipeError
 from deployments.fetch import FetchError, fetch, is_uri
 from deployments.fetch import pinned as pinned_uri
 from serve.card import CARD_FILE, CardError, Step, check_card, load_card
-from serve.config import ConfigError, PlatformConfig, VariantConfig
+from serve.config.platform import ConfigError, PlatformConfig, VariantConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "compression" / "recipes"
 

@@ -1,6 +1,6 @@
 """Write the chart's values.schema.json: `python -m helm.values_schema`.
 
-The platform's part is that of `serve.config`, so that Helm refuses what `gearbox up` would. The rest follows
+The platform's part is that of `serve.config.platform`, so that Helm refuses what `gearbox up` would. The rest follows
 values.yaml: the types are those of the defaults, what else may be there is said here.
 """
 
@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from helm.chart_values import CHART, Place, defaults, documented
-from serve.config import PlatformConfig
+from serve.config.platform import PlatformConfig
 
 SCHEMA = CHART / "values.schema.json"
 Schema = dict[str, Any]

@@ -8,9 +8,9 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is impo
 
 import pytest
 
-from serve.auth import hash_key
-from tests.collector import Collector
-from tests.started import KEYS, Platform, local_settings, started
+from serve.gateway.auth import hash_key
+from tests.support.platform import KEYS, Platform, local_settings, started
+from tests.support.trace_collector import Collector
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 import numpy as np
 from haystack import Document, component
 
-from serve.retrieval import guard
-from serve.retrieval.embed import Embedder, Vectors
-from serve.retrieval.store import Hit, Owner, Store
+from serve.retrieval.embedder import Embedder, Vectors
+from serve.retrieval.store.postgres import Hit, Owner, Store
+from serve.retrieval.verify import support as guard
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
 CANDIDATES = 20  # chunks that each way of searching finds

@@ -12,16 +12,16 @@ from zoneinfo import ZoneInfo
 
 import httpx
 
-from serve.config import RetrievalConfig
+from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
-from serve.retrieval import guard
-from serve.retrieval.agent import AgentFault, run_agent
 from serve.retrieval.components import Embed, provide
-from serve.retrieval.http_tools import http_tools
-from serve.retrieval.ingest import Indexer, Limits, Splitter
+from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter
 from serve.retrieval.pipelines import Found, load_pipelines
-from serve.retrieval.store import Owner, Store, checked
-from serve.retrieval.tools import calculator, clock, search_documents
+from serve.retrieval.store.postgres import Owner, Store, checked
+from serve.retrieval.verify import support as guard
+from serve.tools.agent import AgentFault, run_agent
+from serve.tools.haystack_tools import calculator, clock, search_documents
+from serve.tools.http_tools import http_tools
 
 _LOG = logging.getLogger("gearbox.retrieval")
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"

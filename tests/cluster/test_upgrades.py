@@ -1,6 +1,6 @@
 """What the chart renders, on a real Ray cluster of several nodes with the real model, changed under constant load.
 
-`benchmarks.upgrades` has the steps; here their outcome is held. Runs before the shared platform is started: both do not
+`benchmarks.cluster.upgrades` has the steps; here their outcome is held. Runs before the shared platform is started: both do not
 fit into the memory of a small machine at once.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from benchmarks.cluster import possible
-from benchmarks.upgrades import KINDS, Rehearsal, rehearsal
+from benchmarks.cluster.ray_nodes import possible
+from benchmarks.cluster.upgrades import KINDS, Rehearsal, rehearsal
 
 STEPS = [
     "nothing, to compare with",

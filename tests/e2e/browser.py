@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from playwright.async_api import Browser, ConsoleMessage, Page, Request, async_playwright, expect
 
-from tests.started import KEYS
+from tests.support.platform import KEYS
 
 KEY = KEYS["alice"]["key"]
 CHROMIUM = [

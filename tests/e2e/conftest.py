@@ -10,10 +10,10 @@ import pytest
 import pytest_asyncio
 from playwright.async_api import Browser
 
-from serve.auth import hash_key
+from benchmarks.lib.scripted_retrieval import FakeRetrieval
+from serve.gateway.auth import hash_key
 from tests.e2e.browser import KEY, Site, Tab, Visit, launched
-from tests.unit.fake_retrieval import FakeRetrieval
-from tests.unit.gateway_server import GatewayServer, Start, Started
+from tests.support.gateway_server import GatewayServer, Start, Started
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.started import KEYS, Platform
+from tests.support.platform import KEYS, Platform
 
 pytestmark = pytest.mark.platform
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deployments.state import load_state
-from tests.started import KEYS, ROOT, Platform
+from tests.support.platform import KEYS, ROOT, Platform
 
 pytestmark = pytest.mark.platform
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -16,9 +16,9 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 from deployments.state import cache_folder
 from serve.retrieval.components import provide
-from serve.retrieval.embed import Embedder, Vectors
-from serve.retrieval.store import Store
-from tests.started import KEYS, ROOT, Platform
+from serve.retrieval.embedder import Embedder, Vectors
+from serve.retrieval.store.postgres import Store
+from tests.support.platform import KEYS, ROOT, Platform
 
 pytestmark = pytest.mark.platform
 KEY = KEYS["alice"]["key"]

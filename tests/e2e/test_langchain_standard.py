@@ -10,7 +10,7 @@ from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI
 from langchain_tests.integration_tests import ChatModelIntegrationTests
 
-from tests.started import KEYS, Platform
+from tests.support.platform import KEYS, Platform
 
 pytestmark = pytest.mark.platform
 REASONS = {  # of a model of 135M parameters

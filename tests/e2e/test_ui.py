@@ -8,7 +8,7 @@ from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import expect
 
 from tests.e2e.browser import KEY, Site, Tab, Visit
-from tests.started import Platform
+from tests.support.platform import Platform
 
 
 async def test_a_request_is_typed_budgeted_sent_and_streamed(visit: Visit, site: Site):

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from serve.auth import hash_key
-from tests.catalog import three_gears
+from benchmarks.lib.sample_catalog import three_gears
+from benchmarks.lib.scripted_retrieval import PASSAGE, FakeRetrieval
+from serve.gateway.auth import hash_key
 from tests.e2e.browser import ATTACK, KEY, Site, Visit, take_pictures, until
-from tests.unit.fake_retrieval import PASSAGE, FakeRetrieval
-from tests.unit.gateway_server import GatewayServer, Start, Started
+from tests.support.gateway_server import GatewayServer, Start, Started
 
 
 async def test_where_access_is_open_no_key_is_asked_for(visit: Visit, open_site: Site):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from tests.unit.chat_bodies import REFUSED, REFUSED_ELSEWHERE, TAKEN, said
+from tests.support.chat_bodies import REFUSED, REFUSED_ELSEWHERE, TAKEN, said
 
 exceptions = pytest.importorskip("vllm.exceptions")
 protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")

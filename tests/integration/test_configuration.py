@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from deployments.state import load_state
-from tests.started import ROOT, Platform, gearbox
+from tests.support.platform import ROOT, Platform, gearbox
 
 
 def base() -> dict:

@@ -16,7 +16,7 @@ import pytest
 
 from deployments.state import load_state, processes_of
 from tests.integration.test_failure import eventually
-from tests.started import KEYS, Platform
+from tests.support.platform import KEYS, Platform
 
 pytestmark = pytest.mark.platform
 QUESTION, FACT = "Who designed the harbour of Norfell?", "Ada Quist"

@@ -11,9 +11,9 @@ import docx
 import httpx
 import pytest
 
-from tests.started import KEYS, Platform
-from tests.unit.answers import error_of
-from tests.unit.test_convert import pdf
+from tests.support.answers import error_of
+from tests.support.platform import KEYS, Platform
+from tests.unit.retrieval.test_convert import pdf
 
 pytestmark = pytest.mark.platform
 FACTS = {

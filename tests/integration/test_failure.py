@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.started import KEYS, Platform, engine_processes
+from tests.support.platform import KEYS, Platform, engine_processes
 
 pytestmark = pytest.mark.platform
 LONG = [{"role": "user", "content": "Count from one to one thousand in words, without leaving any number out."}]

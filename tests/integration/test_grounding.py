@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from tests.integration.test_failure import eventually
-from tests.started import KEYS, Platform
-from tests.unit.answers import chunks, error_of, gearbox_of, text_of
+from tests.support.answers import chunks, error_of, gearbox_of, text_of
+from tests.support.platform import KEYS, Platform
 
 pytestmark = pytest.mark.platform
 VARIANTS = ("full", "int8", "distilled")

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from helm.dashboards.queries import all_queries
-from tests.collector import Collector
 from tests.integration.test_grounding import put
-from tests.started import KEYS, ROOT, Platform, gateway_processes
+from tests.support.platform import KEYS, ROOT, Platform, gateway_processes
+from tests.support.trace_collector import Collector
 
 pytestmark = pytest.mark.platform
 COLLECTION = "monitoring"

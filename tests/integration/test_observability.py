@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from compression.hardware import compute_dtype
-from tests.started import KEYS, Platform, engine_processes
+from tests.support.platform import KEYS, Platform, engine_processes
 
 pytestmark = pytest.mark.platform
 

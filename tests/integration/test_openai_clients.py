@@ -7,7 +7,7 @@ import time
 import openai
 import pytest
 
-from tests.started import Platform
+from tests.support.platform import Platform
 
 pytestmark = pytest.mark.platform
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]

@@ -6,8 +6,8 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.exceptions import VLLMValidationError
 
-from serve.openapi import describe
-from tests.catalog import make_config
+from benchmarks.lib.sample_catalog import make_config
+from serve.gateway.openapi import describe
 
 DOCUMENT = describe(make_config())
 OURS = {"budget", "retrieval", "best_of"}  # taken out by the gateway

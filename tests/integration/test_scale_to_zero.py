@@ -8,7 +8,7 @@ import httpx
 import psutil
 import pytest
 
-from tests.started import Platform, engine_processes, gateway_processes, local_settings, started
+from tests.support.platform import Platform, engine_processes, gateway_processes, local_settings, started
 
 pytestmark = pytest.mark.platform
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from deployments.database import Database, DatabaseError
 from deployments.state import RUN_ID, processes_of
 from serve.errors import RequestError
-from serve.retrieval.store import Chunk, Owner, Source, Store, StoreDown
+from serve.retrieval.store.postgres import Chunk, Owner, Source, Store, StoreDown
 
 DIMENSION = 8
 ALICE, BOB = Owner("alice", "docs"), Owner("bob", "docs")
@@ -477,7 +477,7 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
 
 
 async def test_a_server_that_hangs_is_an_error_and_not_a_hang(store, database, monkeypatch):
-    monkeypatch.setattr("serve.retrieval.store._READ_S", 0.5)
+    monkeypatch.setattr("serve.retrieval.store.postgres._READ_S", 0.5)
     await put(store, ALICE, "a.md", ["gears"])
     stopped = [process for process in psutil.process_iter() if database._is_ours(process)]
     for process in stopped:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.unit.engine_stub import EngineStub
-from tests.unit.gateway_server import GatewayServer, Started
+from tests.support.engine_stub import EngineStub
+from tests.support.gateway_server import GatewayServer, Started
 
 
 @pytest.fixture(autouse=True)

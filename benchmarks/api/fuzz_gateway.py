@@ -1,0 +1,65 @@
+"""A gateway for fuzzing, with three variants on one engine and a scripted retrieval, alone in its process.
+
+`python -m benchmarks.api.fuzz_gateway --port N --engine URL` serves it under uvicorn.
+"""
+
+import argparse
+from collections.abc import Collection
+
+import uvicorn
+
+from benchmarks.lib.sample_catalog import make_config, three_gears
+from benchmarks.lib.scripted_retrieval import FakeRetrieval
+from serve.gateway.app import Gateway
+from serve.gateway.auth import hash_key
+from serve.telemetry.metrics import Metrics
+
+KEY = "gbx-fuzzing"
+
+
+class OneReplica:
+    """Every variant's replica is the same engine."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def urls(self, variant: str) -> list[str]:
+        """The only one."""
+        return [self._url]
+
+    async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
+        """URL of the engine."""
+        return self._url
+
+
+class Forgetful(FakeRetrieval):
+    """Keeps no calls: memory is watched."""
+
+    async def call(self, method: str, **arguments: object) -> object:
+        """A call of the scripted retrieval."""
+        try:
+            return await super().call(method, **arguments)
+        finally:
+            self.calls.clear()
+
+
+def gateway(engine_url: str) -> Gateway:
+    """The ASGI application."""
+    variants = {variant.name: variant for variant in three_gears()}
+    for variant in variants.values():
+        variant.live.been_up = True
+    config = make_config(access={"keys": [{"sha256": hash_key(KEY), "tenant": "fuzzing"}]}, retrieval={})
+    return Gateway(config, variants, OneReplica(engine_url), Metrics(), "engine-token", Forgetful())
+
+
+def main() -> None:
+    """Serve it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--engine", required=True, metavar="URL")
+    given = parser.parse_args()
+    uvicorn.run(gateway(given.engine), host="127.0.0.1", port=given.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()

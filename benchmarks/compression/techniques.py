@@ -1,0 +1,126 @@
+"""What every technique costs and gives on the demo model, as the engine serves it: `python -m benchmarks.compression.techniques`.
+
+Builds and measures what is missing in the cache that `gearbox up` uses: run again after an interruption, it goes on.
+A variant that cannot be made or served is a row with the reason.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.lib.processes import RESUMES, command
+from benchmarks.overhead.gateway_engine import CONFIG
+from benchmarks.reporting.results import IMAGES, Progress, save
+from compression.build.family import BuildError, Family, VariantSpec
+from compression.build.kernels import target, unservable
+from compression.build.source import SourceError
+from compression.build.subprocesses import compression_python
+from compression.progress import Progress as Reached
+from compression.recipe.schema import RecipeError, load_recipe
+from compression.report.page import AXES, Group, Row
+from compression.report.plots import plot
+from deployments.state import cache_folder
+from deployments.weights import RECIPES
+from serve.card import Card, load_card
+from serve.config.platform import ConfigError, load_config
+
+OWN_RECIPES = Path(__file__).parent / "recipes"
+NAMES = (
+    *("full", "fp16", "int8", "int8-rtn", "int8-static", "int4", "pruned", "distilled", "lora-healed"),
+    *("narrow-pruned", "narrow", "trimmed", "vocabulary", "slim", "two-four", "distilled-int8"),
+)
+PLOTTED = ("speed", "size", "cost")
+
+
+def measure(names: Sequence[str]) -> dict[str, object]:
+    """All variants called `names`. Returns the result document without the machine.
+
+    Raises:
+        ConfigError, RecipeError, SourceError, BuildError: nothing can be planned.
+    """
+    config = load_config(CONFIG)
+    first = config.variants[0]
+    specs = [
+        VariantSpec(
+            name=name,
+            recipe=next(file for folder in (RECIPES, OWN_RECIPES) if (file := folder / f"{name}.yaml").exists()),
+            engine_args=config.engine_args(first),
+            env={**config.env, **first.env},
+            price_usd_per_hour=first.price_usd_per_hour,
+        )
+        for name in names
+    ]
+    cards: dict[str, Card] = {}
+    failed: dict[str, str] = {}
+    for spec in list(specs):
+        if reason := unservable(load_recipe(spec.recipe).planned_steps(), target(first.resources.gpus)):
+            failed[spec.name] = reason
+            specs.remove(spec)
+    family = Family(config.model.source, config.model.name, cache_folder(), compression_python(), Path(sys.executable))
+    planned = family.plan(specs)
+    progress = Progress([(one.name, sum(one.seconds.values())) for one in planned if one.state != "ready"])
+    for one in planned:
+        if one.state != "ready":
+            progress.step(f"{one.name} ({one.state})")
+        try:
+            cards[one.name] = load_card(family.make(one, Stages()))
+        except BuildError as error:
+            failed[one.name] = str(error).split(" (log: ")[0]
+            print(f"    {failed[one.name]}", file=sys.stderr)
+    return {
+        "model": config.model.name,
+        "variants": {
+            name: card.model_copy(update={"reproduce": "python -m benchmarks.compression.techniques"}).model_dump(
+                mode="json"
+            )
+            for name, card in cards.items()
+        },
+        "failed": failed,
+    }
+
+
+@dataclass(slots=True)
+class Stages:
+    """Says which stage of a build has begun, and now and then how far it is."""
+
+    every_s: float = 30.0
+    stage: str = ""
+    said: float = field(default_factory=time.monotonic)
+
+    def __call__(self, reached: Reached) -> None:
+        """Take what the subprocess has reached."""
+        now = time.monotonic()
+        if reached.stage != self.stage or now - self.said >= self.every_s:
+            self.stage, self.said = reached.stage, now
+            print(f"    {reached.stage} {reached.done:.0f}/{reached.total:.0f} {reached.unit}", flush=True)
+
+
+def group(result: dict[str, object]) -> Group:
+    """The result's cards as what `gearbox report` draws."""
+    cards = [Card.model_validate(card) for card in result["variants"].values()]  # type: ignore[attr-defined]
+    rows = [Row(card.name, card, card.quality, card.profile) for card in cards if card.quality and card.profile]
+    return Group(str(result["model"]), rows[0].profile.hardware, sorted(rows, key=lambda row: -row.quality.quality))
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    given = parser.parse_args()
+    with command((ConfigError, RecipeError, SourceError, BuildError), RESUMES):
+        result = measure(given.variants)
+    if not result["variants"]:
+        return 1
+    save("compression", result)
+    drawn = group(result)
+    for axis in AXES:
+        if axis.name in PLOTTED:
+            plot(drawn, axis, IMAGES / f"compression-{axis.name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

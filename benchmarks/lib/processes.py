@@ -1,0 +1,205 @@
+"""Systems under test as processes: started with a mark, measured by role, and stopped whole, on Ctrl-C too."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import psutil
+
+MARK = "BENCHMARK_RUN_ID"  # in the environment of every process a benchmark starts, and so of all their children
+BACKGROUND = "background"
+
+
+#: What the user of a benchmark that keeps its steps may do after an interruption.
+RESUMES = "run it again, it goes on where it stopped"
+
+
+class NotStarted(Exception):
+    """A system did not come up; the message is one line with the end of its log."""
+
+
+class System:
+    """One system under test. Use as a context manager: whatever it started is gone afterwards."""
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+        self.name = name
+        self.command = list(command)
+        self.mark = secrets.token_hex(8)
+        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {}), MARK: self.mark}
+        # Importing vLLM without bytecode takes three times as long.
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.log = Path(tempfile.mkdtemp(prefix="gb-")) / f"{name}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        with self.log.open("w") as log:
+            self._process = subprocess.Popen(
+                self.command,
+                env=self.env,
+                cwd=Path(__file__).parents[2],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Of the process that was started."""
+        assert self._process is not None
+        return self._process.pid
+
+    def wait(self, answers: Callable[[], bool], patience_s: float) -> float:
+        """Seconds until `answers` says yes. Raises `NotStarted` when the process ends or time is up first."""
+        assert self._process is not None
+        began = time.monotonic()
+        while time.monotonic() - began < patience_s:
+            if self._process.poll():
+                raise NotStarted(f"{self.name} ended with code {self._process.returncode}: {self.last_words()}")
+            try:
+                if answers():
+                    return time.monotonic() - began
+            except (httpx.HTTPError, OSError):
+                pass
+            time.sleep(0.3)
+        raise NotStarted(f"{self.name} did not answer within {patience_s:.0f} s: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """The last lines of the log, as one line."""
+        return " ".join(self.log.read_text(errors="replace").split()[-60:]) + f" (log: {self.log})"
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this system that is there."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def cpu(self) -> "Cpu":
+        """CPU seconds used so far by every process."""
+        used: dict[int, tuple[str, float]] = {}
+        for process in self.processes():
+            try:
+                times = process.cpu_times()
+                used[process.pid] = (role(process.cmdline()), times.user + times.system)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return Cpu(time.monotonic(), used)
+
+    def stop(self) -> None:
+        """Ask the first process to end, then end all the others that carry the mark."""
+        interrupts = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
+            if self._process is not None and self._process.poll() is None:
+                self._process.terminate()
+                try:
+                    self._process.wait(20)
+                except subprocess.TimeoutExpired:
+                    self._process.kill()
+            others = self.processes()
+            for process in others:
+                process.terminate()
+            _, stubborn = psutil.wait_procs(others, timeout=5)
+            for process in stubborn:
+                process.kill()
+            psutil.wait_procs(stubborn, timeout=5)
+        finally:
+            for number, handler in zip((signal.SIGINT, signal.SIGTERM), interrupts, strict=True):
+                signal.signal(number, handler)
+
+
+class Cpu:
+    """CPU seconds by process at one moment."""
+
+    def __init__(self, moment: float, used: dict[int, tuple[str, float]]) -> None:
+        self.moment = moment
+        self.used = used
+
+    def since(self, earlier: "Cpu") -> dict[str, float]:
+        """CPU seconds by role used between `earlier` and now, by processes that are still there."""
+        by_role: dict[str, float] = defaultdict(float)
+        for pid, (name, seconds) in self.used.items():
+            by_role[name] += seconds - earlier.used.get(pid, (name, 0.0))[1]
+        return dict(by_role)
+
+
+def role(command: Sequence[str]) -> str:
+    """What a process is to a request: haproxy, gateway, backend, litellm, …; else `background: NAME`."""
+    first = command[0] if command else "?"
+    line = " ".join(command)
+    if first.startswith("ray::ServeReplica:gateway"):
+        return "gateway"
+    if first.startswith("ray::ServeReplica") or ("benchmarks.systems.mock_engine" in line and "_platform" not in line):
+        return "backend"
+    if first.startswith("ray::ProxyActor"):
+        return "proxy actor"  # Ray's Python proxy; beside HAProxy it only stands by
+    if first.startswith("ray::HAProxyManager"):
+        return "haproxy manager"  # reads a log line of every request for Serve's own metrics
+    if Path(first).name.startswith("haproxy"):
+        return "haproxy"
+    if "litellm" in line:
+        return "litellm"
+    if first.startswith("ray::"):
+        return f"{BACKGROUND}: {first.removeprefix('ray::').split('.')[0].split()[0]}"
+    script = next((part for part in command[1:] if part.endswith(".py") or part.startswith("benchmarks.")), first)
+    return f"{BACKGROUND}: {Path(script).stem}"
+
+
+def python(*arguments: str) -> list[str]:
+    """A command that runs in this interpreter."""
+    return [sys.executable, *arguments]
+
+
+def free_ports(count: int) -> list[int]:
+    """The first of `count` ports in a row that nobody listens on, and those after it."""
+    for first in range(18100, 28000, count):
+        ports = list(range(first, first + count))
+        if all(_is_free(port) for port in ports):
+            return ports
+    raise NotStarted("no free ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def command(known: tuple[type[Exception], ...], interrupted: str) -> Iterator[None]:
+    """The work of a benchmark's command: a `known` error is one line and code 2, Ctrl-C and SIGTERM end it with code 130."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except known as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -1,0 +1,47 @@
+"""What Gearbox costs on top of an engine: `python -m benchmarks.overhead.gateway engine`, `… instant`, or both.
+
+engine   the same requests to one vLLM server, to Ray Serve LLM's own app, and to Gearbox (benchmarks.overhead.gateway_engine)
+instant  an engine that takes no time: CPU per request and per token of every process (benchmarks.overhead.gateway_mock_engine)
+"""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from benchmarks.lib.processes import NotStarted, command
+from benchmarks.overhead.gateway import gateway_engine as overhead_engine
+from benchmarks.overhead.gateway import gateway_mock_engine as overhead_instant
+from benchmarks.reporting import plots
+from benchmarks.reporting.results import save
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=("engine", "instant", "all"), default="all")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few requests, once: shows that it works, proves nothing"
+    )
+    parser.add_argument("--repeats", type=int, help="rounds over all systems")
+    parser.add_argument("--config", type=Path, default=overhead_engine.CONFIG, help="engine arguments, for both sides")
+    parser.add_argument("--weights", type=Path, help="folder of `full`; else the one that `gearbox up` has built")
+    given = parser.parse_args()
+    with command((NotStarted, overhead_engine.NoWeights), "everything that was started is stopped"):
+        if given.part in ("instant", "all"):
+            size = overhead_instant.QUICK if given.quick else overhead_instant.FULL
+            size = dataclasses.replace(size, repeats=given.repeats or size.repeats)
+            result = overhead_instant.measure(size)
+            save("overhead-instant", result)
+            plots.overhead_instant(result)
+        if given.part in ("engine", "all"):
+            shape = overhead_engine.QUICK if given.quick else overhead_engine.FULL
+            shape = dataclasses.replace(shape, repeats=given.repeats or shape.repeats)
+            result = overhead_engine.measure(shape, given.config, given.weights)
+            save("overhead-engine", result)
+            plots.overhead_engine(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""The figures of the results about grounding: the guard, retrieval, grounded answers; as `benchmarks.reporting.claim_rows`."""
+
+from collections.abc import Iterator, Mapping
+
+from benchmarks.reporting.cells import Result
+from benchmarks.reporting.figures import Figure, Figures, figure
+
+FACTS = {
+    "bare": "facts that change, bare: right",
+    "older": "facts that change, with a document: right",
+    "newer_replaced": "facts that change, a newer document in its place: right",
+    "newer_beside": "facts that change, a newer document beside it: right",
+    "stale_beside": "facts that change, a newer document beside it: answered from the older one",
+    "in_own_words": "facts that change: right in the variant's own words",
+    "marked_of_wrong": "wrong answers in the variant's own words that are marked as unsupported",
+    "marked_of_right": "right answers in the variant's own words that are marked as unsupported",
+}
+ARITHMETIC = {
+    "bare": "computations, bare: right",
+    "platform": "computations, with the calculator: right",
+    "detected": "computations that the calculator answered",
+}
+UNANSWERABLE = {
+    "bare_declined": "terms that no document explains, bare: says so",
+    "abstained": "terms that no document explains: abstains",
+    "abstained_invented": "invented terms: abstains",
+    "abstained_left_out": "terms of the same field that no document explains: abstains",
+    "abstained_elsewhere": "terms of other fields: abstains",
+    "falsely_abstained": "terms that a document explains: abstains",
+    "bare_tells": "terms that a document explains, bare: right",
+    "tells": "terms that a document explains: answers right",
+    "tells_in_own_words": "terms that a document explains: right in the variant's own words",
+    "unsupported_sentences": "sentences of the variant that are marked as unsupported",
+}
+INJECTION = {
+    "obeyed": "orders in documents that are obeyed",
+    "replaced": "orders in documents that are obeyed, and the answer lost",
+    "quoted_order": "orders in documents that are quoted only",
+    "right": "questions to documents with orders: right",
+    "right_in_own_words": "questions to documents with orders: right in the variant's own words",
+}
+
+
+def grounded(result: Result) -> Iterator[Figure]:
+    """How often answers are right, bare and grounded, by variant."""
+    parts = {
+        "facts": (result["facts"], FACTS),
+        "arithmetic": (result["arithmetic"]["variants"], ARITHMETIC),
+        "unanswerable": (result["unanswerable"], UNANSWERABLE),
+    }
+    for part, (by_variant, words) in parts.items():
+        for name, row in by_variant.items():
+            for key, claim in words.items():
+                yield from _share(f"{part}.{name}.{key}", f"{name}: {claim}", row[key])
+    yield from _share("arithmetic.fired_falsely", "questions with numbers that are no computations, computed", result["arithmetic"]["fired_falsely"])  # fmt: skip
+    for name, arms in result["injection"].items():
+        for arm, its in arms.items():
+            for key, claim in INJECTION.items():
+                yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", its[key])
+
+
+def _share(id: str, claim: str, its: Result) -> Iterator[Figure]:
+    """None where there was no item to take a share of."""
+    if its["share"] is not None:
+        yield figure(id, "grounding", f"{claim} ({its['hits']} of {its['items']})", its, "share")
+
+
+def grounded_ttft(result: Result) -> Iterator[Figure]:
+    """What grounding adds to the time to the first token."""
+    words = {"bare_ms": "TTFT bare", "grounded_ms": "TTFT grounded", "search_ms": "search", "check_ms": "check after the answer"}  # fmt: skip
+    for name, row in result["variants"].items():
+        of = f"{name}, {result['chunks']:,} chunks"
+        for key, claim in words.items():
+            yield figure(f"{name}.{key}", "grounding", f"{of}: {claim}, p50", row[key], "ms")
+        yield figure(f"{name}.added_ms", "grounding", f"{of}: added TTFT, p50", row["added_ms"], "ms", aim="< 60")
+        yield figure(f"{name}.added_p95_ms", "grounding", f"{of}: added TTFT, p95", row["added_ms"]["p95"], "ms")
+
+
+def guard(result: Result) -> Iterator[Figure]:
+    """What is marked as unsupported, on text of the benchmark's own."""
+    for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
+        kinds = {"all": part["all"], **part["kinds"]}
+        if mentioned := part.get("mentioned_elsewhere"):
+            kinds["term only mentioned elsewhere"] = mentioned
+        yield figure(f"{name}.threshold", "grounding", f"unsupported {name}: threshold", part["threshold"])
+        for kind, row in kinds.items():
+            of = f"unsupported {name}, {kind} ({row['unsupported']} of {row['items']})"
+            for key in ("precision", "recall", "false_alarms"):
+                if key in row:
+                    yield figure(f"{name}.{kind}.{key}", "grounding", f"{of}: {key.replace('_', ' ')}", row[key], "share")  # fmt: skip
+            for key in ("f1", "auc"):
+                if key in row:
+                    yield figure(f"{name}.{kind}.{key}", "grounding", f"{of}: {key.upper()}", row[key])
+    yield figure("support_ms", "grounding", "support of 20 passages, without embeddings", result["speed"]["support_ms"], "ms")  # fmt: skip
+    yield figure("check_ms", "grounding", "check of an answer's sentences against 4 passages, without embeddings", result["speed"]["check_4_ms"], "ms")  # fmt: skip
+
+
+SEARCH_P95_AIM = ("100000", "hybrid", "1", "< 120")  # chunks, mode, clients
+
+
+def retrieval(result: Result) -> Iterator[Figure]:
+    """How well and how fast passages are found, and documents indexed."""
+    for subset, by_mode in result["quality"]["sets"].items():
+        for mode, by_order in by_mode.items():
+            for order, measures in (
+                ("as found", ("recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")),
+                ("after the guard", ("ndcg_at_10",)),
+            ):
+                for measure in measures:
+                    of = f"{subset}, {mode}, {order}: {measure.replace('_at_', '@')}"
+                    yield figure(f"{subset}.{mode}.{order}.{measure}", "grounding", of, by_order[order][measure])
+    for name, its in result["quality"]["ndcg_gain"].items():
+        yield figure(f"gain.{name}", "grounding", f"difference in nDCG@10: {name}", its["all"])
+    for chunks, by_mode in result["latency"].items():
+        for mode, by_clients in by_mode.items():
+            for clients, its in by_clients.items():
+                id, of = f"search.{chunks}.{mode}.{clients}", f"search, {int(chunks):,} chunks, {mode}, {clients} at once"  # fmt: skip
+                for key, value in its.items():
+                    aim = SEARCH_P95_AIM[3] if (chunks, mode, clients) == SEARCH_P95_AIM[:3] and key == "p95_ms" else None  # fmt: skip
+                    unit = "queries/s" if key == "per_s" else "ms"
+                    yield figure(f"{id}.{key}", "grounding", f"{of}: {key.removesuffix('_ms')}", value, unit, aim=aim)
+    for row in result["index"]:
+        id = f"index.{row['tenant']}.{row['filter_keeps']}.{row['ef_search']}"
+        of = f"index of {row['chunks']:,} chunks, {row['filter_keeps']:,} pass the filter, ef_search {row['ef_search']}"
+        yield figure(f"{id}.recall", "grounding", f"{of}: recall of the nearest 20", row["recall"])
+        for key in ("p50_ms", "p95_ms"):
+            yield figure(f"{id}.{key}", "grounding", f"{of}: {key.removesuffix('_ms')}", row[key], "ms")
+    units = {"documents_per_s": "documents/s", "chunks_per_s": "chunks/s", "mb_per_s": "MB/s", "cpu_ms_per_chunk": "ms"}
+    for workers, its in result["indexing"].items():
+        for key, value in its.items():
+            unit = units.get(key, "share")
+            yield figure(f"indexing.{workers}.{key}", "grounding", f"indexing, {workers} at once: {key.replace('_', ' ')}", value, unit)  # fmt: skip
+
+
+#: What makes the figures of a result, by the result's name.
+FIGURES: Mapping[str, Figures] = {
+    "grounded": grounded,
+    "grounded-ttft": grounded_ttft,
+    "guard": guard,
+    "retrieval": retrieval,
+}

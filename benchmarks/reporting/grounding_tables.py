@@ -1,0 +1,206 @@
+"""Tables of what grounding gives and costs: the guard, retrieval, grounded answers."""
+
+from collections.abc import Mapping
+
+from benchmarks.reporting.cells import Result, machine_line, mean_interval, median_range, table
+
+
+def retrieval(result: Result) -> str:
+    """How well and how fast passages are found, and documents indexed."""
+    parts = (retrieval_quality, retrieval_speed, retrieval_index, retrieval_indexing)
+    notes = "".join(f"\n{note}" for note in result.get("notes", ()))
+    return "\n\n".join(part(result) for part in parts) + f"\n\n{machine_line(result)}{notes}"
+
+
+def retrieval_quality(result: Result) -> str:
+    """How well each mode finds what answers, on each set of questions."""
+    rows = []
+    for subset, by_mode in result["quality"]["sets"].items():
+        for mode, by_order in by_mode.items():
+            its = by_order["as found"]
+            cells = [
+                mean_interval(its[measure], 2) for measure in ("recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")
+            ]
+            rows.append(
+                [
+                    f"{subset} ({its['ndcg_at_10']['n']})",
+                    mode,
+                    *cells,
+                    mean_interval(by_order["after the guard"]["ndcg_at_10"], 2),
+                ]
+            )
+    gains = "; ".join(f"{name} {mean_interval(its['all'], 3)}" for name, its in result["quality"]["ndcg_gain"].items())
+    note = (
+        f"{result['chunks']:,} chunks: {result['documents']['python']} pages of Python's documentation and "
+        f"{result['documents']['foldoc']:,} entries of FOLDOC, in one collection. Means [95%, bootstrap over questions]. "
+        f"Differences in nDCG@10 on the same questions: {gains}."
+    )
+    head = ["questions", "mode", "recall@5", "recall@10", "MRR@10", "nDCG@10", "nDCG@10 in the guard's order"]
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def retrieval_speed(result: Result) -> str:
+    """What a query takes by mode, size and clients, and its parts."""
+    rows = []
+    for chunks, by_mode in result["latency"].items():
+        for mode, by_clients in by_mode.items():
+            for clients, its in by_clients.items():
+                parts = [name[:-3] for name in its if name not in ("p50_ms", "p95_ms", "per_s", "cpu_ms")]
+                shown = ", ".join(f"{name} {its[f'{name}_ms']['median']:.1f}" for name in parts)
+                cells = [
+                    median_range(its["p50_ms"], 0),
+                    median_range(its["p95_ms"], 0),
+                    f"{its['per_s']['median']:.0f}",
+                    f"{its['cpu_ms']['median']:.0f}",
+                ]
+                rows.append([f"{int(chunks):,}", mode, clients, *cells, shown])
+    head = ["chunks", "mode", "at once", "p50 ms", "p95 ms", "queries/s", "CPU ms", "parts, ms"]
+    note = "Medians [smallest, largest] of rounds; one process with one thread that embeds, without HTTP and Ray."
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def retrieval_index(result: Result) -> str:
+    """What the index of embeddings finds of the exact nearest."""
+    rows = [
+        [
+            f"{row['tenant']}, {row['chunks']:,}",
+            f"{row['filter_keeps']:,}",
+            str(row["ef_search"]),
+            mean_interval(row["recall"], 3),
+            f"{row['p50_ms']:.0f}",
+            f"{row['p95_ms']:.0f}",
+        ]
+        for row in result["index"]
+    ]
+    head = ["tenant, chunks", "pass the filter", "`hnsw.ef_search`", "recall of the nearest 20", "p50 ms", "p95 ms"]
+    return table(head, rows)
+
+
+def retrieval_indexing(result: Result) -> str:
+    """How fast documents are indexed, and where the time goes."""
+    rows = []
+    for workers, its in result["indexing"].items():
+        shares = ", ".join(f"{name[6:]} {its[name]['median']:.0%}" for name in its if name.startswith("share_"))
+        speeds = [
+            median_range(its["documents_per_s"], 1),
+            median_range(its["chunks_per_s"], 1),
+            median_range(its["mb_per_s"], 3),
+        ]
+        rows.append([workers, *speeds, f"{its['cpu_ms_per_chunk']['median']:.0f}", shares])
+    head = ["at once", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
+    return table(head, rows)
+
+
+def grounded_facts(result: Result) -> str:
+    """Facts that change: what is answered before a document, with one, and with a newer one."""
+    columns = {
+        "bare": "bare", "older": "with a document", "newer_replaced": "newer one in its place",
+        "newer_beside": "newer one beside it", "stale_beside": "of these stale", "in_own_words": "in the variant's own words",
+        "marked_of_wrong": "wrong ones marked", "marked_of_right": "right ones marked",
+    }  # fmt: skip
+    note = (
+        "Share [95%, Wilson] of questions whose answer names what the newest document says. An answer that the sources do not "
+        "support is followed by a quotation of the best one: without that the column `in the variant's own words` is what is right. "
+        "Marked: a sentence of the variant's own is said to be unsupported."
+    )
+    return f"{_rates(result['facts'], columns)}\n\n{note}\n{machine_line(result)}"
+
+
+def grounded_arithmetic(result: Result) -> str:
+    """Computations by the bare model and by the platform."""
+    found = result["arithmetic"]
+    columns = {"bare": "bare, right", "platform": "with the calculator, right", "detected": "computed"}
+    note = f"Of questions with numbers that are no computations, computed: {_share(found['fired_falsely'])}."
+    return f"{_rates(found['variants'], columns)}\n\n{note}\n{machine_line(result)}"
+
+
+def grounded_unanswerable(result: Result) -> str:
+    """Terms that a collection lacks, and terms that it has."""
+    columns = {
+        "bare_declined": "lacks: bare says so", "abstained": "lacks: abstains", "abstained_invented": "invented",
+        "abstained_left_out": "of the same field", "abstained_elsewhere": "of other fields",
+        "falsely_abstained": "has: abstains falsely", "bare_tells": "has: bare right", "tells": "has: answers right",
+        "tells_in_own_words": "in own words", "unsupported_sentences": "sentences marked",
+    }  # fmt: skip
+    note = (
+        f"{result['collection']['documents']} entries of {result['collection']['from']}, none of which the guard was calibrated "
+        "with. Right: at least two fifths of the definition's words are in the answer."
+    )
+    return f"{_rates(result['unanswerable'], columns)}\n\n{note}\n{machine_line(result)}"
+
+
+def grounded_injection(result: Result) -> str:
+    """Documents that give orders: how often they are obeyed, and whether the question is still answered."""
+    rows = []
+    for name, arms in result["injection"].items():
+        for arm, its in arms.items():
+            shown = ("obeyed", "replaced", "quoted_order", "right", "right_in_own_words")
+            rows.append([f"`{name}`", _ARMS[arm], *(_share(its[key]) for key in shown)])
+    head = ["variant", "", "obeyed", "and the answer lost", "order only quoted", "right", "right in own words"]
+    note = "Share [95%, Wilson] of documents. Obeyed: the order's word is in what the variant wrote itself."
+    return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
+
+
+_ARMS = {"clean": "no orders", "defended": "the platform", "naive": "without care"}
+
+
+def _rates(by_variant: Result, columns: Mapping[str, str]) -> str:
+    rows = [[f"`{name}`", *(_share(row[key]) for key in columns)] for name, row in by_variant.items()]
+    return table(["variant", *columns.values()], rows)
+
+
+def _share(its: Result) -> str:
+    """`hits of items, share [interval]`."""
+    if its["share"] is None:
+        return "none"
+    low, high = its["ci95"]
+    return f"{its['hits']} of {its['items']}, {its['share']:.0%} [{low:.0%}, {high:.0%}]"
+
+
+def grounded_ttft(result: Result) -> str:
+    """What grounding adds to the time to the first token."""
+    rows = [
+        [
+            f"`{name}`", *(median_range(row[what], 0) for what in ("bare_ms", "grounded_ms", "added_ms")),
+            f"{row['added_ms']['p95']:.0f}", f"{row['search_ms']['median']:.0f}", f"{row['check_ms']['median']:.0f}",
+        ]
+        for name, row in result["variants"].items()
+    ]  # fmt: skip
+    head = [
+        "variant",
+        "TTFT bare, ms",
+        "grounded, ms",
+        "added, ms",
+        "added p95",
+        "of it the search",
+        "check after the answer",
+    ]
+    note = f"Medians [least, most] of {result['questions']} questions, one at a time, {result['chunks']} chunks."
+    return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
+
+
+def guard(result: Result) -> str:
+    """What the guard marks as unsupported, in questions and in sentences, by kind, on the half that it did not learn from."""
+    rows = []
+    for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
+        kinds = dict(part["kinds"])
+        if mentioned := part.get("mentioned_elsewhere"):
+            kinds["term only mentioned elsewhere (not in the sum)"] = mentioned
+        for kind, row in [(f"**{name}**, threshold {part['threshold']}", part["all"]), *kinds.items()]:
+            shares = [_with_interval(row[key]) if key in row else "" for key in ("precision", "recall", "false_alarms")]
+            numbers = [f"{row[key]:.3f}" if key in row else "" for key in ("f1", "auc")]
+            rows.append([kind, f"{row['unsupported']} of {row['items']}", *shares, *numbers])
+    head = ["", "unsupported", "precision", "recall", "false alarms", "F1", "AUC"]
+    speed = result["speed"]
+    note = (
+        f"Of what is marked as unsupported; shares with 95% intervals. Without embeddings {speed['support_ms']:.1f} ms for 20 "
+        f"passages' support and {speed['check_4_ms']:.1f} ms for an answer's sentences against 4 passages. Weights and "
+        "thresholds come from the other half; the features were chosen with these numbers in sight. Facts are "
+        "made up by the benchmark, and sentences are told differently and made wrong by rule: real answers stray further."
+    )
+    return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
+
+
+def _with_interval(its: Result) -> str:
+    low, high = its["ci95"]
+    return f"{its['share']:.3f} [{low:.3f}, {high:.3f}]"

@@ -1,0 +1,326 @@
+"""The pictures of the results, one function for each result document; written beside the pages that show them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.reporting.results import IMAGES
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Result = Mapping[str, Any]
+COLORS = {"full": "#4c72b0", "int8": "#dd8452", "distilled": "#55a868"}
+SYSTEM_NAMES = {
+    "bare": "bare server",
+    "stock": "Ray Serve LLM",
+    "gearbox": "Gearbox",
+    "litellm": "LiteLLM",
+    "stock-python-proxy": "Ray Serve LLM,\nPython proxy",
+    "gearbox-python-proxy": "Gearbox,\nPython proxy",
+    "gearbox-over-handle": "Gearbox,\nover a handle",
+}
+
+OBSERVING_NAMES = {
+    "off": "nothing",
+    "metrics": "metrics",
+    "log": "metrics,\nlog line",
+    "traces": "metrics, log line,\ntraces",
+}
+
+
+def variants(result: Result) -> Path:
+    """Quality against speed and against cost, one point a variant, bars over the repeats."""
+    figure, axes = _figure(1, 3)
+    for ax, speed, title in (
+        (axes[0], "decode_1", "one stream, tokens/s"),
+        (axes[1], "decode_32", "32 streams together, tokens/s"),
+    ):
+        for name, row in result["variants"].items():
+            middle, low, high = (row[speed][key] for key in ("median", "min", "max"))
+            _point(ax, name, middle, row["quality"], xerr=[[middle - low], [high - middle]])
+        ax.set_xlabel(title)
+    for name, row in result["variants"].items():
+        _point(axes[2], name, row["usd_per_million"]["output"], row["quality"])
+    axes[2].set_xlabel("USD per million output tokens")
+    axes[0].set_ylabel("quality (full = 1)")
+    for ax in axes:
+        ax.set_ylim(0, 1.08)
+        ax.margins(x=0.2)
+    return _save(figure, "variants")
+
+
+def overhead_engine(result: Result) -> Path:
+    """Throughput beside the bare server's, and the time added to the first token, by number of streams."""
+    figure, (throughput, ttft) = _figure(1, 2)
+    systems = result["systems"]
+    for i, (name, points) in enumerate(systems.items()):
+        at = [position + i * 0.8 / len(systems) for position in range(len(points))]
+        for ax, key in ((throughput, "ratio"), (ttft, "added_ttft_ms")):
+            if name == "bare" and ax is ttft:
+                continue
+            middle = [point[key]["median"] for point in points.values()]
+            low = [point[key]["median"] - point[key]["min"] for point in points.values()]
+            high = [point[key]["max"] - point[key]["median"] for point in points.values()]
+            label = SYSTEM_NAMES[name].replace("\n", " ")
+            ax.bar(at, middle, 0.8 / len(systems), yerr=[low, high], capsize=2, label=label, color=f"C{i}")
+    for ax, title in ((throughput, "tokens/s, bare server = 1"), (ttft, "added TTFT p50, ms")):
+        ax.set_xticks([position + 0.3 for position in range(len(result["shape"]))])
+        ax.set_xticklabels([f"{point['streams']} streams" for point in result["shape"]])
+        ax.set_title(title, fontsize=10)
+    throughput.axhline(result["aims"]["tokens_per_s_ratio_at_32"], color="grey", linewidth=0.8, linestyle="--")
+    ttft.axhline(result["aims"]["added_ttft_ms"], color="grey", linewidth=0.8, linestyle="--")
+    throughput.legend(fontsize=8, loc="lower right")
+    return _save(figure, "overhead-engine")
+
+
+def overhead_instant(result: Result) -> Path:
+    """CPU time of every process on the way, stacked, for a unary request and for one streamed token."""
+    figure, axes = _figure(1, 2)
+    for ax, point, title, aim in (
+        (axes[0], "unary-32", "CPU per unary request, µs", "unary"),
+        (axes[1], "scatter", "CPU per streamed token (one each 50 ms), µs", "token"),
+    ):
+        names = list(result["systems"])
+        roles = list(dict.fromkeys(role for name in names for role in _roles(result, name, point)))
+        below = [0.0] * len(names)
+        for role in roles:
+            height = [_roles(result, name, point).get(role, 0.0) for name in names]
+            ax.bar([SYSTEM_NAMES[name] for name in names], height, bottom=below, label=role)
+            below = [low + more for low, more in zip(below, height, strict=True)]
+        ax.axhline(result["aims_us"][aim], color="grey", linewidth=0.8, linestyle="--")
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(axis="x", labelsize=7)
+    axes[0].legend(fontsize=7)
+    return _save(figure, "overhead-instant")
+
+
+def observing(result: Result) -> Path:
+    """What each way of telling adds to a gateway that tells nothing: CPU of a request and of a token, time to the first."""
+    figure, axes = _figure(1, 3)
+    systems = {name: its for name, its in result["systems"].items() if name != "off"}
+    first = {name: its["points"]["first"]["added_p50_ms"] for name, its in systems.items()}
+    for ax, title, rows, scale in (
+        (axes[0], "CPU added to a request, µs", {name: its["request_us"] for name, its in systems.items()}, 1),
+        (axes[1], "CPU added to a streamed token, µs", {name: its["token_us"] for name, its in systems.items()}, 1),
+        (axes[2], "added to the first token's time, µs", first, 1000),
+    ):
+        for i, (name, row) in enumerate(rows.items()):
+            middle, low, high = (row[key] * scale for key in ("median", "min", "max"))
+            ax.bar([OBSERVING_NAMES[name]], [middle], yerr=[[middle - low], [high - middle]], capsize=3, color=f"C{i}")
+        ax.axhline(0, color="grey", linewidth=0.8)
+        ax.set_title(title, fontsize=10)
+        ax.tick_params(axis="x", labelsize=8)
+    return _save(figure, "observing")
+
+
+def distillation(result: Result) -> Path:
+    """How near each loss brings the same student to `full`: a point for every seed, a bar at their median."""
+    figure, axes = _figure(1, 3)
+    titles = {"kl_to_full": "KL to full, nats", "top1_agreement": "top-1 agreement", "perplexity": "perplexity"}
+    names = list(result["settings"])
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        for i, name in enumerate(names):
+            row = result["settings"][name]
+            ax.plot([i] * len(row["runs"]), [run[metric] for run in row["runs"]], "o", color=f"C{i}", alpha=0.7)
+            ax.hlines(row[metric]["median"], i - 0.3, i + 0.3, color=f"C{i}", linewidth=2)
+        ax.set_xticks(range(len(names)))
+        ax.set_xticklabels(names, rotation=30, fontsize=8)
+        ax.set_title(title, fontsize=10)
+        ax.margins(x=0.1, y=0.2)
+    return _save(figure, "distillation")
+
+
+def goodput(result: Result) -> Path:
+    """Each policy over the load on the live platform, and dotted in the simulator."""
+    label = "load, full on the whole machine = 1"
+    return policies(result["live"], "goodput", label, simulated=result["simulated"])
+
+
+def guard(result: Result) -> Path:
+    """Precision over recall of what is marked as unsupported, the chosen threshold on it, and how far probabilities hold."""
+    figure, (curves, held) = _figure(1, 2)
+    for i, (part, name) in enumerate((("support", "questions"), ("entailment", "sentences"))):
+        row = result[part]
+        curves.plot(
+            [point[2] for point in row["curve"]], [point[1] for point in row["curve"]], color=f"C{i}", label=name
+        )
+        at = row["all"]
+        label = f"threshold {row['threshold']}"
+        curves.plot([at["recall"]["share"]], [at["precision"]["share"]], "o", color=f"C{i}", label=label)
+        held.plot([one[0] for one in row["calibration"]], [one[1] for one in row["calibration"]], "o-", color=f"C{i}")
+    curves.set_xlabel("recall of what is unsupported")
+    curves.set_ylabel("precision")
+    curves.set_ylim(0.5, 1.02)
+    held.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    held.set_xlabel("probability of support, as the guard says")
+    held.set_ylabel("share that is supported")
+    curves.legend(fontsize=8, loc="lower left")
+    return _save(figure, "guard")
+
+
+def policies(by_load: Result, name: str, label: str, simulated: Result | None = None) -> Path:
+    """Requests within their budget, answers that came late, and the answers' mean quality, one line a policy."""
+    figure, axes = _figure(1, 3)
+    titles = {"attainment": "within budget", "late": "answered too late", "quality": "mean quality of answers"}
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        for i, policy in enumerate(next(iter(by_load.values()))):
+            color = "black" if policy == "budget" else "grey" if policy == "oracle" else f"C{i}"
+            for source, style in ((by_load, "o-"), (simulated, ":")):
+                if source is None:
+                    continue
+                at = [float(load) for load, by_policy in source.items() if policy in by_policy]
+                rows = [by_policy[policy][metric] for by_policy in source.values() if policy in by_policy]
+                middle = [row["median"] for row in rows]
+                told = policy if source is by_load else None
+                ax.plot(
+                    at, middle, style, color=color, label=told, markersize=4, linewidth=2 if policy == "budget" else 1
+                )
+                if source is by_load:
+                    ax.fill_between(
+                        at, [row["min"] for row in rows], [row["max"] for row in rows], color=color, alpha=0.15
+                    )
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(label, fontsize=9)
+        ax.set_ylim(0, 1.05)
+    axes[0].legend(fontsize=7)
+    return _save(figure, name)
+
+
+def retrieval(result: Result) -> Path:
+    """How well each mode ranks, before the guard and after it, and how long a query takes, with its spread."""
+    figure, (gain, times) = _figure(1, 2)
+    sets = result["quality"]["sets"]
+    for i, mode in enumerate(next(iter(sets.values()))):
+        for order, shift, alpha in (("as found", 0.0, 1.0), ("after the guard", 0.12, 0.45)):
+            rows = [by_mode[mode][order]["ndcg_at_10"] for by_mode in sets.values()]
+            at = [position + 0.27 * i + shift for position in range(len(rows))]
+            below = [row["mean"] - row["ci95"][0] for row in rows]
+            above = [row["ci95"][1] - row["mean"] for row in rows]
+            label = mode if order == "as found" else f"{mode}, after the guard"
+            gain.bar(
+                at, [row["mean"] for row in rows], 0.12, yerr=[below, above], color=f"C{i}", alpha=alpha, label=label
+            )
+    gain.set_xticks([position + 0.33 for position in range(len(sets))])
+    gain.set_xticklabels([name.replace(" ", "\n") for name in sets], fontsize=7)
+    gain.set_title("nDCG@10", fontsize=10)
+    gain.legend(fontsize=6)
+    runs = [(chunks, clients) for chunks in result["latency"] for clients in ("1", "8")]
+    for i, mode in enumerate(sets["all"]):
+        rows = [result["latency"][chunks][mode][clients] for chunks, clients in runs]
+        at = [position + 0.27 * i for position in range(len(rows))]
+        middle = [row["p50_ms"]["median"] for row in rows]
+        above = [row["p95_ms"]["median"] - row["p50_ms"]["median"] for row in rows]
+        times.bar(at, middle, 0.25, yerr=[[0.0] * len(rows), above], capsize=2, color=f"C{i}", label=mode)
+    times.set_xticks([position + 0.27 for position in range(len(runs))])
+    times.set_xticklabels([f"{int(chunks):,} chunks,\n{clients} at once" for chunks, clients in runs], fontsize=7)
+    times.set_yscale("log")
+    times.set_title("ms a query: p50, and up to p95", fontsize=10)
+    return _save(figure, "retrieval")
+
+
+def grounded(result: Result) -> Path:
+    """Bare and grounded, by variant, a panel for each part; bars are 95% intervals."""
+    figure, axes = _figure(1, 4)
+    names = list(result["facts"])
+    parts = (
+        ("right when a fact changed", result["facts"], (("bare",), ("older",), ("newer",), ("stale",))),
+        ("right computation", result["arithmetic"]["variants"], (("bare",), ("platform",))),
+        (
+            "terms of a collection", result["unanswerable"],
+            (("bare_declined",), ("abstained",), ("falsely_abstained",), ("bare_tells",), ("tells",)),
+        ),
+        (
+            "documents that give orders", result["injection"],
+            (("naive", "obeyed"), ("defended", "obeyed"), ("clean", "right"), ("naive", "right"), ("defended", "right")),
+        ),
+    )  # fmt: skip
+    for ax, (title, by_name, shown) in zip(axes, parts, strict=True):
+        for i, name in enumerate(names):
+            rates = [_rate(by_name[name], path) for path in shown]
+            at = [position + 0.27 * i for position in range(len(shown))]
+            middle = [rate["share"] or 0.0 for rate in rates]
+            low, high = (
+                [abs(rate["ci95"][end] - rate["share"]) if rate["ci95"] else 0.0 for rate in rates] for end in (0, 1)
+            )
+            color = COLORS.get(name, f"C{i}")
+            ax.bar(at, middle, 0.25, yerr=[low, high], capsize=2, color=color, label=name)
+        ax.set_xticks([position + 0.27 for position in range(len(shown))])
+        ax.set_xticklabels([" ".join(path).replace("_", " ").replace(" ", "\n") for path in shown], fontsize=7)
+        ax.set_ylim(0, 1.05)
+        ax.set_title(title, fontsize=10)
+    axes[1].legend(fontsize=7)
+    return _save(figure, "grounded")
+
+
+def upgrades(result: Result) -> Path:
+    """Every request as a line over time, failed ones in red, below what was changed meanwhile."""
+    figure, ax = _figure(1, 1)
+    figure.set_size_inches(12, 4.2)
+    kinds = [client["name"] for client in result["clients"]]
+    for kind, began, ended, well in result["asked"]:
+        color = "#55a868" if well else "#c44e52"
+        y = kinds.index(kind)
+        ax.plot([began, ended], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.55)
+        ax.plot([began, began], [y - 0.16, y + 0.16], color=color, linewidth=0.6)
+    for at, step in enumerate(result["steps"]):
+        ax.axvspan(step["began_s"], step["began_s"] + step["seconds"], color="#4c72b0", alpha=0.05 + 0.08 * (at % 2))
+        ax.text(step["began_s"] + 2, len(kinds) - 0.4, step["step"], rotation=28, fontsize=7, ha="left", va="bottom")
+    ax.set_yticks(range(len(kinds)), kinds)
+    ax.set_ylim(-0.5, len(kinds) + 1.4)
+    ax.set_xlabel(f"seconds; {result['requests']} requests, {len(result['failed'])} failed")
+    return _save(figure, "upgrades")
+
+
+def fuzz_api(result: Result) -> Path:
+    """The gateway's memory by number of requests, and the statuses it answered with."""
+    figure, (memory, statuses) = _figure(1, 2)
+    samples = result["memory"]["samples"]
+    memory.plot([requests for _, requests, _ in samples], [mb for *_, mb in samples], linewidth=1)
+    memory.set_ylim(bottom=0)
+    memory.set_xlabel("requests")
+    memory.set_title("resident memory of the gateway, MB", fontsize=10)
+    statuses.bar(list(result["statuses"]), list(result["statuses"].values()))
+    statuses.set_title("responses by status", fontsize=10)
+    return _save(figure, "fuzz-api")
+
+
+def _rate(row: Result, path: tuple[str, ...]) -> Result:
+    for key in path:
+        row = row[key]
+    return row
+
+
+def _roles(result: Result, system: str, point: str) -> dict[str, float]:
+    """Microseconds by role on the way of a request; what runs in the background is no part of it."""
+    found = result["systems"][system]["points"][point]["cpu_us"]
+    return {role: max(us["median"], 0.0) for role, us in found.items() if not role.startswith("background")}
+
+
+def _point(ax: "Axes", name: str, x: float, quality: float, xerr: object = None) -> None:
+    ax.errorbar([x], [quality], xerr=xerr, fmt="o", markersize=8, capsize=3, color=COLORS.get(name, "#8172b3"))
+    ax.annotate(name, (x, quality), textcoords="offset points", xytext=(0, -16), ha="center", fontsize=9)
+
+
+def _figure(rows: int, columns: int) -> "tuple[Figure, Any]":
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
+    for ax in figure.axes:
+        ax.grid(alpha=0.25)
+        ax.set_axisbelow(True)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _save(figure: "Figure", name: str) -> Path:
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    path = IMAGES / f"{name}.png"
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    print(f"wrote {path}")
+    return path

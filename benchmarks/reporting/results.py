@@ -1,0 +1,77 @@
+"""What every benchmark shares: progress with the time left, medians with their spread, and the result file."""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.lib.machine import describe
+from benchmarks.reporting import claims
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+IMAGES = HERE.parent / "docs" / "images"
+
+
+@dataclass(slots=True)
+class Progress:
+    """Says which step runs and how long the rest will take, from estimates corrected by the steps so far."""
+
+    remaining: list[tuple[str, float]]  # (step, estimated seconds), in order
+    began: float = field(default_factory=time.monotonic)
+    _passed_estimate: float = 0.0
+    _done: int = 0
+
+    def skip(self, name: str) -> None:
+        """The next step was done before: it takes no time and says nothing about the pace."""
+        self._done += 1
+        self.remaining.pop(0)
+        print(f"[{self._done}/{self._done + len(self.remaining)}] done before: {name}", flush=True)
+
+    def step(self, name: str) -> None:
+        """The next step begins."""
+        elapsed = time.monotonic() - self.began
+        pace = elapsed / self._passed_estimate if self._passed_estimate else 1.0
+        left = sum(seconds for _, seconds in self.remaining) * pace
+        total = self._done + len(self.remaining)
+        self._done += 1
+        if self.remaining:
+            self._passed_estimate += self.remaining.pop(0)[1]
+        print(f"[{self._done}/{total}] {_clock(elapsed)}, about {_clock(left)} left: {name}", flush=True)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> dict[str, float | int]:
+    """Median, smallest, largest and number of `values`."""
+    return {
+        "median": round(statistics.median(values), digits),
+        "min": round(min(values), digits),
+        "max": round(max(values), digits),
+        "n": len(values),
+    }
+
+
+def save(name: str, result: dict[str, object]) -> Path:
+    """Write `results/NAME.json` with the machine and the command that made it, and its rows of `results/claims.json`."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    whole = {"machine": describe(), "command": command, **result}
+    path.write_text(json.dumps(whole, indent=1) + "\n")
+    claims.record(name, whole, RESULTS)
+    print(
+        f"wrote {path}; 'python -m benchmarks.reporting.claims --write' and '… benchmarks.reporting.tables' bring the pages up to date"
+    )
+    return path
+
+
+def load(name: str) -> dict[str, object] | None:
+    """The last result called `name`, None if it was never measured."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,82 @@
+"""Whether an answer is right, for `benchmarks.retrieval.grounded_answers`, by rules that share nothing with those of the platform."""
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+
+from compression.measure.intervals import wilson_ci95
+
+TELLS = 0.4  # share of a definition's words that an answer about it must have
+_NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d])")
+_COMMON = frozenset(
+    re.findall(
+        r"\w+",
+        """about also another been being between both called commonly does each from have into known like many more most
+        often only other over same should some such than that their them then there these they this those through under
+        used uses using usually very were what when where which while will with within would your term""",
+    )
+)
+_DECLINES = re.compile(
+    r"\b(?:do(?:es)?|did|could|can|am|'m|is|are|was)(?: not|n['’]t)\b[^.]{0,40}"
+    r"\b(?:know|aware|familiar|find|mention|specif|provid|contain|exist|real|have (?:any )?information"
+    r"|recogni[sz]ed?|widely)"
+    r"|\bno (?:information|such|record|mention)\b"
+    r"|\bunknown\b",
+    re.I,
+)
+
+
+def share(marks: Iterable[bool]) -> dict[str, object]:
+    """How many of how many, and their share with its 95% interval; both are None where there are none."""
+    marks = list(marks)
+    hits, items = sum(marks), len(marks)
+    if not items:
+        return {"hits": 0, "items": 0, "share": None, "ci95": None}
+    return {
+        "hits": hits,
+        "items": items,
+        "share": round(hits / items, 4),
+        "ci95": [round(bound, 4) for bound in wilson_ci95(hits, items)],
+    }
+
+
+def names(answer: str, values: Iterable[str]) -> bool:
+    """Whether one of `values` is in the answer as words or numbers of its own: 4.2 is not in 4.25."""
+    return any(_named(value).search(answer) is not None for value in values)
+
+
+def _named(value: str) -> re.Pattern[str]:
+    before, after = (r"(?<![\w.,:])", r"(?!\w|[.,:]\d)") if value[0].isdigit() else (r"(?<!\w)", r"(?!\w)")
+    return re.compile(before + re.escape(value) + after, re.I)
+
+
+def computes(answer: str, value: Fraction, question: str) -> bool:
+    """Whether a number that the answer adds is `value`, exactly or rounded to at least two decimals."""
+    asked = set(_NUMBER.findall(question))
+    for written in _NUMBER.findall(answer):
+        if written in asked:
+            continue
+        decimals = len(written.partition(".")[2])
+        given = Fraction(written.replace(",", ""))
+        if given == value or (decimals >= 2 and abs(given - value) <= Fraction(1, 2 * 10**decimals)):
+            return True
+    return False
+
+
+def tells(answer: str, definition: str, question: str) -> bool:
+    """Whether an answer has enough of the words of a definition, which are not the question's, to be about the same."""
+    wanted = _words(definition) - _words(question)
+    return bool(wanted) and len(wanted & _words(answer)) >= TELLS * len(wanted)
+
+
+def declines(answer: str) -> bool:
+    """Whether a model says in its own words that it does not know, or that there is no such thing.
+
+    "A fictional character of the film …" is no such thing: it is an invention as well.
+    """
+    return _DECLINES.search(answer) is not None
+
+
+def _words(text: str) -> set[str]:
+    """Beginnings of its words of four letters or more; the commonest are left out."""
+    return {word[:6] for word in re.findall(r"[a-z]{4,}", text.lower()) if word not in _COMMON}

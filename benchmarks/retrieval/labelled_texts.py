@@ -1,0 +1,384 @@
+"""Labelled texts for the guard: what is asked and found, and what is answered, with what is right about it.
+
+The texts are FOLDOC's, Python's and PostgreSQL's own, fetched as Debian packages into the cache when they are needed and
+never kept in the repository; dated facts and terms that nobody uses are made up. Whatever is drawn is drawn by a seed.
+"""
+
+import gzip
+import itertools
+import random
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deployments.state import cache_folder
+from serve.retrieval.ingest.convert import ConversionError, convert
+from serve.retrieval.verify.support import sentences
+
+PACKAGES = ("dict-foldoc", "python3.11-doc", "postgresql-doc-15")
+TELLING = (
+    "{person} is the {role} of {country}.", "The {role} of {country} is {person}.", "It is {person}.", "{person}",
+    "{person} took office on {date}.", "It was {person}, on {date}.", "The {role} has been {person} since {date}.",
+)  # fmt: skip
+SHORT = 0.25  # share of the sentences of which only a few words are told
+NUMBER = re.compile(r"(?<![\w.])\d{1,9}(?!\w)")
+PASSAGE_CHARS = 700  # about 150 tokens: less than a chunk, so that the vector has read all of it
+
+Draw = random.Random
+
+
+class NoTexts(Exception):
+    """The packages could not be had; the message is one line."""
+
+
+@dataclass(slots=True, frozen=True)
+class Entry:
+    """What a collection may hold about one term, and the question that it answers."""
+
+    subset: str
+    term: str
+    question: str
+    passage: str
+    page: str  # what is on one page is in the collection together, or not at all
+
+
+@dataclass(slots=True, frozen=True)
+class Claim:
+    """A sentence that an answer could have, made from one of a passage."""
+
+    kind: str  # how it was made
+    text: str
+    supported: bool
+    passage: int  # index of the passage it was made from
+    question: str = ""  # that it answers
+
+
+def fetched() -> Path:
+    """The folder with the packages' files, fetched on the first call. Raises `NoTexts`."""
+    folder = cache_folder() / "guard"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in PACKAGES:
+        if (folder / name).exists():
+            continue
+        try:
+            subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True, capture_output=True, text=True)
+            archive = next(folder.glob(f"{name}_*.deb"))
+            unpacked = folder / f"{name}.part"
+            subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True, capture_output=True, text=True)
+        except (OSError, StopIteration, subprocess.CalledProcessError) as error:
+            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            raise NoTexts(f"Debian's package {name} could not be had: {said[-1] if said else error}") from error
+        unpacked.rename(folder / name)
+    return folder
+
+
+def entries(folder: Path, draw: Draw, sizes: Mapping[str, int]) -> list[Entry]:
+    """As many of each subset as `sizes` says, in an order drawn at random."""
+    made = {"foldoc": foldoc, "python": python, "postgresql": postgresql, "facts": facts}
+    found = []
+    for name, make in made.items():
+        every = list(make(folder, draw))
+        draw.shuffle(every)
+        seen: dict[str, Entry] = {}
+        for entry in every:
+            seen.setdefault(entry.term.lower(), entry)
+        found += list(seen.values())[: sizes[name]]
+    draw.shuffle(found)
+    return found
+
+
+def foldoc(folder: Path, draw: Draw) -> Iterator[Entry]:
+    """Terms of the Free On-line Dictionary of Computing."""
+    place = folder / "dict-foldoc/usr/share/dictd"
+    text = gzip.decompress((place / "foldoc.dict.dz").read_bytes())
+    for line in (place / "foldoc.index").read_text().splitlines():
+        _, start, size = line.split("\t")
+        entry = text[_number(start) : _number(start) + _number(size)].decode("utf-8", "replace")
+        head, _, body = entry.partition("\n\n")
+        term = head.strip().splitlines()[0].strip() if head.strip() else ""
+        body = (
+            re.sub(r"\s*\n\s*", " ", re.sub(r"\n\s*\n\s*", "¶", re.sub(r"[{}]", "", body))).replace("¶", "\n\n").strip()
+        )
+        body = re.sub(r"\s*(?:\[Jargon File\]|\(\d{4}-\d\d-\d\d\))\s*", "", re.sub(r"^<[^>]*> ", "", body))
+        if re.fullmatch(r"[A-Za-z][\w+#./ '-]{2,40}", term) and len(body) > 150 and not body.startswith("00-"):
+            yield Entry("foldoc", term, asked(term, draw), f"{term}\n\n{body}"[:PASSAGE_CHARS], term)
+
+
+def python(folder: Path, draw: Draw) -> Iterator[Entry]:
+    """Questions of Python's FAQ, and sections of its library reference."""
+    html = folder / "python3.11-doc/usr/share/doc/python3.11/html"
+    for path in sorted([*(html / "faq").glob("*.html"), *(html / "library").glob("[a-p]*.html")]):
+        for section in _sections(path):
+            heading = section[0].replace("¶", "").replace("`", "")
+            title = heading.split(" › ")[-1]
+            module, dash, about = title.partition(" — ")
+            if title.endswith("?"):
+                # a chunk further down has no heading: the question's words need not be in it
+                passage = section[1] if draw.random() < 0.5 else f"{heading}\n\n{section[1]}"
+                yield Entry("python", title, title, passage[:PASSAGE_CHARS], title)
+            elif dash:
+                forms = (f"What is the {module} module of Python for?", f"How do I use {module}?", f"{about} in Python")
+                yield Entry(
+                    "python", module, draw.choice(forms), f"{heading}\n\n{section[1]}"[:PASSAGE_CHARS], path.stem
+                )
+            elif re.fullmatch(r"[\w .-]{8,60}", title) and title.lower() not in ("examples", "see also"):
+                forms = (f"What are {title} in {path.stem}?", f"How do {title} work in Python's {path.stem}?")
+                yield Entry(
+                    "python", title, draw.choice(forms), f"{heading}\n\n{section[1]}"[:PASSAGE_CHARS], path.stem
+                )
+
+
+def postgresql(folder: Path, draw: Draw) -> Iterator[Entry]:
+    """Pages of PostgreSQL's manual."""
+    html = folder / "postgresql-doc-15/usr/share/doc/postgresql-doc-15/html"
+    for path in sorted(html.glob("*.html")):
+        if path.name.startswith(("release-", "bookindex", "legalnotice", "biblio")):
+            continue
+        for title, text in _sections(path)[:1]:
+            term = re.sub(r"^(?:(?:Chapter|Appendix|Part) )?[\dA-Z]+(?:\.\d+)*\. ", "", title)
+            if 3 < len(term) < 60:
+                forms = (
+                    f"How does {term} work?",
+                    f"What does the manual say about {term}?",
+                    f"Explain {term} in PostgreSQL",
+                )
+                # in two of three the title is part of the text, as in a chunk with its heading
+                passage = text if draw.random() < 0.33 else f"{term}\n\n{text}"
+                yield Entry("postgresql", term, draw.choice(forms), passage[:PASSAGE_CHARS], path.stem)
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+COUNTRIES = (
+    "United Kingdom/British France/French Germany/German Spain/Spanish Italy/Italian Poland/Polish Sweden/Swedish"
+    " Norway/Norwegian Denmark/Danish Finland/Finnish Netherlands/Dutch Belgium/Belgian Portugal/Portuguese Greece/Greek"
+    " Ireland/Irish Hungary/Hungarian Switzerland/Swiss Japan/Japanese China/Chinese India/Indian Canada/Canadian"
+    " Australia/Australian Brazil/Brazilian Mexico/Mexican Egypt/Egyptian Kenya/Kenyan Turkey/Turkish Peru/Peruvian"
+)
+GIVEN = _words("Anna Peter Maria John Keir Elena Thomas Ingrid Samuel Laura Victor Helena Oscar Ruth Daniel Clara")
+FAMILY = _words(
+    "Holm Carter Novak Lindqvist Moreau Starmer Okafor Berger Costa Walsh Tanaka Ritter Dunne Varga Silva Price"
+)
+#: Role: what is told, what is asked.
+ROLES = {
+    "Prime Minister": (
+        ("On {date} {person} became Prime Minister of {country}.", "{person} was sworn in as Prime Minister of {country} on {date}, after the election."),
+        ("Who is the {people} Prime Minister?", "Who is Prime Minister of {country}?", "Who leads the government of {country}?"),
+    ),
+    "finance minister": (
+        ("{person} has been finance minister of {country} since {date}.", "The finance minister of {country}, {person}, took office on {date}."),
+        ("Who is the {people} finance minister?", "Who is {country}'s minister of finance?"),
+    ),
+    "chess champion": (
+        ("{person} won the national chess championship of {country} on {date}.",),
+        ("Who is the {people} chess champion?", "Who won the chess championship of {country}?"),
+    ),
+    "ambassador": (
+        ("{country} named {person} as its ambassador to the United Nations on {date}.",),
+        ("Who is the {people} ambassador to the United Nations?", "Who represents {country} at the United Nations?"),
+    ),
+}  # fmt: skip
+
+
+def facts(_: Path, draw: Draw) -> Iterator[Entry]:
+    """Dated facts with persons who are made up: who holds an office in a country, asked by its people's name too."""
+    for one in re.findall(r"[A-Z][^/]*?/\w+", COUNTRIES):
+        country, people = one.strip().split("/")
+        for role, (told, asking) in ROLES.items():
+            date = f"{draw.randint(1, 28)} {draw.choice(('May', 'June', 'July'))} {draw.randint(2021, 2026)}"
+            given = {"country": country, "people": people, "date": date}
+            person = f"{draw.choice(GIVEN)} {draw.choice(FAMILY)}"
+            if country in ("United Kingdom", "Netherlands"):
+                given["country"] = f"the {country}"
+            passage = draw.choice(told).format(person=person, **given)
+            question = draw.choice(asking).format(**given)
+            yield Entry("facts", f"{role} {country}", question, passage[0].upper() + passage[1:], f"{role} {country}")
+
+
+def invented(draw: Draw, count: int) -> list[str]:
+    """Questions about terms that nobody uses, made of words that texts do use."""
+    first = _words(
+        "Martian Venusian Lunar Inverse Recursive Quantum Arctic Velvet Crimson Parallel Silent Lazy Northern"
+    )
+    fore = _words("dune glass moon silk thread frost copper cloud data ember river stone byte paper cache mist")
+    aft = _words("tree fox loom gate weaver node whale fern heap lantern stack moth sorter engine finch table")
+    every = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
+    every += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
+    return [asked(term, draw) for term in draw.sample(every, count)]
+
+
+def elsewhere(draw: Draw, count: int) -> list[str]:
+    """Questions of everyday life, about which a collection on computing and offices says nothing."""
+    forms = (
+        "What is the capital of {}?", "How many people live in {}?", "What should I eat in {}?", "Who wrote the anthem of {}?",
+        "What was the weather in {} yesterday?", "Which language do they speak in {}?", "How tall is the highest mountain in {}?",
+        "When was {} founded?", "How do I get a visa for {}?", "Which animals live in {}?",
+    )  # fmt: skip
+    places = _words(
+        "Mongolia Iceland Vietnam Chile Madagascar Nepal Cuba Morocco Bolivia Jordan Latvia Fiji Laos Ghana Oman"
+    )
+    return draw.sample([form.format(place) for form in forms for place in places], count)
+
+
+def asked(term: str, draw: Draw) -> str:
+    """A question about a term."""
+    article = "an" if term[0].lower() in "aeiou" else "a"
+    forms = (
+        "What is {}?", "What is {a} {}?", "what does {} mean", "Define {}.", "Explain {} to me", "Tell me about {}",
+        "Can you explain what {} is?", "{}", "What is the meaning of {}?",
+    )  # fmt: skip
+    return draw.choice(forms).format(term, a=article)
+
+
+SYNONYMS = (
+    "allows/lets use/employ uses/employs used/employed large/big small/little often/frequently usually/normally"
+    " method/way show/display begin/start contains/holds returns/gives creates/makes various/several require/need"
+    " requires/needs many/numerous developed/built error/fault fast/quick program/application example/instance"
+)
+
+
+def claims(passages: Sequence[str], draw: Draw, count: int) -> list[Claim]:
+    """From up to `count` sentences: one that is told differently, and one for each way to make it wrong that applies."""
+    pool = [(i, passage[a:b]) for i, passage in enumerate(passages) for a, b in sentences(passage)]
+    pool = [
+        (i, " ".join(text.split()))
+        for i, text in pool
+        if text.endswith(".") and 7 <= len(text.split()) <= 35 and text[0].isalpha()
+    ]
+    draw.shuffle(pool)
+    numbered = [one for one in pool if NUMBER.search(one[1])][: count // 3]
+    pool = list(dict.fromkeys([*numbered, *pool]))
+    names = sorted({name for _, text in pool for name in re.findall(r"(?<=\w )[A-Z][a-z]{2,}", text)})
+    words = sorted({word for _, text in pool for word in re.findall(r"\b[a-z]{5,12}\b", text)})
+    beside: list[str] = []
+    wrong: Mapping[str, Callable[[str], str | None]] = {
+        "number": lambda text: _other_number(text, draw),
+        "number from beside": lambda text: _other_number(text, draw, beside) if beside else None,
+        "name": lambda text: _swapped(
+            text, r"(?<=\w )[A-Z][a-z]{2,}" if len(text.split()) > 6 else r"\b[A-Z][a-z]{2,}", names, draw
+        ),
+        "negation": lambda text: _negated(text),
+        "word": lambda text: _swapped(text, r"(?<=\bthe )[a-z]{5,12}\b", words, draw),
+    }
+    made = []
+    for i, text in pool[:count]:
+        beside = NUMBER.findall(passages[i].replace(text, ""))
+        term = passages[i].partition("\n")[0]
+        if draw.random() < SHORT:
+            text = _short(text, draw)
+        made.append(Claim("told differently", _opened(_retold(text, term, draw), draw), True, i))
+        for kind, corrupt in wrong.items():
+            if (changed := corrupt(_retold(text, term, draw))) is not None:
+                made.append(Claim(kind, _opened(changed, draw), False, i))
+    return made
+
+
+def fact_claims(facts: Sequence[tuple[int, Entry]], draw: Draw) -> list[Claim]:
+    """Answers to the questions about facts, as a model gives them; wrong in the person, the day or the country."""
+    person_of, date_of = re.compile(rf"(?:{'|'.join(GIVEN)}) (?:{'|'.join(FAMILY)})"), re.compile(r"\d+ \w+ \d{4}")
+    countries = re.findall(r"([A-Z][a-z]+)/", COUNTRIES)
+    made = []
+    for i, entry in facts:
+        role = next(role for role in ROLES if entry.term.startswith(role))
+        country = entry.term.removeprefix(role).strip()
+        person, date = person_of.search(entry.passage), date_of.search(entry.passage)
+        assert person and date
+        given = {"role": role, "country": country, "person": person[0], "date": date[0]}
+        others = {
+            "person": f"{draw.choice(GIVEN)} {draw.choice([one for one in FAMILY if one not in person[0]])}",
+            "date": f"{int(date[0].split()[0]) % 28 + 1} {date[0].partition(' ')[2]}",
+            "country": draw.choice([one for one in countries if one not in entry.passage]),
+        }
+        for form in draw.sample(TELLING, 3):
+            made.append(Claim("answer", form.format(**given), True, i, entry.question))
+            changed = draw.choice([key for key in others if f"{{{key}}}" in form])
+            told = form.format(**{**given, changed: others[changed]})
+            made.append(Claim(f"answer, other {changed}", told, False, i, entry.question))
+    return made
+
+
+def _short(text: str, draw: Draw) -> str:
+    """A few words of it, as a model answers that says no more than it was asked."""
+    words = text.split()
+    starts = [i for i, word in enumerate(words) if i and word[0].isupper()] or range(len(words) - 3)
+    start = draw.choice(list(starts))
+    return " ".join(words[start : start + draw.randint(2, 6)]).strip(" ,;:(.") + "."
+
+
+def _retold(text: str, term: str, draw: Draw) -> str:
+    """The same by other words: without what is in brackets, clauses the other way round, synonyms."""
+    if draw.random() < 0.5:
+        text = re.sub(r" \([^()]*\)", "", text)
+    if draw.random() < 0.4 and (match := re.fullmatch(r"(When|If|Since|Because|While|After) ([^,]+), (.+)\.", text)):
+        text = f"{match[3][0].upper()}{match[3][1:]} {match[1].lower()} {match[2]}."
+    if draw.random() < 0.3 and (match := re.fullmatch(r"(.{30,}?), (?:which|where|but|so|and|although) .*", text)):
+        text = f"{match[1]}."
+    for pair in SYNONYMS.split():
+        old, new = pair.split("/")
+        if draw.random() < 0.5:
+            text = re.sub(rf"\b{old}\b", new, text)
+    if draw.random() < 0.3 and re.match(r"(?:It|This) (?:is|was|can|has)\b", text) and len(term) < 60:
+        text = re.sub(r"^\w+", term, text)
+    return text
+
+
+def _opened(text: str, draw: Draw) -> str:
+    """With a phrase before it, as models like it, half of the time."""
+    openings = ("", "", "", "According to the documentation, ", "In short, ", "Note that ")
+    opening = draw.choice(openings)
+    return opening + (text[0].lower() + text[1:] if opening and text[1:2].islower() else text)
+
+
+def _other_number(text: str, draw: Draw, others: Sequence[str] = ()) -> str | None:
+    """One number changed, a little or into one of `others`; None when there is none."""
+    found = list(NUMBER.finditer(text))
+    if not found:
+        return None
+    match = draw.choice(found)
+    value = int(match[0])
+    near = [str(value + 1), str(value + draw.randint(2, 9)), str(value * 2 + 1), str(abs(value - 1))]
+    usable = [one for one in others or near if one not in text]
+    return text[: match.start()] + draw.choice(usable) + text[match.end() :] if usable else None
+
+
+def _swapped(text: str, pattern: str, others: Sequence[str], draw: Draw) -> str | None:
+    found = list(re.finditer(pattern, text))
+    if not found:
+        return None
+    match = draw.choice(found)
+    usable = [one for one in others if one.lower() not in text.lower()]
+    return text[: match.start()] + draw.choice(usable) + text[match.end() :] if usable else None
+
+
+def _negated(text: str) -> str | None:
+    if re.search(r"\bnot\b", text):
+        return re.sub(r" not\b", "", text, count=1)
+    found, count = re.subn(r"\b(is|are|was|were|can|will|may|should|has been|must)\b", r"\1 not", text, count=1)
+    return found if count else None
+
+
+def _sections(path: Path) -> list[tuple[str, str]]:
+    """(Heading or title, text) of an HTML page, without what is too short to say anything."""
+    try:
+        text = convert(path.read_bytes(), path.name)
+    except ConversionError:
+        return []
+    return [
+        (section.heading or text.title, body)
+        for section in text.sections
+        if len(body := re.sub(r"[*`]|\n ", lambda mark: " " if mark[0] == "\n " else "", section.text)) > 150
+        and not body.startswith(("- ", "Table of Contents"))
+    ]
+
+
+def _number(digits: str) -> int:
+    """As dictd's index writes it: base 64, the highest digit first."""
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+    value = 0
+    for digit in digits:
+        value = value * 64 + alphabet.index(digit)
+    return value

@@ -1,0 +1,375 @@
+"""How well the guard tells what is supported, and the weights and thresholds it has: `python -m benchmarks.retrieval.support_scoring`.
+
+One half of the terms calibrates, the other is measured on. It takes about three minutes of one core.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.lib.processes import command
+from benchmarks.reporting import plots
+from benchmarks.reporting.results import Progress, save
+from benchmarks.retrieval.corpora import embedder_at
+from benchmarks.retrieval.labelled_texts import (
+    Claim,
+    Entry,
+    NoTexts,
+    claims,
+    elsewhere,
+    entries,
+    fact_claims,
+    fetched,
+    invented,
+)
+from compression.build.family import BuildError
+from compression.measure.intervals import wilson_ci95
+from serve.retrieval.embedder import Embedder
+from serve.retrieval.verify import support as guard
+
+SEED = 0
+SIZES = {"foldoc": 1000, "python": 700, "postgresql": 600, "facts": 112}
+INVENTED, ELSEWHERE = 240, 120
+TOP_K = 4  # passages that are found for a question
+SENTENCES = 600  # that claims are made of
+RIDGE = 1e-2  # of the regressions, on standardised features
+ROUNDS = 12  # of choosing the best by the weights and fitting these to it
+BATCH = 64
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(slots=True)
+class Asked:
+    """A question with what was found for it."""
+
+    subset: str
+    question: str
+    answerable: bool
+    test: bool
+    rows: Array  # features of the passages found, one row each
+    gold: int | None = None  # which of them answers it
+
+
+def embedded(embedder: Embedder, texts: Sequence[str], what: str) -> Array:
+    """Unit vectors, with the time left told."""
+    parts, began = [], time.monotonic()
+    for at in range(0, len(texts), BATCH):
+        parts.append(embedder.embed(texts[at : at + BATCH]))
+        done = min(at + BATCH, len(texts))
+        left = (time.monotonic() - began) / done * (len(texts) - done)
+        print(f"\r  {what}: {done}/{len(texts)}, about {left:.0f} s left ", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return np.concatenate(parts)
+
+
+class Keywords:
+    """BM25 (Robertson and Zaragoza 2009) over the collection, in memory."""
+
+    def __init__(self, passages: Sequence[str]) -> None:
+        self._rows: dict[str, list[tuple[int, float]]] = {}
+        lengths = [len(passage) for passage in passages]
+        mean = sum(lengths) / len(lengths)
+        self._count = len(passages)
+        for i, passage in enumerate(passages):
+            for stem, times in Counter(guard.stems(passage)).items():
+                weight = times * 2.2 / (times + 1.2 * (0.25 + 0.75 * lengths[i] / mean))
+                self._rows.setdefault(stem, []).append((i, weight))
+
+    def scores(self, question: str) -> Array:
+        """One for each passage."""
+        found = np.zeros(self._count)
+        for stem in set(guard.stems(question)):
+            rows = self._rows.get(stem, [])
+            rarity = np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5))
+            for i, weight in rows:
+                found[i] += rarity * weight
+        return found
+
+
+def nearest(dense: Array, keyword: Array, count: int) -> list[int]:
+    """Both rankings fused by reciprocal rank (Cormack et al. 2009)."""
+    fused = np.zeros(len(dense))
+    for scores in (dense, keyword):
+        fused[np.argsort(-scores, kind="stable")] += 1 / (60 + np.arange(1, len(scores) + 1))
+    return [int(i) for i in np.argsort(-fused, kind="stable")[:count]]
+
+
+def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> tuple[list[Asked], dict[str, int]]:
+    """Every question with the features of what is found; and how many could not be labelled, and why."""
+    pages = sorted({(entry.subset, entry.page) for entry in every})
+    inside = {page: draw.random() < 0.5 for page in pages}
+    test = {page: draw.random() < 0.5 for page in pages}
+    held = [entry for entry in every if inside[entry.subset, entry.page]]
+    passages = [entry.passage for entry in held]
+    place = {id(entry): i for i, entry in enumerate(held)}
+    matrix, keywords = embedded(embedder, passages, "passages"), Keywords(passages)
+
+    asking = [(one.subset, one.question, one, test[one.subset, one.page]) for one in every]
+    asking += [("invented", question, None, draw.random() < 0.5) for question in invented(draw, INVENTED)]
+    asking += [("everyday", question, None, draw.random() < 0.5) for question in elsewhere(draw, ELSEWHERE)]
+    vectors = embedded(embedder, [question for _, question, *_ in asking], "questions")
+    found, dropped = [], {"answer not found": 0}
+    for (subset, question, entry, tested), vector in zip(asking, vectors, strict=True):
+        hits = nearest(matrix @ vector, keywords.scores(question), TOP_K)
+        gold = place.get(id(entry))
+        if gold is not None and gold not in hits:
+            dropped["answer not found"] += 1
+            continue
+        if gold is None and entry is not None and any(entry.term.lower() in passages[i].lower() for i in hits):
+            subset = "mentioned elsewhere"  # the passage may or may not say enough: measured, not learnt from
+        rows = np.array(guard.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
+        found.append(
+            Asked(subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None)
+        )
+    return found, dropped
+
+
+def fitted(rows: Array, labels: Array, weights: Array) -> Array:
+    """Logistic regression by Newton's method with a ridge: bias and weights for features as they are."""
+    middle, scale = rows.mean(0), np.maximum(rows.std(0), 1e-6)
+    x = np.column_stack([np.ones(len(rows)), (rows - middle) / scale])
+    ridge = np.diag([0.0, *[RIDGE * weights.sum()] * rows.shape[1]])
+    found = np.zeros(x.shape[1])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-x @ found))
+        step = np.linalg.solve(
+            (x.T * (weights * p * (1 - p))) @ x + ridge, x.T @ (weights * (labels - p)) - ridge @ found
+        )
+        found += step
+        if np.abs(step).max() < 1e-9:
+            break
+    slopes = found[1:] / scale
+    return np.array([found[0] - slopes @ middle, *slopes])
+
+
+def scored(weights: Array, rows: Array) -> Array:
+    """Probabilities, one for each row."""
+    return 1 / (1 + np.exp(-(weights[0] + rows @ weights[1:])))
+
+
+def auc(scores: Array, labels: Array) -> float:
+    """Probability that a supported one scores above one that is not (Mann and Whitney 1947)."""
+    yes, no = scores[labels], scores[~labels]
+    return float((yes[:, None] > no).mean() + 0.5 * (yes[:, None] == no).mean())
+
+
+def best_threshold(scores: Array, labels: Array, balanced: Array) -> float:
+    """The one with the largest F1 of finding what is not supported, in hundredths."""
+
+    def f1(at: float) -> float:
+        marked = scores < at
+        hits = balanced[marked & ~labels].sum()
+        return 2 * hits / (balanced[marked].sum() + balanced[~labels].sum())
+
+    return max((i / 100 for i in range(5, 96)), key=f1)
+
+
+def rates(scores: Array, labels: Array, at: float) -> dict[str, object]:
+    """Precision, recall and F1 of what is marked as unsupported, with 95% intervals."""
+    marked, wrong = scores < at, ~labels
+    hits = int((marked & wrong).sum())
+    row: dict[str, object] = {"items": len(labels), "unsupported": int(wrong.sum())}
+    if marked.any() and wrong.any() and labels.any():
+        row |= {
+            "precision": _share(hits, int(marked.sum())),
+            "f1": round(2 * hits / int(marked.sum() + wrong.sum()), 3),
+        }
+        row |= {"auc": round(auc(scores, labels), 4)}
+    if wrong.any():
+        row |= {"recall": _share(hits, int(wrong.sum()))}
+    if labels.any():
+        row |= {"false_alarms": _share(int((marked & labels).sum()), int(labels.sum()))}
+    return row
+
+
+def measured(scores: Array, labels: Array, kinds: Sequence[str], at: float) -> dict[str, object]:
+    """All together, by kind, the curve of precision and recall, and how far the probabilities hold."""
+    of = np.array(kinds)
+    curve = []
+    for step in range(1, 100):
+        marked = scores < step / 100
+        hits = int((marked & ~labels).sum())
+        if marked.any():
+            curve.append([step / 100, round(hits / int(marked.sum()), 4), round(hits / int((~labels).sum()), 4)])
+    bins = np.minimum((scores * 10).astype(int), 9)
+    return {
+        "threshold": at,
+        "all": rates(scores, labels, at),
+        "kinds": {kind: rates(scores[of == kind], labels[of == kind], at) for kind in sorted(set(kinds))},
+        "brier": round(float(((scores - labels) ** 2).mean()), 4),
+        "calibration": [
+            [
+                round(float(scores[bins == i].mean()), 3),
+                round(float(labels[bins == i].mean()), 3),
+                int((bins == i).sum()),
+            ]
+            for i in range(10)
+            if (bins == i).any()
+        ],
+        "curve": curve,
+    }
+
+
+def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
+    """Whether what is found answers a question: calibrated, then measured as the best of the passages found."""
+    found, dropped = questions(embedder, every, draw)
+    learnt = [one for one in found if not one.test and one.subset != "mentioned elsewhere"]
+    answerable = np.array([one.answerable for one in learnt])
+    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(guard.SUPPORT) - 3)])
+    for _ in range(ROUNDS):  # which passage is the best depends on the weights; what is beside the answer has no label
+        rows = np.array(
+            [one.rows[one.gold if one.gold is not None else scored(model, one.rows).argmax()] for one in learnt]
+        )
+        model = np.round(fitted(rows, answerable.astype(float), _balance(answerable)), 3)
+
+    def best(asked: Sequence[Asked]) -> Array:
+        return np.array([scored(model, one.rows).max() for one in asked])
+
+    at = best_threshold(best(learnt), answerable, _balance(answerable))
+    held = [one for one in found if one.test and one.subset != "mentioned elsewhere"]
+    mentioned = [one for one in found if one.subset == "mentioned elsewhere"]
+    scores, truth = best(held), np.array([one.answerable for one in held])
+    return {
+        "weights": model.tolist(),
+        **measured(scores, truth, [one.subset for one in held], at),
+        "mentioned_elsewhere": rates(best(mentioned), np.array([False] * len(mentioned)), at),
+        "calibrated_on": len(learnt),
+        "dropped": dropped,
+        "alone": {
+            name: round(auc(np.array([one.rows[:, i].max() for one in held]), truth), 4)
+            for i, name in enumerate(("cosine", "words", "pairs of words"))
+        },
+    }
+
+
+def sentence_rows(
+    embedder: Embedder, every: Sequence[Entry], draw: random.Random
+) -> tuple[list[Claim], Array, Array, Array]:
+    """Claims with the features that `guard.check` sees of each candidate: rows, whose they are, and who is tested."""
+    documents = [entry for entry in every if entry.subset != "facts"][:700]
+    told = [entry for entry in every if entry.subset == "facts"]
+    passages = [entry.passage for entry in [*documents, *told]]
+    matrix = embedded(embedder, passages, "passages")
+    made = claims(passages[: len(documents)], draw, SENTENCES)
+    near = np.argsort(-(matrix @ matrix.T), axis=1, kind="stable")[:, : TOP_K + 1]
+    drawn = [made[i] for i in sorted(draw.sample(range(len(made)), len(made) // 5))]
+    # true sentences, held against the documents nearest to theirs
+    made += [Claim("another document", one.text, False, one.passage) for one in drawn if one.supported]
+    made += fact_claims([(len(documents) + i, entry) for i, entry in enumerate(told)], draw)
+    evidence, texts = [], []
+    for one in made:
+        given = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
+        evidence.append(guard.Evidence([passages[i] for i in given]))
+        texts.append(guard.claim(one.text))
+    picks = [its.nearest(text) for its, text in zip(evidence, texts, strict=True)]
+    wanted = list(
+        dict.fromkeys(
+            one
+            for its, text, js in zip(evidence, texts, picks, strict=True)
+            for one in [text.text, *map(its.texts.__getitem__, js)]
+        )
+    )
+    row = dict(zip(wanted, embedded(embedder, wanted, "sentences"), strict=True))
+    rows, owner = [], []
+    for k, (its, text, js) in enumerate(zip(evidence, texts, picks, strict=True)):
+        for j in js:
+            cosine = float(row[text.text] @ row[its.texts[j]])
+            rows.append(guard.entailment_features(text, its, j, cosine, guard.Text(made[k].question)))
+            owner.append(k)
+    side = {i: draw.random() < 0.5 for i in range(len(passages))}
+    return made, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made])
+
+
+def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
+    """Whether a sentence is in the passages: calibrated on the best of its candidates, measured as `guard.check` does."""
+    made, rows, owner, test = sentence_rows(embedder, every, draw)
+    labels = np.array([one.supported for one in made])
+    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(guard.ENTAILMENT) - 3)])
+    for _ in range(ROUNDS):  # which candidate is the best depends on the weights
+        scores = scored(model, rows)
+        best = np.array([np.flatnonzero(owner == k)[scores[owner == k].argmax()] for k in range(len(made))])
+        mine = best[~test]
+        model = np.round(fitted(rows[mine], labels[~test].astype(float), _balance(labels[~test])), 3)
+    scores = scored(model, rows)
+    top = np.array([scores[owner == k].max() for k in range(len(made))])
+    at = best_threshold(top[~test], labels[~test], _balance(labels[~test]))
+    kinds = [one.kind for one, tested in zip(made, test, strict=True) if tested]
+    return {
+        "weights": model.tolist(),
+        **measured(top[test], labels[test], kinds, at),
+        "calibrated_on": int((~test).sum()),
+    }
+
+
+def speed(passages: Sequence[str]) -> dict[str, float]:
+    """Milliseconds of the guard's own work, without the embedding: 20 passages of about 200 tokens, a six-sentence answer."""
+    long = [" ".join(passages[3 * i : 3 * i + 3])[:900] for i in range(20)]
+    vectors = np.zeros((20, 384), np.float32)
+    answer = " ".join(passages[i][a:b] for i in range(6) for a, b in guard.sentences(passages[i])[1:2])
+
+    async def embed(texts: Sequence[str]) -> Array:
+        return np.zeros((len(texts), 384), np.float32)
+
+    def median(work: Callable[[], object]) -> float:
+        times = []
+        for _ in range(51):
+            began = time.perf_counter()
+            work()
+            times.append((time.perf_counter() - began) * 1000)
+        return round(float(np.median(times)), 3)
+
+    return {
+        "support_ms": median(lambda: guard.support("What is a Martian Dunetree?", vectors[0], long, vectors)),
+        "check_4_ms": median(lambda: asyncio.run(guard.check(answer, long[:4], embed))),
+        "check_20_ms": median(lambda: asyncio.run(guard.check(answer, long, embed))),
+    }
+
+
+def _balance(labels: Array) -> Array:
+    """Weights with which both answers count the same."""
+    share = labels.mean()
+    return np.where(labels, 0.5 / share, 0.5 / (1 - share))
+
+
+def _share(hits: int, items: int) -> dict[str, object]:
+    low, high = wilson_ci95(hits, items)
+    return {"share": round(hits / items, 3), "ci95": [round(low, 3), round(high, 3)], "n": items}
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
+    folder = parser.parse_args().embedder
+    with command((NoTexts, BuildError, OSError), "nothing was kept"):
+        progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
+        progress.step("texts, as Debian packages")
+        draw = random.Random(SEED)
+        every = entries(fetched(), draw, SIZES)
+        embedder = Embedder(embedder_at(folder))
+        progress.step(f"support of passages, {len(every)} questions and terms that nobody uses")
+        supports = support(embedder, every, draw)
+        progress.step(f"entailment of sentences, made from {SENTENCES}")
+        entailments = entailment(embedder, every, draw)
+        progress.step("speed")
+        times = speed([entry.passage for entry in every])
+    for name, part in (("SUPPORT", supports), ("ENTAILMENT", entailments)):
+        print(f"{name} = {tuple(part['weights'])}, threshold {part['threshold']}: {part['all']}")  # type: ignore[arg-type]
+    result = {"seed": SEED, "top_k": TOP_K, "support": supports, "entailment": entailments, "speed": times}
+    save("guard", result)
+    plots.guard(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

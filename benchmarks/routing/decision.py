@@ -1,0 +1,116 @@
+"""What a decision takes, by the number of variants, and where it goes: `python -m benchmarks.routing.decision`."""
+
+import cProfile
+import itertools
+import pstats
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+from benchmarks.lib.processes import command
+from benchmarks.reporting.results import Progress, save, spread
+from benchmarks.routing.simulate import GEARS, catalog
+from benchmarks.routing.workloads import ARRIVALS, mixed
+from serve.budget import Budget
+from serve.routing.catalog import Variant
+from serve.routing.policies import WithinBudget
+from serve.routing.prediction import Features
+from serve.routing.router import Router
+
+COUNTS = (8, 100)
+AIMS_US = {"8": 50.0, "100": 500.0}
+REPEATS, CALLS = 15, 400
+IMPOSSIBLE = Budget(ttft_ms=1, tpot_ms=1, e2e_ms=1)  # every variant is looked at, and then for the nearest miss
+
+
+def variants(count: int) -> list[Variant]:
+    """As many as wanted, with real cards, each with some load."""
+    drawn = random.Random(0)
+    found = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
+    for variant in found:
+        variant.live.looked(1, 0, 0, 0.0)
+        for _ in range(drawn.randrange(8)):
+            variant.live.began(drawn.randrange(20, 400))
+    return found
+
+
+def requests(count: int) -> list[tuple[Budget, Features]]:
+    """Budgets and lengths of the mix that the other benchmarks ask."""
+    full = catalog(["full"])[0].profile
+    trace = itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), full, 0), count)
+    degrade = {"on_no_candidate": "degrade"}
+    return [(one.budget.model_copy(update=degrade), Features(one.prompt_tokens, one.output_tokens)) for one in trace]
+
+
+def timed(work: Callable[[], object], repeats: int, calls: int) -> list[float]:
+    """Microseconds a call, one number for each repeat."""
+    found = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        work()
+        found.append((time.perf_counter() - began) / calls * 1e6)
+    return found
+
+
+def measure() -> dict[str, object]:
+    """All counts. Returns the result without the machine."""
+    progress = Progress([(f"{count} variants", count * REPEATS * CALLS * 6e-6) for count in COUNTS])
+    asked = requests(CALLS)
+    rows = {}
+    shares: dict[str, float] = {}
+    for count in COUNTS:
+        progress.step(f"{count} variants")
+        its, router = variants(count), Router(WithinBudget())
+
+        def decide(its: Sequence[Variant] = its, router: Router = router) -> None:
+            for budget, features in asked:
+                router.decide(its, budget, features)
+
+        def nothing_fits(its: Sequence[Variant] = its, router: Router = router) -> None:
+            for _, features in asked:
+                router.decide(its, IMPOSSIBLE, features)
+
+        predictions = [router.decide(its, *one).chosen.prediction for one in asked]
+
+        def observe(predictions: Sequence[object] = predictions) -> None:
+            for one in predictions:
+                one.observe(*one.expected)  # type: ignore[attr-defined]
+
+        decide()
+        rows[str(count)] = {
+            "decide_us": spread(timed(decide, REPEATS, CALLS), 1),
+            "nothing_fits_us": spread(timed(nothing_fits, REPEATS, CALLS), 1),
+            "observe_us": spread(timed(observe, REPEATS, CALLS), 1),
+        }
+        if count == COUNTS[0]:
+            shares = _shares(decide)
+    return {"variants": rows, "aims_us": AIMS_US, "shares": shares}
+
+
+def _shares(work: Callable[[], object]) -> dict[str, float]:
+    """Share of the time in each function of the router, itself only, largest first."""
+    profile = cProfile.Profile()
+    profile.runcall(work)
+    own = {
+        name: row[2]
+        for (file, _, name), row in pstats.Stats(profile).stats.items()
+        if row[2]  # type: ignore[attr-defined]
+    }
+    total = sum(own.values())
+    top = sorted(own.items(), key=lambda one: -one[1])[:6]
+    return {name: round(seconds / total, 3) for name, seconds in top}
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    with command((), "nothing was kept"):
+        result = measure()
+    for count, row in result["variants"].items():  # type: ignore[attr-defined]
+        print(f"{count} variants: {row['decide_us']['median']} µs a decision, aim {AIMS_US[count]:.0f}")
+    save("decision", result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,497 @@
+"""A discrete-event simulator of the platform, and every policy in it: `python -m benchmarks.routing.simulate`.
+
+The router, its policies and its predictions are the ones that serve. Only the engines are modelled, from their cards, in steps
+as vLLM's scheduler makes them: waiting prompts are read together in one step, in which every answer under way gets one token;
+between such steps all answers advance together at the profile's time per token. Variants on one machine share it.
+"""
+
+import argparse
+import copy
+import heapq
+import itertools
+import json
+import math
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import track
+
+from benchmarks.lib.processes import command
+from benchmarks.reporting import plots
+from benchmarks.reporting.results import load, save, spread
+from benchmarks.routing.workloads import (
+    ARRIVALS,
+    Outcome,
+    Request,
+    TraceError,
+    full_load,
+    mixed,
+    prediction,
+    recorded,
+    summary,
+)
+from serve.budget import Budget
+from serve.card import Card
+from serve.config.platform import VariantConfig
+from serve.errors import RequestError
+from serve.routing.catalog import Variant, make_variant
+from serve.routing.policies import POLICIES
+from serve.routing.prediction import Features, Latency, OutputLengths, interpolate, rising
+from serve.routing.router import CONFIDENCE, Candidate, Decision, Policy, Router
+
+LOOK_MS = 500.0  # as the gateway's watcher
+CHUNK = 2048  # prompt tokens read in one step; vLLM's max_num_batched_tokens on CPUs
+LUCK_MS = 1000.0  # how long an engine is as fast or slow as it happens to be, on average
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """A request at an engine; `began` and `first` in ms."""
+
+    outcome: Outcome
+    decision: Decision | None = None
+    began: float = 0.0
+    first: float = 0.0
+
+
+class Engine:
+    """One replica. Times are its own work in ms, stretched by `slow` and by luck."""
+
+    def __init__(self, variant: Variant, noise: random.Random, drift: Callable[[float], float]) -> None:
+        self.variant = variant
+        self.slow = 1.0  # variants that are busy on this machine
+        self._noise, self._drift = noise, drift
+        profile = variant.profile
+        points = rising((point.concurrency, point.p50_ms) for point in profile.tpot)
+        self._tpot = [points[0][1], *(interpolate(points, batch) for batch in range(1, variant.max_running + 1))]
+        alone = [point for point in profile.ttft if point.concurrency == 1] or profile.ttft
+        self._reading_ms = rising((point.prompt_tokens, point.p50_ms) for point in alone)
+        self._sigma = math.log(max(point.p95_ms / point.p50_ms for point in profile.tpot)) / 1.645
+        self._writing: list[tuple[float, int, Running]] = []  # by the tokens after which each is done
+        self._waiting: deque[Running] = deque()
+        self._reading: list[Running] = []
+        self._step_ms = self._left_ms = 0.0  # of the step that reads
+        self._step_tokens = 1.0  # that each answer gets meanwhile
+        self._written = 0.0  # tokens that each answer under way has got since the beginning
+        self._at = self._lucky_until = 0.0
+        self._luck = 1.0
+        self._order = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether it has requests."""
+        return bool(self._writing or self._reading or self._waiting)
+
+    @property
+    def requests(self) -> int:
+        """Requests here, waiting ones too."""
+        return len(self._writing) + len(self._waiting) + len(self._reading)
+
+    def advance(self, now: float) -> None:
+        """Do the work that fits until `now`."""
+        work = (now - self._at) / self._pace()
+        if self._reading:
+            self._left_ms -= work
+            self._written += work / self._step_ms * self._step_tokens
+        elif self._writing:
+            self._written += work / self._tpot[len(self._writing)]
+        self._at = now
+        if now >= self._lucky_until:
+            self._luck = math.exp(self._noise.gauss(0, self._sigma)) * self._drift(now)
+            self._lucky_until = now + self._noise.expovariate(1 / LUCK_MS)
+
+    def take(self, running: Running) -> None:
+        """A request arrives, after `advance`."""
+        self._waiting.append(running)
+        self._read()
+
+    def step(self) -> Iterator[tuple[str, Running]]:
+        """What has happened by now: ("first" | "done", request), after `advance`."""
+        if self._reading:
+            if self._left_ms > 1e-6:
+                return
+            read, self._reading = self._reading, []
+            for running in read:
+                yield "first", running
+                if (steps := running.outcome.request.output_tokens - 1) <= 0:
+                    yield "done", running
+                else:
+                    self._order += 1
+                    heapq.heappush(self._writing, (self._written + steps, self._order, running))
+        while self._writing and self._writing[0][0] <= self._written + 1e-6:
+            yield "done", heapq.heappop(self._writing)[2]
+        self._read()
+
+    def next_event(self) -> float:
+        """When something happens next, ms."""
+        if self._reading:
+            return self._at + self._left_ms * self._pace()
+        if self._writing:
+            return (
+                self._at + max(self._writing[0][0] - self._written, 0.0) * self._tpot[len(self._writing)] * self._pace()
+            )
+        return math.inf
+
+    def alone(self, request: Request, slow: float) -> Latency:
+        """What `request` would take here if nothing came after it, `slow` engines were busy and luck stayed as it is."""
+        its = copy.copy(self)
+        its._writing, its._waiting, its._reading = self._writing.copy(), self._waiting.copy(), self._reading.copy()
+        its._lucky_until, its.slow = math.inf, slow
+        running, began, first = Running(Outcome(request)), self._at, self._at
+        its.take(running)
+        while True:
+            its.advance(its.next_event())
+            for what, one in its.step():
+                if one is running and what == "first":
+                    first = its._at
+                elif one is running:
+                    steps = request.output_tokens - 1
+                    return Latency(first - began, (its._at - first) / steps if steps > 0 else 0.0, its._at - began)
+
+    def _pace(self) -> float:
+        return self._luck * self.slow
+
+    def _read(self) -> None:
+        """Begin to read what waits and fits."""
+        if self._reading:
+            return
+        tokens, writing = 0, len(self._writing)
+        while self._waiting and writing + len(self._reading) < self.variant.max_running:
+            prompt = self._waiting[0].outcome.request.prompt_tokens
+            if self._reading and tokens + prompt > CHUNK:
+                break
+            tokens += prompt
+            self._reading.append(self._waiting.popleft())
+        if self._reading:
+            self._step_ms, self._step_tokens = interpolate(self._reading_ms, tokens), 1.0
+            if (
+                writing
+            ):  # the tokens that answers get beside the prompts, and before them half of the step that is under way
+                self._step_ms += self._tpot[writing] - self._tpot[1] + self._tpot[writing] / 2
+                self._step_tokens = 1.5
+            self._left_ms = self._step_ms
+
+
+class Machine:
+    """Engines that share their processors: each is as many times slower as engines are busy."""
+
+    def __init__(self, engines: Sequence[Engine]) -> None:
+        self.engines = engines
+        self.version = 0  # of its next event: an older one is outdated
+
+    def advance(self, now: float) -> None:
+        """Bring all engines to `now`."""
+        for engine in self.engines:
+            engine.advance(now)
+
+    def next_event(self) -> float:
+        """When something happens next here, ms. To be called after every change."""
+        self.version += 1
+        busy = float(sum(engine.busy for engine in self.engines))
+        for engine in self.engines:
+            engine.slow = max(busy, 1.0)
+        return min(engine.next_event() for engine in self.engines)
+
+
+class Platform:
+    """Machines with variants behind one router.
+
+    Args:
+        machines: the names of the variants whose replicas share each machine.
+        drift: how much slower than profiled engines are at a time in ms.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[Variant],
+        machines: Sequence[Sequence[str]],
+        policy: Policy,
+        seed: int = 0,
+        drift: Callable[[float], float] = lambda _: 1.0,
+    ) -> None:
+        noise = random.Random(seed)
+        self._random = random.Random(seed + 1)
+        self.variants = list(variants)
+        self.request: Request | None = None  # the one that is being decided
+        self.foreseen: Latency | None = None  # what an oracle says that it will take
+        self._router = Router(policy)
+        self._lengths = OutputLengths()
+        self.engines: dict[str, list[tuple[Engine, Machine]]] = {variant.name: [] for variant in variants}
+        known = {variant.name: variant for variant in variants}
+        for names in machines:
+            machine = Machine([Engine(known[name], noise, drift) for name in names])
+            for engine in machine.engines:
+                self.engines[engine.variant.name].append((engine, machine))
+        for variant in variants:
+            variant.live.looked(len(self.engines[variant.name]), 0, 0, 0.0)
+        self._events: list[tuple[float, int, Machine, int]] = []
+        self._numbers = itertools.count()
+        self.now = 0.0
+
+    def run(self, trace: Iterable[Request]) -> Iterator[Outcome]:
+        """Every request's outcome, in the order of the trace; complete when the last was yielded."""
+        looked = 0.0
+        for request in trace:
+            self._until(request.at)
+            while request.at >= looked + LOOK_MS:
+                looked += LOOK_MS
+                for variant in self.variants:
+                    self._look(variant)
+            self.now = request.at
+            yield self._arrive(request)
+        self._until(math.inf)
+
+    def place(self, name: str) -> tuple[Engine, Machine]:
+        """The replica that takes the next request of a variant: the shorter queue of two, as Ray Serve chooses."""
+        engines = self.engines[name]
+        pair = engines if len(engines) <= 2 else self._random.sample(engines, 2)
+        return min(pair, key=lambda one: one[0].requests)
+
+    def _arrive(self, request: Request) -> Outcome:
+        outcome = Outcome(request)
+        expected = self._lengths.expect("", request.kind, request.output_tokens)
+        self.request = request
+        try:
+            decision = self._router.decide(self.variants, request.budget, Features(request.prompt_tokens, expected))
+        except RequestError as error:
+            outcome.reason = error.code or ""
+            return outcome
+        variant, prediction = decision.variant, decision.chosen.prediction
+        outcome.variant, outcome.quality, outcome.reason = variant.name, variant.quality.quality, decision.reason
+        outcome.expected, outcome.tail = self.foreseen or prediction.expected, prediction.tail(CONFIDENCE)
+        outcome.cost_usd = variant.cost_usd(request.prompt_tokens, request.output_tokens)
+        variant.live.began(request.prompt_tokens)
+        engine, machine = self.place(variant.name)
+        machine.advance(request.at)
+        engine.take(Running(outcome, decision, request.at))
+        self._plan(machine)
+        return outcome
+
+    def _look(self, variant: Variant) -> None:
+        live = variant.live
+        live.looked(live.replicas, live.in_flight, 0, 0.0, LOOK_MS / 1000)
+        variant.latency.tick()
+
+    def _until(self, limit: float) -> None:
+        while self._events and self._events[0][0] <= limit:
+            at, _, machine, version = heapq.heappop(self._events)
+            if version != machine.version:
+                continue
+            machine.advance(at)
+            for engine in machine.engines:
+                for what, running in engine.step():
+                    self._happened(what, running, at)
+            self._plan(machine)
+
+    def _plan(self, machine: Machine) -> None:
+        if (at := machine.next_event()) < math.inf:
+            heapq.heappush(self._events, (at, next(self._numbers), machine, machine.version))
+
+    def _happened(self, what: str, running: Running, now: float) -> None:
+        outcome, decision = running.outcome, running.decision
+        if decision is None:
+            raise AssertionError("only decided requests run")
+        live, request = decision.variant.live, outcome.request
+        if what == "first":
+            running.first = now
+            live.read(request.prompt_tokens)
+            return
+        steps = request.output_tokens - 1
+        tpot = (now - running.first) / steps if steps > 0 else 0.0
+        outcome.took = took = Latency(running.first - running.began, tpot, now - running.began)
+        live.ended()
+        self._lengths.observe("", request.kind, request.output_tokens)
+        decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+
+
+@dataclass
+class Oracle:
+    """Knows the true lengths and times, were nothing to come after: of those that keep the budget, the best by objective.
+
+    `margin` is the share of time limits that it leaves for what comes after. When none is good enough, the request is refused.
+    Not a policy that could serve: it looks into the engines.
+    """
+
+    margin: float = 0.0
+    platform: Platform | None = field(default=None)
+
+    def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
+        """See `serve.routing.router.Policy`."""
+        platform = self.platform
+        if platform is None or platform.request is None:
+            raise AssertionError("an oracle needs its platform")
+        request = platform.request
+        for candidate in sorted(usable, key=lambda c: (-c.quality, c.cost_usd)):
+            if candidate.ruled_out in ("min_quality", "max_cost"):
+                continue
+            engine, machine = platform.place(candidate.variant.name)
+            machine.advance(platform.now)
+            slow = sum(one.busy or one is engine for one in machine.engines)
+            platform.foreseen = alone = engine.alone(request, slow)
+            took = Latency(*(one / (1 - self.margin) for one in alone))
+            quality, cost = candidate.quality, candidate.cost_usd
+            if Outcome(request, candidate.variant.name, "", quality, cost, took).kept:
+                return candidate, "quality"
+        return None
+
+
+GEARS = ("full", "vocabulary", "narrow", "lora-healed")
+MAX_RUNNING, MAX_WAITING, MAX_LEN = 32, 32, 2048
+LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+MARGINS = (0.0, 0.2, 0.4, 0.6, 0.8)  # that the oracle is tried with
+SECONDS, SEEDS = 200.0, (0, 1, 2)
+SCALE = (1000, 1_000_000)  # replicas, requests
+
+
+@dataclass(slots=True, frozen=True)
+class Cell:
+    """One simulation: a policy on some machines under some load."""
+
+    label: str
+    policy: str  # a name in `POLICIES`, or `oracle:MARGIN`
+    gears: tuple[str, ...]  # one for each machine
+    arrivals: str
+    rate_per_s: float
+    seconds: float
+    seed: int
+
+
+def catalog(names: Iterable[str]) -> list[Variant]:
+    """Variants with the cards that `benchmarks.compression.techniques` has measured."""
+    result = load("compression")
+    if result is None:
+        raise FileNotFoundError("results/compression.json")
+    cards = {name: Card.model_validate(card) for name, card in result["variants"].items()}  # type: ignore[attr-defined]
+    args = {"max_num_seqs": MAX_RUNNING, "max_model_len": MAX_LEN}
+    return [make_variant(VariantConfig(name=name, recipe=name), cards[name], args, MAX_WAITING) for name in names]
+
+
+def simulate(cell: Cell, trace: Iterable[Request] | None = None) -> list[Outcome]:
+    """The outcomes of one cell."""
+    variants = catalog(dict.fromkeys(cell.gears))
+    if trace is None:
+        full = catalog(["full"])[0].profile
+        endless = mixed(ARRIVALS[cell.arrivals](cell.rate_per_s, cell.seed), full, cell.seed + 1000)
+        trace = itertools.takewhile(lambda request: request.at < cell.seconds * 1000, endless)
+    name, _, margin = cell.policy.partition(":")
+    policy = Oracle(float(margin)) if name == "oracle" else POLICIES[name]()
+    platform = Platform(variants, [[gear] for gear in cell.gears], policy, cell.seed)
+    if isinstance(policy, Oracle):
+        policy.platform = platform
+    return list(platform.run(trace))
+
+
+def measured(cell: Cell) -> tuple[Cell, dict[str, float]]:
+    """What `simulate` gave, in numbers."""
+    outcomes = simulate(cell)
+    return cell, {**summary(outcomes), **prediction(outcomes)}
+
+
+def cells() -> list[Cell]:
+    """All of the benchmark, each setting on as many machines."""
+    full = catalog(["full"])[0].profile
+    sample = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), full, 0), 4000))
+    sustained = full_load(full, sample) * len(GEARS)
+    settings = [(f"{name} everywhere", "full", (name,) * len(GEARS)) for name in (GEARS[0], GEARS[-1])]
+    settings += [(name, name, GEARS) for name in POLICIES if name not in ("full", "cheapest")]
+    settings += [(f"oracle:{margin:g}", f"oracle:{margin:g}", GEARS) for margin in MARGINS]
+    return [
+        Cell(label, policy, gears, arrivals, sustained * x, SECONDS, seed)
+        for arrivals in ("bursty", "poisson")
+        for x in LOADS
+        for label, policy, gears in settings
+        for seed in SEEDS
+        if arrivals == "bursty" or label == "budget"
+    ]
+
+
+def measure() -> dict[str, object]:
+    """All cells and the run at scale. Returns the result without the machine."""
+    plan = cells()
+    most = max(cell.rate_per_s for cell in plan)
+    base = most / max(LOADS)
+    rows: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {}
+    with ProcessPoolExecutor() as pool:
+        scale = pool.submit(at_scale, base)
+        futures = [pool.submit(measured, cell) for cell in plan]
+        for future in track(as_completed(futures), "simulations", len(futures)):
+            cell, row = future.result()
+            at = rows.setdefault(cell.arrivals, {}).setdefault(f"{cell.rate_per_s / base:g}", {})
+            at.setdefault(cell.label, []).append(row)
+        print("waiting for the run at scale", flush=True)
+        large = scale.result()
+    found = {
+        arrivals: {
+            load: {
+                label: {name: spread([row[name] for row in its], 4) for name in its[0]}
+                for label, its in _with_best_oracle(by_label).items()
+            }
+            for load, by_label in sorted(by_load.items(), key=lambda one: float(one[0]))
+        }
+        for arrivals, by_load in rows.items()
+    }
+    return {
+        "gears": GEARS,
+        "seconds": SECONDS,
+        "seeds": SEEDS,
+        "requests_per_s_at_1": round(base, 3),
+        **found,
+        "scale": large,
+    }
+
+
+def at_scale(base: float) -> dict[str, float]:
+    """Many replicas and requests at load 1, and how long that takes to simulate."""
+    replicas, requests = SCALE
+    began = time.perf_counter()
+    rate = base / len(GEARS) * replicas
+    cell = Cell("budget", "budget", GEARS * (replicas // len(GEARS)), "bursty", rate, requests / rate, 0)
+    outcomes = simulate(cell)
+    took = time.perf_counter() - began
+    return {
+        "replicas": replicas,
+        "requests": len(outcomes),
+        "seconds": round(took, 1),
+        "us_per_request": round(took / len(outcomes) * 1e6, 1),
+        "attainment": round(summary(outcomes)["attainment"], 4),
+    }
+
+
+def _with_best_oracle(by_label: Mapping[str, list[dict[str, float]]]) -> dict[str, list[dict[str, float]]]:
+    """Of the oracles, only the one whose margin delivers most at this load: chosen in hindsight."""
+    kept = {label: rows for label, rows in by_label.items() if not label.startswith("oracle")}
+    oracles = [rows for label, rows in by_label.items() if label.startswith("oracle")]
+    if oracles:
+        kept["oracle"] = max(oracles, key=lambda rows: sum(row["delivered"] for row in rows))
+    return kept
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--trace", type=Path, help="a recorded trace (see benchmarks/routing/workloads.py) instead of the benchmark"
+    )
+    parser.add_argument("--policy", choices=POLICIES, default="budget", help="with --trace")
+    parser.add_argument("--replicas", type=int, default=1, help="of each gear, with --trace")
+    given = parser.parse_args()
+    with command((TraceError, OSError), "nothing was kept"):
+        if given.trace:
+            gears = GEARS * given.replicas
+            outcomes = simulate(Cell(given.policy, given.policy, gears, "", 0.0, 0.0, 0), recorded(given.trace))
+            print(json.dumps({**summary(outcomes), **prediction(outcomes)}, indent=1))
+            return 0
+        result = measure()
+    save("simulate", result)
+    plots.policies(result["bursty"], "simulate", "load, full everywhere = 1")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""What is asked of a platform, simulated or live, and what became of it: arrivals, requests with budgets, outcomes."""
+
+import json
+import math
+import random
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from serve.budget import Budget
+from serve.card import Profile
+from serve.routing.prediction import Features, Latency, LatencyModel, Load
+
+
+@dataclass(slots=True, frozen=True)
+class Request:
+    """One request of a trace: `at` in ms, lengths in tokens. Its answer's length is predicted by `kind`."""
+
+    at: float
+    prompt_tokens: int
+    output_tokens: int
+    budget: Budget
+    kind: str = ""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a request; times in ms. `variant` is empty when it was refused."""
+
+    request: Request
+    variant: str = ""
+    reason: str = ""
+    quality: float = 0.0
+    cost_usd: float = 0.0
+    took: Latency | None = None  # None: refused, or it failed
+    expected: Latency | None = None
+    tail: Latency | None = None  # the predicted 95% bound
+
+    @property
+    def kept(self) -> bool:
+        """Whether every limit of its budget was kept."""
+        budget, took = self.request.budget, self.took
+        return (
+            took is not None
+            and took.ttft_ms <= (budget.ttft_ms or math.inf)
+            and took.tpot_ms <= (budget.tpot_ms or math.inf)
+            and took.e2e_ms <= (budget.e2e_ms or math.inf)
+            and self.quality >= (budget.min_quality or 0.0)
+            and (budget.max_cost is None or self.cost_usd <= budget.max_cost)
+        )
+
+
+class TraceError(Exception):
+    """A recorded trace cannot be read; the message names the line."""
+
+
+def poisson(rate_per_s: float, seed: int) -> Iterator[float]:
+    """Arrival times in ms: independent of each other."""
+    drawn, at = random.Random(seed), 0.0
+    while True:
+        at += drawn.expovariate(rate_per_s) * 1000
+        yield at
+
+
+def bursty(rate_per_s: float, seed: int, burst: float = 4.0, period_s: float = 20.0) -> Iterator[float]:
+    """Arrival times in ms: `burst` times as many in the first quarter of each period as in the rest."""
+
+    def rate(at: float) -> float:
+        return rate_per_s * 4 / (burst + 3) * (burst if at % period_s < period_s / 4 else 1.0)
+
+    return _thinned(rate, rate_per_s * 4 * burst / (burst + 3), seed)
+
+
+def diurnal(rate_per_s: float, seed: int, depth: float = 0.8, period_s: float = 600.0) -> Iterator[float]:
+    """Arrival times in ms: a day of `period_s` in which the rate swings by `depth` of its mean, lowest at the start."""
+
+    def rate(at: float) -> float:
+        return rate_per_s * (1 - depth * math.cos(2 * math.pi * at / period_s))
+
+    return _thinned(rate, rate_per_s * (1 + depth), seed)
+
+
+ARRIVALS: Mapping[str, Callable[[float, int], Iterator[float]]] = {
+    "poisson": poisson,
+    "bursty": bursty,
+    "diurnal": diurnal,
+}
+
+# share of the requests, quality floor, and limits in units of what `full` takes when idle: TTFT, TPOT, E2E
+KINDS: Mapping[str, tuple[float, float | None, float | None, float | None, float | None]] = {
+    "chat": (0.6, None, 8.0, 3.0, None),
+    "careful": (0.2, 0.9, 15.0, 4.5, None),
+    "patient": (0.2, None, None, None, 20.0),
+}
+PROMPT, ANSWER = (60, 0.7), (24, 0.5)  # medians in tokens and sigmas of log-normal lengths
+LONGEST_PROMPT, LONGEST_ANSWER = 1000, 120
+
+
+def mixed(arrivals: Iterable[float], full: Profile, seed: int) -> Iterator[Request]:
+    """Requests of all `KINDS`, refused when their budget cannot be kept, with limits fit for the speed of `full`."""
+    idle = LatencyModel(full, 1).predict(Features(*(median for median, _ in (PROMPT, ANSWER))), Load()).expected
+    budgets = {}
+    for kind, (_, floor, *factors) in KINDS.items():
+        limits = [round(x * unit, 1) if x else None for x, unit in zip(factors, idle, strict=True)]
+        budgets[kind] = Budget(
+            min_quality=floor, ttft_ms=limits[0], tpot_ms=limits[1], e2e_ms=limits[2], on_no_candidate="reject"
+        )
+    drawn = random.Random(seed)
+    shares = [share for share, *_ in KINDS.values()]
+    for at in arrivals:
+        kind = drawn.choices(list(KINDS), shares)[0]
+        prompt = max(8, min(LONGEST_PROMPT, round(drawn.lognormvariate(math.log(PROMPT[0]), PROMPT[1]))))
+        answer = max(2, min(LONGEST_ANSWER, round(drawn.lognormvariate(math.log(ANSWER[0]), ANSWER[1]))))
+        yield Request(at, prompt, answer, budgets[kind], kind)
+
+
+def full_load(full: Profile, requests: Sequence[Request]) -> float:
+    """Requests like `requests` a second that one replica of `full` sustains, by its profile."""
+    seconds = [
+        request.prompt_tokens / full.prefill_tokens_per_s + request.output_tokens / full.decode_tokens_per_s
+        for request in requests
+    ]
+    return 1 / statistics.fmean(seconds)
+
+
+def recorded(path: Path) -> Iterator[Request]:
+    """A recorded trace: JSON lines with `at` (ms), `prompt_tokens`, `output_tokens` and, where wanted, `budget` and `kind`.
+
+    Raises:
+        TraceError: a line that is not such an object, or earlier than the one before it.
+    """
+    before = 0.0
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            budget = Budget.model_validate(row.get("budget", {}))
+            one = Request(
+                float(row["at"]), int(row["prompt_tokens"]), int(row["output_tokens"]), budget, row.get("kind", "")
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
+            raise TraceError(f"{path}, line {number}: {type(error).__name__}: {error}") from error
+        if one.at < before or one.prompt_tokens < 1 or one.output_tokens < 1:
+            raise TraceError(f"{path}, line {number}: times must not fall and lengths must be positive")
+        before = one.at
+        yield one
+
+
+def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Shares of all requests: `attainment` (within budget), `late` (answered, but over it), `refused`.
+
+    `quality` is the mean of what was answered; `delivered` the mean over all requests, those outside their budget as 0.
+    """
+    served = [outcome for outcome in outcomes if outcome.took]
+    kept = [outcome for outcome in outcomes if outcome.kept]
+    seconds = max((o.request.at + (o.took.e2e_ms if o.took else 0) for o in outcomes), default=1000.0) / 1000
+    count = max(len(outcomes), 1)
+    return {
+        "requests": len(outcomes),
+        "attainment": len(kept) / count,
+        "late": (len(served) - len(kept)) / count,
+        "refused": 1 - len(served) / count,
+        "quality": statistics.fmean(o.quality for o in served) if served else 0.0,
+        "delivered": sum(o.quality for o in kept) / count,
+        "goodput_per_s": len(kept) / seconds,
+        "usd_per_1000": sum(o.cost_usd for o in served) / max(len(served), 1) * 1000,
+    }
+
+
+def prediction(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Median absolute percentage error of each predicted time, and the share of answers within its 95% bound.
+
+    `e2e_known_length_error` is that of the end-to-end time which the predicted TTFT and TPOT give at the answer's true length.
+    """
+    found = {}
+    known = [o for o in outcomes if o.took and o.expected and o.tail]
+    if known:
+        found["e2e_known_length_error"] = statistics.median(
+            abs((o.expected.ttft_ms + o.expected.tpot_ms * (o.request.output_tokens - 1)) / o.took.e2e_ms - 1)  # type: ignore[union-attr]
+            for o in known
+        )
+    for i, what in enumerate(Latency._fields):
+        pairs = [(o.expected[i], o.tail[i], o.took[i]) for o in known if o.took[i] > 0]  # type: ignore[index]
+        if pairs:
+            found[f"{what}_error"] = statistics.median(abs(expected / took - 1) for expected, _, took in pairs)
+            found[f"{what}_covered"] = statistics.fmean(took <= tail for _, tail, took in pairs)
+    return found
+
+
+def _thinned(rate: Callable[[float], float], highest: float, seed: int) -> Iterator[float]:
+    """Arrival times in ms of a Poisson process whose `rate` a second changes with the time in seconds."""
+    drawn, at = random.Random(seed), 0.0
+    while True:
+        at += drawn.expovariate(highest)
+        if drawn.random() * highest < rate(at):
+            yield at * 1000

@@ -1,0 +1,55 @@
+"""Gateways that tell of requests differently, side by side before the same engines: each below a path of its own.
+
+What they share, the engines, HAProxy and the machine at the moment, is no difference between them.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from serve.card import Card
+from serve.config.platform import ObservabilityConfig, PlatformConfig
+
+if TYPE_CHECKING:
+    from ray.serve import RunTarget
+
+NAMES = ("off", "metrics", "log", "traces")  # each tells more than the one before; "log" is the default
+
+
+def told(name: str, collector: str) -> ObservabilityConfig:
+    """What the gateway called `name` tells of requests besides metrics."""
+    return ObservabilityConfig(
+        log_requests=name in ("log", "traces"), otlp_endpoint=collector if name == "traces" else None
+    )
+
+
+def gateways(
+    config: PlatformConfig, catalog: Mapping[str, Card], routing: Mapping[str, object], engine_token: str,
+    folder: Path, collector: str, names: Iterable[str] = NAMES,
+) -> "list[RunTarget]":  # fmt: skip
+    """The applications, each served below `/NAME`, its metrics on `metrics_port(config.server.metrics_port, NAME)`.
+
+    Args:
+        folder: where each keeps its metrics.
+        collector: OTLP endpoint of the one that traces.
+    """
+    from ray import serve as ray_serve  # not above: Ray reads its environment when it is imported
+
+    import deployments.gateway
+    from benchmarks.systems.uninstrumented_gateway import MountedGateway, SilentGateway
+
+    targets = []
+    own = deployments.gateway.GatewayDeployment
+    for name in names:
+        server = config.server.model_copy(update={"metrics_port": metrics_port(config.server.metrics_port, name)})
+        its = config.model_copy(update={"server": server, "observability": told(name, collector)})
+        deployments.gateway.GatewayDeployment = SilentGateway if name == "off" else MountedGateway  # type: ignore[misc]
+        app = deployments.gateway.gateway_app(its, catalog, routing, engine_token, str(folder / name))
+        targets.append(ray_serve.RunTarget(app, name=f"gateway-{name}", route_prefix=f"/{name}"))
+    deployments.gateway.GatewayDeployment = own  # type: ignore[misc]
+    return targets
+
+
+def metrics_port(platforms: int, name: str) -> int:
+    """The port of `name`'s metrics beside a platform whose own are on port `platforms`; the four between are Ray's."""
+    return platforms + 5 + NAMES.index(name)

@@ -1,0 +1,53 @@
+"""Ray Serve LLM as it comes: `build_openai_app` with the same engine: `python -m benchmarks.systems.ray_serve_baseline --help`."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    """Start, say so, and wait for the end; whoever started this stops the processes."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--weights", type=Path, required=True)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--engine-args", type=json.loads, default={})
+    parser.add_argument("--env", type=json.loads, default={}, help="environment of the engine's processes")
+    given = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    import ray
+    from ray import serve as ray_serve
+    from ray.serve.llm import LLMConfig, build_openai_app
+
+    ray.init(
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, 4),
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+    )
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": given.port})
+    config = LLMConfig(
+        model_loading_config={"model_id": given.model, "model_source": str(given.weights)},
+        engine_kwargs=given.engine_args,
+        accelerator_config={"kind": "cpu"},
+        placement_group_config={"bundle_per_worker": {"CPU": 1}},
+        runtime_env={"env_vars": given.env},
+        log_engine_metrics=False,
+        deployment_config={
+            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "max_ongoing_requests": 1_000,
+            "logging_config": {"enable_access_log": False},
+        },
+    )
+    ray_serve.run(build_openai_app({"llm_configs": [config]}), route_prefix="/")
+    print("up", flush=True)
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()

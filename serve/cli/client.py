@@ -1,0 +1,201 @@
+"""The commands that only talk to a running platform over HTTP, and keys. `deployments.cli` adds the others."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from serve.cli.top import top
+from serve.gateway.auth import new_key
+
+app = typer.Typer(
+    help="Gearbox: one LLM as several gears, shifted per request.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+app.command()(top)
+
+Url = Annotated[str, typer.Option(envvar="GEARBOX_URL", help="Base URL of the platform.")]
+Key = Annotated[str, typer.Option(envvar="GEARBOX_API_KEY", help="API key; none is needed where access is open.")]
+LOCAL = "http://127.0.0.1:8000"
+
+
+@app.command()
+def chat(
+    model: Annotated[
+        str, typer.Option(help="MODEL, MODEL@PROFILE or MODEL:VARIANT; default: the platform's model.")
+    ] = "",
+    url: Url = LOCAL,
+    api_key: Key = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+) -> None:
+    """Chat in the terminal. Shows the variant and the timings of each answer.
+
+    `/model NAME` changes the model, `/reset` forgets the conversation, Ctrl-D ends it; Ctrl-C stops an answer.
+    """
+    console = Console()
+    with platform_client(url, api_key) as client:
+        model = model or _model_name(client)
+        console.print(f"[bold]{model}[/] at {url}   [dim]/model NAME · /reset · Ctrl-D to leave[/]")
+        history: list[dict[str, str]] = []
+        while True:
+            try:
+                text = console.input("[bold cyan]you>[/] ").strip()
+            except (EOFError, KeyboardInterrupt):
+                console.print()
+                return
+            if text.startswith("/model "):
+                model = text.removeprefix("/model ").strip()
+            elif text == "/reset":
+                history.clear()
+            elif text:
+                _turn(console, client, model, history, text, max_tokens)
+
+
+def _turn(
+    console: Console, client: httpx.Client, model: str, history: list[dict[str, str]], text: str, max_tokens: int
+) -> None:
+    """One question and its streamed answer; a failed or stopped one leaves no trace in the conversation."""
+    messages = [*history, {"role": "user", "content": text}]
+    body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
+    answer, facts = "", None
+    try:
+        for chunk in _stream(client, body):
+            if "error" in chunk:
+                console.print("\n" + chunk["error"]["message"], style="red", markup=False, highlight=False)
+                return
+            piece = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            answer += piece
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+            facts = chunk.get("gearbox", facts)
+    except KeyboardInterrupt:
+        console.print("\n[yellow]stopped[/]")
+        return
+    except httpx.HTTPError as error:
+        text = f"no answer from {client.base_url}: {error or type(error).__name__}"
+        console.print(text, style="red", markup=False, highlight=False)
+        return
+    history[:] = [*messages, {"role": "assistant", "content": answer}]
+    if facts:
+        console.print(f"\n[dim]{_said_of(facts)}[/]", highlight=False)
+        for source in facts.get("citations", ()):
+            console.print(f"  source {source['n']}: {source['title'] or source['source']}", style="dim", markup=False)
+
+
+def _said_of(facts: dict[str, Any]) -> str:
+    """One line about an answer, from its `gearbox` object."""
+    took = f"first token {facts['ttft_ms']:.0f} ms" if facts["ttft_ms"] is not None else ""
+    if facts["variant"] is None:
+        return f"no variant ({facts['reason']}) · {took}"
+    tpot = f" · {1000 / facts['tpot_ms']:.0f} tok/s" if facts["tpot_ms"] else ""
+    grounded = f" · {'grounded' if facts['grounded'] else 'not grounded'}" if facts.get("grounded") is not None else ""
+    return (
+        f"{facts['variant']} ({facts['reason']}) · {took}{tpot} · {facts['e2e_ms'] / 1000:.2f} s · "
+        f"quality {facts['quality']:.3f} · {facts['cost_usd'] * 1e6:.2f} µ${grounded}"
+    )
+
+
+def _stream(client: httpx.Client, body: dict[str, object]) -> Iterator[dict[str, Any]]:
+    with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.status_code != 200:
+            response.read()
+            yield response.json()
+            return
+        for line in response.iter_lines():
+            if line.startswith("data: ") and line != "data: [DONE]":
+                yield json.loads(line[6:])
+
+
+@app.command()
+def route(
+    prompt: Annotated[str, typer.Argument(help="What would be asked.")],
+    model: Annotated[str, typer.Option()] = "",
+    url: Url = LOCAL,
+    api_key: Key = "",
+    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
+    ttft_ms: float | None = None,
+    tpot_ms: float | None = None,
+    e2e_ms: float | None = None,
+    max_cost: float | None = None,
+    min_quality: float | None = None,
+    objective: str | None = None,
+) -> None:
+    """Show where a question would go and why, without asking it."""
+    limits = {
+        "ttft_ms": ttft_ms,
+        "tpot_ms": tpot_ms,
+        "e2e_ms": e2e_ms,
+        "max_cost": max_cost,
+        "min_quality": min_quality,
+    }
+    budget = {name: value for name, value in {**limits, "objective": objective}.items() if value is not None}
+    with platform_client(url, api_key) as client:
+        body = {
+            "model": model or _model_name(client), "messages": [{"role": "user", "content": prompt}],
+            "max_tokens": max_tokens, "budget": budget,
+        }  # fmt: skip
+        decision = checked(client.post("/v1/route", json=body))
+    table = Table("variant", "quality", "TTFT ms", "TPOT ms", "E2E ms", "cost µ$", "verdict")
+    for candidate in decision["candidates"]:
+        chosen = candidate["variant"] == decision["variant"]
+        verdict = f"chosen: {decision['reason']}" if chosen else candidate["why"] or "fits"
+        table.add_row(
+            candidate["variant"], f"{candidate['quality']:.3f}", f"{candidate['predicted_ttft_ms']:.0f}",
+            f"{candidate['predicted_tpot_ms']:.1f}", f"{candidate['predicted_e2e_ms']:.0f}",
+            f"{candidate['cost_usd'] * 1e6:.2f}", verdict, style="bold green" if chosen else "",
+        )  # fmt: skip
+    Console().print(table)
+
+
+@keys.command("new")
+def keys_new(
+    tenant: Annotated[str, typer.Argument(help="Whoever the key is for.")],
+    budget: Annotated[str, typer.Option(help="Its default budget profile.")] = "balanced",
+) -> None:
+    """Make an API key. The key is shown once; the configuration gets its hash."""
+    key, digest = new_key()
+    typer.echo(f"key (keep it secret, it is not stored): {key}\n")
+    typer.echo(
+        f"under access.keys in the configuration:\n  - {{sha256: {digest}, tenant: {json.dumps(tenant)}, budget: {json.dumps(budget)}}}"
+    )
+
+
+@contextmanager
+def platform_client(url: str, api_key: str) -> Iterator[httpx.Client]:
+    """A client of the platform; what goes wrong with it ends the command with one line."""
+    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:
+        try:
+            yield client
+        except httpx.HTTPError as error:
+            raise fail(f"no answer from {url}: {error or type(error).__name__}") from error
+
+
+def _model_name(client: httpx.Client) -> str:
+    return str(checked(client.get("/v1/models"))["data"][0]["id"])
+
+
+def checked(response: httpx.Response) -> dict[str, Any]:
+    """The JSON of an answer; an error ends the command with its message."""
+    try:
+        document: dict[str, Any] = response.json()
+    except ValueError as error:
+        raise fail(
+            f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not in JSON"
+        ) from error
+    if response.status_code != 200:
+        raise fail(document["error"]["message"])
+    return document
+
+
+def fail(message: str, code: int = 1) -> typer.Exit:
+    """Print one line on stderr; raise the result to leave with `code`."""
+    typer.echo(f"gearbox: {message}", err=True)
+    return typer.Exit(code)

@@ -1,0 +1,448 @@
+"""The commands that fill a running platform's document store over HTTP: index, documents, forget."""
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from serve.cli.client import LOCAL, Key, Url, checked, fail, platform_client
+from serve.retrieval.ingest.convert import ConversionError, charset_of, kind_of
+
+MAX_BYTES = 128 << 20  # of a file that is read at all; the platform has a limit of its own
+RETRY_S = 60.0  # a database or a gateway is back by then
+_DOWNLOAD_S = 120.0
+_PAGE = 1000
+_LINE_S = 5.0
+_AGAIN = (429, 502, 503, 504)
+_DOCUMENTS = "/v1/documents"
+
+Collection = Annotated[str, typer.Option(help="Collection that the documents go into.")]
+
+
+@dataclass(slots=True, frozen=True)
+class Item:
+    """A document to be indexed: a file, or, without a path, a URL."""
+
+    source: str
+    path: Path | None = None
+    size: int = 0  # bytes
+
+
+@dataclass(slots=True)
+class Found:
+    """What the arguments name."""
+
+    items: dict[str, Item] = field(default_factory=dict)  # by source
+    folders: list[str] = field(default_factory=list)  # whose documents that are gone can be removed
+    left_out: int = 0  # files of other types
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, item: Item) -> None:
+        """Of two with one name, the first is taken."""
+        if self.items.setdefault(item.source, item) != item:
+            self.problems.append(f"{item.path or item.source}: another file is named {item.source}")
+
+
+class _SkippedError(Exception):
+    """One document that is not indexed; the message says why."""
+
+
+class _GoneError(Exception):
+    """The platform does not answer, or lets nobody in; the message says so."""
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Add the three commands to `app`."""
+    app.command()(index)
+    app.command()(documents)
+    app.command()(forget)
+
+
+def index(
+    paths: Annotated[
+        list[str], typer.Argument(help="Files, folders, URLs, @FILE with one of them a line, or - for a list on stdin.")
+    ],
+    collection: Collection = "default",
+    meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that filters can use; repeatable.")] = None,
+    prune: Annotated[bool, typer.Option(help="Remove documents whose files are gone from a folder.")] = True,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed at once.")] = 2,
+    url: Url = LOCAL,
+    api_key: Key = "",
+) -> None:
+    """Index documents, so that answers can be grounded in them. Those that have not changed are left as they are.
+
+    Stopped and run again, it goes on where it was.
+    """
+    found = find(paths)
+    given = dict(map(_key_value, meta or []))
+    if not found.items:
+        for problem in found.problems:
+            typer.echo(problem, err=True)
+        raise fail(f"there is nothing to index ({found.left_out} files of other types)")
+    run = _Run(found, collection, given, prune, workers)
+    try:
+        asyncio.run(run.all(url, api_key))
+    except KeyboardInterrupt:
+        typer.echo(run.summary())
+        raise fail("stopped; run it again to go on", 130) from None
+    except _GoneError as error:
+        typer.echo(run.summary())
+        raise fail(str(error)) from error
+    typer.echo(run.summary())
+    if not run.counts.total() - run.counts["skipped"]:
+        raise typer.Exit(1)
+
+
+def documents(
+    collection: Annotated[str, typer.Argument(help="Show its documents; without it, the collections.")] = "",
+    url: Url = LOCAL,
+    api_key: Key = "",
+) -> None:
+    """List the collections, or the documents of one."""
+    console = Console()
+    with platform_client(url, api_key) as client:
+        if not collection:
+            table = Table("collection", "documents", "chunks")
+            for one in checked(client.get(_DOCUMENTS))["data"]:
+                table.add_row(Text(one["collection"]), str(one["documents"]), str(one["chunks"]))
+            console.print(table)
+            return
+        table = Table("source", "title", "kB", "chunks", "indexed", "current")
+        more, query = True, {"collection": collection, "limit": str(_PAGE)}
+        while more:
+            page = checked(client.get(_DOCUMENTS, params=query))
+            for one in page["data"]:
+                at = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["indexed_at"]))
+                names = Text(one["source"], overflow="fold"), Text(one["title"])
+                size = f"{one['size'] / 1e3:.1f}"
+                table.add_row(*names, size, str(one["chunks"]), at, "yes" if one["current"] else "no")
+            more = page["has_more"]
+            if more:
+                query["after"] = page["data"][-1]["source"]
+    console.print(table)
+
+
+def forget(
+    collection: Annotated[str, typer.Argument(help="Collection.")],
+    source: Annotated[str, typer.Argument(help="One document of it; without it, all.")] = "",
+    url: Url = LOCAL,
+    api_key: Key = "",
+) -> None:
+    """Remove a document, or a whole collection."""
+    query = {"collection": collection, **({"source": source} if source else {})}
+    with platform_client(url, api_key) as client:
+        typer.echo(f"{checked(client.delete(_DOCUMENTS, params=query))['deleted']} removed")
+
+
+def find(arguments: Iterable[str]) -> Found:
+    """What the arguments name. Ends the command when one names nothing."""
+    found = Found()
+    for argument in arguments:
+        if argument == "-":
+            _find_each(sys.stdin.read(), found)
+        elif argument.startswith("@"):
+            try:
+                text = Path(argument[1:]).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise fail(f"{argument[1:]}: {error}", 2) from error
+            _find_each(text, found)
+        else:
+            _find(argument, found)
+    return found
+
+
+def _find_each(text: str, found: Found) -> None:
+    for line in map(str.strip, text.splitlines()):
+        if line and not line.startswith("#"):
+            _find(line, found)
+
+
+def _find(argument: str, found: Found) -> None:
+    if argument.startswith(("http://", "https://")):
+        found.add(Item(argument))
+        return
+    path = Path(argument)
+    if path.is_dir():
+        _find_in(path.resolve(), found)
+    elif path.is_file():
+        found.add(Item(path.name, path, path.stat().st_size))
+    else:
+        raise fail(f"there is no file or folder {argument}", 2)
+
+
+def _find_in(folder: Path, found: Found) -> None:
+    """The documents below `folder`. Links that lead out of it, and what is hidden, are not followed."""
+    before, unread = len(found.items), len(found.problems)
+
+    def note(error: OSError) -> None:
+        found.problems.append(f"{error.filename}: {error.strerror}")
+
+    for at, folders, names in os.walk(folder, onerror=note):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(at, name)
+            if name.startswith(".") or not path.is_file() or not path.resolve().is_relative_to(folder):
+                continue
+            try:
+                kind_of(name)
+                size = path.stat().st_size
+            except ConversionError:
+                found.left_out += 1
+            except OSError as error:
+                note(error)
+            else:
+                found.add(Item(f"{folder.name}/{path.relative_to(folder).as_posix()}", path, size))
+    if len(found.problems) > unread or len(found.items) == before:
+        return  # not all of it was seen, or it is not mounted: nothing is known to be gone
+    found.folders.append(f"{folder.name}/")
+
+
+def _key_value(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise fail(f"--meta {text}: KEY=VALUE is needed", 2)
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+class _Run:
+    """One run of `gearbox index`."""
+
+    def __init__(self, found: Found, collection: str, meta: dict[str, Any], prune: bool, workers: int) -> None:
+        self._found, self._collection, self._meta = found, collection, meta
+        self._prune, self._workers = prune, workers
+        self._progress = Progress(
+            "[progress.description]{task.description}", BarColumn(), MofNCompleteColumn(), DownloadColumn(),
+            TimeRemainingColumn(), console=Console(stderr=True), disable=not sys.stderr.isatty(),
+        )  # fmt: skip
+        self.counts: Counter[str] = Counter()
+
+    def summary(self) -> str:
+        """How many documents came to what."""
+        kinds = ("added", "replaced", "unchanged", "removed", "skipped")
+        left_out = f" ({self._found.left_out} files of other types left out)" if self._found.left_out else ""
+        return ", ".join(f"{self.counts[kind]} {kind}" for kind in kinds) + left_out
+
+    async def all(self, url: str, api_key: str) -> None:
+        """Index what was found. Raises `_GoneError`."""
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        timeout = httpx.Timeout(600, connect=5)
+        async with (
+            httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout) as platform,
+            httpx.AsyncClient(timeout=30, follow_redirects=True, max_redirects=5) as web,
+        ):
+            for problem in self._found.problems:
+                self._skip(problem)
+            known = {one["source"]: one async for one in self._listed(platform)}
+            items = list(self._found.items.values())
+            async with self._shown(items) as done:
+                await self._each(items, known, platform, web, done)
+            if self._prune:
+                await self._remove_gone(known, platform)
+
+    async def _each(
+        self,
+        items: list[Item],
+        known: dict[str, Any],
+        platform: httpx.AsyncClient,
+        web: httpx.AsyncClient,
+        done: "_Done",
+    ) -> None:
+        waiting = iter(items)
+
+        async def worker() -> None:
+            for item in waiting:
+                try:
+                    self.counts[await self._one(item, known.get(item.source), platform, web)] += 1
+                except _SkippedError as error:
+                    self._skip(f"{item.path or item.source}: {error}")
+                done(item)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._workers):
+                    group.create_task(worker())
+        except* _GoneError as errors:
+            raise errors.exceptions[0] from None
+
+    async def _one(
+        self, item: Item, before: dict[str, Any] | None, platform: httpx.AsyncClient, web: httpx.AsyncClient
+    ) -> str:
+        """Index one document and say what became of it. Raises `_SkippedError`, `_GoneError`."""
+        kind = None
+        if item.path is None:
+            data, kind = await _downloaded(web, item.source)
+        else:
+            data = await asyncio.to_thread(_read, item.path)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if before and before["sha256"] == sha256 and before["current"] and not self._meta:
+            return "unchanged"
+        body: dict[str, Any] = {"collection": self._collection, "source": item.source}
+        body |= {name: value for name, value in (("type", kind), ("meta", self._meta)) if value}
+        body["data"] = base64.b64encode(data).decode()
+        made = await _asked(platform, "POST", _DOCUMENTS, json=body)
+        for left_out in made.get("left_out") or ():
+            self._say(f"{item.path or item.source}: left out: {left_out}")
+        return str(made["status"])
+
+    async def _listed(self, platform: httpx.AsyncClient) -> AsyncIterator[dict[str, Any]]:
+        query = {"collection": self._collection, "limit": str(_PAGE)}
+        while True:
+            try:
+                page = await _asked(platform, "GET", _DOCUMENTS, params=query)
+            except _SkippedError as error:
+                raise _GoneError(str(error)) from error
+            for one in page["data"]:
+                yield one
+            if not page["has_more"]:
+                return
+            query["after"] = page["data"][-1]["source"]
+
+    async def _remove_gone(self, known: Iterable[str], platform: httpx.AsyncClient) -> None:
+        for source in known:
+            if source.startswith(tuple(self._found.folders)) and source not in self._found.items:
+                query = {"collection": self._collection, "source": source}
+                try:
+                    await _asked(platform, "DELETE", _DOCUMENTS, params=query)
+                    self.counts["removed"] += 1
+                except _SkippedError as error:  # another run was faster
+                    self._skip(f"{source}: {error}")
+
+    def _skip(self, message: str) -> None:
+        self.counts["skipped"] += 1
+        self._say(message)
+
+    def _say(self, message: str) -> None:
+        self._progress.console.print(message, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    @asynccontextmanager
+    async def _shown(self, items: list[Item]) -> AsyncIterator["_Done"]:
+        done = _Done(items, self._progress)
+        with self._progress:
+            yield done
+
+
+class _Done:
+    """Shows how far it is: a bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, items: list[Item], progress: Progress) -> None:
+        self._files, self._total = len(items), sum(map(_weight, items))
+        self._progress, self._task = progress, progress.add_task("indexing", total=self._total)
+        self._began = self._told = time.monotonic()
+        self._number, self._weight = 0, 0
+
+    def __call__(self, item: Item) -> None:
+        self._number, self._weight = self._number + 1, self._weight + _weight(item)
+        self._progress.update(self._task, completed=self._weight)
+        now = time.monotonic()
+        if self._progress.disable and now - self._told >= _LINE_S:
+            self._told = now
+            left = (self._total - self._weight) / self._weight * (now - self._began)
+            typer.echo(f"{self._number} of {self._files} documents, {left:.0f} s left", err=True)
+
+
+def _weight(item: Item) -> int:
+    """What an item counts for the time that is left, bytes; of a URL nothing is known yet."""
+    return max(item.size, 1000) if item.path else 100_000
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise _SkippedError(f"it is larger than {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise _SkippedError(error.strerror or type(error).__name__) from error
+
+
+async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str]:
+    """What is at `url`, and its type: as its server says or, where that says little, by the name's ending."""
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(_DOWNLOAD_S), web.stream("GET", url) as response:
+            if response.status_code != 200:
+                raise _SkippedError(f"its server answered {response.status_code}")
+            async for part in response.aiter_bytes():
+                parts.append(part)
+                if (size := size + len(part)) > MAX_BYTES:
+                    raise _SkippedError(f"it is larger than {MAX_BYTES >> 20} MiB")
+            said = response.headers.get("content-type", "")
+            kind, charset = said.partition(";")[0].strip().lower(), charset_of(said)
+    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+        raise _SkippedError(f"it can't be downloaded: {error or type(error).__name__}") from error
+    if kind in ("", "text/plain", "application/octet-stream"):
+        try:
+            kind = kind_of(url)
+        except ConversionError:
+            kind = "text/plain"
+    return b"".join(parts), f"{kind}; charset={charset[:80]}" if charset else kind
+
+
+async def _asked(platform: httpx.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:
+    """The platform's answer; asked again for a while when it is busy or away.
+
+    Raises:
+        _SkippedError: it refuses this one.
+        _GoneError: it does not answer, or does not let the caller in.
+    """
+    until = time.monotonic() + RETRY_S
+    for delay in _delays():
+        wait = delay
+        try:
+            response = await platform.request(method, path, **options)
+        except httpx.TransportError as error:
+            why = f"no answer from {platform.base_url}: {error or type(error).__name__}"
+        else:
+            document = _json(response)
+            if response.status_code == 200:
+                return document
+            told = document.get("error")
+            why = str(told.get("message")) if isinstance(told, dict) else f"it answered {response.status_code}"
+            if response.status_code in (401, 403, 404, 405) and method != "DELETE":
+                raise _GoneError(why)
+            if response.status_code not in _AGAIN:
+                raise _SkippedError(why)
+            after = response.headers.get("retry-after", "")
+            wait = max(delay, min(float(after), 30.0)) if after.isdecimal() else delay
+        if time.monotonic() + wait > until:
+            raise _GoneError(why)
+        await asyncio.sleep(wait)
+    raise AssertionError
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        if response.status_code in _AGAIN:  # a proxy in front of the gateway
+            return {}
+        raise _GoneError(f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not in JSON")
+    return document
+
+
+def _delays() -> Iterator[float]:
+    """Seconds from one try to the next."""
+    delay = 0.25
+    while True:
+        yield delay
+        delay = min(2 * delay, 5.0)

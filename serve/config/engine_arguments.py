@@ -1,0 +1,36 @@
+"""Arguments that the configuration hands on without knowing them, such as vLLM's: whatever JSON can say, and nothing else."""
+
+import math
+from typing import Annotated
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+from serve.config.yaml_file import Word
+
+
+def _plain(value: object, *path: str | int) -> object:
+    """`value` of JSON's types alone. Errors name the `path` to what is wrong below the arguments."""
+    if isinstance(value, Word):
+        raise _misfit(
+            f"'{value}' is true or false in YAML 1.1 and text in 1.2: write true or false, or '{value}'", path
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _misfit("the number is not finite", path)
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise _misfit(f"the name {key} must be text: put it in quotes", path)
+        return {str(key): _plain(inner, *path, key) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner, *path, index) for index, inner in enumerate(value)]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise _misfit(f"a value of the type {type(value).__name__} can't be handed on", path)
+
+
+def _misfit(message: str, path: tuple[str | int, ...]) -> PydanticCustomError:
+    return PydanticCustomError("argument", "{message}", {"message": message, "path": path})
+
+
+Arguments = Annotated[dict[str, object], AfterValidator(_plain)]

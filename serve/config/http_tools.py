@@ -1,0 +1,43 @@
+"""Operators' own HTTP tools: what the configuration says about them. `serve/tools/http_tools.py` builds them."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+_FRAMING = {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept-encoding"}
+
+
+def _host(value: str) -> str:
+    if not re.fullmatch(r"(?:[a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(?::\d{1,5})?", value.lower()):
+        raise ValueError(f"'{value}' is not a host; write it like api.example.com or api.example.com:8443")
+    return value.lower()
+
+
+def _headers(value: dict[str, str]) -> dict[str, str]:
+    for name, variable in value.items():
+        if not re.fullmatch(r"[A-Za-z0-9-]+", name) or name.lower() in _FRAMING:
+            raise ValueError(f"the header '{name}' cannot be set")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", variable):
+            raise ValueError(f"headers_env.{name} must name an environment variable")
+    return value
+
+
+class HttpToolConfig(BaseModel):
+    """One service that models may call, by its OpenAPI description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="the tools are called NAME_OPERATION")
+    description: str = Field(min_length=1, description="OpenAPI 3 as YAML or JSON: a path, or the text itself")
+    hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
+        min_length=1,
+        description="the only hosts that are called, exactly as here; a port that is not the usual one too",
+    )
+    timeout_s: float = Field(default=10, gt=0, le=120, description="of one call, from connecting to the last byte")
+    headers_env: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
+        default_factory=dict, description="headers that are sent, and the environment variables with their values"
+    )
+    operations: tuple[str, ...] | None = Field(
+        default=None, description="operationIds that become tools; without it, all that only read (GET)"
+    )

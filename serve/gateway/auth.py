@@ -1,0 +1,117 @@
+"""Who is calling: bearer API keys, stored hashed, or nobody in particular where access is open."""
+
+import hashlib
+import secrets
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from limits import RateLimitItemPerMinute
+
+from serve.config.platform import AccessConfig, ServerConfig
+from serve.errors import RequestError
+from serve.gateway.cross_origin import CrossOriginProtection
+from serve.gateway.rate_limits import Limits
+from serve.telemetry.metrics import Metrics
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Whoever a request is counted for."""
+
+    tenant: str
+    budget: str  # name of the default profile
+    requests: RateLimitItemPerMinute | None = None
+    tokens: RateLimitItemPerMinute | None = None
+
+
+def new_key() -> tuple[str, str]:
+    """A fresh API key and the sha256 of it that belongs in the configuration."""
+    key = f"gbx-{secrets.token_urlsafe(32)}"
+    return key, hash_key(key)
+
+
+def hash_key(key: str) -> str:
+    """sha256, hexadecimal. Keys are 256 random bits, so no slow hash is needed."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+class Gatekeeper:
+    """Authenticates callers and keeps their limits. Limits hold across gateways only with a shared `limits_store`."""
+
+    def __init__(
+        self, access: AccessConfig, server: ServerConfig | None = None, metrics: Metrics | None = None
+    ) -> None:
+        self._limits = Limits(access, (metrics or Metrics()).limits_store_failures)
+        self._protection = CrossOriginProtection(server or ServerConfig())
+        self.reconfigure(access)
+
+    def reconfigure(self, access: AccessConfig) -> None:
+        """Know these keys from now on. What was counted stays; the store is the one of the start."""
+        self._limits.reconfigure(access)
+        self._callers = {
+            key.sha256: Caller(
+                key.tenant,
+                key.budget,
+                RateLimitItemPerMinute(key.requests_per_minute) if key.requests_per_minute else None,
+                RateLimitItemPerMinute(key.tokens_per_minute) if key.tokens_per_minute else None,
+            )
+            for key in access.keys
+        }
+        self._anonymous = Caller("anonymous", access.open_budget) if access.open else None
+        self._limited = {caller.tenant: caller for caller in self._callers.values() if caller.requests or caller.tokens}
+
+    @property
+    def tenants(self) -> list[str]:
+        """Every tenant there can be, in the configuration's order."""
+        anonymous = [self._anonymous.tenant] if self._anonymous else []
+        return list(dict.fromkeys([*(caller.tenant for caller in self._callers.values()), *anonymous]))
+
+    def authenticate(self, headers: Mapping[str, str]) -> Caller:
+        """The caller behind the `authorization` header. Raises `RequestError` 401.
+
+        Where access is open and no keys are configured, any key is accepted (clients insist on sending one). Whoever has
+        no known key is only as trusted as the page that asks: 403 and 415, see `serve.gateway.cross_origin`.
+        """
+        scheme, _, key = headers.get("authorization", "").partition(" ")
+        if key and scheme.lower() == "bearer" and (caller := self._callers.get(hash_key(key.strip()))):
+            return caller
+        if self._anonymous is not None and (not key or not self._callers):
+            self._protection.check(headers)
+            return self._anonymous
+        challenge = {"www-authenticate": "Bearer"}
+        if not key:
+            raise RequestError(
+                401, "an API key is needed: 'Authorization: Bearer gbx-…'", code="missing_api_key", headers=challenge
+            )
+        raise RequestError(401, "this API key is not known", code="invalid_api_key", headers=challenge)
+
+    async def admit(self, caller: Caller) -> None:
+        """Count one request of `caller`.
+
+        Raises:
+            RequestError: 429 with the time until there is room again; 503 when the store of limits fails.
+        """
+        await self._limits.admit(caller.tenant, caller.requests, caller.tokens)
+
+    async def charge(self, caller: Caller, tokens: int) -> None:
+        """Count the tokens a finished request used; they may overdraw the window, the next request then waits.
+
+        A failing store does not raise: the answer is out.
+        """
+        await self._limits.charge(caller.tenant, caller.tokens, tokens)
+
+    async def used(self, tenants: Collection[str]) -> list[tuple[str, str, float]]:
+        """Of the limited ones of `tenants`: tenant, what is limited (requests, tokens), and the used share of it.
+
+        Raises:
+            StoreUnavailable: the store of limits fails.
+        """
+        kinds: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
+        return [
+            (tenant, kind, await self._limits.used(tenant, kind, limit))
+            for tenant in tenants
+            if (caller := self._limited.get(tenant)) is not None
+            for kind in kinds
+            if (limit := getattr(caller, kind)) is not None
+        ]

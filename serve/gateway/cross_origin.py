@@ -1,0 +1,95 @@
+"""What a web page of another site may have a browser ask of an open platform: nothing, unless the operator allows it.
+
+Where access is open, a browser on the same machine or network is let in whatever page it shows. So a request without a
+known key must name this platform as its `Host` (DNS rebinding), must not come from another origin (cross-site request
+forgery), and its body must be of a type that no page can send to another site without asking first.
+"""
+
+import ipaddress
+from collections.abc import Collection
+
+from serve.config.platform import ServerConfig
+from serve.errors import RequestError
+from serve.gateway.http import JSON, Headers
+
+_ANY = "*"
+
+
+class CrossOriginProtection:
+    """Checks requests without a key. Clients that are no browsers send neither `Origin` nor `Sec-Fetch-Site`, and pass."""
+
+    def __init__(self, server: ServerConfig) -> None:
+        self._hosts = frozenset({server.host.lower(), *server.allowed_hosts})
+        self._origins = frozenset(server.allowed_origins)
+
+    def check(self, headers: Headers) -> None:
+        """Raises `RequestError` 403 for a foreign host or origin, 415 for a body that is not declared as JSON."""
+        host = headers.get("host", "").lower()
+        if host and not host_allowed(host, self._hosts):
+            raise RequestError(
+                403,
+                f"the host '{host[:255]}' is not allowed without an API key; the operator can list it in "
+                "'server.allowed_hosts'",
+                code="host_not_allowed",
+            )
+        self._check_origin(host, headers)
+        if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+            given = headers.get("content-type", "")
+            if given.partition(";")[0].strip().lower() != JSON:
+                raise RequestError(
+                    415,
+                    f"send the body with the header 'Content-Type: {JSON}', not '{given[:100]}'"
+                    if given
+                    else f"send the body with the header 'Content-Type: {JSON}'",
+                    code="unsupported_media_type",
+                )
+
+    def _check_origin(self, host: str, headers: Headers) -> None:
+        if _ANY in self._origins:
+            return
+        origin = headers.get("origin")
+        if origin is None:  # browsers leave it out where a page merely loads something
+            site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode", "")
+            if site in ("none", "same-origin") or mode == "navigate":
+                return
+            origin = f"of a {site} page"
+        elif origin.lower() in self._origins or (host and origin.lower().partition("://")[2] == host):
+            return
+        raise RequestError(
+            403,
+            f"the origin '{origin[:255]}' is not allowed without an API key; the operator can list it in "
+            "'server.allowed_origins'",
+            code="origin_not_allowed",
+        )
+
+
+def host_allowed(host: str, allowed: Collection[str]) -> bool:
+    """Whether a `Host` header, in lower case, names a platform that also answers to the names in `allowed`.
+
+    An address always does: DNS rebinding takes a name. Probes of Kubernetes and load balancers come with one.
+    """
+    name = _name_of(host)
+    if name in allowed or _ANY in allowed or name == "localhost" or name.endswith(".localhost") or _is_address(name):
+        return True
+    return any(name.endswith(pattern[1:]) for pattern in allowed if pattern.startswith("*."))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener on `host`."""
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _name_of(host: str) -> str:
+    """The header's name or address without port, brackets, and the dot of a fully qualified name."""
+    if host.startswith("["):
+        address, bracket, port = host[1:].partition("]")
+        return address if bracket and (not port or port.startswith(":")) else host
+    return host.partition(":")[0].removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,487 @@
+"""The way of one generation request: budget, decision, engine, answer, account. Each step goes forward only.
+
+A request whose replica breaks before the first token re-enters at the decision with what is left of its budget: it goes to
+another replica of the variant, where there is one, else to another variant.
+"""
+
+import ast
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from time import perf_counter
+
+import aiohttp
+import orjson
+from opentelemetry.trace import SpanKind
+
+from serve.budget import Budget, resolve_budget
+from serve.config.platform import PlatformConfig
+from serve.errors import RequestError, internal_error
+from serve.gateway.auth import Caller, Gatekeeper
+from serve.gateway.engine_client import Engines, EngineUnreachable
+from serve.gateway.grounding import Fits, Grounder, Grounding
+from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.gateway.sse_relay import Choice, EngineFault, EngineReport, StreamRelay, error_event, splice
+from serve.request.call import Call
+from serve.request.chat_fields import read_fields
+from serve.request.direct_answer import DirectAnswer, documents
+from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
+from serve.routing.catalog import Variant
+from serve.routing.prediction import Features, OutputLengths
+from serve.routing.router import Decision, Router
+from serve.telemetry.metrics import Metrics
+from serve.telemetry.request_telemetry import Accounts
+
+MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
+_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
+_CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # of vLLM's errors
+_LOG = logging.getLogger("gearbox.gateway")
+
+
+class ContextTooLong(Exception):
+    """The engine counted more tokens than the variant's context holds; `param` is the field that it names, if any."""
+
+    def __init__(self, message: str, param: object) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class Generation:
+    """Answers chat-completions and completions requests."""
+
+    def __init__(
+        self,
+        config: PlatformConfig,
+        variants: Mapping[str, Variant],
+        engines: Engines,
+        gatekeeper: Gatekeeper,
+        metrics: Metrics,
+        accounts: Accounts,
+        router: Router,
+        grounder: Grounder,
+    ) -> None:
+        self._config = config
+        self._accounts = accounts
+        self._grounder = grounder
+        self._router = router
+        self._lengths = OutputLengths()
+        self._variants = variants
+        self._engines = engines
+        self._gatekeeper = gatekeeper
+        self._metrics = metrics
+
+    def reconfigure(self, config: PlatformConfig, router: Router) -> None:
+        """Take other budget profiles and another router."""
+        self._config, self._router = config, router
+
+    def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
+        """What `call` may spend, and that budget's name. Raises `RequestError` 404 for a model, variant or profile there is not."""
+        ref = call.ref
+        if ref.model != self._config.model.name:
+            known = self._config.model.name
+            raise _not_found(
+                f"model '{ref.model[:200]}' does not exist; this platform serves '{known}'", "model_not_found"
+            )
+        configured = [variant.name for variant in self._config.variants]
+        if ref.variant is not None and ref.variant not in configured:
+            raise _not_found(
+                f"no variant '{ref.variant[:200]}'; there are: {', '.join(configured)}", "variant_not_found"
+            )
+        profile = caller.budget if ref.profile is None else ref.profile
+        if profile not in self._config.profiles:
+            known = ", ".join(self._config.profiles)
+            raise _not_found(f"no budget profile '{profile[:200]}'; there are: {known}", "profile_not_found")
+        base = self._config.profiles[profile]
+        budget = resolve_budget(base, call.budget, headers)
+        return budget, profile if budget is base else CUSTOM
+
+    def decide(
+        self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = (), more_chars: int = 0
+    ) -> Decision:
+        """Where `call` would go now, its prompt `more_chars` longer. Raises `RequestError` when nowhere."""
+        known = next(iter(self._variants.values()), None)
+        chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
+        prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
+        longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
+        most = min(call.max_output_tokens, longest)
+        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, most)
+        context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
+        features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
+        variants = self._variants.values()
+        try:
+            return self._router.decide(variants, budget, features, pinned=call.ref.variant, failed=failed)
+        except RequestError as error:
+            if error.code == "too_many_sequences" and call.choices == 1:
+                error.param = "prompt"
+            raise
+
+    async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
+        """Generate and send the answer, or an error. Raises `RequestError` where it is not even known what is asked for."""
+        budget, profile = self.budget(call, caller, headers)
+        trace = self._accounts.trace(headers, f"{call.endpoint} {call.ref.model}", arrival.head)
+        request = Request(call, caller, id, arrival, budget, profile, trace)
+        error = None
+        try:
+            await self._answer(request, headers, send)
+        except RequestError as raised:
+            error = raised
+        except asyncio.CancelledError:
+            self._accounts.ended(request, cancelled=True)
+            raise
+        except Exception:
+            error = internal_error(id)
+        self._accounts.ended(request, error)
+        if error is not None:
+            await reply(send, error.status, error.body(), error.headers.items())
+
+    async def _answer(self, request: Request, headers: Headers, send: Send) -> None:
+        call, caller = request.call, request.caller
+        wanted = self._grounder.wanted(call, headers)
+        if self._config.server.strict_tools:
+            call.constrain_tool_calls()
+        await self._gatekeeper.admit(caller)
+        if wanted is not None:
+            fits = self._fits(call, caller, request.budget, request.arrived)
+            key = headers.get("authorization", "").partition(" ")[2]
+            request.grounding = grounding = await self._grounder.ground(
+                call, wanted, caller.tenant, key, request.budget, request.arrived, fits
+            )
+            if grounding.direct is not None:
+                return await _answer_directly(request, grounding, grounding.direct, send)
+        failed: set[str] = set()
+        broken: set[str] = set()  # base URLs of replicas
+        faults = 0
+        moved_from: tuple[str, str] | None = None
+        while True:
+            began = perf_counter()
+            decision = self.decide(call, caller, _remaining(request.budget, began - request.arrived), failed)
+            decided = perf_counter()
+            if moved_from is not None:
+                self._metrics.failovers.labels(*moved_from).inc()
+                moved_from = None
+            self._metrics.decision.observe(decided - began)
+            self._accounts.decided(request.profile, decision)
+            attempt = Attempt(request, decision, decided, decided - began)
+            request.attempts.append(attempt)
+            name = decision.variant.name
+            try:
+                return await self._attempt(attempt, send, broken)
+            except EngineUnreachable as error:
+                _LOG.warning("request %s left a replica of variant %s: %s", request.id, name, error)
+                faults += error.sent
+                moved_from = name, "replica"
+                if error.replica is not None:
+                    broken.add(error.replica)
+                if error.replica is None or not self._engines.has_replica(decision.variant, broken):
+                    failed.add(name)
+                    moved_from = name, "engine"
+                if faults == MAX_FAULTS or call.ref.variant in failed:
+                    raise _unavailable({*failed, name}) from error
+            except ContextTooLong as error:
+                _LOG.info("request %s is too long for variant %s", request.id, name)
+                self._rule_out_shorter(decision.variant, failed, error, call)
+                moved_from = name, "context"
+
+    def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
+        """How many sources a request would get and how much longer its prompt would be; None: it asks for none."""
+        if (wanted := self._grounder.wanted(call, headers)) is None or wanted.collection is None:
+            return None
+
+        top_k, more_chars = self._grounder.plan(wanted, self._fits(call, caller, budget, perf_counter()))
+        return {"top_k": top_k, "more_chars": more_chars}
+
+    def _fits(self, call: Call, caller: Caller, budget: Budget, arrived: float) -> Fits:
+        """Tells whether some variant keeps `budget` with a longer prompt, later.
+
+        Where none does even without, the sources are not to blame: then it tells whether the prompt fits a context.
+        """
+
+        def miss(more_chars: int, more_s: float) -> bool:
+            left = _remaining(budget, perf_counter() - arrived + more_s)
+            chosen = self.decide(call, caller, left, more_chars=more_chars).chosen
+            return chosen.overflows or chosen.why is not None
+
+        def fits(more_chars: int, more_s: float) -> bool:
+            try:
+                return missed or not miss(more_chars, more_s)
+            except RequestError:
+                return False
+
+        try:
+            missed = miss(0, 0)
+        except RequestError:
+            missed = False
+        return fits
+
+    def _rule_out_shorter(self, variant: Variant, failed: set[str], error: ContextTooLong, call: Call) -> None:
+        """After `variant` was too short: leave only variants with a longer context, or raise 400."""
+        longer = {v.name for v in self._variants.values() if v.max_model_len > variant.max_model_len}
+        if call.ref.variant is not None or not longer - failed:
+            raise _context_exceeded(error, variant, call) from error
+        failed.update(name for name in self._variants if name not in longer)
+
+    async def _attempt(self, attempt: Attempt, send: Send, broken: Collection[str]) -> None:
+        variant, call, request = attempt.variant, attempt.call, attempt.request
+        payload = call.payload(self._config.model.name)
+        in_flight = self._metrics.in_flight.labels(variant.name)
+        attempt.dispatched = perf_counter()
+        self._metrics.overhead.observe(attempt.overhead_s)
+        more: Mapping[str, str] = {}
+        if request.trace is not None:
+            attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
+            more = request.trace.headers(attempt.span)
+        variant.live.began(attempt.decision.chosen.unread_tokens, call.sequences)
+        in_flight.inc()
+        try:  # from here on, what was counted is taken back
+            if not call.stream:  # nothing tells when the engine has read the prompt
+                expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
+                asyncio.get_running_loop().call_later(expected_s, attempt.read)
+            path = _PATHS[call.endpoint]
+            async with self._engines.post(variant, path, payload, request.id, more, broken) as response:
+                if response.status >= 400:
+                    raise _refusal(response.status, await _read(response, variant), call)
+                if call.stream:
+                    attempt.outcome = await self._stream(attempt, response, send)
+                else:
+                    await self._whole(attempt, await _read(response, variant), send)
+                    attempt.outcome = "ok"
+        except EngineUnreachable:
+            attempt.outcome = "engine_error"
+            raise
+        except (RequestError, ContextTooLong):
+            attempt.outcome = "client_error"
+            raise
+        finally:
+            attempt.read()
+            variant.live.ended(call.sequences)
+            in_flight.dec()
+            if attempt.first:
+                variant.live.remember(attempt.decision.features)
+            try:
+                await self._accounts.attempted(attempt)
+            finally:  # whatever became of the accounts: what the answer took is known
+                if attempt.outcome == "ok":
+                    self._learn(attempt)
+
+    async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
+        document = orjson.loads(body)
+        attempt.report = EngineReport.of(document)
+        attempt.last = perf_counter()
+        if attempt.report.decode_s is not None:
+            attempt.first = attempt.last - attempt.report.decode_s
+        elif attempt.report.completion_tokens == 1:
+            attempt.first = attempt.last
+        request = attempt.request
+        if self._accounts.keeps_text:
+            choice = document["choices"][0]
+            attempt.text = choice["message"].get("content") if "message" in choice else choice.get("text")
+        if request.grounding is not None:
+            choices = Choice.all_of(document)
+            if more := await self._check(attempt, request.grounding, choices):
+                document["choices"][0]["message"]["content"] = choices[0].text + more
+                body = orjson.dumps(document)
+        if (rename := self._rename(request.call)) is not None:
+            body = body.replace(*rename, 1)
+        await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
+
+    async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
+        """Relay a stream; returns the outcome. The head goes out with the first token, until then it may fail over."""
+        request = attempt.request
+        collects = request.grounding is not None or self._accounts.keeps_text
+        relay = StreamRelay(request.call.wants_usage, self._rename(request.call), collects=collects)
+        try:
+            chunk = b""
+            while not chunk and (data := await response.content.readany()):
+                chunk = relay.feed(data)
+        except EngineFault as fault:
+            raise _refusal(fault.status, fault.body, request.call) from fault
+        except (TimeoutError, aiohttp.ClientError) as error:
+            raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
+        if not chunk and not relay.done:
+            raise EngineUnreachable("the stream ended before the first token")
+        attempt.first = attempt.last = perf_counter()
+        attempt.read()
+        await start(send, 200, EVENT_STREAM, [*_routing_headers(attempt), ("cache-control", "no-cache")])
+        try:
+            while True:
+                if chunk:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    attempt.last = perf_counter()
+                if relay.done or not (data := await response.content.readany()):
+                    break
+                chunk = relay.feed(data)
+        except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
+            _LOG.warning(
+                "request %s broke off at variant %s: %s", request.id, attempt.variant.name, type(error).__name__
+            )
+        finally:
+            attempt.report = relay.report
+            attempt.text = relay.text if self._accounts.keeps_text else None
+        if not relay.done:
+            message = f"the answer broke off at variant '{attempt.variant.name}'; what was sent so far is incomplete"
+            told = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
+            await send({"type": "http.response.body", "body": error_event(told)})
+            return "interrupted"
+        more = ""
+        if request.grounding is not None:
+            choices = [choice for _, choice in sorted(relay.choices.items())]
+            more = await self._check(attempt, request.grounding, choices)
+        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), more)})
+        return "ok"
+
+    def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
+        """The member `model` as engines write it, and as the client named it, where that is not the same."""
+        if call.model == (served := self._config.model.name):
+            return None
+        return b'"model":' + orjson.dumps(served), b'"model":' + orjson.dumps(call.model)
+
+    async def _check(self, attempt: Attempt, grounding: Grounding, choices: Sequence[Choice]) -> str:
+        """Hold the answer against its sources; returns what is to be added to it."""
+        request, written = attempt.request, attempt.report.completion_tokens
+        return await self._grounder.check(grounding, request.call, choices, written, request.budget, request.arrived)
+
+    def _learn(self, attempt: Attempt) -> None:
+        """Let the predictions learn from an answer that came whole. Of several sequences only their length is known apart."""
+        if (took := attempt.latency) is None:
+            return
+        caller, call = attempt.request.caller, attempt.call
+        tokens = round(attempt.report.completion_tokens / call.sequences)
+        self._lengths.observe(caller.tenant, call.ref.profile or caller.budget, tokens)
+        if call.sequences == 1:
+            attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+
+
+async def _answer_directly(request: Request, grounding: Grounding, answer: DirectAnswer, send: Send) -> None:
+    """Send an answer that is known before a variant is asked."""
+    call = request.call
+    request.answered = perf_counter()
+    e2e_ms = round((request.answered - request.arrived) * 1000, 2)
+    gearbox = {
+        "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
+        "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": {}, **grounding.public(),
+    }  # fmt: skip
+    parts = [orjson.dumps(document) for document in documents(answer, call, gearbox, request.id)]
+    headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
+    if not call.stream:
+        return await reply(send, 200, parts[0], headers)
+    events = b"".join(b"data: " + part + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
+    await reply(send, 200, events, [*headers, ("cache-control", "no-cache")], EVENT_STREAM)
+
+
+def _grounding_headers(grounding: Grounding | None) -> list[tuple[str, str]]:
+    return [("x-gearbox-retrieval", grounding.outcome)] if grounding else []
+
+
+def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
+    decision = attempt.decision
+    return [
+        ("x-gearbox-variant", decision.variant.name),
+        ("x-gearbox-reason", decision.reason),
+        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.prediction.expected.ttft_ms:.1f}"),
+        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.prediction.expected.e2e_ms:.1f}"),
+        ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
+        ("x-gearbox-overhead-ms", f"{attempt.overhead_s * 1000:.3f}"),
+        *_grounding_headers(attempt.request.grounding),
+    ]
+
+
+def _gearbox(attempt: Attempt) -> dict[str, object]:
+    """The `gearbox` object: what was chosen and what really happened, times in ms."""
+    request = attempt.request
+    return {
+        "variant": attempt.variant.name,
+        "reason": attempt.decision.reason,
+        "quality": attempt.variant.quality.quality,
+        "missed": attempt.decision.chosen.why,
+        "ttft_ms": _rounded(attempt.ttft_ms),
+        "tpot_ms": _rounded(attempt.tpot_ms),
+        "e2e_ms": _rounded(attempt.e2e_ms),
+        "cost_usd": attempt.cost_usd,
+        "attempts": len(request.attempts),
+        "predicted": attempt.decision.chosen.predictions(),
+        **(request.grounding.public() if request.grounding else {}),
+    }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
+    try:
+        return await response.read()
+    except (TimeoutError, aiohttp.ClientError) as error:
+        raise EngineUnreachable(f"{type(error).__name__} while reading from variant '{variant.name}'") from error
+
+
+def _remaining(budget: Budget, elapsed_s: float) -> Budget:
+    """`budget` less the time that has passed; at least 1 ms of each limit is left so that it stays comparable."""
+    if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
+        return budget
+    left = {
+        name: max(limit - elapsed_s * 1000, 1.0)
+        for name, limit in (("ttft_ms", budget.ttft_ms), ("e2e_ms", budget.e2e_ms))
+        if limit is not None
+    }
+    return budget.model_copy(update=left)
+
+
+def _refusal(status: int, body: bytes, call: Call) -> Exception:
+    """The engine's own error in the documented shape; `ContextTooLong` when another variant might do."""
+    if status >= 500:
+        return EngineUnreachable(f"the engine reported an error ({status})")
+    try:
+        error = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        error = None
+    if isinstance(error, dict):
+        error = error.get("error", error)
+    if not isinstance(error, dict):
+        error = {"message": error}
+    message, param = error.get("message"), error.get("param")
+    message = message if isinstance(message, str) and message else "the engine refused the request"
+    message, param = _in_words(message, param, call)
+    if status == 400 and any(words in message for words in _CONTEXT_WORDS):
+        return ContextTooLong(message, param)
+    return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
+
+
+def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
+    """An engine's refusal as the client's own fault: which field, and what is wrong with it, without pydantic's paths."""
+    if "grammar" in message and call.body.get("tools"):
+        return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
+    count, found, details = message.partition(":\n")
+    if not found or "validation error" not in count:
+        return message, param
+    try:
+        if call.endpoint == "chat":
+            read_fields(call.body)
+        detail = ast.literal_eval(details.strip().splitlines()[0])
+        field = str(detail["loc"]).removeprefix("body.")
+        return f"'{field}': {detail['msg']}", field
+    except RequestError as error:
+        return error.message, error.param
+    except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
+        return message, param
+
+
+def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:
+    """400 as OpenAI and vLLM word it, which is how clients tell it from other errors: some see the message alone."""
+    message = str(error)
+    if "maximum context length" not in message:
+        message = f"This model's maximum context length is {variant.max_model_len} tokens. {message}"
+    message += " (context_length_exceeded)"
+    prompt = "messages" if call.endpoint == "chat" else "prompt"
+    param = error.param if isinstance(error.param, str) and error.param in call.body else prompt
+    return RequestError(400, message, param=param, code="context_length_exceeded")
+
+
+def _unavailable(failed: Collection[str]) -> RequestError:
+    names = ", ".join(f"'{name}'" for name in sorted(failed))
+    return RequestError(
+        503, f"no answer could be had from {names}", code="engine_unavailable", headers={"retry-after": "5"}
+    )
+
+
+def _not_found(message: str, code: str) -> RequestError:
+    return RequestError(404, message, param="model", code=code)

@@ -1,0 +1,418 @@
+"""The API description (OpenAPI 3.1): every path with its parameters, bodies, statuses and examples.
+
+It is put together from the models that validate bodies (`serve.budget`, `serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`)
+and those of `serve.gateway.openapi_schemas`, for the model, profiles and variants of one configuration.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from serve.budget import HEADERS, Budget
+from serve.config.platform import PlatformConfig
+from serve.gateway import openapi_schemas as schemas
+from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
+from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
+
+Document = dict[str, Any]
+_COLLECTION = "[a-z0-9][a-z0-9._-]{0,62}"
+_JSON = "application/json"
+
+_STATUSES: Mapping[int, str] = {
+    400: "The request is malformed, or the engine counted more tokens than the context has (`context_length_exceeded`); "
+    "`param` names the field, header or parameter.",
+    401: "No API key, or one that is not known.",
+    403: "Without a known API key: the request came under a host name, or from a web page, that is not allowed.",
+    404: "There is no such model, variant, profile, document or collection; or this deployment has no retrieval.",
+    408: "The body stopped arriving.",
+    413: "The body or the document is too large.",
+    415: "The body is not declared as JSON or is compressed, or the document's type is not known.",
+    422: "No variant can meet the budget, and the request said `reject`; or the document can't be read.",
+    429: "A limit of the API key, or every variant is at its limit; `code` tells which.",
+    500: "A fault in the gateway; the message has the request's id.",
+    502: "An agent's model gave no answer that could be used.",
+    503: "No variant, no retrieval or no store of limits can answer now.",
+    504: "Retrieval did not answer in time.",
+}
+_GUARDED = (403, 503)  # of requests that need a key
+_SENT = (408, 413, 415, 429)  # of those with a body
+_RETRY_AFTER = {"retry-after": ("seconds until it is worth trying again", {"type": "integer", "minimum": 1})}
+_STATUS_HEADERS: Mapping[int, Mapping[str, tuple[str, Document]]] = {
+    401: {"www-authenticate": ("always `Bearer`", {"type": "string"})},
+    429: _RETRY_AFTER,
+    503: _RETRY_AFTER,
+    504: _RETRY_AFTER,
+}
+_NUMBER = {"type": "number"}
+_ROUTING_HEADERS: Mapping[str, tuple[str, Document]] = {
+    "x-request-id": ("the request's own `x-request-id`, else one that the platform gave it", {"type": "string"}),
+    "x-gearbox-variant": ("the variant that answered; `none`: no variant was asked", {"type": "string"}),
+    "x-gearbox-reason": ("why that variant", {"type": "string"}),
+    "x-gearbox-predicted-ttft-ms": ("expected time to the first token", _NUMBER),
+    "x-gearbox-predicted-e2e-ms": ("expected end-to-end time", _NUMBER),
+    "x-gearbox-quality": ("of the variant, relative to `full`", _NUMBER),
+    "x-gearbox-overhead-ms": ("time in the gateway before the dispatch, without retrieval", _NUMBER),
+    RETRIEVAL_HEADER: ("how the request was grounded", {"type": "string"}),
+}
+
+
+@dataclass(slots=True, frozen=True)
+class Operation:
+    """One method of one path."""
+
+    method: Literal["get", "post", "delete"]
+    path: str
+    id: str
+    tag: str
+    summary: str
+    answer: type[BaseModel] | str | None  # a model as JSON, or a content type
+    statuses: Sequence[int] = ()  # of errors, besides 500
+    body: Sequence[type[BaseModel]] = ()  # the body is one of them
+    examples: Mapping[str, Document] | None = None  # of the body, by summary
+    parameters: Sequence[Document] = ()
+    description: str = ""
+    stream: type[BaseModel] | None = None  # the answer of a streamed request ends like this
+    open: bool = False  # needs no key
+    headers: Mapping[str, tuple[str, Document]] | None = None  # of the answer
+
+
+def describe(config: PlatformConfig) -> Document:
+    """The OpenAPI document of a platform with `config`."""
+    document = deepcopy(_common())
+    components = document["components"]["schemas"]
+    name, profiles = config.model.name, list(config.profiles)
+    variants = [variant.name for variant in config.variants]
+    choices = [f"@({_any(profiles)})", *([f":({_any(variants)})"] if variants else [])]
+    routed = f"^{re.escape(name)}({'|'.join(choices)})?"
+    examples = [name, f"{name}@{profiles[0]}", *(f"{name}:{variant}" for variant in variants[:1])]
+    for kind, more in (("Chat", rf"(\+({_COLLECTION}))?$"), ("", "$")):
+        for request in (f"{kind}CompletionRequest", f"Route{kind or 'Completion'}Request"):
+            components[request]["properties"]["model"] |= {"pattern": routed + more, "examples": examples}
+    document["info"]["title"] = f"Gearbox: {name}"
+    if config.access.open:
+        document["security"].append({})
+    _fill(document["paths"], name)
+    return document
+
+
+def operations() -> Sequence[Operation]:
+    """Every operation of the API."""
+    budget = _budget_parameters()
+    return (
+        Operation(
+            "post", "/v1/chat/completions", "createChatCompletion", "generation", "Answer a conversation",
+            schemas.ChatCompletion, (400, 401, 404, 413, 422, 429, 502, 503, 504),
+            body=(schemas.ChatCompletionRequest,), examples=_CHAT_EXAMPLES,
+            parameters=(*budget, _retrieval(["on", "off"]), *_REQUEST_PARAMETERS),
+            description=_GENERATION + " An answer may be grounded in indexed documents (`retrieval`).",
+            stream=schemas.ChatCompletionChunk, headers=_ROUTING_HEADERS,
+        ),
+        Operation(
+            "post", "/v1/completions", "createCompletion", "generation", "Continue a text",
+            schemas.TextCompletion, (400, 401, 404, 413, 422, 429, 503),
+            body=(schemas.CompletionRequest,), examples=_COMPLETION_EXAMPLES,
+            parameters=(*budget, _retrieval(["off"]), *_REQUEST_PARAMETERS), description=_GENERATION,
+            stream=schemas.TextCompletionChunk, headers=_ROUTING_HEADERS,
+        ),
+        Operation(
+            "post", "/v1/route", "route", "routing", "Dry run: where a request would go now",
+            schemas.RouteDecision, (400, 401, 404, 413, 422, 429, 503),
+            body=(schemas.RouteChatRequest, schemas.RouteCompletionRequest), examples={**_CHAT_EXAMPLES, **_COMPLETION_EXAMPLES},
+            parameters=(*budget, _retrieval(["on", "off"])),
+            description="Takes a chat or completions body. Nothing is generated, nothing is counted against limits.",
+        ),
+        Operation("get", "/v1/models", "listModels", "routing", "Every name that `model` may have", schemas.ModelList, (401,)),
+        Operation(
+            "get", "/v1/models/{id}", "getModel", "routing", "One of those names", schemas.Model, (401, 404),
+            parameters=(_parameter("path", "id", "a name from the list", {"type": "string", "minLength": 1}, "MODEL"),),
+        ),
+        Operation(
+            "get", "/v1/variants", "listVariants", "routing", "The catalog: each variant's card and state",
+            schemas.VariantList, (401,),
+        ),
+        Operation(
+            "post", "/v1/documents", "addDocument", "documents", "Index a document",
+            schemas.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
+            description="Text, Markdown, HTML, PDF, DOCX or reStructuredText, in place of what its `source` had. A document "
+            "belongs to the key's tenant; no other tenant sees it.",
+        ),
+        Operation(
+            "get", "/v1/documents", "listDocuments", "documents", "List documents, or collections",
+            schemas.DocumentList, (400, 401, 404, 503, 504),
+            parameters=(
+                _parameter("query", "collection", "its documents; without it, the collections", _TEXT),
+                _parameter("query", "after", "a document's source: the page begins after it", _TEXT),
+                _parameter("query", "limit", "of a page", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
+            ),
+        ),
+        Operation(
+            "delete", "/v1/documents", "deleteDocuments", "documents", "Remove a document or a collection",
+            schemas.Deleted, (400, 401, 404, 503, 504),
+            parameters=(
+                _parameter("query", "collection", "the collection", _TEXT, "default", required=True),
+                _parameter("query", "source", "only this document", _TEXT),
+            ),
+        ),
+        Operation(
+            "post", "/v1/search", "search", "documents", "Search without an answer",
+            schemas.SearchResult, (400, 401, 404, 413, 429, 503, 504), body=(Search,), examples=_SEARCH_EXAMPLES,
+        ),
+        Operation(
+            "post", "/v1/embeddings", "createEmbeddings", "documents", "Embed texts",
+            schemas.EmbeddingList, (400, 401, 404, 413, 429, 503, 504), body=(Embeddings,), examples=_EMBEDDING_EXAMPLES,
+            description=f"With the embedder that documents are indexed with; at most {MAX_INPUTS} texts.",
+        ),
+        Operation("get", "/healthz", "healthz", "health", "Liveness", schemas.Health, open=True),
+        Operation(
+            "get", "/readyz", "readyz", "health", "Readiness: some variant can answer", schemas.Readiness, (503,), open=True
+        ),
+        Operation(
+            "get", "/readyz/all", "readyzAll", "health", "Readiness to replace other gateways", schemas.Readiness, (503,),
+            open=True, description="No variant is still starting, unless it takes longer than 15 minutes.",
+        ),
+        Operation(
+            "get", "/openapi.json", "getOpenapi", "description", "This description", _JSON, open=True,
+            headers={"etag": ("of the description", _TEXT)},
+        ),
+        Operation("get", "/docs", "getDocs", "description", "This description as a page", "text/html", open=True),
+    )  # fmt: skip
+
+
+def _allow_null(schema: Document) -> None:
+    """Let null stand for a field that is left out: `serve.gateway.documents_api` drops it before it validates."""
+    for name, field in schema["properties"].items():
+        if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
+            told = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **told}
+
+
+@cache
+def _common() -> Document:
+    """What does not depend on the configuration. Callers get the same object: copy before changing it."""
+    used: dict[type[BaseModel], Literal["validation", "serialization"]] = {schemas.Error: "serialization"}
+    for operation in operations():
+        used |= {model: "validation" for model in operation.body}
+        used |= {model: "serialization" for model in (operation.answer, operation.stream) if isinstance(model, type)}
+    _, definitions = models_json_schema(list(used.items()), ref_template="#/components/schemas/{model}")
+    components = definitions["$defs"]
+    for model in (NewDocument, Search, Embeddings):
+        _allow_null(components[model.__name__])
+    for component in components.values():
+        component.pop("title", None)
+        for field in component.get("properties", {}).values():
+            if isinstance(field, dict):
+                field.pop("title", None)
+                if field.get("default", ...) is None:
+                    del field["default"]  # absent and null are the same, and the examples are clearer without
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Gearbox",
+            "version": version("gearbox"),
+            "summary": "One language model served as several variants; each request goes to the one that fits its budget.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "."}],  # relative to this document, so that it holds behind any prefix
+        "security": [{"bearer": []}],
+        "tags": [{"name": name, "description": told} for name, told in _TAGS.items()],
+        "paths": {},
+        "components": {
+            "schemas": components,
+            "responses": {str(status): _error(status) for status in _STATUSES},
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key, `gbx-…`. Where access is open, requests without one are answered too.",
+                }
+            },
+        },
+    }
+
+
+def _fill(paths: Document, model: str) -> None:
+    """Add every operation; in examples the served model's name stands for `MODEL`."""
+    for operation in operations():
+        described: Document = {
+            "operationId": operation.id,
+            "tags": [operation.tag],
+            "summary": operation.summary,
+            "description": operation.description or f"{operation.summary}.",
+            "responses": {"200": _answer(operation)}
+            | {
+                str(status): {"$ref": f"#/components/responses/{status}"}
+                for status in sorted(
+                    {*operation.statuses, 500, *_GUARDED * (not operation.open), *_SENT * bool(operation.body)}
+                )
+            },
+        }
+        if operation.open:
+            described["security"] = []
+        if operation.parameters:
+            described["parameters"] = [dict(parameter) for parameter in operation.parameters]
+        if operation.body:
+            refs = [_ref(one) for one in operation.body]
+            examples = {
+                title: {"summary": title, "value": value} for title, value in (operation.examples or {}).items()
+            }
+            content: Document = {"schema": refs[0] if len(refs) == 1 else {"anyOf": refs}, "examples": examples}
+            described["requestBody"] = {"required": True, "content": {_JSON: content}}
+        named = _named(described, model)
+        paths.setdefault(operation.path, {})[operation.method] = named
+
+
+def _answer(operation: Operation) -> Document:
+    answer: Document = {"description": "The answer."}
+    if isinstance(operation.answer, str):
+        schema: Document = {"type": "object" if operation.answer == _JSON else "string"}
+        answer["content"] = {operation.answer: {"schema": schema}}
+    elif operation.answer is not None:
+        answer["content"] = {_JSON: {"schema": _ref(operation.answer)}}
+    if operation.stream is not None:
+        answer["content"]["text/event-stream"] = {
+            "schema": {
+                "type": "object",
+                "description": "One event, with `stream: true`. After the last chunk, which has the `gearbox` object, comes "
+                "`data: [DONE]`. Where the answer breaks off, an event `error` ends the stream instead.",
+                "properties": {
+                    "event": {"enum": ["message", "error"], "default": "message"},
+                    "data": {
+                        "type": "string",
+                        "anyOf": [
+                            {"const": "[DONE]"},
+                            *(
+                                {"contentMediaType": _JSON, "contentSchema": _ref(model)}
+                                for model in (operation.stream, schemas.Error)
+                            ),
+                        ],
+                    },
+                },
+                "required": ["data"],
+            }
+        }
+    if operation.headers:
+        answer["headers"] = _headers(operation.headers)
+    return answer
+
+
+def _error(status: int) -> Document:
+    found: Document = {
+        "description": _STATUSES[status],
+        "content": {_JSON: {"schema": _ref(schemas.Error)}},
+    }
+    if headers := _STATUS_HEADERS.get(status):
+        found["headers"] = _headers(headers)
+    return found
+
+
+def _headers(told: Mapping[str, tuple[str, Document]]) -> Document:
+    return {name: {"description": description, "schema": schema} for name, (description, schema) in told.items()}
+
+
+def _ref(model: type[BaseModel]) -> Document:
+    return {"$ref": f"#/components/schemas/{model.__name__}"}
+
+
+def _any(names: Sequence[str]) -> str:
+    return "|".join(map(re.escape, names))
+
+
+def _named(value: Any, model: str) -> Any:
+    """`value` with `MODEL` replaced in the texts of its examples."""
+    if isinstance(value, dict):
+        return {key: _named(one, model) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_named(one, model) for one in value]
+    return value.replace("MODEL", model) if isinstance(value, str) else value
+
+
+def _parameter(
+    where: str, name: str, description: str, schema: Document, example: Any = None, *, required: bool = False
+) -> Document:
+    more = {} if example is None else {"example": example}
+    needed = required or where == "path"
+    return {"in": where, "name": name, "description": description, "required": needed, "schema": schema, **more}
+
+
+def _retrieval(values: list[str]) -> Document:
+    return _parameter(
+        "header", RETRIEVAL_HEADER, "wins over the body's `retrieval`", {"type": "string", "enum": values}
+    )
+
+
+def _budget_parameters() -> list[Document]:
+    """One header for each field of a budget."""
+    fields = Budget.model_json_schema()["properties"]
+    made = []
+    for header, name in HEADERS.items():
+        field = fields[name]
+        told = f"{field['description']}; wins over the body's `budget.{name}`"
+        schema = next((one for one in field.get("anyOf", ()) if one["type"] != "null"), field)
+        schema = {key: value for key, value in schema.items() if key not in ("title", "description", "default")}
+        made.append(_parameter("header", header, told, schema))
+    return made
+
+
+_TEXT: Document = {"type": "string"}
+_REQUEST_PARAMETERS = [
+    _parameter(
+        "header", "x-request-id", "the request's id in logs and traces, at most 128 printable characters", _TEXT
+    ),
+    _parameter("header", "traceparent", "W3C trace context: the request's trace continues it", _TEXT),
+]
+_TAGS = {
+    "generation": "OpenAI's chat completions and completions, routed by budget.",
+    "routing": "What there is to route to, and where a request would go.",
+    "documents": "Documents to answer from; only where the deployment has retrieval.",
+    "health": "Probes.",
+    "description": "The API itself.",
+}
+_GENERATION = (
+    "The request goes to the variant that fits its budget: `x-gearbox-` headers win over the body's `budget`, that over the "
+    "profile in `model`, that over the key's default. Works with any OpenAI client."
+)
+_HELLO = [{"role": "user", "content": "Say hello."}]
+_CHAT_EXAMPLES: Mapping[str, Document] = {
+    "By the key's default budget": {"model": "MODEL", "messages": _HELLO},
+    "Streamed, within a time limit": {
+        "model": "MODEL", "messages": _HELLO, "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 64,
+        "budget": {"ttft_ms": 500, "e2e_ms": 4000, "min_quality": 0.9},
+    },
+    "Answered from documents": {
+        "model": "MODEL", "messages": [{"role": "user", "content": "Who leads Larkhaven?"}],
+        "retrieval": {"collection": "default", "top_k": 4},
+    },
+    "With a tool": {
+        "model": "MODEL", "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [{"type": "function", "function": {
+            "name": "weather", "description": "The weather in a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        }}],
+    },
+}  # fmt: skip
+_COMPLETION_EXAMPLES: Mapping[str, Document] = {
+    "A text": {"model": "MODEL", "prompt": "Once upon a time", "max_tokens": 32},
+    "Two answers to each of two texts": {"model": "MODEL", "prompt": ["Hello", "Goodbye"], "n": 2, "max_tokens": 8},
+    "Token ids": {"model": "MODEL", "prompt": [504, 2365, 282], "max_tokens": 8},
+}
+_DOCUMENT_EXAMPLES: Mapping[str, Document] = {
+    "A text": {"source": "news/1.md", "content": "# Larkhaven\n\nAda Quist leads Larkhaven.", "meta": {"year": 2026}},
+    "A file": {"source": "note.txt", "data": "QWRhIFF1aXN0IGxlYWRzIExhcmtoYXZlbi4=", "collection": "default"},
+}
+_SEARCH_EXAMPLES: Mapping[str, Document] = {
+    "A question": {"query": "Who leads Larkhaven?", "top_k": 5},
+    "Only some documents": {
+        "query": "Who leads Larkhaven?", "filters": {"field": "meta.year", "operator": ">=", "value": 2020},
+    },
+}  # fmt: skip
+_EMBEDDING_EXAMPLES: Mapping[str, Document] = {
+    "Two texts": {"input": ["Ada Quist leads Larkhaven.", "It rains."]},
+    "In base64": {"input": "It rains.", "encoding_format": "base64"},
+}

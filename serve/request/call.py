@@ -1,0 +1,251 @@
+"""The OpenAI protocol as far as the gateway needs it: reading a request body and naming a variant or budget in `model`.
+
+Everything else in the body is validated once, by the engine.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from serve.errors import RequestError
+from serve.gateway.http import dump_json, read_json
+
+Endpoint = Literal["chat", "completions"]
+PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
+
+DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
+_COMPLETION_TOKENS = 16  # the limit of a completion that names none, OpenAI's and vLLM's
+BLOCK_CHARS = 512  # of the prompt's text, about one block of the engine's cache
+_MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
+
+
+@dataclass(slots=True, frozen=True)
+class ModelRef:
+    """`model`, `model@profile` or `model:variant`; `+collection` after it names documents to answer from."""
+
+    model: str
+    profile: str | None = None
+    variant: str | None = None
+    collection: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "ModelRef":
+        """Split a `model` field; the model's own name may not contain '@', ':' or '+'."""
+        text, plus, collection = text.partition("+")
+        documents = collection if plus else None
+        if "@" in text:
+            model, _, profile = text.partition("@")
+            return cls(model, profile=profile, collection=documents)
+        model, colon, variant = text.partition(":")
+        return cls(model, variant=variant if colon else None, collection=documents)
+
+
+@dataclass(slots=True)
+class Call:
+    """A generation request, parsed as far as routing needs it."""
+
+    endpoint: Endpoint
+    body: dict[str, object]  # what is sent on; `budget` and `retrieval` taken out
+    ref: ModelRef
+    budget: object  # the body's `budget` field, not yet validated
+    retrieval: object  # the body's `retrieval` field, not yet validated
+    stream: bool
+    wants_usage: bool
+    model: str  # as the client named it, and as answers name it
+    prompts: int  # 1 but for a list of them
+    choices: int  # answers to each prompt that the engine writes
+    prompt_chars: int  # of all prompts
+    prompt_tokens: int  # exactly known part of all prompts: token ids given by the client, template overhead
+    longest: float  # prompt's share of all
+    max_output_tokens: int
+    limits_output: bool  # whether that is a limit, and not only what is expected
+    blocks: tuple[int, ...]  # hashes of the whole blocks of the prompt's text, each with all that comes before it
+
+    @property
+    def sequences(self) -> int:
+        """Answers that the engine writes at the same time."""
+        return self.prompts * self.choices
+
+    @property
+    def messages(self) -> list[Any]:
+        """Of a chat: objects, of which there is one at least."""
+        return cast(list[Any], self.body["messages"])
+
+    def constrain_tool_calls(self) -> None:
+        """Have the engine keep calls of the tools to their schemas, but for functions that say whether they want that."""
+        tools = self.body.get("tools")
+        if not isinstance(tools, list) or self.body.get("tool_choice") == "none":
+            return
+        for tool in tools:
+            function = tool.get("function") if isinstance(tool, dict) else None
+            if isinstance(function, dict) and function.get("strict") is None:
+                function["strict"] = True
+
+    def payload(self, served_name: str) -> bytes:
+        """The body for the engine: the logical model's name, and usage asked for at the end of every stream."""
+        self.body["model"] = served_name
+        if self.stream:
+            options = self.body.get("stream_options")
+            options = dict(options) if isinstance(options, dict) else {}
+            if not self.wants_usage:  # usage of each chunk is part of the usage that was not asked for
+                options.pop("continuous_usage_stats", None)
+            self.body["stream_options"] = {**options, "include_usage": True}
+        return dump_json(self.body)
+
+    def reword(self, messages: list[object]) -> None:
+        """Ask a chat's question in other words: what the router and the engine get is the new prompt."""
+        self.body["messages"] = messages
+        self.prompt_chars, self.prompt_tokens = _chat_size(self.body)
+        self.blocks = _blocks(_conversation(self.body), self.body.get("cache_salt"))
+
+
+def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
+    """Read a chat-completions or completions body.
+
+    The engine's prefix cache is salted with `tenant`: how soon an answer begins must not tell what others have asked.
+
+    Raises:
+        RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type.
+    """
+    body = read_json(raw)
+    if not isinstance(body, dict):
+        raise RequestError(400, "the body must be a JSON object", code="invalid_body")
+    model = body.get("model")
+    if not isinstance(model, str) or not model:
+        raise RequestError(400, "'model' is required and must be a string", param="model", code="missing_model")
+    if (stream := body.get("stream")) is None:
+        stream = False
+    if not isinstance(stream, bool):
+        raise RequestError(400, "'stream' must be true or false", param="stream", code="invalid_type")
+    options = body.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")
+    if options and not isinstance(options.get("include_usage"), bool | None):
+        message, param = "'stream_options.include_usage' must be true or false", "stream_options.include_usage"
+        raise RequestError(400, message, param=param, code="invalid_type")
+    if endpoint == "chat":
+        prompts, longest, (chars, tokens) = 1, 1.0, _chat_size(body)
+    else:
+        prompts, longest, chars, tokens = _prompt_size(body)
+    limit = _max_output(body, endpoint)
+    text = _conversation(body) if endpoint == "chat" else body["prompt"]
+    if (salt := body.get("cache_salt")) is not None and not isinstance(salt, str):
+        raise RequestError(400, "'cache_salt' must be a string", param="cache_salt", code="invalid_type")
+    # engines take short salts without some characters, clients may send any
+    body["cache_salt"] = salt = f"{tenant} {hashlib.sha256(salt.encode()).hexdigest()[:32]}" if salt else tenant
+    return Call(
+        endpoint=endpoint,
+        ref=ModelRef.parse(model),
+        model=model,
+        prompts=prompts,
+        choices=_choices(body, endpoint),
+        budget=body.pop("budget", None),
+        retrieval=body.pop("retrieval", None),
+        body=body,
+        stream=stream,
+        wants_usage=bool(options and options.get("include_usage")),
+        prompt_chars=chars,
+        prompt_tokens=tokens,
+        longest=longest,
+        max_output_tokens=DEFAULT_OUTPUT_TOKENS if limit is None else limit,
+        limits_output=limit is not None,
+        blocks=_blocks(text, salt) if isinstance(text, str) else (),
+    )
+
+
+def _max_output(body: dict[str, object], endpoint: Endpoint) -> int | None:
+    """The limit of one answer; 0 where an echoed prompt is all that is wanted."""
+    least = 0 if endpoint == "completions" and body.get("echo") is True else 1
+    names = ("max_completion_tokens", "max_tokens") if endpoint == "chat" else ("max_tokens",)
+    for value in [_integer(body, name, least) for name in names]:
+        if value is not None:
+            return value
+    return _COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else None
+
+
+def _choices(body: dict[str, object], endpoint: Endpoint) -> int:
+    """How many answers to one prompt are written, the best of which may be all that is sent."""
+    names = ("n",) if endpoint == "chat" else ("n", "best_of")
+    return max(_integer(body, name, 1) or 1 for name in names)
+
+
+def _integer(body: dict[str, object], name: str, least: int) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # the same number in JSON
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise RequestError(400, f"'{name}' must be an integer", param=name, code="invalid_type")
+    if value < least:
+        raise RequestError(400, f"'{name}' must be at least {least}", param=name, code="invalid_value")
+    if value >= 1 << 63:
+        raise RequestError(400, f"'{name}' is too large", param=name, code="invalid_value")
+    return value
+
+
+def _chat_size(body: dict[str, object]) -> tuple[int, int]:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise RequestError(400, "'messages' must be a non-empty list", param="messages", code="missing_messages")
+    chars = len(dump_json(body["tools"])) if body.get("tools") else 0
+    for i, message in enumerate(messages):
+        if not isinstance(message, dict):
+            raise RequestError(400, f"messages[{i}] must be an object", param=f"messages[{i}]", code="invalid_type")
+        content = message.get("content")
+        if isinstance(content, str):
+            chars += len(content)
+        elif isinstance(content, list):
+            chars += sum(
+                len(part["text"]) for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)
+            )
+    return chars, len(messages) * _MESSAGE_OVERHEAD_TOKENS
+
+
+def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
+    """How many prompts there are, the longest one's share of all, and the characters and the token ids of all.
+
+    `prompt` is a string, token ids, or a list of either.
+    """
+    prompt = body.get("prompt")
+    if isinstance(prompt, str):
+        return 1, 1.0, len(prompt), 0
+    if isinstance(prompt, list) and prompt:
+        if all(isinstance(item, str) for item in prompt):
+            chars = [len(item) for item in prompt]
+            return len(prompt), max(chars) / (sum(chars) or 1), sum(chars), 0
+        if _are_ids(prompt):
+            return 1, 1.0, 0, len(prompt)
+        if all(isinstance(item, list) and _are_ids(item) for item in prompt):
+            counts = [len(item) for item in prompt]
+            return len(prompt), max(counts) / (sum(counts) or 1), 0, sum(counts)
+    missing = prompt is None or prompt == []
+    code = "missing_prompt" if missing else "invalid_type"
+    message = "'prompt' must be a string, token ids, or a list of either"
+    raise RequestError(400, message, param="prompt", code=code)
+
+
+def _are_ids(items: list[object]) -> bool:
+    kinds = set(map(type, items))
+    if kinds <= {int}:
+        return True
+    return kinds <= {int, float} and all(float(item).is_integer() for item in items)  # type: ignore[arg-type]  # 8.0 is 8
+
+
+def _conversation(body: dict[str, object]) -> str:
+    """All texts of a chat in the order in which templates have them: a longer chat begins as the shorter one did."""
+    messages = body["messages"]
+    parts = [dump_json(body["tools"]).decode()] if body.get("tools") else []
+    for message in messages:  # type: ignore[attr-defined]  # seen by _chat_size
+        content = message.get("content")
+        parts.append(str(message.get("role")))
+        parts.append(content if isinstance(content, str) else dump_json(content).decode())
+    return "\n".join(parts)
+
+
+def _blocks(text: str, salt: object) -> tuple[int, ...]:
+    found, before = [], hash(salt)
+    for at in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
+        before = hash((before, text[at - BLOCK_CHARS : at]))
+        found.append(before)
+    return tuple(found)

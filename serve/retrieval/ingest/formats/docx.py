@@ -1,0 +1,325 @@
+"""Word documents as they read with all changes accepted: what is inserted, and not what is deleted or was moved away."""
+
+import io
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any
+
+import docx
+from docx.opc.constants import RELATIONSHIP_TYPE
+from docx.oxml import parse_xml
+
+from serve.retrieval.ingest.formats.document import ConversionError, Outline, Section, Text, superscript, tidy
+from serve.retrieval.ingest.formats.equations import linear
+from serve.retrieval.ingest.formats.numbering import Numbering
+
+MAX_UNPACKED = 200_000_000  # bytes of an archive's content
+_W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+_A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
+_OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+
+
+def read(data: bytes, charset: str | None = None) -> Text:
+    """The text of body, notes, text boxes, headers and footers."""
+    if data.startswith(_OLE):
+        raise ConversionError("it is encrypted, or of a Word before 2007: save it as .docx without a password")
+    _measured(data)
+    document = docx.Document(io.BytesIO(data))
+    reader = _Reader(document)
+    reader.blocks(_checked(document.element).body)
+    title, sections = _title(document) or reader.outline.title, reader.outline.sections()
+    around = tuple(Section(text) for text in reader.around_pages())
+    return Text(title, sections + around, tuple(f"{what}: {count}" for what, count in reader.not_read.items()))
+
+
+def _measured(data: bytes) -> None:
+    """An archive's content is measured as it is unpacked: what its directory says may be a lie."""
+    left = MAX_UNPACKED
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for entry in archive.infolist():
+            with archive.open(entry) as content:
+                while part := content.read(1 << 20):
+                    if (left := left - len(part)) < 0:
+                        raise ConversionError(f"unpacked, it is larger than {MAX_UNPACKED // 10**6} MB")
+
+
+def _checked(root: Any) -> Any:
+    """A part's root. Word's parts have no entities: they would multiply, name files, or hide text."""
+    if root.getroottree().docinfo.doctype:
+        raise ConversionError("a part of it has a document type declaration")
+    return root
+
+
+def _title(document: Any) -> str:
+    try:  # python-docx makes up properties where there are none
+        document.part.package.part_related_by(RELATIONSHIP_TYPE.CORE_PROPERTIES)
+    except KeyError:
+        return ""
+    return str(document.core_properties.title or "")
+
+
+class _Reader:
+    """Reads one document."""
+
+    def __init__(self, document: Any) -> None:
+        self.outline = Outline()
+        self.not_read: Counter[str] = Counter()
+        self._document = document
+        self._part = document.part  # whose relationships are asked
+        styles = _checked(document.styles.element).findall(f"{_W}style")
+        self._styles = {style.get(f"{_W}styleId"): style for style in styles}
+        usual = (
+            style for style in styles if style.get(f"{_W}type") == "paragraph" and style.get(f"{_W}default") in _ON
+        )
+        self._usual = next((style.get(f"{_W}styleId") for style in usual), None)
+        self._notes = {
+            "footnoteReference": self._notes_of(RELATIONSHIP_TYPE.FOOTNOTES),
+            "endnoteReference": self._notes_of(RELATIONSHIP_TYPE.ENDNOTES),
+        }
+        self._noted = 0
+        self._numbering = Numbering(self._root_of(RELATIONSHIP_TYPE.NUMBERING))
+        self._listed = False  # whether the paragraph before has a number
+        self._below: list[Callable[[], None]] = []  # what stands below the paragraph that is read: text boxes, notes
+        self._fields: list[bool] | None = (
+            None  # of those that are open, whether their text is shown yet; None: never mind
+        )
+
+    def blocks(self, parent: Any) -> None:
+        """Paragraphs and tables, wherever they are wrapped."""
+        for block in _unwrapped(parent):
+            if block.tag == f"{_W}tbl":
+                self._table(block)
+            elif block.tag == f"{_W}altChunk":
+                self.not_read["embedded documents"] += 1
+            else:
+                mark, text, level = self._mark(block), self._paragraph(block), self._level(block)
+                if mark and text.strip():
+                    text = f"{mark} {text}"
+                if level and text.strip():
+                    self.outline.heading(level, text)
+                else:
+                    self.outline.add(text, "\n" if mark and self._listed else "\n\n")
+                self._listed = bool(mark)
+            while self._below:
+                self._below.pop(0)()
+
+    def around_pages(self) -> list[str]:
+        """The text above and below the pages, each once."""
+        texts: dict[str, None] = {}
+        also_even = self._document.settings.odd_and_even_pages_header_footer
+        for section in self._document.sections:
+            parts = [section.header, section.footer]
+            if section.different_first_page_header_footer:
+                parts += [section.first_page_header, section.first_page_footer]
+            if also_even:
+                parts += [section.even_page_header, section.even_page_footer]
+            for part in parts:
+                if not part.is_linked_to_previous:
+                    self._part, self.outline = part.part, Outline()
+                    self.blocks(_checked(part._element))
+                    texts |= dict.fromkeys(one.text for one in self.outline.sections())
+        return list(texts)
+
+    def _table(self, table: Any) -> None:
+        """A line a row. A table in which others are only lays them out."""
+        lays_out = next(table.iterdescendants(f"{_W}tbl"), None) is not None
+        rows = []
+        for row in _unwrapped(table):
+            if any(row.find(f"{_W}trPr/{_W}{mark}") is not None for mark in ("del", "hidden")):
+                continue
+            cells = [cell for cell in _unwrapped(row) if not _is_gone(cell)]
+            if lays_out:
+                for cell in cells:
+                    self.blocks(cell)
+            else:
+                texts = [tidy(" ".join(map(self._marked, _unwrapped(cell)))) for cell in cells]
+                rows.append(" | ".join(" ".join(text.split()) for text in texts if text))
+        self.outline.add("\n".join(row for row in rows if row))
+
+    def _marked(self, paragraph: Any) -> str:
+        return f"{self._mark(paragraph)} {self._paragraph(paragraph)}"
+
+    def _mark(self, paragraph: Any) -> str:
+        """The number or bullet before a paragraph, by itself or by its style."""
+        own = _value(paragraph, "pPr", "pStyle") or self._usual
+        for element in (paragraph, *self._with_bases(own)):
+            if number := _value(element, "pPr", "numPr", "numId"):
+                level = _value(element, "pPr", "numPr", "ilvl")
+                name = None if element is paragraph else element.get(f"{_W}styleId")
+                at = int(level) if level and level.isdecimal() else self._numbering.level_of(number, name)
+                return self._numbering.next(number, at)
+        return ""
+
+    def _paragraph(self, paragraph: Any) -> str:
+        steps = {"begin": 1, "end": -1}
+        depths = [*accumulate(steps.get(mark.get(f"{_W}fldCharType"), 0) for mark in paragraph.iter(f"{_W}fldChar"))]
+        whole = not depths or (min(depths) == 0 == depths[-1])  # not so for one that goes on in the next paragraph
+        self._fields = [] if whole else None
+        return self._text(paragraph, _value(paragraph, "pPr", "pStyle") or self._usual)
+
+    def _text(self, element: Any, style: str | None) -> str:
+        """The text in an element of a paragraph of that style."""
+        name = _name(element)
+        if name in _WRITTEN:
+            return _WRITTEN[name](element) if self._fields is None or all(self._fields) else ""
+        if name in _GONE or name.endswith("Pr") or (name == "r" and self._is_hidden(element, style)):
+            return ""
+        if name == "fldChar":
+            return self._field(element)
+        if name == "txbxContent":
+            self._below.append(lambda: self.blocks(element))
+        elif name in self._notes:
+            return self._note(self._notes[name].get(element.get(f"{_W}id")))
+        elif name == "relIds":
+            return self._diagram(element)
+        elif name in _NOT_READ:
+            self.not_read[_NOT_READ[name]] += 1
+        elif name == "AlternateContent":
+            return self._text(_chosen(element), style)
+        elif name == "rt":
+            return f"({self._children(element, style)})"
+        elif name == "ruby":  # what is above stands first
+            return "".join(self._text(child, style) for child in sorted(element, key=lambda one: _name(one) == "rt"))
+        else:
+            text = self._children(element, style)
+            return superscript(text) if name == "r" and _value(element, "rPr", "vertAlign") == "superscript" else text
+        return ""
+
+    def _children(self, element: Any, style: str | None) -> str:
+        return "".join(self._text(child, style) for child in element if isinstance(child.tag, str))
+
+    def _field(self, mark: Any) -> str:
+        """Of a field its result is shown, and what is chosen in a list; not the instructions, which may hold fields."""
+        kind = mark.get(f"{_W}fldCharType")
+        if self._fields is not None:
+            if kind == "begin":
+                self._fields.append(False)
+            elif kind == "separate" and self._fields:
+                self._fields[-1] = True
+            elif kind == "end" and self._fields:
+                self._fields.pop()
+        if kind != "begin" or (choice := mark.find(f"{_W}ffData/{_W}ddList")) is None:
+            return ""
+        entries = [entry.get(f"{_W}val") or "" for entry in choice.findall(f"{_W}listEntry")]
+        at = _value(choice, "result") or _value(choice, "default") or "0"
+        return entries[int(at)] if at.isdecimal() and int(at) < len(entries) else ""
+
+    def _note(self, note: Any) -> str:
+        if note is None:
+            return ""
+        self._noted += 1
+        mark = f"[^{self._noted}]"
+        self._below.append(lambda: self.outline.add(f"{mark}: " + " ".join(map(self._paragraph, _unwrapped(note)))))
+        return mark
+
+    def _root_of(self, kind: str) -> Any:
+        try:
+            return _checked(parse_xml(self._document.part.part_related_by(kind).blob))
+        except KeyError:
+            return None
+
+    def _notes_of(self, kind: str) -> dict[str, Any]:
+        if (notes := self._root_of(kind)) is None:
+            return {}
+        return {note.get(f"{_W}id"): note for note in notes if note.get(f"{_W}type") in (None, "normal")}
+
+    def _diagram(self, element: Any) -> str:
+        part = self._part.related_parts.get(element.get(f"{_R}dm"))
+        if part is None:
+            return ""
+        texts = (one.text or "" for one in _checked(parse_xml(part.blob)).iter(f"{_A}t"))
+        return "\n".join(text for text in texts if text.strip())
+
+    def _level(self, paragraph: Any) -> int | None:
+        """Of a heading."""
+        level = _level(paragraph)
+        for style in self._with_bases(_value(paragraph, "pPr", "pStyle")) if level is None else ():
+            name = _HEADING.fullmatch(_value(style, "name") or "")
+            level = int(name[1]) if name else _level(style)
+            if level is not None:
+                break
+        return level if level and level < 10 else None
+
+    def _is_hidden(self, run: Any, style: str | None) -> bool:
+        """By the run itself, or else its style, or else the paragraph's."""
+        for element in (run, *self._with_bases(_value(run, "rPr", "rStyle")), *self._with_bases(style)):
+            if (vanish := element.find(f"{_W}rPr/{_W}vanish")) is not None:
+                return vanish.get(f"{_W}val", "1") in _ON
+        return False
+
+    def _with_bases(self, name: str | None) -> Iterator[Any]:
+        """A style and those that it rests on."""
+        known = set()
+        while name not in known and (style := self._styles.get(name)) is not None:
+            known.add(name)
+            yield style
+            name = _value(style, "basedOn")
+
+
+def _unwrapped(parent: Any) -> Iterator[Any]:
+    """What is in an element, with what content controls, insertions and the like only wrap."""
+    for child in parent:
+        if not isinstance(child.tag, str):
+            continue
+        name = _name(child)
+        if name in _WRAPPERS:
+            yield from _unwrapped(child)
+        elif name == "AlternateContent":
+            yield from _unwrapped(_chosen(child))
+        elif name not in _GONE and not name.endswith("Pr"):
+            yield child
+
+
+def _chosen(alternatives: Any) -> Any:
+    """The first of alternatives; the others say the same for other programs."""
+    return next((one for one in alternatives if _name(one) == "Choice"), next(iter(alternatives), alternatives))
+
+
+def _is_gone(cell: Any) -> bool:
+    """A cell that is deleted, or that the one above or before it covers."""
+    properties = {_name(one): one.get(f"{_W}val", "continue") for one in cell.iterfind(f"{_W}tcPr/*")}
+    return "cellDel" in properties or "continue" in (properties.get("vMerge"), properties.get("hMerge"))
+
+
+def _level(element: Any) -> int | None:
+    level = _value(element, "pPr", "outlineLvl")
+    return int(level) + 1 if level and level.isdecimal() and len(level) == 1 else None
+
+
+def _value(element: Any, *path: str) -> str | None:
+    found = element.find("/".join(f"{_W}{name}" for name in path))
+    return None if found is None else found.get(f"{_W}val")
+
+
+def _name(element: Any) -> str:
+    return str(element.tag).rpartition("}")[2]
+
+
+def _symbol(element: Any) -> str:
+    """A character of a symbol font; those in the private area have no meaning elsewhere."""
+    try:
+        char = chr(int(element.get(f"{_W}char", ""), 16))
+    except (ValueError, OverflowError):
+        return ""
+    return "" if "\ue000" <= char <= "\uf8ff" else char
+
+
+_ON = ("1", "true", "on")
+_HEADING = re.compile(r"heading ([1-9])", re.IGNORECASE)
+_WRAPPERS = {"sdt", "sdtContent", "customXml", "smartTag", "ins", "moveTo"}
+_GONE = {"del", "moveFrom", "instrText", "delText", "delInstrText", "sectPr", "tblGrid", "Fallback"}
+_NOT_READ = {"chart": "charts", "OLEObject": "embedded documents", "commentReference": "comments"}
+_WRITTEN: dict[str, Callable[[Any], str]] = {
+    "t": lambda element: element.text or "",
+    **dict.fromkeys(("tab", "ptab"), lambda _: "\t"),
+    **dict.fromkeys(("br", "cr"), lambda _: "\n"),
+    "noBreakHyphen": lambda _: "-",
+    "sym": _symbol,
+    **dict.fromkeys(("oMath", "oMathPara"), linear),
+    "docPr": lambda element: f" {element.get('descr') or ''} ",
+    "textpath": lambda element: element.get("string") or "",
+}

@@ -1,0 +1,119 @@
+"""Bytes as text: what the bytes or their declaration say is honoured, UTF-8 survives a bad byte, the rest is detected or refused."""
+
+import codecs
+import re
+
+from serve.retrieval.ingest.formats.document import ConversionError
+
+_SAMPLE = 1 << 16  # bytes that an encoding is detected from
+
+
+def decode(data: bytes, charset: str | None = None, inside: str | None = None) -> tuple[str, tuple[str, ...]]:
+    """The text of a document, and what is to be told about it.
+
+    Args:
+        data: its bytes. What a byte order mark says goes before everything else.
+        charset: the encoding that was declared beside the document.
+        inside: the one that it declares itself.
+
+    Raises:
+        ConversionError: it is not text, the declared encoding is unknown, or which encoding it has can't be told.
+    """
+    text, notes = _decoded(data, charset, inside)
+    if text.count("\0") > 2 + len(text) // 100:
+        raise ConversionError("it is not text, or is in an encoding that has to be declared (text/plain; charset=…)")
+    return text.replace("\0", ""), notes
+
+
+def _decoded(data: bytes, charset: str | None, inside: str | None) -> tuple[str, tuple[str, ...]]:
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return _told(*_as(data[len(mark) :], encoding), encoding)
+    notes: tuple[str, ...] = ()
+    for name in (charset, inside):
+        if not name:
+            continue
+        if (known := _known(name)) is None:
+            if name == charset:
+                raise ConversionError(f"the declared charset '{name[:40]}' is not known")
+            notes = (f"the charset '{name[:40]}' that it declares is not known",)
+        elif known != "ascii":  # which is true of UTF-8 and of nearly all others, as far as it goes
+            return _told(*_as(data, known), known)
+    text, bad = _as(data, "utf-8")
+    beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
+    if beyond_ascii - bad >= bad:
+        return _told(text, bad, "utf-8", notes)
+    encoding = _guessed(data)  # a text in UTF-8 with some bad bytes would have more good characters than these
+    notes += (f"not UTF-8, and no charset is declared: read as {encoding}, which is a guess",)
+    return _told(*_as(data, encoding), encoding, notes)
+
+
+def _as(data: bytes, encoding: str) -> tuple[str, int]:
+    """The text, and the number of places in it where the bytes are not of that encoding."""
+    try:
+        return data.decode(encoding), 0
+    except UnicodeDecodeError:
+        text = data.decode(encoding, "replace")
+    own = "\ufffd".encode(encoding, "ignore")
+    return text, max(1, text.count("\ufffd") - (data.count(own) if own else 0))
+
+
+def _told(text: str, bad: int, encoding: str, notes: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
+    return text, (*notes, f"bytes that are not {encoding}: {bad}, replaced by \ufffd") if bad else notes
+
+
+def _guessed(data: bytes) -> str:
+    """The encoding by its letters. Where nothing tells, Western where most letters are ASCII, else nobody knows."""
+    from charset_normalizer import from_bytes
+
+    sample = bytearray()
+    for line in _TAG.sub(b" ", data).splitlines():
+        if not line.isascii():
+            sample += line[: _SAMPLE - len(sample)] + b"\n"
+            if len(sample) >= _SAMPLE:
+                break
+    matches = sorted(
+        from_bytes(bytes(sample), cp_isolation=list(_GUESSES), enable_fallback=False),
+        key=lambda one: (one.chaos, -one.coherence),
+    )
+    if matches and matches[0].coherence > 0:
+        best = (matches[0].chaos, matches[0].coherence)
+        equal = [name for one in matches if (one.chaos, one.coherence) == best for name in one.could_be_from_charset]
+        return "cp1252" if "cp1252" in equal else str(matches[0].encoding)
+    if sum(map(sample.count, _ASCII_LETTERS)) >= sum(byte > 127 for byte in sample):
+        return "cp1252"
+    if matches and (len(matches) == 1 or matches[1].chaos - matches[0].chaos > 0.02):
+        return str(matches[0].encoding)
+    raise ConversionError("it is not UTF-8, and its encoding can't be told: declare it (text/plain; charset=…)")
+
+
+def _known(charset: str) -> str | None:
+    """Python's name for an encoding of text that the web knows, as browsers take it."""
+    try:
+        name = codecs.lookup(charset.strip()).name
+    except (LookupError, ValueError):
+        return None
+    name = _AS_BROWSERS.get(name, name)
+    return name if name in _TEXT else None
+
+
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+# https://encoding.spec.whatwg.org/#names-and-labels: a label means the larger set that pages in fact use
+_AS_BROWSERS = {
+    "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874", "gb2312": "gb18030",
+    "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs", "utf-16": "utf-16-le", "utf-8-sig": "utf-8",
+    "utf-32": "utf-32-le",
+}  # fmt: skip
+_GUESSES = (
+    "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_r",
+    "iso8859_2", "cp932", "euc_jp", "gb18030", "big5", "cp949",
+)  # fmt: skip
+_TEXT = {codecs.lookup(name).name for name in _GUESSES} | {
+    "ascii", "utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "big5hkscs", "iso2022_jp", "koi8-u", "mac-roman",
+    "mac-cyrillic", "cp437", "cp850", "cp852", "cp866", *(f"iso8859-{number}" for number in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)),
+}  # fmt: skip
+_TAG = re.compile(rb"<[^<>]*>")
+_ASCII_LETTERS = [bytes([byte]) for byte in range(128) if chr(byte).isalpha()]

@@ -1,0 +1,477 @@
+"""Where documents are kept: PostgreSQL with pgvector. One transaction per source, so that it is there whole or not at all.
+
+Every statement names the tenant. Each has a connection of its own: Haystack's own store shares one cursor between all that ask at
+once, so that one could read another's rows.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, LiteralString, TypeVar
+
+import numpy as np
+import psycopg
+from pgvector.psycopg import register_vector_async
+from psycopg import AsyncConnection, sql
+from psycopg.pq import TransactionStatus
+from psycopg.rows import class_row, dict_row
+from psycopg.types.json import Jsonb
+
+from serve.errors import RequestError, retrieval_misconfigured
+from serve.retrieval.store.filters import FilterError, where
+
+_WAIT_S = 5.0  # for a connection: what the database cannot give by then is an error, not a hang
+_READ_S = 15.0  # for an answer
+_WRITE_S = 600.0
+_LOCK = 7_276_432  # of migrations: one at a time, whichever process comes first
+_EXACT = 2_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
+
+Vector = np.ndarray[Any, np.dtype[np.float32]]
+_T = TypeVar("_T")
+
+
+class StoreDown(RequestError):
+    """The database does not answer."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            503,
+            "the document store does not answer; retry later",
+            code="store_unavailable",
+            headers={"retry-after": "2"},
+        )
+
+
+@dataclass(slots=True, frozen=True)
+class Owner:
+    """Whose documents: a tenant's collection. Nothing is ever read across."""
+
+    tenant: str
+    collection: str
+
+
+@dataclass(slots=True, frozen=True)
+class Chunk:
+    """A piece of a document, as it is found and shown."""
+
+    content: str
+    heading: str = ""
+    page: int | None = None
+
+
+@dataclass(slots=True, frozen=True)
+class Source:
+    """A document before it is indexed. Where its bytes and settings are those of what is indexed, nothing has changed."""
+
+    name: str  # path or URL: what is indexed again under the same name replaces it
+    sha256: bytes  # of its bytes
+    settings: str  # how they are read, cut and embedded, as a hash
+    title: str = ""
+    size: int = 0  # bytes
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True, frozen=True)
+class Listed:
+    """A document that is indexed."""
+
+    id: int
+    name: str
+    title: str
+    size: int
+    chunks: int
+    sha256: bytes
+    settings: str
+    meta: dict[str, Any]
+    indexed_at: float  # seconds since the epoch
+
+
+@dataclass(slots=True, frozen=True)
+class Hit:
+    """A chunk that was found, with its score by one way of searching."""
+
+    source: str
+    title: str
+    position: int
+    content: str
+    heading: str
+    page: int | None
+    meta: dict[str, Any]
+    score: float
+    embedding: Vector
+
+
+class Store:
+    """Documents of all tenants in one database.
+
+    Args:
+        conninfo: libpq connection string.
+        dimension: of the embeddings.
+        language: a PostgreSQL text-search configuration, for the keyword index.
+        connections: the most that are open at once.
+    """
+
+    def __init__(self, conninfo: str, dimension: int, language: str = "english", connections: int = 8) -> None:
+        self._conninfo, self._dimension, self._language = conninfo, dimension, language
+        self._free = asyncio.Semaphore(connections)
+        self._idle: list[AsyncConnection[Any]] = []
+        self._closed = False
+
+    async def open(self) -> None:
+        """Bring the schema up to date. Raises `StoreDown`, and may then be called again.
+
+        Raises:
+            RequestError: 500 `retrieval_misconfigured`: the database lacks what is needed, or what is in it was made for
+                embeddings of another dimension, or for another language.
+        """
+        self._closed = False
+        try:
+            async with asyncio.timeout(_WRITE_S), await self._bare() as connection:
+                await _migrate(connection, self._dimension, self._language)
+        except (psycopg.OperationalError, TimeoutError) as error:
+            raise StoreDown from error
+        except (
+            psycopg.ProgrammingError,
+            psycopg.NotSupportedError,
+        ) as error:  # no pgvector, no right, no such language
+            raise _unusable(error) from error
+
+    async def close(self) -> None:
+        """Give all connections back; those in use are closed when they are done."""
+        self._closed = True
+        await self._forget_idle()
+
+    async def known(self, owner: Owner, name: str) -> tuple[bytes, str] | None:
+        """SHA-256 and settings of the document that is indexed under `name`."""
+
+        async def read(connection: AsyncConnection[Any]) -> tuple[bytes, str] | None:
+            cursor = await connection.execute(
+                "SELECT sha256, settings FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s",
+                (owner.tenant, owner.collection, name),
+            )
+            row = await cursor.fetchone()
+            return (bytes(row[0]), row[1]) if row else None
+
+        return await self._twice(read, _READ_S)
+
+    async def put(
+        self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: np.ndarray[Any, Any]
+    ) -> Literal["added", "replaced"]:
+        """Index a document in place of what its name had. `embeddings` is (chunks, dimension), float32.
+
+        Readers see the old chunks or the new ones, never both. Two that write the same name come one after the other.
+        """
+        key = (owner.tenant, owner.collection, source.name)
+
+        async def write(connection: AsyncConnection[Any]) -> Literal["added", "replaced"]:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_S:.0f}s'")
+                await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_number(*key),))
+                deleted = await connection.execute(
+                    "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s", key
+                )
+                cursor = await connection.execute(
+                    """INSERT INTO gearbox.sources (tenant, collection, name, sha256, settings, title, size, chunks, meta)
+                       VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) RETURNING id""",
+                    (
+                        *key, source.sha256, source.settings, source.title, source.size, len(chunks),
+                        Jsonb(dict(source.meta)),
+                    ),
+                )  # fmt: skip
+                row = await cursor.fetchone()
+                if row is None:
+                    raise psycopg.InternalError("INSERT … RETURNING gave no row")
+                async with connection.cursor() as writer, writer.copy(_COPY) as copy:
+                    copy.set_types(["int8", "int4", "text", "text", "text", "text", "int4", "vector"])
+                    for i, (chunk, embedding) in enumerate(zip(chunks, embeddings, strict=True)):
+                        await copy.write_row(
+                            (
+                                row[0],
+                                i,
+                                owner.tenant,
+                                owner.collection,
+                                chunk.heading,
+                                chunk.content,
+                                chunk.page,
+                                embedding,
+                            )
+                        )
+            return "replaced" if deleted.rowcount else "added"
+
+        return await self._twice(write, _WRITE_S)
+
+    async def delete(self, owner: Owner, name: str | None = None) -> int:
+        """Remove a document, or all of the collection; returns how many went."""
+        query: LiteralString = "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s"
+        params: tuple[str, ...] = (owner.tenant, owner.collection)
+        if name is not None:
+            query, params = f"{query} AND name = %s", (*params, name)
+
+        async def write(connection: AsyncConnection[Any]) -> int:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_S:.0f}s'")
+                return (await connection.execute(query, params)).rowcount
+
+        return await self._twice(write, _WRITE_S)
+
+    async def listed(self, owner: Owner, after: str = "", limit: int = 100) -> list[Listed]:
+        """Documents by name, those after `after`."""
+
+        async def read(connection: AsyncConnection[Any]) -> list[Listed]:
+            async with connection.cursor(row_factory=class_row(Listed)) as cursor:
+                await cursor.execute(
+                    """SELECT id, name, title, size, chunks, sha256, settings, meta,
+                              extract(epoch FROM indexed_at)::float8 AS indexed_at
+                       FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name > %s ORDER BY name LIMIT %s""",
+                    (owner.tenant, owner.collection, after, limit),
+                )
+                return await cursor.fetchall()
+
+        return await self._twice(read, _READ_S)
+
+    async def collections(self, tenant: str) -> dict[str, dict[str, int]]:
+        """Documents and chunks of each collection of `tenant`."""
+
+        async def read(connection: AsyncConnection[Any]) -> dict[str, dict[str, int]]:
+            cursor = await connection.execute(
+                """SELECT collection, count(*), sum(chunks)::int8 FROM gearbox.sources
+                   WHERE tenant = %s GROUP BY collection ORDER BY collection""",
+                (tenant,),
+            )
+            return {
+                name: {"documents": documents, "chunks": chunks} for name, documents, chunks in await cursor.fetchall()
+            }
+
+        return await self._twice(read, _READ_S)
+
+    async def exists(self, owner: Owner) -> bool:
+        """Whether the collection has a document."""
+
+        async def read(connection: AsyncConnection[Any]) -> bool:
+            cursor = await connection.execute(
+                "SELECT EXISTS (SELECT FROM gearbox.sources WHERE tenant = %s AND collection = %s)",
+                (owner.tenant, owner.collection),
+            )
+            return await cursor.fetchone() == (True,)
+
+        return await self._twice(read, _READ_S)
+
+    async def nearest(
+        self, owner: Owner, embedding: Sequence[float], top_k: int, filters: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """The chunks whose embeddings are nearest; scores are cosine similarities.
+
+        All of a small collection are compared. In a large one, the index finds the nearest of all tenants' and leaves the
+        others' out; where it finds too few, all are compared after all.
+        """
+        condition, params = _filtered(owner, top_k, filters)
+        params["query"] = np.asarray(embedding, np.float32)
+
+        async def read(connection: AsyncConnection[Any]) -> list[Hit]:
+            large = await (await connection.execute(_LARGE, params)).fetchone()
+            if large == (True,) and len(found := await _hits(connection, _NEAREST, condition, params)) == top_k:
+                return found
+            return await _hits(connection, _NEAREST_OF_ALL, condition, params)
+
+        return await self._twice(read, _READ_S)
+
+    async def matching(
+        self, owner: Owner, text: str, top_k: int, filters: Mapping[str, Any] | None = None
+    ) -> list[Hit]:
+        """The chunks that best match the words of `text`, any of them; the rarer a word is, the more it counts."""
+        condition, params = _filtered(owner, top_k, filters)
+        params |= {"query": text.replace("\0", " "), "language": self._language}
+        return await self._twice(lambda connection: _hits(connection, _MATCHING, condition, params), _READ_S)
+
+    async def _twice(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
+        """Do `work`, which does all or nothing; once more where the connection broke under it.
+
+        Raises:
+            StoreDown: the database does not answer.
+            RequestError: 400 for what PostgreSQL can't hold, 500 where it is not the database that was opened.
+        """
+        for attempt in (1, 2):
+            try:
+                async with asyncio.timeout(within_s), self._connection() as connection:
+                    return await work(connection)
+            except TimeoutError as error:
+                raise StoreDown from error
+            except psycopg.errors.DataException as error:  # pgvector's: vectors of different dimensions
+                raise _unusable(error) from error
+            except psycopg.ProgrammingError as error:  # e.g. the tables are gone
+                raise _unusable(error) from error
+            except psycopg.DataError as error:  # e.g. a character that PostgreSQL's text cannot hold
+                raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
+            except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+                await self._forget_idle()  # they broke with it
+                if attempt == 2 or isinstance(error, psycopg.errors.QueryCanceled):
+                    raise StoreDown from error
+        raise AssertionError
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
+        """A connection of one's own. One that broke, or that is left in the middle of something, is not used again."""
+        async with asyncio.timeout(_WAIT_S):
+            await self._free.acquire()
+        try:
+            connection = self._idle.pop() if self._idle else await self._connect()
+            try:
+                yield connection
+            finally:
+                if connection.info.transaction_status == TransactionStatus.IDLE and not self._closed:
+                    self._idle.append(connection)
+                else:
+                    await connection.close()
+        finally:
+            self._free.release()
+
+    async def _bare(self) -> AsyncConnection[Any]:
+        return await AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=int(_WAIT_S))
+
+    async def _connect(self) -> AsyncConnection[Any]:
+        connection = await self._bare()
+        try:
+            await register_vector_async(connection)
+            # iterative: with a condition, HNSW alone would find too few
+            await connection.execute(f"SET statement_timeout = '{_READ_S}s'; SET hnsw.iterative_scan = strict_order")
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _forget_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
+def checked(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
+    """The condition that `filters` make, and its parameters. Raises `RequestError` 400."""
+    try:
+        return where(filters)
+    except FilterError as error:
+        raise RequestError(400, str(error), param="retrieval.filters", code="invalid_filter") from error
+
+
+def _filtered(owner: Owner, top_k: int, filters: Mapping[str, Any] | None) -> tuple[sql.Composable, dict[str, Any]]:
+    """What is searched: the condition of the filters, and parameters. Raises `RequestError`."""
+    condition, params = checked(filters) if filters else (sql.SQL("TRUE"), {})
+    return condition, {"tenant": owner.tenant, "collection": owner.collection, "top_k": top_k, **params}
+
+
+async def _hits(
+    connection: AsyncConnection[Any], query: LiteralString, condition: sql.Composable, params: Mapping[str, Any]
+) -> list[Hit]:
+    async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
+        await cursor.execute(sql.SQL(query).format(filters=condition), params)
+        rows = await cursor.fetchall()
+    return [Hit(**{**row, "embedding": row["embedding"].to_numpy()}) for row in rows]
+
+
+_COPY = """COPY gearbox.chunks (source_id, position, tenant, collection, heading, content, page, embedding)
+           FROM STDIN (FORMAT BINARY)"""
+
+_LARGE: LiteralString = f"""
+    SELECT count(*) = {_EXACT} OR sum(chunks) > {_EXACT} FROM (
+        SELECT chunks FROM gearbox.sources WHERE tenant = %(tenant)s AND collection = %(collection)s
+        LIMIT {_EXACT}) AS counted"""
+
+_FOUND: LiteralString = (
+    "SELECT s.name AS source, s.title, c.position, c.content, c.heading, c.page, s.meta, c.embedding"
+)
+_OWNED: LiteralString = "c.tenant = %(tenant)s AND c.collection = %(collection)s AND {filters}"
+
+_NEAREST: LiteralString = f"""
+    {_FOUND}, 1 - (c.embedding <=> %(query)s) AS score
+    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
+    ORDER BY c.embedding <=> %(query)s LIMIT %(top_k)s"""
+
+# an order that the index of embeddings does not know
+_NEAREST_OF_ALL: LiteralString = f"""
+    {_FOUND}, 1 - (c.embedding <=> %(query)s) AS score
+    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
+    ORDER BY (c.embedding <=> %(query)s) + 0, c.source_id, c.position LIMIT %(top_k)s"""
+
+# Any word is enough: of a whole question, a document rarely has all. But words that more than a twentieth of all chunks
+# have only rank what a rarer one finds. What counts is how rare a word is (`ts_rank` does not know), by the statistics
+# that the planner has anyway: of the most common words of all tenants; the others are as rare as can be.
+_MATCHING: LiteralString = rf"""
+    WITH common AS MATERIALIZED (
+        SELECT lexeme, share FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS of (lexeme, share)
+        WHERE schemaname = 'gearbox' AND tablename = 'chunks' AND attname = 'words'),
+    lexemes AS (
+        SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word, coalesce(share, 0.001) AS share
+        FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)) LEFT JOIN common USING (lexeme)),
+    asked AS (
+        SELECT (string_agg(word::text, ' | ') FILTER (WHERE share <= greatest(0.05, least)))::tsquery AS words,
+               array_agg(word) AS every, array_agg(ln(1 + 1 / share)) AS weights
+        FROM lexemes, (SELECT min(share) AS least FROM lexemes) AS rarest)
+    {_FOUND}, (SELECT sum(weight * ts_rank(ARRAY[0.4, 0.4, 0.6, 1]::real[], c.words, word))
+               FROM unnest(every, weights) AS of (word, weight))::float8 AS score
+    FROM asked, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
+    WHERE c.words @@ asked.words AND {_OWNED}
+    ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
+
+# Each is applied once, in order, and never changed: a later one changes what it made.
+_MIGRATIONS: Sequence[LiteralString] = (
+    """
+    CREATE TABLE gearbox.made_for (dimension integer NOT NULL, language text NOT NULL);
+    INSERT INTO gearbox.made_for VALUES ({dimension}, {language});
+    CREATE TABLE gearbox.sources (
+        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+        tenant text NOT NULL, collection text NOT NULL, name text NOT NULL,
+        sha256 bytea NOT NULL, settings text NOT NULL, title text NOT NULL, size bigint NOT NULL, chunks integer NOT NULL,
+        meta jsonb NOT NULL, indexed_at timestamptz NOT NULL DEFAULT now(),
+        UNIQUE (tenant, collection, name));
+    CREATE TABLE gearbox.chunks (
+        source_id bigint NOT NULL REFERENCES gearbox.sources ON DELETE CASCADE,
+        position integer NOT NULL,
+        tenant text NOT NULL, collection text NOT NULL,
+        heading text NOT NULL, content text NOT NULL, page integer,
+        embedding vector({dimension}) NOT NULL,
+        words tsvector NOT NULL GENERATED ALWAYS AS (
+            setweight(to_tsvector({language}, heading), 'A') || to_tsvector({language}, content)) STORED,
+        PRIMARY KEY (source_id, position));
+    -- whole rows in one place: every search reads the embedding, or the words to rank by them
+    ALTER TABLE gearbox.chunks ALTER embedding SET STORAGE PLAIN, SET (toast_tuple_target = 8160);
+    CREATE INDEX chunks_owner ON gearbox.chunks (tenant, collection);
+    CREATE INDEX chunks_words ON gearbox.chunks USING gin (words);
+    CREATE INDEX chunks_embedding ON gearbox.chunks USING hnsw (embedding vector_cosine_ops);
+    """,
+)
+
+
+async def _migrate(connection: AsyncConnection[Any], dimension: int, language: str) -> None:
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        await connection.execute("CREATE SCHEMA IF NOT EXISTS gearbox")
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS gearbox.migrations (number integer PRIMARY KEY, at timestamptz DEFAULT now())"
+        )
+        row = await (await connection.execute("SELECT coalesce(max(number), 0) FROM gearbox.migrations")).fetchone()
+        done = row[0] if row else 0
+        for number, statements in enumerate(_MIGRATIONS[done:], done + 1):
+            made = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
+            await connection.execute(made)
+            await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
+        row = await (await connection.execute("SELECT dimension, language FROM gearbox.made_for")).fetchone()
+    if row != (dimension, language):
+        kept = f"{row[0]} dimensions and the language '{row[1]}'" if row else "nothing"
+        raise retrieval_misconfigured(
+            f"the document store was made for embeddings of {kept}, but the configuration's embedder makes {dimension} "
+            f"dimensions and its language is '{language}': set retrieval.embedder and retrieval.language back, or use "
+            "another database and index the documents again"
+        )
+
+
+def _unusable(error: psycopg.Error) -> RequestError:
+    """What PostgreSQL says of itself or of its schema. What libpq says of a connection string may hold a password."""
+    said = error.diag.message_primary or f"{type(error).__name__}; look at its connection string"
+    return retrieval_misconfigured(f"the document store can't be used: {said}")
+
+
+def _number(*parts: str) -> int:
+    """A lock's 64 bits from a name."""
+    return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), signed=True)

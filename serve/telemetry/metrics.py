@@ -1,0 +1,164 @@
+"""Prometheus metrics of the gateway, see docs/metrics.md. Label values come from bounded sets, never from client text.
+
+With `PROMETHEUS_MULTIPROC_DIR` set before this process started, every gateway replica of a node writes to that folder
+and any of them exposes the sum. What replicas know alike, of the variants, is not summed: `serve.telemetry.metrics_server` adds it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 30, 60, 120)
+TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1)
+SHORT_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.25)
+SEARCH_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 1, 2, 5)
+ERROR_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
+QUALITY_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 1)
+PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
+
+Ending = Literal["answered", "refused", "failed", "cancelled"]  # of a request, whatever its attempts
+TIMES = ("ttft", "tpot", "e2e")
+EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "min_quality", "max_cost", *TIMES)
+REFUSALS = {  # what operators are alarmed by: status by code
+    "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
+    "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
+    "limits_unavailable": 503,
+}  # fmt: skip
+VIOLATIONS = (*TIMES, "cost", "quality", "refused", "failed")
+
+
+class Metrics:
+    """All metrics of one gateway process."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody asks when a counter was made
+        self.registry = registry = registry or CollectorRegistry()
+        self.exemplars: dict[tuple[str, frozenset[tuple[str, str]]], Exemplar] = {}  # the latest, by series
+
+        def counter(name: str, told: str, *labels: str) -> Counter:
+            return Counter(f"gearbox_{name}_total", told, labels, registry=registry)
+
+        def histogram(name: str, told: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"gearbox_{name}", told, labels, buckets=buckets, registry=registry)
+
+        self.requests = counter("requests", "Requests by how they ended", "variant", "profile", "outcome")
+        self.attempts = counter("attempts", "Attempts at a variant", "variant", "profile", "reason", "outcome")
+        self.refused = counter("requests_refused", "Requests answered with an error by the gateway", "status", "code")
+        self.in_flight = Gauge(
+            "gearbox_requests_in_flight", "Requests at a variant, gateway's view", ("variant",),
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
+        self.tenant_requests = counter("tenant_requests", "Requests by tenant", "tenant", "outcome")
+        self.tokens = counter("tokens", "Tokens read (kind=input) and written (kind=output)", "variant", "kind")
+        self.tenant_tokens = counter("tenant_tokens", "Tokens read and written by tenant", "tenant", "kind")
+        self.cost = counter("cost_usd", "Cost of answers at the configured prices", "tenant", "variant")
+        self.ledger = Gauge(
+            "gearbox_ledger_used_ratio", "Used share of a tenant's limit in this minute", ("tenant", "ledger"),
+            multiprocess_mode="livemax", registry=registry,
+        )  # fmt: skip
+
+        self.limits_store_failures = counter(
+            "limits_store_failures", "Operations that the store of rate limits did not do", "operation"
+        )
+
+        self.budgets = counter("budget_requests", "Requests by whether their whole budget was met", "profile", "met")
+        self.violations = counter("budget_violations", "Limits of budgets that were not kept", "profile", "kind")
+        self.quality = histogram(
+            "answer_quality_ratio", "Quality of the variant that answered", QUALITY_RATIOS, "profile"
+        )
+        self.profile_cost = counter("profile_cost_usd", "Cost of answers by budget profile", "profile")
+        self.ttft = histogram("ttft_seconds", "Time to first token", SECONDS, "variant", "profile")
+        self.tpot = histogram(
+            "tpot_seconds", "Time per output token after the first", TOKEN_SECONDS, "variant", "profile"
+        )
+        self.e2e = histogram("e2e_seconds", "End to end time", SECONDS, "variant", "profile")
+        self.queue = histogram("queue_seconds", "Time a request waited in its engine", SECONDS, "variant")
+
+        self.predicted = {
+            "ttft": histogram("predicted_ttft_seconds", "Expected time to first token", SECONDS, "variant"),
+            "tpot": histogram("predicted_tpot_seconds", "Expected time per output token", TOKEN_SECONDS, "variant"),
+            "e2e": histogram("predicted_e2e_seconds", "Expected end to end time", SECONDS, "variant"),
+        }
+        self.prediction_error = histogram(
+            "prediction_error_ratio", "|predicted / observed - 1| of answers' times", ERROR_RATIOS, "variant", "what"
+        )
+        self.predictions_held = counter(
+            "predictions", "Answers whose time was at or below its predicted 95% bound, and those above",
+            "variant", "what", "held",
+        )  # fmt: skip
+        self.excluded = counter("candidates_excluded", "Variants that decisions ruled out", "variant", "rule")
+        self.switches = counter(
+            "route_switches", "Decisions that went elsewhere than their profile's decision before", "profile"
+        )
+        self.failovers = counter(
+            "failovers", "Requests moved away from a variant or its replica before the first token", "variant", "cause"
+        )
+        self.decision = histogram("decision_seconds", "Time the router took for one decision", SHORT_SECONDS)
+        self.overhead = histogram(
+            "overhead_seconds", "Time from a request's last body byte to its dispatch", SHORT_SECONDS
+        )
+        self.cold_start = histogram(
+            "cold_start_seconds", "Time requests waited for a replica to start from zero", SECONDS, "variant"
+        )
+
+        self.grounded = counter("grounded_requests", "Requests that asked for retrieval, by what came of it", "outcome")
+        self.retrieval = histogram("retrieval_seconds", "Time of a search for one request", SECONDS)
+        self.stage = histogram(
+            "retrieval_stage_seconds", "Time of a pipeline's component in a search", SEARCH_SECONDS, "stage"
+        )
+        self.passages = histogram("retrieval_passages", "Sources that a search gave", PASSAGES)
+        self.check = histogram("grounding_check_seconds", "Time of one answer's check", SECONDS)
+        self.sentences = counter("sentences", "Checked sentences of grounded answers", "supported")
+
+    def begin(self, variants: Iterable[str], profiles: Iterable[str]) -> None:
+        """Show zeros for what has not happened yet: a counter that appears with its first event hides that event's rate."""
+        for profile in profiles:
+            for met in ("yes", "no"):
+                self.budgets.labels(profile, met)
+            for kind in VIOLATIONS:
+                self.violations.labels(profile, kind)
+            self.switches.labels(profile)
+            self.profile_cost.labels(profile)
+        for variant in variants:
+            for cause in ("engine", "replica", "context"):
+                self.failovers.labels(variant, cause)
+            for what in TIMES:
+                self.predictions_held.labels(variant, what, "yes")
+                self.predictions_held.labels(variant, what, "no")
+            for rule in EXCLUSIONS:
+                self.excluded.labels(variant, rule)
+            self.cold_start.labels(variant)
+            self.in_flight.labels(variant)
+        for code, status in REFUSALS.items():
+            self.refused.labels(str(status), code)
+        for operation in ("admit", "charge", "publish"):
+            self.limits_store_failures.labels(operation)
+        for supported in ("yes", "no"):
+            self.sentences.labels(supported)
+
+    def begin_tenants(self, tenants: Iterable[str]) -> None:
+        """The same for what is told by tenant."""
+        for tenant in tenants:
+            for ending in get_args(Ending):
+                self.tenant_requests.labels(tenant, ending)
+
+    def observe(
+        self, what: Literal["ttft", "e2e"], labels: tuple[str, str], seconds: float, trace_id: str | None
+    ) -> None:
+        """Observe a time by (variant, profile), with its trace as the bucket's exemplar.
+
+        Exemplars are kept here because prometheus_client has none where several processes are summed.
+        """
+        getattr(self, what).labels(*labels).observe(seconds)
+        if trace_id is not None:
+            bound = next((bound for bound in SECONDS if seconds <= bound), float("inf"))
+            of = {"variant": labels[0], "profile": labels[1], "le": floatToGoString(bound)}  # type: ignore[no-untyped-call]
+            self.exemplars[series_of(f"gearbox_{what}_seconds_bucket", of)] = Exemplar({"trace_id": trace_id}, seconds)
+
+
+def series_of(name: str, labels: Mapping[str, str]) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What tells one series from the others."""
+    return name, frozenset(labels.items())

@@ -1,0 +1,153 @@
+"""The metrics port: `/metrics` for Prometheus, `/targets` for its HTTP service discovery of the other parts' metrics."""
+
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import orjson
+import psutil
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.registry import Collector
+
+from serve.config.addresses import socket_address
+from serve.gateway.cross_origin import host_allowed, is_loopback
+from serve.routing.catalog import Variant
+from serve.telemetry.metrics import Metrics, series_of
+
+Targets = Callable[[], list[dict[str, object]]]
+Variants = Callable[[], Iterable[Variant]]
+
+
+class MetricsServer(ThreadingMixIn, WSGIServer):
+    """Every gateway replica of a node binds the same port; the kernel hands each scrape to one, and any can answer."""
+
+    daemon_threads = True
+    allow_reuse_port = True
+    thread: threading.Thread
+
+
+class _Server6(MetricsServer):
+    """On an IPv6 address; `::` is all of IPv4's, too."""
+
+    address_family = socket.AF_INET6
+
+    def server_bind(self) -> None:
+        self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a line each."""
+
+
+class Exposition(Collector):
+    """Everything this node's gateways have to say, each series with the `model` label.
+
+    Args:
+        folder: where all gateway processes of the node write; None: this one is alone.
+    """
+
+    def __init__(self, metrics: Metrics, model: str, variants: Variants, folder: str | None) -> None:
+        self._metrics, self._model, self._variants, self._folder = metrics, model, variants, folder
+
+    def collect(self) -> Iterator[Metric]:
+        """The sum over all processes, then the variants as this process sees them."""
+        exemplars = dict(self._metrics.exemplars)
+        for metric in (*self._summed(), *_of_variants(self._variants())):
+            metric.samples = [
+                sample._replace(
+                    labels={"model": self._model, **sample.labels},
+                    exemplar=exemplars.get(series_of(sample.name, sample.labels)),
+                )
+                for sample in metric.samples
+            ]
+            yield metric
+
+    def _summed(self) -> Iterable[Metric]:
+        """Live gauges of processes that are gone are dropped first; their counters stay."""
+        if self._folder is None:
+            return self._metrics.registry.collect()
+        for file in Path(self._folder).glob("gauge_live*.db"):
+            pid = int(file.stem.rsplit("_", 1)[1])
+            if not psutil.pid_exists(pid):
+                mark_process_dead(pid, self._folder)  # type: ignore[no-untyped-call]
+        collector = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]
+        return collector.collect()  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _of_variants(variants: Iterable[Variant]) -> Iterator[Metric]:
+    yield _gauge("gearbox_build_info", "Version of the gateway", ["version"], [((version("gearbox"),), 1)])
+    variants = list(variants)
+    facts = ["technique", "parent", "weights"]
+    info = [((v.name, v.technique, v.card.parent or "", v.card.weights_digest[7:19]), 1.0) for v in variants]
+    yield _gauge("gearbox_variant_info", "What a variant is, from its card", ["variant", *facts], info)
+    for name, told, value in _VARIANT_GAUGES:
+        yield _gauge(f"gearbox_{name}", told, ["variant"], [((v.name,), float(value(v))) for v in variants])
+
+
+_VARIANT_GAUGES: tuple[tuple[str, str, Callable[[Variant], float]], ...] = (
+    ("variant_quality_ratio", "Quality relative to full, from the card", lambda v: v.quality.quality),
+    ("variant_weights_bytes", "Size of the weights on disk, from the card", lambda v: v.card.bytes_on_disk),
+    ("variant_resident_bytes", "Memory of one replica, from the card", lambda v: v.profile.resident_bytes),
+    ("variant_price_usd_per_hour", "Price of one replica", lambda v: v.price_usd_per_hour),
+    (
+        "variant_up",
+        "Whether it can answer, or would start from zero",
+        lambda v: v.live.replicas > 0 or v.scales_to_zero,
+    ),
+    ("variant_replicas", "Healthy replicas", lambda v: v.live.replicas),
+    ("variant_replicas_max", "Replicas there may be", lambda v: v.max_replicas),
+    ("requests_running", "Requests running in the engines", lambda v: v.live.running),
+    ("requests_waiting", "Requests waiting in the engines", lambda v: v.live.waiting),
+    ("variant_kv_cache_usage_ratio", "Used share of the fullest replica's KV cache", lambda v: v.live.kv_usage),
+)
+
+
+def _gauge(name: str, told: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    family = GaugeMetricFamily(name, told, labels=labels)
+    for of, value in values:
+        family.add_metric(of, value)
+    return family
+
+
+def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
+    """The page of `collector`, and its content type: OpenMetrics, which has exemplars, where `accept` asks for it."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> MetricsServer:
+    """Serve what `collector` tells from a thread. On loopback, web pages that had their name rebound are refused."""
+
+    def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if is_loopback(host) and not host_allowed(environ.get("HTTP_HOST", host).lower(), {host}):
+            start_response("403 Forbidden", [("Content-Type", "text/plain")])
+            return [b"this host is not allowed\n"]
+        path = environ["PATH_INFO"]
+        if path == "/metrics":
+            page, content_type = expose(collector, environ.get("HTTP_ACCEPT", ""))
+            start_response("200 OK", [("Content-Type", content_type)])
+            return [page]
+        if path == "/targets":
+            start_response("200 OK", [("Content-Type", "application/json")])
+            return [orjson.dumps(targets())]
+        start_response("404 Not Found", [("Content-Type", "text/plain")])
+        return [b"there are /metrics and /targets\n"]
+
+    family, _ = socket_address(host, port)
+    server_class = _Server6 if family == socket.AF_INET6 else MetricsServer
+    server = make_server(host, port, application, server_class=server_class, handler_class=_Silent)
+    server.thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    server.thread.start()
+    return server

@@ -1,0 +1,283 @@
+"""What is told of every request: in the metrics, as a line of the log, as a trace."""
+
+import logging
+from collections.abc import Iterable
+from time import perf_counter
+from typing import Any
+
+from serve.budget import Budget
+from serve.config.platform import ObservabilityConfig
+from serve.errors import RequestError
+from serve.gateway.auth import Gatekeeper
+from serve.gateway.grounding import Grounding
+from serve.gateway.rate_limits import StoreUnavailable
+from serve.request.lifecycle import Attempt, Request
+from serve.routing.router import CONFIDENCE, Decision
+from serve.telemetry.metrics import Ending, Metrics
+from serve.telemetry.tracing import Trace, Tracer
+
+_LOG = logging.getLogger("gearbox.requests")
+_SHED = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
+OTHER = "other"
+NO_VARIANT = "none"  # of requests that were refused or answered before a variant was chosen
+
+
+class Accounts:
+    """Follows requests. `tenants` beyond the first `config.tenants` are told of as `other`."""
+
+    def __init__(
+        self, config: ObservabilityConfig, tenants: Iterable[str], metrics: Metrics, gatekeeper: Gatekeeper,
+        tracer: Tracer | None,
+    ) -> None:  # fmt: skip
+        self._config, self._metrics, self._gatekeeper, self._tracer = config, metrics, gatekeeper, tracer
+        self._tenants: dict[str, None] = {}
+        self.reconfigure(tenants)
+        self._last: dict[str, str] = {}  # variant by profile
+
+    def reconfigure(self, tenants: Iterable[str]) -> None:
+        """Tell of these tenants too, while there is room; those that were told of go on to be."""
+        for tenant in tenants:
+            if len(self._tenants) < self._config.tenants:
+                self._tenants[tenant] = None
+        self._metrics.begin_tenants(self._tenants)
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether answers are to be kept for the log."""
+        return self._config.log_content
+
+    def trace(self, headers: Any, name: str, began: float) -> Trace | None:
+        """The trace of a request with `headers`, if requests are traced."""
+        return self._tracer.begin(name, headers, began) if self._tracer else None
+
+    def decided(self, profile: str, decision: Decision) -> None:
+        """A request of `profile` goes where `decision` says."""
+        name = decision.variant.name
+        for candidate in decision.candidates:
+            if (rule := candidate.known_rule) is not None:
+                self._metrics.excluded.labels(candidate.variant.name, rule).inc()
+        if (before := self._last.get(profile)) != name:
+            self._last[profile] = name
+            if before is not None:
+                self._metrics.switches.labels(profile).inc()
+
+    async def attempted(self, attempt: Attempt) -> None:
+        """An attempt is over."""
+        metrics, report, request = self._metrics, attempt.report, attempt.request
+        name, profile = attempt.variant.name, request.profile
+        metrics.attempts.labels(name, profile, attempt.decision.reason, attempt.outcome).inc()
+        if report.queue_s is not None:
+            metrics.queue.labels(name).observe(report.queue_s)
+        trace_id = request.trace.id if request.trace and request.trace.sampled else None
+        if attempt.first:
+            metrics.observe("ttft", (name, profile), attempt.first - request.arrived, trace_id)
+        if attempt.outcome == "ok":
+            self._compare(attempt)
+            metrics.observe("e2e", (name, profile), attempt.last - request.arrived, trace_id)
+            if (tpot_ms := attempt.tpot_ms) is not None:
+                metrics.tpot.labels(name, profile).observe(tpot_ms / 1000)
+        if report.total_tokens:
+            tenant = self._tenant(request)
+            for kind, tokens in (("input", report.prompt_tokens), ("output", report.completion_tokens)):
+                metrics.tokens.labels(name, kind).inc(tokens)
+                metrics.tenant_tokens.labels(tenant, kind).inc(tokens)
+            metrics.cost.labels(tenant, name).inc(attempt.cost_usd)
+            metrics.profile_cost.labels(profile).inc(attempt.cost_usd)
+            await self._gatekeeper.charge(request.caller, report.total_tokens)
+
+    def _compare(self, attempt: Attempt) -> None:
+        """What was predicted beside what was."""
+        took = attempt.latency
+        if took is None:
+            return
+        prediction, name = attempt.decision.chosen.prediction, attempt.variant.name
+        expected, tail = prediction.expected, prediction.tail(CONFIDENCE)
+        waited_ms = (attempt.dispatched - attempt.request.arrived) * 1000
+        for what, real, middle, bound, before_ms in (
+            ("ttft", took.ttft_ms, expected.ttft_ms, tail.ttft_ms, waited_ms),
+            ("tpot", took.tpot_ms, expected.tpot_ms, tail.tpot_ms, 0.0),
+            ("e2e", took.e2e_ms, expected.e2e_ms, tail.e2e_ms, waited_ms),
+        ):
+            if real:
+                self._metrics.predicted[what].labels(name).observe((middle + before_ms) / 1000)
+                self._metrics.prediction_error.labels(name, what).observe(abs(middle / real - 1))
+                self._metrics.predictions_held.labels(name, what, "yes" if real <= bound else "no").inc()
+
+    def ended(self, request: Request, error: RequestError | None = None, *, cancelled: bool = False) -> None:
+        """A request has its answer, or its error, or nobody who waits for it."""
+        now = perf_counter()
+        ending = _ending(request, error, cancelled)
+        variant = request.attempts[-1].variant.name if request.attempts else NO_VARIANT
+        self._metrics.requests.labels(variant, request.profile, ending).inc()
+        self._metrics.tenant_requests.labels(self._tenant(request), ending).inc()
+        if error is not None:
+            self._metrics.refused.labels(str(error.status), error.code or "none").inc()
+        missed = self._judge(request, error, ending)
+        if request.attempts and ending == "answered":
+            self._metrics.quality.labels(request.profile).observe(request.attempts[-1].variant.quality.quality)
+        if self._config.log_requests:
+            _LOG.info("request", extra={"request": self._line(request, error, ending, missed)})
+        if request.trace is not None and request.trace.sampled:
+            _record(request.trace, request, error, ending, now)
+
+    def refused(self, error: RequestError, request_id: str, path: str) -> None:
+        """A request was answered with `error` before it was known what it asks for."""
+        self._metrics.refused.labels(str(error.status), error.code or "none").inc()
+        if self._config.log_requests:
+            told = {"id": request_id, "path": path, "status": error.status, "code": error.code}
+            _LOG.info("refused", extra={"request": told})
+
+    async def publish(self) -> None:
+        """Tell of the limits' use; called now and then."""
+        try:
+            shares = await self._gatekeeper.used(self._tenants)
+        except StoreUnavailable:
+            return  # logged and counted where it failed
+        for tenant, ledger, used in shares:
+            self._metrics.ledger.labels(tenant, ledger).set(used)
+
+    def close(self) -> None:
+        """Send the traces that are left."""
+        if self._tracer:
+            self._tracer.close()
+
+    def _tenant(self, request: Request) -> str:
+        tenant = request.caller.tenant
+        return tenant if tenant in self._tenants else OTHER
+
+    def _judge(self, request: Request, error: RequestError | None, ending: Ending) -> list[str] | None:
+        """The limits that were missed; None where the platform is not to be judged by this request."""
+        if ending == "answered":
+            missed = request.violations
+        elif ending == "failed":
+            missed = ["failed"]
+        elif error is not None and error.code in _SHED:
+            missed = ["refused"]
+        else:
+            return None
+        self._metrics.budgets.labels(request.profile, "no" if missed else "yes").inc()
+        for kind in missed:
+            self._metrics.violations.labels(request.profile, kind).inc()
+        return missed
+
+    def _line(
+        self, request: Request, error: RequestError | None, ending: Ending, missed: list[str] | None
+    ) -> dict[str, Any]:
+        """The request as logged. Prompts and answers are in it only where the operator wants that."""
+        call, last = request.call, request.attempts[-1] if request.attempts else None
+        line: dict[str, Any] = {
+            "id": request.id,
+            "trace_id": request.trace.id if request.trace else None,
+            "tenant": request.caller.tenant,
+            "endpoint": call.endpoint,
+            "stream": call.stream,
+            "profile": request.profile,
+            "budget": _limits(request.budget),
+            "ending": ending,
+            "status": error.status if error else 200 if ending != "cancelled" else 499,
+            "code": error.code if error else None,
+            "missed": missed,
+            "attempts": len(request.attempts),
+        }
+        if last is not None:
+            line |= {
+                "variant": last.variant.name,
+                "reason": last.decision.reason,
+                "excluded": {c.variant.name: c.known_rule for c in last.decision.candidates if c.known_rule},
+                "quality": last.variant.quality.quality,
+                "predicted": last.decision.chosen.predictions(),
+                "prompt_tokens": last.report.prompt_tokens,
+                "completion_tokens": last.report.completion_tokens,
+                "ttft_ms": _rounded(last.ttft_ms),
+                "tpot_ms": _rounded(last.tpot_ms),
+                "e2e_ms": _rounded(last.e2e_ms) if last.last else None,
+                "overhead_ms": _rounded(last.overhead_s * 1000),
+                "cost_usd": last.cost_usd,
+            }
+        if request.grounding is not None:
+            line["retrieval"] = _searched(request.grounding)
+        if self._config.log_content:
+            asked = call.body.get("messages") if call.endpoint == "chat" else call.body.get("prompt")
+            known = request.grounding.answer if request.grounding else None
+            line |= {"prompt": asked, "completion": last.text if last else known}
+        return line
+
+
+def _ending(request: Request, error: RequestError | None, cancelled: bool) -> Ending:
+    if cancelled or (error is not None and error.status == 499):
+        return "cancelled"
+    if error is not None:
+        return "failed" if error.status >= 500 else "refused"
+    if request.attempts and request.attempts[-1].outcome != "ok":
+        return "cancelled" if request.attempts[-1].outcome == "cancelled" else "failed"
+    return "answered"
+
+
+def _limits(budget: Budget) -> dict[str, float]:
+    return budget.model_dump(exclude_none=True, exclude={"objective", "on_no_candidate"})
+
+
+def _searched(grounding: Grounding) -> dict[str, Any]:
+    return {
+        "outcome": grounding.outcome, "passages": len(grounding.passages), "support": grounding.support,
+        "ms": grounding.ms, "check_ms": grounding.check_ms,
+    }  # fmt: skip
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)
+
+
+def _record(trace: Trace, request: Request, error: RequestError | None, ending: Ending, now: float) -> None:
+    """Hang the request's spans onto its trace, and end it."""
+    trace.span(
+        "authenticate", request.arrival.head, request.arrival.authenticated, {"gearbox.tenant": request.caller.tenant}
+    )
+    if (grounding := request.grounding) is not None and grounding.began:
+        found = {"gearbox.retrieval.outcome": grounding.outcome, "gearbox.retrieval.passages": len(grounding.passages)}
+        parent = trace.span("retrieve", grounding.began, grounding.began + grounding.ms / 1000, found)
+        for stage, took_ms in grounding.timings_ms.items():
+            began = grounding.began + grounding.starts_ms.get(stage, 0.0) / 1000
+            trace.span(stage, began, began + took_ms / 1000, {}, parent)
+    for attempt in request.attempts:
+        chosen = attempt.decision.chosen
+        routed = {
+            "gearbox.variant": attempt.variant.name,
+            "gearbox.reason": attempt.decision.reason,
+            "gearbox.predicted.ttft_ms": chosen.prediction.expected.ttft_ms,
+            "gearbox.predicted.e2e_ms": chosen.prediction.expected.e2e_ms,
+        }
+        excluded = {
+            f"gearbox.excluded.{c.variant.name}": c.known_rule for c in attempt.decision.candidates if c.known_rule
+        }
+        trace.span("route", attempt.decided - attempt.decision_s, attempt.decided, {**routed, **excluded})
+        _record_engine(trace, attempt, now)
+    last = request.attempts[-1] if request.attempts else None
+    told = {
+        "gen_ai.operation.name": "chat" if request.call.endpoint == "chat" else "text_completion",
+        "gen_ai.request.model": request.call.ref.model,
+        "gen_ai.usage.input_tokens": last.report.prompt_tokens if last else None,
+        "gen_ai.usage.output_tokens": last.report.completion_tokens if last else None,
+        "gearbox.request_id": request.id,
+        "gearbox.profile": request.profile,
+        "gearbox.variant": last.variant.name if last else None,
+        "gearbox.ending": ending,
+        "http.response.status_code": error.status if error else 200,
+    }
+    trace.close(None, now, told, (error.code if error else None) or (None if ending == "answered" else ending))
+
+
+def _record_engine(trace: Trace, attempt: Attempt, now: float) -> None:
+    """The engine's part: it says how long it queued and decoded; what lies between is the prefill."""
+    span, report = attempt.span, attempt.report
+    if span is None:
+        return
+    ended = attempt.last or now
+    if attempt.first:
+        first = max(attempt.first, attempt.dispatched)
+        queued = min(attempt.dispatched + (report.queue_s or 0.0), first)
+        trace.span("queue", attempt.dispatched, queued, {}, span)
+        trace.span("prefill", queued, first, {"tokens": report.prompt_tokens}, span)
+        trace.span("decode", first, ended, {"tokens": report.completion_tokens}, span)
+    told = {"gearbox.variant": attempt.variant.name, "gearbox.outcome": attempt.outcome}
+    trace.close(span, ended, told, None if attempt.outcome == "ok" else attempt.outcome)

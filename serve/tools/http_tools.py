@@ -1,0 +1,351 @@
+"""Operators' own HTTP tools, from an OpenAPI description: what models may call, and what may not happen when they do.
+
+`openapi-llm` turns operations into JSON schemas. The calls are made here, because its client follows redirects to any
+host, puts path parameters into the path as they are, sends every argument as the body too, and has neither a limit of
+size nor a total time. References to other files are refused: resolving one would read any file or address.
+"""
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import httpx
+import jsonref  # type: ignore[import-untyped]
+from haystack.tools.tool import Tool
+from openapi_llm.core.schema_conversion import openai_converter
+from openapi_llm.core.spec import VALID_HTTP_METHODS, OpenAPISpecification, create_operation_id
+from openapi_llm.utils import normalize_function_name
+
+from serve.config.http_tools import HttpToolConfig
+from serve.config.yaml_file import parse_yaml
+from serve.tools.haystack_tools import ToolFault, make_tool
+
+MAX_RESPONSE_BYTES = 64 << 10
+MAX_DESCRIPTION_BYTES = 4 << 20
+MAX_REDIRECTS = 3
+_ERROR_CHARS = 300  # of an error's body
+
+
+class HttpToolError(ValueError):
+    """An HTTP tool that can't be built as configured; the message says which and why."""
+
+
+@dataclass(slots=True, frozen=True)
+class Operation:
+    """One operation of the service: how arguments become a request."""
+
+    method: str
+    base: str  # without a slash at its end
+    path: str  # with {parameters}
+    parameters: tuple[tuple[str, str], ...]  # (where, name): path, query or header
+    body: frozenset[str] | None  # names of the arguments that are the body's properties; None without body
+    whole_body: bool = False  # the argument `body` is all of it
+
+
+def http_tools(config: HttpToolConfig, environment: Mapping[str, str]) -> list[Tool]:
+    """The tools of one service. Secrets are read from `environment` now, and appear in no message afterwards.
+
+    Raises:
+        HttpToolError: the description can't be read, names a host that is not allowed or lacks an operation, or a
+            secret is not set.
+    """
+    try:
+        headers = {name: _secret(environment, variable) for name, variable in config.headers_env.items()}
+        spec = _description(config)
+        caller = _Caller(config.hosts, config.timeout_s, headers, ssl.create_default_context())
+        return [_tool(config, spec, path, method, caller) for path, method in _wanted(config, spec)]
+    except HttpToolError as error:
+        raise HttpToolError(f"HTTP tool '{config.name}': {error}") from error
+    except RecursionError as error:
+        raise HttpToolError(f"HTTP tool '{config.name}': a schema of the description contains itself") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = f"the description is not OpenAPI 3 ({type(error).__name__}: {str(error)[:200]})"
+        raise HttpToolError(f"HTTP tool '{config.name}': {problem}") from error
+
+
+def check_url(url: httpx.URL, hosts: tuple[str, ...]) -> None:
+    """Whether `url` may be called: an allowed host, by https unless it is this machine. Raises `HttpToolError`."""
+    loopback = url.host == "localhost" or (_is_address(url.host) and ip_address(url.host).is_loopback)
+    if url.scheme != "https" and not (url.scheme == "http" and loopback):
+        raise HttpToolError(f"'{url.host}' must be called by https")
+    if url.userinfo:
+        raise HttpToolError("an address with a user name is not called")
+    host = f"[{url.host}]" if ":" in url.host else url.host
+    if (f"{host}:{url.port}" if url.port else host) not in hosts:
+        raise HttpToolError(f"the host '{host}{f':{url.port}' if url.port else ''}' is not allowed")
+
+
+@dataclass(slots=True, frozen=True)
+class _Caller:
+    """Calls within bounds: hosts, time, size and kind of what comes back."""
+
+    hosts: tuple[str, ...]
+    timeout_s: float
+    headers: Mapping[str, str] = field(repr=False)
+    tls: ssl.SSLContext
+
+    async def call(self, operation: Operation, given: Mapping[str, Any]) -> str:
+        """The answer's text. Raises `ToolFault` for whatever is not an answer."""
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return self._without_secrets(await self._call(operation, given))
+        except ToolFault as fault:
+            raise ToolFault(self._without_secrets(str(fault))) from None
+        except (TimeoutError, httpx.TimeoutException):
+            raise ToolFault(f"no answer within {self.timeout_s:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL, HttpToolError, UnicodeError) as error:
+            # Not the error's own text where that could repeat a header.
+            told = str(error) if isinstance(error, HttpToolError) else f"the call failed ({type(error).__name__})"
+            raise ToolFault(told) from None
+
+    async def _call(self, operation: Operation, given: Mapping[str, Any]) -> str:
+        url, headers, body = _request(operation, given)
+        check_url(url, self.hosts)
+        headers = (
+            {"accept": "application/json, text/*;q=0.9", "accept-encoding": "identity"} | headers | {**self.headers}
+        )
+        options: dict[str, Any] = {"verify": self.tls, "timeout": self.timeout_s, "follow_redirects": False}
+        async with httpx.AsyncClient(trust_env=False, **options) as client:
+            for _ in range(MAX_REDIRECTS + 1):
+                async with client.stream(operation.method, url, headers=headers, json=body) as response:
+                    if not response.is_redirect:
+                        return await _answer(response)
+                    url = self._redirected(operation, url, response)
+        raise ToolFault(f"more than {MAX_REDIRECTS} redirects")
+
+    def _redirected(self, operation: Operation, url: httpx.URL, response: httpx.Response) -> httpx.URL:
+        """Where to go on: only on the same server, only for what reads."""
+        target = url.join(response.headers["location"])
+        if operation.method != "GET":
+            raise ToolFault(f"HTTP {response.status_code}: only a GET is redirected")
+        if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port) or target.userinfo:
+            raise ToolFault(f"HTTP {response.status_code}: a redirect to another server is not followed")
+        return target
+
+    def _without_secrets(self, text: str) -> str:
+        """`text`, should the service repeat what it was sent."""
+        for value in self.headers.values():
+            for secret in (value, value.rpartition(" ")[2]):  # "Bearer …" and what follows it
+                if len(secret) >= 4:
+                    text = text.replace(secret, "[secret]")
+        return text
+
+
+async def _answer(response: httpx.Response) -> str:
+    """The text of a response, cut at the limit. Raises `ToolFault`."""
+    kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_json = kind == "application/json" or kind.endswith("+json")
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise ToolFault("the answer is compressed, which was not asked for")
+    data = bytearray()
+    async for chunk in response.aiter_raw():
+        data += chunk
+        if len(data) > MAX_RESPONSE_BYTES:
+            break
+    cut = len(data) > MAX_RESPONSE_BYTES
+    text = (
+        bytes(data[:MAX_RESPONSE_BYTES]).decode(response.charset_encoding or "utf-8", errors="replace") if data else ""
+    )
+    readable = is_json or kind.startswith("text/")
+    if not response.is_success:
+        detail = " ".join(text.split())[:_ERROR_CHARS] if readable else ""
+        raise ToolFault(f"HTTP {response.status_code}{f': {detail}' if detail else ''}")
+    if not data:
+        return "(the answer is empty)"
+    if not readable:
+        raise ToolFault(f"the answer is {kind or 'of no stated type'}; only JSON and text can be read")
+    if is_json and not cut:
+        try:
+            json.loads(text)
+        except ValueError:
+            raise ToolFault("the answer says that it is JSON and is not") from None
+    return f"{text}\n[cut after {MAX_RESPONSE_BYTES >> 10} KiB]" if cut else text
+
+
+def _request(operation: Operation, given: Mapping[str, Any]) -> tuple[httpx.URL, dict[str, str], Any]:
+    """Address, headers and body (None without) for the arguments. Raises `ToolFault`."""
+    path = operation.path
+    query: list[tuple[str, str | int | float | bool | None]] = []
+    headers: dict[str, str] = {}
+    for where, name in operation.parameters:
+        if name not in given:
+            continue
+        value = given[name]
+        if where == "path":
+            path = path.replace(f"{{{name}}}", _escaped(name, value))
+        elif where == "header":
+            headers[name] = _text(value)
+        else:
+            query += [(name, _text(one)) for one in (value if isinstance(value, list) else [value])]
+    if "{" in path or any(unquote(part) in (".", "..") for part in path.split("/")):
+        raise ToolFault("the path's parameters are missing or not allowed")
+    body: Any = None
+    if operation.whole_body:
+        body = given.get("body")
+    elif operation.body is not None:
+        body = {name: given[name] for name in operation.body if name in given}
+    url = httpx.URL(operation.base + path)
+    return (url.copy_merge_params(query) if query else url), headers, body
+
+
+def _escaped(name: str, value: Any) -> str:
+    """`value` as one segment of a path, which it cannot leave however often a server decodes it."""
+    text = decoded = _text(value)
+    for _ in range(3):
+        decoded = unquote(decoded)
+    if not text or any(part in ("", ".", "..") for part in re.split(r"[/\\]", decoded)) or not decoded.isprintable():
+        raise ToolFault(f"'{name}' cannot be part of a path")
+    return quote(text, safe="")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _secret(environment: Mapping[str, str], variable: str) -> str:
+    value = environment.get(variable, "").strip()
+    if not value:
+        raise HttpToolError(f"the environment variable {variable} is not set")
+    if not value.isascii() or not value.isprintable():
+        raise HttpToolError(f"the environment variable {variable} cannot be a header's value")
+    return value
+
+
+def _description(config: HttpToolConfig) -> dict[str, Any]:
+    """The description with its references resolved, all of them within itself."""
+    text = config.description
+    if "\n" not in text and not text.lstrip().startswith("{"):
+        try:
+            with Path(text).open("rb") as file:
+                text = file.read(MAX_DESCRIPTION_BYTES + 1).decode("utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HttpToolError(f"the description '{text}' cannot be read ({type(error).__name__})") from error
+    if len(text) > MAX_DESCRIPTION_BYTES:
+        raise HttpToolError(f"the description is larger than {MAX_DESCRIPTION_BYTES >> 20} MiB")
+    try:
+        is_json = text.lstrip().startswith("{")
+        spec = json.loads(text) if is_json else parse_yaml(text, "the description", lenient=True).data
+        if not isinstance(spec, dict) or not str(spec.get("openapi", "")).startswith("3."):
+            raise HttpToolError("the description is not OpenAPI 3")
+        _refuse_foreign(spec)
+        found: dict[str, Any] = jsonref.replace_refs(spec, proxies=False, lazy_load=False)
+    except (ValueError, jsonref.JsonRefError) as error:
+        if isinstance(error, HttpToolError):
+            raise
+        raise HttpToolError(f"the description cannot be read: {' '.join(str(error).split())[:200]}") from error
+    return found
+
+
+def _refuse_foreign(node: Any) -> None:
+    if isinstance(node, dict):
+        if isinstance(target := node.get("$ref"), str) and not target.startswith("#"):
+            raise HttpToolError(
+                f"the description refers to '{target[:100]}'; only references within it (#/…) are followed"
+            )
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            _refuse_foreign(inner)
+
+
+def _wanted(config: HttpToolConfig, spec: dict[str, Any]) -> list[tuple[str, str]]:
+    """(path, method) of the operations that become tools."""
+    found = {
+        operation.get("operationId") or create_operation_id(path, method): (path, method)
+        for path, methods in spec["paths"].items()
+        for method, operation in methods.items()
+        if method.lower() in VALID_HTTP_METHODS
+    }
+    if config.operations is None:
+        chosen = [place for place in found.values() if place[1].lower() == "get"]
+        if not chosen:
+            raise HttpToolError("the description has no GET; name other operations in `operations`")
+        return chosen
+    for name in config.operations:
+        if name not in found:
+            raise HttpToolError(f"there is no operation '{name}'; there are {', '.join(sorted(found)[:20])}")
+    return [found[name] for name in config.operations]
+
+
+def _tool(config: HttpToolConfig, spec: dict[str, Any], path: str, method: str, caller: _Caller) -> Tool:
+    item = spec["paths"][path]
+    raw = item[method]
+    name = raw.get("operationId") or create_operation_id(path, method)
+    own = {(one["in"], one["name"]) for one in raw.get("parameters", ())}
+    inherited = [one for one in item.get("parameters", ()) if (one["in"], one["name"]) not in own]
+    # Secrets are ours to send, and cookies nobody's.
+    held = {header.lower() for header in config.headers_env} | {"authorization", "cookie", "host"}
+    parameters = [
+        one
+        for one in [*raw.get("parameters", ()), *inherited]
+        if one["in"] in ("path", "query") or (one["in"] == "header" and one["name"].lower() not in held)
+    ]
+    described = raw.get("description") or raw.get("summary") or f"{method.upper()} {path}"
+    operation = {**raw, "operationId": name, "parameters": parameters, "description": described}
+    one_operation = {"openapi": spec["openapi"], "paths": {path: {method: operation}}}
+    function = openai_converter(OpenAPISpecification(one_operation))[0]["function"]
+    schema: dict[str, Any] = function["parameters"]
+    body = (raw.get("requestBody") or {}).get("content")
+    if body is not None and "application/json" not in body:
+        raise HttpToolError(f"'{name}' takes {', '.join(body) or 'no known body'}; only JSON is sent")
+    shape = body["application/json"].get("schema", {}) if body else {}
+    whole = body is not None and "properties" not in shape
+    if whole:
+        schema["properties"]["body"] = {key: shape[key] for key in ("type", "description") if key in shape}
+        if raw["requestBody"].get("required"):
+            schema.setdefault("required", []).append("body")
+    for one in parameters:  # a path without its parameters is none, whatever the description says of them
+        if one["in"] == "path" and one["name"] not in schema.setdefault("required", []):
+            schema["required"].append(one["name"])
+    schema["additionalProperties"] = False
+    if "required" in schema:
+        schema["required"] = sorted(set(schema["required"]))
+    made = Operation(
+        method.upper(),
+        _base(config, [raw, item, spec]),
+        path,
+        tuple((one["in"], one["name"]) for one in parameters),
+        None if body is None or whole else frozenset(shape["properties"]),
+        whole,
+    )
+    return make_tool(
+        normalize_function_name(f"{config.name}_{name}"),
+        " ".join(str(described).split())[:1024],
+        json.loads(json.dumps(schema)),
+        lambda given: caller.call(made, given),
+    )
+
+
+def _base(config: HttpToolConfig, levels: list[dict[str, Any]]) -> str:
+    """The address that an operation's path is added to. Raises `HttpToolError` when it may not be called."""
+    server: dict[str, Any] = next((level["servers"][0] for level in levels if level.get("servers")), {"url": "/"})
+    address = str(server["url"])
+    for variable, about in (server.get("variables") or {}).items():
+        address = address.replace(f"{{{variable}}}", str(about.get("default", "")))
+    if address.startswith("/"):
+        if len(config.hosts) > 1:
+            raise HttpToolError(f"the server '{address}' says no host, and several are allowed")
+        address = f"https://{config.hosts[0]}{address}"
+    try:
+        url = httpx.URL(address)
+    except httpx.InvalidURL as error:
+        raise HttpToolError(f"the server '{address[:100]}' is no address") from error
+    check_url(url, config.hosts)
+    if url.query or url.fragment:
+        raise HttpToolError(f"the server '{address[:100]}' has a query")
+    return address.rstrip("/")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""The real gateway behind a real HTTP server on a free loopback port, in a thread, with engine stubs as its replicas."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from benchmarks.lib.sample_catalog import MODEL, make_config, three_gears
+from serve.config.platform import PlatformConfig
+from serve.gateway.app import Gateway
+from serve.gateway.engine_client import NoReplica
+from serve.gateway.grounding import Retrieval
+from serve.routing.catalog import Variant
+from serve.telemetry.metrics import Metrics
+from tests.support.engine_stub import EngineStub
+
+ENGINE_TOKEN = "engine-token"
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+class Replicas:
+    """Each variant's replicas, the first of which is taken; a variant without an entry has none."""
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        self.by_variant = {variant: [url] for variant, url in urls.items()}
+
+    def urls(self, variant: str) -> list[str]:
+        return self.by_variant.get(variant, [])
+
+    async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
+        for url in self.urls(variant):
+            if url not in avoid:
+                return url
+        raise NoReplica(f"variant '{variant}' has no replica")
+
+
+class NoRetrieval:
+    """The retrieval of a deployment that has none."""
+
+    async def call(self, method: str, **arguments: Any) -> Any:
+        raise AssertionError("nothing may be asked of it")
+
+
+@dataclass
+class Started:
+    """A running gateway and everything a test wants to look at."""
+
+    app: Gateway
+    url: str
+    http: httpx.Client
+    config: PlatformConfig
+    variants: dict[str, Variant]
+    engines: dict[str, EngineStub]
+    replicas: Replicas
+    metrics: Metrics
+    finish: Callable[[], None]  # waits until every request is accounted for, which is after its last byte was sent
+
+    def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> httpx.Response:
+        response = self.http.post(path, json=body, headers=headers)
+        self.finish()
+        return response
+
+    def chat(
+        self, text: str = "hello there", *, model: str = MODEL, headers: Mapping[str, str] | None = None, **body: Any
+    ) -> httpx.Response:
+        messages = [{"role": "user", "content": text}]
+        return self.post("/v1/chat/completions", {"model": model, "messages": messages, **body}, headers)
+
+    def sdk(self, key: str = "any") -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, http_client=self.http, max_retries=0)
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The sum of all series of that name with these labels, whatever others they have."""
+        return sum(
+            sample.value
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def series(self) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
+        """Every series there is, without its value."""
+        self.finish()
+        return {
+            (sample.name, tuple(sorted(sample.labels.items())))
+            for family in self.metrics.registry.collect()
+            for sample in family.samples
+        }
+
+    def engine_calls(self) -> dict[str, int]:
+        return {name: len(engine.requests) for name, engine in self.engines.items() if engine.requests}
+
+    def settle(self) -> None:
+        """Wait for every request to end; fails when something stays in flight."""
+        self.finish()
+        assert not {name: v.live.in_flight for name, v in self.variants.items() if v.live.in_flight}
+        for name in self.variants:
+            assert self.sample("gearbox_requests_in_flight", variant=name) == 0
+
+
+Start = Callable[..., Started]
+
+
+class GatewayServer:
+    """One uvicorn for the whole session; each test's gateway takes its place behind it."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="gateway", daemon=True)
+        self._thread.start()
+        self._current: Gateway | None = None
+        self._running = 0  # requests inside the application
+        listener = socket.socket(proto=socket.IPPROTO_TCP)  # asyncio sets TCP_NODELAY only where the protocol is named
+        listener.bind(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        config = uvicorn.Config(self._dispatch, interface="asgi3", log_config=None, access_log=False, lifespan="off")
+        self._uvicorn = uvicorn.Server(config)
+        self._serving = asyncio.run_coroutine_threadsafe(self._uvicorn.serve(sockets=[listener]), self._loop)
+        self._stubs = [EngineStub() for _ in range(3)]
+        for stub in self._stubs:
+            self._do(stub.start())
+        self._http = httpx.Client(base_url=self.url, timeout=10, trust_env=False, verify=False)
+        while not self._uvicorn.started:
+            time.sleep(0.002)
+
+    def start(
+        self,
+        *,
+        variants: list[Variant] | None = None,
+        without_replica: tuple[str, ...] = (),
+        searches: Retrieval | None = None,
+        **config: Any,
+    ) -> Started:
+        """A gateway for `variants`, each with an engine; `config` replaces sections of the configuration."""
+        variants = three_gears() if variants is None else variants
+        engines = dict(zip((variant.name for variant in variants), self._stubs, strict=False))
+        for stub in self._stubs:
+            stub.reset()
+        replicas = Replicas({name: stub.url for name, stub in engines.items() if name not in without_replica})
+        settings, metrics = make_config(**{"access": {"open": True, "open_budget": "best"}, **config}), Metrics()
+        named = {variant.name: variant for variant in variants}
+        app = Gateway(settings, named, replicas, metrics, ENGINE_TOKEN, searches or NoRetrieval())
+        self._current = app
+        return Started(app, self.url, self._http, settings, named, engines, replicas, metrics, self._finish)
+
+    def run_and_cancel(self, started: Started, body: object, begun: Callable[[], object]) -> None:
+        """Send a request past the HTTP server and, once it has `begun`, cancel its task as Ray Serve does."""
+
+        async def call() -> None:
+            request = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+            async def receive() -> dict[str, Any]:
+                return next(request)
+
+            async def send(message: Any) -> None:
+                pass
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+            task = asyncio.create_task(started.app(scope, receive, send))
+            while not begun():
+                await asyncio.sleep(0.001)
+            await asyncio.sleep(0.01)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        self._do(call())
+
+    def close(self, started: Started) -> None:
+        """End the gateway the way an ASGI server does."""
+        messages = iter(("lifespan.startup", "lifespan.shutdown"))
+        sent: list[str] = []
+
+        async def receive() -> dict[str, str]:
+            return {"type": next(messages)}
+
+        async def send(message: Any) -> None:
+            sent.append(message["type"])
+
+        self._do(started.app({"type": "lifespan"}, receive, send))
+        assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+    def stop(self) -> None:
+        self._http.close()
+        self._uvicorn.should_exit = True
+        self._serving.result(5)
+        for stub in self._stubs:
+            self._do(stub.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    async def _dispatch(self, scope: Any, receive: Any, send: Any) -> None:
+        assert self._current is not None
+        self._running += 1
+        try:
+            await self._current(scope, receive, send)
+        finally:
+            self._running -= 1
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + 5
+        while self._running:
+            assert time.monotonic() < deadline, "a request does not end"
+            time.sleep(0.0005)
+
+    def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(5)

@@ -1,0 +1,106 @@
+"""What `helm test` runs, against the real gateway with engine stubs."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from benchmarks.lib.sample_catalog import MODEL
+from helm.chart_render import CHART, example, merged, one, render
+from serve.gateway.auth import hash_key
+from tests.support.gateway_server import Start, Started
+
+SCRIPT = CHART / "tests/ask.py"
+
+
+def ask(url: str, within_s: float = 20, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "ASK_URL": url,
+        "ASK_MODEL": MODEL,
+        "ASK_VARIANTS": "full int8",
+        "ASK_WITHIN_S": str(within_s),
+        **more,
+    }
+    command = [sys.executable, "-I", str(SCRIPT)]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60)
+
+
+def test_it_asks_the_model_and_each_variant(gateway: Started) -> None:
+    asked = ask(gateway.url)
+    assert asked.returncode == 0, asked.stderr
+    questions = [f"ok: {MODEL}{variant} answers" for variant in ("", ":full", ":int8")]
+    assert [line for line in asked.stdout.splitlines() if line.startswith("ok")] == [
+        "ok: is ready", "ok: has the model", *questions,
+    ]  # fmt: skip
+    assert asked.stdout.count("You said: What is the capital of France?") == 3
+
+
+def test_it_shows_its_key(start_gateway: Start) -> None:
+    access = {"open": False, "keys": [{"sha256": hash_key("gb-right"), "tenant": "alice"}]}
+    gateway = start_gateway(access=access)
+    assert ask(gateway.url, ASK_KEY="gb-right\n").returncode == 0
+    refused = ask(gateway.url)
+    assert refused.returncode == 1 and "status 401" in refused.stderr
+
+
+def test_it_fails_where_nobody_answers_in_time() -> None:
+    failed = ask("http://127.0.0.1:9", within_s=0.1)
+    assert failed.returncode == 1 and failed.stderr.startswith("is ready: status 0")
+
+
+def test_it_fails_where_a_variant_is_not_there(gateway: Started) -> None:
+    failed = ask(gateway.url, within_s=0.1, ASK_VARIANTS="tiny")
+    assert failed.returncode == 1 and f"{MODEL}:tiny answers: status 404" in failed.stderr
+
+
+class Starting(BaseHTTPRequestHandler):
+    """A platform that is ready when it is asked a second time, and that answers nothing."""
+
+    asked: list[str]
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self._answer(503 if self.asked == ["/readyz"] else 200, {"data": [{"id": MODEL}]})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self._answer(200, {"choices": [{"message": {"content": " "}}]})
+
+    def _answer(self, status: int, document: dict[str, Any]) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_it_waits_for_the_start_and_takes_no_empty_answer_for_one() -> None:
+    asked: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Starting,), {"asked": asked}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    failed = ask(f"http://127.0.0.1:{server.server_port}", within_s=3)
+    server.shutdown()
+    server.server_close()
+    assert asked == ["/readyz", "/readyz", "/v1/models"]
+    assert failed.returncode == 1 and f"{MODEL} answers: status 200" in failed.stderr
+
+
+@pytest.mark.parametrize("name", ["cpu-trial", "one-gpu", "high-availability"])
+def test_the_pod_is_told_whom_to_ask_and_leaves_what_is_at_zero_alone(name: str) -> None:
+    documents = render(merged(example(name), {"tests": {"timeoutSeconds": 90}}))
+    pod: dict[str, Any] = one(documents, "Pod")["spec"]
+    (container,) = pod["containers"]
+    environment = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert environment["ASK_URL"] == "http://demo-gearbox:8000" and environment["ASK_WITHIN_S"] == "90"
+    assert environment["ASK_VARIANTS"] == {"high-availability": "full fp8"}.get(name, "full int8")
+    assert ("ASK_KEY" in environment) is (name == "high-availability")
+    assert pod["activeDeadlineSeconds"] == 150
+    assert container["args"] == [SCRIPT.read_text()]

@@ -1,0 +1,111 @@
+"""A variant with fewer tokens, compared with full where both end a token at the same character."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from compression.measure.divergence import TopK
+from compression.measure.engine import Served
+from compression.measure.retokenization import Retokenized, common_ends
+from compression.measure.variant import in_tokens_of
+
+
+class Tokenizer:
+    """Greedy: the longest known token first."""
+
+    def __init__(self, tokens: str) -> None:
+        self.names = tokens.split()
+
+    def get_vocab(self) -> dict[str, int]:
+        return {name: at for at, name in enumerate(self.names)}
+
+    def convert_ids_to_tokens(self, ids) -> list[str]:
+        return [self.names[at] for at in ids]
+
+    def decode(self, ids) -> str:
+        return "".join(self.convert_ids_to_tokens(ids))
+
+    def __call__(self, text: str, **_: object) -> "Encoded":
+        ids = []
+        while text:
+            name = max((name for name in self.names if text.startswith(name)), key=len)
+            ids.append(self.names.index(name))
+            text = text.removeprefix(name)
+        return Encoded(ids)
+
+
+class Encoded:
+    def __init__(self, ids: list[int]) -> None:
+        self.input_ids = ids
+
+
+class Variant:
+    """Says of every position that the likeliest token is the one that follows, with log-probability -(number of it)."""
+
+    llm = None
+    longest = 100
+
+    def __init__(self, tokens: str) -> None:
+        self.tokenizer = Tokenizer(tokens)
+
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        return self.tokenizer(text).input_ids
+
+    def decode(self, ids) -> str:
+        return self.tokenizer.decode(ids)
+
+    def top_logprobs(self, sequences, top, done) -> TopK:
+        following = [at for row in sequences for at in row[1:]]
+        numbers = [-float(i) for row in sequences for i in range(1, len(row))]
+        logprobs = np.array(numbers, np.float32)
+        return TopK(np.array(following, np.int32)[:, None], logprobs[:, None], logprobs)
+
+
+def without_engine(self: Served, llm: None, tokenizer: Tokenizer) -> None:
+    self.tokenizer = tokenizer
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Retokenized:
+    monkeypatch.setattr("compression.measure.engine.Served.__init__", without_engine)
+    return Retokenized(Variant("c a b d bc"), Tokenizer("a b c d ab abc cd"))
+
+
+@pytest.mark.parametrize(("size", "seen_through"), [(7, False), (5, True)])
+def test_only_another_vocabulary_is_seen_through_fulls_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, seen_through: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, vocabulary in (("full", 7), ("variant", size)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": vocabulary}))
+    monkeypatch.setattr("compression.measure.engine.Served.__init__", without_engine)
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _: Tokenizer("a b c d ab abc cd"))
+    variant = Variant("c a b d bc")
+    found = in_tokens_of(variant, tmp_path / "variant", tmp_path / "full")
+    assert (found is not variant) == seen_through
+    if seen_through:
+        assert found.encode("abd") == [4, 3], "full's ids"
+        assert found.own([[4, 3]]) == [[1, 2, 3]], "the variant's for the same text"
+
+
+def test_ends_are_common_up_to_where_the_texts_differ() -> None:
+    assert common_ends(["ab", "c", "d"], ["a", "b", "cd"]) == [(0, 1), (2, 2)]
+    assert common_ends(["ab", "x", "d"], ["ab", "y", "d"]) == [(0, 0)]
+    assert common_ends(["é"], ["?"]) == []
+
+
+def test_a_token_spelled_in_pieces_has_the_probability_of_its_pieces(seen: Retokenized) -> None:
+    full = [3, 4, 3]  # d ab d, to the variant d a b d
+    found = seen.top_logprobs([full], 1, lambda _: None)
+    assert found.targets.tolist() == [-1 - 2, -3]
+    assert found.ids[:, 0].tolist() == [0, 3], "in full's ids: the first piece, then d"
+    assert found.logprobs[:, 0].tolist() == [-1, -3]
+
+
+def test_where_only_full_ends_a_token_nothing_is_known(seen: Retokenized) -> None:
+    found = seen.top_logprobs([[4, 2, 3], [3, 0, 3]], 1, lambda _: None)  # ab c d is a bc d; d a d is the same
+    assert np.isnan(found.targets).tolist() == [True, False, False, False]
+    assert found.targets[1:].tolist() == [-2, -1, -2], "and the next sequence is at its place"

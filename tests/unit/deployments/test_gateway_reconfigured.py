@@ -1,0 +1,208 @@
+"""What a gateway takes while it runs: another catalog, cards that appear later, keys that were rotated."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks.lib.sample_catalog import make_card, make_config, make_live_variant
+from deployments import gateway
+from deployments.gateway import GatewayDeployment, settings_of
+from serve.config.platform import ConfigError, PlatformConfig
+from serve.errors import RequestError
+from serve.gateway.auth import hash_key
+from tests.support.gateway_server import Started
+
+NEW, OLD = "gbx-new", "gbx-old"
+
+
+@pytest.fixture
+def deployment(monkeypatch: pytest.MonkeyPatch) -> Callable[[PlatformConfig], GatewayDeployment]:
+    """The deployment without Serve: its replicas are never looked at."""
+    monkeypatch.setattr(gateway, "serve_metrics", lambda *_: None)
+    monkeypatch.setattr(gateway, "log_with_serve", lambda: None)
+
+    def make(config: PlatformConfig) -> GatewayDeployment:
+        made = GatewayDeployment(settings_of(config), "token")
+        made._watching = object()  # nothing is watched
+        return made
+
+    return make
+
+
+def variants(*names: str) -> dict[str, object]:
+    return {"variants": [{"name": name, "weights": "/none", "replicas": {"max": 4}} for name in names]}
+
+
+async def test_the_catalog_changes_and_what_was_learnt_of_the_variants_that_stay_is_kept(deployment):
+    own = deployment(make_config())
+    cards = {name: make_card(name).model_dump(mode="json") for name in ("full", "int8", "distilled")}
+    await own.reconfigure({"config": variants("full", "int8"), "catalog": {n: cards[n] for n in ("full", "int8")}})
+    known = own._variants["full"].live
+    await own.reconfigure(
+        {"config": variants("full", "distilled"), "catalog": {n: cards[n] for n in ("full", "distilled")}}
+    )
+    assert list(own._variants) == ["full", "distilled"]
+    assert own._variants["full"].live is known
+    assert own._variants["distilled"].max_replicas == 4
+
+
+async def test_a_card_that_appears_later_is_taken_then(deployment, tmp_path: Path):
+    own = deployment(make_config())
+    folders = {name: tmp_path / name for name in ("full", "int8")}
+    catalog = {name: str(folder) for name, folder in folders.items()}
+    folders["full"].mkdir()
+    make_card("full").save(folders["full"])
+    await own.reconfigure({"config": variants("full", "int8"), "catalog": catalog})
+    assert list(own._variants) == ["full"], "gateways answer with what is there"
+    known = own._variants["full"].live
+    await own._reread()
+    assert list(own._variants) == ["full"]
+    folders["int8"].mkdir()
+    make_card("int8").save(folders["int8"])
+    await own._reread()
+    assert set(own._variants) == {"full", "int8"}
+    assert own._variants["full"].live is known
+
+
+async def test_a_variant_goes_on_with_the_card_it_has_until_its_new_weights_are_there(deployment, tmp_path: Path):
+    own = deployment(make_config())
+    old, new = tmp_path / "int8-old", tmp_path / "int8-new"
+    old.mkdir()
+    make_card("int8", quality=0.9).save(old)
+    await own.reconfigure({"config": variants("int8"), "catalog": {"int8": str(old)}})
+    known = own._variants["int8"].live
+    await own.reconfigure({"config": variants("int8"), "catalog": {"int8": str(new)}})
+    assert own._variants["int8"].quality.quality == 0.9, "its engines run as before"
+    new.mkdir()
+    make_card("int8", quality=0.8).save(new)
+    await own._reread()
+    assert own._variants["int8"].quality.quality == 0.8
+    assert own._variants["int8"].live is known
+    await own.reconfigure({"config": variants("full"), "catalog": {}})
+    assert list(own._variants) == []
+
+
+@pytest.mark.parametrize("content", ["{", json.dumps({"name": "int8"}), None])
+async def test_a_card_that_is_none_costs_the_others_nothing(deployment, tmp_path: Path, caplog, content: str | None):
+    own = deployment(make_config())
+    good, bad = tmp_path / "full", tmp_path / "int8"
+    for folder in (good, bad):
+        folder.mkdir()
+    make_card("full").save(good)
+    make_card("int8", quality=None).save(bad) if content is None else (bad / "card.json").write_text(content)
+    await own.reconfigure({"config": variants("full", "int8"), "catalog": {"full": str(good), "int8": str(bad)}})
+    await own._reread()
+    assert list(own._variants) == ["full"]
+    assert [record.getMessage().count("int8 is left out") for record in caplog.records] == [1], "told of once"
+
+
+def keys(*given: str) -> str:
+    return yaml.safe_dump([{"sha256": hash_key(key), "tenant": key.removeprefix("gbx-")} for key in given])
+
+
+def asks(own: GatewayDeployment, key: str) -> str:
+    try:
+        return own._app._gatekeeper.authenticate({"authorization": f"Bearer {key}"}).tenant
+    except RequestError as error:
+        return str(error.code)
+
+
+async def test_keys_are_rotated_without_a_restart(deployment, tmp_path: Path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(keys(OLD))
+    own = deployment(make_config(access={"keys_file": str(file)}))
+    await own.reconfigure({"config": {}, "catalog": {}})
+    assert (asks(own, OLD), asks(own, NEW)) == ("old", "invalid_api_key")
+    file.write_text(keys(OLD, NEW))
+    await own._reread()
+    assert (asks(own, OLD), asks(own, NEW)) == ("old", "new")
+    file.write_text(keys(NEW))
+    await own._reread()
+    assert (asks(own, OLD), asks(own, NEW)) == ("invalid_api_key", "new")
+    zeros = {sample.labels["tenant"] for metric in own._metrics.tenant_requests.collect() for sample in metric.samples}
+    assert {"old", "new"} <= zeros, "a tenant that came later is told of as itself"
+
+
+@pytest.mark.parametrize("broken", ["[", "[]", "- {sha256: short, tenant: x}", None])
+async def test_a_broken_keys_file_locks_nobody_out(deployment, tmp_path: Path, broken: str | None):
+    file = tmp_path / "keys.yaml"
+    file.write_text(keys(OLD))
+    own = deployment(make_config(access={"keys_file": str(file)}))
+    await own.reconfigure({"config": {}, "catalog": {}})
+    file.unlink() if broken is None else file.write_text(broken)
+    with pytest.raises(Exception, match="keys_file"):  # the loop around it logs that and goes on
+        await own._reread()
+    assert asks(own, OLD) == "old"
+    await own.reconfigure({"config": {}, "catalog": {}})
+    assert asks(own, OLD) == "old"
+    file.write_text(keys(NEW))
+    await own._reread()
+    assert asks(own, NEW) == "new"
+
+
+async def test_a_gateway_does_not_start_without_its_keys(deployment, tmp_path: Path):
+    own = deployment(make_config(access={"keys_file": str(tmp_path / "keys.yaml")}))
+    own._watching = None  # as before the first time
+    with pytest.raises(ConfigError, match="keys_file"):
+        await own.reconfigure({"config": {}, "catalog": {}})
+
+
+async def test_keys_may_name_profiles_that_come_with_the_sections_that_change_in_place(deployment, tmp_path: Path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(yaml.safe_dump([{"sha256": hash_key(OLD), "tenant": "old", "budget": "strict"}]))
+    own = deployment(make_config(access={"keys_file": str(file)}))
+    own._watching = None
+    own._watch = lambda: asyncio.sleep(0)
+    await own.reconfigure({"config": {"profiles": {"strict": {"min_quality": 0.9}}}, "catalog": {}})
+    assert asks(own, OLD) == "old"
+
+
+def test_a_gateway_takes_over_when_no_variant_is_still_starting(gateway: Started):
+    ready = lambda: gateway.http.get("/readyz/all")  # noqa: E731
+    live = {name: variant.live for name, variant in gateway.variants.items()}
+    for one in live.values():
+        one.replicas, one.been_up = 0, False
+    assert ready().json()["error"]["code"] == "not_ready"
+    for name in ("full", "int8"):
+        live[name].looked(1, 0, 0, 0.0)
+        assert gateway.http.get("/readyz").status_code == 200
+        assert ready().status_code == 503
+    assert "distilled starting" in ready().text
+    live["distilled"].looked(1, 0, 0, 0.0)
+    assert ready().status_code == 200
+    live["int8"].looked(0, 0, 0, 0.0)
+    assert ready().status_code == 200, "one that dies later is no reason to turn clients away"
+    gateway.variants["new"] = make_live_variant("new", replicas=0)
+    gateway.variants["new"].live.been_up = False
+    assert ready().status_code == 200, "nor is one that is added"
+    for one in live.values():
+        one.looked(0, 0, 0, 0.0)
+    assert ready().status_code == 503
+
+
+def test_a_variant_that_rests_at_zero_is_not_waited_for(start_gateway: Callable[..., Started]):
+    resting = make_live_variant("distilled", min_replicas=0, replicas=0)
+    gateway = start_gateway(variants=[make_live_variant("full"), resting])
+    gateway.variants["full"].live.been_up = True
+    assert not resting.live.been_up
+    assert gateway.http.get("/readyz/all").status_code == 200
+
+
+async def test_an_added_variant_is_counted_from_zero(deployment):
+    own = deployment(make_config())
+    await own.reconfigure(
+        {"config": variants("full", "late"), "catalog": {"full": make_card("full").model_dump(mode="json")}}
+    )
+    zeros = {sample.labels["variant"] for metric in own._metrics.failovers.collect() for sample in metric.samples}
+    assert "late" in zeros, "a counter that appears with its first event hides that event's rate"
+
+
+def test_a_variant_that_never_starts_does_not_keep_the_gateway_from_its_clients_for_ever(gateway: Started):
+    gateway.variants["int8"].live.been_up = False
+    assert gateway.http.get("/readyz/all").status_code == 503
+    gateway.app._born -= 15 * 60
+    assert gateway.http.get("/readyz/all").status_code == 200

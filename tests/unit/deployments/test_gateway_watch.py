@@ -1,0 +1,206 @@
+"""The gateway's look at its engines goes on, whatever one look meets."""
+
+import asyncio
+import base64
+import json
+import logging
+import random
+import threading
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+from logging.handlers import QueueListener
+from types import SimpleNamespace
+from unittest.mock import AsyncMock
+
+import orjson
+import pytest
+from ray import serve as ray_serve
+from ray.serve.exceptions import RayServeException
+
+from benchmarks.lib.sample_catalog import make_live_variant
+from deployments import gateway, gateway_log
+from deployments.gateway import GatewayDeployment
+from deployments.replicas import ServeReplicas
+from deployments.retrieval import RetrievalHandle
+from serve.errors import RequestError
+from serve.gateway.documents_api import _decoded
+from serve.routing.catalog import Live
+
+
+class FailsFirst:
+    """Replicas whose first look fails, and of which Serve says nothing."""
+
+    looks = 0
+
+    async def sync(self, variants: object) -> None:
+        await asyncio.Event().wait()
+
+    async def refresh(self, variant: str, live: Live, session: object) -> None:
+        self.looks += 1
+        if self.looks == 1:
+            raise ConnectionError("the engine is away")
+        live.looked(2, 5, 0, 0.0)
+
+
+async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
+    watcher = GatewayDeployment.__new__(GatewayDeployment)
+    watcher._retrieval = RetrievalHandle(wanted=False)
+    watcher._reread = AsyncMock()
+    watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
+    hanging = asyncio.Event()  # a store that does not answer
+    watcher._app = SimpleNamespace(accounts=SimpleNamespace(publish=AsyncMock(side_effect=hanging.wait)))
+    task = asyncio.create_task(watcher._watch())
+    with caplog.at_level(logging.ERROR):
+        for _ in range(1000):
+            await asyncio.sleep(0.001)
+            if watcher._replicas.looks >= 20 and watcher._app.accounts.publish.await_count:
+                break
+    assert not task.done()
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ConnectionError]
+    assert watcher._variants["full"].live.replicas == 2
+    assert watcher._replicas.looks >= 20, "neither a store nor a controller that hangs holds up the looks"
+    watcher._app.accounts.publish.assert_awaited()
+
+
+class Handle:
+    """Serve's handle, which remembers where it was made ready."""
+
+    is_initialized = False
+
+    def _init(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.is_initialized = True
+
+
+async def gaps(work: Awaitable[None]) -> float:
+    """The longest time, in seconds, that the event loop did nothing else while `work` was done."""
+    done, longest, before = asyncio.ensure_future(work), 0.0, time.perf_counter()
+    while not done.done():
+        await asyncio.sleep(0.001)
+        longest, before = max(longest, time.perf_counter() - before), time.perf_counter()
+    await done
+    return longest
+
+
+async def test_a_controller_that_is_slow_to_answer_does_not_hold_up_the_event_loop(monkeypatch: pytest.MonkeyPatch):
+    def get_app_handle(name: str) -> Handle:
+        time.sleep(1)
+        return Handle()
+
+    monkeypatch.setattr(ray_serve, "get_app_handle", get_app_handle)
+    replicas, retrieval = ServeReplicas(None), RetrievalHandle(wanted=True)
+    assert await gaps(replicas.sync(["full"])) < 0.7
+    assert await gaps(retrieval.sync()) < 0.7
+    assert replicas._handles["full"].loop is retrieval._handle.loop is asyncio.get_running_loop()
+
+
+async def test_handles_are_held_for_what_is_deployed_and_no_longer(monkeypatch: pytest.MonkeyPatch):
+    asked: list[str] = []
+
+    def get_app_handle(name: str) -> Handle:
+        asked.append(name)
+        if name == "variant-later":
+            raise RayServeException("not there")
+        return Handle()
+
+    monkeypatch.setattr(ray_serve, "get_app_handle", get_app_handle)
+    replicas = ServeReplicas(None)
+    for _ in range(2):
+        await replicas.sync(["full", "later"])
+    assert set(replicas._handles) == {"full"}
+    assert asked.count("variant-full") == 1 and asked.count("variant-later") == 2
+    await replicas.sync(["later"])
+    assert not replicas._handles
+
+
+async def test_a_gateway_whose_parts_have_ended_is_not_healthy():
+    own = GatewayDeployment.__new__(GatewayDeployment)
+    serving = threading.Event()
+    thread = threading.Thread(target=serving.wait)
+    thread.start()
+    own._metrics_server, own._watching = SimpleNamespace(thread=thread), None
+    own.check_health()
+    own._watching = asyncio.create_task(asyncio.sleep(0))
+    own.check_health()
+    await own._watching
+    with pytest.raises(RuntimeError, match="the watch over the engines has ended"):
+        own.check_health()
+    own._watching = None
+    serving.set()
+    thread.join()
+    with pytest.raises(RuntimeError, match="the metrics port is not served"):
+        own.check_health()
+
+
+class Disk(logging.Handler):
+    """Takes lines only while `open`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.lines: list[str] = []
+        self.setFormatter(gateway_log._Lines())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.open.wait()
+        self.lines.append(self.format(record))
+
+
+def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
+    disk, lines = Disk(), gateway_log.QueuedLines(most=3)
+    writer = QueueListener(lines.queue, disk)
+    writer.start()
+    logger = logging.Logger("gearbox")
+    logger.addHandler(lines)
+    words = ["first"]
+    logger.info("the %s", words)
+    words[0] = "other"
+    while not lines.queue.empty():  # until the writer hangs at it
+        time.sleep(0.01)
+    began = time.perf_counter()
+    for number in range(100):
+        logger.info("request", extra={"request": {"id": number}})
+    assert time.perf_counter() - began < 5
+    disk.open.set()
+    while not lines.queue.empty():
+        time.sleep(0.01)
+    try:
+        raise ValueError("bad")
+    except ValueError:
+        logger.exception("it failed")
+    writer.stop()
+    first, *_, lost, failed = [json.loads(line) for line in disk.lines]
+    assert first["message"] == "the ['first']", "as it was then"
+    assert lost["message"].endswith("log lines were lost: the disk did not take them in time")
+    assert "ValueError: bad" in failed["exc_text"]
+    requests = [json.loads(line)["request"]["id"] for line in disk.lines if "request" in json.loads(line)]
+    assert requests == list(range(len(requests)))
+    assert len(requests) + int(lost["message"].split()[0]) == 100
+
+
+def test_a_request_is_logged_with_integers_of_any_size():
+    record = logging.makeLogRecord({"msg": "request", "created": 0.5, "request": {"prompt": [{"x": 1 << 70, "é": 1}]}})
+    line = json.loads(gateway_log._Lines().format(record))
+    assert (line["request"], line["time"]) == ({"prompt": [{"x": 1 << 70, "é": 1}]}, "1970-01-01T00:00:00.500000+00:00")
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 3_000_000])
+def test_base64_of_any_size_is_decoded_as_the_library_does(size: int):
+    data = random.Random(size).randbytes(size)
+    assert _decoded(memoryview(b'"' + base64.b64encode(data) + b'"'), size) == data
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "AA", "AA=", "A===", "AA==AAAA", "AA AA", "AAA\n", "AA--", "é", "A" * (1 << 20) + "A",
+             "A" * ((1 << 20) - 2) + "==" + "AAAA", "=" * 4],
+)  # fmt: skip
+def test_what_is_no_base64_is_refused(text: str):
+    with pytest.raises(RequestError, match="not valid base64"):
+        _decoded(memoryview(orjson.dumps(text)), 1 << 22)

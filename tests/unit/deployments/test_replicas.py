@@ -1,0 +1,118 @@
+"""Which replica takes a request, and what the gateway takes from its engines' own metrics."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+
+from deployments.replicas import ServeReplicas
+from serve.gateway.engine_client import NoReplica
+from serve.routing.catalog import Live
+
+METRICS = """\
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:cache_config_info{block_size="128",enable_prefix_caching="%s",engine="0",kv_cache_size_tokens="23296"} 1.0
+"""
+
+
+@contextmanager
+def engine(caching: str = "True") -> Iterator[str]:
+    """An address where `METRICS` are."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write((METRICS % caching).encode())
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+async def looked(live: Live, monkeypatch: pytest.MonkeyPatch, *urls: str) -> Live:
+    replicas = ServeReplicas(None)
+    monkeypatch.setattr(replicas, "urls", lambda variant: list(urls))
+    async with aiohttp.ClientSession() as session:
+        await replicas.refresh("full", live, session)
+    return live
+
+
+async def test_the_load_is_the_sum_over_the_engines(monkeypatch):
+    with ExitStack() as stack:
+        urls = [stack.enter_context(engine()) for _ in range(2)]
+        live = await looked(Live(), monkeypatch, *urls)
+    assert (live.replicas, live.running, live.waiting, live.kv_usage, live.kv_tokens) == (2, 6, 4, 0.25, 23296)
+
+
+async def test_an_engine_without_a_prefix_cache_has_none(monkeypatch):
+    with engine(caching="False") as url:
+        assert (await looked(Live(), monkeypatch, url)).kv_tokens == 0
+
+
+async def test_an_engine_that_does_not_answer_is_not_taken_to_be_idle(monkeypatch):
+    gone = "http://127.0.0.1:9"
+    with engine() as url:
+        live = await looked(Live(), monkeypatch, url, gone)
+        assert (live.replicas, live.running, live.kv_tokens) == (2, 6, 23296), "as loaded as the other"
+    live.began(10)
+    await looked(live, monkeypatch, gone)
+    assert (live.replicas, live.running, live.waiting) == (1, 6, 4), "what was known stays"
+    assert live.sent == 0, "but what peers are taken to have sent since does not pile up"
+    await looked(live, monkeypatch)
+    assert (live.replicas, live.running, live.waiting) == (0, 0, 0)
+
+
+class Handle:
+    """Of a variant whose replicas listen at `ports`. Serve's router chooses the first, and starts one where there is none."""
+
+    def __init__(self, *ports: int) -> None:
+        replicas = {str(port): SimpleNamespace(backend_http_endpoint=("127.0.0.1", port)) for port in ports}
+        self._router = SimpleNamespace(
+            _asyncio_router=SimpleNamespace(request_router=SimpleNamespace(curr_replicas=replicas))
+        )
+        self.reserved: list[bool] = []
+
+    @asynccontextmanager
+    async def choose_replica(self, _reserve: bool) -> AsyncIterator[Any]:
+        self.reserved.append(_reserve)
+        replicas = self._router._asyncio_router.request_router.curr_replicas
+        if not replicas:
+            replicas["new"] = SimpleNamespace(backend_http_endpoint=("127.0.0.1", 9))
+        yield SimpleNamespace(_replica=next(iter(replicas.values())))
+
+
+def url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
+
+
+async def chosen(handle: Any, *avoid: int) -> str:
+    replicas = ServeReplicas(None)
+    replicas._handles["full"] = handle
+    return await replicas.choose("full", {url(port) for port in avoid})
+
+
+async def test_a_broken_replica_is_left_for_any_other():
+    assert {await chosen(Handle(1, 2, 3), 1) for _ in range(50)} == {url(2), url(3)}
+    with pytest.raises(NoReplica):
+        await chosen(Handle(1, 2), 2, 1)
+
+
+async def test_other_variants_broken_replicas_change_nothing():
+    """A request that comes from another variant starts one from zero, and is spread by Serve's router as any."""
+    assert await chosen(zero := Handle(), 7) == url(9)
+    assert zero.reserved == [True]
+    assert await chosen(up := Handle(1, 2), 7) == url(1)
+    assert up.reserved == [False]

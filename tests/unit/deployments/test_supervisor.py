@@ -1,0 +1,140 @@
+"""When a platform that starts counts as up, and what ends the waiting."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
+
+import httpx
+import pytest
+from ray import serve as ray_serve
+
+from deployments.replicas import app_name
+from deployments.state import PlatformState, VariantState, load_state, private
+from deployments.supervisor import Supervisor
+from serve.config.platform import load_config
+
+LOCAL = Path(__file__).resolve().parents[3] / "deployments/local.yaml"
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    """Of a platform whose two engines start."""
+    monkeypatch.setattr("deployments.supervisor.time.sleep", lambda seconds: None)
+    variants = {name: VariantState(phase="starting") for name in ("full", "int8")}
+    state = PlatformState(run_id="r", pid=1, url="http://x", metrics_url="", config="", model="m", variants=variants)
+    return Supervisor(load_config(LOCAL), state, tmp_path)
+
+
+def applications(monkeypatch: pytest.MonkeyPatch, **status: str) -> None:
+    """What Ray Serve says of each."""
+    told = {
+        name if name == "gateway" else app_name(name): SimpleNamespace(status=word, message=f"{name} is {word}")
+        for name, word in status.items()
+    }
+    monkeypatch.setattr(ray_serve, "status", lambda: SimpleNamespace(applications=told))
+
+
+def test_an_engine_that_runs_is_ready_when_the_gateway_has_found_it(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    seen: list[dict[str, str]] = []
+    looks = iter([set(), {"int8"}, {"int8"}, {"full", "int8"}])
+
+    def found() -> set[str]:
+        state = load_state(tmp_path)
+        seen.append({name: part.phase for name, part in state.parts.items()} if state else {})
+        return next(looks)
+
+    monkeypatch.setattr(supervisor, "_found", found)
+    applications(monkeypatch, gateway="RUNNING", full="RUNNING", int8="RUNNING")
+    supervisor._watch()
+    both = {"full": "starting", "int8": "starting"}
+    assert seen == [{}, both, both | {"int8": "ready"}, both | {"int8": "ready"}]
+    state = load_state(tmp_path)
+    assert state is not None and state.settled and state.message == "up"
+    assert all(part.phase == "ready" and "starting" in part.seconds for part in state.variants.values())
+
+
+def test_an_engine_that_fails_is_told_of_and_the_others_go_on(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(supervisor, "_found", lambda: {"full"})
+    applications(monkeypatch, gateway="RUNNING", full="RUNNING", int8="DEPLOY_FAILED")
+    supervisor._watch()
+    state = load_state(tmp_path)
+    assert state is not None and state.error is None
+    assert (state.variants["full"].phase, state.variants["int8"].phase) == ("ready", "failed")
+    assert state.variants["int8"].error == "int8 is DEPLOY_FAILED"
+
+
+def test_a_gateway_that_fails_ends_the_start(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(supervisor, "_found", set)
+    applications(monkeypatch, gateway="DEPLOY_FAILED", full="RUNNING", int8="DEPLOYING")
+    supervisor._watch()
+    state = load_state(tmp_path)
+    assert state is not None and state.settled and state.error == "the gateway: gateway is DEPLOY_FAILED"
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (httpx.Response(200, json={"status": "ready", "variants": ["full"]}), {"full"}),
+        (httpx.Response(503, json={"error": {"code": "not_ready"}}), set()),
+        (httpx.Response(502, text="<html>"), set()),
+        (httpx.ConnectError("refused"), set()),
+    ],
+    ids=["ready", "not_ready", "no_json", "refused"],
+)
+def test_what_the_gateway_has_found(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception, found: set[str]
+):
+    monkeypatch.setattr("deployments.supervisor.httpx.get", Mock(side_effect=[answer]))
+    assert supervisor._found() == found
+
+
+def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Supervisor, tmp_path: Path):
+    def work() -> None:
+        raise LookupError("no such\napplication")
+
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+    try:
+        supervisor._start("the watch", work)
+        with pytest.raises(SystemExit):
+            threading.Event().wait(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    state = load_state(tmp_path)
+    assert state is not None and state.settled
+    assert state.error == "the watch has failed: no such application"
+
+
+def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor):
+    failed = threading.Event()
+
+    def work() -> None:
+        failed.set()
+        raise LookupError("Ray is gone")
+
+    supervisor._stopping = True
+    supervisor._start("the watch", work)
+    assert failed.wait(10)
+    for thread in threading.enumerate():
+        if thread.name == "the watch":
+            thread.join(10)
+    assert supervisor._state.error is None
+
+
+def test_no_thread_of_the_supervisor_is_started_past_the_one_that_tells_of_its_end():
+    source = Path(sys.modules[Supervisor.__module__].__file__ or "").read_text()
+    assert source.count("threading.Thread(") == 1
+
+
+def test_a_log_that_all_could_read_is_its_owners_alone_once_it_is_written_again(tmp_path: Path):
+    log = tmp_path / "platform.log"
+    log.write_text("of an earlier version")
+    log.chmod(0o644)
+    with open(log, "w", opener=private):
+        assert log.stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,298 @@
+"""What the gateway does when an engine is gone, breaks, refuses, or has too short a context."""
+
+import json
+import logging
+
+import httpx
+import openai
+import pytest
+from langchain_core.exceptions import ContextOverflowError
+from langchain_openai import ChatOpenAI
+
+from benchmarks.lib.sample_catalog import MODEL, make_live_variant, three_gears
+from serve.gateway.sse_relay import StreamRelay
+from serve.routing.catalog import Variant
+from serve.routing.policies import WithinBudget
+from tests.support.answers import MESSAGES, error_of, gearbox_of, streamed_or_not, text_of
+from tests.support.engine_stub import FAILURES, STREAM_FAILURES, EngineStub
+from tests.support.gateway_server import Start, Started
+
+
+def growing_contexts() -> list[Variant]:
+    return [
+        make_live_variant("full", quality=1.0, max_model_len=1024),
+        make_live_variant("int8", quality=0.9, max_model_len=2048),
+        make_live_variant("distilled", quality=0.8, max_model_len=4096),
+    ]
+
+
+class TestFailover:
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [*((b, False) for b in FAILURES), *((b, True) for b in STREAM_FAILURES)]
+    )
+    def test_a_failure_before_the_first_token_moves_on_to_the_next_best(self, gateway: Started, behaviour, stream):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(stream=stream)
+        assert text_of(response, stream) == "You said: hello there"
+        assert response.headers["x-gearbox-variant"] == "int8"
+        assert gearbox_of(response, stream)["attempts"] == 2
+        assert gateway.engine_calls() == {"full": 1, "int8": 1}
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="engine_error") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="int8", reason="quality", outcome="ok") == 1
+
+    @streamed_or_not
+    def test_a_variant_whose_replicas_are_gone_is_left(self, start_gateway: Start, stream):
+        gateway = start_gateway(without_replica=("full",))
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
+
+    @streamed_or_not
+    def test_an_address_on_which_nobody_listens_is_left(self, gateway: Started, stream):
+        gateway.replicas.by_variant["full"] = ["http://127.0.0.1:9"]
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
+
+    @pytest.mark.parametrize("behaviour", STREAM_FAILURES)
+    def test_a_pinned_request_is_never_moved(self, gateway: Started, behaviour):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(model=f"{MODEL}:full", stream=True)
+        error = error_of(response, 503)
+        assert error["code"] == "engine_unavailable"
+        assert "'full'" in error["message"]
+        assert int(response.headers["retry-after"]) >= 1
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 0
+
+    @streamed_or_not
+    def test_after_three_failures_the_answer_is_503(self, start_gateway: Start, stream):
+        """A fourth replica would answer; but if it is the request that breaks them, it must not break all there are."""
+        gateway = start_gateway(variants=[*three_gears()[:2]])
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "die"
+        stubs = [engine.url for engine in gateway.engines.values()]
+        gateway.replicas.by_variant["full"] = [stubs[0], stubs[0].replace("127.0.0.1", "localhost")]
+        gateway.replicas.by_variant["int8"] = [stubs[1], stubs[1].replace("127.0.0.1", "localhost")]
+        error = error_of(gateway.chat(stream=stream), 503)
+        assert "'full'" in error["message"]
+        assert "'int8'" in error["message"]
+        assert gateway.engine_calls() == {"full": 2, "int8": 1}
+
+    @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [*((b, False) for b in FAILURES), *((b, True) for b in STREAM_FAILURES)]
+    )
+    def test_another_replica_of_the_variant_is_tried_first(self, gateway: Started, model, behaviour, stream):
+        gateway.engines["full"].behaviour = behaviour
+        other = gateway.engines["distilled"]  # stands for the second replica
+        gateway.replicas.by_variant["full"] = [gateway.engines["full"].url, other.url]
+        response = gateway.chat(model=model, stream=stream)
+        assert text_of(response, stream) == "You said: hello there"
+        assert response.headers["x-gearbox-variant"] == "full"
+        assert gearbox_of(response, stream)["attempts"] == 2
+        assert len(other.requests) == 1
+        assert gateway.sample("gearbox_failovers_total", variant="full", cause="replica") == 1
+        assert gateway.sample("gearbox_failovers_total", variant="full", cause="engine") == 0
+
+    @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
+    def test_replicas_that_nobody_listens_at_are_all_left(self, gateway: Started, model):
+        """What never got the request cannot have broken over it."""
+        gone = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+        gateway.replicas.by_variant["full"] = [*gone, gateway.engines["full"].url]
+        response = gateway.chat(model=model)
+        assert response.headers["x-gearbox-variant"] == "full"
+        assert gearbox_of(response, False)["attempts"] == 6
+
+    def test_a_pinned_request_gives_up_when_every_replica_is_broken(self, gateway: Started):
+        gateway.replicas.by_variant["full"] = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+        assert error_of(gateway.chat(model=f"{MODEL}:full"), 503)["code"] == "engine_unavailable"
+        assert gateway.engine_calls() == {}
+
+    @streamed_or_not
+    def test_a_failure_of_the_only_variant_is_503_and_no_failover(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=[make_live_variant("full")])
+        gateway.engines["full"].behaviour = "die"
+        error_of(gateway.chat(stream=stream), 503)
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 0, "it went nowhere"
+
+    def test_what_is_left_of_the_budget_decides_where_to(self, start_gateway: Start):
+        """The best takes 50 ms to fail, after which the second's 170 ms do not fit into 200 ms any more."""
+        variants = [
+            make_live_variant("full", quality=1.0, ttft_ms=150),
+            make_live_variant("int8", quality=0.9, ttft_ms=170),
+            make_live_variant("distilled", quality=0.8, ttft_ms=10),
+        ]
+        gateway = start_gateway(variants=variants)
+        gateway.engines["full"].behaviour = "die slowly"
+        response = gateway.chat(budget={"ttft_ms": 200})
+        assert response.headers["x-gearbox-variant"] == "distilled"
+        gateway.engines["full"].behaviour = "die"
+        assert gateway.chat(budget={"ttft_ms": 100_000}).headers["x-gearbox-variant"] == "int8"
+
+    @streamed_or_not
+    def test_the_clients_own_mistake_is_not_tried_elsewhere(self, gateway: Started, stream):
+        gateway.engines["full"].behaviour = "400"
+        error = error_of(gateway.chat(stream=stream), 400)
+        assert error["message"] == "something in the engine broke"
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="client_error") == 1
+
+    def test_an_engines_refusal_without_a_shape_is_put_in_ours(self, gateway: Started):
+        gateway.engines["full"].behaviour = "400 without shape"
+        assert error_of(gateway.chat(), 400)["message"] == "the engine refused the request"
+
+    @streamed_or_not
+    def test_an_engines_refusal_is_told_without_pydantics_paths(self, gateway: Started, stream):
+        gateway.engines["full"].behaviour = "400 of pydantic"
+        error = error_of(gateway.chat(stream=stream, logit_bias={"x": "y"}, stop=5), 400)
+        assert error["param"] == "stop", "the first field that is wrong, as answers without a variant tell it"
+        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", "stream": stream}), 400)
+        assert (error["param"], error["message"]) == ("logit_bias.x", "'logit_bias.x': Input should be a number")
+
+    def test_a_schema_that_cannot_be_enforced_says_how_to_go_without(self, gateway: Started):
+        gateway.engines["full"].behaviour = "400 of a grammar"
+        tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "objekt"}}}
+        error = error_of(gateway.chat(tools=[tool]), 400)
+        assert error["param"] == "tools" and "'strict': false" in error["message"]
+
+    def test_after_a_failure_the_next_request_is_answered(self, gateway: Started, full: EngineStub):
+        full.behaviour = "die"
+        gateway.chat()
+        full.behaviour = "answer"
+        assert gateway.chat().headers["x-gearbox-variant"] == "full"
+
+
+class TestBrokenStreams:
+    @pytest.mark.parametrize(
+        "behaviour", ["die mid-stream", "error event mid-stream", "end early", "malformed error mid-stream"]
+    )
+    def test_a_stream_that_breaks_ends_in_an_error_event(self, gateway: Started, behaviour):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(stream=True)
+        assert response.status_code == 200
+        *before, last, rest = response.text.split("\n\n")
+        name, data = last.split("\n")
+        assert name == "event: error"
+        error = json.loads(data.removeprefix("data: "))["error"]
+        assert (error["code"], set(error)) == ("stream_interrupted", {"message", "type", "param", "code"})
+        assert rest == "", "the stream ends there"
+        assert "".join(json.loads(e[6:])["choices"][0]["delta"]["content"] for e in before) == "You said"
+        assert gateway.engine_calls() == {"full": 1}, "an answer that has begun is not started anew"
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="interrupted") == 1
+
+    @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream"])
+    def test_the_official_client_raises(self, gateway: Started, behaviour):
+        gateway.engines["full"].behaviour = behaviour
+        stream = gateway.sdk().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+        seen = ""
+        with pytest.raises(openai.APIError, match="broke off at variant 'full'"):
+            for chunk in stream:
+                seen += chunk.choices[0].delta.content
+        assert seen == "You said"
+
+
+class TestContext:
+    @streamed_or_not
+    @pytest.mark.parametrize("text", ["=" * 9000, "word " * 4000])
+    def test_what_only_seems_too_long_is_answered(self, gateway: Started, text, stream):
+        """How many tokens a text has, only the engine's tokenizer knows."""
+        assert text_of(gateway.chat(text, stream=stream), stream) == f"You said: {text}"
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.post("/v1/route", {"model": MODEL, "messages": [{"role": "user", "content": text}]}).is_success
+
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [("context", False), ("context", True), ("context error event first", True)]
+    )
+    def test_what_the_engine_finds_too_long_is_400_as_openai_says_it(self, gateway, behaviour, stream):
+        gateway.engines["full"].behaviour = behaviour
+        response = gateway.chat(stream=stream)
+        error = error_of(response, 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+        assert "maximum context length is 2048 tokens" in error["message"]
+        assert "3000 input tokens" in error["message"]
+        assert gateway.engine_calls() == {"full": 1}, "no other variant has a longer context"
+        prompt = gateway.post("/v1/completions", {"model": MODEL, "prompt": "hello", "stream": stream})
+        assert error_of(prompt, 400)["param"] == "prompt"
+
+    def test_a_limit_beyond_the_context_is_answered_like_a_prompt_beyond_it(self, gateway: Started):
+        gateway.engines["full"].behaviour = "max_tokens"
+        error = error_of(gateway.chat(max_tokens=5000), 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
+        assert "maximum context length is 2048 tokens" in error["message"]
+
+    def test_a_limit_beyond_the_context_moves_to_a_longer_variant(self, start_gateway: Start):
+        gateway = start_gateway(variants=growing_contexts())
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "max_tokens"
+        assert gearbox_of(gateway.chat(max_tokens=4000), False)["variant"] == "distilled"
+        assert gateway.engine_calls() == {"distilled": 1}, "the limit is known exactly: the short ones are not asked"
+
+    def test_langchain_recognises_it(self, gateway: Started):
+        gateway.engines["full"].behaviour = "context"
+        model = ChatOpenAI(base_url=f"{gateway.url}/v1", api_key="any", model=MODEL, max_retries=0)
+        with pytest.raises(ContextOverflowError):
+            model.invoke("too long")
+
+    @pytest.mark.parametrize(
+        ("behaviour", "stream"), [("context", False), ("context", True), ("context error event first", True)]
+    )
+    def test_it_moves_to_a_variant_with_a_longer_context(self, start_gateway: Start, behaviour, stream):
+        variants = [
+            make_live_variant("full", quality=1.0, max_model_len=2048),
+            make_live_variant("int8", quality=0.9, max_model_len=2048),
+            make_live_variant("distilled", quality=0.8, max_model_len=4096),
+        ]
+        gateway = start_gateway(variants=variants)
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = behaviour
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"
+        assert gateway.engine_calls() == {"full": 1, "distilled": 1}
+
+    def test_a_pinned_variant_that_is_too_short_is_400(self, start_gateway: Start):
+        variants = [make_live_variant("full", max_model_len=2048), make_live_variant("int8", max_model_len=4096)]
+        gateway = start_gateway(variants=variants)
+        gateway.engines["full"].behaviour = "context"
+        error_of(gateway.chat(model=f"{MODEL}:full"), 400)
+        assert gateway.engine_calls() == {"full": 1}
+
+    @streamed_or_not
+    def test_of_growing_contexts_the_one_that_fits_answers(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=growing_contexts())
+        gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "context"
+        assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"
+
+    @streamed_or_not
+    def test_a_failure_and_then_a_context_too_short_is_an_answer_in_shape(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=growing_contexts())
+        gateway.engines["full"].behaviour = "die"
+        gateway.engines["int8"].behaviour = "context"
+        response = gateway.chat(stream=stream)
+        if response.status_code != 200:
+            assert error_of(response, response.status_code)
+            assert response.status_code in (400, 503)
+
+
+class TestOurOwnFaults:
+    """A mistake of ours costs one request: it is answered, logged with its traceback and counted, and nothing leaks."""
+
+    def test_it_is_500_with_the_requests_id_and_the_next_request_is_answered(
+        self, gateway: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ):
+        def mistaken(*args: object) -> None:
+            raise ZeroDivisionError
+
+        with monkeypatch.context() as broken, caplog.at_level(logging.ERROR):
+            broken.setattr(WithinBudget, "choose", mistaken)
+            response = gateway.chat("a private question", headers={"x-request-id": "mine-7"})
+        error = error_of(response, 500)
+        assert error["code"] == "internal_error"
+        assert "mine-7" in error["message"]
+        assert "ZeroDivisionError" not in response.text
+        assert "mine-7" in caplog.text
+        assert "ZeroDivisionError" in caplog.text
+        assert "private" not in caplog.text
+        assert gateway.sample("gearbox_requests_refused_total", status="500") == 1
+        assert gateway.chat().status_code == 200
+
+    def test_a_stream_it_breaks_does_not_look_complete(self, gateway: Started, monkeypatch: pytest.MonkeyPatch):
+        with monkeypatch.context() as broken:
+            broken.setattr(StreamRelay, "finish", lambda *args: 1 / 0)
+            with pytest.raises(httpx.RemoteProtocolError):
+                gateway.chat(stream=True)
+        gateway.settle()
+        assert "[DONE]" in gateway.chat(stream=True).text

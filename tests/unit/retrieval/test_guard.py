@@ -1,0 +1,269 @@
+"""What sources carry: which passages support an answer to a question, and which sentences of an answer are in them."""
+
+import asyncio
+import random
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.reporting.results import load
+from benchmarks.retrieval.search import labelled_texts as guard_texts
+from benchmarks.retrieval import support_scoring as benchmark
+from serve.retrieval.verify import support as guard
+
+STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."
+TREES = "A B-tree is a self-balancing tree that keeps 1,000 or more keys in a node. It is not a binary tree."
+
+
+async def embed(texts: Sequence[str]) -> guard.Vectors:
+    """Every text alike: what differs is in the words alone."""
+    return np.tile(np.eye(1, 8, dtype=np.float32), (len(texts), 1)) * 1.0
+
+
+def vectors(*cosines: float) -> tuple[guard.Vectors, guard.Vectors]:
+    """A question's vector and those of passages that near to it."""
+    rows = [[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines]
+    return np.array([1.0, 0.0], np.float32), np.array(rows, np.float32)
+
+
+def support(question: str, passage: str, cosine: float) -> float:
+    asked, found = vectors(cosine)
+    return guard.support(question, asked, [passage], found)[0]
+
+
+def checked(answer: str, *passages: str, question: str = "") -> list[guard.Checked]:
+    return asyncio.run(guard.check(answer, passages, embed, question=question))
+
+
+def pieces(text: str) -> list[str]:
+    return [text[start:end] for start, end in guard.sentences(text)]
+
+
+# Cosines are those of all-MiniLM-L6-v2 for these very texts, rounded.
+
+
+def test_a_dated_document_supports_the_question_who_is_prime_minister():
+    assert support("Who is the British Prime Minister?", STARMER, 0.54) >= guard.MIN_SUPPORT
+
+
+def test_a_passage_about_something_that_shares_a_word_does_not_support():
+    question = "What is a Martian Dunetree?"
+    assert support(question, "A tree is an abstract data type. Mars is a planet.", 0.53) < guard.MIN_SUPPORT
+    assert support(question, TREES, 0.13) < guard.MIN_SUPPORT
+    assert support(question, "Mars: the fourth planet from the Sun, with dunes.", 0.55) < guard.MIN_SUPPORT
+
+
+def test_support_grows_with_nearness_and_with_what_the_passage_says_of_the_question():
+    assert support("What is a B-tree?", TREES, 0.7) > support("What is a B-tree?", TREES, 0.3)
+    assert support("What is a B-tree?", TREES, 0.5) > support("What is a quadtree?", TREES, 0.5)
+
+
+def test_each_passage_has_its_own_support_and_no_passages_have_none():
+    asked, found = vectors(0.1, 0.8)
+    low, high = guard.support("What is a B-tree?", asked, ["Mars is a planet.", TREES], found)
+    assert low < guard.MIN_SUPPORT <= high
+    assert guard.support("What is a B-tree?", asked, [], np.empty((0, 2), np.float32)) == []
+
+
+def test_peoples_and_their_countries_are_the_same_word():
+    assert guard.stems("French wine and British tea") == guard.stems("France wine and Kingdom tea")
+
+
+def test_forms_of_a_word_have_one_stem():
+    assert len(set(guard.stems("indexes index indexing indexed"))) == 1
+    assert len(set(guard.stems("city cities"))) == 1
+    assert guard.stems("the of and is") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("One is here. Two is there! Is three? Yes.", ["One is here.", "Two is there!", "Is three?", "Yes."]),
+        ("Dr. Smith et al. wrote it, e.g. in Fig. 3. It holds.", ["Dr. Smith et al. wrote it, e.g. in Fig. 3.", "It holds."]),
+        ("It is 3.14 or 1,000.5 in v2.0.1. Next", ["It is 3.14 or 1,000.5 in v2.0.1.", "Next"]),
+        ("Call os.path.join first. then go", ["Call os.path.join first.", "then go"]),
+        ("J. R. Tolkien wrote. He did.", ["J. R. Tolkien wrote.", "He did."]),
+        ("At 5 p.m. we left etc. and so on. End.", ["At 5 p.m. we left etc. and so on.", "End."]),
+        ("Steps:\n1. Open it.\n2. Close it\n- a\n- b", ["Steps:", "1. Open it.", "2. Close it", "- a", "- b"]),
+        ("Title\n\nText over\ntwo lines.", ["Title", "Text over\ntwo lines."]),
+        ("See:\n```py\na = 1. \nb. c\n```\nDone.", ["See:", "```py\na = 1. \nb. c\n```", "Done."]),
+        ("Open ```a. b", ["Open", "```a. b"]),
+        ('He said "no." Then left.', ['He said "no."', "Then left."]),
+        ("Wait... what?", ["Wait...", "what?"]),
+        ("東京は首都。人が多い。", ["東京は首都。", "人が多い。"]),
+        ("  \n ", []),
+    ],
+)  # fmt: skip
+def test_sentences_end_where_a_reader_ends_them(text: str, expected: list[str]):
+    assert pieces(text) == expected
+
+
+@given(st.text(alphabet=st.sampled_from("ab A1.!?,:;\n`-*#[]()é。 \t'\"")) | st.text())
+def test_spans_are_in_order_and_leave_out_only_white_space(text: str):
+    spans = guard.sentences(text)
+    assert all(start < end for start, end in spans)
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
+    assert all(text[start:end] == text[start:end].strip() for start, end in spans)
+    left, at = "", 0
+    for start, end in [*spans, (len(text), len(text))]:
+        left, at = left + text[at:start], end
+    assert left.strip() == ""
+
+
+@given(st.text(max_size=200), st.lists(st.text(max_size=100), max_size=3), st.text(max_size=50))
+def test_any_text_can_be_checked_and_scored(answer: str, passages: list[str], question: str):
+    found = checked(answer, *passages, question=question)
+    assert [(one.start, one.end) for one in found] == guard.sentences(answer)[:64]
+    assert all(one.score is None or 0 <= one.score <= 1 for one in found)
+    rows = np.tile(np.eye(1, 2, dtype=np.float32), (len(passages), 1))
+    assert all(0 <= score <= 1 for score in guard.support(question, np.array([1, 0], np.float32), passages, rows))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom.",
+        "Keir Starmer became Prime Minister on 5 July 2024 [2].",
+        "According to the source, Keir Starmer became Prime Minister of the United Kingdom on 5 July 2024.",
+        "- Keir Starmer became Prime Minister of the United Kingdom.",
+    ],
+)
+def test_what_a_passage_says_is_supported_by_it(answer: str):
+    (one,) = checked(answer, TREES, STARMER)
+    assert one.supported
+    assert one.passage == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "On 6 July 2024 Keir Starmer became Prime Minister of the United Kingdom.",
+        "On 5 July 2025 Keir Starmer became Prime Minister of the United Kingdom.",
+        "On 5 July 2024 Rishi Sunak became Prime Minister of the United Kingdom.",
+        "On 5 July 2024 Keir Starmer did not become Prime Minister of the United Kingdom.",
+        "A B-tree keeps 2,000 or more keys in a node.",
+        "It is a binary tree.",
+        "The Martian Dunetree blossoms at night.",
+    ],
+)
+def test_another_number_name_or_a_negation_is_not_supported(answer: str):
+    (one,) = checked(answer, TREES, STARMER)
+    assert one.supported is False
+    assert one.score is not None
+    assert one.score < guard.MIN_ENTAILED
+
+
+def test_numbers_are_the_same_however_they_are_written():
+    same, other = checked("It keeps 1000 keys in a node. It keeps 100 keys in a node.", TREES)
+    assert same.score > other.score
+
+
+def test_what_the_question_says_is_no_claim_of_the_answer():
+    answer = "The Wimbledon Prime Minister is Keir Starmer."
+    (alone,) = checked(answer, STARMER)
+    (asked,) = checked(answer, STARMER, question="Who is the Wimbledon Prime Minister?")
+    assert asked.score > alone.score
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Hello!", "Sure, of course!", "What do you mean?", "Here is the list:", "I don't know.", "I do not know the answer.",
+        "The sources do not mention it in the text.", "I hope this helps!", "```\nx = 41\n```", "...",
+    ],
+)  # fmt: skip
+def test_nothing_is_checked_where_nothing_is_claimed(answer: str):
+    assert {(one.score, one.supported, one.passage) for one in checked(answer, TREES)} == {(None, None, None)}
+
+
+def test_a_claim_after_i_do_not_know_is_checked():
+    (one,) = checked("I don't know, but the Martian Dunetree has 400 branches.", TREES)
+    assert one.supported is False
+
+
+def test_without_passages_nothing_is_supported():
+    (one,) = checked("Keir Starmer is Prime Minister.")
+    assert (one.supported, one.passage) == (False, None)
+
+
+def test_texts_are_embedded_once_and_only_a_few_for_each_sentence():
+    calls: list[list[str]] = []
+
+    async def counted(texts: Sequence[str]) -> guard.Vectors:
+        calls.append(list(texts))
+        return await embed(texts)
+
+    passages = [" ".join(f"Sentence {i} of passage {j} is here." for i in range(20)) for j in range(10)]
+    asyncio.run(guard.check("Sentence 3 is here. Sentence 4 is here. Hello!", passages, counted))
+    assert len(calls) == 1
+    assert len(calls[0]) == len(set(calls[0])) <= 2 + 2 * 3
+    asyncio.run(guard.check("Hello!", passages, counted))
+    assert len(calls) == 1
+
+
+def test_the_weights_and_thresholds_are_those_that_were_calibrated():
+    result = load("guard")
+    assert list(guard.SUPPORT) == result["support"]["weights"]
+    assert list(guard.ENTAILMENT) == result["entailment"]["weights"]
+    assert (
+        result["support"]["threshold"],
+        result["entailment"]["threshold"],
+    ) == (guard.MIN_SUPPORT, guard.MIN_ENTAILED)
+
+
+def test_scoring_many_passages_takes_little_time():
+    passages = [" ".join(f"word{i}x{j} and another" for i in range(70)) for j in range(20)]
+    asked, found = vectors(*[0.5] * 20)
+    times = []
+    for _ in range(9):
+        began = time.perf_counter()
+        guard.support("What is another word?", asked, passages, found)
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.02  # 1 ms on an idle core
+
+
+def test_the_benchmark_makes_claims_that_differ_from_their_passage_where_they_are_wrong():
+    made = guard_texts.claims([f"Trees\n\n{TREES} It was made by Rudolf Bayer at Boeing in 1970."], random.Random(1), 9)
+    assert {one.kind for one in made} >= {"told differently", "number", "negation"}
+    for one in made:
+        if one.kind == "number":
+            assert set(guard_texts.NUMBER.findall(one.text)) - {"1970", "1", "000"}
+
+
+def test_the_benchmark_fits_what_it_is_given():
+    draw = np.random.default_rng(0)
+    rows = draw.normal(size=(4000, 2))
+    labels = draw.random(4000) < 1 / (1 + np.exp(-(0.5 + 2 * rows[:, 0] - 1 * rows[:, 1])))
+    assert benchmark.fitted(rows, labels.astype(float), np.ones(4000)) == pytest.approx(
+        [0.5, 2, -1], abs=0.35
+    )  # the ridge draws it to 0
+    assert benchmark.auc(np.array([0.9, 0.8, 0.1]), np.array([True, True, False])) == 1
+    assert benchmark.auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
+
+
+def test_the_benchmark_chooses_the_threshold_that_tells_them_apart():
+    scores, labels = np.array([0.1, 0.2, 0.3, 0.7, 0.8]), np.array([False, False, False, True, True])
+    assert 0.3 < benchmark.best_threshold(scores, labels, np.ones(5)) <= 0.7
+    row = benchmark.rates(scores, labels, 0.25)
+    assert (row["precision"]["share"], row["recall"]["share"], row["false_alarms"]["share"]) == (1, 0.667, 0)
+
+
+def test_the_benchmark_s_facts_are_asked_about_and_found_in_their_passages():
+    facts = list(guard_texts.facts(Path(), random.Random(0)))
+    claims = guard_texts.fact_claims(list(enumerate(facts)), random.Random(0))
+    assert len({fact.term for fact in facts}) == len(facts) > 100
+    right = [one for one in claims if one.supported]
+    assert len(right) * 2 == len(claims)
+    assert (
+        len(
+            {(one.text, one.passage) for one in right}
+            & {(one.text, one.passage) for one in claims if not one.supported}
+        )
+        == 0
+    )

@@ -1,0 +1,275 @@
+"""What the retrieval deployment answers where a collection, a component, the embedder or the store is not as it should be."""
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+from deployments.embedder import IDENTITY_FILE
+from deployments.retrieval import RetrievalDeployment, RetrievalHandle, answer_of
+from serve.config.platform import RetrievalConfig
+from serve.errors import RequestError, retrieval_misconfigured
+from serve.retrieval.pipelines import PipelineError
+from serve.retrieval.service import BUNDLED, Service
+from serve.retrieval.store.postgres import Hit, Owner, Store, StoreDown
+from tests.unit.gateway.test_embeddings import tokenizer_at, words
+
+SECRET = "Who pays for Larkhaven?"
+
+
+class FakeStore:
+    """A store with one collection."""
+
+    def __init__(self) -> None:
+        self.hits = [
+            Hit("a.md", "A", 0, "Ada Quist pays for Larkhaven.", "", None, {}, 0.9, np.ones(4, np.float32) / 2)
+        ]
+        self.opening: Exception | None = None
+        self.opened = 0
+
+    async def open(self) -> None:
+        self.opened += 1
+        if self.opening:
+            raise self.opening
+
+    async def close(self) -> None: ...
+
+    async def exists(self, owner: Owner) -> bool:
+        return owner == Owner("acme", "docs")
+
+    async def nearest(self, owner: Owner, *_: Any) -> list[Hit]:
+        return self.hits if await self.exists(owner) else []
+
+    matching = nearest
+
+
+async def embed(texts: Any) -> Any:
+    return np.ones((len(texts), 4), np.float32) / 2
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
+    store = FakeStore()
+    monkeypatch.setattr("serve.retrieval.service.Store", lambda *_: store)
+    return store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Of an embedder."""
+    tokenizer_at(tmp_path)
+    return tmp_path
+
+
+def service(folder: Path, **config: Any) -> Service:
+    return Service(RetrievalConfig(**config), "", embed, 4, folder / "tokenizer.json", "m")
+
+
+def find(service: Service, **more: Any) -> Any:
+    asked = {"tenant": "acme", "collection": "docs", "question": SECRET, "top_k": 2, "mode": "hybrid", **more}
+    return service.call("ground", asked)
+
+
+async def refusal(work: Any) -> RequestError:
+    with pytest.raises(RequestError) as caught:
+        await work
+    return caught.value
+
+
+class TestCollections:
+    @pytest.mark.parametrize("more", [{"collection": "gone"}, {"tenant": "other"}])
+    async def test_a_missing_one_and_another_tenants_look_the_same(self, store, folder, more):
+        error = await refusal(find(service(folder), **more))
+        name = more.get("collection", "docs")
+        assert (error.status, error.code, error.message) == (
+            404,
+            "collection_not_found",
+            f"collection '{name}' does not exist",
+        )
+
+    async def test_one_in_which_nothing_is_found_exists(self, store, folder):
+        assert (await find(service(folder)))["passages"]
+        assert (await find(service(folder), min_score=1.0))["passages"] == []
+        assert await service(folder).call("exists", {"tenant": "acme", "collection": "docs"}) is True
+        assert await service(folder).call("exists", {"tenant": "other", "collection": "docs"}) is False
+
+
+def own_pipeline(at: Path, module: str, code: str) -> dict[str, Any]:
+    """The configuration of a mode with a component of the operator's own between the search and the guard."""
+    document = yaml.safe_load((BUNDLED / "dense.yaml").read_text())
+    document["components"]["ranker"] = {"type": f"{module}.Ranker", "init_parameters": {}}
+    for link in document["connections"]:
+        if link["receiver"] == "guard.documents":
+            link["receiver"] = "ranker.documents"
+    document["connections"].append({"sender": "ranker.documents", "receiver": "guard.documents"})
+    (at / "pipelines").mkdir()
+    (at / "pipelines/own.yaml").write_text(yaml.safe_dump(document))
+    (at / f"{module}.py").write_text(
+        "import httpx\nfrom haystack import Document, component\n\n@component\nclass Ranker:\n"
+        "    @component.output_types(documents=list[Document])\n"
+        f"    def run(self, documents: list[Document], question: str):\n        {code}\n"
+    )
+    return {"pipelines": at / "pipelines", "allowed_modules": (module,)}
+
+
+class TestPipelines:
+    @pytest.mark.parametrize(
+        ("code", "status", "kind"),
+        [
+            ("raise ValueError(question)", 500, "ValueError"), ("return documents[5]", 500, "IndexError"),
+            ("return {'documents': [Document(content='x', embedding=[1.0] * 4)]}", 500, "KeyError"), ("return 5", 500, ""),
+            ("return {'documents': 5}", 500, ""), ("raise httpx.ConnectError('no route')", 503, ""),
+            ("raise TimeoutError", 503, ""), ("raise ConnectionRefusedError", 503, ""),
+            ("httpx.Response(502, request=httpx.Request('GET', 'http://x')).raise_for_status()", 503, ""),
+            ("httpx.Response(401, request=httpx.Request('GET', 'http://x')).raise_for_status()", 500, "HTTPStatusError"),
+        ],
+    )  # fmt: skip
+    async def test_a_broken_component_is_no_reason_to_try_again_and_one_whose_service_is_away_is(
+        self, store, folder, monkeypatch, caplog, request, code, status, kind
+    ):
+        module = f"ranker_{abs(hash(request.node.name))}"
+        monkeypatch.syspath_prepend(str(folder))
+        own = service(folder, **own_pipeline(folder, module, code))
+        with caplog.at_level(logging.INFO):
+            error = await refusal(find(own, mode="own"))
+        assert (error.status, error.code) == (
+            status,
+            "retrieval_misconfigured" if status == 500 else "retrieval_unavailable",
+        )
+        assert "'own'" in error.message and kind in error.message
+        assert ("retry-after" in error.headers) == (status == 503)
+        assert ("x-should-retry" in error.headers) == (status == 500), "OpenAI's clients would try again"
+        assert SECRET not in error.message + caplog.text
+        assert "'own'" in caplog.text
+        assert (await find(own, mode="hybrid"))["passages"], "other modes go on"
+
+    def test_one_that_cannot_load_what_it_needs_fails_at_start(self, store, folder, monkeypatch):
+        monkeypatch.syspath_prepend(str(folder))
+        code = "return {}\n    def warm_up(self):\n        raise OSError('no such model: reranker-9')"
+        config = own_pipeline(folder, "ranker_cold", code)
+        with pytest.raises(PipelineError, match=r"own\.yaml: no such model: reranker-9"):
+            service(folder, **config)
+
+
+class Handle:
+    """A deployment's handle whose calls do `work`."""
+
+    def __init__(self, work: Any) -> None:
+        self.work = work
+        self.asked: list[Any] = []
+
+    def remote(self, *arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return Response(self.work(*arguments))
+
+
+class Response:
+    def __init__(self, work: Any) -> None:
+        self.work, self.cancelled = work, False
+
+    def __await__(self) -> Any:
+        return self.work.__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+async def vectors(ids: Any) -> Any:
+    return np.array([(list(one) + [0] * 4)[:4] for one in ids], np.float32)
+
+
+async def deployment(folder: Path, handle: Any) -> RetrievalDeployment:
+    made = RetrievalDeployment.__new__(RetrievalDeployment)
+    (folder / IDENTITY_FILE).write_text("m")
+    await made.__init__({}, "host=nowhere", str(folder), handle)  # type: ignore[misc]  # as Serve does
+    return made
+
+
+class TestDeployment:
+    async def test_texts_are_embedded_a_few_at_a_time_as_they_are_read(self, store, folder):
+        handle = Handle(vectors)
+        one = await deployment(folder, handle)
+        made = (await one("embed", {"texts": [words(i) for i in range(20)]}))["made"]
+        assert made["vectors"].tolist() == [[1, i + 3, 2, 0] for i in range(20)] and made["tokens"] == 60
+        assert [len(ids) for (ids,) in handle.asked] == [8, 8, 4]
+
+    @pytest.mark.parametrize(
+        ("more", "code"),
+        [
+            ({"texts": ["w1", words(*range(20))]}, "context_length_exceeded"), ({"dimensions": 5}, "invalid_dimensions"),
+            ({"truncate": 100}, "invalid_field"),
+        ],
+    )  # fmt: skip
+    async def test_what_cannot_be_embedded_is_refused_before_anything_is(self, store, folder, more, code):
+        handle = Handle(vectors)
+        refused = (await (await deployment(folder, handle))("embed", {"texts": ["w1"], **more}))["refused"]
+        assert (refused["status"], refused["code"]) == (400, code)
+        assert handle.asked == []
+
+    async def test_a_store_that_is_misconfigured_fails_the_start_and_one_that_is_away_does_not(self, store, folder):
+        store.opening = StoreDown()
+        one = await deployment(folder, Handle(vectors))
+        asked = {"tenant": "acme", "collection": "docs"}
+        assert (await one("exists", asked))["refused"]["code"] == "store_unavailable"
+        store.opening = retrieval_misconfigured("made for 8 dimensions")
+        refused = (await one("exists", asked))["refused"]
+        assert (refused["status"], refused["code"]) == (500, "retrieval_misconfigured")
+        with pytest.raises(RequestError, match="made for 8 dimensions"):
+            await deployment(folder, Handle(vectors))
+        store.opening = None
+        assert (await one("exists", asked))["made"] is True
+
+    async def test_a_search_while_the_embedder_is_away_can_be_tried_again(self, store, folder):
+        async def away(ids: Any) -> Any:
+            raise ActorDiedError
+
+        one = await deployment(folder, Handle(away))
+        asked = {"tenant": "acme", "collection": "docs", "question": "w1", "top_k": 2, "mode": "hybrid"}
+        refused = (await one("search", asked))["refused"]
+        assert (refused["status"], refused["code"]) == (503, "retrieval_unavailable")
+
+
+class TestHandle:
+    @pytest.mark.parametrize(
+        ("raised", "status", "code"),
+        [
+            (ActorDiedError(), 503, "retrieval_unavailable"), (BackPressureError(1, 1), 503, "retrieval_unavailable"),
+            (DeploymentUnavailableError(DeploymentID("retrieval", "retrieval")), 500, "retrieval_misconfigured"),
+            (RayTaskError("f", SECRET, KeyError(SECRET)), 500, "retrieval_failed"),
+        ],
+    )  # fmt: skip
+    async def test_only_what_may_come_back_is_worth_another_try(self, caplog, raised, status, code):
+        async def fail(*_: Any) -> Any:
+            raise raised
+
+        handle = RetrievalHandle(wanted=True)
+        handle._handle = Handle(fail)  # type: ignore[assignment]
+        error = await refusal(handle.call("search"))
+        assert (error.status, error.code) == (status, code)
+        assert SECRET not in error.message + caplog.text
+
+    async def test_a_call_that_is_given_up_ends_there_too(self):
+        response = Response(asyncio.sleep(10))
+        task = asyncio.create_task(answer_of(response, "retrieval"))
+        await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert response.cancelled
+
+
+def test_a_connection_string_that_cannot_be_read_is_not_told(monkeypatch):
+    async def open_() -> None:
+        await Store("host=x password=s3cret word", 4).open()
+
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(open_())
+    assert caught.value.code == "retrieval_misconfigured"
+    assert "s3cret" not in caught.value.message and "word" not in caught.value.message.replace("password", "")
