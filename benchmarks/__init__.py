@@ -1,4 +1,4 @@
-"""Reproducible measurements with their baselines: each command writes `results/NAME.json` and a plot.
+"""Reproducible measurements with their baselines, one package per subject: `python -m benchmarks.SUBJECT.NAME`.
 
-Nothing here runs in service or in the tests; README.md lists the commands.
+Each writes `results/NAME.json`, a plot and rows of `results/claims.json`. Imports point down: subjects, systems, reporting, lib.
 """

@@ -1,4 +1,5 @@
-"""Offline: turns a model into variants and measures what each costs and gives.
+"""Offline: turn a model into variants and measure what each costs and gives. Imports point down this list only:
 
-Knows of `serve` only the card's schema; runs in an environment of its own, except for what measures through the engine.
+cli, measure, report, build, distill, steps, recipe; then errors.py, files.py, hardware.py, progress.py, text.py. Of the rest of
+Gearbox it knows `serve.card` and `serve.config.yaml_file`.
 """

@@ -133,7 +133,7 @@ class GatewayDeployment:
             await asyncio.gather(
                 _repeat(self._connect, REFRESH_S, "deployments could not be looked up"),
                 _repeat(lambda: self._look(session), REFRESH_S, "the live state could not be refreshed"),
-                _repeat(self._app.accounts.publish, _PUBLISH_S, "the limits' use is not known"),
+                _repeat(self._app.export_quotas, _PUBLISH_S, "the limits' use is not known"),
                 _repeat(self._reread, REREAD_S, "files could not be read again: what they said before still holds"),
             )
 

@@ -1,4 +1,5 @@
-"""The request path of Gearbox: protocol, budget, catalog, routing, limits, metrics and the client commands.
+"""The request path of Gearbox, free of ray, vllm and torch. Imports point down this list only:
 
-Free of ray, torch and vllm: what runs where is in `deployments`, what makes the weights is in `compression`.
+cli, gateway, telemetry, request, retrieval, tools, routing, config; then budget.py, card.py and errors.py, which import nothing
+else of it but each other. What runs where (Ray Serve) is in `deployments`; how variants are made is in `compression`.
 """

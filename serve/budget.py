@@ -21,6 +21,9 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_fl
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 
 
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # quantiles of predicted times that are estimated and can be held against limits
+
+
 class Budget(BaseModel):
     """Limits of one request. A limit that is None is not checked."""
 

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.lib.processes import RESUMES, command
-from benchmarks.overhead.gateway_engine import CONFIG, NoWeights, full_weights
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import Progress, save, spread
+from benchmarks.systems.full_weights import CONFIG, NoWeights, full_weights
 from compression import hardware
 from compression.build.source import SourceError
 from compression.recipe.schema import Distill
@@ -282,7 +282,7 @@ def main() -> int:
     tokens = given.tokens or (None if given.minutes else 50_000)
     budget = {"tokens": tokens, "minutes": given.minutes}
     from compression.distill.trainer import DistillError
-    from compression.steps.prune import PruneError
+    from compression.steps.model_parts import PruneError
 
     with command((NoWeights, SourceError, TextError, PruneError, DistillError), RESUMES):
         _, full = full_weights(CONFIG, given.full)

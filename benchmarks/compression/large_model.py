@@ -13,8 +13,8 @@ from pathlib import Path
 
 from benchmarks.compression.techniques import OWN_RECIPES, Stages
 from benchmarks.lib.processes import RESUMES, command
-from benchmarks.overhead.gateway_engine import CONFIG, NoWeights, full_weights
 from benchmarks.reporting.results import Progress, save
+from benchmarks.systems.full_weights import CONFIG, NoWeights, full_weights
 from compression.build.subprocesses import KEEP_MEMORY, ChildFailed, compression_python, run_child
 from deployments.state import cache_folder
 from deployments.weights import RECIPES

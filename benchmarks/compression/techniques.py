@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.lib.processes import RESUMES, command
-from benchmarks.overhead.gateway_engine import CONFIG
 from benchmarks.reporting.results import IMAGES, Progress, save
+from benchmarks.reporting.variant_group import group
+from benchmarks.systems.full_weights import CONFIG
 from compression.build.family import BuildError, Family, VariantSpec
 from compression.build.kernels import target, unservable
 from compression.build.source import SourceError
 from compression.build.subprocesses import compression_python
 from compression.progress import Progress as Reached
 from compression.recipe.schema import RecipeError, load_recipe
-from compression.report.page import AXES, Group, Row
+from compression.report.page import AXES
 from compression.report.plots import plot
 from deployments.state import cache_folder
 from deployments.weights import RECIPES
@@ -96,13 +97,6 @@ class Stages:
         if reached.stage != self.stage or now - self.said >= self.every_s:
             self.stage, self.said = reached.stage, now
             print(f"    {reached.stage} {reached.done:.0f}/{reached.total:.0f} {reached.unit}", flush=True)
-
-
-def group(result: dict[str, object]) -> Group:
-    """The result's cards as what `gearbox report` draws."""
-    cards = [Card.model_validate(card) for card in result["variants"].values()]  # type: ignore[attr-defined]
-    rows = [Row(card.name, card, card.quality, card.profile) for card in cards if card.quality and card.profile]
-    return Group(str(result["model"]), rows[0].profile.hardware, sorted(rows, key=lambda row: -row.quality.quality))
 
 
 def main() -> int:

@@ -44,6 +44,7 @@ class S3(_Store):
     """A bucket called `models`; credentials are wanted."""
 
     def do_GET(self) -> None:
+        """Answer a listing or a file."""
         self.asked.append(self.path)
         url = urlparse(self.path)
         if "authorization" not in self.headers:
@@ -82,6 +83,7 @@ class Hub(_Store):
     commit = "a" * 40
 
     def do_GET(self) -> None:
+        """Answer a listing or a file."""
         self.asked.append(self.path)
         files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
         path = urlparse(self.path).path

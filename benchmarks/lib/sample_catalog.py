@@ -1,4 +1,4 @@
-"""Builders of cards, variants and configurations for tests: small numbers that can be checked by hand."""
+"""Builders of cards, variants and configurations for tests and benchmarks: small numbers that can be checked by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ REQUEST = Features(prompt_tokens=100, output_tokens=11)
 
 
 def make_quality(quality: float = 1.0) -> Quality:
+    """A measured quality."""
     return Quality(
         quality=quality,
         derivation="top-1 agreement with full",
@@ -71,6 +72,7 @@ def make_card(
     digest: str = "sha256:" + "0" * 64,
     **changes: Any,
 ) -> Card:
+    """A measured card; `changes` are made to its fields."""
     fields: dict[str, Any] = {
         "name": name,
         "model": MODEL,
@@ -154,4 +156,5 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def make_config(**changes: Any) -> PlatformConfig:
+    """A platform with two variants; `changes` are made to its settings."""
     return PlatformConfig(**settings(**changes))

@@ -29,9 +29,11 @@ class FakeRetrieval:
         self.missing: set[str] = set()  # collections that nobody has
 
     def asked(self, method: str) -> list[dict[str, Any]]:
+        """The arguments of every call of `method`."""
         return [arguments for name, arguments in self.calls if name == method]
 
     async def call(self, method: str, **arguments: Any) -> Any:
+        """As `serve.retrieval.service.Service.call`."""
         self.calls.append((method, arguments))
         try:
             return await getattr(self, f"_{method}")(**arguments)

@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from benchmarks.lib.processes import NotStarted, command
-from benchmarks.overhead.gateway import gateway_engine as overhead_engine
-from benchmarks.overhead.gateway import gateway_mock_engine as overhead_instant
+from benchmarks.overhead import gateway_engine, gateway_mock_engine
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import save
+from benchmarks.systems.full_weights import CONFIG, NoWeights
 
 
 def main() -> int:
@@ -24,20 +24,20 @@ def main() -> int:
         "--quick", action="store_true", help="a few requests, once: shows that it works, proves nothing"
     )
     parser.add_argument("--repeats", type=int, help="rounds over all systems")
-    parser.add_argument("--config", type=Path, default=overhead_engine.CONFIG, help="engine arguments, for both sides")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="engine arguments, for both sides")
     parser.add_argument("--weights", type=Path, help="folder of `full`; else the one that `gearbox up` has built")
     given = parser.parse_args()
-    with command((NotStarted, overhead_engine.NoWeights), "everything that was started is stopped"):
+    with command((NotStarted, NoWeights), "everything that was started is stopped"):
         if given.part in ("instant", "all"):
-            size = overhead_instant.QUICK if given.quick else overhead_instant.FULL
+            size = gateway_mock_engine.QUICK if given.quick else gateway_mock_engine.FULL
             size = dataclasses.replace(size, repeats=given.repeats or size.repeats)
-            result = overhead_instant.measure(size)
+            result = gateway_mock_engine.measure(size)
             save("overhead-instant", result)
             plots.overhead_instant(result)
         if given.part in ("engine", "all"):
-            shape = overhead_engine.QUICK if given.quick else overhead_engine.FULL
+            shape = gateway_engine.QUICK if given.quick else gateway_engine.FULL
             shape = dataclasses.replace(shape, repeats=given.repeats or shape.repeats)
-            result = overhead_engine.measure(shape, given.config, given.weights)
+            result = gateway_engine.measure(shape, given.config, given.weights)
             save("overhead-engine", result)
             plots.overhead_engine(result)
     return 0

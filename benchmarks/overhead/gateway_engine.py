@@ -13,19 +13,12 @@ from pathlib import Path
 from benchmarks.lib.vllm_bench import Outcome, Point, bench_serve
 from benchmarks.reporting.results import Progress, spread
 from benchmarks.systems.engine_systems import Server, serving
-from deployments.state import cache_folder
-from deployments.weights import Weights
-from serve.config.platform import ConfigError, PlatformConfig, load_config
+from benchmarks.systems.full_weights import full_weights
 
-CONFIG = Path(__file__).parents[2] / "deployments" / "local.yaml"
 COMPARED = ("bare", "stock", "gearbox")
 ONCE = "stock-python-proxy"
 AIMS = {"added_ttft_ms": 5.0, "tokens_per_s_ratio_at_32": 0.95}
 START_S, STOP_S = 50.0, 10.0  # first estimates for the time left
-
-
-class NoWeights(Exception):
-    """`full` is not there to be measured."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -80,19 +73,6 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
         "aims": AIMS,
         "systems": {name: _summary(by_streams, outcomes["bare"]) for name, by_streams in outcomes.items()},
     }
-
-
-def full_weights(config_file: Path, weights: Path | None) -> tuple[PlatformConfig, Path]:
-    """The configuration with one variant, and the folder of its weights."""
-    try:
-        config = load_config(config_file)
-        config = config.only([config.variants[0].name])
-        folder = weights or Weights(config, cache_folder()).ready(config.variants[0])
-    except ConfigError as error:
-        raise NoWeights(str(error)) from error
-    if folder is None:
-        raise NoWeights(f"variant '{config.variants[0].name}' is not built; 'gearbox up' builds it, or give --weights")
-    return config, folder
 
 
 def _measure_once(

@@ -9,25 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import httpx
-
 from benchmarks.lib.load_generator import Load, Sample, run
 from benchmarks.lib.processes import BACKGROUND, NotStarted, System, free_ports, python
 from benchmarks.reporting.results import Progress, spread
 from benchmarks.systems import litellm_proxy
-from benchmarks.systems.mock_engine import MODEL
+from benchmarks.systems.engine_systems import PYTHON_PROXY
+from benchmarks.systems.mock_engine import answers, body
 
 CONNECTIONS = (1, 8, 32)
 STREAMS = 32
-QUESTION = "What is a gearbox, and why does a car need one? Answer in two sentences."
 #: How streams are paced, as `benchmarks.systems.mock_engine` understands it. A token each 50 ms is a human reading speed.
 PACES = {"step": "step 50", "scatter": "scatter 50", "saturated": "now"}
 AIMS_US = {"unary": 1200, "token": 100}
-PYTHON_PROXY = {
-    "RAY_SERVE_ENABLE_HA_PROXY": "0",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
-    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # the gateway still reaches the replicas on their own ports
-}
 
 
 @dataclass(slots=True, frozen=True)
@@ -151,23 +144,6 @@ def _start(stack: ExitStack, names: list[str]) -> Iterator[tuple[str, Target]]:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         system.wait(lambda url=url: answers(url), 180)
         yield name, Target(name, url, (bare, system) if name == "litellm" else (system,))
-
-
-def answers(url: str) -> bool:
-    """Whether it gives a whole answer and a whole stream, of the length that was asked for."""
-    headers = {"authorization": "Bearer none"}
-    whole = httpx.post(url, json=body(3), headers=headers, timeout=10)
-    if whole.status_code != 200 or whole.json()["usage"]["completion_tokens"] != 3:
-        return False
-    stream = httpx.post(url, json=body(3, "now"), headers=headers, timeout=10).text
-    return stream.count('"content":" gear"') == 3 and "data: [DONE]" in stream
-
-
-def body(tokens: int, pace: str | None = None) -> dict[str, object]:
-    """A chat request; a stream when `pace` is given."""
-    content = f"{pace} {QUESTION}" if pace else QUESTION
-    body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": tokens}
-    return {**body, "stream": True, "stream_options": {"include_usage": True}} if pace else body
 
 
 def _measure_once(target: Target, idle: Mapping[str, float], size: Size) -> dict[str, object]:

@@ -11,9 +11,9 @@ from pathlib import Path
 from benchmarks.lib.machine import describe
 from benchmarks.reporting import claims
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-IMAGES = HERE.parent / "docs" / "images"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
 
 
 @dataclass(slots=True)
@@ -57,7 +57,8 @@ def save(name: str, result: dict[str, object]) -> Path:
     """Write `results/NAME.json` with the machine and the command that made it, and its rows of `results/claims.json`."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    command = " ".join(["python -m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    module = ".".join(Path(sys.argv[0]).resolve().with_suffix("").relative_to(ROOT).parts)
+    command = " ".join(["python -m", module, *sys.argv[1:]])
     whole = {"machine": describe(), "command": command, **result}
     path.write_text(json.dumps(whole, indent=1) + "\n")
     claims.record(name, whole, RESULTS)

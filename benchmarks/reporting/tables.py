@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.compression.techniques import group
 from benchmarks.reporting import claims, grounding_tables
 from benchmarks.reporting import telemetry_tables as observing_tables
 from benchmarks.reporting.cells import Result, machine_line, median_range, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
+from benchmarks.reporting.variant_group import group
 from compression.report.page import quality_ci95
 
 ROOT = Path(__file__).parents[2]

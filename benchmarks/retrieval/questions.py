@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from benchmarks.retrieval.labelled_texts import Entry, foldoc
 from benchmarks.retrieval import support_scoring as guard
+from benchmarks.retrieval.labelled_texts import Entry, foldoc
 from serve.retrieval.verify.support import sentences
 
 CLASSIC_SUM = "What is 40366 / 439?"

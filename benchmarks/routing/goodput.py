@@ -25,11 +25,11 @@ import orjson
 import yaml
 
 from benchmarks.lib.processes import NotStarted, System, command, free_ports, python
-from benchmarks.overhead.gateway_engine import CONFIG
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import Progress, save, spread
 from benchmarks.routing import simulate
 from benchmarks.routing.workloads import Outcome, Request, bursty, full_load, mixed, prediction, summary
+from benchmarks.systems.full_weights import CONFIG
 from compression.build.subprocesses import ChildFailed, run_child
 from deployments.state import cache_folder, load_state
 from serve.card import Profile, load_card

@@ -12,10 +12,15 @@ import httpx
 import yaml
 
 from benchmarks.lib.processes import System, free_ports, python
-from benchmarks.overhead.gateway_mock_engine import PYTHON_PROXY
 from serve.config.platform import PlatformConfig
 
 PATIENCE_S = 600.0
+PYTHON_PROXY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "0",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "0",
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",  # the gateway still reaches the replicas on their own ports
+}
+
 QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 SYSTEMS = ("bare", "stock", "gearbox", "stock-python-proxy")
 

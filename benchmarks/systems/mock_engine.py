@@ -13,6 +13,7 @@ import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import httpx
 import orjson
 
 Message = MutableMapping[str, Any]
@@ -20,6 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 MODEL = "instant"
+QUESTION = "What is a gearbox, and why does a car need one? Answer in two sentences."
 _HEAD = (
     b'data: {"id":"chatcmpl-9d2c1f6c0a3e4b58","object":"chat.completion.chunk","created":1767225600,"model":"instant",'
 )
@@ -137,6 +139,23 @@ async def _stream(send: Send, tokens: int, usage: bool, pace: "Callable[[], Awai
         await send({"type": "http.response.body", "body": _USAGE % (16 + tokens, tokens), "more_body": True})
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
     await send({"type": "http.response.body", "body": b""})
+
+
+def answers(url: str) -> bool:
+    """Whether it gives a whole answer and a whole stream, of the length that was asked for."""
+    headers = {"authorization": "Bearer none"}
+    whole = httpx.post(url, json=body(3), headers=headers, timeout=10)
+    if whole.status_code != 200 or whole.json()["usage"]["completion_tokens"] != 3:
+        return False
+    stream = httpx.post(url, json=body(3, "now"), headers=headers, timeout=10).text
+    return stream.count('"content":" gear"') == 3 and "data: [DONE]" in stream
+
+
+def body(tokens: int, pace: str | None = None) -> dict[str, object]:
+    """A chat request; a stream when `pace` is given."""
+    content = f"{pace} {QUESTION}" if pace else QUESTION
+    body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": tokens}
+    return {**body, "stream": True, "stream_options": {"include_usage": True}} if pace else body
 
 
 def main() -> None:

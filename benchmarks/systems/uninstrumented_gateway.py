@@ -11,7 +11,7 @@ import serve.gateway.app
 from benchmarks.systems.mock_engine import Message, Receive, Send
 from deployments.gateway import GatewayDeployment
 from serve.request.lifecycle import Attempt
-from serve.telemetry.request_telemetry import Accounts
+from serve.telemetry.request_telemetry import RequestTelemetry
 
 
 class Nothing:
@@ -39,25 +39,23 @@ class EmptyPage(Collector):
         return ()
 
 
-class SilentAccounts(Accounts):
-    """Charges what a request used, which is no matter of observing, and tells nothing."""
+class NoTelemetry(RequestTelemetry):
+    """Records nothing."""
 
-    async def attempted(self, attempt: Attempt) -> None:
-        """Count the tokens against the caller's limits."""
-        if attempt.report.total_tokens:
-            await self._gatekeeper.charge(attempt.request.caller, attempt.report.total_tokens)
+    def record_attempt(self, attempt: Attempt) -> None:
+        """Record nothing."""
 
-    async def publish(self) -> None:
-        """Nobody is told."""
+    def record_decision(self, *_: object) -> None:
+        """Record nothing."""
 
-    def decided(self, *_: object) -> None:
-        """Nobody is told."""
+    def record_completion(self, *_: object, **__: object) -> None:
+        """Record nothing."""
 
-    def ended(self, *_: object, **__: object) -> None:
-        """Nobody is told."""
+    def record_rejection(self, *_: object) -> None:
+        """Record nothing."""
 
-    def refused(self, *_: object) -> None:
-        """Nobody is told."""
+    def export_quotas(self, *_: object) -> None:
+        """Export nothing."""
 
 
 class MountedGateway(GatewayDeployment):
@@ -80,5 +78,5 @@ class SilentGateway(MountedGateway):
 
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
         deployments.gateway.Metrics, deployments.gateway.Exposition = Nothing, EmptyPage  # type: ignore[misc, assignment]
-        serve.gateway.app.Accounts = SilentAccounts  # type: ignore[misc]
+        serve.gateway.app.RequestTelemetry = NoTelemetry  # type: ignore[misc]
         super().__init__(config, engine_token)

@@ -20,10 +20,10 @@ import httpx
 from benchmarks.lib.load_generator import Load, LoadError, Sample, run
 from benchmarks.lib.metrics_scraper import EACH_S, scraped
 from benchmarks.lib.processes import BACKGROUND, NotStarted, System, command, free_ports, python
-from benchmarks.overhead.gateway import gateway_engine as overhead_engine
-from benchmarks.overhead.gateway_mock_engine import answers, body
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import Progress, load, save, spread
+from benchmarks.systems.full_weights import CONFIG, NoWeights
+from benchmarks.systems.mock_engine import answers, body
 from benchmarks.systems.paired_gateways import NAMES, metrics_port
 from benchmarks.telemetry import overhead_engine as observing_engine
 from benchmarks.telemetry.overhead_engine import FLUSH_S
@@ -312,10 +312,10 @@ def main() -> int:
     parser.add_argument("--engine", action="store_true", help="on the real engine: off and everything, in turn")
     parser.add_argument("--quick", action="store_true", help="once, and short: shows that it works, proves nothing")
     parser.add_argument("--rounds", type=int, help="over all gateways, in each start")
-    parser.add_argument("--config", type=Path, default=overhead_engine.CONFIG, help="engine arguments, for --engine")
+    parser.add_argument("--config", type=Path, default=CONFIG, help="engine arguments, for --engine")
     parser.add_argument("--weights", type=Path, help="folder of `full`, for --engine; else the one 'gearbox up' built")
     given = parser.parse_args()
-    with command((NotStarted, LoadError, overhead_engine.NoWeights), "everything that was started is stopped"):
+    with command((NotStarted, LoadError, NoWeights), "everything that was started is stopped"):
         if given.engine:
             shape = observing_engine.QUICK if given.quick else observing_engine.FULL
             shape = dataclasses.replace(shape, rounds=given.rounds or shape.rounds)

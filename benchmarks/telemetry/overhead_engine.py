@@ -18,9 +18,9 @@ import deployments.supervisor
 from benchmarks.lib.metrics_scraper import scraped
 from benchmarks.lib.processes import System, free_ports, python
 from benchmarks.lib.vllm_bench import Point, bench_serve
-from benchmarks.overhead.gateway_engine import full_weights
 from benchmarks.reporting.results import Progress, spread
 from benchmarks.systems.engine_systems import serving
+from benchmarks.systems.full_weights import full_weights
 from benchmarks.systems.paired_gateways import gateways, metrics_port
 
 COLLECTOR = "BENCHMARK_COLLECTOR"

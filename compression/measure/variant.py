@@ -19,6 +19,7 @@ from compression import hardware
 from compression.build.family import MEASURED_FILE
 from compression.errors import KnownError, exit_code
 from compression.files import write_whole
+from compression.measure import drift
 from compression.measure.engine import Served
 from compression.measure.human_eval import NAME as HUMAN_EVAL
 from compression.measure.human_eval import load_problems, score_code
@@ -33,7 +34,6 @@ from compression.measure.quality import (
 )
 from compression.measure.scoring import score_task
 from compression.measure.tasks import TaskError, arithmetic, definitions, load_task
-from compression.measure.variant import drift
 from compression.progress import Report, report_on_stdout
 from compression.text import (
     HELD_OUT_COUNT,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from compression.progress import Report
-from compression.steps.prune import decoder_layers
+from compression.steps.model_parts import decoder_layers
 
 if TYPE_CHECKING:
     from llmcompressor.modifiers import Modifier

@@ -1,24 +1,19 @@
 """Structured pruning: take out the layers, attention heads, MLP neurons or tokens that matter least to the model's output."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from compression.errors import KnownError
 from compression.progress import Report
 from compression.recipe.schema import Prune
+from compression.steps.model_parts import Done, PruneError, check_finite, decoder_layers, run_watched
+from compression.steps.width_pruning import keep_heads, keep_neurons
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
     from transformers import PreTrainedModel
-
-Done = Callable[[], None]  # called after each sequence
-
-
-class PruneError(KnownError):
-    """A model that cannot lose that much, or is not built from the parts that are to be pruned."""
 
 
 def prune(
@@ -34,8 +29,6 @@ def prune(
     Raises:
         PruneError: it is built from other parts, or its activations are not numbers.
     """
-    from compression.steps.width_pruning import keep_heads, keep_neurons
-
     wanted = [part for part in (step.layers, step.heads, step.mlp_width) if part is not None]
     finished = 0
 
@@ -82,19 +75,6 @@ def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]]
     return (total / len(sequences)).tolist()
 
 
-def run_watched(
-    model: "PreTrainedModel", sequences: Sequence[Sequence[int]], hooks: "Sequence[RemovableHandle]", done: Done
-) -> None:
-    """Pass every sequence through `model` while `hooks` watch it, then take them off."""
-    try:
-        for sequence in sequences:
-            model(torch.tensor([sequence]), use_cache=False)
-            done()
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
 def layers_to_keep(influence: Sequence[float], keep: int) -> list[int]:
     """Indices of the `keep` layers that stay, in order: the first, the last, and the most influential between them.
 
@@ -119,19 +99,3 @@ def keep_layers(model: "PreTrainedModel", kept: Sequence[int]) -> None:
     model.config.num_hidden_layers = len(kept)
     if types := getattr(model.config, "layer_types", None):
         model.config.layer_types = [types[index] for index in kept]
-
-
-def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
-    """The transformer layers of a causal language model, in order. Raises `PruneError` when it keeps them elsewhere."""
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList):
-        raise PruneError(f"cannot prune a {type(model).__name__}: its decoder has no list of layers")
-    return layers
-
-
-def check_finite(measured: Tensor) -> None:
-    """Raise `PruneError` when an influence is no number: nothing can be ranked by it."""
-    if not torch.isfinite(measured).all():
-        raise PruneError(
-            "the model's activations are not finite numbers on the calibration text: its weights are broken"
-        )

@@ -8,7 +8,7 @@ from torch import nn
 
 from compression.progress import Report
 from compression.recipe.schema import Sparsify
-from compression.steps.prune import decoder_layers
+from compression.steps.model_parts import decoder_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

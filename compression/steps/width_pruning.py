@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.steps.prune import Done, PruneError, check_finite, decoder_layers, run_watched
+from compression.steps.model_parts import Done, PruneError, check_finite, decoder_layers, run_watched
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle

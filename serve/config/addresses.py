@@ -2,9 +2,11 @@
 
 import re
 import socket
+from collections.abc import Collection
 from ipaddress import ip_address
 from typing import Any
 
+ANY_HOST = "*"  # in `server.allowed_hosts` and `server.allowed_origins`
 _EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # all of a machine's addresses, and the one to reach them from itself
 _NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
@@ -42,3 +44,41 @@ def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[An
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
     return family, address
+
+
+def host_allowed(host: str, allowed: Collection[str]) -> bool:
+    """Whether a `Host` header, in lower case, names a platform that also answers to the names in `allowed`.
+
+    An address always does: DNS rebinding takes a name. Probes of Kubernetes and load balancers come with one.
+    """
+    name = _name_of(host)
+    if (
+        name in allowed
+        or ANY_HOST in allowed
+        or name == "localhost"
+        or name.endswith(".localhost")
+        or _is_address(name)
+    ):
+        return True
+    return any(name.endswith(pattern[1:]) for pattern in allowed if pattern.startswith("*."))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a listener on `host`."""
+    return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
+
+
+def _name_of(host: str) -> str:
+    """The header's name or address without port, brackets, and the dot of a fully qualified name."""
+    if host.startswith("["):
+        address, bracket, port = host[1:].partition("]")
+        return address if bracket and (not port or port.startswith(":")) else host
+    return host.partition(":")[0].removesuffix(".")
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -25,14 +25,13 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-from serve.budget import DEFAULT_PROFILES, Budget
+from serve.budget import DEFAULT_PROFILES, LEVELS, Budget
 from serve.card import first_problem, problem_path
 from serve.config.addresses import listen_host, local_url
 from serve.config.engine_arguments import Arguments
 from serve.config.environment import Environment, unknown_variable, variable_of
 from serve.config.http_tools import HttpToolConfig
 from serve.config.yaml_file import YamlError, YamlFile, read_yaml
-from serve.routing.online_estimators import LEVELS
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 

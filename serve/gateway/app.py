@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
-from serve.gateway.auth import Caller, Gatekeeper
+from serve.gateway.auth import Gatekeeper
 from serve.gateway.documents_api import Documents
 from serve.gateway.engine_client import Engines, Replicas
 from serve.gateway.generation import Generation
@@ -26,19 +26,21 @@ from serve.gateway.http import (
     headers_of,
     lifespan,
     read_body,
-    read_json,
     reply,
     reply_json,
-)  # fmt: skip
+)
 from serve.gateway.openapi import describe
+from serve.gateway.rate_limits import StoreUnavailable
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
+from serve.request.caller import Caller
+from serve.request.json_body import read_json  # fmt: skip
 from serve.request.lifecycle import CUSTOM, Arrival
 from serve.routing.catalog import Variant
 from serve.routing.policies import POLICIES
 from serve.routing.router import Router
 from serve.telemetry.metrics import Metrics
-from serve.telemetry.request_telemetry import Accounts
+from serve.telemetry.request_telemetry import RequestTelemetry
 from serve.telemetry.tracing import Tracer
 
 _BODIES = 64  # of the largest size, that a gateway reads at once; of smaller ones as many more
@@ -71,13 +73,13 @@ class Gateway:
         self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
         told = config.observability
         tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
-        self.accounts = Accounts(told, self._gatekeeper.tenants, metrics, self._gatekeeper, tracer)
+        self.telemetry = RequestTelemetry(told, self._gatekeeper.tenants, metrics, tracer)
         self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
         self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
         self._generation = Generation(
-            config, variants, self._engines, self._gatekeeper, metrics, self.accounts, _router(config), self._grounder
+            config, variants, self._engines, self._gatekeeper, metrics, self.telemetry, _router(config), self._grounder
         )
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/route": {"POST": self._route},
@@ -105,12 +107,20 @@ class Gateway:
         _begin(self._metrics, config)
         self._description = _description(config)
         self._gatekeeper.reconfigure(config.access)
-        self.accounts.reconfigure(self._gatekeeper.tenants)
+        self.telemetry.reconfigure(self._gatekeeper.tenants)
         self._generation.reconfigure(config, _router(config))
+
+    async def export_quotas(self) -> None:
+        """Export how much of the rate limits is used; called periodically."""
+        try:
+            quotas = await self._gatekeeper.used(self.telemetry.tenants)
+        except StoreUnavailable:
+            return  # logged and counted where it failed
+        self.telemetry.export_quotas(quotas)
 
     async def _close(self) -> None:
         await self._engines.close()
-        await asyncio.to_thread(self.accounts.close)
+        await asyncio.to_thread(self.telemetry.close)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection scope."""
@@ -136,11 +146,11 @@ class Gateway:
             else:
                 await self._find(path, method)(headers, receive, send, scope)
         except RequestError as error:
-            self.accounts.refused(error, request_id, path)
+            self.telemetry.record_rejection(error, request_id, path)
             await reply(send, error.status, error.body(), error.headers.items())
         except Exception:
             hidden = internal_error(request_id)
-            self.accounts.refused(hidden, request_id, path)
+            self.telemetry.record_rejection(hidden, request_id, path)
             await reply(send, 500, hidden.body())
 
     def _find(self, path: str, method: str) -> Handler:

@@ -3,7 +3,6 @@
 import hashlib
 import secrets
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from limits import RateLimitItemPerMinute
@@ -12,17 +11,8 @@ from serve.config.platform import AccessConfig, ServerConfig
 from serve.errors import RequestError
 from serve.gateway.cross_origin import CrossOriginProtection
 from serve.gateway.rate_limits import Limits
+from serve.request.caller import Caller
 from serve.telemetry.metrics import Metrics
-
-
-@dataclass(slots=True, frozen=True)
-class Caller:
-    """Whoever a request is counted for."""
-
-    tenant: str
-    budget: str  # name of the default profile
-    requests: RateLimitItemPerMinute | None = None
-    tokens: RateLimitItemPerMinute | None = None
 
 
 def new_key() -> tuple[str, str]:

@@ -5,14 +5,10 @@ known key must name this platform as its `Host` (DNS rebinding), must not come f
 forgery), and its body must be of a type that no page can send to another site without asking first.
 """
 
-import ipaddress
-from collections.abc import Collection
-
+from serve.config.addresses import ANY_HOST, host_allowed
 from serve.config.platform import ServerConfig
 from serve.errors import RequestError
 from serve.gateway.http import JSON, Headers
-
-_ANY = "*"
 
 
 class CrossOriginProtection:
@@ -45,7 +41,7 @@ class CrossOriginProtection:
                 )
 
     def _check_origin(self, host: str, headers: Headers) -> None:
-        if _ANY in self._origins:
+        if ANY_HOST in self._origins:
             return
         origin = headers.get("origin")
         if origin is None:  # browsers leave it out where a page merely loads something
@@ -61,35 +57,3 @@ class CrossOriginProtection:
             "'server.allowed_origins'",
             code="origin_not_allowed",
         )
-
-
-def host_allowed(host: str, allowed: Collection[str]) -> bool:
-    """Whether a `Host` header, in lower case, names a platform that also answers to the names in `allowed`.
-
-    An address always does: DNS rebinding takes a name. Probes of Kubernetes and load balancers come with one.
-    """
-    name = _name_of(host)
-    if name in allowed or _ANY in allowed or name == "localhost" or name.endswith(".localhost") or _is_address(name):
-        return True
-    return any(name.endswith(pattern[1:]) for pattern in allowed if pattern.startswith("*."))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener on `host`."""
-    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
-
-
-def _name_of(host: str) -> str:
-    """The header's name or address without port, brackets, and the dot of a fully qualified name."""
-    if host.startswith("["):
-        address, bracket, port = host[1:].partition("]")
-        return address if bracket and (not port or port.startswith(":")) else host
-    return host.partition(":")[0].removesuffix(".")
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

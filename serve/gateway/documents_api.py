@@ -16,8 +16,9 @@ from serve.card import first_problem
 from serve.config.platform import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.grounding import Retrieval
-from serve.gateway.http import BodyMemory, read_json
-from serve.gateway.json_types import INTEGRAL
+from serve.gateway.http import BodyMemory
+from serve.request.json_body import read_json
+from serve.request.json_types import INTEGRAL
 from serve.retrieval.ingest.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit

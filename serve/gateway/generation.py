@@ -17,20 +17,23 @@ from opentelemetry.trace import SpanKind
 from serve.budget import Budget, resolve_budget
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
-from serve.gateway.auth import Caller, Gatekeeper
+from serve.gateway.auth import Gatekeeper
 from serve.gateway.engine_client import Engines, EngineUnreachable
-from serve.gateway.grounding import Fits, Grounder, Grounding
+from serve.gateway.grounding import Fits, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
-from serve.gateway.sse_relay import Choice, EngineFault, EngineReport, StreamRelay, error_event, splice
+from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.call import Call
+from serve.request.caller import Caller
 from serve.request.chat_fields import read_fields
 from serve.request.direct_answer import DirectAnswer, documents
+from serve.request.engine_report import Choice, EngineReport
+from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
 from serve.routing.router import Decision, Router
 from serve.telemetry.metrics import Metrics
-from serve.telemetry.request_telemetry import Accounts
+from serve.telemetry.request_telemetry import RequestTelemetry
 
 MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
@@ -56,12 +59,12 @@ class Generation:
         engines: Engines,
         gatekeeper: Gatekeeper,
         metrics: Metrics,
-        accounts: Accounts,
+        telemetry: RequestTelemetry,
         router: Router,
         grounder: Grounder,
     ) -> None:
         self._config = config
-        self._accounts = accounts
+        self._telemetry = telemetry
         self._grounder = grounder
         self._router = router
         self._lengths = OutputLengths()
@@ -118,7 +121,7 @@ class Generation:
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
         """Generate and send the answer, or an error. Raises `RequestError` where it is not even known what is asked for."""
         budget, profile = self.budget(call, caller, headers)
-        trace = self._accounts.trace(headers, f"{call.endpoint} {call.ref.model}", arrival.head)
+        trace = self._telemetry.trace(headers, f"{call.endpoint} {call.ref.model}", arrival.head)
         request = Request(call, caller, id, arrival, budget, profile, trace)
         error = None
         try:
@@ -126,11 +129,11 @@ class Generation:
         except RequestError as raised:
             error = raised
         except asyncio.CancelledError:
-            self._accounts.ended(request, cancelled=True)
+            self._telemetry.record_completion(request, cancelled=True)
             raise
         except Exception:
             error = internal_error(id)
-        self._accounts.ended(request, error)
+        self._telemetry.record_completion(request, error)
         if error is not None:
             await reply(send, error.status, error.body(), error.headers.items())
 
@@ -160,7 +163,7 @@ class Generation:
                 self._metrics.failovers.labels(*moved_from).inc()
                 moved_from = None
             self._metrics.decision.observe(decided - began)
-            self._accounts.decided(request.profile, decision)
+            self._telemetry.record_decision(request.profile, decision)
             attempt = Attempt(request, decision, decided, decided - began)
             request.attempts.append(attempt)
             name = decision.variant.name
@@ -257,11 +260,11 @@ class Generation:
             in_flight.dec()
             if attempt.first:
                 variant.live.remember(attempt.decision.features)
-            try:
-                await self._accounts.attempted(attempt)
-            finally:  # whatever became of the accounts: what the answer took is known
-                if attempt.outcome == "ok":
-                    self._learn(attempt)
+            if attempt.outcome == "ok":
+                self._learn(attempt)
+            self._telemetry.record_attempt(attempt)
+            if attempt.report.total_tokens:
+                await self._gatekeeper.charge(attempt.request.caller, attempt.report.total_tokens)
 
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
         document = orjson.loads(body)
@@ -272,7 +275,7 @@ class Generation:
         elif attempt.report.completion_tokens == 1:
             attempt.first = attempt.last
         request = attempt.request
-        if self._accounts.keeps_text:
+        if self._telemetry.captures_content:
             choice = document["choices"][0]
             attempt.text = choice["message"].get("content") if "message" in choice else choice.get("text")
         if request.grounding is not None:
@@ -287,7 +290,7 @@ class Generation:
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
         """Relay a stream; returns the outcome. The head goes out with the first token, until then it may fail over."""
         request = attempt.request
-        collects = request.grounding is not None or self._accounts.keeps_text
+        collects = request.grounding is not None or self._telemetry.captures_content
         relay = StreamRelay(request.call.wants_usage, self._rename(request.call), collects=collects)
         try:
             chunk = b""
@@ -316,7 +319,7 @@ class Generation:
             )
         finally:
             attempt.report = relay.report
-            attempt.text = relay.text if self._accounts.keeps_text else None
+            attempt.text = relay.text if self._telemetry.captures_content else None
         if not relay.done:
             message = f"the answer broke off at variant '{attempt.variant.name}'; what was sent so far is incomplete"
             told = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}

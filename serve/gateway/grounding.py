@@ -5,26 +5,25 @@ Searching itself happens in the retrieval deployment, behind `Retrieval`.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from time import perf_counter
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool, ValidationError
+from pydantic import ValidationError
 
 from serve.budget import Budget
 from serve.card import first_problem
-from serve.config.platform import Name, RetrievalConfig
+from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.http import Headers
-from serve.gateway.json_types import INTEGRAL
 from serve.gateway.rewording import question_of, without_chance, worded
-from serve.gateway.sse_relay import Choice
 from serve.request.call import Call
 from serve.request.chat_fields import read_fields
 from serve.request.direct_answer import DirectAnswer, calls_function, may_grow, model_only, most_tokens, takes_text
+from serve.request.engine_report import Choice
+from serve.request.grounding import Grounding, Wanted
 from serve.telemetry.metrics import Metrics
 from serve.tools.intent import detect
 
@@ -41,7 +40,6 @@ _NOT_AN_AGENTS = (
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 _SEEN_S = 60.0  # for how long a search tells of the next
 
-Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
 Fits = Callable[[int, float], bool]
 
 
@@ -50,104 +48,6 @@ class Retrieval(Protocol):
 
     async def call(self, method: str, **arguments: Any) -> Any:
         """One of `serve.retrieval.service.Service`'s calls. Raises `RequestError`."""
-
-
-class Wanted(BaseModel):
-    """How one request is to be grounded: its `retrieval` field on top of the deployment's defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    collection: Name | None
-    mode: Name
-    top_k: Annotated[int, Field(ge=1, le=20, strict=True), INTEGRAL]
-    filters: dict[str, Any] | None = None
-    min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    on_budget: Literal["shrink", "skip", "refuse"]
-    on_unsupported: Literal["abstain", "answer"]
-    unverified: Literal["quote", "mark"]
-    tools: tuple[Literal["calculator", "clock"], ...]
-    agent: StrictBool = False  # the model calls the tools itself, and searches with one
-    # what of the request names the collection, or asks for the default one; None: `always` does
-    _asked_by: str | None = PrivateAttr(default=None)
-
-    @property
-    def asked_by(self) -> str | None:
-        """The parameter that an error about the collection is of; None: the request asked for none."""
-        return self._asked_by
-
-    @property
-    def names_collection(self) -> bool:
-        """Whether the request names its collection."""
-        return self._asked_by in ("model", "retrieval.collection")
-
-
-@dataclass(slots=True)
-class Grounding:
-    """What was done for one request, and what came of it."""
-
-    wanted: Wanted
-    question: str = ""
-    quotable: bool = False  # whether text may be added to the answer
-    outcome: Outcome = "off"
-    why: str | None = None
-    support: float | None = None
-    passages: Sequence[Mapping[str, Any]] = ()
-    began: float = 0.0  # of searching, perf_counter seconds
-    ms: float = 0.0  # of searching
-    check_ms: float | None = None
-    timings_ms: Mapping[str, float] = field(default_factory=dict)  # by the pipeline's components
-    starts_ms: Mapping[str, float] = field(default_factory=dict)  # when they began, after the search did
-    tools: list[dict[str, Any]] = field(default_factory=list)
-    direct: DirectAnswer | None = None  # the answer itself, where it is known before a variant is asked
-    sentences: list[dict[str, Any]] | None = None  # None: not checked
-    quoted: int | None = None  # number of the source that was quoted after an answer that no source supports
-
-    @property
-    def answer(self) -> str | None:
-        """The text of the answer, where it is known before a variant is asked."""
-        return self.direct.text if self.direct else None
-
-    @property
-    def reason(self) -> str:
-        """Why the answer was known before a variant was asked."""
-        return self.outcome
-
-    def public(self) -> dict[str, object]:
-        """What the answer's `gearbox` object says of it."""
-        return {
-            "grounded": self._grounded(),
-            "citations": self._citations(),
-            "sentences": self.sentences,
-            "quoted": self.quoted,
-            "tools": self.tools,
-            "retrieval": {
-                "outcome": self.outcome, "why": self.why, "collection": self.wanted.collection, "mode": self.wanted.mode,
-                "support": self.support, "passages": len(self.passages), "ms": self.ms, "check_ms": self.check_ms,
-                "timings_ms": self.timings_ms,
-            },
-        }  # fmt: skip
-
-    def _grounded(self) -> bool | None:
-        """Whether sources support every claim of the answer; None where that was not checked."""
-        if self.outcome == "computed":
-            return True
-        if self.outcome == "agent":
-            return None
-        if not self.passages:
-            return False
-        if self.sentences is None:
-            return None
-        claims = [one["supported"] for one in self.sentences if one["supported"] is not None]
-        return bool(claims) and all(claims)
-
-    def _citations(self) -> list[dict[str, Any]]:
-        """The sources that the answer's sentences rest on."""
-        cited = {one["source"] for one in self.sentences or () if one["supported"]} | {self.quoted}
-        return [
-            {name: passage[name] for name in ("n", "source", "title", "heading", "page", "score", "quote")}
-            for passage in self.passages
-            if passage["n"] in cited
-        ]
 
 
 class Grounder:

@@ -1,8 +1,6 @@
 """ASGI in its plainest form: reading a bounded body, sending a reply. The gateway has few routes and a hot path."""
 
 import asyncio
-import json
-import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +20,6 @@ _BODY_WAIT_S = 60.0  # for the next part of a body: a client that stops sending 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
-#: JSON nested deeper is refused: what handles it later, here and in engines, recurses. Real bodies stay far below.
-MAX_DEPTH = 64
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
 _SINGLE = {  # headers that decide something: given twice, the parts of the platform might each follow another one
     "authorization", "content-encoding", "content-length", "content-type", "host", "idempotency-key", "origin",
     "transfer-encoding", "traceparent", "x-request-id",
@@ -133,47 +128,6 @@ async def read_body(receive: Receive, headers: Headers, limit: int, held: HeldBo
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
-
-
-def read_json(raw: bytes) -> object:
-    """The JSON in a body. Raises `RequestError` 400. Of a member that is given twice, the last counts."""
-    if not raw:
-        raise RequestError(400, "the body is empty; it must be JSON", code="invalid_json")
-    try:
-        document = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
-    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
-        raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
-    if _LONG_NUMBER.search(raw):  # orjson makes floats of integers of more than 64 bits
-        try:
-            document = json.loads(raw)
-        except ValueError as error:  # thousands of digits
-            raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
-    return document
-
-
-def dump_json(document: object) -> bytes:
-    """`document` as JSON, with integers of any size."""
-    try:
-        return orjson.dumps(document)
-    except TypeError:
-        return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _deeper_than(document: object, limit: int) -> bool:
-    level = [document]
-    for _ in range(limit):
-        level = [
-            value
-            for container in level
-            if isinstance(container, dict | list)
-            for value in (container.values() if isinstance(container, dict) else container)
-            if isinstance(value, dict | list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def body_too_large(limit: int) -> RequestError:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from serve.errors import RequestError
-from serve.gateway.http import dump_json, read_json
+from serve.request.json_body import dump_json, read_json
+from serve.routing.catalog import BLOCK_CHARS
 
 Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
 DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
 _COMPLETION_TOKENS = 16  # the limit of a completion that names none, OpenAI's and vLLM's
-BLOCK_CHARS = 512  # of the prompt's text, about one block of the engine's cache
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
 
 

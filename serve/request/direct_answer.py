@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.gateway.sse_relay import Choice
 from serve.request.call import Call
 from serve.request.chat_fields import ChatFields
+from serve.request.engine_report import Choice
 
 _PIECE = re.compile(r" ?(?:[a-z]{1,2}|[A-Z])|.", re.DOTALL)
 #: Fields about the tokens themselves, which only a model's own answer has.

@@ -7,14 +7,14 @@ from typing import Literal, NamedTuple
 from opentelemetry.trace import Span
 
 from serve.budget import Budget
-from serve.gateway.auth import Caller
-from serve.gateway.grounding import Grounding
-from serve.gateway.sse_relay import EngineReport
 from serve.request.call import Call
+from serve.request.caller import Caller
+from serve.request.engine_report import EngineReport
+from serve.request.grounding import Grounding
+from serve.request.trace import Trace
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Latency
 from serve.routing.router import Decision
-from serve.telemetry.tracing import Trace
 
 Outcome = Literal["ok", "client_error", "engine_error", "cancelled", "interrupted"]
 CUSTOM = "custom"  # profile of requests that name limits of their own

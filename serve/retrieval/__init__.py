@@ -1,1 +1,4 @@
-"""Grounding: documents are indexed, found for a question, and what is answered is held against them."""
+"""The retrieval service: ingest documents, store and search them, check answers against them.
+
+When a request is grounded is decided in `serve.gateway.grounding`; tools that models call are in `serve.tools`.
+"""

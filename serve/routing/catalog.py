@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 from serve.card import Card, Profile, Quality
 from serve.config.platform import ConfigError, VariantConfig
-from serve.request.call import BLOCK_CHARS
 from serve.routing.prediction import Features, LatencyModel, Load
 
+BLOCK_CHARS = 512  # of a prompt's text: about one block of the engine's prefix cache
 _CHARS_PER_TOKEN = 4
 _NEWEST = 0.2  # weight of the newest look in what is followed from look to look
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Sequence
 
-LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # quantiles that are followed
+from serve.budget import LEVELS
+
 _FORGET = 0.998  # weight of an observation after the next one: the last five hundred count
 _RIDGE = 0.2  # observations that a weight of zero counts for
 _SMALLEST_SCALE = 0.005  # of log-ratios: steps below half a percent would follow nothing

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from serve.budget import LEVELS
 from serve.card import Profile
-from serve.routing.online_estimators import LEVELS, Quantiles, Regression, log_ratio, normal_start
+from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
 
 Curve = Sequence[tuple[float, float]]  # (x, milliseconds), sorted by x
 

@@ -17,8 +17,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from serve.config.addresses import socket_address
-from serve.gateway.cross_origin import host_allowed, is_loopback
+from serve.config.addresses import host_allowed, is_loopback, socket_address
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics, series_of
 

@@ -1,4 +1,4 @@
-"""What is told of every request: in the metrics, as a line of the log, as a trace."""
+"""Record request telemetry: metrics, a log line and a trace for every request."""
 
 import logging
 from collections.abc import Iterable
@@ -8,13 +8,12 @@ from typing import Any
 from serve.budget import Budget
 from serve.config.platform import ObservabilityConfig
 from serve.errors import RequestError
-from serve.gateway.auth import Gatekeeper
-from serve.gateway.grounding import Grounding
-from serve.gateway.rate_limits import StoreUnavailable
+from serve.request.grounding import Grounding
 from serve.request.lifecycle import Attempt, Request
+from serve.request.trace import Trace
 from serve.routing.router import CONFIDENCE, Decision
 from serve.telemetry.metrics import Ending, Metrics
-from serve.telemetry.tracing import Trace, Tracer
+from serve.telemetry.tracing import Tracer
 
 _LOG = logging.getLogger("gearbox.requests")
 _SHED = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
@@ -22,27 +21,26 @@ OTHER = "other"
 NO_VARIANT = "none"  # of requests that were refused or answered before a variant was chosen
 
 
-class Accounts:
-    """Follows requests. `tenants` beyond the first `config.tenants` are told of as `other`."""
+class RequestTelemetry:
+    """Records requests in metrics, log and traces. `tenants` beyond the first `config.tenants` are labelled `other`."""
 
     def __init__(
-        self, config: ObservabilityConfig, tenants: Iterable[str], metrics: Metrics, gatekeeper: Gatekeeper,
-        tracer: Tracer | None,
-    ) -> None:  # fmt: skip
-        self._config, self._metrics, self._gatekeeper, self._tracer = config, metrics, gatekeeper, tracer
-        self._tenants: dict[str, None] = {}
+        self, config: ObservabilityConfig, tenants: Iterable[str], metrics: Metrics, tracer: Tracer | None
+    ) -> None:
+        self._config, self._metrics, self._tracer = config, metrics, tracer
+        self.tenants: dict[str, None] = {}  # labelled by name, in the configuration's order
         self.reconfigure(tenants)
         self._last: dict[str, str] = {}  # variant by profile
 
     def reconfigure(self, tenants: Iterable[str]) -> None:
-        """Tell of these tenants too, while there is room; those that were told of go on to be."""
+        """Label these tenants too, up to the limit of tenants; those already labelled stay."""
         for tenant in tenants:
-            if len(self._tenants) < self._config.tenants:
-                self._tenants[tenant] = None
-        self._metrics.begin_tenants(self._tenants)
+            if len(self.tenants) < self._config.tenants:
+                self.tenants[tenant] = None
+        self._metrics.begin_tenants(self.tenants)
 
     @property
-    def keeps_text(self) -> bool:
+    def captures_content(self) -> bool:
         """Whether answers are to be kept for the log."""
         return self._config.log_content
 
@@ -50,7 +48,7 @@ class Accounts:
         """The trace of a request with `headers`, if requests are traced."""
         return self._tracer.begin(name, headers, began) if self._tracer else None
 
-    def decided(self, profile: str, decision: Decision) -> None:
+    def record_decision(self, profile: str, decision: Decision) -> None:
         """A request of `profile` goes where `decision` says."""
         name = decision.variant.name
         for candidate in decision.candidates:
@@ -61,7 +59,7 @@ class Accounts:
             if before is not None:
                 self._metrics.switches.labels(profile).inc()
 
-    async def attempted(self, attempt: Attempt) -> None:
+    def record_attempt(self, attempt: Attempt) -> None:
         """An attempt is over."""
         metrics, report, request = self._metrics, attempt.report, attempt.request
         name, profile = attempt.variant.name, request.profile
@@ -83,7 +81,6 @@ class Accounts:
                 metrics.tenant_tokens.labels(tenant, kind).inc(tokens)
             metrics.cost.labels(tenant, name).inc(attempt.cost_usd)
             metrics.profile_cost.labels(profile).inc(attempt.cost_usd)
-            await self._gatekeeper.charge(request.caller, report.total_tokens)
 
     def _compare(self, attempt: Attempt) -> None:
         """What was predicted beside what was."""
@@ -103,7 +100,9 @@ class Accounts:
                 self._metrics.prediction_error.labels(name, what).observe(abs(middle / real - 1))
                 self._metrics.predictions_held.labels(name, what, "yes" if real <= bound else "no").inc()
 
-    def ended(self, request: Request, error: RequestError | None = None, *, cancelled: bool = False) -> None:
+    def record_completion(
+        self, request: Request, error: RequestError | None = None, *, cancelled: bool = False
+    ) -> None:
         """A request has its answer, or its error, or nobody who waits for it."""
         now = perf_counter()
         ending = _ending(request, error, cancelled)
@@ -120,21 +119,17 @@ class Accounts:
         if request.trace is not None and request.trace.sampled:
             _record(request.trace, request, error, ending, now)
 
-    def refused(self, error: RequestError, request_id: str, path: str) -> None:
+    def record_rejection(self, error: RequestError, request_id: str, path: str) -> None:
         """A request was answered with `error` before it was known what it asks for."""
         self._metrics.refused.labels(str(error.status), error.code or "none").inc()
         if self._config.log_requests:
             told = {"id": request_id, "path": path, "status": error.status, "code": error.code}
             _LOG.info("refused", extra={"request": told})
 
-    async def publish(self) -> None:
-        """Tell of the limits' use; called now and then."""
-        try:
-            shares = await self._gatekeeper.used(self._tenants)
-        except StoreUnavailable:
-            return  # logged and counted where it failed
-        for tenant, ledger, used in shares:
-            self._metrics.ledger.labels(tenant, ledger).set(used)
+    def export_quotas(self, quotas: Iterable[tuple[str, str, float]]) -> None:
+        """Set the gauges of used rate limits: tenant, what is limited (requests, tokens), used share of it."""
+        for tenant, limited, used in quotas:
+            self._metrics.ledger.labels(tenant, limited).set(used)
 
     def close(self) -> None:
         """Send the traces that are left."""
@@ -143,7 +138,7 @@ class Accounts:
 
     def _tenant(self, request: Request) -> str:
         tenant = request.caller.tenant
-        return tenant if tenant in self._tenants else OTHER
+        return tenant if tenant in self.tenants else OTHER
 
     def _judge(self, request: Request, error: RequestError | None, ending: Ending) -> list[str] | None:
         """The limits that were missed; None where the platform is not to be judged by this request."""

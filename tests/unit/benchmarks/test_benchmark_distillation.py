@@ -10,13 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from benchmarks.compression.distillation import Bench, evaluate, measure  # noqa: E402
 from benchmarks.compression import distillation  # noqa: E402
+from benchmarks.compression.distillation import Bench, evaluate, measure  # noqa: E402
 from benchmarks.lib.sample_catalog import make_card  # noqa: E402
-from benchmarks.reporting import (
-    plots,
-    tables,
-)
+from benchmarks.reporting import plots, tables  # noqa: E402
 from compression.text import Corpus, Document  # noqa: E402
 from tests.unit.compression.test_compression_distill import SEQUENCES, tiny  # noqa: E402
 

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.reporting import grounding_tables, plots
+from benchmarks.retrieval import grounded_answers as grounded
+from benchmarks.retrieval import questions
 from benchmarks.retrieval.answer_grading import computes, declines, names, share, tells
 from benchmarks.retrieval.facts import PRIME_MINISTER, facts, real_facts
 from benchmarks.retrieval.grounded_answers import Answer, Sets, summary
 from benchmarks.retrieval.injections import ORDERS, injected, obeys
 from benchmarks.retrieval.labelled_texts import Entry
 from benchmarks.retrieval.questions import CLASSIC_SUM, CLASSIC_TERM, NO_SUMS, Term, Terms, definition, invented, sums
-from benchmarks.retrieval import grounded_answers as grounded
-from benchmarks.retrieval.search import questions
 from serve.tools import calculator_intent as computation
 
 

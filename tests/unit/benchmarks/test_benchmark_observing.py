@@ -16,7 +16,7 @@ from benchmarks.lib.processes import free_ports
 from benchmarks.reporting import tables
 from benchmarks.systems import paired_gateways as side_by_side
 from benchmarks.systems.handle_transport import HandleEngines
-from benchmarks.systems.uninstrumented_gateway import Nothing, SilentAccounts
+from benchmarks.systems.uninstrumented_gateway import NoTelemetry, Nothing
 from benchmarks.telemetry import overhead as observing
 from benchmarks.telemetry import overhead_engine as observing_engine
 from serve.config.platform import ObservabilityConfig
@@ -50,7 +50,7 @@ def test_the_way_over_a_handle_takes_what_the_engines_take(name):
 def test_a_silent_gateway_answers_and_charges_as_ever_and_tells_nothing(
     start_gateway: Start, monkeypatch, caplog, stream
 ):
-    monkeypatch.setattr(serve.gateway.app, "Accounts", SilentAccounts)
+    monkeypatch.setattr(serve.gateway.app, "RequestTelemetry", NoTelemetry)
     keys = [{"sha256": hash_key("key"), "tenant": "acme", "tokens_per_minute": 8}]
     gateway = start_gateway(access={"keys": keys})
     with caplog.at_level("INFO", "gearbox.requests"):

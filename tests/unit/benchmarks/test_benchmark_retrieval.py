@@ -9,9 +9,9 @@ import pytest
 pytest.importorskip("haystack")
 pytest.importorskip("lxml")
 
+from benchmarks.retrieval import search_speed as retrieval_speed
 from benchmarks.retrieval.corpora import Cached, Question, triples
 from benchmarks.retrieval.search import first_right, measures
-from benchmarks.retrieval.search import search_speed as retrieval_speed
 
 SECTION = "The collector can be switched off when you are sure that the program makes no cycles of references."
 

@@ -21,7 +21,7 @@ from compression.build.variant import build, main  # noqa: E402
 from compression.errors import clear_line  # noqa: E402
 from compression.recipe.schema import Prune, Recipe, RecipeError, Sparsify  # noqa: E402
 from compression.recipe.validation import BuildRefused  # noqa: E402
-from compression.steps.prune import PruneError  # noqa: E402
+from compression.steps.model_parts import PruneError  # noqa: E402
 from compression.steps.sparsify import sparsity  # noqa: E402
 from compression.text import TextError, load_corpus  # noqa: E402
 from serve.card import Card, Step, check_card, load_card  # noqa: E402

@@ -8,10 +8,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from compression.distill import trainer as loop  # noqa: E402
 from compression.distill.losses import distillation_loss, hidden_loss  # noqa: E402
 from compression.distill.teacher import CacheError, Teacher, TopKCache  # noqa: E402
 from compression.distill.trainer import DistillError, distill, learning_rate_factor  # noqa: E402
-from compression.distill import trainer as loop  # noqa: E402
 from compression.recipe.schema import Distill  # noqa: E402
 
 

@@ -10,9 +10,9 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
+from compression.measure import drift  # noqa: E402
 from compression.measure.divergence import TopK  # noqa: E402
 from compression.measure.drift import DriftError, Reference, compute_reference, measure_drift  # noqa: E402
-from compression.measure.variant import drift  # noqa: E402
 
 SEQUENCES = torch.randint(64, (3, 20), generator=torch.Generator().manual_seed(0)).tolist()
 SIZES = {

@@ -7,7 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from compression.steps.prune import PruneError, block_influence, keep_layers, layers_to_keep  # noqa: E402
+from compression.steps.model_parts import PruneError  # noqa: E402
+from compression.steps.prune import block_influence, keep_layers, layers_to_keep  # noqa: E402
 
 
 def tiny(layers: int = 5) -> "transformers.LlamaForCausalLM":

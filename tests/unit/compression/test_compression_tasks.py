@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from compression.measure import tasks
 from compression.measure.tasks import (
     CHOICES,
     Item,
@@ -15,7 +16,6 @@ from compression.measure.tasks import (
     is_match,
     load_task,
 )
-from compression.measure.variant import tasks
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from compression.steps.prune import PruneError  # noqa: E402
+from compression.steps.model_parts import PruneError  # noqa: E402
 from compression.steps.vocabulary import prune_vocabulary, tokens_to_keep  # noqa: E402
 
 TEXT = "the lower newer wider lowest of the new widest slow slower the slowest, the lower the slower " * 30

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from compression.steps.prune import PruneError  # noqa: E402
+from compression.steps.model_parts import PruneError  # noqa: E402
 from compression.steps.width_pruning import influence, keep_heads, keep_neurons, refit, second_moments  # noqa: E402
 
 ROWS = torch.randint(64, (6, 16), generator=torch.Generator().manual_seed(1)).tolist()

@@ -52,12 +52,12 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
     watcher._reread = AsyncMock()
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
-    watcher._app = SimpleNamespace(accounts=SimpleNamespace(publish=AsyncMock(side_effect=hanging.wait)))
+    watcher._app = SimpleNamespace(export_quotas=AsyncMock(side_effect=hanging.wait))
     task = asyncio.create_task(watcher._watch())
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
             await asyncio.sleep(0.001)
-            if watcher._replicas.looks >= 20 and watcher._app.accounts.publish.await_count:
+            if watcher._replicas.looks >= 20 and watcher._app.export_quotas.await_count:
                 break
     assert not task.done()
     task.cancel()
@@ -66,7 +66,7 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ConnectionError]
     assert watcher._variants["full"].live.replicas == 2
     assert watcher._replicas.looks >= 20, "neither a store nor a controller that hangs holds up the looks"
-    watcher._app.accounts.publish.assert_awaited()
+    watcher._app.export_quotas.assert_awaited()
 
 
 class Handle:

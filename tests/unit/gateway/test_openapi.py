@@ -15,10 +15,11 @@ from serve.budget import HEADERS, Budget, resolve_budget
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
 from serve.gateway.documents_api import Embeddings, NewDocument, Search, _parsed
-from serve.gateway.grounding import Grounder, Wanted
+from serve.gateway.grounding import Grounder
 from serve.gateway.openapi import describe
 from serve.gateway.static_pages import page_routes
 from serve.request.call import PATHS, parse_call
+from serve.request.grounding import Wanted
 from serve.telemetry.metrics import Metrics
 from tests.support.gateway_server import Start, Started
 

@@ -6,7 +6,8 @@ import orjson
 import pytest
 
 from serve.errors import RequestError, overloaded
-from serve.request.call import BLOCK_CHARS, DEFAULT_OUTPUT_TOKENS, Call, ModelRef, parse_call
+from serve.request.call import DEFAULT_OUTPUT_TOKENS, Call, ModelRef, parse_call
+from serve.routing.catalog import BLOCK_CHARS
 
 
 def chat(**fields: object) -> Call:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.reporting.results import load
-from benchmarks.retrieval.search import labelled_texts as guard_texts
+from benchmarks.retrieval import labelled_texts as guard_texts
 from benchmarks.retrieval import support_scoring as benchmark
 from serve.retrieval.verify import support as guard
 

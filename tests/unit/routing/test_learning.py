@@ -6,7 +6,8 @@ import random
 import pytest
 
 from benchmarks.lib.sample_catalog import make_profile
-from serve.routing.online_estimators import LEVELS, Quantiles, Regression, log_ratio, normal_start
+from serve.budget import LEVELS
+from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
 from serve.routing.prediction import Features, LatencyModel, Load, OutputLengths
 
 

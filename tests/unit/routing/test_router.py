@@ -7,8 +7,7 @@ import pytest
 from benchmarks.lib.sample_catalog import REQUEST, choose, decide, make_live_variant, make_profile, three_gears
 from serve.budget import Budget
 from serve.errors import RequestError
-from serve.request.call import BLOCK_CHARS
-from serve.routing.catalog import Variant
+from serve.routing.catalog import BLOCK_CHARS, Variant
 from serve.routing.prediction import Features, Load
 from serve.routing.router import HARD_RULES, REASONS, Decision
 

@@ -122,7 +122,7 @@ class TestTenants:
     async def test_the_used_share_of_limits_is_shown(self, start_gateway: Start):
         gateway = start_gateway(access={"keys": KEYS[:2]})
         used = gateway.chat(headers=bearer("gbx-0")).json()["usage"]["total_tokens"]
-        await gateway.app.accounts.publish()
+        await gateway.app.export_quotas()
         assert gateway.sample("gearbox_ledger_used_ratio", tenant="tenant0", ledger="tokens") == pytest.approx(
             used / 100
         )
@@ -212,7 +212,7 @@ class TestLog:
 
 def sent(collector: Collector, gateway: Started) -> dict[str, Any]:
     """The spans by name, once all are sent."""
-    gateway.app.accounts.close()
+    gateway.app.telemetry.close()
     return {span.name: span for span in collector.spans}
 
 
@@ -269,7 +269,7 @@ class TestTraces:
         gateway.engines["full"].behaviour = "die"
         gateway.chat()
         gateway.chat(model=f"{MODEL}:full")
-        gateway.app.accounts.close()
+        gateway.app.telemetry.close()
         assert [span.status.code for span in collector.spans if span.name == "engine"] == [2, 0, 2]
         assert [span.status.message for span in collector.spans if span.name == f"chat {MODEL}"] == [
             "",

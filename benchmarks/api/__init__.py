@@ -1,0 +1,1 @@
+"""The HTTP API under generated requests, valid and invalid."""

@@ -1,0 +1,1 @@
+"""Variants: what each technique costs and gives, distillation's settings, a larger model."""

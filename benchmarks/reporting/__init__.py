@@ -1,0 +1,1 @@
+"""Result files, claims, tables and plots: what is written after a measurement."""

@@ -1,0 +1,1 @@
+"""Routing policies: on the live platform, in the simulator, and the time that a decision takes."""

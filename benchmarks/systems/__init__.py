@@ -1,0 +1,1 @@
+"""Systems under test: mock engine, gateways without telemetry, and the baselines (Ray Serve LLM, LiteLLM's proxy)."""

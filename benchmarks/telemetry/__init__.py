@@ -1,0 +1,1 @@
+"""What telemetry adds to latency and takes of throughput."""

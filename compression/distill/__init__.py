@@ -1,0 +1,1 @@
+"""Distillation: losses, teacher, trainer, several GPUs, completions by the teacher."""

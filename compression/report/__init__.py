@@ -1,0 +1,1 @@
+"""Reports over variant cards: an HTML page, plots, the Pareto front."""

@@ -1,0 +1,1 @@
+"""One module per technique: prune, width pruning, vocabulary, quantize, sparsify, LoRA; and what they share."""

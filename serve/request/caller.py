@@ -1,0 +1,15 @@
+"""The authenticated caller of a request: tenant, default budget profile and rate limits."""
+
+from dataclasses import dataclass
+
+from limits import RateLimitItemPerMinute
+
+
+@dataclass(slots=True, frozen=True)
+class Caller:
+    """Whoever a request is counted for."""
+
+    tenant: str
+    budget: str  # name of the default profile
+    requests: RateLimitItemPerMinute | None = None
+    tokens: RateLimitItemPerMinute | None = None

@@ -1,0 +1,60 @@
+"""What an engine's answer contains: token usage, timings, and the text and finish reason of each choice."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(slots=True)
+class EngineReport:
+    """What the engine says an answer took: tokens, and its own timings where it gives them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_s: float | None = None
+    decode_s: float | None = None  # first to last token
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and answer together."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @classmethod
+    def of(cls, document: object) -> "EngineReport":
+        """Read `usage` and `metrics` from a decoded answer or from a stream's last chunk."""
+        if not isinstance(document, dict):
+            return cls()
+        usage = document.get("usage") or {}
+        timing = document.get("metrics") or {}
+        queue_ms, decode_ms = timing.get("queue_time_ms"), timing.get("generation_time_ms")
+        return cls(
+            usage.get("prompt_tokens") or 0,
+            usage.get("completion_tokens") or 0,
+            None if queue_ms is None else queue_ms / 1000,
+            None if decode_ms is None else decode_ms / 1000,
+        )
+
+
+@dataclass(slots=True)
+class Choice:
+    """One choice of an answer: its text, and why it ended."""
+
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None  # the text of `stop`, or the token, that ended it
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Take in an answer's or a chunk's member of `choices`."""
+        said = part.get("message") or part.get("delta")
+        self.text += (part.get("text") if said is None else said.get("content")) or ""
+        self.finish_reason = part.get("finish_reason") or self.finish_reason
+        self.stop_reason = part.get("stop_reason") or self.stop_reason
+
+    @classmethod
+    def all_of(cls, document: Mapping[str, Any]) -> "list[Choice]":
+        """The choices of a whole answer."""
+        choices = []
+        for part in document["choices"]:
+            choices.append(cls())
+            choices[-1].add(part)
+        return choices

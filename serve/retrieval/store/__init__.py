@@ -1,0 +1,1 @@
+"""The document store: PostgreSQL with pgvector, and metadata filters as SQL."""
