@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.lib.processes import NotStarted, command
-from benchmarks.overhead import gateway_engine, gateway_mock_engine
+from benchmarks.overhead.gateway import gateway_engine, gateway_mock_engine
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import save
 from benchmarks.systems.full_weights import CONFIG, NoWeights
