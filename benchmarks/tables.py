@@ -16,13 +16,7 @@ from benchmarks.report import load
 from compression.report import quality_ci95
 
 ROOT = Path(__file__).parent.parent
-PAGES = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("performance", "compression", "quality", "routing", "grounding", "upgrades")
-    ),
-)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
 
 
