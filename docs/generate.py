@@ -159,10 +159,10 @@ def _metrics() -> Iterator[tuple[str, tuple[str, ...], str, str]]:
     """Name, labels, type and meaning of each metric, in the order of the code."""
     metrics = Metrics()
     given = [*vars(metrics).values(), *metrics.predicted.values()]
-    labels = {one.describe()[0].name: one._labelnames for one in given if isinstance(one, MetricWrapperBase)}
+    labels = {next(iter(one.describe())).name: one._labelnames for one in given if isinstance(one, MetricWrapperBase)}
     for family in Exposition(metrics, "", list, None).collect():
         name = f"{family.name}_total" if family.type == "counter" else family.name
-        own = labels[family.name] if family.name in labels else family._labelnames  # type: ignore[attr-defined]
+        own = labels.get(family.name) or getattr(family, "_labelnames", ())
         yield name, tuple(own), family.type, family.documentation
 
 
@@ -172,19 +172,22 @@ def metrics() -> str:
         (f"`{name}`", kind, ", ".join(f"`{label}`" for label in labels), _sentence(meaning))
         for name, labels, kind, meaning in _metrics()
     ]
-    return "\n\n".join(
-        [
-            "# Metrics reference\n\nLook up a metric of the gateway's `/metrics`, its labels and what they may be. "
-            "[Monitoring](../operations/monitoring.md) says how to\nscrape it. `python -m docs.generate` writes this page "
-            "from the code.",
-            "## Metrics\n\nEvery series has the label `model`, too. The engines' own metrics "
-            "(`vllm:num_requests_running`, `vllm:kv_cache_usage_perc`, …) and\nRay Serve's (`ray_serve_…`) join with "
-            "these on `variant`.",
-            _table(("metric", "type", "labels", "meaning"), rows),
-            "## Labels\n\nValues come from bounded sets, never from what a client sent.",
-            _table(("label", "of", "values"), _label_rows()),
-        ]
-    ) + "\n"
+    return (
+        "\n\n".join(
+            [
+                "# Metrics reference\n\nLook up a metric of the gateway's `/metrics`, its labels and what they may be. "
+                "[Monitoring](../operations/monitoring.md) says how to\nscrape it. `python -m docs.generate` writes this page "
+                "from the code.",
+                "## Metrics\n\nEvery series has the label `model`, too. The engines' own metrics "
+                "(`vllm:num_requests_running`, `vllm:kv_cache_usage_perc`, …) and\nRay Serve's (`ray_serve_…`) join with "
+                "these on `variant`.",
+                _table(("metric", "type", "labels", "meaning"), rows),
+                "## Labels\n\nValues come from bounded sets, never from what a client sent.",
+                _table(("label", "of", "values"), _label_rows()),
+            ]
+        )
+        + "\n"
+    )
 
 
 def _label_rows() -> Iterator[Sequence[str]]:
@@ -228,7 +231,7 @@ def _parameter(one: Any) -> Sequence[str]:
     default = one.default
     if isinstance(default, Path) and default.is_relative_to(ROOT):
         default = default.relative_to(ROOT)
-    shown = "required" if one.required else "" if default in (None, "", False) else f"`{default}`"
+    shown = "required" if one.required else "on" if default is True else f"`{default}`" if default else ""
     return f"`{name}{' …' if one.nargs == -1 else ''}`", shown, f"`{one.envvar}`" if one.envvar else "", one.help or ""
 
 

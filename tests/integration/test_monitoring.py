@@ -47,7 +47,9 @@ def prometheus(
 ) -> Iterator[Prometheus]:
     """As docs/operations/monitoring.md says to configure it, but looking every second."""
     folder = tmp_path_factory.mktemp("prometheus")
-    (block,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations/monitoring.md").read_text(), re.DOTALL)
+    (block,) = re.findall(
+        r"```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations/monitoring.md").read_text(), re.DOTALL
+    )
     config = yaml.safe_load(block.replace("127.0.0.1:9464", platform.metrics_url.removeprefix("http://")))
     for job in config["scrape_configs"]:
         for discovery in job.get("http_sd_configs", ()):

@@ -17,7 +17,7 @@ PAGES = sorted(
 
 def prose(text: str) -> str:
     """The text without code blocks and code in a line."""
-    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    return re.sub(r"`[^`]+`", "", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
 def links(text: str) -> list[str]:
