@@ -216,12 +216,12 @@ def command_line() -> str:
 
 
 def _commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    """The commands that do something, with their whole names, in alphabetical order."""
+    """The commands that do something, with their whole names, in alphabetical order; aliases are hidden."""
     inner = getattr(command, "commands", None)
     if inner is None:
         yield path, command
     else:
-        for name in sorted(inner):
+        for name in sorted(name for name in inner if not inner[name].hidden):
             yield from _commands(inner[name], f"{path} {name}")
 
 

@@ -235,7 +235,7 @@ _STORE_CLIENTS = {
 class AccessConfig(_Section):
     """Who may call. Without `open: true` every request needs a key."""
 
-    open: bool = Field(default=False, description="requests need no key")
+    open: bool = Field(default=False, description="answer requests without an API key")
     open_budget: str = Field(default="balanced", description="profile of requests without a key, when open")
     keys: tuple[KeyConfig, ...] = Field(default=(), description="API keys, as `gearbox keys new` prints them")
     keys_file: Path | None = Field(default=None, description="YAML list of more keys, e.g. a mounted secret")
@@ -313,13 +313,13 @@ class RetrievalConfig(_Section):
     check_s: float = Field(default=1.0, ge=0, description="longest check of an answer's sentences; 0: none")
     max_document_bytes: int = Field(default=32 << 20, ge=1024, description="largest document; larger ones are 413")
     max_uploads: int = Field(
-        default=32, ge=1, description="documents that a gateway accepts at once; more are answered with 429"
+        default=32, ge=1, description="documents that a gateway takes in at once; more are answered with 429"
     )
     max_uploads_bytes: int | None = Field(
-        default=None, description="bytes of their bodies that a gateway holds at once; by default four of the largest"
+        default=None, description="of their bodies that it holds at once; by default four of the largest"
     )
     always: bool = Field(default=False, description="ground every chat request that does not say otherwise")
-    collection: Name | None = Field(default="default", description="collection of requests that name none")
+    collection: Name | None = Field(default="default", description="of requests that name none")
     mode: Name = Field(default="hybrid", description="a pipeline's name")
     top_k: int = Field(default=4, ge=1, le=20, description="sources in the prompt")
     on_budget: Literal["shrink", "skip", "refuse"] = Field(
@@ -338,18 +338,17 @@ class RetrievalConfig(_Section):
         description="the answer of an abstention",
     )
     tools: tuple[Literal["calculator", "clock"], ...] = Field(
-        default=("calculator", "clock"),
-        description="tools that answer computations and questions about the date instead of a model",
+        default=("calculator", "clock"), description="what grounded requests are computed with instead of guessed"
     )
     computed: Literal["answer", "prompt"] = Field(
         default="answer",
-        description="whether a computed result is the answer, or goes into the prompt with the question",
+        description="whether what was computed is the answer or is given to the model with the question",
     )
-    timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="time zone of the clock tool")
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="of the clock")
     http_tools: tuple[HttpToolConfig, ...] = Field(
         default=(), description="services that agents may call; see docs/how-to/tools.md"
     )
-    agent_steps: int = Field(default=4, ge=1, le=16, description="turns of an agent's model at most")
+    agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
 
     @model_validator(mode="after")
     def _largest_fits(self) -> "RetrievalConfig":
@@ -378,7 +377,7 @@ class RetrievalConfig(_Section):
 
 
 class ObservabilityConfig(_Section):
-    """Logs and traces of requests, and the tenants that metrics distinguish."""
+    """What is told of requests besides metrics."""
 
     log_requests: bool = Field(default=True, description="a JSON line for each request in the gateway's log")
     log_content: bool = Field(default=False, description="prompts and answers in those lines; they may be private")
@@ -387,10 +386,8 @@ class ObservabilityConfig(_Section):
         pattern=r"^https?://",
         description="OTLP/HTTP collector that traces are sent to, e.g. http://otel:4318",
     )
-    trace_share: float = Field(default=1.0, ge=0, le=1, description="share of requests that are traced")
-    tenants: int = Field(
-        default=200, ge=1, description="tenants that metrics distinguish; the others are counted together"
-    )
+    trace_share: float = Field(default=1.0, ge=0, le=1, description="of requests that are traced")
+    tenants: int = Field(default=200, ge=1, description="that metrics tell apart; the others are counted together")
 
 
 def _profile_name(value: str) -> str:
