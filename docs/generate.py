@@ -182,6 +182,10 @@ def metrics() -> str:
                 "(`vllm:num_requests_running`, `vllm:kv_cache_usage_perc`, …) and\nRay Serve's (`ray_serve_…`) join with "
                 "these on `variant`.",
                 _table(("metric", "type", "labels", "meaning"), rows),
+                "## How requests are counted\n\n`gearbox_requests_total` counts each request once, by the variant of its last attempt; "
+                "`gearbox_attempts_total` counts every attempt.\nIn `gearbox_budget_requests_total` a request rejected for load or "
+                "budget counts as not met; a client's own error or disconnect\ncounts as neither. Times start at the last byte of "
+                "the request.",
                 "## Labels\n\nValues come from bounded sets, never from what a client sent.",
                 _table(("label", "of", "values"), _label_rows()),
             ]
