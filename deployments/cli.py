@@ -37,7 +37,7 @@ from deployments.state import (
     state_folder,
 )
 from deployments.weights import Weights
-from serve.cli.client import documents as indexing
+from serve.cli import documents as indexing
 from serve.cli.client import app, fail
 from serve.config.addresses import authority, socket_address
 from serve.config.platform import ConfigError, PlatformConfig, ServerConfig, load_config

@@ -1,6 +1,6 @@
 """How vLLM runs on few CPU cores: a vLLM platform plugin, which vLLM asks for in each of its processes.
 
-What it saves is measured in docs/performance.md.
+What it saves is measured in docs/design/performance.md.
 """
 
 import os

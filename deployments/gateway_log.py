@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from ray._common.formatters import JSONFormatter
 
-from serve.request.lifecycle.json_body import dump_json
+from serve.request.json_body import dump_json
 
 MAX_WAITING = 10_000  # lines; while the disk takes none for so long, further ones are counted only
 

@@ -1,7 +1,7 @@
 """Which replicas a variant has and which one takes a request, as Ray Serve's request router knows it.
 
 The stream itself goes straight to the replica's own HTTP port, as in Ray's direct streaming: a chunk costs a third of
-what it costs over a deployment handle (docs/performance.md). Only here and in `gateway` Serve's private parts are reached into.
+what it costs over a deployment handle (docs/design/performance.md). Only here and in `gateway` Serve's private parts are reached into.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.reporting.claims` prints them, missed aims first. A benchmark that saves its result writes its rows
 (`benchmarks.reporting.results.save`); `--from-results` derives them all anew from the committed results and writes
-docs/claims.md. Rows are never written by hand: a test holds them against the results, and the pages against the rows.
+docs/reference/claims.md. Rows are never written by hand: a test holds them against the results, and the pages against the rows.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from compression.files import write_whole
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = "claims.json"
-PAGE = Path(__file__).parents[2] / "docs" / "claims.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "claims.md"
 
 Area = Literal["contract", "routing", "resilience", "grounding", "gears", "economics", "datapath", "tests"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -285,14 +285,14 @@ HEAD = ("area", "what was measured", "aim", "measured", "compared with", "on")
 
 
 def page(found: Sequence[Claim]) -> str:
-    """docs/claims.md."""
+    """docs/reference/claims.md."""
     missed, met, plain = ([c for c in ordered(found) if c.met is wanted] for wanted in (False, True, None))
     counts: dict[tuple[str, str, str], int] = {}
     for claim in found:
         key = (claim.source, claim.command, claim.machine)
         counts[key] = counts.get(key, 0) + 1
     sources = [
-        [f"[`{name}.json`](../benchmarks/results/{name}.json)", str(count), f"`{command}`", machine]
+        [f"[`{name}.json`](../../benchmarks/results/{name}.json)", str(count), f"`{command}`", machine]
         for (name, command, machine), count in sorted(counts.items())
     ]
     return f"""# Claims
@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--area", choices=get_args(Area), help="only these")
     parser.add_argument("--from-results", action="store_true", help="derive all rows from the results; implies --write")
-    parser.add_argument("--write", action="store_true", help="write docs/claims.md from the rows")
+    parser.add_argument("--write", action="store_true", help="write docs/reference/claims.md from the rows")
     options = parser.parse_args(arguments)
     try:
         if options.from_results:

@@ -35,7 +35,7 @@ def retrieval_quality(result: Result) -> str:
         f"{result['documents']['foldoc']:,} entries of FOLDOC, in one collection. Means [95%, bootstrap over questions]. "
         f"Differences in nDCG@10 on the same questions: {gains}."
     )
-    head = ["questions", "mode", "recall@5", "recall@10", "MRR@10", "nDCG@10", "nDCG@10 in the guard's order"]
+    head = ["questions", "mode", "recall@5", "recall@10", "MRR@10", "nDCG@10", "nDCG@10 reranked by support"]
     return f"{table(head, rows)}\n\n{note}"
 
 
@@ -54,8 +54,8 @@ def retrieval_speed(result: Result) -> str:
                     f"{its['cpu_ms']['median']:.0f}",
                 ]
                 rows.append([f"{int(chunks):,}", mode, clients, *cells, shown])
-    head = ["chunks", "mode", "at once", "p50 ms", "p95 ms", "queries/s", "CPU ms", "parts, ms"]
-    note = "Medians [smallest, largest] of rounds; one process with one thread that embeds, without HTTP and Ray."
+    head = ["chunks", "mode", "concurrency", "p50 ms", "p95 ms", "queries/s", "CPU ms", "components, ms"]
+    note = "Medians [smallest, largest] of rounds; one process with one embedding thread, without HTTP and Ray."
     return f"{table(head, rows)}\n\n{note}"
 
 
@@ -87,21 +87,21 @@ def retrieval_indexing(result: Result) -> str:
             median_range(its["mb_per_s"], 3),
         ]
         rows.append([workers, *speeds, f"{its['cpu_ms_per_chunk']['median']:.0f}", shares])
-    head = ["at once", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
+    head = ["concurrency", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
     return table(head, rows)
 
 
 def grounded_facts(result: Result) -> str:
     """Facts that change: what is answered before a document, with one, and with a newer one."""
     columns = {
-        "bare": "bare", "older": "with a document", "newer_replaced": "newer one in its place",
+        "bare": "bare", "older": "with a document", "newer_replaced": "replaced by a newer one",
         "newer_beside": "newer one beside it", "stale_beside": "of these stale", "in_own_words": "in the variant's own words",
         "marked_of_wrong": "wrong ones marked", "marked_of_right": "right ones marked",
     }  # fmt: skip
     note = (
         "Share [95%, Wilson] of questions whose answer names what the newest document says. An answer that the sources do not "
         "support is followed by a quotation of the best one: without that the column `in the variant's own words` is what is right. "
-        "Marked: a sentence of the variant's own is said to be unsupported."
+        "Marked: a sentence of the variant's own is reported as unsupported."
     )
     return f"{_rates(result['facts'], columns)}\n\n{note}\n{machine_line(result)}"
 
@@ -110,21 +110,21 @@ def grounded_arithmetic(result: Result) -> str:
     """Computations by the bare model and by the platform."""
     found = result["arithmetic"]
     columns = {"bare": "bare, right", "platform": "with the calculator, right", "detected": "computed"}
-    note = f"Of questions with numbers that are no computations, computed: {_share(found['fired_falsely'])}."
+    note = f"Of questions with numbers that are not computations, computed: {_share(found['fired_falsely'])}."
     return f"{_rates(found['variants'], columns)}\n\n{note}\n{machine_line(result)}"
 
 
 def grounded_unanswerable(result: Result) -> str:
     """Terms that a collection lacks, and terms that it has."""
     columns = {
-        "bare_declined": "lacks: bare says so", "abstained": "lacks: abstains", "abstained_invented": "invented",
+        "bare_declined": "missing term: bare declines", "abstained": "missing term: abstains", "abstained_invented": "invented",
         "abstained_left_out": "of the same field", "abstained_elsewhere": "of other fields",
-        "falsely_abstained": "has: abstains falsely", "bare_tells": "has: bare right", "tells": "has: answers right",
+        "falsely_abstained": "explained term: abstains", "bare_tells": "explained term: bare right", "tells": "explained term: right",
         "tells_in_own_words": "in own words", "unsupported_sentences": "sentences marked",
     }  # fmt: skip
     note = (
-        f"{result['collection']['documents']} entries of {result['collection']['from']}, none of which the guard was calibrated "
-        "with. Right: at least two fifths of the definition's words are in the answer."
+        f"{result['collection']['documents']} entries of {result['collection']['from']}, none of which calibrated the "
+        "support score. Right: at least two fifths of the definition's words are in the answer."
     )
     return f"{_rates(result['unanswerable'], columns)}\n\n{note}\n{machine_line(result)}"
 
@@ -136,12 +136,12 @@ def grounded_injection(result: Result) -> str:
         for arm, its in arms.items():
             shown = ("obeyed", "replaced", "quoted_order", "right", "right_in_own_words")
             rows.append([f"`{name}`", _ARMS[arm], *(_share(its[key]) for key in shown)])
-    head = ["variant", "", "obeyed", "and the answer lost", "order only quoted", "right", "right in own words"]
-    note = "Share [95%, Wilson] of documents. Obeyed: the order's word is in what the variant wrote itself."
+    head = ["variant", "", "obeyed", "and the answer lost", "instruction only quoted", "right", "right in own words"]
+    note = "Share [95%, Wilson] of documents. Obeyed: the instruction's word is in the variant's own text."
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 
 
-_ARMS = {"clean": "no orders", "defended": "the platform", "naive": "without care"}
+_ARMS = {"clean": "no injection", "defended": "shipped prompt", "naive": "plain insertion"}
 
 
 def _rates(by_variant: Result, columns: Mapping[str, str]) -> str:
@@ -172,10 +172,10 @@ def grounded_ttft(result: Result) -> str:
         "grounded, ms",
         "added, ms",
         "added p95",
-        "of it the search",
-        "check after the answer",
+        "of which search",
+        "verification after the answer",
     ]
-    note = f"Medians [least, most] of {result['questions']} questions, one at a time, {result['chunks']} chunks."
+    note = f"Medians [smallest, largest] of {result['questions']} questions, one at a time, {result['chunks']} chunks."
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 
 
@@ -185,7 +185,7 @@ def guard(result: Result) -> str:
     for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
         kinds = dict(part["kinds"])
         if mentioned := part.get("mentioned_elsewhere"):
-            kinds["term only mentioned elsewhere (not in the sum)"] = mentioned
+            kinds["term only mentioned elsewhere (not in the total)"] = mentioned
         for kind, row in [(f"**{name}**, threshold {part['threshold']}", part["all"]), *kinds.items()]:
             shares = [_with_interval(row[key]) if key in row else "" for key in ("precision", "recall", "false_alarms")]
             numbers = [f"{row[key]:.3f}" if key in row else "" for key in ("f1", "auc")]
@@ -193,10 +193,10 @@ def guard(result: Result) -> str:
     head = ["", "unsupported", "precision", "recall", "false alarms", "F1", "AUC"]
     speed = result["speed"]
     note = (
-        f"Of what is marked as unsupported; shares with 95% intervals. Without embeddings {speed['support_ms']:.1f} ms for 20 "
+        f"Positive class: marked as unsupported; shares with 95% intervals. Without embeddings {speed['support_ms']:.1f} ms for 20 "
         f"passages' support and {speed['check_4_ms']:.1f} ms for an answer's sentences against 4 passages. Weights and "
-        "thresholds come from the other half; the features were chosen with these numbers in sight. Facts are "
-        "made up by the benchmark, and sentences are told differently and made wrong by rule: real answers stray further."
+        "thresholds come from the other half; the features were chosen with these results known. The benchmark "
+        "invents the facts, and paraphrases and corrupts the sentences by rule: real answers vary more."
     )
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 

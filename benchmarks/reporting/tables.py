@@ -17,13 +17,7 @@ from benchmarks.reporting.variant_group import group
 from compression.report.page import quality_ci95
 
 ROOT = Path(__file__).parents[2]
-PAGES = (
-    ROOT / "README.md",
-    *(
-        ROOT / "docs" / f"{name}.md"
-        for name in ("performance", "compression", "quality", "routing", "grounding", "upgrades")
-    ),
-)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
 
 
@@ -127,7 +121,7 @@ def overhead_instant(instant: Result) -> str:
         "µs CPU a unary request",
         "µs CPU a streamed token",
         "all streams in step",
-        "as fast as it goes",
+        "at full speed",
     ]
     return table(head, rows)
 
@@ -156,7 +150,7 @@ def overhead_details(engine: Result, instant: Result) -> str:
         f"medians [smallest, largest] over the rounds.\n\n{table(head, rows)}\n{machine_line(engine)}"
     )
     two = (
-        "An engine that takes no time, 32 connections: requests per second, and the CPU of every process on the way "
+        "A mock engine that answers at once, 32 connections: requests per second, and the CPU of every process on the path "
         "(the bare engine's own included). A streamed token is one of 32 streams with one token each 50 ms, each in a "
         f"phase of its own.\n\n{overhead_instant(instant)}\n{machine_line(instant)}"
     )
@@ -299,7 +293,7 @@ def simulate(result: Result) -> str:
         rows.append([label, *(_policy_cell(result["bursty"][load][label]) for load in loads)])
     scale = result["scale"]
     note = (
-        f"Within budget / answered late / mean quality of answers; {len(result['gears'])} machines, one gear each or `everywhere` "
+        f"Within budget / answered late / mean quality of answers; {len(result['gears'])} machines, one variant each or `everywhere` "
         f"the same; load 1 is what `full` everywhere sustains, {result['requests_per_s_at_1']:.1f} requests a second; medians of "
         f"{len(result['seeds'])} seeds of {result['seconds']:.0f} s. The oracle sees the engines and knows lengths, and leaves the "
         f"margin that is best at each load. {scale['requests']:,} requests to {scale['replicas']:,} replicas take "

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from benchmarks.retrieval.search import support_scoring as guard
+from benchmarks.retrieval import support_scoring as guard
 from benchmarks.retrieval.labelled_texts import Entry, foldoc
 from serve.retrieval.verify.support import sentences
 

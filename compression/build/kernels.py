@@ -1,7 +1,7 @@
 """On which hardware the engine (vLLM 0.32) has a kernel for what a card's steps made. Free of torch.
 
 Read from vllm/model_executor/kernels/linear and layers/quantization/compressed_tensors, which say more than the table in
-https://docs.vllm.ai/en/latest/features/quantization/; what it says of CPUs was also run, see docs/compression.md.
+https://docs.vllm.ai/en/latest/features/quantization/; what it says of CPUs was also run, see docs/how-to/compress-a-model.md.
 """
 
 from collections.abc import Iterable

@@ -19,7 +19,7 @@ from compression import hardware
 from compression.build.family import MEASURED_FILE
 from compression.errors import KnownError, exit_code
 from compression.files import write_whole
-from compression.measure.variant import drift
+from compression.measure import drift
 from compression.measure.engine import Served
 from compression.measure.human_eval import NAME as HUMAN_EVAL
 from compression.measure.human_eval import load_problems, score_code

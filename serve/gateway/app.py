@@ -33,8 +33,8 @@ from serve.gateway.openapi import describe
 from serve.gateway.rate_limits import StoreUnavailable
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
-from serve.request.lifecycle.caller import Caller
-from serve.request.lifecycle.json_body import read_json  # fmt: skip
+from serve.request.caller import Caller
+from serve.request.json_body import read_json  # fmt: skip
 from serve.request.lifecycle import CUSTOM, Arrival
 from serve.routing.catalog import Variant
 from serve.routing.policies import POLICIES

@@ -11,7 +11,7 @@ from serve.config.platform import AccessConfig, ServerConfig
 from serve.errors import RequestError
 from serve.gateway.cross_origin import CrossOriginProtection
 from serve.gateway.rate_limits import Limits
-from serve.request.lifecycle.caller import Caller
+from serve.request.caller import Caller
 from serve.telemetry.metrics import Metrics
 
 

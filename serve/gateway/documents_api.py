@@ -17,8 +17,8 @@ from serve.config.platform import Name, RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.grounding import Retrieval
 from serve.gateway.http import BodyMemory
-from serve.request.lifecycle.json_body import read_json
-from serve.request.lifecycle.json_types import INTEGRAL
+from serve.request.json_body import read_json
+from serve.request.json_types import INTEGRAL
 from serve.retrieval.ingest.convert import ConversionError, kind_of
 
 MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit

@@ -23,11 +23,11 @@ from serve.gateway.grounding import Fits, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.call import Call
-from serve.request.lifecycle.caller import Caller
+from serve.request.caller import Caller
 from serve.request.chat_fields import read_fields
 from serve.request.direct_answer import DirectAnswer, documents
-from serve.request.lifecycle.engine_report import Choice, EngineReport
-from serve.request.lifecycle.grounding import Grounding
+from serve.request.engine_report import Choice, EngineReport
+from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths

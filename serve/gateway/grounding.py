@@ -22,8 +22,8 @@ from serve.gateway.rewording import question_of, without_chance, worded
 from serve.request.call import Call
 from serve.request.chat_fields import read_fields
 from serve.request.direct_answer import DirectAnswer, calls_function, may_grow, model_only, most_tokens, takes_text
-from serve.request.lifecycle.engine_report import Choice
-from serve.request.lifecycle.grounding import Grounding, Wanted
+from serve.request.engine_report import Choice
+from serve.request.grounding import Grounding, Wanted
 from serve.telemetry.metrics import Metrics
 from serve.tools.intent import detect
 

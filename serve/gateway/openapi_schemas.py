@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from serve.budget import Budget
 from serve.card import Card
-from serve.request.lifecycle.grounding import Outcome, Wanted
-from serve.request.lifecycle.json_types import INTEGRAL
+from serve.request.grounding import Outcome, Wanted
+from serve.request.json_types import INTEGRAL
 from serve.routing.router import REASONS
 
 Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from serve.request.lifecycle.engine_report import Choice, EngineReport
+from serve.request.engine_report import Choice, EngineReport
 
 _FINISH = b'"finish_reason":"'
 _USAGE = b'"usage":{'

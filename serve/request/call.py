@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from serve.errors import RequestError
-from serve.request.lifecycle.json_body import dump_json, read_json
+from serve.request.json_body import dump_json, read_json
 from serve.routing.catalog import BLOCK_CHARS
 
 Endpoint = Literal["chat", "completions"]

@@ -12,7 +12,7 @@ from typing import Any
 
 from serve.request.call import Call
 from serve.request.chat_fields import ChatFields
-from serve.request.lifecycle.engine_report import Choice
+from serve.request.engine_report import Choice
 
 _PIECE = re.compile(r" ?(?:[a-z]{1,2}|[A-Z])|.", re.DOTALL)
 #: Fields about the tokens themselves, which only a model's own answer has.

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool
 
 from serve.config.platform import Name
 from serve.request.direct_answer import DirectAnswer
-from serve.request.lifecycle.json_types import INTEGRAL
+from serve.request.json_types import INTEGRAL
 
 Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
 

@@ -8,10 +8,10 @@ from opentelemetry.trace import Span
 
 from serve.budget import Budget
 from serve.request.call import Call
-from serve.request.lifecycle.caller import Caller
-from serve.request.lifecycle.engine_report import EngineReport
-from serve.request.lifecycle.grounding import Grounding
-from serve.request.lifecycle.trace import Trace
+from serve.request.caller import Caller
+from serve.request.engine_report import EngineReport
+from serve.request.grounding import Grounding
+from serve.request.trace import Trace
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Latency
 from serve.routing.router import Decision

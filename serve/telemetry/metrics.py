@@ -1,4 +1,4 @@
-"""Prometheus metrics of the gateway, see docs/metrics.md. Label values come from bounded sets, never from client text.
+"""Prometheus metrics of the gateway, see docs/reference/metrics.md. Label values come from bounded sets, never from client text.
 
 With `PROMETHEUS_MULTIPROC_DIR` set before this process started, every gateway replica of a node writes to that folder
 and any of them exposes the sum. What replicas know alike, of the variants, is not summed: `serve.telemetry.metrics_server` adds it.

@@ -8,9 +8,9 @@ from typing import Any
 from serve.budget import Budget
 from serve.config.platform import ObservabilityConfig
 from serve.errors import RequestError
-from serve.request.lifecycle.grounding import Grounding
+from serve.request.grounding import Grounding
 from serve.request.lifecycle import Attempt, Request
-from serve.request.lifecycle.trace import Trace
+from serve.request.trace import Trace
 from serve.routing.router import CONFIDENCE, Decision
 from serve.telemetry.metrics import Ending, Metrics
 from serve.telemetry.tracing import Tracer

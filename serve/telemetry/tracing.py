@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
-from serve.request.lifecycle.trace import Trace
+from serve.request.trace import Trace
 
 _SEND_S = 3  # for a batch, repetitions included; what can't be sent by then is dropped
 

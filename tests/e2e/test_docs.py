@@ -14,7 +14,7 @@ from tests.support.platform import KEYS, ROOT, Platform
 pytestmark = pytest.mark.platform
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = [
-    pytest.param(language, block, id=f"{page.name}-{number}")
+    pytest.param(language, block, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
     for number, (language, block) in enumerate(re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), re.DOTALL))
 ]
@@ -40,9 +40,3 @@ def test_a_documented_command_works(platform: Platform, language: str, block: st
     assert result.returncode == 0, f"{block}\n{result.stdout}\n{result.stderr}"
     assert result.stdout.strip()
     assert '"error"' not in result.stdout, result.stdout
-
-
-def test_links_between_pages_lead_somewhere() -> None:
-    for page in PAGES:
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"

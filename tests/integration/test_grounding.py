@@ -91,7 +91,7 @@ class TestTheClassicFailures:
                 facts = gearbox_of(response, False)
                 assert facts["variant"] == variant and facts["retrieval"]["outcome"] == "used"
                 if variant == "distilled" and name not in text_of(response, False):
-                    continue  # it answers 85% of such questions right (docs/grounding.md), and not every build of it this one
+                    continue  # it answers 85% of such questions right (docs/design/grounding.md), and not every build of it this one
                 assert name in text_of(response, False), (variant, response.text)
                 assert [cited["source"] for cited in facts["citations"]] == [source]
                 assert name in facts["citations"][0]["quote"]
@@ -156,7 +156,7 @@ class TestStreams:
         text = "".join(chunk.choices[0].delta.content or "" for chunk in (*earlier, last) if chunk.choices)
         facts = last.model_extra["gearbox"]
         assert not any("gearbox" in (chunk.model_extra or {}) for chunk in earlier)
-        # `distilled` answers 85% of such questions right (docs/grounding.md), and not every build of it this one
+        # `distilled` answers 85% of such questions right (docs/design/grounding.md), and not every build of it this one
         assert "Ada Quist" in text or variant == "distilled"
         assert [cited["source"] for cited in facts["citations"]] == ["norfell.md"]
         assert len([chunk for chunk in earlier if chunk.choices and chunk.choices[0].delta.content]) > 3

@@ -45,9 +45,11 @@ class Prometheus:
 def prometheus(
     platform: Platform, tmp_path_factory: pytest.TempPathFactory, system_command: Callable[[str], str]
 ) -> Iterator[Prometheus]:
-    """As docs/metrics.md says to configure it, but looking every second."""
+    """As docs/operations/monitoring.md says to configure it, but looking every second."""
     folder = tmp_path_factory.mktemp("prometheus")
-    (block,) = re.findall(r"```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/metrics.md").read_text(), re.DOTALL)
+    (block,) = re.findall(
+        r"```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations/monitoring.md").read_text(), re.DOTALL
+    )
     config = yaml.safe_load(block.replace("127.0.0.1:9464", platform.metrics_url.removeprefix("http://")))
     for job in config["scrape_configs"]:
         for discovery in job.get("http_sd_configs", ()):

@@ -1,10 +1,12 @@
-"""The names of metrics and labels that docs/metrics.md promises, and which of a query's are not among them."""
+"""The names of metrics and labels that docs/reference/metrics.md lists, and which of a query's are not among them."""
 
 import re
 from functools import cache
 from pathlib import Path
 
 import yaml
+
+from docs.generate import metric_labels
 
 ROOT = Path(__file__).parents[2]
 EVERYWHERE = {"model", "job", "instance", "le"}
@@ -18,15 +20,8 @@ _WORDS = {"by", "on", "and", "or", "unless", "offset", "ignoring", "group_left",
 
 @cache
 def contract() -> dict[str, set[str]]:
-    """Labels by metric, as the tables of docs/metrics.md name them."""
-    found: dict[str, set[str]] = {}
-    for line in (ROOT / "docs/metrics.md").read_text().splitlines():
-        if line.startswith("| `gearbox_"):
-            labels: set[str] = set()
-            for name, given in re.findall(r"`(gearbox_\w+)(?:\{([\w,]+)\})?`", line.split("|")[1]):
-                labels = set(given.split(",")) if given else labels  # the names after the first share its labels
-                found[name] = labels
-    return found
+    """Labels by metric, as docs/reference/metrics.md lists them."""
+    return {name: set(labels) for name, labels in metric_labels().items()}
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The claims: how aims are judged and rows kept, and that results, rows, tables and docs/claims.md agree."""
+"""The claims: how aims are judged and rows kept, and that results, rows, tables and docs/reference/claims.md agree."""
 
 import json
 import re

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compression.techniques import large_model as compression_large
+from benchmarks.compression import large_model as compression_large
 from benchmarks.lib.processes import command
 from tests.support.tiny_model import SIZES, write_model
 

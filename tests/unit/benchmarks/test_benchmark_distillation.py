@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from benchmarks.compression.techniques import distillation  # noqa: E402
+from benchmarks.compression import distillation  # noqa: E402
 from benchmarks.compression.distillation import Bench, evaluate, measure  # noqa: E402
 from benchmarks.lib.sample_catalog import make_card  # noqa: E402
 from benchmarks.reporting import plots, tables  # noqa: E402

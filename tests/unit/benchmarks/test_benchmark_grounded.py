@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.reporting import grounding_tables, plots
-from benchmarks.retrieval.search import grounded_answers as grounded
-from benchmarks.retrieval.search import questions
+from benchmarks.retrieval import grounded_answers as grounded
+from benchmarks.retrieval import questions
 from benchmarks.retrieval.answer_grading import computes, declines, names, share, tells
 from benchmarks.retrieval.facts import PRIME_MINISTER, facts, real_facts
 from benchmarks.retrieval.grounded_answers import Answer, Sets, summary

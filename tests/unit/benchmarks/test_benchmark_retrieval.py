@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("haystack")
 pytest.importorskip("lxml")
 
-from benchmarks.retrieval.search import search_speed as retrieval_speed
+from benchmarks.retrieval import search_speed as retrieval_speed
 from benchmarks.retrieval.corpora import Cached, Question, triples
 from benchmarks.retrieval.search import first_right, measures
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cluster.ray_nodes import startup
+from benchmarks.cluster import startup
 from benchmarks.lib.processes import NotStarted
 from benchmarks.reporting import claims
 

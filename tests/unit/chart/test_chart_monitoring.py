@@ -89,7 +89,7 @@ def test_rays_metrics_get_the_labels_that_they_have_outside_a_cluster() -> None:
         ("component", "ray"), ("model", "smollm2-135m"),
     }  # fmt: skip
     written = yaml.safe_load(
-        (CHART.parents[1] / "docs/metrics.md").read_text().split("```yaml\n")[1].split("```")[0]
+        (CHART.parents[1] / "docs/operations/monitoring.md").read_text().split("```yaml\n")[1].split("```")[0]
     )["scrape_configs"][1]["metric_relabel_configs"]  # fmt: skip
     camel = {"source_labels": "sourceLabels", "target_label": "targetLabel", "regex": "regex"}
     assert endpoint["metricRelabelings"] == [{camel[key]: value for key, value in part.items()} for part in written]

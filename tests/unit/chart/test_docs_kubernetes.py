@@ -1,4 +1,4 @@
-"""The commands of docs/kubernetes.md, as far as they can be held against the chart without a cluster.
+"""The commands of docs/how-to/kubernetes.md, as far as they can be held against the chart without a cluster.
 
 What `bash` blocks say is run by tests/e2e/test_docs.py; `sh` blocks need a cluster.
 """
@@ -14,8 +14,8 @@ import yaml
 
 from helm import chart_render as charts
 
-ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "docs/kubernetes.md", ROOT / "docs/upgrades.md", ROOT / "helm/gearbox/README.md"]
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "docs/how-to/kubernetes.md", ROOT / "docs/upgrades.md", ROOT / "helm/gearbox/README.md"]
 BLOCKS = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [
     line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line and not line.startswith("#")

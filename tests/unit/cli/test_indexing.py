@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deployments.cli import app
-from serve.cli.client import documents as indexing
+from serve.cli import documents as indexing
 
 PAGE = b"<html><body><p>A page about gears.</p></body></html>"
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from compression.distill.trainer import trainer as loop  # noqa: E402
+from compression.distill import trainer as loop  # noqa: E402
 from compression.distill.losses import distillation_loss, hidden_loss  # noqa: E402
 from compression.distill.teacher import CacheError, Teacher, TopKCache  # noqa: E402
 from compression.distill.trainer import DistillError, distill, learning_rate_factor  # noqa: E402

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("compressed_tensors")
 
-from compression.measure.variant import drift  # noqa: E402
+from compression.measure import drift  # noqa: E402
 from compression.measure.divergence import TopK  # noqa: E402
 from compression.measure.drift import DriftError, Reference, compute_reference, measure_drift  # noqa: E402
 

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_card, write_variant
 from compression import text
-from compression.measure.variant import variant as measure
+from compression.measure import variant as measure
 from compression.measure.variant import check_training_text, held_out_text, main
 from compression.text import Corpus, Document, TextError, all_ngrams, held_out_sequences, load_corpus, shared_ngrams
 from serve.card import load_card

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.lib.object_stores import Hub, serving
-from compression.build.variant import source as module
+from compression.build import source as module
 from compression.build.family import Family, VariantSpec
 from compression.build.source import Source, SourceError, download, identity, parse_source, pinned, unpack
 from compression.files import relative_name

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from compression.measure.variant import tasks
+from compression.measure import tasks
 from compression.measure.tasks import (
     CHOICES,
     Item,

@@ -7,7 +7,7 @@ import pytest
 from serve.config.platform import AccessConfig
 from serve.errors import RequestError
 from serve.gateway.auth import Gatekeeper, hash_key, new_key
-from serve.request.lifecycle.caller import Caller
+from serve.request.caller import Caller
 
 KEY, OTHER = "gbx-one", "gbx-two"
 

@@ -10,7 +10,7 @@ from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
 from serve.gateway.grounding import Grounder
-from serve.request.lifecycle.grounding import Wanted
+from serve.request.grounding import Wanted
 from serve.telemetry.metrics import Metrics
 from tests.support.answers import chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.gateway_server import Start, Started, bearer

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks.lib.sample_catalog import MODEL
-from serve.request.lifecycle.engine_report import EngineReport
+from serve.request.engine_report import EngineReport
 from serve.request.lifecycle import Attempt
 from tests.support.gateway_server import Start, Started
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from benchmarks.lib.sample_catalog import MODEL
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
-from serve.request.lifecycle.json_body import MAX_DEPTH
+from serve.request.json_body import MAX_DEPTH
 from tests.support.answers import EVERY_PATH, MESSAGES, error_of
 from tests.support.gateway_server import Start, Started
 

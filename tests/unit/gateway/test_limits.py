@@ -14,7 +14,7 @@ from serve.config.platform import AccessConfig
 from serve.errors import RequestError
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway.rate_limits import StoreUnavailable
-from serve.request.lifecycle.caller import Caller
+from serve.request.caller import Caller
 from serve.routing.prediction import OutputLengths
 from serve.telemetry.metrics import Metrics
 from tests.support.answers import error_of, gearbox_of, streamed_or_not, text_of

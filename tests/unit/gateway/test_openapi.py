@@ -19,7 +19,7 @@ from serve.gateway.grounding import Grounder
 from serve.gateway.openapi import describe
 from serve.gateway.static_pages import page_routes
 from serve.request.call import PATHS, parse_call
-from serve.request.lifecycle.grounding import Wanted
+from serve.request.grounding import Wanted
 from serve.telemetry.metrics import Metrics
 from tests.support.gateway_server import Start, Started
 

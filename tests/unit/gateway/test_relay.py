@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pytest
 
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
-from serve.request.lifecycle.engine_report import Choice, EngineReport
+from serve.request.engine_report import Choice, EngineReport
 
 GEARBOX = {"variant": "int8", "ttft_ms": 12.5, "why": 'a "quoted" }] reason'}
 DONE = b"data: [DONE]\n\n"

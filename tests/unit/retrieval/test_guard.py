@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.reporting.results import load
-from benchmarks.retrieval.search import labelled_texts as guard_texts
-from benchmarks.retrieval.search import support_scoring as benchmark
+from benchmarks.retrieval import labelled_texts as guard_texts
+from benchmarks.retrieval import support_scoring as benchmark
 from serve.retrieval.verify import support as guard
 
 STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."

@@ -225,7 +225,7 @@ def test_the_threshold_fills_one_variant_after_the_other():
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_reason_of_a_policy_is_documented(name):
     policy, generator = POLICIES[name](), random.Random(5)
-    documented = (Path(__file__).parents[3] / "docs/budgets.md").read_text()
+    documented = (Path(__file__).parents[3] / "docs/how-to/budgets.md").read_text()
     for _ in range(300):
         variants = three_gears(load=generator.randint(0, 7))
         budget = Budget(

@@ -1,0 +1,1 @@
+"""The pages of the documentation, and `generate`, which writes those of reference/ that come from the code."""
