@@ -156,7 +156,10 @@ def test_access_may_name_a_profile_of_the_operators_own(access: dict[str, Any]) 
     started = PlatformConfig(**gateway["args"]["config"]).access
     served = PlatformConfig(**gateway["deployments"][0]["user_config"]["config"]).access
     assert "strict" in (served.anonymous_profile, *(key.budget for key in served.keys))
-    assert (started.open, [key.tenant for key in started.keys]) == (served.open, [key.tenant for key in served.keys])
+    assert (started.allow_anonymous, [key.tenant for key in started.keys]) == (
+        served.allow_anonymous,
+        [key.tenant for key in served.keys],
+    )
 
 
 IN_PLACE = {

@@ -45,7 +45,7 @@ async def test_the_calculator_answers_or_says_what_is_wrong(given, told):
 async def test_the_clock_answers_or_says_what_is_wrong(given, told):
     assert await call(clock(now=lambda: NOW), **given) == told
     if "what" not in given:
-        assert "error: what: 'noon' is not one of" in await call(clock(), metric="noon")
+        assert "error: what: 'noon' is not one of" in await call(clock(), what="noon")
 
 
 async def test_documents_are_numbered_and_failures_told():
