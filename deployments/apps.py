@@ -60,7 +60,7 @@ def retrieval(args: Mapping[str, object]) -> ray_serve.Application:
     config = PlatformConfig.model_validate(given.config)
     if config.retrieval is None:
         raise ConfigError("the configuration of the application 'retrieval' has no section 'retrieval'")
-    return retrieval_app(config.retrieval, None, given.place, config.server.drain_s, IN_CLUSTER)
+    return retrieval_app(config.retrieval, None, given.place, config.server.drain_timeout_s, IN_CLUSTER)
 
 
 def engine_token() -> str:

@@ -259,7 +259,7 @@ def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
 
 
 def _hint(console: Console, state: PlatformState, settings: PlatformConfig) -> None:
-    key = "" if settings.access.open else " -H 'authorization: Bearer $GEARBOX_API_KEY'"
+    key = "" if settings.access.allow_anonymous else " -H 'authorization: Bearer $GEARBOX_API_KEY'"
     body = f'{{"model": "{state.model}", "messages": [{{"role": "user", "content": "What is a gearbox?"}}]}}'
     console.print(
         f"\ncurl -i {state.url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n  -d '{body}'",

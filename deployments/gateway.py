@@ -207,7 +207,7 @@ def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: M
         name="gateway",
         max_ongoing_requests=10_000,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=config.server.drain_s,
+        graceful_shutdown_timeout_s=config.server.drain_timeout_s,
         max_surge_percent=100,  # its successor answers before it goes
         ray_actor_options={**placement, "runtime_env": {"env_vars": env}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},

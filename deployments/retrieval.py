@@ -156,7 +156,7 @@ def retrieval_app(
     config: RetrievalConfig,
     conninfo: str | None,
     folder: Path,
-    drain_s: float,
+    drain_timeout_s: float,
     placement: Mapping[str, object] = HERE,
 ) -> ray_serve.Application:
     """The Serve application of retrieval: the pipelines' deployment with the embedder's behind it.
@@ -165,14 +165,18 @@ def retrieval_app(
         conninfo: of the documents' database; None leaves it to the environment of the replicas.
         folder: of the embedder; it may appear later.
     """
-    embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas, drain_s, placement).bind(str(folder))
+    embedder = _scaled(EmbedderDeployment, "embedder", config.embedder_replicas, drain_timeout_s, placement).bind(
+        str(folder)
+    )
     settings = config.model_dump(mode="json", exclude={"database"})
-    return _scaled(RetrievalDeployment, "retrieval", config.replicas, drain_s, placement).bind(
+    return _scaled(RetrievalDeployment, "retrieval", config.replicas, drain_timeout_s, placement).bind(
         settings, conninfo, str(folder), embedder
     )
 
 
-def _scaled(cls: type, name: str, bounds: ReplicaBounds, drain_s: float, placement: Mapping[str, object]) -> Any:
+def _scaled(
+    cls: type, name: str, bounds: ReplicaBounds, drain_timeout_s: float, placement: Mapping[str, object]
+) -> Any:
     return ray_serve.deployment(
         cls,
         name=name,
@@ -181,7 +185,7 @@ def _scaled(cls: type, name: str, bounds: ReplicaBounds, drain_s: float, placeme
         },
         max_ongoing_requests=_MAX_ONGOING,
         health_check_period_s=2,
-        graceful_shutdown_timeout_s=drain_s,
+        graceful_shutdown_timeout_s=drain_timeout_s,
         max_surge_percent=100 if bounds.surge else 0,
         ray_actor_options={**placement, "runtime_env": {"env_vars": _ENV}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},

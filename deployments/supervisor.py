@@ -149,7 +149,7 @@ class Supervisor:
                 conninfo = self._state.database = database.start()
                 self._start("the watch over the database", lambda: self._keep(database))
             with self._serve_lock:
-                app = retrieval_app(config, conninfo, folder, self._config.server.drain_s)
+                app = retrieval_app(config, conninfo, folder, self._config.server.drain_timeout_s)
                 _start_apps([ray_serve.RunTarget(app, name=APP, route_prefix=None)])
         except (BuildError, DatabaseError, OSError) as error:
             _LOG.error("retrieval: %s", error)

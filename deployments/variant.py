@@ -65,7 +65,7 @@ def variant_app(
             },
             "max_ongoing_requests": 1_000,  # the gateway bounds the queue; the engine batches what it gets
             "health_check_period_s": 2,
-            "graceful_shutdown_timeout_s": config.server.drain_s,
+            "graceful_shutdown_timeout_s": config.server.drain_timeout_s,
             "max_surge_percent": 100 if bounds.surge else 0,
             **placement,
             "logging_config": {"enable_access_log": False, "encoding": "JSON"},

@@ -14,7 +14,7 @@ import yaml
 CHART = Path(__file__).with_name("gearbox")
 EXAMPLES = sorted((CHART / "ci").glob("*-values.yaml"))
 Document = dict[str, Any]
-OPEN: Document = {"platform": {"access": {"open": True}}}  # the least that can be installed
+OPEN: Document = {"platform": {"access": {"allow_anonymous": True}}}  # the least that can be installed
 
 
 @dataclass(frozen=True, slots=True)

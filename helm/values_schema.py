@@ -1,7 +1,8 @@
-"""Write the chart's values.schema.json: `python -m helm.values_schema`.
+"""Write the chart's values.schema.json and renamed.yaml: `python -m helm.values_schema`.
 
 The platform's part is that of `serve.config.platform`, so that Helm refuses what `gearbox up` would. The rest follows
-values.yaml: the types are those of the defaults, what else may be there is said here.
+values.yaml: the types are those of the defaults, what else may be there is said here. Renamed values pass the schema, so that
+templates/_check.tpl can name what replaces them.
 """
 
 import json
@@ -12,8 +13,10 @@ from typing import Any
 
 from helm.chart_values import CHART, Place, defaults, documented
 from serve.config.platform import PlatformConfig
+from serve.config.renamed import RENAMED
 
 SCHEMA = CHART / "values.schema.json"
+RENAMES = CHART / "renamed.yaml"
 Schema = dict[str, Any]
 
 _QUANTITY: Schema = {"type": ["string", "number"], "pattern": r"^[0-9.]+(m|k|M|G|T|Ki|Mi|Gi|Ti)?$"}
@@ -21,6 +24,13 @@ _DURATION: Schema = {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h))+$"}
 _STRINGS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 _OBJECT: Schema = {"type": "object"}
 _PASSWORD: Schema = {"type": "string", "pattern": r"^([A-Za-z0-9]{8,})?$"}
+
+#: The chart's values that were renamed; `[]` is each entry of a list.
+RENAMED_VALUES = {
+    "secrets.limitsStore": "secrets.rateLimitStore",
+    "allowOpenAccessFromOutside": "allowPublicAnonymousAccess",
+    **{f"platform.{old}": f"platform.{new}" for old, new in RENAMED.items()},
+}
 
 
 def _list(items: Schema) -> Schema:
@@ -100,9 +110,28 @@ def schema() -> Schema:
     values = defaults()
     platform = PlatformConfig.model_json_schema()
     definitions = {name: _plain(part) for name, part in platform["$defs"].items()}
-    del definitions["ServerConfig"]["properties"]["drain_s"]["exclusiveMinimum"]  # templates/_check.tpl says it better
+    del definitions["ServerConfig"]["properties"]["drain_timeout_s"][
+        "exclusiveMinimum"
+    ]  # templates/_check.tpl says it better
     whole = _object({**{key: _of((key,), value) for key, value in values.items()}, "global": _OBJECT})
-    return {"$schema": "http://json-schema.org/draft-07/schema#", **whole, "definitions": definitions}
+    whole["definitions"] = definitions
+    for old, new in RENAMED_VALUES.items():
+        *sections, key = old.split(".")
+        part = whole
+        for name in sections:
+            part = _resolved(whole, part["properties"][name.removesuffix("[]")])
+            part = _resolved(whole, part["items"]) if name.endswith("[]") else part
+        part["properties"][key] = {"description": f"Renamed to {new}."}
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **whole}
+
+
+def _resolved(whole: Schema, part: Schema) -> Schema:
+    """The definition that `part` refers to, also as one of several alternatives; else `part` itself."""
+    for each in (part, *part.get("allOf", ()), *part.get("anyOf", ())):
+        if "$ref" in each:
+            found: Schema = whole["definitions"][each["$ref"].removeprefix("#/definitions/")]
+            return found
+    return part
 
 
 def rendered() -> str:
@@ -171,5 +200,12 @@ def _plain(part: Any) -> Any:
     return {key: value if key == "properties" else _plain(value) for key, value in kept.items()}
 
 
+def renames() -> str:
+    """The text of renamed.yaml."""
+    head = "# Values that were renamed, for templates/_check.tpl. Made by `python -m helm.values_schema`.\n"
+    return head + "".join(f"{json.dumps(old)}: {new}\n" for old, new in RENAMED_VALUES.items())
+
+
 if __name__ == "__main__":
     SCHEMA.write_text(rendered())
+    RENAMES.write_text(renames())

@@ -27,7 +27,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
     settings = local_settings()
     settings["server"] |= {"port": 18000, "metrics_port": 19464, "max_waiting_per_replica": 8}
     settings["access"] = {
-        "open": False,
+        "allow_anonymous": False,
         "keys": [
             {"sha256": hash_key(entry["key"]), "tenant": tenant, **{k: v for k, v in entry.items() if k != "key"}}
             for tenant, entry in KEYS.items()

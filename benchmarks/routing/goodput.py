@@ -139,7 +139,7 @@ def serving(config: PlatformConfig, gears: Mapping[str, Path], cores: int) -> It
     document: dict[str, object] = {
         "model": {"name": config.model.name, "source": config.model.source},
         "server": {"port": ports[0], "metrics_port": ports[0] + 1},
-        "access": {"open": True},
+        "access": {"allow_anonymous": True},
         "engine": config.engine,
         "env": {**config.env, "OMP_NUM_THREADS": str(cores)},
         "variants": [{"name": name, "weights": str(weights)} for name, weights in gears.items()],

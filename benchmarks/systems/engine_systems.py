@@ -101,7 +101,7 @@ def _gearbox(
     document = {
         "model": {"name": config.model.name, "source": config.model.source},
         "server": {"port": port, "metrics_port": port + 1},
-        "access": {"open": True},
+        "access": {"allow_anonymous": True},
         "engine": config.engine,
         "frontend": config.frontend,
         "env": config.env,

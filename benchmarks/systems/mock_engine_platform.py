@@ -78,7 +78,7 @@ def main() -> None:
         {
             "model": {"name": MODEL, "source": "none"},
             "server": {"port": port, "metrics_port": port + 1, "max_waiting_per_replica": 1000},
-            "access": {"open": True},
+            "access": {"allow_anonymous": True},
             "variants": [{"name": VARIANT, "weights": "none"}],
         }
     )

@@ -7,15 +7,15 @@ from helm.dashboards.promql import MODEL, RANGE, count, mean, quantile, rate, sh
 
 JUDGED = f'{MODEL}, outcome=~"used|shrunk|abstained|unsupported"'  # a search was made for an answer from it
 UNAVAILABLE = f'{MODEL}, code=~"store_unavailable|retrieval_unavailable|retrieval_timeout"'
-# a code has no series before its first refusal
-NONE_REFUSED = f'label_replace(0 * {rate("gearbox_retrieval_seconds_count", "", MODEL)}, "code", "none", "", "")'
+# a code has no series before its first rejection
+NONE_REJECTED = f'label_replace(0 * {rate("gearbox_retrieval_seconds_count", "", MODEL)}, "code", "none", "", "")'
 FOUND_NONE = 'le=~"0|0.0"'
 WORSE_ABOVE_HALF = ((None, GREEN), (0.25, YELLOW), (0.5, RED))
 
 
 def build() -> Dashboard:
     """The dashboard."""
-    grounded, sentences = "gearbox_grounded_requests_total", "gearbox_sentences_total"
+    grounded, sentences = "gearbox_grounded_requests_total", "gearbox_grounding_sentences_total"
     now = [
         stat(
             "Requests for grounding",
@@ -26,13 +26,13 @@ def build() -> Dashboard:
         stat(
             "Abstained",
             "Share of searches for which the platform said that the documents do not tell. When it rises, documents are"
-            " missing or questions are about something else: see the GearboxGroundingFalls runbook.",
+            " missing or questions are about something else: see the GearboxUngroundedAnswersHigh runbook.",
             "percentunit", share(grounded, "", JUDGED, 'outcome="abstained"', RANGE), levels=WORSE_ABOVE_HALF,
             decimals=1,
         ),
         stat(
             "Unsupported sentences",
-            "Share of checked sentences that no source supports. When it rises, a weaker variant answers or passages "
+            "Share of verified sentences that no source supports. When it rises, a weaker variant answers or passages "
             "are too long to be used: raise the quality floor of grounded requests.",
             "percentunit", share(sentences, "", MODEL, 'supported="no"', RANGE), levels=WORSE_ABOVE_HALF, decimals=1,
         ),
@@ -47,7 +47,7 @@ def build() -> Dashboard:
         chart(
             "Outcomes",
             "Requests that asked for retrieval, by what came of it. shrunk and skipped mean that budgets leave too "
-            "little time for a whole search; refused that the store is away: see the GearboxRetrievalUnavailable "
+            "little time for a whole search; rejected that the store is unavailable: see the GearboxRetrievalUnavailable "
             "runbook.",
             "reqps", Line(rate(grounded, "outcome", MODEL), "{{outcome}}"), stacked=True, span=12,
         ),
@@ -102,24 +102,24 @@ def build() -> Dashboard:
             Line(quantile(0.5, "gearbox_retrieval_passages", "model", MODEL), "{{model}} p50"),
         ),
         chart(
-            "Sentences checked",
-            "Sentences of grounded answers that were held against their sources. Many unsupported ones: raise "
+            "Verified sentences",
+            "Sentences of grounded answers that were verified against their sources. Many unsupported ones: raise "
             "min_quality for grounded requests, or have such answers refused.",
             "short", Line(rate(sentences, "supported", MODEL), "supported: {{supported}}"), stacked=True,
         ),
         chart(
-            "Time of a check",
-            "Time within which 95% of the answers were checked. It comes after the answer, so it delays its end; when "
+            "Verification time",
+            "Time within which 95% of the answers were verified. It comes after the answer, so it delays its end; when "
             "it grows, answers are longer or the gateways lack CPU.",
-            "s", Line(quantile(0.95, "gearbox_grounding_check_seconds", "model", MODEL), "{{model}}"),
+            "s", Line(quantile(0.95, "gearbox_grounding_verification_seconds", "model", MODEL), "{{model}}"),
         ),
         chart(
-            "Refused for retrieval",
-            "Requests refused because documents could not be searched. Any of them: see the GearboxRetrievalUnavailable"
+            "Rejected for retrieval",
+            "Requests rejected because documents could not be searched. Any of them: see the GearboxRetrievalUnavailable"
             " runbook.",
             "reqps",
             Line(
-                f"{rate('gearbox_requests_refused_total', 'code', UNAVAILABLE)} or on () {NONE_REFUSED}",
+                f"{rate('gearbox_requests_rejected_total', 'code', UNAVAILABLE)} or on () {NONE_REJECTED}",
                 "{{code}}",
             ),
         ),

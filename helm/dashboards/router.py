@@ -7,7 +7,7 @@ from helm.dashboards.promql import BY_VARIANT, MODEL, RANGE, VARIANT, count, mea
 
 NAME = "{{model}}:{{variant}}"
 BOUND = ((None, RED), (0.9, GREEN))
-HELD = 'held="yes"'
+COVERED = 'covered="yes"'
 
 
 def build() -> Dashboard:
@@ -17,17 +17,17 @@ def build() -> Dashboard:
         stat(
             "Decisions",
             "Decisions in the shown time, those after a failover among them. None while clients send requests means "
-            "that these are refused before the router: see 'Refusals'.",
+            "that they are rejected before routing: see 'Rejected requests'.",
             "short", count(f"{decided}_count", "", MODEL), decimals=0,
         ),
         stat(
-            "95% bound held",
-            "Share of answers within their predicted 95% bound; 95% is what it is made for. Below 90%, see which "
-            "variant and time in 'Bound held by variant' and the GearboxPredictionsOff runbook.",
-            "percentunit", share("gearbox_predictions_total", "", VARIANT, HELD, RANGE), levels=BOUND, decimals=1,
+            "95% bound coverage",
+            "Share of answers within their predicted 95% bound; the target is 95%. Below 90%, see which variant and "
+            "metric in 'Coverage by variant' and the GearboxPredictionCoverageLow runbook.",
+            "percentunit", share("gearbox_prediction_coverage_total", "", VARIANT, COVERED, RANGE), levels=BOUND, decimals=1,
         ),
         stat(
-            "p99 of a decision",
+            "Decision time p99",
             "Time within which 99% of the decisions were made. Beyond a millisecond the gateways lack CPU: add gateway "
             "replicas or cores.",
             "s", quantile(0.99, decided, "", MODEL, RANGE), decimals=2,
@@ -71,20 +71,20 @@ def build() -> Dashboard:
             "s", *against("e2e"),
         ),
         chart(
-            "Bound held by variant",
+            "Coverage by variant",
             "Share of answers within their predicted 95% bound. Above 0.95 the bounds are wider than needed and good "
-            "variants are ruled out; below 0.9 budgets are missed: see the GearboxPredictionsOff runbook.",
+            "variants are ruled out; below 0.9 budgets are missed: see the GearboxPredictionCoverageLow runbook.",
             "percentunit",
-            Line(share("gearbox_predictions_total", f"{BY_VARIANT}, what", VARIANT, HELD), f"{NAME} {{{{what}}}}"),
+            Line(share("gearbox_prediction_coverage_total", f"{BY_VARIANT}, metric", VARIANT, COVERED), f"{NAME} {{{{metric}}}}"),
             top=1, levels=BOUND, floor=False,
         ),
         chart(
-            "Error of predictions",
+            "Prediction error",
             "How far predictions were off, as a share of what was measured: the middle and the worst tenth. It falls as"
             " the predictor learns; if it does not, what changes the times is not among its features.",
             "percentunit",
-            Line(quantile(0.5, "gearbox_prediction_error_ratio", "what", VARIANT), "{{what}} p50"),
-            Line(quantile(0.9, "gearbox_prediction_error_ratio", "what", VARIANT), "{{what}} p90"),
+            Line(quantile(0.5, "gearbox_prediction_error_ratio", "metric", VARIANT), "{{metric}} p50"),
+            Line(quantile(0.9, "gearbox_prediction_error_ratio", "metric", VARIANT), "{{metric}} p90"),
         ),
         chart(
             "Predicted over measured",
@@ -101,14 +101,14 @@ def build() -> Dashboard:
             "reqps", Line(rate("gearbox_attempts_total", "reason", VARIANT), "{{reason}}"), stacked=True,
         ),
         chart(
-            "Variants ruled out",
-            "Candidates that decisions ruled out, by rule. full and unavailable are capacity, ttft, tpot and e2e are "
+            "Excluded candidates",
+            "Candidates that routing decisions excluded, by rule. full and unavailable are capacity, ttft, tpot and e2e are "
             "load or tight budgets, min_quality and max_cost are the callers' own wish.",
             "short", Line(rate("gearbox_candidates_excluded_total", "rule", VARIANT), "{{rule}}"), stacked=True,
         ),
         chart(
-            "Ruled out by variant",
-            "The same by variant. One that is always ruled out costs memory for nothing: take it out of the catalog or "
+            "Excluded candidates by variant",
+            "The same by variant. One that is always excluded costs memory for nothing: take it out of the catalog or "
             "find out which rule it is.",
             "short", Line(rate("gearbox_candidates_excluded_total", BY_VARIANT, VARIANT), NAME), stacked=True,
         ),
@@ -131,11 +131,11 @@ def build() -> Dashboard:
             Line(rate("gearbox_failovers_total", f"{BY_VARIANT}, cause", VARIANT), f"{NAME} {{{{cause}}}}"),
         ),
         chart(
-            "Refusals",
+            "Rejected requests",
             "Requests answered with an error before any variant's answer. overloaded and budget_under_load call for "
             "replicas, impossible_budget for another catalog or looser budgets, the rest are the client's own or on a "
             "runbook.",
-            "reqps", Line(rate("gearbox_requests_refused_total", "code", MODEL), "{{code}}"), stacked=True,
+            "reqps", Line(rate("gearbox_requests_rejected_total", "code", MODEL), "{{code}}"), stacked=True,
         ),
         chart(
             "Outcomes of attempts",
@@ -144,14 +144,14 @@ def build() -> Dashboard:
             "reqps", Line(rate("gearbox_attempts_total", "outcome", VARIANT), "{{outcome}}"), stacked=True,
         ),
         chart(
-            "Time of a decision",
+            "Decision time",
             "The router's own time for one decision. It grows with the number of variants; if it grows otherwise, the "
             "gateways lack CPU.",
             "s",
             Line(quantile(0.5, decided, "", MODEL), "p50"), Line(quantile(0.99, decided, "", MODEL), "p99"),
         ),
         chart(
-            "Overhead of the gateway",
+            "Gateway overhead",
             "Time from a request's last byte to its dispatch, without retrieval. When p99 grows and p50 does not, "
             "gateways are short of CPU in bursts: add gateway replicas.",
             "s",

@@ -14,7 +14,7 @@ def build() -> Dashboard:
     """The dashboard."""
     cost, requests, tokens = "gearbox_cost_usd_total", "gearbox_tenant_requests_total", "gearbox_tenant_tokens_total"
     answered = f'{TENANT}, outcome="answered"'
-    ledger = f"max by (model, tenant, ledger) (gearbox_ledger_used_ratio{{{TENANT}}})"
+    used = f"max by (model, tenant, limit) (gearbox_rate_limit_utilization_ratio{{{TENANT}}})"
     now = [
         stat(
             "Spent",
@@ -29,29 +29,30 @@ def build() -> Dashboard:
             "short", count(requests, "", TENANT), decimals=0,
         ),
         stat(
-            "Refused",
-            "Share of requests that were refused: limits, load, budgets, bad requests. When it rises, see the codes in "
-            "'Refusals' on the Router dashboard.",
-            "percentunit", share(requests, "", TENANT, 'outcome="refused"', RANGE), decimals=1,
+            "Rejected",
+            "Share of requests that were rejected: rate limits, load, budgets, bad requests. When it rises, see the "
+            "codes in 'Rejected requests' on the Router dashboard.",
+            "percentunit", share(requests, "", TENANT, 'outcome="rejected"', RANGE), decimals=1,
             levels=((None, GREEN), (0.05, YELLOW), (0.2, RED)),
         ),
         stat(
-            "Fullest ledger",
-            "The largest used share of any tenant's limit in this minute. Near 1 its requests are about to be refused: "
-            "see 'Ledgers' for whose, and the GearboxLedgerNearlyUsed runbook.",
-            "percentunit", f"max(gearbox_ledger_used_ratio{{{TENANT}}})", decimals=0,
+            "Highest rate-limit utilization",
+            "The highest rate-limit utilization of any tenant in this minute. Near 1, further requests are rejected: see "
+            "'Rate-limit utilization' for the tenant, and the GearboxRateLimitNearlyReached runbook.",
+            "percentunit", f"max(gearbox_rate_limit_utilization_ratio{{{TENANT}}})", decimals=0,
             levels=((None, GREEN), (0.7, YELLOW), (0.9, RED)),
         ),
     ]  # fmt: skip
     who = [
         table(
             "Tenants compared",
-            "Each tenant's use of the shown time; 'other' are all beyond the first observability.tenants. A high cost "
-            "per 1,000 answers is long prompts or a dear profile; much refused is a limit that does not fit.",
+            "Usage of each tenant in the shown time; 'other' is every tenant beyond "
+            "observability.tenant_cardinality_limit. A high cost per 1,000 answers means long prompts or an expensive "
+            "profile; many rejected requests mean a limit that does not fit.",
             BY_TENANT,
             Column("Cost", count(cost, BY_TENANT, SPENT), "currencyUSD", 4),
             Column("Requests", count(requests, BY_TENANT, TENANT), "short", 0),
-            Column("Refused", share(requests, BY_TENANT, TENANT, 'outcome="refused"', RANGE), "percentunit", 1),
+            Column("Rejected", share(requests, BY_TENANT, TENANT, 'outcome="rejected"', RANGE), "percentunit", 1),
             Column("Failed", share(requests, BY_TENANT, TENANT, 'outcome="failed"', RANGE), "percentunit", 1),
             Column("Input tokens", count(tokens, BY_TENANT, f'{TENANT}, kind="input"'), "short", 0),
             Column("Output tokens", count(tokens, BY_TENANT, f'{TENANT}, kind="output"'), "short", 0),
@@ -88,20 +89,20 @@ def build() -> Dashboard:
     use = [
         chart(
             "Requests by tenant",
-            "Requests per second. One tenant that takes most of it while others are refused needs a limit of its own.",
+            "Requests per second. One tenant that takes most of it while others are rejected needs a limit of its own.",
             "reqps", Line(rate(requests, BY_TENANT, TENANT), "{{tenant}}"), stacked=True,
         ),
         chart(
             "Requests by outcome",
-            "What became of requests: answered, refused, failed, cancelled. failed is the platform's fault; cancelled "
+            "Requests by outcome: answered, rejected, failed, cancelled. failed is the platform's fault; cancelled "
             "in numbers are clients that give up waiting.",
             "reqps", Line(rate(requests, "outcome", TENANT), "{{outcome}}"), stacked=True,
         ),
         chart(
-            "Refused by tenant",
-            "Share of each tenant's requests that were refused. One tenant only: its limits or its requests; all of "
+            "Rejected by tenant",
+            "Share of each tenant's requests that were rejected. One tenant only: its limits or its requests; all of "
             "them: load, see the GearboxOverloaded runbook.",
-            "percentunit", Line(share(requests, BY_TENANT, TENANT, 'outcome="refused"'), "{{tenant}}"), top=1,
+            "percentunit", Line(share(requests, BY_TENANT, TENANT, 'outcome="rejected"'), "{{tenant}}"), top=1,
         ),
         chart(
             "Output tokens by tenant",
@@ -115,17 +116,17 @@ def build() -> Dashboard:
             "short", Line(rate(tokens, BY_TENANT, f'{TENANT}, kind="input"'), "{{tenant}}"), stacked=True,
         ),
         chart(
-            "Ledgers",
-            "Used share of each tenant's limit in this minute. At 1 the tenant is refused until the next minute: raise "
-            "its limit or have it slow down.",
-            "percentunit", Line(ledger, "{{tenant}} {{ledger}}"), levels=((None, GREEN), (0.9, RED)),
+            "Rate-limit utilization",
+            "Used share of each tenant's rate limits in this minute. At 1 the tenant's requests are rejected until the "
+            "next minute: raise its limit or have it slow down.",
+            "percentunit", Line(used, "{{tenant}} {{limit}}"), levels=((None, GREEN), (0.9, RED)),
         ),
         chart(
-            "Limits that could not be kept",
-            "Operations per second that the store of limits did not do. admit: keys with limits got 503, or passed "
-            "uncounted, as access.on_store_failure says; charge: tokens that are missing from their limit. Anything "
-            "above 0: see whether the store is up.",
-            "ops", Line(rate("gearbox_limits_store_failures_total", "operation", MODEL), "{{operation}}"),
+            "Rate-limit store failures",
+            "Failed operations of the rate-limit store per second. admit: keys with limits got 503 or were not counted, "
+            "as access.on_rate_limit_store_failure says; charge: tokens are missing from their limit; read: the "
+            "utilization above is stale. Above 0: see whether the store is up.",
+            "ops", Line(rate("gearbox_rate_limit_store_failures_total", "operation", MODEL), "{{operation}}"),
         ),
     ]  # fmt: skip
     return dashboard(

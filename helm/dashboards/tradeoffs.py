@@ -138,7 +138,7 @@ def build() -> Dashboard:
         chart(
             "Limits missed",
             "Limits of budgets that were not kept, by kind. ttft and tpot call for faster or more replicas, cost and "
-            "quality for another catalog, refused and failed for the refusals and failovers on the Router dashboard.",
+            "quality for another catalog, rejected and failed for the rejected requests and failovers on the Router dashboard.",
             "reqps", Line(rate("gearbox_budget_violations_total", "model, kind", PROFILE), "{{kind}}"), stacked=True,
         ),
         chart(

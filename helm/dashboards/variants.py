@@ -38,7 +38,7 @@ def build() -> Dashboard:
         chart(
             "Up",
             "1 while a variant can answer or would start from zero, else 0. At 0 its requests go to other variants, and"
-            " those pinned to it are refused: look for a crashed replica in Ray's dashboard and log.",
+            " those pinned to it are rejected: look for a crashed replica in Ray's dashboard and log.",
             "none", Line(live("gearbox_variant_up"), NAME), top=1,
         ),
         chart(

@@ -22,7 +22,9 @@ app.add_typer(keys, name="keys")
 app.command()(top)
 
 Url = Annotated[str, typer.Option(envvar="GEARBOX_URL", help="Base URL of the platform.")]
-Key = Annotated[str, typer.Option(envvar="GEARBOX_API_KEY", help="API key; none is needed where access is open.")]
+Key = Annotated[
+    str, typer.Option(envvar="GEARBOX_API_KEY", help="API key; not needed where anonymous access is allowed.")
+]
 LOCAL = "http://127.0.0.1:8000"
 
 

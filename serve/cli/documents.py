@@ -1,4 +1,4 @@
-"""The commands that fill a running platform's document store over HTTP: index, documents, forget."""
+"""`gearbox documents`: add, list and delete the documents of a running platform, over HTTP."""
 
 import asyncio
 import base64
@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,14 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+import typer.core
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from serve.cli.client import LOCAL, Key, Url, checked, fail, platform_client
+from serve.config.renamed import RENAMED_COMMANDS
 from serve.retrieval.ingest.convert import ConversionError, charset_of, kind_of
 
 MAX_BYTES = 128 << 20  # of a file that is read at all; the platform has a limit of its own
@@ -32,7 +34,7 @@ _LINE_S = 5.0
 _AGAIN = (429, 502, 503, 504)
 _DOCUMENTS = "/v1/documents"
 
-Collection = Annotated[str, typer.Option(help="Collection that the documents go into.")]
+Collection = Annotated[str, typer.Option(help="Collection to add the documents to.")]
 
 
 @dataclass(slots=True, frozen=True)
@@ -67,27 +69,53 @@ class _GoneError(Exception):
     """The platform does not answer, or lets nobody in; the message says so."""
 
 
+class _Documents(typer.core.TyperGroup):
+    """`gearbox documents COLLECTION` was a command; its error names the one that lists a collection."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """The command of that name; called by Typer. Raises `typer.BadParameter`."""
+        if (command := super().get_command(ctx, cmd_name)) is None:
+            raise typer.BadParameter(f"no command '{cmd_name}'; a collection is listed by 'documents list {cmd_name}'")
+        return command
+
+
 def add_commands(app: typer.Typer) -> None:
-    """Add the three commands to `app`."""
-    app.command()(index)
-    app.command()(documents)
-    app.command()(forget)
+    """Add `documents` with its commands to `app`, the alias `index`, and errors for commands that were renamed."""
+    documents = typer.Typer(cls=_Documents, help="Documents to answer from: add, list, delete.", no_args_is_help=True)
+    documents.command("add")(add_documents)
+    documents.command("list")(list_documents)
+    documents.command("delete")(delete_documents)
+    app.add_typer(documents, name="documents")
+    app.command("index", hidden=True)(add_documents)
+    for old, new in RENAMED_COMMANDS.items():
+        app.command(old, hidden=True, context_settings=_ANY_ARGUMENTS)(_renamed(new))
 
 
-def index(
+_ANY_ARGUMENTS = {"ignore_unknown_options": True, "allow_extra_args": True}
+
+
+def _renamed(new: str) -> Callable[[], None]:
+    def command() -> None:
+        raise fail(f"this command was renamed to 'gearbox {new}'", 2)
+
+    return command
+
+
+def add_documents(
     paths: Annotated[
-        list[str], typer.Argument(help="Files, folders, URLs, @FILE with one of them a line, or - for a list on stdin.")
+        list[str],
+        typer.Argument(help="Files, folders, URLs, @FILE with one of them per line, or - for such a list on stdin."),
     ],
     collection: Collection = "default",
-    meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that filters can use; repeatable.")] = None,
-    prune: Annotated[bool, typer.Option(help="Remove documents whose files are gone from a folder.")] = True,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed at once.")] = 2,
+    meta: Annotated[list[str] | None, typer.Option(help="Metadata KEY=VALUE for filters; repeatable.")] = None,
+    prune: Annotated[bool, typer.Option(help="Delete documents whose files are gone from a folder.")] = True,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed in parallel.")] = 2,
     url: Url = LOCAL,
     api_key: Key = "",
 ) -> None:
-    """Index documents, so that answers can be grounded in them. Those that have not changed are left as they are.
+    """Add documents, so that answers can be grounded in them. Unchanged documents are skipped.
 
-    Stopped and run again, it goes on where it was.
+    Interrupted and run again, it continues where it stopped.
     """
     found = find(paths)
     given = dict(map(_key_value, meta or []))
@@ -109,12 +137,12 @@ def index(
         raise typer.Exit(1)
 
 
-def documents(
-    collection: Annotated[str, typer.Argument(help="Show its documents; without it, the collections.")] = "",
+def list_documents(
+    collection: Annotated[str, typer.Argument(help="Collection to list; without it, all collections.")] = "",
     url: Url = LOCAL,
     api_key: Key = "",
 ) -> None:
-    """List the collections, or the documents of one."""
+    """List the collections, or the documents of one collection."""
     console = Console()
     with platform_client(url, api_key) as client:
         if not collection:
@@ -138,16 +166,16 @@ def documents(
     console.print(table)
 
 
-def forget(
+def delete_documents(
     collection: Annotated[str, typer.Argument(help="Collection.")],
-    source: Annotated[str, typer.Argument(help="One document of it; without it, all.")] = "",
+    source: Annotated[str, typer.Argument(help="Document to delete; without it, the whole collection.")] = "",
     url: Url = LOCAL,
     api_key: Key = "",
 ) -> None:
-    """Remove a document, or a whole collection."""
+    """Delete a document, or a whole collection."""
     query = {"collection": collection, **({"source": source} if source else {})}
     with platform_client(url, api_key) as client:
-        typer.echo(f"{checked(client.delete(_DOCUMENTS, params=query))['deleted']} removed")
+        typer.echo(f"{checked(client.delete(_DOCUMENTS, params=query))['deleted']} deleted")
 
 
 def find(arguments: Iterable[str]) -> Found:
@@ -224,7 +252,7 @@ def _key_value(text: str) -> tuple[str, Any]:
 
 
 class _Run:
-    """One run of `gearbox index`."""
+    """One run of `gearbox documents add`."""
 
     def __init__(self, found: Found, collection: str, meta: dict[str, Any], prune: bool, workers: int) -> None:
         self._found, self._collection, self._meta = found, collection, meta

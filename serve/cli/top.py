@@ -252,17 +252,18 @@ def _profiles(known: Interval, width: int) -> Table | None:
 
 def _parts(known: Interval) -> Table:
     """The router's line, and retrieval's where anything was grounded; wraps between words."""
-    held, bounds = known.count("gearbox_predictions_total", held="yes"), known.count("gearbox_predictions_total")
+    covered = known.count("gearbox_prediction_coverage_total", covered="yes")
+    bounds = known.count("gearbox_prediction_coverage_total")
     decision_s = known.quantile(0.95, "gearbox_decision_seconds")
-    refused = _tally(known.count_by("code", "gearbox_requests_refused_total"))
+    rejected = _tally(known.count_by("code", "gearbox_requests_rejected_total"))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold cyan", no_wrap=True)
     grid.add_column()
     grid.add_row(
         "router",
         f"decision p95 {_number(None if decision_s is None else 1e6 * decision_s, 0)} µs · "
-        f"95% bounds held {_percent(held / bounds if bounds else None)} · "
-        f"failovers {_tally(known.count_by('cause', 'gearbox_failovers_total')) or '0'} · refused {refused or '0'}",
+        f"95% bound coverage {_percent(covered / bounds if bounds else None)} · "
+        f"failovers {_tally(known.count_by('cause', 'gearbox_failovers_total')) or '0'} · rejected {rejected or '0'}",
     )
     if any(known.values.get("gearbox_grounded_requests_total", {}).values()):
         outcomes = _tally(known.count_by("outcome", "gearbox_grounded_requests_total")) or "none"
@@ -284,7 +285,10 @@ def _tenants(known: Interval, width: int) -> Table | None:
     busiest = sorted((name for name in asked if asked[name]), key=lambda name: (-spent.get(name, 0.0), name))
     rows: list[list[str | Text]] = []
     for name in busiest[:_TENANTS]:
-        used = [known.value("gearbox_ledger_used_ratio", tenant=name, ledger=each) for each in ("requests", "tokens")]
+        used = [
+            known.value("gearbox_rate_limit_utilization_ratio", tenant=name, limit=limit)
+            for limit in ("requests", "tokens")
+        ]
         rows.append([
             name, _usd_per_hour(known.rate("gearbox_cost_usd_total", tenant=name)),
             _number(known.rate("gearbox_tenant_requests_total", tenant=name)),

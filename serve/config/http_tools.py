@@ -29,15 +29,18 @@ class HttpToolConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,31}$", description="the tools are called NAME_OPERATION")
-    description: str = Field(min_length=1, description="OpenAPI 3 as YAML or JSON: a path, or the text itself")
+    openapi_spec: str = Field(
+        min_length=1, description="the service's OpenAPI 3 document, YAML or JSON: a path, or its text"
+    )
     hosts: tuple[Annotated[str, AfterValidator(_host)], ...] = Field(
         min_length=1,
-        description="the only hosts that are called, exactly as here; a port that is not the usual one too",
+        description="the only hosts that may be called, written exactly so; with the port where it is not the default one",
     )
-    timeout_s: float = Field(default=10, gt=0, le=120, description="of one call, from connecting to the last byte")
+    timeout_s: float = Field(default=10, gt=0, le=120, description="longest call, from connecting to the last byte")
     headers_env: Annotated[dict[str, str], AfterValidator(_headers)] = Field(
-        default_factory=dict, description="headers that are sent, and the environment variables with their values"
+        default_factory=dict,
+        description="request headers to send, and the environment variables that hold their values",
     )
     operations: tuple[str, ...] | None = Field(
-        default=None, description="operationIds that become tools; without it, all that only read (GET)"
+        default=None, description="operationIds that become tools; by default all GET operations"
     )

@@ -31,6 +31,7 @@ from serve.config.addresses import listen_host, local_url
 from serve.config.engine_arguments import Arguments
 from serve.config.environment import Environment, unknown_variable, variable_of
 from serve.config.http_tools import HttpToolConfig
+from serve.config.renamed import find_renamed
 from serve.config.yaml_file import YamlError, YamlFile, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -93,21 +94,27 @@ class ServerConfig(_Section):
         default=1, ge=1, le=256, description="gateway processes; several need a shared store of rate limits"
     )
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
-    request_timeout_s: float = Field(default=600, gt=0, description="longest time between two chunks of an answer")
+    stream_idle_timeout_s: float = Field(
+        default=600, gt=0, description="longest silence of an engine within one answer, from one chunk to the next"
+    )
     max_waiting_per_replica: int = Field(
-        default=32, ge=0, description="requests queued at a variant beyond what its engine runs; more are answered 429"
+        default=32,
+        ge=0,
+        description="requests queued at a replica beyond what its engine runs at once; more are answered with 429",
     )
     strict_tools: bool = Field(
-        default=True, description="calls of tools are kept to their schemas, unless a function says `strict: false`"
+        default=True, description="constrain tool calls to their JSON schemas, unless a function says `strict: false`"
     )
-    drain_s: float = Field(
-        default=600, gt=0, description="longest time a replica that is replaced or leaves may finish its answers"
+    drain_timeout_s: float = Field(
+        default=600,
+        gt=0,
+        description="longest time that a replica which is stopped or replaced may take to finish its answers",
     )
 
     allowed_hosts: tuple[HostPattern, ...] = Field(
         default=(),
-        description="names under which requests without a key may reach an open platform, besides addresses, loopback "
-        "and `host`; `*.example.com` is every name below, `*` any",
+        description="`Host` names that requests without an API key may use, besides IP addresses, loopback and `host`; "
+        "`*.example.com` is every name below, `*` any",
     )
     allowed_origins: tuple[Origin, ...] = Field(
         default=(),
@@ -232,31 +239,33 @@ _STORE_CLIENTS = {
 
 
 class AccessConfig(_Section):
-    """Who may call. Without `open: true` every request needs a key."""
+    """Who may call. Without `allow_anonymous: true` every request needs a key."""
 
-    open: bool = Field(default=False, description="answer requests without an API key")
-    open_budget: str = Field(default="balanced", description="profile of requests without a key, when open")
+    allow_anonymous: bool = Field(default=False, description="answer requests without an API key")
+    anonymous_profile: str = Field(default="balanced", description="budget profile of requests without an API key")
     keys: tuple[KeyConfig, ...] = Field(default=(), description="API keys, as `gearbox keys new` prints them")
     keys_file: Path | None = Field(default=None, description="YAML list of more keys, e.g. a mounted secret")
-    limits_store: str = Field(
+    rate_limit_store: str = Field(
         default="async+memory://",
         pattern=r"^async\+(memory|redis|rediss|valkey|valkeys|redis\+unix|redis\+sentinel|redis\+cluster|memcached|mongodb)://",
-        description="`limits` storage URI; Redis for several gateways",
+        description="storage URI of the rate limits, as the library `limits` writes it; Redis for several gateways",
     )
-    limits_store_timeout_s: float = Field(
-        default=0.25, gt=0, le=5, description="longest wait for the store of limits in one request"
+    rate_limit_store_timeout_s: float = Field(
+        default=0.25, gt=0, le=5, description="longest wait for the rate-limit store in one request"
     )
-    on_store_failure: Literal["fail_closed", "fail_open"] = Field(
+    on_rate_limit_store_failure: Literal["fail_closed", "fail_open"] = Field(
         default="fail_closed",
-        description="requests of keys with limits while their store fails: 503, or answered without being counted",
+        description="what keys with rate limits get while the store fails: 503, or an answer that is not counted",
     )
 
     @model_validator(mode="after")
     def _store_has_its_client(self) -> "AccessConfig":
-        scheme = self.limits_store.removeprefix("async+").partition(":")[0]
+        scheme = self.rate_limit_store.removeprefix("async+").partition(":")[0]
         client = _STORE_CLIENTS.get(scheme.partition("+")[0])
         if client is not None and importlib.util.find_spec(client) is None:
-            raise ValueError(f"limits_store: '{scheme}' needs the Python package '{client}', which is not installed")
+            raise ValueError(
+                f"rate_limit_store: '{scheme}' needs the Python package '{client}', which is not installed"
+            )
         return self
 
 
@@ -309,17 +318,25 @@ class RetrievalConfig(_Section):
     replicas: ReplicaBounds = ReplicaBounds()
     embedder_replicas: ReplicaBounds = ReplicaBounds()
     timeout_s: float = Field(default=5.0, gt=0, description="longest search for one request")
-    check_s: float = Field(default=1.0, ge=0, description="longest check of an answer's sentences; 0: none")
+    verification_timeout_s: float = Field(
+        default=1.0,
+        ge=0,
+        description="longest verification of an answer's sentences against the sources; 0: no verification",
+    )
     max_document_bytes: int = Field(default=32 << 20, ge=1024, description="largest document; larger ones are 413")
-    max_uploads: int = Field(
-        default=32, ge=1, description="documents that a gateway takes in at once; more are answered with 429"
+    max_concurrent_uploads: int = Field(
+        default=32, ge=1, description="documents that one gateway ingests at once; more are answered with 429"
     )
-    max_uploads_bytes: int | None = Field(
-        default=None, description="of their bodies that it holds at once; by default four of the largest"
+    max_concurrent_upload_bytes: int | None = Field(
+        default=None,
+        description="bytes of their request bodies that one gateway holds at once; by default four of the largest",
     )
-    always: bool = Field(default=False, description="ground every chat request that does not say otherwise")
-    collection: Name | None = Field(default="default", description="of requests that name none")
-    mode: Name = Field(default="hybrid", description="a pipeline's name")
+    ground_by_default: bool = Field(
+        default=False,
+        description="ground chat requests that have no `retrieval` field; `retrieval: false` turns it off",
+    )
+    collection: Name | None = Field(default="default", description="collection of requests that name none")
+    mode: Name = Field(default="hybrid", description="name of the retrieval pipeline")
     top_k: int = Field(default=4, ge=1, le=20, description="sources in the prompt")
     on_budget: Literal["shrink", "skip", "refuse"] = Field(
         default="shrink", description="where the budget does not allow all sources: fewer, none, or an error"
@@ -331,29 +348,30 @@ class RetrievalConfig(_Section):
         default="quote",
         description="what to do with an answer that its sources do not support: quote them too, or only mark it",
     )
-    abstention: str = Field(
+    abstention_message: str = Field(
         default="I don't know: the documents I have do not say.",
         min_length=1,
         description="the answer of an abstention",
     )
     tools: tuple[Literal["calculator", "clock"], ...] = Field(
-        default=("calculator", "clock"), description="what grounded requests are computed with instead of guessed"
+        default=("calculator", "clock"),
+        description="built-in tools that compute answers of grounded requests without the model",
     )
     computed: Literal["answer", "prompt"] = Field(
         default="answer",
-        description="whether what was computed is the answer or is given to the model with the question",
+        description="what to do with a computed result: return it as the answer, or add it to the prompt",
     )
-    timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="of the clock")
+    timezone: Annotated[str, AfterValidator(_zone)] = Field(default="UTC", description="time zone of the clock tool")
     http_tools: tuple[HttpToolConfig, ...] = Field(
-        default=(), description="services that agents may call; see docs/how-to/tools.md"
+        default=(), description="HTTP services that agents may call; see docs/how-to/tools.md"
     )
-    agent_steps: int = Field(default=4, ge=1, le=16, description="times that an agent's model is asked at most")
+    max_agent_steps: int = Field(default=4, ge=1, le=16, description="most model calls of one agent request")
 
     @model_validator(mode="after")
     def _largest_fits(self) -> "RetrievalConfig":
-        if self.max_uploads_bytes is not None and self.max_uploads_bytes < self.max_upload_bytes:
+        if self.max_concurrent_upload_bytes is not None and self.max_concurrent_upload_bytes < self.max_upload_bytes:
             raise ValueError(
-                f"max_uploads_bytes is {self.max_uploads_bytes}, but one document's body may have {self.max_upload_bytes} bytes"
+                f"max_concurrent_upload_bytes is {self.max_concurrent_upload_bytes}, but one document's body may have {self.max_upload_bytes} bytes"
             )
         return self
 
@@ -376,17 +394,23 @@ class RetrievalConfig(_Section):
 
 
 class ObservabilityConfig(_Section):
-    """What is told of requests besides metrics."""
+    """Request telemetry: logs, traces, and the cardinality of metrics."""
 
-    log_requests: bool = Field(default=True, description="a JSON line for each request in the gateway's log")
-    log_content: bool = Field(default=False, description="prompts and answers in those lines; they may be private")
+    log_requests: bool = Field(default=True, description="log a JSON line for each request")
+    capture_content: bool = Field(
+        default=False, description="include prompts and answers in those lines; they may hold private data"
+    )
     otlp_endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://",
         description="OTLP/HTTP collector that traces are sent to, e.g. http://otel:4318",
     )
-    trace_share: float = Field(default=1.0, ge=0, le=1, description="of requests that are traced")
-    tenants: int = Field(default=200, ge=1, description="that metrics tell apart; the others are counted together")
+    trace_sample_ratio: float = Field(default=1.0, ge=0, le=1, description="share of requests that are traced, 0 to 1")
+    tenant_cardinality_limit: int = Field(
+        default=200,
+        ge=1,
+        description="most values of the metrics' `tenant` label; further tenants are counted as `other`",
+    )
 
 
 def _profile_name(value: str) -> str:
@@ -438,6 +462,13 @@ class PlatformConfig(BaseSettings):
         """Environment over file; called by pydantic-settings."""
         return Environment(settings_cls), init_settings
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_renamed_key(cls, data: object) -> object:
+        for path, new in find_renamed(data):
+            raise _misfit(f"this key was renamed to {new}", *path)
+        return data
+
     @model_validator(mode="after")
     def _consistent(self) -> "PlatformConfig":
         names = [variant.name for variant in self.variants]
@@ -451,8 +482,8 @@ class PlatformConfig(BaseSettings):
         for profile, path in _profiles_used(self.access):
             if profile not in self.profiles:
                 raise _misfit(self._unknown_profile(profile), "access", *path)
-        if not self.access.open and not self.access.keys and self.access.keys_file is None:
-            raise _misfit("nobody could call; add keys, keys_file, or say 'open: true' explicitly", "access")
+        if not self.access.allow_anonymous and not self.access.keys and self.access.keys_file is None:
+            raise _misfit("nobody could call; add keys, keys_file, or say 'allow_anonymous: true' explicitly", "access")
         return self
 
     def _unknown_profile(self, profile: str) -> str:
@@ -482,7 +513,7 @@ class PlatformConfig(BaseSettings):
             if key.budget not in self.profiles:
                 place = held.place((index, "budget"))
                 raise ConfigError(f"access.keys_file: {place}: {index}.budget: {self._unknown_profile(key.budget)}")
-        if not access.keys and not access.open:
+        if not access.keys and not access.allow_anonymous:
             raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
         return self.model_copy(update={"access": access})
 
@@ -497,7 +528,7 @@ class PlatformConfig(BaseSettings):
 
 def _profiles_used(access: AccessConfig) -> Iterator[tuple[str, tuple[str | int, ...]]]:
     """Every profile that `access` names, and the path to it."""
-    yield access.open_budget, ("open_budget",)
+    yield access.anonymous_profile, ("anonymous_profile",)
     for index, key in enumerate(access.keys):
         yield key.budget, ("keys", index, "budget")
 

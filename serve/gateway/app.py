@@ -70,9 +70,9 @@ class Gateway:
         self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
         _begin(metrics, config)
         self._description = _description(config)
-        self._engines = Engines(replicas, engine_token, config.server.request_timeout_s, metrics)
+        self._engines = Engines(replicas, engine_token, config.server.stream_idle_timeout_s, metrics)
         told = config.observability
-        tracer = Tracer(told.otlp_endpoint, told.trace_share, uuid.uuid4().hex) if told.otlp_endpoint else None
+        tracer = Tracer(told.otlp_endpoint, told.trace_sample_ratio, uuid.uuid4().hex) if told.otlp_endpoint else None
         self.telemetry = RequestTelemetry(told, self._gatekeeper.tenants, metrics, tracer)
         self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)

@@ -1,4 +1,4 @@
-"""Who is calling: bearer API keys, stored hashed, or nobody in particular where access is open."""
+"""Who is calling: bearer API keys, stored hashed, or anonymous callers where that is allowed."""
 
 import hashlib
 import secrets
@@ -27,7 +27,7 @@ def hash_key(key: str) -> str:
 
 
 class Gatekeeper:
-    """Authenticates callers and keeps their limits. Limits hold across gateways only with a shared `limits_store`."""
+    """Authenticates callers and keeps their limits. Limits hold across gateways only with a shared `rate_limit_store`."""
 
     def __init__(
         self, access: AccessConfig, server: ServerConfig | None = None, metrics: Metrics | None = None
@@ -48,7 +48,7 @@ class Gatekeeper:
             )
             for key in access.keys
         }
-        self._anonymous = Caller("anonymous", access.open_budget) if access.open else None
+        self._anonymous = Caller("anonymous", access.anonymous_profile) if access.allow_anonymous else None
         self._limited = {caller.tenant: caller for caller in self._callers.values() if caller.requests or caller.tokens}
 
     @property
@@ -60,7 +60,7 @@ class Gatekeeper:
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
         """The caller behind the `authorization` header. Raises `RequestError` 401.
 
-        Where access is open and no keys are configured, any key is accepted (clients insist on sending one). Whoever has
+        Where anonymous access is allowed and no keys are configured, any key is accepted (clients insist on sending one). Whoever has
         no known key is only as trusted as the page that asks: 403 and 415, see `serve.gateway.cross_origin`.
         """
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -80,7 +80,7 @@ class Gatekeeper:
         """Count one request of `caller`.
 
         Raises:
-            RequestError: 429 with the time until there is room again; 503 when the store of limits fails.
+            RequestError: 429 with the time until there is room again; 503 when the rate-limit store fails.
         """
         await self._limits.admit(caller.tenant, caller.requests, caller.tokens)
 
@@ -95,7 +95,7 @@ class Gatekeeper:
         """Of the limited ones of `tenants`: tenant, what is limited (requests, tokens), and the used share of it.
 
         Raises:
-            StoreUnavailable: the store of limits fails.
+            StoreUnavailable: the rate-limit store fails.
         """
         kinds: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
         return [

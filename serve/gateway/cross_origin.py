@@ -1,6 +1,6 @@
 """What a web page of another site may have a browser ask of an open platform: nothing, unless the operator allows it.
 
-Where access is open, a browser on the same machine or network is let in whatever page it shows. So a request without a
+Where anonymous access is allowed, a browser on the same machine or network is let in whatever page it shows. So a request without a
 known key must name this platform as its `Host` (DNS rebinding), must not come from another origin (cross-site request
 forgery), and its body must be of a type that no page can send to another site without asking first.
 """

@@ -99,8 +99,8 @@ class Documents:
         if self._config is None:
             return BodyMemory(0)
         settings = self._config
-        most = settings.max_uploads_bytes or 4 * settings.max_upload_bytes
-        return BodyMemory(most, settings.max_uploads, "too_many_uploads")
+        most = settings.max_concurrent_upload_bytes or 4 * settings.max_upload_bytes
+        return BodyMemory(most, settings.max_concurrent_uploads, "too_many_uploads")
 
     @property
     def max_body_bytes(self) -> int:

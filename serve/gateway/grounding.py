@@ -81,7 +81,7 @@ class Grounder:
         off = header == "off" or (asked is False and header is None)
         if off and asked in (None, False) and not call.ref.collection:
             return None
-        if not said and (self._config is None or not self._config.always or call.endpoint != "chat"):
+        if not said and (self._config is None or not self._config.ground_by_default or call.endpoint != "chat"):
             return None
         if self._config is None:
             if off:
@@ -188,7 +188,7 @@ class Grounder:
             grounding.outcome = "unsupported"
             if wanted.on_unsupported == "abstain" and not calls_function(call.body):
                 fields, refusal = read_fields(call.body), not takes_text(call.body)
-                grounding.direct = DirectAnswer.within(fields, self._settings.abstention, refusal=refusal)
+                grounding.direct = DirectAnswer.within(fields, self._settings.abstention_message, refusal=refusal)
                 grounding.outcome = "abstained"
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
@@ -223,7 +223,7 @@ class Grounder:
         if not choices or not all(choice.text.strip() for choice in choices):
             grounding.why = "an answer without text was not checked"
             return
-        left = self._settings.check_s
+        left = self._settings.verification_timeout_s
         if budget.e2e_ms is not None:
             left = min(left, budget.e2e_ms / 1000 - (perf_counter() - arrived))
         if left <= 0:
@@ -343,7 +343,7 @@ class Grounder:
 
     def _without(self, grounding: Grounding, why: str) -> Grounding:
         if grounding.wanted.on_budget == "refuse":
-            self._metrics.grounded.labels("refused").inc()
+            self._metrics.grounded.labels("rejected").inc()
             raise RequestError(422, why, param="retrieval.on_budget", code="impossible_budget")
         grounding.outcome, grounding.why = "skipped", why
         return grounding

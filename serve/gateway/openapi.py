@@ -38,7 +38,7 @@ _STATUSES: Mapping[int, str] = {
     429: "A limit of the API key, or every variant is at its limit; `code` tells which.",
     500: "A fault in the gateway; the message has the request's id.",
     502: "An agent's model gave no answer that could be used.",
-    503: "No variant, no retrieval or no store of limits can answer now.",
+    503: "No variant, no retrieval or no rate-limit store can answer now.",
     504: "Retrieval did not answer in time.",
 }
 _GUARDED = (403, 503)  # of requests that need a key
@@ -96,7 +96,7 @@ def describe(config: PlatformConfig) -> Document:
         for request in (f"{kind}CompletionRequest", f"Route{kind or 'Completion'}Request"):
             components[request]["properties"]["model"] |= {"pattern": routed + more, "examples": examples}
     document["info"]["title"] = f"Gearbox: {name}"
-    if config.access.open:
+    if config.access.allow_anonymous:
         document["security"].append({})
     _fill(document["paths"], name)
     return document
@@ -230,7 +230,7 @@ def _common() -> Document:
                 "bearer": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "An API key, `gbx-…`. Where access is open, requests without one are answered too.",
+                    "description": "An API key, `gbx-…`. Where anonymous access is allowed, requests need none.",
                 }
             },
         },

@@ -18,7 +18,7 @@ from serve.config.platform import AccessConfig
 from serve.errors import RequestError, overloaded
 
 _T = TypeVar("_T")
-Operation = Literal["admit", "charge", "publish"]
+Operation = Literal["admit", "charge", "read"]
 
 _CONCURRENCY = 64  # operations under way at the store, each of which may hold a connection
 _TRIPS = 3  # failures in a row after which the store is taken to be down
@@ -28,7 +28,7 @@ _LOG = logging.getLogger("gearbox.limits")
 
 
 class StoreUnavailable(Exception):
-    """The store of limits did not answer in time, or not sensibly. It is already logged and counted."""
+    """The rate-limit store did not answer in time, or not sensibly. It is already logged and counted."""
 
 
 class Limits:
@@ -39,12 +39,14 @@ class Limits:
     """
 
     def __init__(self, access: AccessConfig, failures: Counter) -> None:
-        storage = storage_from_string(access.limits_store, **_options(access))
+        storage = storage_from_string(access.rate_limit_store, **_options(access))
         if not isinstance(storage, Storage):
-            raise TypeError(f"access.limits_store: {access.limits_store.split(':')[0]} is no asynchronous store")
+            raise TypeError(
+                f"access.rate_limit_store: {access.rate_limit_store.split(':')[0]} is no asynchronous store"
+            )
         self._requests = SlidingWindowCounterRateLimiter(storage)
         self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
-        self._remote = not access.limits_store.startswith("async+memory")
+        self._remote = not access.rate_limit_store.startswith("async+memory")
         self._slots = asyncio.Semaphore(_CONCURRENCY)
         self._failures = failures
         self._failed = 0  # in a row
@@ -55,8 +57,8 @@ class Limits:
 
     def reconfigure(self, access: AccessConfig) -> None:
         """Take another deadline and another answer to failures; the store is the one of the start."""
-        self._timeout_s = access.limits_store_timeout_s
-        self._fails_open = access.on_store_failure == "fail_open"
+        self._timeout_s = access.rate_limit_store_timeout_s
+        self._fails_open = access.on_rate_limit_store_failure == "fail_open"
 
     async def admit(
         self, tenant: str, requests: RateLimitItemPerMinute | None, tokens: RateLimitItemPerMinute | None
@@ -94,7 +96,7 @@ class Limits:
     async def used(self, tenant: str, kind: Literal["requests", "tokens"], limit: RateLimitItemPerMinute) -> float:
         """The used share of a limit in this minute. Raises `StoreUnavailable`."""
         limiter = self._requests if kind == "requests" else self._tokens
-        _, left = await self._ask("publish", lambda: limiter.get_window_stats(limit, kind, tenant))
+        _, left = await self._ask("read", lambda: limiter.get_window_stats(limit, kind, tenant))
         return 1 - left / limit.amount
 
     async def _admit(
@@ -127,7 +129,7 @@ class Limits:
             self._on_failure(operation, error)
             raise StoreUnavailable(type(error).__name__) from error
         if self._failed >= _TRIPS:
-            _LOG.warning("the store of limits answers again")
+            _LOG.warning("the rate-limit store answers again")
         self._failed = 0
         return result
 
@@ -154,7 +156,7 @@ class Limits:
         if monotonic() - self._logged_at >= _LOG_EACH_S:
             self._logged_at = monotonic()
             consequence = "requests pass uncounted" if self._fails_open else "requests of keys with limits get 503"
-            _LOG.error("the store of limits fails (%s: %s): %s", type(error).__name__, str(error)[:200], consequence)
+            _LOG.error("the rate-limit store fails (%s: %s): %s", type(error).__name__, str(error)[:200], consequence)
 
 
 def _options(access: AccessConfig) -> dict[str, Any]:
@@ -163,12 +165,12 @@ def _options(access: AccessConfig) -> dict[str, Any]:
     It gives up what hangs when the gateway does. Its own retries have pauses: a Redis that refuses would look like one that
     hangs. The one that is left is for connections that Redis closed while they idled.
     """
-    if not access.limits_store.startswith("async+redis"):
+    if not access.rate_limit_store.startswith("async+redis"):
         return {}
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    timeout_s = access.limits_store_timeout_s
+    timeout_s = access.rate_limit_store_timeout_s
     return {
         "implementation": "redispy", "retry": Retry(NoBackoff(), 1), "socket_timeout": timeout_s,
         "socket_connect_timeout": timeout_s, "max_connections": 2 * _CONCURRENCY,

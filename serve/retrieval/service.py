@@ -161,7 +161,14 @@ class Service:
             offered.append(search_documents(search, top_k))
         try:
             made = await run_agent(
-                messages, offered, url, key, model, self._config.agent_steps, {**more, "retrieval": False}, timeout_s
+                messages,
+                offered,
+                url,
+                key,
+                model,
+                self._config.max_agent_steps,
+                {**more, "retrieval": False},
+                timeout_s,
             )
         except AgentFault as fault:
             raise RequestError(fault.status, str(fault), code="agent_failed") from fault

@@ -19,7 +19,7 @@ ERROR_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 QUALITY_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 1)
 PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 
-Ending = Literal["answered", "refused", "failed", "cancelled"]  # of a request, whatever its attempts
+Ending = Literal["answered", "rejected", "failed", "cancelled"]  # of a request, whatever its attempts
 TIMES = ("ttft", "tpot", "e2e")
 EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # what operators are alarmed by: status by code
@@ -27,7 +27,7 @@ REFUSALS = {  # what operators are alarmed by: status by code
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
     "limits_unavailable": 503,
 }  # fmt: skip
-VIOLATIONS = (*TIMES, "cost", "quality", "refused", "failed")
+VIOLATIONS = (*TIMES, "cost", "quality", "rejected", "failed")
 
 
 class Metrics:
@@ -44,28 +44,34 @@ class Metrics:
         def histogram(name: str, told: str, buckets: Sequence[float], *labels: str) -> Histogram:
             return Histogram(f"gearbox_{name}", told, labels, buckets=buckets, registry=registry)
 
-        self.requests = counter("requests", "Requests by how they ended", "variant", "profile", "outcome")
-        self.attempts = counter("attempts", "Attempts at a variant", "variant", "profile", "reason", "outcome")
-        self.refused = counter("requests_refused", "Requests answered with an error by the gateway", "status", "code")
+        self.requests = counter("requests", "Requests by outcome", "variant", "profile", "outcome")
+        self.attempts = counter(
+            "attempts", "Attempts of requests at variants, by outcome", "variant", "profile", "reason", "outcome"
+        )
+        self.refused = counter(
+            "requests_rejected", "Requests that the gateway answered with an error", "status", "code"
+        )
         self.in_flight = Gauge(
-            "gearbox_requests_in_flight", "Requests at a variant, gateway's view", ("variant",),
+            "gearbox_requests_in_flight", "Requests in flight at a variant, as the gateway counts them", ("variant",),
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
-        self.tenant_requests = counter("tenant_requests", "Requests by tenant", "tenant", "outcome")
-        self.tokens = counter("tokens", "Tokens read (kind=input) and written (kind=output)", "variant", "kind")
-        self.tenant_tokens = counter("tenant_tokens", "Tokens read and written by tenant", "tenant", "kind")
+        self.tenant_requests = counter("tenant_requests", "Requests by tenant and outcome", "tenant", "outcome")
+        self.tokens = counter(
+            "tokens", "Prompt tokens (kind=input) and generated tokens (kind=output)", "variant", "kind"
+        )
+        self.tenant_tokens = counter("tenant_tokens", "Prompt and generated tokens by tenant", "tenant", "kind")
         self.cost = counter("cost_usd", "Cost of answers at the configured prices", "tenant", "variant")
         self.ledger = Gauge(
-            "gearbox_ledger_used_ratio", "Used share of a tenant's limit in this minute", ("tenant", "ledger"),
+            "gearbox_rate_limit_utilization_ratio", "Share of a tenant's rate limit that is used in the current minute", ("tenant", "limit"),
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
 
         self.limits_store_failures = counter(
-            "limits_store_failures", "Operations that the store of rate limits did not do", "operation"
+            "rate_limit_store_failures", "Failed operations of the rate-limit store", "operation"
         )
 
         self.budgets = counter("budget_requests", "Requests by whether their whole budget was met", "profile", "met")
-        self.violations = counter("budget_violations", "Limits of budgets that were not kept", "profile", "kind")
+        self.violations = counter("budget_violations", "Budget limits that were violated", "profile", "kind")
         self.quality = histogram(
             "answer_quality_ratio", "Quality of the variant that answered", QUALITY_RATIOS, "profile"
         )
@@ -74,44 +80,58 @@ class Metrics:
         self.tpot = histogram(
             "tpot_seconds", "Time per output token after the first", TOKEN_SECONDS, "variant", "profile"
         )
-        self.e2e = histogram("e2e_seconds", "End to end time", SECONDS, "variant", "profile")
-        self.queue = histogram("queue_seconds", "Time a request waited in its engine", SECONDS, "variant")
+        self.e2e = histogram("e2e_seconds", "End-to-end latency", SECONDS, "variant", "profile")
+        self.queue = histogram("queue_seconds", "Queueing time in the engine", SECONDS, "variant")
 
         self.predicted = {
-            "ttft": histogram("predicted_ttft_seconds", "Expected time to first token", SECONDS, "variant"),
-            "tpot": histogram("predicted_tpot_seconds", "Expected time per output token", TOKEN_SECONDS, "variant"),
-            "e2e": histogram("predicted_e2e_seconds", "Expected end to end time", SECONDS, "variant"),
+            "ttft": histogram("predicted_ttft_seconds", "Predicted time to first token", SECONDS, "variant"),
+            "tpot": histogram("predicted_tpot_seconds", "Predicted time per output token", TOKEN_SECONDS, "variant"),
+            "e2e": histogram("predicted_e2e_seconds", "Predicted end-to-end latency", SECONDS, "variant"),
         }
         self.prediction_error = histogram(
-            "prediction_error_ratio", "|predicted / observed - 1| of answers' times", ERROR_RATIOS, "variant", "what"
+            "prediction_error_ratio",
+            "Relative prediction error, |predicted / observed - 1|",
+            ERROR_RATIOS,
+            "variant",
+            "metric",
         )
         self.predictions_held = counter(
-            "predictions", "Answers whose time was at or below its predicted 95% bound, and those above",
-            "variant", "what", "held",
+            "prediction_coverage", "Answers by whether the observed time was within the predicted 95% bound",
+            "variant", "metric", "covered",
         )  # fmt: skip
-        self.excluded = counter("candidates_excluded", "Variants that decisions ruled out", "variant", "rule")
+        self.excluded = counter(
+            "candidates_excluded", "Variants that routing decisions excluded, by rule", "variant", "rule"
+        )
         self.switches = counter(
-            "route_switches", "Decisions that went elsewhere than their profile's decision before", "profile"
+            "route_switches",
+            "Routing decisions for another variant than the previous decision of the profile",
+            "profile",
         )
         self.failovers = counter(
             "failovers", "Requests moved away from a variant or its replica before the first token", "variant", "cause"
         )
-        self.decision = histogram("decision_seconds", "Time the router took for one decision", SHORT_SECONDS)
+        self.decision = histogram("decision_seconds", "Time of one routing decision", SHORT_SECONDS)
         self.overhead = histogram(
-            "overhead_seconds", "Time from a request's last body byte to its dispatch", SHORT_SECONDS
+            "overhead_seconds", "Gateway overhead: from the last byte of a request to its dispatch", SHORT_SECONDS
         )
         self.cold_start = histogram(
-            "cold_start_seconds", "Time requests waited for a replica to start from zero", SECONDS, "variant"
+            "cold_start_seconds", "Time that requests waited for a replica to scale up from zero", SECONDS, "variant"
         )
 
-        self.grounded = counter("grounded_requests", "Requests that asked for retrieval, by what came of it", "outcome")
-        self.retrieval = histogram("retrieval_seconds", "Time of a search for one request", SECONDS)
+        self.grounded = counter("grounded_requests", "Requests with retrieval, by grounding outcome", "outcome")
+        self.retrieval = histogram("retrieval_seconds", "Time of one request's document search", SECONDS)
         self.stage = histogram(
-            "retrieval_stage_seconds", "Time of a pipeline's component in a search", SEARCH_SECONDS, "stage"
+            "retrieval_stage_seconds", "Time of one pipeline component in a search", SEARCH_SECONDS, "stage"
         )
-        self.passages = histogram("retrieval_passages", "Sources that a search gave", PASSAGES)
-        self.check = histogram("grounding_check_seconds", "Time of one answer's check", SECONDS)
-        self.sentences = counter("sentences", "Checked sentences of grounded answers", "supported")
+        self.passages = histogram("retrieval_passages", "Passages that a search returned", PASSAGES)
+        self.check = histogram(
+            "grounding_verification_seconds", "Time to verify one answer against its sources", SECONDS
+        )
+        self.sentences = counter(
+            "grounding_sentences",
+            "Verified sentences of grounded answers, by whether a source supports them",
+            "supported",
+        )
 
     def begin(self, variants: Iterable[str], profiles: Iterable[str]) -> None:
         """Show zeros for what has not happened yet: a counter that appears with its first event hides that event's rate."""
@@ -134,7 +154,7 @@ class Metrics:
             self.in_flight.labels(variant)
         for code, status in REFUSALS.items():
             self.refused.labels(str(status), code)
-        for operation in ("admit", "charge", "publish"):
+        for operation in ("admit", "charge", "read"):
             self.limits_store_failures.labels(operation)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)

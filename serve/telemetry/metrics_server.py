@@ -88,7 +88,12 @@ def _of_variants(variants: Iterable[Variant]) -> Iterator[Metric]:
     variants = list(variants)
     facts = ["technique", "parent", "weights"]
     info = [((v.name, v.technique, v.card.parent or "", v.card.weights_digest[7:19]), 1.0) for v in variants]
-    yield _gauge("gearbox_variant_info", "What a variant is, from its card", ["variant", *facts], info)
+    yield _gauge(
+        "gearbox_variant_info",
+        "Technique, parent and weights digest of a variant, from its card",
+        ["variant", *facts],
+        info,
+    )
     for name, told, value in _VARIANT_GAUGES:
         yield _gauge(f"gearbox_{name}", told, ["variant"], [((v.name,), float(value(v))) for v in variants])
 
@@ -100,14 +105,14 @@ _VARIANT_GAUGES: tuple[tuple[str, str, Callable[[Variant], float]], ...] = (
     ("variant_price_usd_per_hour", "Price of one replica", lambda v: v.price_usd_per_hour),
     (
         "variant_up",
-        "Whether it can answer, or would start from zero",
+        "Whether the variant can answer, or would scale up from zero",
         lambda v: v.live.replicas > 0 or v.scales_to_zero,
     ),
     ("variant_replicas", "Healthy replicas", lambda v: v.live.replicas),
-    ("variant_replicas_max", "Replicas there may be", lambda v: v.max_replicas),
+    ("variant_replicas_max", "Most replicas that autoscaling allows", lambda v: v.max_replicas),
     ("requests_running", "Requests running in the engines", lambda v: v.live.running),
     ("requests_waiting", "Requests waiting in the engines", lambda v: v.live.waiting),
-    ("variant_kv_cache_usage_ratio", "Used share of the fullest replica's KV cache", lambda v: v.live.kv_usage),
+    ("variant_kv_cache_usage_ratio", "KV cache usage of the replica with the fullest cache", lambda v: v.live.kv_usage),
 )
 
 

@@ -22,7 +22,7 @@ NO_VARIANT = "none"  # of requests that were refused or answered before a varian
 
 
 class RequestTelemetry:
-    """Records requests in metrics, log and traces. `tenants` beyond the first `config.tenants` are labelled `other`."""
+    """Records requests in metrics, log and traces. `tenants` beyond the first `config.tenant_cardinality_limit` are labelled `other`."""
 
     def __init__(
         self, config: ObservabilityConfig, tenants: Iterable[str], metrics: Metrics, tracer: Tracer | None
@@ -35,14 +35,14 @@ class RequestTelemetry:
     def reconfigure(self, tenants: Iterable[str]) -> None:
         """Label these tenants too, up to the limit of tenants; those already labelled stay."""
         for tenant in tenants:
-            if len(self.tenants) < self._config.tenants:
+            if len(self.tenants) < self._config.tenant_cardinality_limit:
                 self.tenants[tenant] = None
         self._metrics.begin_tenants(self.tenants)
 
     @property
     def captures_content(self) -> bool:
         """Whether answers are to be kept for the log."""
-        return self._config.log_content
+        return self._config.capture_content
 
     def trace(self, headers: Any, name: str, began: float) -> Trace | None:
         """The trace of a request with `headers`, if requests are traced."""
@@ -124,7 +124,7 @@ class RequestTelemetry:
         self._metrics.refused.labels(str(error.status), error.code or "none").inc()
         if self._config.log_requests:
             told = {"id": request_id, "path": path, "status": error.status, "code": error.code}
-            _LOG.info("refused", extra={"request": told})
+            _LOG.info("rejected", extra={"request": told})
 
     def export_quotas(self, quotas: Iterable[tuple[str, str, float]]) -> None:
         """Set the gauges of used rate limits: tenant, what is limited (requests, tokens), used share of it."""
@@ -147,7 +147,7 @@ class RequestTelemetry:
         elif ending == "failed":
             missed = ["failed"]
         elif error is not None and error.code in _SHED:
-            missed = ["refused"]
+            missed = ["rejected"]
         else:
             return None
         self._metrics.budgets.labels(request.profile, "no" if missed else "yes").inc()
@@ -168,10 +168,10 @@ class RequestTelemetry:
             "stream": call.stream,
             "profile": request.profile,
             "budget": _limits(request.budget),
-            "ending": ending,
+            "outcome": ending,
             "status": error.status if error else 200 if ending != "cancelled" else 499,
             "code": error.code if error else None,
-            "missed": missed,
+            "violations": missed,
             "attempts": len(request.attempts),
         }
         if last is not None:
@@ -191,7 +191,7 @@ class RequestTelemetry:
             }
         if request.grounding is not None:
             line["retrieval"] = _searched(request.grounding)
-        if self._config.log_content:
+        if self._config.capture_content:
             asked = call.body.get("messages") if call.endpoint == "chat" else call.body.get("prompt")
             known = request.grounding.answer if request.grounding else None
             line |= {"prompt": asked, "completion": last.text if last else known}
@@ -202,7 +202,7 @@ def _ending(request: Request, error: RequestError | None, cancelled: bool) -> En
     if cancelled or (error is not None and error.status == 499):
         return "cancelled"
     if error is not None:
-        return "failed" if error.status >= 500 else "refused"
+        return "failed" if error.status >= 500 else "rejected"
     if request.attempts and request.attempts[-1].outcome != "ok":
         return "cancelled" if request.attempts[-1].outcome == "cancelled" else "failed"
     return "answered"
@@ -256,7 +256,7 @@ def _record(trace: Trace, request: Request, error: RequestError | None, ending: 
         "gearbox.request_id": request.id,
         "gearbox.profile": request.profile,
         "gearbox.variant": last.variant.name if last else None,
-        "gearbox.ending": ending,
+        "gearbox.outcome": ending,
         "http.response.status_code": error.status if error else 200,
     }
     trace.close(None, now, told, (error.code if error else None) or (None if ending == "answered" else ending))
@@ -272,7 +272,7 @@ def _record_engine(trace: Trace, attempt: Attempt, now: float) -> None:
         first = max(attempt.first, attempt.dispatched)
         queued = min(attempt.dispatched + (report.queue_s or 0.0), first)
         trace.span("queue", attempt.dispatched, queued, {}, span)
-        trace.span("prefill", queued, first, {"tokens": report.prompt_tokens}, span)
-        trace.span("decode", first, ended, {"tokens": report.completion_tokens}, span)
+        trace.span("prefill", queued, first, {"gen_ai.usage.input_tokens": report.prompt_tokens}, span)
+        trace.span("decode", first, ended, {"gen_ai.usage.output_tokens": report.completion_tokens}, span)
     told = {"gearbox.variant": attempt.variant.name, "gearbox.outcome": attempt.outcome}
     trace.close(span, ended, told, None if attempt.outcome == "ok" else attempt.outcome)

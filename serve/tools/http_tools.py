@@ -220,7 +220,7 @@ def _secret(environment: Mapping[str, str], variable: str) -> str:
 
 def _description(config: HttpToolConfig) -> dict[str, Any]:
     """The description with its references resolved, all of them within itself."""
-    text = config.description
+    text = config.openapi_spec
     if "\n" not in text and not text.lstrip().startswith("{"):
         try:
             with Path(text).open("rb") as file:

@@ -164,7 +164,7 @@ class TestIngestion:
     ) -> None:
         collection = "failures-many"
         arguments = [
-            "index", str(folder), "--collection", collection, "--url", platform.url, "--api-key", KEYS["alice"]["key"],
+            "documents", "add", str(folder), "--collection", collection, "--url", platform.url, "--api-key", KEYS["alice"]["key"],
         ]  # fmt: skip
 
         def started() -> "subprocess.Popen[str]":

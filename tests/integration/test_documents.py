@@ -78,7 +78,7 @@ def test_a_folder_is_indexed_kept_up_to_date_listed_and_forgotten(
         http.delete("/v1/documents", params={"collection": collection})
 
         def index() -> str:
-            return command("index", str(folder), "--collection", collection)
+            return command("documents", "add", str(folder), "--collection", collection)
 
         said = index()
         assert "6 added, 0 replaced, 0 unchanged, 0 removed, 1 skipped (1 files of other types left out)" in said
@@ -99,12 +99,12 @@ def test_a_folder_is_indexed_kept_up_to_date_listed_and_forgotten(
         assert any("twelve" in text for text in texts) and not any("nine" in text for text in texts)
         assert "Odell" not in json.dumps(search(http, collection, "Odell axle", min_score=0))
 
-        listed = command("documents", collection)
+        listed = command("documents", "list", collection)
         assert all(f"manual/{name}" in listed for name in FACTS if name != "spec.rst")
         assert "spec.rst" not in listed and "broken.pdf" not in listed
-        assert "1 removed" in command("forget", collection, "manual/notes.txt")
-        assert "4 removed" in command("forget", collection)
-        assert collection not in command("documents")
+        assert "1 deleted" in command("documents", "delete", collection, "manual/notes.txt")
+        assert "4 deleted" in command("documents", "delete", collection)
+        assert collection not in command("documents", "list")
         assert gone(http, collection)
 
 

@@ -149,7 +149,10 @@ class GatewayServer:
         for stub in self._stubs:
             stub.reset()
         replicas = Replicas({name: stub.url for name, stub in engines.items() if name not in without_replica})
-        settings, metrics = make_config(**{"access": {"open": True, "open_budget": "best"}, **config}), Metrics()
+        settings, metrics = (
+            make_config(**{"access": {"allow_anonymous": True, "anonymous_profile": "best"}, **config}),
+            Metrics(),
+        )
         named = {variant.name: variant for variant in variants}
         app = Gateway(settings, named, replicas, metrics, ENGINE_TOKEN, searches or NoRetrieval())
         self._current = app

@@ -1,14 +1,37 @@
 {{/* What the schema cannot say: values that do not fit each other. All problems are told at once, one a line. Each check
 gives its problems as lines; an empty text is none. */}}
 {{- define "gearbox.check" -}}
-{{- $found := list -}}
+{{- $found := include "gearbox.check.renamed" . | splitList "\n" -}}
+{{- if not (join "" $found | trim) -}}
 {{- range $check := list "names" "image" "access" "exposed" "weights" "retrieval" "stores" "ray" "server" "pools" "catalog" -}}
 {{- $found = concat $found (include (printf "gearbox.check.%s" $check) $ | splitList "\n") -}}
+{{- end -}}
 {{- end -}}
 {{- $problems := list -}}
 {{- range $found }}{{ with trim . }}{{ $problems = append $problems (printf "  - %s" .) }}{{ end }}{{ end -}}
 {{- if $problems -}}
 {{- fail (printf "these values cannot work:\n%s\n" (join "\n" (uniq $problems))) -}}
+{{- end -}}
+{{- end }}
+
+{{/* renamed.yaml: places and what replaces them; `[]` is each entry of a list. */}}
+{{- define "gearbox.check.renamed" -}}
+{{- range $old, $new := .Files.Get "renamed.yaml" | fromYaml -}}
+{{- $path := splitList "." $old -}}
+{{- $sections := list $.Values -}}
+{{- range $name := initial $path -}}
+{{- $inner := list -}}
+{{- range $section := $sections -}}
+{{- $value := get $section (trimSuffix "[]" $name) -}}
+{{- if kindIs "map" $value }}{{ $inner = append $inner $value }}{{ else if kindIs "slice" $value }}{{ $inner = concat $inner $value }}{{ end -}}
+{{- end -}}
+{{- $sections = $inner -}}
+{{- end -}}
+{{- range $section := $sections -}}
+{{- if hasKey $section (last $path) }}
+{{ $old }} was renamed to {{ $new }}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}
 
@@ -35,8 +58,8 @@ the name '{{ $name }}' is none that KubeRay takes: it must begin with a letter a
 {{- define "gearbox.check.access" -}}
 {{- $access := default (dict) .Values.platform.access -}}
 {{- $secret := include "gearbox.keysSecret" . -}}
-{{- if and (not $access.open) (not $access.keys) (not $secret) }}
-platform.access: nobody could call. Make keys with `gearbox keys new TENANT` and name the Secret that holds what it prints in secrets.keys.existingSecret, or list it in secrets.keys.entries; or say platform.access.open: true
+{{- if and (not $access.allow_anonymous) (not $access.keys) (not $secret) }}
+platform.access: nobody could call. Make keys with `gearbox keys new TENANT` and name the Secret that holds what it prints in secrets.keys.existingSecret, or list it in secrets.keys.entries; or say platform.access.allow_anonymous: true
 {{- end }}
 {{- if and $access.keys_file (ne $access.keys_file "/etc/gearbox/keys/keys.yaml") }}
 platform.access.keys_file: the chart mounts no '{{ $access.keys_file }}'; leave it out and set secrets.keys
@@ -44,8 +67,8 @@ platform.access.keys_file: the chart mounts no '{{ $access.keys_file }}'; leave 
 {{- if and .Values.secrets.keys.existingSecret .Values.secrets.keys.entries }}
 secrets.keys: existingSecret and entries are both set; which of them holds the keys?
 {{- end }}
-{{- if contains "@" (default "" $access.limits_store) }}
-platform.access.limits_store holds a password, and what is in `platform` can be read by all who may read a RayService; put the URI into a Secret and name it in secrets.limitsStore.existingSecret
+{{- if contains "@" (default "" $access.rate_limit_store) }}
+platform.access.rate_limit_store holds a password, and what is in `platform` can be read by all who may read a RayService; put the URI into a Secret and name it in secrets.rateLimitStore.existingSecret
 {{- end }}
 {{- $known := concat (list "best" "balanced" "fast" "cheap") (keys (default (dict) .Values.platform.profiles) | sortAlpha) -}}
 {{- range $key := concat (default (list) $access.keys) .Values.secrets.keys.entries }}
@@ -54,20 +77,20 @@ platform.access.limits_store holds a password, and what is in `platform` can be 
 the key of tenant '{{ $key.tenant }}' has the budget '{{ $budget }}', which is no profile; there are {{ join ", " $known }}
 {{- end }}
 {{- end }}
-{{- $budget := default "balanced" $access.open_budget }}
+{{- $budget := default "balanced" $access.anonymous_profile }}
 {{- if not (has $budget $known) }}
-platform.access.open_budget: '{{ $budget }}' is no profile; there are {{ join ", " $known }}
+platform.access.anonymous_profile: '{{ $budget }}' is no profile; there are {{ join ", " $known }}
 {{- end }}
 {{- end }}
 
 {{- define "gearbox.check.exposed" -}}
-{{- $open := dig "access" "open" false .Values.platform -}}
+{{- $open := dig "access" "allow_anonymous" false .Values.platform -}}
 {{- $ways := list -}}
 {{- if .Values.ingress.enabled }}{{ $ways = append $ways "ingress.enabled" }}{{ end -}}
 {{- if .Values.httpRoute.enabled }}{{ $ways = append $ways "httpRoute.enabled" }}{{ end -}}
 {{- if ne .Values.service.type "ClusterIP" }}{{ $ways = append $ways "service.type" }}{{ end -}}
-{{- if and $open $ways (not .Values.allowOpenAccessFromOutside) }}
-platform.access.open lets everybody in who reaches the platform, and {{ join " and " $ways }} would let in everybody outside; configure keys, or say allowOpenAccessFromOutside: true
+{{- if and $open $ways (not .Values.allowPublicAnonymousAccess) }}
+platform.access.allow_anonymous lets everybody in who reaches the platform, and {{ join " and " $ways }} would let in everybody outside; configure keys, or say allowPublicAnonymousAccess: true
 {{- end }}
 {{- if and .Values.ingress.enabled (not .Values.ingress.hosts) }}
 ingress.hosts is empty: an Ingress without a host takes all requests of its controller; name the hosts
@@ -134,8 +157,8 @@ secrets.database.existingSecret and postgresql.enabled are both set; which datab
 {{ $name }}.auth: password and existingSecret are both set; which of them is it?
 {{- end }}
 {{- end }}
-{{- if and .Values.redis.enabled .Values.secrets.limitsStore.existingSecret }}
-secrets.limitsStore.existingSecret and redis.enabled are both set; which store is it?
+{{- if and .Values.redis.enabled .Values.secrets.rateLimitStore.existingSecret }}
+secrets.rateLimitStore.existingSecret and redis.enabled are both set; which store is it?
 {{- end }}
 {{- end }}
 
@@ -154,8 +177,8 @@ ray.auth.existingSecret is set but ray.auth.enabled is false; nothing would ask 
 
 {{- define "gearbox.check.server" -}}
 {{- $server := default (dict) .Values.platform.server -}}
-{{- if le (float64 (default 0 $server.drain_s)) 0.0 }}
-platform.server.drain_s is {{ default 0 $server.drain_s }}: every pod that leaves would cut its answers; give it the seconds that a long answer takes
+{{- if le (float64 (default 0 $server.drain_timeout_s)) 0.0 }}
+platform.server.drain_timeout_s is {{ default 0 $server.drain_timeout_s }}: every pod that leaves would cut its answers; give it the seconds that a long answer takes
 {{- end }}
 {{- if not (has $server.host (list "0.0.0.0" "::")) }}
 platform.server.host is {{ default "127.0.0.1" $server.host }}: no other pod could reach a gateway or an engine; use 0.0.0.0

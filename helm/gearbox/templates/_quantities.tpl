@@ -28,9 +28,9 @@
 {{- divf (mulf $number (get $bytes $unit)) 1073741824.0 -}}
 {{- end }}
 
-{{/* `platform.server.drain_s` in whole seconds. */}}
+{{/* `platform.server.drain_timeout_s` in whole seconds. */}}
 {{- define "gearbox.drain" -}}
-{{- ceil (float64 (dig "server" "drain_s" 600 .Values.platform)) | int -}}
+{{- ceil (float64 (dig "server" "drain_timeout_s" 600 .Values.platform)) | int -}}
 {{- end }}
 
 {{/* Seconds that a pod may take to leave: Serve keeps a replica until its replacement runs only while more than the time

@@ -21,7 +21,7 @@
     secretKeyRef: {{ toYaml . | nindent 6 }}
 {{- end }}
 {{- with include "gearbox.limitsSecret" $root | fromYaml }}
-- name: GEARBOX_ACCESS__LIMITS_STORE
+- name: GEARBOX_ACCESS__RATE_LIMIT_STORE
   valueFrom:
     secretKeyRef: {{ toYaml . | nindent 6 }}
 {{- end }}
@@ -44,9 +44,9 @@ key: uri
 {{- end }}
 {{- end }}
 
-{{/* Where the URI of the store of limits is, `{name, key}`; empty: nowhere. */}}
+{{/* Where the URI of the rate-limit store is, `{name, key}`; empty: nowhere. */}}
 {{- define "gearbox.limitsSecret" -}}
-{{- $given := .Values.secrets.limitsStore -}}
+{{- $given := .Values.secrets.rateLimitStore -}}
 {{- if $given.existingSecret }}
 name: {{ $given.existingSecret | quote }}
 key: {{ $given.key | quote }}

@@ -4,12 +4,12 @@ What is in `args` is what an application's replicas are replaced for; what is in
 application's arguments hold only what concerns it. */}}
 {{- define "gearbox.serveConfig" -}}
 {{- $platform := include "gearbox.served" . | fromYaml -}}
-{{- $every := dict "server" (dict "drain_s" $platform.server.drain_s) "access" (dict "open" true) -}}
+{{- $every := dict "server" (dict "drain_timeout_s" $platform.server.drain_timeout_s) "access" (dict "allow_anonymous" true) -}}
 {{- $folders := dict -}}
 {{- range $platform.variants }}{{ $_ := set $folders .name (include "gearbox.folder" (dict "root" $ "variant" .)) }}{{ end -}}
 
 {{- /* Profiles change in place, so the names of profiles do, too: they come with `user_config`, before the first request. */ -}}
-{{- $access := omit $platform.access "open_budget" -}}
+{{- $access := omit $platform.access "anonymous_profile" -}}
 {{- $keys := list -}}
 {{- range $access.keys }}{{ $keys = append $keys (omit . "budget") }}{{ end -}}
 {{- if $keys }}{{ $_ := set $access "keys" $keys }}{{ end -}}
@@ -50,8 +50,8 @@ application's arguments hold only what concerns it. */}}
 {{- $access := default (dict) $platform.access -}}
 {{- if include "gearbox.keysSecret" . }}{{ $_ := set $access "keys_file" "/etc/gearbox/keys/keys.yaml" }}{{ end -}}
 {{- $_ := set $platform "access" $access -}}
-{{- $_ := set $platform "server" (merge (default (dict) $platform.server) (dict "drain_s" 600)) -}}
-{{- if $access.open }}{{ $_ := set $platform.server "allowed_hosts" (include "gearbox.hosts" . | fromYamlArray) }}{{ end -}}
+{{- $_ := set $platform "server" (merge (default (dict) $platform.server) (dict "drain_timeout_s" 600)) -}}
+{{- if $access.allow_anonymous }}{{ $_ := set $platform.server "allowed_hosts" (include "gearbox.hosts" . | fromYamlArray) }}{{ end -}}
 {{- if include "gearbox.retrieves" . }}{{ $_ := set $platform "retrieval" (omit $platform.retrieval "database") }}{{ end -}}
 {{- toYaml $platform -}}
 {{- end }}

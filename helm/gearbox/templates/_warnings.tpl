@@ -4,16 +4,16 @@
 {{- $server := default (dict) $platform.server -}}
 {{- $access := default (dict) $platform.access -}}
 {{- $gateways := default 1 $server.gateway_replicas | int -}}
-{{- $shared := or (include "gearbox.limitsSecret" .) (and $access.limits_store (not (hasPrefix "async+memory:" $access.limits_store))) -}}
-{{- if and (gt $gateways 1) (not $shared) (not $access.open) }}
-- {{ $gateways }} gateways count rate limits each for itself: a tenant gets up to {{ $gateways }} times its limit. Set secrets.limitsStore.existingSecret to a Redis.
+{{- $shared := or (include "gearbox.limitsSecret" .) (and $access.rate_limit_store (not (hasPrefix "async+memory:" $access.rate_limit_store))) -}}
+{{- if and (gt $gateways 1) (not $shared) (not $access.allow_anonymous) }}
+- {{ $gateways }} gateways count rate limits each for itself: a tenant gets up to {{ $gateways }} times its limit. Set secrets.rateLimitStore.existingSecret to a Redis.
 {{- end }}
 {{- $modes := .Values.weights.volume.accessModes -}}
 {{- if and (eq .Values.weights.mode "shared") (not .Values.weights.volume.existingClaim) (not (has "ReadWriteMany" $modes)) }}
 - the volume of weights is {{ join ", " $modes }}: all pods must run on one node. Use ReadWriteMany, or weights.mode pod.
 {{- end }}
-{{- if $access.open }}
-- access is open: whoever reaches the Service may ask.{{ if not .Values.networkPolicy.enabled }} No NetworkPolicy keeps anyone out.{{ else if not .Values.networkPolicy.from }} networkPolicy.from would say who does.{{ end }}
+{{- if $access.allow_anonymous }}
+- platform.access.allow_anonymous: whoever reaches the Service may call.{{ if not .Values.networkPolicy.enabled }} No NetworkPolicy keeps anyone out.{{ else if not .Values.networkPolicy.from }} networkPolicy.from would say who does.{{ end }}
 {{- end }}
 {{- if gt $gateways (int .Values.gateway.pods.min) }}
 - {{ $gateways }} gateways share {{ int .Values.gateway.pods.min }} pods: gateway.pods.min is below platform.server.gateway_replicas.
@@ -56,7 +56,7 @@
 - there are alerts, but no PodMonitor: Prometheus needs another way to the metrics, or GearboxAbsent fires.
 {{- end }}
 {{- if .Values.redis.enabled }}
-- the Redis of the chart is for trials: one pod. A Redis of your own goes into secrets.limitsStore.
+- the Redis of the chart is for trials: one pod. A Redis of your own goes into secrets.rateLimitStore.
 {{- end }}
 {{- if .Values.postgresql.enabled }}
 - the PostgreSQL of the chart is for trials: one pod, no backups. A database of your own goes into secrets.database.

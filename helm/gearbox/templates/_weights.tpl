@@ -68,7 +68,7 @@ are called. What is used where it is, by an absolute path, is not its business. 
 {{/* The configuration that the weights step reads: the platform's, but the step asks nobody for a key. */}}
 {{- define "gearbox.platform" -}}
 {{- $platform := deepCopy .Values.platform -}}
-{{- $_ := set $platform "access" (dict "open" true) -}}
+{{- $_ := set $platform "access" (dict "allow_anonymous" true) -}}
 {{- toYaml $platform -}}
 {{- end }}
 

@@ -41,7 +41,7 @@ def test_it_asks_the_model_and_each_variant(gateway: Started) -> None:
 
 
 def test_it_shows_its_key(start_gateway: Start) -> None:
-    access = {"open": False, "keys": [{"sha256": hash_key("gb-right"), "tenant": "alice"}]}
+    access = {"allow_anonymous": False, "keys": [{"sha256": hash_key("gb-right"), "tenant": "alice"}]}
     gateway = start_gateway(access=access)
     assert ask(gateway.url, ASK_KEY="gb-right\n").returncode == 0
     refused = ask(gateway.url)

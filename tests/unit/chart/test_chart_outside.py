@@ -10,7 +10,8 @@ from serve.config.platform import PlatformConfig
 
 def test_ports_and_drain_follow_the_platform() -> None:
     values = merged(
-        example("high-availability"), {"platform": {"server": {"port": 9000, "metrics_port": 9001, "drain_s": 30.5}}}
+        example("high-availability"),
+        {"platform": {"server": {"port": 9000, "metrics_port": 9001, "drain_timeout_s": 30.5}}},
     )
     documents = render(values)
     assert serve_config(documents)["http_options"] == {"host": "0.0.0.0", "port": 9000}
@@ -26,7 +27,10 @@ def test_ports_and_drain_follow_the_platform() -> None:
 def test_streams_pass_the_ingress_and_large_documents_too() -> None:
     values = merged(
         example("high-availability"),
-        {"ingress": {"enabled": True, "hosts": ["llm.example.com"]}, "platform": {"server": {"request_timeout_s": 90}}},
+        {
+            "ingress": {"enabled": True, "hosts": ["llm.example.com"]},
+            "platform": {"server": {"stream_idle_timeout_s": 90}},
+        },
     )
     annotations = one(render(values), "Ingress")["metadata"]["annotations"]
     assert {key.removeprefix("nginx.ingress.kubernetes.io/"): value for key, value in annotations.items()} == {
@@ -45,7 +49,7 @@ def test_streams_pass_the_ingress_and_large_documents_too() -> None:
 
 
 TWO_GATEWAYS = {"platform": {"server": {"gateway_replicas": 2}}}
-KEYS = {"platform": {"access": {"open": False}}, "secrets": {"keys": {"existingSecret": "keys"}}}
+KEYS = {"platform": {"access": {"allow_anonymous": False}}, "secrets": {"keys": {"existingSecret": "keys"}}}
 
 
 def bounds(**replicas: Any) -> dict[str, Any]:
@@ -59,7 +63,7 @@ def bounds(**replicas: Any) -> dict[str, Any]:
 WARNED: list[tuple[dict[str, Any], str]] = [
     (merged(TWO_GATEWAYS, KEYS), "2 gateways count rate limits each for itself"),
     ({"weights": {"volume": {"accessModes": ["ReadWriteOnce"]}}}, "all pods must run on one node"),
-    ({}, "access is open"),
+    ({}, "allow_anonymous: whoever"),
     (TWO_GATEWAYS, "2 gateways share 1 pods"),
     (bounds(min=1, max=99), "cannot all run at once"),
     (bounds(min=3, max=3), "no room for replacements of variant full"),

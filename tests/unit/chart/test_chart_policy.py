@@ -206,7 +206,7 @@ def test_secrets_come_by_reference_to_those_who_need_them() -> None:
         expected = {
             "gateway": {
                 "GEARBOX_RETRIEVAL__DATABASE": "gearbox-database",
-                "GEARBOX_ACCESS__LIMITS_STORE": "gearbox-redis",
+                "GEARBOX_ACCESS__RATE_LIMIT_STORE": "gearbox-redis",
             },
             "demo-gearbox-ask": {"ASK_KEY": "gearbox-test-key"},
         }
@@ -256,7 +256,7 @@ def test_the_stores_of_the_chart_and_the_gateways_have_the_same_password() -> No
     given = {v["name"]: v["valueFrom"]["secretKeyRef"] for v in gateway["env"] if "valueFrom" in v}
     for name, variable, password, uri in (
         ("postgresql", "GEARBOX_RETRIEVAL__DATABASE", "databaseSecret1", "postgresql://gearbox:{}@{}:5432/gearbox"),
-        ("redis", "GEARBOX_ACCESS__LIMITS_STORE", "limitsSecret1", "async+redis://:{}@{}:6379/0"),
+        ("redis", "GEARBOX_ACCESS__RATE_LIMIT_STORE", "limitsSecret1", "async+redis://:{}@{}:6379/0"),
     ):
         full = f"demo-gearbox-{name}"
         assert one(documents, "Secret", full)["stringData"] == {"password": password, "uri": uri.format(password, full)}

@@ -10,7 +10,7 @@ from tests.unit.chart.test_chart_refusals_catalog import pools, variant
 KEY = {"sha256": "0" * 64, "tenant": "alice", "budget": "speedy"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nobody may call": (
-        {"platform": {"access": {"open": False}}},
+        {"platform": {"access": {"allow_anonymous": False}}},
         "platform.access: nobody could call. Make keys with `gearbox keys new TENANT`",
     ),
     "keys where nothing is mounted": (
@@ -26,12 +26,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "the key of tenant 'alice' has the budget 'speedy', which is no profile; there are best, balanced, fast, cheap",
     ),
     "an unknown profile of open access": (
-        {"platform": {"access": {"open_budget": "speedy"}}},
-        "platform.access.open_budget: 'speedy' is no profile",
+        {"platform": {"access": {"anonymous_profile": "speedy"}}},
+        "platform.access.anonymous_profile: 'speedy' is no profile",
     ),
     "a password in the limits' store": (
-        {"platform": {"access": {"limits_store": "async+redis://:secret@redis:6379"}}},
-        "put the URI into a Secret and name it in secrets.limitsStore.existingSecret",
+        {"platform": {"access": {"rate_limit_store": "async+redis://:secret@redis:6379"}}},
+        "put the URI into a Secret and name it in secrets.rateLimitStore.existingSecret",
     ),
     "an open Ingress": (
         {"ingress": {"enabled": True, "hosts": ["a.example"]}},
@@ -51,8 +51,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         "weights.job.image: recipes are made by the image that builds",
     ),
     "no drain": (
-        {"platform": {"server": {"drain_s": 0}}},
-        "platform.server.drain_s is 0: every pod that leaves would cut its answers",
+        {"platform": {"server": {"drain_timeout_s": 0}}},
+        "platform.server.drain_timeout_s is 0: every pod that leaves would cut its answers",
     ),
     "loopback": (
         {"platform": {"server": {"host": "127.0.0.1"}}},
@@ -133,9 +133,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "two stores": (
         {
             "redis": {"enabled": True, "auth": {"password": "trialtrial"}},
-            "secrets": {"limitsStore": {"existingSecret": "a"}},
+            "secrets": {"rateLimitStore": {"existingSecret": "a"}},
         },
-        "secrets.limitsStore.existingSecret and redis.enabled are both set",
+        "secrets.rateLimitStore.existingSecret and redis.enabled are both set",
     ),
     "fault tolerance without Redis": (
         {"ray": {"gcsFaultTolerance": {"enabled": True}}},
@@ -165,7 +165,7 @@ def test_all_problems_are_told_at_once() -> None:
 
 
 def test_openness_to_the_world_can_be_meant() -> None:
-    values = merged(OPEN, {"ingress": {"enabled": True, "hosts": ["a.example"]}, "allowOpenAccessFromOutside": True})
+    values = merged(OPEN, {"ingress": {"enabled": True, "hosts": ["a.example"]}, "allowPublicAnonymousAccess": True})
     assert refusal(values) == ""
     with_keys = merged(example("high-availability"), {"service": {"type": "LoadBalancer"}})
     assert refusal(with_keys) == ""

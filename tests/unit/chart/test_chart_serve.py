@@ -132,7 +132,7 @@ def test_numbers_arrive_as_they_were_given() -> None:
         TWO,
         {
             "platform": {
-                "server": {"max_body_bytes": 33554432, "drain_s": 90},
+                "server": {"max_body_bytes": 33554432, "drain_timeout_s": 90},
                 "engine": {"seed": 123456789012, "x": 0.45},
             }
         },
@@ -146,14 +146,20 @@ OWN_PROFILE = {"profiles": {"strict": {"min_quality": 0.9}}}
 STRICT_KEY = {"sha256": "0" * 64, "tenant": "a", "budget": "strict"}
 
 
-@pytest.mark.parametrize("access", [{"open": True, "open_budget": "strict"}, {"open": False, "keys": [STRICT_KEY]}])
+@pytest.mark.parametrize(
+    "access",
+    [{"allow_anonymous": True, "anonymous_profile": "strict"}, {"allow_anonymous": False, "keys": [STRICT_KEY]}],
+)
 def test_access_may_name_a_profile_of_the_operators_own(access: dict[str, Any]) -> None:
     values = merged(TWO, {"platform": {**OWN_PROFILE, "access": access}})
     gateway = applications(render(values))["gateway"]
     started = PlatformConfig(**gateway["args"]["config"]).access
     served = PlatformConfig(**gateway["deployments"][0]["user_config"]["config"]).access
-    assert "strict" in (served.open_budget, *(key.budget for key in served.keys))
-    assert (started.open, [key.tenant for key in started.keys]) == (served.open, [key.tenant for key in served.keys])
+    assert "strict" in (served.anonymous_profile, *(key.budget for key in served.keys))
+    assert (started.allow_anonymous, [key.tenant for key in started.keys]) == (
+        served.allow_anonymous,
+        [key.tenant for key in served.keys],
+    )
 
 
 IN_PLACE = {
@@ -161,7 +167,7 @@ IN_PLACE = {
     "prices": changed_variant(TWO, 1, price_usd_per_hour=7.5),
     "router": merged(TWO, {"platform": {"router": {"policy": "cheapest"}}}),
     "profiles": merged(TWO, {"platform": OWN_PROFILE}),
-    "a profile that is used": merged(TWO, {"platform": {**OWN_PROFILE, "access": {"open_budget": "strict"}}}),
+    "a profile that is used": merged(TWO, {"platform": {**OWN_PROFILE, "access": {"anonymous_profile": "strict"}}}),
     "gateways": merged(TWO, {"platform": {"server": {"gateway_replicas": 2}}}),
 }
 
@@ -199,7 +205,7 @@ def test_a_new_variant_is_an_application_beside_the_others() -> None:
 
 @pytest.mark.parametrize("section", ["access", "observability"])
 def test_the_gateways_own_sections_replace_gateways_alone(section: str) -> None:
-    change = {"access": {"limits_store_timeout_s": 0.5}, "observability": {"trace_share": 0.5}}[section]
+    change = {"access": {"rate_limit_store_timeout_s": 0.5}, "observability": {"trace_sample_ratio": 0.5}}[section]
     values = merged(TWO, {"platform": {section: change}})
     before, after = arguments(TWO), arguments(values)
     assert {name for name in after if after[name] != before[name]} == {"gateway"}
@@ -241,7 +247,7 @@ def test_the_weights_step_makes_what_the_engines_wait_for() -> None:
         name: f"/models/catalog/{folder}" for name, folder in made.items()
     }
     config = PlatformConfig(**yaml.safe_load(one(documents, "ConfigMap")["data"]["platform.yaml"]))
-    assert config.access.open and {variant.name for variant in config.variants} == made.keys()
+    assert config.access.allow_anonymous and {variant.name for variant in config.variants} == made.keys()
 
 
 def test_recipes_are_made_by_the_image_that_builds() -> None:
@@ -306,7 +312,7 @@ def test_a_pool_is_a_worker_group_that_replicas_are_placed_by() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ray_pods_are_what_kuberay_expects(name: str) -> None:
-    drain = example(name)["platform"].get("server", {}).get("drain_s", 600)
+    drain = example(name)["platform"].get("server", {}).get("drain_timeout_s", 600)
     for pod in pods(render(example(name))):
         if not pod.owner.startswith("RayService"):
             continue
@@ -341,10 +347,10 @@ def test_spread_is_over_the_pods_of_one_cluster_and_pool() -> None:
 
 def test_an_open_platform_answers_to_the_names_that_the_chart_gives_it() -> None:
     values = {
-        "platform": {"access": {"open": True}, "server": {"allowed_hosts": ["own.example"]}},
+        "platform": {"access": {"allow_anonymous": True}, "server": {"allowed_hosts": ["own.example"]}},
         "ingress": {"enabled": True, "hosts": ["ai.example"]},
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "gate"}], "hostnames": ["*.route.example"]},
-        "allowOpenAccessFromOutside": True,
+        "allowPublicAnonymousAccess": True,
     }
     args = arguments(merged(example("cpu-trial"), values))
     server = PlatformConfig(**args["gateway"]["config"]).server

@@ -32,7 +32,7 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
     "limits": [
         {},
         {"redis": {"enabled": True, "auth": {"existingSecret": "redis"}}},
-        {"secrets": {"limitsStore": {"existingSecret": "limits"}}},
+        {"secrets": {"rateLimitStore": {"existingSecret": "limits"}}},
     ],
     "outside": [
         {},
@@ -55,7 +55,7 @@ CHOICES: dict[str, list[dict[str, Any]]] = {
         {"imagePullSecrets": [{"name": "registry"}], "labels": {"team": "ml"}},
     ],
 }  # fmt: skip
-ALWAYS = {"allowOpenAccessFromOutside": True}
+ALWAYS = {"allowPublicAnonymousAccess": True}
 
 
 def combination(seed: int) -> dict[str, Any]:

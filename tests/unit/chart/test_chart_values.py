@@ -12,7 +12,7 @@ from helm.chart_readme import README
 from helm.chart_readme import rendered as readme
 from helm.chart_render import EXAMPLES, OPEN, example, merged, refusal
 from helm.chart_values import Place, at, defaults, documented, sections
-from helm.values_schema import SCHEMA
+from helm.values_schema import RENAMED_VALUES, RENAMES, SCHEMA, renames
 from helm.values_schema import rendered as schema
 from serve.config.platform import PlatformConfig
 
@@ -33,6 +33,7 @@ def places(values: Any, at: Place = ()) -> Iterator[Place]:
 
 def test_the_schema_and_the_table_are_made_of_what_is_there() -> None:
     assert SCHEMA.read_text() == schema(), "python -m helm.values_schema writes it"
+    assert RENAMES.read_text() == renames(), "python -m helm.values_schema writes it"
     assert README.read_text() == readme(), "python -m helm.chart_readme writes it"
 
 
@@ -68,7 +69,7 @@ FREE = (
 def test_a_typo_is_refused_at_every_level() -> None:
     whole = merged(defaults(), example("high-availability"), {"ingress": {"tls": [{"secretName": "a"}]}})
     whole["gateway"]["image"] = {"tag": "a"}
-    whole["platform"]["retrieval"]["http_tools"] = [{"name": "a", "description": "b", "hosts": ["c.example"]}]
+    whole["platform"]["retrieval"]["http_tools"] = [{"name": "a", "openapi_spec": "b", "hosts": ["c.example"]}]
     whole["platform"]["access"]["keys"] = [{"sha256": "0" * 64, "tenant": "a"}]
     assert [error.message for error in validator().iter_errors(whole)] == []
     tried = [place for place in places(whole) if not any(part in FREE for part in place)]
@@ -137,3 +138,14 @@ def test_the_readme_shows_every_example() -> None:
     assert all(f"(ci/{file.name})" in text for file in EXAMPLES)
     for file in EXAMPLES:
         assert file.read_text().startswith("# ")
+
+
+@pytest.mark.parametrize("old", RENAMED_VALUES)
+def test_a_renamed_value_names_its_replacement(old: str) -> None:
+    values: Any = "anything"
+    for name in reversed(old.split(".")):
+        values = {name.removesuffix("[]"): [_TOOL | values] if name.endswith("[]") else values}
+    assert f"  - {old} was renamed to {RENAMED_VALUES[old]}\n" in refusal(merged(OPEN, values))
+
+
+_TOOL = {"name": "a", "openapi_spec": "b", "hosts": ["c.example"]}

@@ -134,7 +134,7 @@ def test_chat_streams_the_answer_and_shows_variant_and_timings(gateway: Started)
 
 def test_chat_shows_what_an_answer_rests_on(start_gateway: Start):
     retrieval = FakeRetrieval()
-    gateway = start_gateway(searches=retrieval, retrieval={"always": True})
+    gateway = start_gateway(searches=retrieval, retrieval={"ground_by_default": True})
     shown = " ".join(gearbox("chat", "--url", gateway.url, typed="Who leads Larkhaven?\n2 + 2\n").stdout.split())
     assert "· grounded" in shown
     assert "source 1: News" in shown

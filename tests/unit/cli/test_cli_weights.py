@@ -30,7 +30,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     def call(variants: list[dict[str, object]], *arguments: str) -> tuple[int, str]:
         config = tmp_path / "platform.yaml"
-        settings = {"model": {"name": "m", "source": "org/name@v1"}, "access": {"open": True}, "variants": variants}
+        settings = {
+            "model": {"name": "m", "source": "org/name@v1"},
+            "access": {"allow_anonymous": True},
+            "variants": variants,
+        }
         config.write_text(yaml.safe_dump(settings))
         into = str(tmp_path / "models/catalog")
         result = CliRunner().invoke(app, ["weights", "--config", str(config), "--into", into, *arguments])

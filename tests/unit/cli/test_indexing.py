@@ -1,4 +1,4 @@
-"""gearbox index, documents, forget: against a small real server that keeps documents as the platform does."""
+"""gearbox documents add, list, delete: against a small real server that keeps documents as the platform does."""
 
 import base64
 import hashlib
@@ -152,57 +152,59 @@ def summary(result: Result) -> str:
 
 
 def test_a_folder_is_indexed_whole_but_for_what_is_hidden_or_of_another_type(stub, docs):
-    result = run(stub, "index", str(docs))
+    result = run(stub, "documents", "add", str(docs))
     assert summary(result) == "4 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped (1 files of other types left out)"
     assert stub.sources() == ["docs/a.md", "docs/d.html", "docs/guide/b.txt", "docs/guide/c.rst"]
 
 
 def test_a_second_run_sends_only_what_has_changed_and_removes_what_is_gone(stub, docs):
-    run(stub, "index", str(docs))
+    run(stub, "documents", "add", str(docs))
     stub.posts.clear()
     (docs / "a.md").write_text("# A, changed")
     (docs / "d.html").unlink()
     (docs / "new.md").write_text("new")
-    assert summary(run(stub, "index", str(docs))).startswith("1 added, 1 replaced, 2 unchanged, 1 removed, 0 skipped")
+    assert summary(run(stub, "documents", "add", str(docs))).startswith(
+        "1 added, 1 replaced, 2 unchanged, 1 removed, 0 skipped"
+    )
     assert sorted(post["source"] for post in stub.posts) == ["docs/a.md", "docs/new.md"]
     assert "docs/d.html" not in stub.sources()
 
 
 def test_what_is_not_current_is_sent_again_although_its_bytes_are_the_same(stub, docs):
-    run(stub, "index", str(docs))
+    run(stub, "documents", "add", str(docs))
     stub.documents["default", "docs/a.md"]["current"] = False
-    assert summary(run(stub, "index", str(docs))).startswith("0 added, 1 replaced, 3 unchanged")
+    assert summary(run(stub, "documents", "add", str(docs))).startswith("0 added, 1 replaced, 3 unchanged")
 
 
 def test_metadata_is_sent_as_json_where_it_is_json_and_then_the_platform_decides(stub, docs):
-    run(stub, "index", str(docs))
+    run(stub, "documents", "add", str(docs))
     stub.posts.clear()
-    run(stub, "index", str(docs), "--meta", "year=2024", "--meta", "team=core=x", "--meta", 'tags=["a"]')
+    run(stub, "documents", "add", str(docs), "--meta", "year=2024", "--meta", "team=core=x", "--meta", 'tags=["a"]')
     assert len(stub.posts) == 4
     assert stub.posts[0]["meta"] == {"year": 2024, "team": "core=x", "tags": ["a"]}
-    assert run(stub, "index", str(docs), "--meta", "year").exit_code == 2
+    assert run(stub, "documents", "add", str(docs), "--meta", "year").exit_code == 2
 
 
 def test_pruning_touches_only_the_folder_and_the_collection_and_can_be_turned_off(stub, docs, tmp_path):
     other = tmp_path / "docs2"
     other.mkdir()
     (other / "z.md").write_text("Z")
-    run(stub, "index", str(docs), str(other))
-    run(stub, "index", str(docs), "--collection", "second")
+    run(stub, "documents", "add", str(docs), str(other))
+    run(stub, "documents", "add", str(docs), "--collection", "second")
     (docs / "a.md").unlink()
-    assert "0 removed" in summary(run(stub, "index", str(docs), "--no-prune"))
-    assert "1 removed" in summary(run(stub, "index", str(docs)))
+    assert "0 removed" in summary(run(stub, "documents", "add", str(docs), "--no-prune"))
+    assert "1 removed" in summary(run(stub, "documents", "add", str(docs)))
     assert "docs2/z.md" in stub.sources()
     assert "docs/a.md" in stub.sources("second")
 
 
 def test_an_empty_folder_removes_nothing_for_it_may_not_be_mounted(stub, docs, tmp_path):
-    run(stub, "index", str(docs))
+    run(stub, "documents", "add", str(docs))
     for file in docs.rglob("*.*"):
         if file.is_file():
             file.unlink()
     (tmp_path / "one.md").write_text("one")
-    assert "0 removed" in summary(run(stub, "index", str(docs), str(tmp_path / "one.md")))
+    assert "0 removed" in summary(run(stub, "documents", "add", str(docs), str(tmp_path / "one.md")))
     assert "docs/a.md" in stub.sources()
 
 
@@ -215,42 +217,42 @@ def test_links_out_of_the_folder_are_not_followed(stub, docs, tmp_path):
     (docs / "round").symlink_to(docs)
     (docs / "dangling.md").symlink_to(tmp_path / "none.md")
     (docs / "inside.md").symlink_to(docs / "a.md")
-    run(stub, "index", str(docs))
+    run(stub, "documents", "add", str(docs))
     assert stub.sources() == ["docs/a.md", "docs/d.html", "docs/guide/b.txt", "docs/guide/c.rst", "docs/inside.md"]
 
 
 def test_a_pipe_in_a_folder_is_not_waited_for(stub, docs):
     os.mkfifo(docs / "pipe.md")
-    assert summary(run(stub, "index", str(docs))).startswith("4 added")
+    assert summary(run(stub, "documents", "add", str(docs))).startswith("4 added")
 
 
 def test_a_broken_file_is_told_with_its_reason_and_skipped(stub, docs):
     (docs / "bad.md").write_text("broken")
-    result = run(stub, "index", str(docs))
+    result = run(stub, "documents", "add", str(docs))
     assert summary(result).startswith("4 added, 0 replaced, 0 unchanged, 0 removed, 1 skipped")
     assert "bad.md: the document can't be read: broken" in result.output
 
 
 def test_what_is_left_out_of_a_document_is_told(stub, tmp_path):
     (tmp_path / "a.html").write_text("<nav>Home</nav>text")
-    result = run(stub, "index", str(tmp_path / "a.html"))
+    result = run(stub, "documents", "add", str(tmp_path / "a.html"))
     assert "a.html: left out: navigation (4 characters): Home" in result.output
     assert summary(result).startswith("1 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped")
 
 
 def test_when_nothing_can_be_indexed_the_command_fails(stub, tmp_path):
     (tmp_path / "bad.md").write_text("broken")
-    assert run(stub, "index", str(tmp_path / "bad.md")).exit_code == 1
+    assert run(stub, "documents", "add", str(tmp_path / "bad.md")).exit_code == 1
     (tmp_path / "empty").mkdir()
-    result = run(stub, "index", str(tmp_path / "empty"))
+    result = run(stub, "documents", "add", str(tmp_path / "empty"))
     assert (result.exit_code, "nothing to index" in result.output) == (1, True)
-    assert run(stub, "index", str(tmp_path / "none")).exit_code == 2
+    assert run(stub, "documents", "add", str(tmp_path / "none")).exit_code == 2
 
 
 def test_files_urls_and_lists_of_them_are_taken(stub, docs, tmp_path):
     lines = tmp_path / "list.txt"
     lines.write_text(f"# comment\n{docs / 'a.md'}\n\n{stub.url}/web/page\n")
-    result = run(stub, "index", f"@{lines}", "-", input=f"{stub.url}/web/notes.md\n{stub.url}/web/moved\n")
+    result = run(stub, "documents", "add", f"@{lines}", "-", input=f"{stub.url}/web/notes.md\n{stub.url}/web/moved\n")
     assert summary(result).startswith("4 added")
     urls = [f"{stub.url}/web/{name}" for name in ("moved", "notes.md", "page")]
     assert stub.sources() == ["a.md", *urls]
@@ -266,7 +268,7 @@ def test_files_urls_and_lists_of_them_are_taken(stub, docs, tmp_path):
 def test_urls_that_fail_loop_or_are_too_large_are_skipped(stub, monkeypatch):
     monkeypatch.setattr(indexing, "MAX_BYTES", 20)
     bad = [f"{stub.url}/web/{name}" for name in ("missing", "loop", "page")]
-    result = run(stub, "index", *bad, "http://127.0.0.1:1/x", f"{stub.url}/web/notes.md")
+    result = run(stub, "documents", "add", *bad, "http://127.0.0.1:1/x", f"{stub.url}/web/notes.md")
     assert summary(result).startswith("1 added, 0 replaced, 0 unchanged, 0 removed, 4 skipped")
     for reason in ("answered 404", "redirects", "larger than", "can't be downloaded"):
         assert reason in result.output
@@ -274,34 +276,36 @@ def test_urls_that_fail_loop_or_are_too_large_are_skipped(stub, monkeypatch):
 
 def test_a_busy_platform_is_asked_again(stub, docs):
     stub.failures = [(503, {"retry_after": "0"}), (429, {}), (503, {})]
-    assert summary(run(stub, "index", str(docs))).startswith("4 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped")
+    assert summary(run(stub, "documents", "add", str(docs))).startswith(
+        "4 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped"
+    )
 
 
 def test_a_platform_that_stays_away_ends_the_command(stub, docs, monkeypatch):
     monkeypatch.setattr(indexing, "RETRY_S", 0.5)
     stub.failures = [(503, {})] * 50
-    result = run(stub, "index", str(docs))
+    result = run(stub, "documents", "add", str(docs))
     assert (result.exit_code, "busy" in result.output) == (1, True)
-    result = CliRunner().invoke(app, ["index", str(docs), "--url", "http://127.0.0.1:1"])
+    result = CliRunner().invoke(app, ["documents", "add", str(docs), "--url", "http://127.0.0.1:1"])
     assert (result.exit_code, "no answer from" in result.output) == (1, True)
 
 
 def test_a_wrong_key_ends_the_command_at_once(stub, docs):
     stub.key = "right"
-    result = run(stub, "index", str(docs))
+    result = run(stub, "documents", "add", str(docs))
     assert (result.exit_code, "no such key" in result.output) == (1, True)
-    assert summary(run(stub, "index", str(docs), "--api-key", "right")).startswith("4 added")
+    assert summary(run(stub, "documents", "add", str(docs), "--api-key", "right")).startswith("4 added")
 
 
 def test_something_else_at_the_address_is_told(stub, docs):
-    result = CliRunner().invoke(app, ["index", str(docs), "--url", f"{stub.url}/web"])
+    result = CliRunner().invoke(app, ["documents", "add", str(docs), "--url", f"{stub.url}/web"])
     assert (result.exit_code, "is not a Gearbox platform" in result.output) == (1, True)
 
 
 def test_two_files_with_one_name_are_told(stub, docs, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/a.md").write_text("another")
-    result = run(stub, "index", str(docs / "a.md"), str(tmp_path / "x/a.md"))
+    result = run(stub, "documents", "add", str(docs / "a.md"), str(tmp_path / "x/a.md"))
     assert "another file is named a.md" in result.output
     assert summary(result).startswith("1 added, 0 replaced, 0 unchanged, 0 removed, 1 skipped")
 
@@ -310,7 +314,16 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(stub, docs):
     for i in range(20):
         (docs / f"n{i:02}.md").write_text(f"number {i}")
     stub.slow_s = 0.2
-    command = [sys.executable, "-c", "from deployments.cli import main; main()", "index", str(docs), "--url", stub.url]
+    command = [
+        sys.executable,
+        "-c",
+        "from deployments.cli import main; main()",
+        "documents",
+        "add",
+        str(docs),
+        "--url",
+        stub.url,
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
@@ -326,18 +339,34 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(stub, docs):
     stub.slow_s, already = 0.0, len(stub.sources())
     assert 0 < already < 24
     added, unchanged = re.match(
-        r"(\d+) added, 0 replaced, (\d+) unchanged, ", summary(run(stub, "index", str(docs)))
+        r"(\d+) added, 0 replaced, (\d+) unchanged, ", summary(run(stub, "documents", "add", str(docs)))
     ).groups()
     assert len(stub.sources()) == int(added) + int(unchanged) == 24
     assert int(unchanged) >= already  # one more may have been under way
 
 
-def test_documents_and_collections_are_listed_and_forgotten(stub, docs):
-    run(stub, "index", str(docs))
-    assert "default" in run(stub, "documents").output
-    listed = run(stub, "documents", "default").output
+def test_documents_and_collections_are_listed_and_deleted(stub, docs):
+    run(stub, "documents", "add", str(docs))
+    assert "default" in run(stub, "documents", "list").output
+    listed = run(stub, "documents", "list", "default").output
     assert all(source in listed for source in stub.sources())  # more than a page
-    assert run(stub, "forget", "default", "docs/a.md").output == "1 removed\n"
-    assert run(stub, "forget", "default").output == "3 removed\n"
-    gone = run(stub, "forget", "default")
+    assert run(stub, "documents", "delete", "default", "docs/a.md").output == "1 deleted\n"
+    assert run(stub, "documents", "delete", "default").output == "3 deleted\n"
+    gone = run(stub, "documents", "delete", "default")
     assert (gone.exit_code, "there is no such collection" in gone.output) == (1, True)
+
+
+def test_index_is_an_alias_of_documents_add(stub, docs):
+    assert summary(run(stub, "index", str(docs))).startswith("4 added")
+
+
+def test_a_renamed_command_names_its_replacement(stub):
+    result = run(stub, "forget", "default", "docs/a.md", "--anything")
+    assert (result.exit_code, result.stderr) == (2, "gearbox: this command was renamed to 'gearbox documents delete'\n")
+    assert "forget" not in run(stub, "--help").output
+
+
+def test_a_collection_where_documents_wants_a_command_names_the_command(stub):
+    result = run(stub, "documents", "handbook")
+    assert result.exit_code == 2
+    assert "documents list handbook" in " ".join(result.stderr.replace("│", " ").split())

@@ -148,8 +148,8 @@ def test_the_router_and_retrieval_have_a_line(platform, watch):
     watch.look(1)
     text = shown(watch)
     assert (
-        "decision p95 48 µs · 95% bounds held 75% · failovers engine 2 · "
-        "refused rate_limit_exceeded 3, no_healthy_variant 1"
+        "decision p95 48 µs · 95% bound coverage 75% · failovers engine 2 · "
+        "rejected rate_limit_exceeded 3, no_healthy_variant 1"
     ) in text
     assert re.search(r"retrieval +used 5, abstained 1 · search p95 48\.8 ms", text)
 
@@ -200,7 +200,7 @@ def test_an_idle_platform_and_one_seen_for_the_first_time_are_dashes(platform, w
     assert row(text, "full")[6:-1] == ["–", "–", "–", "–", "–", "–", "–", "1.000"]
     watch.look(1)
     assert row(shown(watch), "full")[6:13] == ["0.0", "–", "0", "–", "–", "–", "–"]
-    assert "decision p95 – µs · 95% bounds held – · failovers 0 · refused 0" in shown(watch)
+    assert "decision p95 – µs · 95% bound coverage – · failovers 0 · rejected 0" in shown(watch)
 
 
 def test_a_platform_without_variants_is_shown():
@@ -219,7 +219,7 @@ def test_a_narrow_terminal_gets_fewer_columns_and_nothing_broken(platform, watch
     watch.look(0)
     for _ in range(40):
         platform.answer("full", "best", met=False)
-    for kind in ("e2e", "cost", "quality", "refused", "failed", "tpot"):
+    for kind in ("e2e", "cost", "quality", "rejected", "failed", "tpot"):
         platform.metrics.violations.labels("best", kind).inc(12345)
     watch.look(1)
     lines = shown(watch, width).splitlines()

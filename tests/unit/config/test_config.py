@@ -12,7 +12,8 @@ from ray.serve._private import constants
 from benchmarks.lib.sample_catalog import MODEL, make_config, settings
 from deployments.supervisor import ray_environment
 from serve.budget import DEFAULT_PROFILES, Budget
-from serve.config.platform import _REPLICA_PORTS, ConfigError, load_config
+from serve.config.platform import _REPLICA_PORTS, ConfigError, PlatformConfig, load_config
+from serve.config.renamed import RENAMED, RENAMED_COMMANDS
 from serve.request.call import ModelRef
 
 ROOT = Path(__file__).parents[3]
@@ -75,7 +76,7 @@ def test_the_shipped_configurations_are_valid(file, tmp_path, monkeypatch):
         ({"colour": "red"}, "colour"),
         ({"model": {"name": MODEL, "source": "x", "colour": "red"}}, "model.colour"),
         ({"server": {"colour": "red"}}, "server.colour"),
-        ({"access": {"open": True, "colour": "red"}}, "access.colour"),
+        ({"access": {"allow_anonymous": True, "colour": "red"}}, "access.colour"),
         ({"access": {"keys": [{**KEY, "colour": "red"}]}}, "access.keys.0.colour"),
         ({"profiles": {"mine": {"colour": "red"}}}, "profiles.mine.colour"),
         (variant(colour="red"), "variants.0.colour"),
@@ -97,7 +98,7 @@ def test_an_unknown_key_is_named_at_every_level(write, changes, place):
         ({"server": {"port": 0}}, "server.port"),
         ({"server": {"port": "http"}}, "server.port"),
         ({"server": {"max_body_bytes": 10}}, "server.max_body_bytes"),
-        ({"server": {"request_timeout_s": 0}}, "server.request_timeout_s"),
+        ({"server": {"stream_idle_timeout_s": 0}}, "server.stream_idle_timeout_s"),
         ({"server": {"max_waiting_per_replica": -1}}, "server.max_waiting_per_replica"),
         ({"profiles": {"mine": {"ttft_ms": -1}}}, "profiles.mine.ttft_ms"),
         ({"profiles": {"mine": {"objective": "speed"}}}, "profiles.mine.objective"),
@@ -139,7 +140,9 @@ def test_replica_bounds_are_in_order(write):
     assert "min (3) is larger than max (2)" in message
 
 
-@pytest.mark.parametrize("access", [{"open": True, "open_budget": "turbo"}, {"keys": [{**KEY, "budget": "turbo"}]}])
+@pytest.mark.parametrize(
+    "access", [{"allow_anonymous": True, "anonymous_profile": "turbo"}, {"keys": [{**KEY, "budget": "turbo"}]}]
+)
 def test_an_unknown_profile_is_refused_with_those_there_are(write, access):
     message = problem(write(access=access))
     assert "unknown budget profile 'turbo'" in message
@@ -156,11 +159,11 @@ def test_a_built_in_profile_can_be_replaced(write):
     assert load_config(write(profiles={"fast": {"ttft_ms": 50}})).profiles["fast"] == Budget(ttft_ms=50)
 
 
-@pytest.mark.parametrize("access", [{}, {"open": False}, {"keys": []}])
+@pytest.mark.parametrize("access", [{}, {"allow_anonymous": False}, {"keys": []}])
 def test_a_platform_that_nobody_could_call_is_refused(write, access):
     message = problem(write(access=access))
     assert "nobody could call" in message
-    assert "open: true" in message
+    assert "allow_anonymous: true" in message
 
 
 def test_one_port_cannot_be_listened_on_twice(write):
@@ -169,7 +172,7 @@ def test_one_port_cannot_be_listened_on_twice(write):
 
 @pytest.mark.parametrize("store", ["memory://", "async+nosuch://", "redis"])
 def test_a_limits_store_that_cannot_be_used_is_refused(write, store):
-    assert "limits_store" in problem(write(access={"open": True, "limits_store": store}))
+    assert "rate_limit_store" in problem(write(access={"allow_anonymous": True, "rate_limit_store": store}))
 
 
 @pytest.mark.parametrize(
@@ -211,10 +214,50 @@ def test_the_environment_wins_over_the_file(write, monkeypatch):
 
 def test_the_environment_reaches_what_the_file_leaves_out(write, monkeypatch):
     monkeypatch.setenv("GEARBOX_SERVER__HOST", "0.0.0.0")
-    monkeypatch.setenv("GEARBOX_ACCESS__OPEN", "true")
+    monkeypatch.setenv("GEARBOX_ACCESS__ALLOW_ANONYMOUS", "true")
     config = load_config(write(access={}))
     assert config.server.host == "0.0.0.0"
-    assert config.access.open
+    assert config.access.allow_anonymous
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_names_its_replacement(tmp_path, old):
+    *sections, key = old.split(".")
+    text = TEXT.replace("access: {allow_anonymous: true}\n", "")
+    for depth, name in enumerate(sections):
+        text += "  " * depth + (f"{name[:-2]}:\n" + "  " * depth + "-\n" if name.endswith("[]") else f"{name}:\n")
+    text += "  " * len(sections) + f"{key}: x\n"
+    place = old.replace("[]", ".0")
+    assert at(tmp_path, text).endswith(f": {place}: this key was renamed to {RENAMED[old]}")
+
+
+@pytest.mark.parametrize("new", RENAMED.values())
+def test_what_replaces_a_renamed_key_is_one(new):
+    schema = PlatformConfig.model_json_schema()
+    part = schema
+    for name in new.split("."):
+        part = part["properties"][name.removesuffix("[]")]
+        part = part.get("items", part)
+        for each in (part, *part.get("anyOf", ())):
+            if "$ref" in each:
+                part = schema["$defs"][each["$ref"].rpartition("/")[2]]
+
+
+def test_the_page_about_upgrading_lists_renamed_keys_and_commands():
+    page = (ROOT / "docs/upgrading.md").read_text()
+    for old, new in RENAMED.items():
+        assert f"| `{old}` | `{new}` |" in page
+    for old, new in RENAMED_COMMANDS.items():
+        assert f"`gearbox {old} " in page and f"`gearbox {new} " in page
+
+
+def test_a_renamed_key_in_the_environment_names_the_variable_and_the_replacement(write, monkeypatch):
+    monkeypatch.setenv("GEARBOX_ACCESS__OPEN", "true")
+    told = "GEARBOX_ACCESS__OPEN: access.open: this key was renamed to access.allow_anonymous"
+    assert refused(write()) == told
+    monkeypatch.delenv("GEARBOX_ACCESS__OPEN")
+    monkeypatch.setenv("GEARBOX_SERVER", '{"drain_s": 5}')
+    assert refused(write()) == "GEARBOX_SERVER: server.drain_s: this key was renamed to server.drain_timeout_s"
 
 
 def test_a_wrong_value_in_the_environment_is_named(write, monkeypatch):
@@ -298,7 +341,7 @@ def at(tmp_path: Path, text: str) -> str:
 
 TEXT = """\
 model: {name: m, source: x}
-access: {open: true}
+access: {allow_anonymous: true}
 variants:
 - name: full
   recipe: full
@@ -324,8 +367,11 @@ variants:
         ("server:\n  port: 22:22\n", "7:9: server.port: 22:22 is one number"),
         ("server:\n  port: true\n", "7:3: server.port: expected a number, got true or false"),
         ("server:\n  port: on\n", "7:3: server.port: Input should be a valid integer"),
-        ("server:\n  drain_s: true\n", "7:3: server.drain_s: expected a number, got true or false"),
-        ("retrieval:\n  check_s: infinity\n", "7:3: retrieval.check_s: Input should be a finite number"),
+        ("server:\n  drain_timeout_s: true\n", "7:3: server.drain_timeout_s: expected a number, got true or false"),
+        (
+            "retrieval:\n  verification_timeout_s: infinity\n",
+            "7:3: retrieval.verification_timeout_s: Input should be a finite number",
+        ),
         ("retrieval:\n  top_k: yes\n", "7:3: retrieval.top_k: "),
         ("router:\n  confidence: 0.5x\n", "7:3: router.confidence: "),
         ("engine:\n  a: {b: [1, no]}\n", "7:14: engine.a.b.1: 'no' is true or false in YAML 1.1"),
@@ -361,13 +407,15 @@ def test_words_that_look_like_booleans_are_text_where_text_is_wanted(tmp_path):
     (tmp_path / "keys.yaml").write_text(f"- {{sha256: {'a' * 64}, tenant: no, budget: off}}")
     file = tmp_path / "platform.yaml"
     file.write_text(
-        "model: {name: on, source: yes}\naccess: {open: yes, keys_file: " + str(tmp_path / "keys.yaml") + "}\n"
+        "model: {name: on, source: yes}\naccess: {allow_anonymous: yes, keys_file: "
+        + str(tmp_path / "keys.yaml")
+        + "}\n"
         "variants: [{name: no, recipe: off}]\nprofiles: {off: {ttft_ms: 5}}\nenv: {DEBUG: off, no: yes}\n"
         "observability: {log_requests: off}\n"
     )
     config = load_config(file)
     assert (config.model.name, config.model.source, config.variants[0].name) == ("on", "yes", "no")
-    assert config.access.open and not config.observability.log_requests
+    assert config.access.allow_anonymous and not config.observability.log_requests
     assert config.profiles["off"] == Budget(ttft_ms=5)
     assert config.env == {"DEBUG": "off", "no": "yes"}
     assert config.with_file_keys().access.keys[0].tenant == "no"
@@ -376,11 +424,11 @@ def test_words_that_look_like_booleans_are_text_where_text_is_wanted(tmp_path):
 def test_a_wrong_keys_file_names_both_places(tmp_path):
     keys = tmp_path / "keys.yaml"
     keys.write_text(f"- {{sha256: {'a' * 64}, tenant: acme}}\n- sha256: {'b' * 64}\n  tenant: acme\n  budget: turbo\n")
-    message = at(tmp_path, TEXT.replace("open: true", f"open: true, keys_file: {keys}"))
-    assert message.startswith(f"2:22: access.keys_file: {keys}:4:3: 1.budget: unknown budget profile 'turbo'")
+    message = at(tmp_path, TEXT.replace("allow_anonymous: true", f"allow_anonymous: true, keys_file: {keys}"))
+    assert message.startswith(f"2:33: access.keys_file: {keys}:4:3: 1.budget: unknown budget profile 'turbo'")
     keys.write_text(f"- sha256: {'a' * 64}\n  tenant: acme\n  tenant: other\n")
     assert f"{keys}:3:3: 0.tenant: the key is there twice" in at(
-        tmp_path, TEXT.replace("open: true", f"keys_file: {keys}")
+        tmp_path, TEXT.replace("allow_anonymous: true", f"keys_file: {keys}")
     )
 
 
@@ -445,7 +493,11 @@ def test_ray_serve_gives_replicas_the_ports_that_are_kept_for_them():
         ("GEARBOX_SERVER__PROT", "9000", "GEARBOX_SERVER__PROT: server.prot: Extra inputs"),
         ("GEARBOX_SEVER__PORT", "9000", "GEARBOX_SEVER__PORT: the configuration has no such section"),
         ("GEARBOX_SERVER", '{"port": "many"}', "GEARBOX_SERVER: server.port: "),
-        ("GEARBOX_SERVER__DRAIN_S", "inf", "GEARBOX_SERVER__DRAIN_S: server.drain_s: Input should be a finite"),
+        (
+            "GEARBOX_SERVER__DRAIN_TIMEOUT_S",
+            "inf",
+            "GEARBOX_SERVER__DRAIN_TIMEOUT_S: server.drain_timeout_s: Input should be a finite",
+        ),
         ("GEARBOX_PROFILES__FAST__TTFT_MS", "nan", "GEARBOX_PROFILES__FAST__TTFT_MS: profiles.fast.ttft_ms: "),
         ("GEARBOX_ENGINE", '{"a": [Infinity]}', "GEARBOX_ENGINE: engine.a.0: the number is not finite"),
         ("GEARBOX_ENGINE__A", ".nan", "GEARBOX_ENGINE__A:1:1: .nan is not a finite number"),
@@ -453,7 +505,11 @@ def test_ray_serve_gives_replicas_the_ports_that_are_kept_for_them():
         ("GEARBOX_ENGINE__A__B", "off", "GEARBOX_ENGINE__A__B: engine.a.b: 'off' is true or false in YAML 1.1"),
         ("GEARBOX_VARIANTS__0__NAME", "x", "GEARBOX_VARIANTS__0__NAME: variants: "),
         ("GEARBOX_ACCESS__KEYS", "[oops", "GEARBOX_ACCESS__KEYS: not valid JSON"),
-        ("GEARBOX_ACCESS__OPEN_BUDGET", "turbo", "GEARBOX_ACCESS__OPEN_BUDGET: access.open_budget: unknown budget"),
+        (
+            "GEARBOX_ACCESS__ANONYMOUS_PROFILE",
+            "turbo",
+            "GEARBOX_ACCESS__ANONYMOUS_PROFILE: access.anonymous_profile: unknown budget",
+        ),
     ],
 )
 def test_a_wrong_override_names_the_variable(write, monkeypatch, name, text, starts):

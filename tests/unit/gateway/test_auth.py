@@ -34,7 +34,7 @@ def gatekeeper(*, opened: bool = False, **limits: int) -> Gatekeeper:
         {"sha256": hash_key(KEY), "tenant": "acme", "budget": "fast", **limits},
         {"sha256": hash_key(OTHER), "tenant": "other", **limits},
     ]
-    return Gatekeeper(AccessConfig(open=opened, keys=keys))
+    return Gatekeeper(AccessConfig(allow_anonymous=opened, keys=keys))
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -86,7 +86,7 @@ def test_an_unknown_key_is_refused_without_repeating_it(header):
 def test_open_access_needs_no_key():
     caller = gatekeeper(opened=True).authenticate({})
     assert (caller.tenant, caller.budget) == ("anonymous", "balanced")
-    assert Gatekeeper(AccessConfig(open=True, open_budget="cheap")).authenticate({}).budget == "cheap"
+    assert Gatekeeper(AccessConfig(allow_anonymous=True, anonymous_profile="cheap")).authenticate({}).budget == "cheap"
 
 
 def test_open_access_still_knows_the_keys():
@@ -99,7 +99,7 @@ def test_open_access_with_keys_refuses_a_wrong_one():
 
 
 def test_open_access_without_keys_takes_any():
-    assert Gatekeeper(AccessConfig(open=True)).authenticate(bearer("unused")).tenant == "anonymous"
+    assert Gatekeeper(AccessConfig(allow_anonymous=True)).authenticate(bearer("unused")).tenant == "anonymous"
 
 
 async def over_limit(keeper: Gatekeeper, caller: Caller) -> RequestError:
@@ -177,5 +177,5 @@ async def test_without_limits_nobody_is_held_up(clock):
 
 
 def test_a_store_that_would_block_the_gateway_is_refused():
-    with pytest.raises(ValueError, match="limits_store"):
-        Gatekeeper(AccessConfig(open=True, limits_store="memory://"))
+    with pytest.raises(ValueError, match="rate_limit_store"):
+        Gatekeeper(AccessConfig(allow_anonymous=True, rate_limit_store="memory://"))

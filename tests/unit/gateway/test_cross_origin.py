@@ -91,7 +91,7 @@ class TestHosts:
     @pytest.mark.parametrize("open_", [True, False])
     def test_a_known_key_is_no_ambient_authority(self, start_gateway: Start, open_):
         key = {"sha256": hash_key("gbx-mine"), "tenant": "me"}
-        gateway = start_gateway(access={"open": open_, "keys": [key]})
+        gateway = start_gateway(access={"allow_anonymous": open_, "keys": [key]})
         headers = {"host": "evil.example", "origin": "https://evil.example", **bearer("gbx-mine")}
         assert gateway.post("/v1/chat/completions", CHAT, headers).status_code == 200
 
@@ -174,7 +174,9 @@ class TestBodies:
         assert "application/x-www-form-urlencoded" in error["message"]
 
     def test_with_a_known_key_the_type_does_not_matter(self):
-        access = AccessConfig.model_validate({"open": True, "keys": [{"sha256": hash_key("k"), "tenant": "me"}]})
+        access = AccessConfig.model_validate(
+            {"allow_anonymous": True, "keys": [{"sha256": hash_key("k"), "tenant": "me"}]}
+        )
         headers = {**bearer("k"), "content-length": "2", "content-type": "text/plain"}
         assert Gatekeeper(access).authenticate(headers).tenant == "me"
 

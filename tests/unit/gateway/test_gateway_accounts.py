@@ -43,7 +43,7 @@ def test_a_request_counts_once_however_many_attempts_it_took(gateway: Started, f
     for variant, profile, outcome in (
         ("int8", "best", "answered"),
         ("full", "best", "answered"),
-        ("none", "custom", "refused"),
+        ("none", "custom", "rejected"),
     ):
         assert gateway.sample("gearbox_requests_total", variant=variant, profile=profile, outcome=outcome) == 1
 
@@ -59,7 +59,7 @@ def test_a_request_counts_once_however_many_attempts_it_took(gateway: Started, f
 )
 def test_a_refusal_is_counted_by_its_status(gateway: Started, status, request_):
     assert gateway.chat(**request_).status_code == status
-    assert gateway.sample("gearbox_requests_refused_total", status=str(status)) == 1
+    assert gateway.sample("gearbox_requests_rejected_total", status=str(status)) == 1
 
 
 @pytest.mark.parametrize("behaviour", ["answer", *STREAM_FAILURES, "die mid-stream", "400", "context", "end early"])
@@ -134,7 +134,7 @@ def test_an_error_inside_the_gateway_is_500_with_the_request_id_only(gateway: St
     assert "abc-123" in error["message"]
     assert "internal detail" not in response.text
     assert "internal detail" in caplog.text, "whoever operates it can find out"
-    assert gateway.sample("gearbox_requests_refused_total", status="500") == 1
+    assert gateway.sample("gearbox_requests_rejected_total", status="500") == 1
 
 
 @pytest.mark.parametrize("given", ["", "x" * 129, "größe"])

@@ -46,7 +46,9 @@ def nothing_found(retrieval: FakeRetrieval) -> None:
 
 @pytest.fixture
 def gateway(start_gateway: Start, retrieval: FakeRetrieval) -> Started:
-    return start_gateway(searches=retrieval, retrieval={"collection": "docs", "timeout_s": 0.3, "check_s": 0.3})
+    return start_gateway(
+        searches=retrieval, retrieval={"collection": "docs", "timeout_s": 0.3, "verification_timeout_s": 0.3}
+    )
 
 
 def ask(gateway: Started, text: str, stream: bool = False, **body: Any):
@@ -274,7 +276,7 @@ class TestGrounded:
         assert "Source 1 says" not in response.text
 
     def test_what_was_not_all_checked_is_not_said_to_be(self, gateway: Started, retrieval: FakeRetrieval, stream):
-        retrieval.check_s = 0.2  # of 0.3 s for all
+        retrieval.verification_s = 0.2  # of 0.3 s for all
         facts = gearbox_of(ask(gateway, QUESTION, stream, n=3), stream)
         assert (facts["grounded"], facts["sentences"]) == (None, None)
 

@@ -286,7 +286,7 @@ class TestOurOwnFaults:
         assert "mine-7" in caplog.text
         assert "ZeroDivisionError" in caplog.text
         assert "private" not in caplog.text
-        assert gateway.sample("gearbox_requests_refused_total", status="500") == 1
+        assert gateway.sample("gearbox_requests_rejected_total", status="500") == 1
         assert gateway.chat().status_code == 200
 
     def test_a_stream_it_breaks_does_not_look_complete(self, gateway: Started, monkeypatch: pytest.MonkeyPatch):

@@ -23,7 +23,9 @@ def retrieval() -> FakeRetrieval:
 
 @pytest.fixture
 def grounded(start_gateway: Start, retrieval: FakeRetrieval) -> Started:
-    return start_gateway(searches=retrieval, retrieval={"collection": "docs", "timeout_s": 0.3, "check_s": 0.3})
+    return start_gateway(
+        searches=retrieval, retrieval={"collection": "docs", "timeout_s": 0.3, "verification_timeout_s": 0.3}
+    )
 
 
 def ask(gateway: Started, text: str = QUESTION, **body: Any):
@@ -62,7 +64,7 @@ class TestAsking:
     def test_a_deployment_can_ground_everything_and_a_request_can_decline(
         self, start_gateway: Start, retrieval, body, headers
     ):
-        gateway = start_gateway(searches=retrieval, retrieval={"always": True})
+        gateway = start_gateway(searches=retrieval, retrieval={"ground_by_default": True})
         assert "retrieval" in gearbox_of(gateway.chat(QUESTION), False)
         assert gateway.post("/v1/completions", {"model": MODEL, "prompt": "x"}).status_code == 200
         retrieval.calls.clear()
@@ -140,7 +142,7 @@ class TestCollections:
     def test_the_default_one_that_nobody_filled_leaves_other_requests_alone(
         self, start_gateway: Start, retrieval: FakeRetrieval
     ):
-        gateway = start_gateway(searches=retrieval, retrieval={"always": True})
+        gateway = start_gateway(searches=retrieval, retrieval={"ground_by_default": True})
         retrieval.missing = {"default"}
         answer = gateway.chat(QUESTION)
         facts = gearbox_of(answer, False)
@@ -235,7 +237,7 @@ class TestAnswers:
     ):
         retrieval.passages = []
         response = ask(grounded, stream=stream, stream_options={"include_usage": True} if stream else None)
-        assert text_of(response, stream) == grounded.config.retrieval.abstention
+        assert text_of(response, stream) == grounded.config.retrieval.abstention_message
         assert (response.headers["x-gearbox-variant"], response.headers["x-gearbox-reason"]) == ("none", "abstained")
         facts = gearbox_of(response, stream)
         assert (facts["grounded"], facts["citations"], facts["variant"], facts["cost_usd"]) == (False, [], None, 0)
@@ -258,7 +260,7 @@ class TestAnswers:
         assert (facts["grounded"], facts["citations"], facts["quoted"]) == (False, [], None)
         assert [one["supported"] for one in facts["sentences"]] == [False]
         assert "Source 1 says" not in text_of(response, stream)
-        assert grounded.sample("gearbox_sentences_total", supported="no") == 1
+        assert grounded.sample("gearbox_grounding_sentences_total", supported="no") == 1
 
     @pytest.mark.parametrize("usage", [False, True])
     @streamed_or_not
@@ -292,7 +294,7 @@ class TestAnswers:
         self, grounded: Started, retrieval: FakeRetrieval, stream, fault
     ):
         retrieval.check_error = RequestError(503, "gone") if fault == "error" else None
-        retrieval.check_s = 5 if fault == "slow" else 0
+        retrieval.verification_s = 5 if fault == "slow" else 0
         facts = gearbox_of(ask(grounded, stream=stream), stream)
         assert (facts["grounded"], facts["sentences"]) == (None, None)
         assert "could not be checked" in facts["retrieval"]["why"]

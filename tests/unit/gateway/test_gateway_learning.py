@@ -44,12 +44,12 @@ def test_every_answer_says_what_was_expected_beside_what_happened(gateway: Start
 def test_whether_predictions_held_is_counted(gateway: Started):
     gateway.chat(max_tokens=11, model=f"{MODEL}:full")
     for what in ("ttft", "e2e"):
-        assert gateway.sample("gearbox_predictions_total", variant="full", what=what, held="yes") == 1
+        assert gateway.sample("gearbox_prediction_coverage_total", variant="full", metric=what, covered="yes") == 1
         no = gateway.metrics.registry.get_sample_value(
-            "gearbox_predictions_total", {"variant": "full", "what": what, "held": "no"}
+            "gearbox_prediction_coverage_total", {"variant": "full", "metric": what, "covered": "no"}
         )
         assert no == 0, "it is there before the first that does not hold"
-        assert gateway.sample("gearbox_prediction_error_ratio_count", variant="full", what=what) == 1
+        assert gateway.sample("gearbox_prediction_error_ratio_count", variant="full", metric=what) == 1
 
 
 def test_of_several_sequences_the_time_of_one_is_held_against_what_was_predicted():

@@ -1,4 +1,4 @@
-"""A store of limits that is down, slow or talks nonsense costs no answer, holds nobody up, and is used again when it is back."""
+"""A rate-limit store that is down, slow or talks nonsense costs no answer, holds nobody up, and is used again when it is back."""
 
 import asyncio
 import logging
@@ -123,7 +123,7 @@ def refusing() -> str:
 
 
 def settings(uri: str, **more: object) -> dict[str, object]:
-    return {"keys": KEYS, "limits_store": uri, "limits_store_timeout_s": TIMEOUT_S, **more}
+    return {"keys": KEYS, "rate_limit_store": uri, "rate_limit_store_timeout_s": TIMEOUT_S, **more}
 
 
 def gatekeeper(uri: str, **more: object) -> tuple[Gatekeeper, Caller, Metrics]:
@@ -133,7 +133,7 @@ def gatekeeper(uri: str, **more: object) -> tuple[Gatekeeper, Caller, Metrics]:
 
 
 def failures(metrics: Metrics, operation: str) -> float:
-    return metrics.registry.get_sample_value("gearbox_limits_store_failures_total", {"operation": operation}) or 0
+    return metrics.registry.get_sample_value("gearbox_rate_limit_store_failures_total", {"operation": operation}) or 0
 
 
 async def refused(keeper: Gatekeeper, caller: Caller) -> float:
@@ -154,13 +154,13 @@ async def test_a_failing_store_refuses_keys_with_limits_soon(store):
 
 
 async def test_a_store_that_is_not_there_refuses_at_once():
-    keeper, caller, _ = gatekeeper(refusing(), limits_store_timeout_s=5)
+    keeper, caller, _ = gatekeeper(refusing(), rate_limit_store_timeout_s=5)
     assert await refused(keeper, caller) < 1
 
 
 @pytest.mark.parametrize("store", FAULTS, indirect=True, ids=lambda fault: fault.__name__)
 async def test_where_it_is_to_fail_open_they_pass(store):
-    keeper, caller, metrics = gatekeeper(store[1], on_store_failure="fail_open")
+    keeper, caller, metrics = gatekeeper(store[1], on_rate_limit_store_failure="fail_open")
     for _ in range(200):
         await keeper.admit(caller)
     assert failures(metrics, "admit") == 200
@@ -199,7 +199,7 @@ async def test_the_use_of_limits_is_not_known_while_the_store_fails(store):
     keeper, _, metrics = gatekeeper(store[1])
     with pytest.raises(StoreUnavailable):
         await keeper.used(["acme"])
-    assert failures(metrics, "publish") == 1
+    assert failures(metrics, "read") == 1
 
 
 async def test_many_requests_at_once_do_not_pile_up_at_a_store_that_hangs(store):
@@ -214,7 +214,7 @@ async def test_many_requests_at_once_do_not_pile_up_at_a_store_that_hangs(store)
 
 
 async def test_a_burst_at_a_healthy_store_is_admitted_whole(redis):
-    keeper, caller, metrics = gatekeeper(redis[0], limits_store_timeout_s=5)
+    keeper, caller, metrics = gatekeeper(redis[0], rate_limit_store_timeout_s=5)
     await asyncio.gather(*(keeper.charge(caller, 1) for _ in range(900)))
     assert failures(metrics, "charge") == 0
     assert ("acme", "tokens", 0.9) in await keeper.used(["acme"])
@@ -275,13 +275,13 @@ class TestInTheGateway:
         assert error_of(response, 503)["code"] == "limits_unavailable"
         assert int(response.headers["retry-after"]) >= 1
         assert text_of(gateway.chat(headers=bearer("free"), stream=stream), stream)
-        assert gateway.sample("gearbox_requests_refused_total", code="limits_unavailable") == 1
+        assert gateway.sample("gearbox_requests_rejected_total", code="limits_unavailable") == 1
 
     @streamed_or_not
     def test_the_answer_is_whole_and_learnt_from_although_it_cannot_be_charged(
         self, start_gateway: Start, stream, monkeypatch: pytest.MonkeyPatch
     ):
-        gateway = start_gateway(access=settings(refusing(), on_store_failure="fail_open"))
+        gateway = start_gateway(access=settings(refusing(), on_rate_limit_store_failure="fail_open"))
         learnt = []
         monkeypatch.setattr(OutputLengths, "observe", lambda self, *what: learnt.append(what))
         for _ in range(3):
@@ -290,9 +290,9 @@ class TestInTheGateway:
             assert gearbox_of(response, stream)["attempts"] == 1
         gateway.settle()
         assert learnt == [("acme", "balanced", 6)] * 3
-        assert gateway.sample("gearbox_limits_store_failures_total", operation="charge") == 3
+        assert gateway.sample("gearbox_rate_limit_store_failures_total", operation="charge") == 3
         assert gateway.sample("gearbox_requests_total", outcome="answered") == 3
-        assert gateway.sample("gearbox_requests_refused_total", status="500") == 0
+        assert gateway.sample("gearbox_requests_rejected_total", status="500") == 0
 
     def test_embeddings_and_searches_are_refused_as_well(self, start_gateway: Start):
         gateway = start_gateway(access=settings(refusing()))

@@ -159,7 +159,7 @@ def test_names_are_those_of_the_deployment():
 
 
 def test_open_access_needs_no_key():
-    assert {} in describe(make_config(access={"open": True}))["security"]
+    assert {} in describe(make_config(access={"allow_anonymous": True}))["security"]
     keys = {"keys": [{"sha256": hash_key("gbx-x"), "tenant": "x"}]}
     assert describe(make_config(access=keys))["security"] == [{"bearer": []}]
 

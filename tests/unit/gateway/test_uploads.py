@@ -25,7 +25,7 @@ from tests.support.gateway_server import GatewayServer, Start, Started
 
 LARGE = 30 << 20  # bytes of a document
 JSON_BODY = {"content-type": "application/json"}
-LIMITS = {"max_document_bytes": 1 << 20, "max_uploads_bytes": 3 << 20, "max_uploads": 3}
+LIMITS = {"max_document_bytes": 1 << 20, "max_concurrent_upload_bytes": 3 << 20, "max_concurrent_uploads": 3}
 
 
 class Slow(FakeRetrieval):
@@ -127,7 +127,7 @@ class TestMemory:
             upload.join()
 
     def test_who_declares_much_and_sends_little_holds_little(self, start_gateway: Start, retrieval: FakeRetrieval):
-        gateway = start_gateway(searches=retrieval, retrieval={**LIMITS, "max_uploads": 50})
+        gateway = start_gateway(searches=retrieval, retrieval={**LIMITS, "max_concurrent_uploads": 50})
         host, port = gateway.url.removeprefix("http://").split(":")
         idle = []
         for _ in range(20):
@@ -170,9 +170,9 @@ class TestMemory:
         assert memory.bytes == memory.bodies == 0
 
     def test_a_memory_that_no_document_of_the_largest_size_fits_into_is_refused(self):
-        with pytest.raises(ValueError, match="max_uploads_bytes"):
-            RetrievalConfig(max_document_bytes=1 << 20, max_uploads_bytes=1 << 20)
-        assert RetrievalConfig(max_document_bytes=1 << 20, max_uploads_bytes=(2 << 20) + (1 << 16))
+        with pytest.raises(ValueError, match="max_concurrent_upload_bytes"):
+            RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=1 << 20)
+        assert RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=(2 << 20) + (1 << 16))
 
 
 def large(kind: str) -> bytes:

@@ -59,8 +59,8 @@ class TestBudgets:
 
     def test_refused_for_the_budget_counts_as_missed(self, gateway: Started):
         error_of(gateway.chat(budget={"ttft_ms": 0.01, "on_no_candidate": "reject"}), 422)
-        assert gateway.sample("gearbox_budget_violations_total", profile="custom", kind="refused") == 1
-        assert gateway.sample("gearbox_requests_refused_total", status="422", code="impossible_budget") == 1
+        assert gateway.sample("gearbox_budget_violations_total", profile="custom", kind="rejected") == 1
+        assert gateway.sample("gearbox_requests_rejected_total", status="422", code="impossible_budget") == 1
 
     def test_a_failure_of_ours_counts_as_missed(self, gateway: Started):
         for engine in gateway.engines.values():
@@ -79,7 +79,7 @@ class TestBudgets:
         error_of(gateway.chat(), 400)
         error_of(gateway.chat(budget={"ttft_ms": "soon"}), 400)
         assert gateway.sample("gearbox_budget_requests_total") == 0
-        assert gateway.sample("gearbox_tenant_requests_total", outcome="refused") == 1
+        assert gateway.sample("gearbox_tenant_requests_total", outcome="rejected") == 1
 
     def test_what_a_request_changes_of_a_profile_is_custom(self, gateway: Started):
         gateway.chat(model=f"{MODEL}@fast", headers={"x-gearbox-slo-e2e-ms": "60000"})
@@ -112,7 +112,7 @@ KEYS = [{"sha256": hash_key(f"gbx-{i}"), "tenant": f"tenant{i}", "tokens_per_min
 
 class TestTenants:
     def test_the_first_are_told_apart_and_the_rest_counted_together(self, start_gateway: Start):
-        gateway = start_gateway(access={"keys": KEYS}, observability={"tenants": 3})
+        gateway = start_gateway(access={"keys": KEYS}, observability={"tenant_cardinality_limit": 3})
         for i in range(12):
             assert gateway.chat(headers=bearer(f"gbx-{i}")).status_code == 200
         tenants = {dict(labels)["tenant"] for _, labels in gateway.series() if "tenant" in dict(labels)}
@@ -123,10 +123,10 @@ class TestTenants:
         gateway = start_gateway(access={"keys": KEYS[:2]})
         used = gateway.chat(headers=bearer("gbx-0")).json()["usage"]["total_tokens"]
         await gateway.app.export_quotas()
-        assert gateway.sample("gearbox_ledger_used_ratio", tenant="tenant0", ledger="tokens") == pytest.approx(
-            used / 100
-        )
-        assert gateway.sample("gearbox_ledger_used_ratio", tenant="tenant1", ledger="tokens") == 0
+        assert gateway.sample(
+            "gearbox_rate_limit_utilization_ratio", tenant="tenant0", limit="tokens"
+        ) == pytest.approx(used / 100)
+        assert gateway.sample("gearbox_rate_limit_utilization_ratio", tenant="tenant1", limit="tokens") == 0
 
 
 async def test_ten_thousand_strangers_make_no_series(gateway: Started):
@@ -165,13 +165,13 @@ class TestLog:
         gateway.chat(SECRET, stream=stream, headers={"x-request-id": "mine-1"}, budget={"min_quality": 0.5})
         (line,) = lines(log)
         assert line["id"] == "mine-1"
-        assert (line["tenant"], line["profile"], line["ending"], line["status"]) == (
+        assert (line["tenant"], line["profile"], line["outcome"], line["status"]) == (
             "anonymous",
             "custom",
             "answered",
             200,
         )
-        assert (line["variant"], line["reason"], line["attempts"], line["missed"]) == ("full", "quality", 1, [])
+        assert (line["variant"], line["reason"], line["attempts"], line["violations"]) == ("full", "quality", 1, [])
         assert line["budget"] == {"min_quality": 0.5}
         assert line["ttft_ms"] <= line["e2e_ms"] and line["prompt_tokens"] > 0 and line["cost_usd"] > 0
         assert line["predicted"]["ttft_ms"] > 0
@@ -192,13 +192,13 @@ class TestLog:
 
     @pytest.mark.parametrize("stream", [False, True])
     def test_prompt_and_answer_are_in_it_only_where_that_is_wanted(self, start_gateway: Start, log, stream):
-        start_gateway(observability={"log_content": True}).chat(SECRET, stream=stream)
+        start_gateway(observability={"capture_content": True}).chat(SECRET, stream=stream)
         (line,) = lines(log)
         assert line["prompt"] == [{"role": "user", "content": SECRET}]
         assert "zebras" in line["completion"]
 
     def test_completions_too(self, start_gateway: Start, log):
-        gateway = start_gateway(observability={"log_content": True})
+        gateway = start_gateway(observability={"capture_content": True})
         for stream in (False, True):
             gateway.post("/v1/completions", {"model": MODEL, "prompt": SECRET, "stream": stream})
         assert all(line["prompt"] == SECRET and "zebras" in line["completion"] for line in lines(log))

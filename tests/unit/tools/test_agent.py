@@ -170,7 +170,9 @@ async def test_messages_that_cannot_be_read_are_refused(model):
 async def test_the_steps_of_a_client_without_a_key_have_none_either(model):
     """Open access lets in who has no key, and refuses a key that it does not know."""
     await model({"content": "91.95"}, key="")
-    gatekeeper = Gatekeeper(AccessConfig(open=True, keys=[{"sha256": hash_key("gbx-other"), "tenant": "other"}]))
+    gatekeeper = Gatekeeper(
+        AccessConfig(allow_anonymous=True, keys=[{"sha256": hash_key("gbx-other"), "tenant": "other"}])
+    )
     for request in ChatStub.requests:
         assert gatekeeper.authenticate({"authorization": request["key"]}).tenant == "anonymous"
     assert ChatStub.requests

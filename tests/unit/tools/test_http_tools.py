@@ -150,7 +150,7 @@ def description(host: str, **more: Any) -> dict[str, Any]:
 def config(host: str, spec: Any = None, **more: Any) -> HttpToolConfig:
     given = {
         "name": "items",
-        "description": json.dumps(spec or description(host)),
+        "openapi_spec": json.dumps(spec or description(host)),
         "hosts": [host],
         "timeout_s": 2,
         "headers_env": {"Authorization": "ITEMS_TOKEN"},
@@ -336,7 +336,7 @@ FORM = with_paths({"/a": {"post": {"operationId": "a", "requestBody": {"content"
 )  # fmt: skip
 def test_a_description_that_cannot_be_used_says_why(spec, more, why):
     text = spec if isinstance(spec, str) else json.dumps(spec)
-    given = {"name": "api", "description": text, "hosts": ["api.example.com"]} | more
+    given = {"name": "api", "openapi_spec": text, "hosts": ["api.example.com"]} | more
     with pytest.raises(HttpToolError, match=why) as caught:
         http_tools(HttpToolConfig(**given), {})
     assert str(caught.value).startswith("HTTP tool 'api': ")
@@ -345,7 +345,7 @@ def test_a_description_that_cannot_be_used_says_why(spec, more, why):
 def test_a_description_can_be_a_file_and_a_server_relative(tmp_path):
     file = tmp_path / "api.yaml"
     file.write_text("openapi: 3.1.0\nservers: [{url: /v2}]\npaths:\n  /a:\n    get: {}\n")
-    (made,) = http_tools(HttpToolConfig(name="api", description=str(file), hosts=["api.example.com"]), {})
+    (made,) = http_tools(HttpToolConfig(name="api", openapi_spec=str(file), hosts=["api.example.com"]), {})
     assert made.name == "api_a_get"
     assert made.description == "GET /a"
 
@@ -369,4 +369,4 @@ def test_a_description_can_be_a_file_and_a_server_relative(tmp_path):
 )
 def test_a_wrong_configuration_is_refused(wrong):
     with pytest.raises(ValidationError):
-        HttpToolConfig(**({"name": "api", "description": "x.yaml", "hosts": ["a.com"]} | wrong))
+        HttpToolConfig(**({"name": "api", "openapi_spec": "x.yaml", "hosts": ["a.com"]} | wrong))
