@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.instant import MODEL, InstantEngine
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from serve.card import Card, Profile, Quality, Step, TpotPoint, TtftPoint
 from serve.config import PlatformConfig
 

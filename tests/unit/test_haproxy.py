@@ -14,7 +14,7 @@ import pytest
 from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
 from ray.serve.config import HTTPOptions
 
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from tests.catalog import make_config
 from tests.unit.answers import error_of
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from tests import charts
 from tests.catalog import make_config
 
