@@ -1,4 +1,4 @@
-"""Platform state file: written by the supervisor, read by the `gearbox` commands; and which processes belong to a platform."""
+"""Platform state: the file that the supervisor writes and the commands read, and the processes of a platform."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Variant deployment: one variant as a Ray Serve application, vLLM behind Serve's LLMServer, answering on its replica's port."""
+"""Variant deployment: one variant as a Ray Serve application, vLLM in Serve's LLMServer on the replica's own port."""
 
 from pathlib import Path
 

@@ -43,7 +43,7 @@ def needed_for(consequence: str) -> Iterator[None]:
     except Exception as error:
         what = f"{type(error).__name__}: {error}" if not isinstance(error, AssertionError) else str(error)
         raise AssertionError(
-            f"Ray {VERSION} differs from {ray_internals.VERIFIED_RAY_VERSION} in a part that Gearbox depends on.\n"
+            f"A part of Ray that Gearbox needs has changed ({VERSION}; verified: {ray_internals.VERIFIED_RAY_VERSION}).\n"
             f"Depends on it: {consequence}.\nChanged: {what}\nAdapt deployments/ray_internals.py."
         ) from error
 
