@@ -1,4 +1,5 @@
-"""What runs where: the Ray Serve deployments, the platform's start and stop, and the deployment configs.
+"""Deployment: the Ray Serve deployments, starting and stopping a platform, weights on disk, and the configuration files.
 
-The only package that imports ray (as `from ray import serve as ray_serve`).
+The only package that imports ray, as `from ray import serve as ray_serve`; Ray's private parts are in `ray_internals` alone.
+The request path is in `serve`, which makes no use of ray; what makes and measures weights is in `compression`.
 """

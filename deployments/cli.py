@@ -1,4 +1,4 @@
-"""The `gearbox` command. Client commands come from `serve.cli.client`; here is what starts and stops things on this machine."""
+"""The `gearbox` command: start, stop, reload and show a platform on this machine. `serve.cli.client` has the client commands."""
 
 import os
 import secrets
@@ -52,9 +52,9 @@ app.command()(weights)
 @app.command()
 def up(
     config: Config = DEFAULT_CONFIG,
-    variants: Annotated[str, typer.Option(help="Only these, comma-separated.")] = "",
+    variants: Annotated[str, typer.Option(help="Serve only these variants, comma-separated.")] = "",
 ) -> None:
-    """Build what is missing, start everything, wait until every variant answers."""
+    """Start the platform: build missing weights, start all services, wait until every variant serves requests."""
     folder = state_folder()
     state = load_state(folder)
     console = Console()
@@ -62,29 +62,29 @@ def up(
         console.print(f"already running at {state.url} (pid {state.pid}); 'gearbox down' stops it")
         return _summary(console, state)
     try:
-        settings = _checked(config, variants)
+        settings = _validated(config, variants)
     except ConfigError as error:
         raise fail(str(error), 2) from error
-    supervisor = _launch(config, variants, folder)
+    supervisor = _start_supervisor(config, variants, folder)
     try:
         state = _follow(console, supervisor, folder)
     except KeyboardInterrupt:
-        console.print("interrupted: stopping what was started")
+        console.print("interrupted: stopping the platform")
         _stop(supervisor.pid)
         raise typer.Exit(130) from None
     if state is None or state.error or not any(v.phase == "ready" for v in state.variants.values()):
         _stop(supervisor.pid)
         reasons = [f"{name}: {part.error}" for name, part in state.parts.items() if part.error] if state else []
-        why = (state.error if state else None) or "; ".join(reasons) or "the supervisor ended"
-        raise fail(f"could not start: {why} (log: {folder / 'platform.log'})")
+        reason = (state.error if state else None) or "; ".join(reasons) or "the supervisor exited"
+        raise fail(f"could not start: {reason} (log: {folder / 'platform.log'})")
     _summary(console, state)
     if failed := [name for name, part in state.parts.items() if part.phase == "failed"]:
         raise fail(f"running without {', '.join(failed)}: {state.parts[failed[0]].error}")
-    _hint(console, state, settings)
+    _print_example(console, state, settings)
 
 
-def _checked(path: Path, variants: str) -> PlatformConfig:
-    """Everything that can be known to be wrong before anything starts. Raises `ConfigError`."""
+def _validated(path: Path, variants: str) -> PlatformConfig:
+    """The configuration, with its weights and ports checked before anything starts. Raises `ConfigError`."""
     settings = load_config(path)
     if variants:
         settings = settings.only([name.strip() for name in variants.split(",")])
@@ -96,21 +96,21 @@ def _checked(path: Path, variants: str) -> PlatformConfig:
 
 
 def _check_ports(server: ServerConfig) -> None:
-    """Whether everything that the platform listens on is free. Raises `ConfigError`."""
-    wanted = [(server.host, server.port, "port"), (server.host, server.metrics_port, "metrics_port")]
-    wanted += [(ray_host(server.host), server.port, "Ray's HAProxy")]
-    wanted += [("0.0.0.0", port, name) for name, port in server.derived_ports.items()]
-    for host, port, name in wanted:
+    """Check that all addresses on which the platform listens are free. Raises `ConfigError`."""
+    addresses = [(server.host, server.port, "port"), (server.host, server.metrics_port, "metrics_port")]
+    addresses += [(ray_host(server.host), server.port, "Ray's HAProxy")]
+    addresses += [("0.0.0.0", port, name) for name, port in server.derived_ports.items()]
+    for host, port, name in addresses:
         try:
             family, address = socket_address(host, port)
             with socket.socket(family) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(address)
         except OSError as error:
-            raise ConfigError(f"{authority(host, port)} can't be listened on: {error.strerror} ({name})") from error
+            raise ConfigError(f"cannot listen on {authority(host, port)}: {error.strerror} ({name})") from error
 
 
-def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[bytes]":
+def _start_supervisor(config: Path, variants: str, folder: Path) -> "subprocess.Popen[bytes]":
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").unlink(missing_ok=True)
     command = [
@@ -124,31 +124,31 @@ def _launch(config: Path, variants: str, folder: Path) -> "subprocess.Popen[byte
     ]
     command += ["--variants", variants] if variants else []
     environment = {**os.environ, RUN_ID: secrets.token_hex(8), "GEARBOX_STATE_DIR": str(folder)}
-    # Each engine is three processes that import vLLM; without bytecode each spends 30 s compiling it instead of 9 s loading.
+    # An engine is three processes that import vLLM: each takes 9 s with cached bytecode, 30 s without.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
-    with open(folder / "platform.log", "w", opener=private) as log:  # what it prints may quote the configuration
+    with open(folder / "platform.log", "w", opener=private) as log:  # it may quote the configuration
         return subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
 
 
 def _follow(console: Console, supervisor: "subprocess.Popen[bytes]", folder: Path) -> PlatformState | None:
-    """Show progress until the platform has settled or its supervisor has ended."""
-    began = time.monotonic()
-    shown = ""
+    """Show progress until the platform has settled or its supervisor has exited."""
+    start = time.monotonic()
+    printed = ""
     with Live(console=console, refresh_per_second=4, transient=True) as live:
         while True:
             state = load_state(folder)
             if supervisor.poll() is not None or (state is not None and state.settled):
                 return load_state(folder)
             if state is not None:
-                live.update(_progress(state, time.monotonic() - began))
+                live.update(_progress(state, time.monotonic() - start))
                 line = f"{state.message}: " + ", ".join(
                     f"{n} {v.phase} {v.stage}".strip() for n, v in state.parts.items()
                 )
-                if not console.is_terminal and line != shown:
-                    console.print(f"[{time.monotonic() - began:5.0f} s] {line}", markup=False, soft_wrap=True)
-                    shown = line
+                if not console.is_terminal and line != printed:
+                    console.print(f"[{time.monotonic() - start:5.0f} s] {line}", markup=False, soft_wrap=True)
+                    printed = line
             time.sleep(0.25)
 
 
@@ -181,7 +181,7 @@ def down() -> None:
 
 @app.command()
 def reload() -> None:
-    """Have the running platform take the configuration's `router` and `profiles` anew; requests under way are untouched."""
+    """Apply the configuration's `router` and `profiles` to the running platform, without affecting requests in flight."""
     state = load_state(state_folder())
     if state is None or not is_running(state):
         raise fail("nothing is running; 'gearbox up' starts it")
@@ -190,15 +190,15 @@ def reload() -> None:
     except ConfigError as error:
         raise fail(str(error), 2) from error
     os.kill(state.pid, signal.SIGHUP)
-    typer.echo(f"{state.url} takes the routing of {state.config}: policy {policy}")
+    typer.echo(f"reloading the routing of {state.url} from {state.config}: policy {policy}")
 
 
-def _stop(pid: int, patience_s: float = 60) -> None:
-    """Ask a supervisor to stop and wait until it has."""
+def _stop(pid: int, timeout_s: float = 60) -> None:
+    """Stop a supervisor and wait for it; kill it after `timeout_s` seconds."""
     try:
         process = psutil.Process(pid)
         process.send_signal(signal.SIGTERM)
-        process.wait(patience_s)
+        process.wait(timeout_s)
     except psutil.NoSuchProcess:
         return
     except psutil.TimeoutExpired:
@@ -207,11 +207,11 @@ def _stop(pid: int, patience_s: float = 60) -> None:
 
 @app.command()
 def status() -> None:
-    """What runs, how each variant is, what each costs and gives. Exit code 1 when nothing runs."""
+    """Show the running platform: health, quality, speed and load of each variant. Exit code 1 when nothing runs."""
     state = load_state(state_folder())
     if state is None or not is_running(state):
-        ended = f" (the last platform ended: {state.error})" if state and state.error else ""
-        raise fail(f"nothing is running{ended}; 'gearbox up' starts it")
+        reason = f" (the last platform stopped: {state.error})" if state and state.error else ""
+        raise fail(f"nothing is running{reason}; 'gearbox up' starts it")
     console = Console()
     if not state.settled:
         console.print(_progress(state, time.time() - state.started))
@@ -219,7 +219,7 @@ def status() -> None:
 
 
 def _summary(console: Console, state: PlatformState) -> None:
-    """The table of variants, from the gateway itself."""
+    """Print the table of variants, with data from the gateway."""
     try:
         key = os.environ.get("GEARBOX_API_KEY", "")
         headers = {"authorization": f"Bearer {key}"} if key else {}
@@ -237,14 +237,14 @@ def _summary(console: Console, state: PlatformState) -> None:
         table.add_row(name, *_row(variant, served.get(name)))
     console.print(table)
     if state.retrieval is not None:
-        place = f'psql "{state.database}"' if state.database else "the configured database"
-        console.print(f"retrieval {state.retrieval.phase}; documents: {place}", highlight=False, soft_wrap=True)
+        database = f'psql "{state.database}"' if state.database else "the configured database"
+        console.print(f"retrieval {state.retrieval.phase}; documents: {database}", highlight=False, soft_wrap=True)
 
 
 def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
     if served is None:
         return [state.phase, *[""] * 7]
-    card: Any = served["card"]  # from the gateway, in the shape of its card
+    card: Any = served["card"]  # JSON of a `serve.card.Card`
     quality, profile = card["quality"], card["profile"]
     return [
         str(served["health"]).replace("scaled_to_zero", "at zero") if state.phase == "ready" else state.phase,
@@ -258,20 +258,22 @@ def _row(state: VariantState, served: dict[str, object] | None) -> list[str]:
     ]
 
 
-def _hint(console: Console, state: PlatformState, settings: PlatformConfig) -> None:
+def _print_example(console: Console, state: PlatformState, settings: PlatformConfig) -> None:
     key = "" if settings.access.allow_anonymous else " -H 'authorization: Bearer $GEARBOX_API_KEY'"
     body = f'{{"model": "{state.model}", "messages": [{{"role": "user", "content": "What is a gearbox?"}}]}}'
     console.print(
         f"\ncurl -i {state.url}/v1/chat/completions{key} -H 'content-type: application/json' \\\n  -d '{body}'",
         markup=False,
         highlight=False,
-        soft_wrap=True,  # to be copied
+        soft_wrap=True,  # for copying
     )
-    console.print("\n'gearbox chat' talks to it, 'gearbox status' shows it, 'gearbox down' stops it", highlight=False)
+    console.print(
+        "\nnext: 'gearbox chat' to talk to it, 'gearbox status' to see it, 'gearbox down' to stop it", highlight=False
+    )
 
 
 def _serving(config: Path, name: str) -> Serving:
-    """How `config` serves the variant `name`; one that it does not name is served like any other."""
+    """Engine settings with which `config` serves the variant `name`; the defaults for a variant that is not in it."""
     try:
         settings = load_config(config)
     except ConfigError as error:

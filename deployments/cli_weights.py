@@ -1,6 +1,6 @@
-"""`gearbox weights`: has every variant's weights ready in one folder, without serving. `deployments.cli` adds it to the command.
+"""`gearbox weights`: download or build the weights of all variants into one folder, without serving.
 
-In a cluster this is the step before the engines: it alone needs the stores' credentials and the network.
+In a cluster this is the step before the engines, and the only one that needs the stores' credentials and the network.
 """
 
 import os
@@ -23,33 +23,33 @@ from serve.config.platform import ConfigError, PlatformConfig, VariantConfig, lo
 
 EMBEDDER = "embedder"
 
-Report = Callable[[str, float, float, float], None]
+OnProgress = Callable[[str, float, float, float], None]  # stage, done, total, seconds left
 
 
 def weights(
     config: Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")],
-    into: Annotated[Path, typer.Option(help="Folder that gets a link for each of them.")],
+    into: Annotated[Path, typer.Option(help="Folder in which a link to each of them is created.")],
     name: Annotated[
-        list[str] | None, typer.Option("--as", help="VARIANT=LINK: how its link is called, if not as the variant.")
+        list[str] | None, typer.Option("--as", help="VARIANT=LINK: name of its link, by default the variant's.")
     ] = None,
-    only: Annotated[str, typer.Option(help="Only these, comma-separated; 'embedder' is the retrieval's model.")] = "",
-    cards: Annotated[bool, typer.Option(help="Only the cards of what is copied: for gateways.")] = False,
+    only: Annotated[str, typer.Option(help="Only these, comma-separated; 'embedder' is the model of retrieval.")] = "",
+    cards: Annotated[bool, typer.Option(help="Download only the cards, for gateways.")] = False,
 ) -> None:
-    """Fetch or build every variant's weights, check them, and link them in a folder. What is there already is only checked."""
+    """Download or build the weights of every variant, verify them, and link them in a folder."""
     try:
         settings = load_config(config)
-        wanted = _wanted(settings, [one.strip() for one in only.split(",") if one.strip()])
-        links = _links(settings, name or [])
-        made = Weights(settings, cache_folder())
+        targets = _targets(settings, [target.strip() for target in only.split(",") if target.strip()])
+        links = _links(name or [])
+        store = Weights(settings, cache_folder())
     except ConfigError as error:
         raise fail(str(error), 2) from error
     into.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    for one in wanted:
-        label = one if isinstance(one, str) else one.name
+    for target in targets:
+        label = target if isinstance(target, str) else target.name
         try:
-            with _progress(console, label) as report:
-                folder = _have(settings, made, one, cards, report)
+            with _ProgressBar(console, label) as on_progress:
+                folder = _prepare(settings, store, target, cards, on_progress)
         except (ConfigError, BuildError, FetchError, CardError, OSError) as error:
             raise fail(f"{label}: {error}", 1) from error
         link = into / links.get(label, label)
@@ -57,39 +57,42 @@ def weights(
         console.print(f"{label}: {link}", highlight=False, soft_wrap=True)
 
 
-def _have(settings: PlatformConfig, made: Weights, one: VariantConfig | str, cards: bool, report: Report) -> Path:
-    if isinstance(one, str):
+def _prepare(
+    settings: PlatformConfig, store: Weights, target: VariantConfig | str, cards: bool, on_progress: OnProgress
+) -> Path:
+    """Folder with the weights, or the card, of a variant or of the embedder."""
+    if isinstance(target, str):
         if settings.retrieval is None:
             raise ConfigError(f"the configuration has no retrieval, so there is no '{EMBEDDER}'")
         cache = cache_folder()
         cache.mkdir(parents=True, exist_ok=True)
         return embedder_folder(settings.retrieval.embedder, cache, cache / "embedder.log")[0]
-    if cards and is_uri(one.weights or ""):
-        return made.card(one)
-    return made.ready(one) or made.make(one, report, background=False)
+    if cards and is_uri(target.weights or ""):
+        return store.card(target)
+    return store.ready(target) or store.make(target, on_progress, background=False)
 
 
-def _wanted(settings: PlatformConfig, only: list[str]) -> list[VariantConfig | str]:
-    every: dict[str, VariantConfig | str] = {variant.name: variant for variant in settings.variants}
+def _targets(settings: PlatformConfig, only: list[str]) -> list[VariantConfig | str]:
+    targets: dict[str, VariantConfig | str] = {variant.name: variant for variant in settings.variants}
     if settings.retrieval is not None:
-        every[EMBEDDER] = EMBEDDER
-    if unknown := [name for name in only if name not in every]:
-        raise ConfigError(f"there is no '{unknown[0]}'; there are {', '.join(every)}")
-    return [one for name, one in every.items() if not only or name in only]
+        targets[EMBEDDER] = EMBEDDER
+    if unknown := [name for name in only if name not in targets]:
+        raise ConfigError(f"'{unknown[0]}' does not exist; there are {', '.join(targets)}")
+    return [target for name, target in targets.items() if not only or name in only]
 
 
-def _links(settings: PlatformConfig, given: list[str]) -> Mapping[str, str]:
+def _links(options: list[str]) -> Mapping[str, str]:
     links = {}
-    for one in given:
-        variant, _, link = one.partition("=")
+    for option in options:
+        variant, _, link = option.partition("=")
         if link in ("", ".", "..") or "/" in link:
-            raise ConfigError(f"--as {one}: write VARIANT=NAME")
+            raise ConfigError(f"--as {option}: expected VARIANT=LINK")
         links[variant] = link
     return links
 
 
 def _link(link: Path, folder: Path) -> None:
-    """Make `link` lead to `folder`, at once; relative, as volumes are mounted elsewhere in other pods."""
+    """Point `link` at `folder` atomically; relative where possible, as other pods mount the volume elsewhere."""
     folder = folder.resolve()
     inside = folder.is_relative_to(link.parent.parent.resolve())
     scratch = link.with_name(f".{link.name}-link")
@@ -98,11 +101,11 @@ def _link(link: Path, folder: Path) -> None:
     scratch.replace(link)
 
 
-class _progress:
-    """A bar on a terminal; elsewhere, as in a pod's log, a line each time a stage or ten percent are done."""
+class _ProgressBar:
+    """A progress bar on a terminal; otherwise, e.g. in a pod's log, a line for each stage and every ten percent."""
 
     def __init__(self, console: Console, label: str) -> None:
-        self._console, self._label, self._shown = console, label, ""
+        self._console, self._label, self._printed = console, label, ""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -111,21 +114,21 @@ class _progress:
         )
         self._bar = Progress(*columns, console=console, transient=True)
 
-    def __enter__(self) -> Report:
+    def __enter__(self) -> OnProgress:
         if self._console.is_terminal:
             self._bar.start()
         self._task = self._bar.add_task(self._label, total=None, left="")
-        return self._report
+        return self._on_progress
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def _report(self, stage: str, done: float, total: float, left_s: float) -> None:
+    def _on_progress(self, stage: str, done: float, total: float, left_s: float) -> None:
         left = f"about {left_s / 60:.1f} min left" if left_s else ""
         self._bar.update(
             self._task, description=f"{self._label} {stage}", completed=done, total=total or None, left=left
         )
         line = f"{self._label}: {stage} {10 * int(10 * done / total) if total else 0}%"
-        if not self._console.is_terminal and line != self._shown:
+        if not self._console.is_terminal and line != self._printed:
             self._console.print(f"{line} {left}", highlight=False, soft_wrap=True)
-            self._shown = line
+            self._printed = line

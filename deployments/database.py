@@ -1,4 +1,4 @@
-"""The documents' PostgreSQL, with pgvector: a process of the platform, started, watched and ended with it."""
+"""Embedded PostgreSQL with pgvector for documents: start, supervise and stop its server process."""
 
 import logging
 import os
@@ -24,9 +24,9 @@ from deployments.state import private
 _LOG = logging.getLogger("gearbox.database")
 _VERSION = 18
 _BIN = POSTGRES_VERSIONS[_VERSION]
-_ACCOUNT = "pgserver"  # root runs it as this one
-_NOT_ROOT = "PostgreSQL does not run as root"
-_READY_S = 60.0  # after a crash, the log is replayed first: at most `max_wal_size` of it
+_ACCOUNT = "pgserver"  # account of the server when the platform runs as root
+_NOT_ROOT = "PostgreSQL cannot run as root"
+_READY_S = 60.0  # after a crash, up to `max_wal_size` of the log is replayed first
 _STOP_S = 10.0
 _SETTINGS = {
     "listen_addresses": "",
@@ -35,7 +35,7 @@ _SETTINGS = {
     "shared_buffers": "128MB",
     "maintenance_work_mem": "256MB",
     "max_wal_size": "512MB",
-    "max_parallel_workers_per_gather": "0",  # the engines want the cores
+    "max_parallel_workers_per_gather": "0",  # leave the cores to the engines
     "max_parallel_maintenance_workers": "0",
     "io_method": "sync",  # no worker processes
     "jit": "off",
@@ -49,159 +49,175 @@ class DatabaseError(Exception):
 
 
 class Database:
-    """One server on one data folder, which is made when it is not there.
+    """One server on one data folder, which is created if it does not exist.
 
     Args:
-        folder: of its data, used by one platform at a time. The log lies beside it.
+        folder: data folder, used by one platform at a time. The log is beside it.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder.resolve()  # as its processes name it
+        self._folder = folder.resolve()  # as the working directory of its processes
         self.log = self._folder.with_name(f"{self._folder.name}.log")
-        self._claim = FileLock(self._folder.with_name(f"{self._folder.name}.lock"))
+        self._file_lock = FileLock(self._folder.with_name(f"{self._folder.name}.lock"))
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets: Path | None = None
-        self._wanted = False
+        self._started = False
 
     @property
     def conninfo(self) -> str:
-        """Of a server that was started; it stays the same when the server is restarted."""
+        """Connection string of a started server; a restart does not change it."""
         return f"host={self._sockets} user=postgres dbname=postgres"
 
     def start(self) -> str:
         """Start the server, wait until it answers, return the conninfo. Raises `DatabaseError`."""
         with self._lock:
-            if not self._wanted:
+            if not self._started:
                 self._folder.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    self._claim.acquire(timeout=0)
+                    self._file_lock.acquire(timeout=0)
                 except Timeout as error:
-                    raise DatabaseError(f"another platform uses {self._folder}") from error
+                    raise DatabaseError(f"{self._folder} is in use by another platform") from error
                 self._sockets = Path(tempfile.mkdtemp(prefix="gbx-db-"))  # paths of Unix sockets are short
             try:
                 self._launch()
             except BaseException:
-                if not self._wanted:
+                if not self._started:
                     self.stop()
                 raise
-            self._wanted = True
+            self._started = True
             return self.conninfo
 
     def running(self) -> bool:
-        """Whether the server's process is there."""
+        """Whether the server process runs."""
         return self._process is not None and self._process.poll() is None
 
-    def keep(self) -> bool:
-        """Start the server again when it has died; call this every second or so. True when it was restarted."""
+    def restart_if_dead(self) -> bool:
+        """Restart the server if its process has died; to be called about every second. True when it was restarted."""
         with self._lock:
-            if not self._wanted or self.running():
+            if not self._started or self.running():
                 return False
-            _LOG.warning("the database has died (%s); it is started again", self._process and self._process.returncode)
+            _LOG.warning(
+                "the database process died (exit code %s); restarting it", self._process and self._process.returncode
+            )
             try:
                 self._launch()
             except (DatabaseError, OSError) as error:
-                _LOG.error("the database could not be restarted: %s", error)
+                _LOG.error("restarting the database failed: %s", error)
                 return False
             return True
 
     def stop(self) -> None:
-        """Stop the server, if it runs, with everything committed on disk."""
+        """Stop the server, if it runs, after it has written all committed data to disk."""
         with self._lock:
-            self._wanted = False
-            self._end()
+            self._started = False
+            self._stop_processes()
             if self._sockets is not None:
                 shutil.rmtree(self._sockets, ignore_errors=True)
-            self._claim.release()
+            self._file_lock.release()
 
     def _launch(self) -> None:
-        self._end()  # of a server that was killed, parts may still be at work
-        (self._folder / "postmaster.pid").unlink(missing_ok=True)  # its number may be another process's by now
-        self._prepare()
-        account = _account_of(self._folder) if os.geteuid() == 0 else None
+        self._stop_processes()  # children of a killed server may still run
+        (self._folder / "postmaster.pid").unlink(missing_ok=True)  # its pid may belong to another process by now
+        self._initialize()
+        account = _owner(self._folder) if os.geteuid() == 0 else None
         if account and self._sockets:
             os.chown(self._sockets, *account)
         options = [part for name, value in _SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        log = private(str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND)  # it may quote documents
+        log = private(
+            str(self.log), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        )  # it may quote documents, so readable by the owner only
         try:
-            with _reached(self._folder, account) as (place, more):
-                command = [str(_BIN / "postgres"), "-D", place, "-k", str(self._sockets), *options]
+            with _accessible(self._folder, account) as (path, popen_options):
+                command = [str(_BIN / "postgres"), "-D", path, "-k", str(self._sockets), *options]
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/", **more
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    cwd="/",
+                    **popen_options,
                 )
         finally:
             os.close(log)
-        self._await()
+        self._wait_until_ready()
 
-    def _prepare(self) -> None:
-        """Make the data folder; one that is half made never gets its name."""
+    def _initialize(self) -> None:
+        """Create the data folder atomically: it gets its name only when it is complete."""
         version = self._folder / "PG_VERSION"
         if version.exists():
-            if (found := version.read_text().strip()) != str(_VERSION):
-                raise DatabaseError(f"{self._folder} is of PostgreSQL {found}; this is {_VERSION}: name another folder")
+            if (actual := version.read_text().strip()) != str(_VERSION):
+                raise DatabaseError(
+                    f"{self._folder} has data of PostgreSQL {actual}, but the server is {_VERSION}: use another folder"
+                )
             return
         if self._folder.exists() and any(self._folder.iterdir()):
-            raise DatabaseError(f"{self._folder} is not a database's folder, and not empty")
-        made = self._folder.with_name(f"{self._folder.name}.{secrets.token_hex(4)}")
-        made.mkdir(mode=0o700)
+            raise DatabaseError(f"{self._folder} is neither empty nor the data folder of a database")
+        scratch = self._folder.with_name(f"{self._folder.name}.{secrets.token_hex(4)}")
+        scratch.mkdir(mode=0o700)
         try:
             account = _account() if os.geteuid() == 0 else None
             if account:
-                os.chown(made, *account)
-            with _reached(made, account) as (place, more):
+                os.chown(scratch, *account)
+            with _accessible(scratch, account) as (path, popen_options):
                 initdb = [
-                    str(_BIN / "initdb"), "-D", place, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
+                    str(_BIN / "initdb"), "-D", path, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
                     "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
                 ]  # fmt: skip
-                done = subprocess.run(initdb, capture_output=True, text=True, cwd="/", check=False, **more)
-            if done.returncode:
-                raise DatabaseError(f"initdb failed: {done.stderr.strip()[-500:]}")
+                process = subprocess.run(initdb, capture_output=True, text=True, cwd="/", check=False, **popen_options)
+            if process.returncode:
+                raise DatabaseError(f"initdb failed: {process.stderr.strip()[-500:]}")
             if self._folder.exists():
                 self._folder.rmdir()
-            made.rename(self._folder)
+            scratch.rename(self._folder)
         finally:
-            shutil.rmtree(made, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
 
-    def _await(self) -> None:
-        """Until the server answers."""
-        began = time.monotonic()
-        while time.monotonic() - began < _READY_S:
+    def _wait_until_ready(self) -> None:
+        """Wait until the server accepts connections. Raises `DatabaseError`."""
+        start = time.monotonic()
+        while time.monotonic() - start < _READY_S:
             if not self.running():
-                raise DatabaseError(f"PostgreSQL ended as it was started; {self.log} says: {self._said()}")
+                raise DatabaseError(f"PostgreSQL exited during start-up; {self.log} ends with: {self._log_tail()}")
             try:
                 psycopg.connect(self.conninfo, connect_timeout=2).close()
             except psycopg.OperationalError:
                 time.sleep(0.05)
             else:
-                _LOG.info("the database answers after %.1f s", time.monotonic() - began)
+                _LOG.info("the database accepts connections after %.1f s", time.monotonic() - start)
                 return
-        self._end()
-        raise DatabaseError(f"PostgreSQL did not answer within {_READY_S:.0f} s; {self.log} says: {self._said()}")
+        self._stop_processes()
+        raise DatabaseError(
+            f"PostgreSQL did not accept connections within {_READY_S:.0f} s; {self.log} ends with: {self._log_tail()}"
+        )
 
-    def _end(self) -> None:
-        """Stop every process on the data folder, whoever started it: a killed platform leaves its server behind."""
-        there = [process for process in psutil.process_iter() if self._is_ours(process)]
-        servers = [process for process in there if self._is_server(process)]
-        for process in servers or there:  # without their server, the others have nothing left to save
+    def _stop_processes(self) -> None:
+        """Stop every process on the data folder, also those that a killed platform left behind."""
+        processes = [process for process in psutil.process_iter() if self._uses_folder(process)]
+        servers = [process for process in processes if self._is_server(process)]
+        for process in servers or processes:  # children without their server have nothing left to save
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGINT if servers else signal.SIGKILL)  # "fast": queries are broken off
-        for process in self._left(there):
+                process.send_signal(
+                    signal.SIGINT if servers else signal.SIGKILL
+                )  # fast shutdown: aborts running queries
+        for process in self._wait_for(processes):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._left(there)
+        self._wait_for(processes)
         if self._process is not None:
             self._process.wait(_STOP_S)
 
-    def _left(self, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
-        """Those that are still there after a while. One that is dead but not yet reaped holds nothing any more."""
-        until = time.monotonic() + _STOP_S
-        while left := [process for process in processes if self._is_ours(process)]:
-            if time.monotonic() > until:
+    def _wait_for(self, processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+        """Wait until the processes have ended; return those that have not in time. Zombies hold no resources and count as ended."""
+        deadline = time.monotonic() + _STOP_S
+        while running := [process for process in processes if self._uses_folder(process)]:
+            if time.monotonic() > deadline:
                 break
             time.sleep(0.01)
-        return left
+        return running
 
-    def _is_ours(self, process: psutil.Process) -> bool:
+    def _uses_folder(self, process: psutil.Process) -> bool:
         try:
             return process.name() == "postgres" and process.cwd() == str(self._folder)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -209,55 +225,55 @@ class Database:
 
     def _is_server(self, process: psutil.Process) -> bool:
         try:
-            return "-D" in process.cmdline()  # what the server forks shows a title of its own instead
+            return "-D" in process.cmdline()  # forked children show a title of their own instead
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
-    def _said(self) -> str:
+    def _log_tail(self) -> str:
         with suppress(OSError):
             return " ".join(self.log.read_text(errors="replace").splitlines()[-3:])[-500:]
-        return "nothing"
+        return "(empty)"
 
 
 def _account() -> tuple[int, int]:
-    """The user and group that root runs the server as. Raises `DatabaseError`."""
+    """User and group of the server when the platform runs as root. Raises `DatabaseError`."""
     try:
         entry = ensure_user_exists(_ACCOUNT)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise DatabaseError(f"{_NOT_ROOT}, and no account '{_ACCOUNT}' can be made for it: {error}") from error
+        raise DatabaseError(f"{_NOT_ROOT}, and creating the account '{_ACCOUNT}' failed: {error}") from error
     if entry is None:
-        raise DatabaseError(f"{_NOT_ROOT}, and there is no account '{_ACCOUNT}' for it")
+        raise DatabaseError(f"{_NOT_ROOT}, and the account '{_ACCOUNT}' does not exist")
     return entry.pw_uid, entry.pw_gid
 
 
-def _account_of(folder: Path) -> tuple[int, int]:
-    """The owner of the data in `folder`, whoever that is: it stays theirs. Raises `DatabaseError`."""
+def _owner(folder: Path) -> tuple[int, int]:
+    """User and group that own the data in `folder`, which the server runs as. Raises `DatabaseError`."""
     owner = folder.stat()
     if owner.st_uid == 0:
-        raise DatabaseError(f"{_NOT_ROOT}, but {folder} belongs to root: give it to another account")
+        raise DatabaseError(f"{_NOT_ROOT}, but {folder} belongs to root: change its owner")
     return owner.st_uid, owner.st_gid
 
 
 @contextmanager
-def _reached(folder: Path, account: tuple[int, int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """How the server's programs are told of `folder`, and the options of their processes.
+def _accessible(folder: Path, account: tuple[int, int] | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path of `folder` for the server's programs, and the `Popen` options that make it accessible to them.
 
-    As root they run as `account`, which may not pass through the folders above, such as root's home. Those are not ours
-    to open: the programs get the folder itself, as an open file. Raises `DatabaseError`.
+    When the platform runs as root, they run as `account`, which may lack access to parent folders such as root's home.
+    Their permissions stay as they are: the programs inherit the folder as an open file. Raises `DatabaseError`.
     """
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     if account is None:
-        yield str(folder), {"env": keep}
+        yield str(folder), {"env": environment}
         return
-    closed = next((above for above in _BIN.parents if not above.stat().st_mode & 0o001), None)
-    if closed is not None:
+    inaccessible = next((parent for parent in _BIN.parents if not parent.stat().st_mode & 0o001), None)
+    if inaccessible is not None:
         raise DatabaseError(
-            f"{_NOT_ROOT}, and other accounts may not enter {closed}, which its programs are in: "
+            f"{_NOT_ROOT}, and other accounts have no access to {inaccessible}, where its programs are installed: "
             "install Gearbox where every account can read it, or run it as another user than root"
         )
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        options = {"user": account[0], "group": account[1], "extra_groups": [], "pass_fds": [opened]}
-        yield f"/proc/self/fd/{opened}", {"env": keep, **options}
+        options = {"user": account[0], "group": account[1], "extra_groups": [], "pass_fds": [descriptor]}
+        yield f"/proc/self/fd/{descriptor}", {"env": environment, **options}
     finally:
-        os.close(opened)
+        os.close(descriptor)

@@ -1,7 +1,7 @@
-"""Lets a node of a cluster finish its answers before it goes: what a pod runs before it is stopped.
+"""Drain a Kubernetes node of the Ray cluster: a pod's preStop hook, which returns when no request is left on this node.
 
-Ray Serve starts replacements elsewhere, sends nothing new here, and stops each replica here when its answers are done.
-Where the whole cluster goes, nobody replaces anything: then its nodes wait until nothing is asked any more.
+Ray Serve starts replacements on other nodes, sends nothing new here, and stops each replica here when its requests are complete.
+When the whole cluster is shut down nothing is replaced: each node then waits until it has had no request for a while.
 Run as `python -m deployments.drain --deadline-s 600`.
 """
 
@@ -11,98 +11,92 @@ import logging
 import re
 import socket
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import psutil
-from ray._private import services
-from ray._raylet import GcsClient
-from ray.core.generated import autoscaler_pb2
 from ray.exceptions import RayError
 
+from deployments.ray_internals import ControlStore, haproxy_sockets, raylet_node_id, replica_app
+from serve.config.platform import REPLICA_PORTS
+
 _POLL_S = 1.0
-_SETTLE_S = 10.0  # until whoever balances load has taken this node out, and other nodes that leave have said so
+_SETTLE_S = 10.0  # until load balancers have removed this node, and other nodes that stop have been marked as draining
 _QUIET_S = 10.0  # without a request, after which none is expected
-_ALIVE = 0  # GcsNodeInfo.state
-_PORTS = range(30000, 31000)  # of replicas
-_REPLICA = "ray::ServeReplica:"  # how Ray titles their processes; the application's name follows
 _ENGINE_LOAD = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}\n]*\} (\S+)$", re.MULTILINE)
 _GATEWAY_LOAD = re.compile(r"^gearbox_requests_in_flight\{[^}\n]*\} (\S+)$", re.MULTILINE)
 _LOG = logging.getLogger("gearbox.drain")
-_SOCKETS = Path("/tmp/haproxy-serve")  # Ray puts each node's under its id
 
 
-def node_here() -> str:
+def local_node_id() -> str:
     """Ray's id of this node, from the arguments of its raylet. Raises `LookupError` where none runs."""
     for process in psutil.process_iter(["cmdline"]):
-        for argument in process.info["cmdline"] or ():
-            if argument.startswith("--node_id="):
-                return str(argument.removeprefix("--node_id="))
-    raise LookupError("no raylet runs here")
+        if (node := raylet_node_id(process.info["cmdline"] or ())) is not None:
+            return node
+    raise LookupError("no raylet runs on this machine")
 
 
 def replicas() -> list[psutil.Process]:
     """The Serve replicas on this node."""
-    return [p for p in psutil.process_iter(["cmdline"]) if _title(p).startswith(_REPLICA)]
+    return [process for process in psutil.process_iter(["cmdline"]) if _app(process)]
 
 
-def _title(process: psutil.Process) -> str:
-    return str((process.info["cmdline"] or [""])[0])
+def _app(process: psutil.Process) -> str:
+    return replica_app(process.info["cmdline"] or ()) or ""
 
 
-def requests(metrics_port: int) -> float:
-    """Requests under way here: at the engines, at the gateways, and passing through HAProxy.
+def in_flight(metrics_port: int) -> float:
+    """Requests in flight on this node: in engines, in gateways, and in HAProxy.
 
-    Whose load can't be read counts as one: it may be busy, and what is cut off cannot be had back.
+    A part whose load cannot be read counts as one request: it may be busy, and an interrupted response cannot be recovered.
     """
-    here = replicas()
-    engines = [process for process in here if _title(process).startswith(f"{_REPLICA}variant-")]
-    gateway = any(_title(process).startswith(f"{_REPLICA}gateway") for process in here)
-    total = sum(_at_engine(process) for process in engines) + _proxied()
-    return total + (_at_gateways(metrics_port) if gateway else 0)
+    local = replicas()
+    engines = [process for process in local if _app(process).startswith("variant-")]
+    gateway = any(_app(process).startswith("gateway") for process in local)
+    total = sum(_engine_requests(process) for process in engines) + _haproxy_requests()
+    return total + (_gateway_requests(metrics_port) if gateway else 0)
 
 
-def _at_engine(process: psutil.Process) -> float:
-    """What an engine says of itself."""
+def _engine_requests(process: psutil.Process) -> float:
+    """Running and waiting requests, from the engine's metrics."""
     try:
         ports = {c.laddr.port for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
     except psutil.NoSuchProcess:
         return 0
     except psutil.AccessDenied:
         return 1
-    told = [float(load) for port in ports & {*_PORTS} for load in _ENGINE_LOAD.findall(_page(port))]
-    return sum(told) if told else 1
+    loads = [float(load) for port in ports & {*REPLICA_PORTS} for load in _ENGINE_LOAD.findall(_metrics(port))]
+    return sum(loads) if loads else 1
 
 
-def _at_gateways(port: int) -> float:
-    """What the gateways of this node say, each for all of them. One that was asked nothing yet has no number."""
-    page = _page(port)
+def _gateway_requests(port: int) -> float:
+    """Requests in flight in all gateways of this node, which share a metrics port. Before its first request there is no series."""
+    page = _metrics(port)
     return sum(map(float, _GATEWAY_LOAD.findall(page))) if "gearbox_" in page else 1
 
 
-def _page(port: int) -> str:
-    """The metrics at `port`; empty when they can't be had."""
+def _metrics(port: int) -> str:
+    """The metrics page at `port`; empty when it cannot be read."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).raise_for_status().text
     except httpx.HTTPError:
         return ""
 
 
-def _proxied() -> int:
-    """Requests that HAProxy passes on; one that can't be asked, as when it was replaced but still has some, counts as one."""
+def _haproxy_requests() -> int:
+    """Active and queued requests of HAProxy. A process without a working socket, e.g. one that was replaced, counts as one."""
     processes = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"]
-    answers = [_backends(path) for path in _SOCKETS.glob("*/admin.sock")]
-    known = [active for active in answers if active is not None]
+    counts = [_backend_requests(path) for path in haproxy_sockets()]
+    known = [count for count in counts if count is not None]
     return sum(known) + max(0, len(processes) - len(known))
 
 
-def _backends(path: Path) -> int | None:
-    """Requests that the HAProxy behind this socket passes on or holds; None when it does not say."""
+def _backend_requests(admin_socket: Path) -> int | None:
+    """Active and queued requests of the HAProxy behind this socket; None when its statistics cannot be read."""
     try:
         with socket.socket(socket.AF_UNIX) as admin:
             admin.settimeout(5)
-            admin.connect(str(path))
+            admin.connect(str(admin_socket))
             admin.sendall(b"show stat\n")
             text = b"".join(iter(lambda: admin.recv(65536), b"")).decode()
         rows = list(csv.DictReader(text.removeprefix("# ").splitlines()))
@@ -112,87 +106,57 @@ def _backends(path: Path) -> int | None:
     return sum(active) if rows else None
 
 
-class Cluster:
-    """What Ray's control store knows of the nodes."""
+def drain_worker(cluster: ControlStore, node: str, deadline_s: float, metrics_port: int) -> None:
+    """Drain this worker node: return when no request is left, at the latest after `deadline_s` seconds.
 
-    def __init__(self, address: str) -> None:
-        self._client = GcsClient(address=address)
-
-    def leave(self, node: str, deadline_s: float) -> None:
-        """Say that `node` goes in `deadline_s` seconds. Raises `RuntimeError` when that is refused."""
-        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-        until_ms = int((time.time() + deadline_s) * 1000)
-        accepted, why = self._client.drain_node(node, reason, "the pod is stopped", until_ms)
-        if not accepted:
-            raise RuntimeError(f"the node can't be drained: {why}")
-
-    def heads(self) -> set[str]:
-        """The node with this store."""
-        return {key.hex() for key, info in self._client.get_all_node_info().items() if info.is_head_node}
-
-    def workers(self) -> set[str]:
-        """The other nodes that live; none where the store itself is gone."""
-        with suppress(RayError):
-            nodes = self._client.get_all_node_info().items()
-            return {key.hex() for key, info in nodes if info.state == _ALIVE and not info.is_head_node}
-        return set()
-
-    def others_stay(self, node: str) -> bool:
-        """Whether any other worker lives that does not leave as well."""
-        leaving: set[str] = set()
-        with suppress(RayError):
-            leaving = {key if isinstance(key, str) else key.hex() for key in self._client.get_draining_nodes()}
-        return bool(self.workers() - leaving - {node})
-
-
-def drain(cluster: Cluster, node: str, deadline_s: float, metrics_port: int) -> None:
-    """Return when nothing is left to be answered on this worker, at the latest after `deadline_s` seconds.
-
-    Where Ray refuses to replace what runs here, its answers are waited for all the same.
+    When Ray rejects the drain, and so starts no replacements, requests in flight are waited for all the same.
     """
     end = time.monotonic() + deadline_s
     settled = time.monotonic() + _SETTLE_S
     try:
-        cluster.leave(node, deadline_s)
+        cluster.drain_node(node, deadline_s)
         replaced = True
     except (RuntimeError, RayError) as error:
-        _LOG.error("nothing replaces what runs here: %s", error)
+        _LOG.error("the replicas on this node are not replaced: %s", error)
         replaced = False
     quiet_since = time.monotonic()
     while (now := time.monotonic()) < end:
-        if requests(metrics_port):
+        if in_flight(metrics_port):
             quiet_since = now
         if now > settled:
-            gone = not replicas() and quiet_since < now
-            if gone or (now - quiet_since > _QUIET_S and not (replaced and cluster.others_stay(node))):
+            drained = not replicas() and quiet_since < now
+            if drained or (now - quiet_since > _QUIET_S and not (replaced and cluster.other_workers_stay(node))):
                 return
         time.sleep(_POLL_S)
 
 
-def outlast(cluster: Cluster, node: str, deadline_s: float) -> None:
-    """Return when the workers are gone, if all of them go: without this head they would not last long.
+def wait_for_workers(cluster: ControlStore, node: str, deadline_s: float) -> None:
+    """Keep the head running until all workers have stopped, if all of them are being drained: they need its control store.
 
-    Where they stay there is nothing to wait for: they are without a head either way.
+    Where workers stay, return at once: they lose their head in any case.
     """
     end = time.monotonic() + deadline_s
     time.sleep(_SETTLE_S)
-    while time.monotonic() < end and cluster.workers() and not cluster.others_stay(node):
+    while time.monotonic() < end and cluster.workers() and not cluster.other_workers_stay(node):
         time.sleep(_POLL_S)
 
 
 def main() -> None:
-    """Entry point of a pod's preStop hook. What can't be drained is stopped as it is."""
+    """Entry point of a pod's preStop hook. Where draining is not possible, the pod is stopped without."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--deadline-s", type=float, required=True, help="the start of a replacement and the longest answer"
+        "--deadline-s",
+        type=float,
+        required=True,
+        help="start-up of a replacement plus the longest response, in seconds",
     )
-    parser.add_argument("--metrics-port", type=int, default=9464, help="of the gateways")
-    given = parser.parse_args()
-    cluster, node = Cluster(services.canonicalize_bootstrap_address_or_die("auto")), node_here()
-    if node in cluster.heads():
-        outlast(cluster, node, given.deadline_s)
+    parser.add_argument("--metrics-port", type=int, default=9464, help="metrics port of the gateways")
+    options = parser.parse_args()
+    cluster, node = ControlStore(), local_node_id()
+    if cluster.is_head(node):
+        wait_for_workers(cluster, node, options.deadline_s)
     else:
-        drain(cluster, node, given.deadline_s, given.metrics_port)
+        drain_worker(cluster, node, options.deadline_s, options.metrics_port)
 
 
 if __name__ == "__main__":

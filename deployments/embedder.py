@@ -1,4 +1,4 @@
-"""Where the embedding model is: a folder in the cache, made once in the compression environment."""
+"""Embedding model on disk: exported to ONNX once, in the compression environment, and cached."""
 
 import hashlib
 import shutil
@@ -9,25 +9,25 @@ from compression.build.source import SourceError, identity, parse_source, pinned
 from compression.build.subprocesses import ChildFailed, compression_python, run_child
 from compression.files import write_whole
 
-READY_FILE = "pooling.json"  # of the model, written last
-IDENTITY_FILE = "identity.txt"  # what identifies the model, for who has only the folder
+READY_FILE = "pooling.json"  # part of the model, written last
+IDENTITY_FILE = "identity.txt"  # identifies the model to processes that have only the folder
 
 
 def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
-    """The folder with the embedder's ONNX file, and what identifies the model.
+    """Folder with the embedder's ONNX file, and the model's identity; exports the model if it is not cached.
 
     Raises:
-        BuildError: the source is none, or the model could not be had or exported; one line that names the log.
+        BuildError: the source is invalid, or the model could not be downloaded or exported; one line that names the log.
     """
     try:
-        start = pinned(parse_source(source))
-        model = identity(start)
+        pinned_source = pinned(parse_source(source))
+        model = identity(pinned_source)
     except SourceError as error:
         raise BuildError(f"retrieval.embedder: {error}") from error
     folder = cache / "embedders" / hashlib.sha256(model.encode()).hexdigest()[:16]
     if not (folder / READY_FILE).exists():
         shutil.rmtree(folder, ignore_errors=True)
-        command = [str(compression_python()), "-m", "compression.build.embedder", start.text, str(folder)]
+        command = [str(compression_python()), "-m", "compression.build.embedder", pinned_source.text, str(folder)]
         try:
             run_child(command, {}, log, lambda progress: None)
         except ChildFailed as error:

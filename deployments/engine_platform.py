@@ -1,8 +1,11 @@
-"""Tells vLLM which platform class to use. Apart from that class, because it is asked before vLLM's own can be imported."""
+"""vLLM platform plugin: the entry point that names the platform class.
+
+A module of its own, because vLLM calls it before `cpu_engine` can be imported.
+"""
 
 
 def cpu_platform() -> str | None:
-    """Called by vLLM: our CPU platform where vLLM was built for CPUs, else None, so that it chooses for itself."""
+    """Called by vLLM: Gearbox's CPU platform where vLLM was built for CPUs, otherwise None for vLLM's own choice."""
     from vllm.platforms import cpu_platform_plugin
 
     return "deployments.cpu_engine.FewCoresPlatform" if cpu_platform_plugin() else None

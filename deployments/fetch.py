@@ -1,4 +1,4 @@
-"""Copies a variant's folder from an object store or Hugging Face onto this machine, whole or not at all."""
+"""Download a variant's weights from an object store or Hugging Face: verified, and completely or not at all."""
 
 import asyncio
 import logging
@@ -22,28 +22,30 @@ SCHEMES = ("s3", "gs", "abfs", "abfss", "hf", "file")
 _URI = re.compile(r"^([a-z0-9]+)://")
 # no part begins with a dot: it could lead to another folder
 _HUB = re.compile(r"^hf://(\w[\w.-]*/\w[\w.-]*)@(\w[\w.-]*)((?:/\w[\w.-]*)*)$")
-_PART = 16 << 20
+_CHUNK = 16 << 20
 _LOG = logging.getLogger("ray.serve")
 
 OnProgress = Callable[[float, float], None]
 
 
 class FetchError(Exception):
-    """Weights that can't be had from where they are said to be; one line."""
+    """Weights that could not be downloaded or verified; one line."""
 
 
 def is_uri(weights: str) -> bool:
-    """Whether `weights` names a store rather than a folder. Raises `FetchError` for one that nobody can read."""
+    """Whether `weights` is the URI of a store rather than a folder. Raises `FetchError` for an unsupported or malformed URI."""
     match = _URI.match(weights)
     if match and match[1] not in SCHEMES:
-        raise FetchError(f"'{weights}': {match[1]}:// is no store that can be read; there are {', '.join(SCHEMES)}")
+        raise FetchError(f"'{weights}': unsupported store {match[1]}://; supported are {', '.join(SCHEMES)}")
     if match and match[1] == "hf" and not _HUB.match(weights):
-        raise FetchError(f"'{weights}': write hf://ORG/NAME@REVISION, with a folder after it where the card is in one")
+        raise FetchError(
+            f"'{weights}': expected hf://ORG/NAME@REVISION, followed by /FOLDER if the card is in a folder"
+        )
     return match is not None
 
 
 def pinned(uri: str) -> str:
-    """`uri` with the commit that its branch or tag is at now, so that a copy can be known by it. Other stores have none.
+    """Replace the branch or tag in a Hugging Face `uri` with its current commit, which identifies a copy. Other URIs stay.
 
     Raises:
         FetchError: the hub does not answer, or has no such repository or revision.
@@ -57,41 +59,41 @@ def pinned(uri: str) -> str:
         raise FetchError(f"{uri}: {error}") from error
 
 
-async def arrived(file: Path) -> None:
-    """Wait until `file` is there: in a cluster a step of its own fetches or builds it, and nothing has to order the two."""
+async def wait_for_file(file: Path) -> None:
+    """Wait until `file` exists: in a cluster, a job that is not ordered before the replicas downloads or builds it."""
     if not file.is_file():
         _LOG.warning("waiting for %s", file)
-    while not file.is_file():  # noqa: ASYNC110  # another pod makes it
+    while not file.is_file():  # noqa: ASYNC110  # another pod creates it
         await asyncio.sleep(1)
 
 
 def fetch(uri: str, digest: str | None, folder: Path, on_progress: OnProgress, cards_only: bool = False) -> None:
-    """Copy what `uri` names to `folder`, unless it is there; checked before anybody sees it.
+    """Download `uri` to `folder`, unless `folder` is complete. The folder appears only after its content is verified.
 
     Args:
-        digest: of the weights, as on their card; None takes what the card beside them states.
-        on_progress: called with the bytes copied and the bytes there are.
-        cards_only: the card alone, for who decides and does not serve.
+        digest: expected digest of the weights; None accepts the one on the card that comes with them.
+        on_progress: called with the bytes copied and the total bytes.
+        cards_only: download the card without the weights, for gateways.
 
     Raises:
-        FetchError: it can't be read, is no variant, or is another one than `digest` says.
+        FetchError: the store cannot be read, holds no variant, or a variant with another digest.
     """
     if (folder / CARD_FILE).is_file():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
-        if (folder / CARD_FILE).is_file():  # another process was quicker
+        if (folder / CARD_FILE).is_file():  # another process has downloaded it meanwhile
             return
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _copy(uri, scratch, on_progress, cards_only)
             card = load_card(scratch)
             if digest is not None and card.weights_digest != digest:
-                raise FetchError(f"{uri}: its card states {card.weights_digest}, the configuration asks for {digest}")
+                raise FetchError(f"{uri}: the card states {card.weights_digest}, the configuration {digest}")
             if not cards_only:
                 check_card(card, scratch)
             scratch.chmod(0o755)
-            shutil.rmtree(folder, ignore_errors=True)  # without a card it is what was left of an earlier attempt
+            shutil.rmtree(folder, ignore_errors=True)  # a folder without a card is left over from an earlier attempt
             scratch.rename(folder)
         except CardError as error:
             raise FetchError(f"{uri}: {error}") from error
@@ -108,9 +110,9 @@ def _copy(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bool) ->
             _from_store(uri, scratch, on_progress, cards_only)
     except FetchError:
         raise
-    except Exception as error:  # Arrow, the hub and the network each have their own
+    except Exception as error:  # Arrow, the hub and the network raise types of their own
         raise FetchError(
-            f"{uri} can't be read: {' '.join(str(error).split())[:500] or type(error).__name__}"
+            f"{uri} cannot be read: {' '.join(str(error).split())[:500] or type(error).__name__}"
         ) from error
 
 
@@ -118,28 +120,28 @@ def _from_store(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bo
     from pyarrow import fs
 
     store, root = _store(uri)
-    found = store.get_file_info(fs.FileSelector(root, recursive=True))
-    files = [info for info in found if info.type == fs.FileType.File]
+    entries = store.get_file_info(fs.FileSelector(root, recursive=True))
+    files = [info for info in entries if info.type == fs.FileType.File]
     if cards_only:
         files = [info for info in files if info.path == f"{root}/{CARD_FILE}"]
     if not any(info.path == f"{root}/{CARD_FILE}" for info in files):
-        raise FetchError(f"{uri}: there is no {CARD_FILE}: it is no variant that 'gearbox compress' made")
+        raise FetchError(f"{uri}: no {CARD_FILE}: not a variant made by 'gearbox compress'")
     done, total = 0, sum(info.size for info in files)
-    names = [relative_name(info.path.removeprefix(f"{root}/")) for info in files]  # all, before anything is written
+    names = [relative_name(info.path.removeprefix(f"{root}/")) for info in files]  # checked before anything is written
     for info, name in zip(files, names, strict=True):
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with store.open_input_stream(info.path, compression=None) as source, target.open("wb") as copy:
-            while part := source.read(_PART):
-                copy.write(part)
-                done += len(part)
+            while chunk := source.read(_CHUNK):
+                copy.write(chunk)
+                done += len(chunk)
                 on_progress(done, total)
 
 
 def _store(uri: str) -> tuple[Any, str]:
     from pyarrow import fs
 
-    if uri.startswith("s3://"):  # Arrow itself reads the credentials of AWS' SDK, but not the address of another store
+    if uri.startswith("s3://"):  # Arrow reads the credentials of the AWS SDK, but not its endpoint
         endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         address = urlparse(endpoint) if endpoint else None
@@ -154,22 +156,22 @@ def _store(uri: str) -> tuple[Any, str]:
     return store, root.rstrip("/")
 
 
-def _from_hub(name: str, revision: str, inside: str, scratch: Path, on_progress: OnProgress, cards_only: bool) -> None:
+def _from_hub(name: str, revision: str, folder: str, scratch: Path, on_progress: OnProgress, cards_only: bool) -> None:
     from huggingface_hub import snapshot_download
 
-    wanted = CARD_FILE if cards_only else "*"
+    pattern = CARD_FILE if cards_only else "*"
     with tempfile.TemporaryDirectory(prefix=f"{scratch.name}-", dir=scratch.parent) as copy:
         snapshot_download(
             name,
             revision=revision,
             local_dir=copy,
-            allow_patterns=f"{inside}/{wanted}" if inside else wanted,
+            allow_patterns=f"{folder}/{pattern}" if folder else pattern,
             endpoint=os.environ.get("HF_ENDPOINT"),
         )
-        shutil.rmtree(Path(copy, ".cache"), ignore_errors=True)  # the hub's own notes
-        if not Path(copy, inside).is_dir():
-            raise FetchError(f"{name}@{revision} has no folder {inside}")
-        for file in Path(copy, inside).iterdir():
+        shutil.rmtree(Path(copy, ".cache"), ignore_errors=True)  # metadata of the hub client
+        if not Path(copy, folder).is_dir():
+            raise FetchError(f"{name}@{revision} has no folder {folder}")
+        for file in Path(copy, folder).iterdir():
             file.rename(scratch / file.name)
     size = sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file())
     on_progress(size, size)

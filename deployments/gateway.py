@@ -1,4 +1,4 @@
-"""The gateway as a Ray Serve deployment: wires `serve.gateway.app` to Serve's replicas and keeps the live state fresh."""
+"""Gateway deployment: `serve.gateway.app` on Ray Serve, with background tasks that keep the live state, cards and keys current."""
 
 import asyncio
 import logging
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
-import ray
 from ray import serve as ray_serve
 
 from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
-from deployments.placement import HERE
+from deployments.placement import LOCAL
+from deployments.ray_internals import node_metrics_endpoints, with_version
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from serve.card import CARD_FILE, Card, CardError, load_card
@@ -26,62 +26,62 @@ from serve.telemetry.metrics import Metrics
 from serve.telemetry.metrics_server import Exposition, serve_metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
-REREAD_S = 5  # a mounted secret takes a minute to arrive anyway
-_PUBLISH_S = 5  # asking a shared store for every tenant's limits is not free
+RELOAD_S = 5  # shorter is no use: Kubernetes takes a minute to update a mounted secret
+_PUBLISH_S = 5  # reading every tenant's limits from a shared store has a cost
 _LOG = logging.getLogger("gearbox.gateway")
 
 
 class GatewayDeployment:
-    """One gateway replica. Serve's `user_config` carries what changes without a restart, see `reconfigure`."""
+    """One gateway replica. Serve's `user_config` holds the settings that change without a restart, see `reconfigure`."""
 
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
         log_with_serve()
-        self._given = config
-        self._config = PlatformConfig.model_validate(config)  # keys of a file, and profiles, come with `reconfigure`
+        self._settings = config
+        self._config = PlatformConfig.model_validate(config)  # `reconfigure` adds profiles and the keys from a file
         self._catalog: Mapping[str, object] = {}
         self._variants: dict[str, Variant] = {}
-        self._left_out: dict[str, str] = {}
+        self._rejected: dict[str, str] = {}  # reason by variant
         self._replicas = ServeReplicas(replica_host(self._config.server.host))
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._metrics = Metrics()
-        self._retrieval = RetrievalHandle(wanted=self._config.retrieval is not None)
+        self._retrieval = RetrievalHandle(enabled=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
-        self._watching: asyncio.Task[None] | None = None
-        told = Exposition(self._metrics, self._config.model.name, lambda: list(self._variants.values()), folder)
+        self._refreshing: asyncio.Task[None] | None = None
+        exposition = Exposition(self._metrics, self._config.model.name, lambda: list(self._variants.values()), folder)
         server = self._config.server
-        self._metrics_server = serve_metrics(server.host, server.metrics_port, told, self._targets)
+        self._metrics_server = serve_metrics(server.host, server.metrics_port, exposition, self._targets)
 
     def check_health(self) -> None:
-        """Called by Serve, which replaces this replica when it raises: a part that has ended is not missed otherwise."""
+        """Called by Serve, which replaces this replica when it raises: the gateway would keep serving without these parts."""
         if not self._metrics_server.thread.is_alive():
-            raise RuntimeError("the metrics port is not served any more")
-        if self._watching is not None and self._watching.done():
-            raise RuntimeError("the watch over the engines has ended")
+            raise RuntimeError("the metrics server has stopped")
+        if self._refreshing is not None and self._refreshing.done():
+            raise RuntimeError("the background refresh has stopped")
 
     async def reconfigure(self, settings: Mapping[str, Mapping[str, object]]) -> None:
-        """Take a new `catalog`, `{variant name: its card, or the folder where the card appears}`, and `config`, sections
-        that replace those of the configuration.
+        """Apply a new `catalog`, `{variant name: card, or folder in which the card appears}`, and `config`, sections that
+        replace those of the configuration.
 
-        What is known of the variants that stay is kept.
+        Variants that stay keep their live state and latency estimates.
         """
-        self._given = {**self._given, **settings["config"]}
-        config = PlatformConfig.model_validate(self._given)
+        self._settings = {**self._settings, **settings["config"]}
+        config = PlatformConfig.model_validate(self._settings)
         try:
             self._config = await asyncio.to_thread(config.with_file_keys)
         except ConfigError as error:
-            if self._watching is None:  # at the start: Serve says so, and keeps the replicas that this was to replace
+            if self._refreshing is None:  # at start-up: Serve reports the error and keeps the previous replicas
                 raise
-            _LOG.error("the keys stay as they were: %s", error)
+            _LOG.error("the API keys are unchanged, the key file is invalid: %s", error)
             self._config = config.model_copy(update={"access": self._config.access})
         self._app.reconfigure(self._config)
         self._catalog = settings["catalog"]
-        self._take(await asyncio.to_thread(self._cards))
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
+        self._update_variants(await asyncio.to_thread(self._load_cards))
+        if self._refreshing is None:
+            self._refreshing = asyncio.create_task(self._run_background())
 
-    def _cards(self) -> dict[str, Card]:
-        """The cards that are there; in a cluster, weights may arrive after the gateway knows of them."""
+    def _load_cards(self) -> dict[str, Card]:
+        """The cards that exist by now; in a cluster, a variant's weights may arrive later than its place in the catalog."""
         cards = {}
         for name, entry in self._catalog.items():
             if not isinstance(entry, str):
@@ -90,96 +90,95 @@ class GatewayDeployment:
                 try:
                     cards[name] = load_card(Path(entry))
                 except CardError as error:
-                    self._leave_out(name, error)
+                    self._reject(name, error)
         return cards
 
-    def _leave_out(self, name: str, error: Exception) -> None:
-        """The others go on; it is looked at again, and told of once."""
-        if self._left_out.get(name) != str(error):
-            _LOG.error("variant %s is left out: %s", name, error)
-            self._left_out[name] = str(error)
+    def _reject(self, name: str, error: Exception) -> None:
+        """Leave a variant out of the catalog, and log the reason once; it is retried, and the others are unaffected."""
+        if self._rejected.get(name) != str(error):
+            _LOG.error("variant %s is not served: %s", name, error)
+            self._rejected[name] = str(error)
 
-    def _take(self, cards: Mapping[str, Card]) -> None:
-        """Have the catalog's variants with these cards. One whose new card is not there yet goes on with the one it had."""
+    def _update_variants(self, cards: Mapping[str, Card]) -> None:
+        """Replace the variants by those in the catalog. One whose new card does not exist yet keeps its previous card."""
         configured = {variant.name: variant for variant in self._config.variants}
-        cards = {name: card for name in self._catalog if (card := cards.get(name) or self._card_of(name))}
-        fresh: dict[str, Variant] = {}
+        cards = {name: card for name in self._catalog if (card := cards.get(name) or self._current_card(name))}
+        variants: dict[str, Variant] = {}
         for name, card in cards.items():
             config = configured[name]
-            waiting = self._config.server.max_waiting_per_replica
+            max_waiting = self._config.server.max_waiting_per_replica
             try:
-                variant = make_variant(config, card, self._config.engine_args(config), waiting)
+                variant = make_variant(config, card, self._config.engine_args(config), max_waiting)
             except ConfigError as error:
-                self._leave_out(name, error)
+                self._reject(name, error)
                 continue
             if known := self._variants.get(name):
                 same = known.profile == variant.profile and known.max_running == variant.max_running
                 variant = replace(variant, live=known.live, latency=known.latency if same else variant.latency)
             variant.live.peers = self._config.server.gateway_replicas - 1
-            fresh[name] = variant
+            variants[name] = variant
         self._variants.clear()
-        self._variants.update(fresh)
+        self._variants.update(variants)
 
-    def _card_of(self, name: str) -> Card | None:
+    def _current_card(self, name: str) -> Card | None:
         return self._variants[name].card if name in self._variants else None
 
     async def __serve_build_asgi_app__(self) -> Gateway:
-        """Called by Serve for the application behind this replica's port."""
+        """Called by Serve for the ASGI application behind this replica's port."""
         return self._app
 
-    async def _watch(self) -> None:
-        """Look at the variants, and do what must not hold up the looks because others may answer late."""
+    async def _run_background(self) -> None:
+        """Run the periodic tasks, each in a loop of its own, so that none delays another by a slow response."""
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             await asyncio.gather(
-                _repeat(self._connect, REFRESH_S, "deployments could not be looked up"),
-                _repeat(lambda: self._look(session), REFRESH_S, "the live state could not be refreshed"),
-                _repeat(self._app.export_quotas, _PUBLISH_S, "the limits' use is not known"),
-                _repeat(self._reread, REREAD_S, "files could not be read again: what they said before still holds"),
+                _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
+                _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
+                _repeat(self._app.export_quotas, _PUBLISH_S, "exporting the rate limits' utilization failed"),
+                _repeat(self._reload_files, RELOAD_S, "reloading cards and keys failed; the previous ones stay"),
             )
 
     async def _connect(self) -> None:
         await asyncio.gather(self._replicas.sync(self._variants), self._retrieval.sync())
 
-    async def _look(self, session: aiohttp.ClientSession) -> None:
+    async def _refresh(self, session: aiohttp.ClientSession) -> None:
         variants = list(self._variants.values())
         await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
         for variant in variants:
             variant.latency.tick()
 
-    async def _reread(self) -> None:
-        """Take the cards that have appeared, and the keys where their file has changed."""
-        cards = await asyncio.to_thread(self._cards)
-        if any(card != self._card_of(name) for name, card in cards.items()):
-            self._take(cards)
+    async def _reload_files(self) -> None:
+        """Load cards that have appeared, and API keys if their file has changed."""
+        cards = await asyncio.to_thread(self._load_cards)
+        if any(card != self._current_card(name) for name, card in cards.items()):
+            self._update_variants(cards)
         if self._config.access.keys_file is not None:
-            config = await asyncio.to_thread(lambda: PlatformConfig.model_validate(self._given).with_file_keys())
+            config = await asyncio.to_thread(lambda: PlatformConfig.model_validate(self._settings).with_file_keys())
             if config.access != self._config.access:
                 self._config = config
                 self._app.reconfigure(config)
-                _LOG.info("the keys have changed: %d now", len(config.access.keys))
+                _LOG.info("reloaded the API keys: %d", len(config.access.keys))
 
     def _targets(self) -> list[dict[str, object]]:
-        """The engines' metrics endpoints and Ray's, one on each node, for Prometheus' HTTP service discovery."""
+        """Metrics endpoints of the engines and of Ray's nodes, for Prometheus' HTTP service discovery."""
         common = {"model": self._config.model.name, "__metrics_path__": "/metrics"}
         engines = [
             {"targets": [url.removeprefix("http://")], "labels": {**common, "component": "engine", "variant": name}}
             for name in list(self._variants)
             for url in self._replicas.urls(name)
         ]
-        nodes = [node for node in ray.nodes() if node["Alive"] and node["MetricsExportPort"]]
-        host = replica_host(self._config.server.host)
-        addresses = [authority(host or node["NodeManagerAddress"], node["MetricsExportPort"]) for node in nodes]
+        host_override = replica_host(self._config.server.host)
+        addresses = [authority(host_override or host, port) for host, port in node_metrics_endpoints()]
         return [*engines, {"targets": addresses, "labels": {**common, "component": "ray"}}]
 
 
-async def _repeat(work: Callable[[], Awaitable[None]], each_s: float, failure: str) -> NoReturn:
-    """Do `work` for ever; one failure is logged and does not end it."""
+async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure: str) -> NoReturn:
+    """Run `work` periodically; log failures and continue."""
     while True:
         try:
             await work()
         except Exception:
             _LOG.exception(failure)
-        await asyncio.sleep(each_s)
+        await asyncio.sleep(period_s)
 
 
 def gateway_app(
@@ -189,17 +188,15 @@ def gateway_app(
     engine_token: str,
     metrics_folder: str,
 ) -> ray_serve.Application:
-    """The gateway's application on this machine. `routing` replaces sections of `config`, see `serve.config.platform.ROUTING`."""
+    """The gateway's application on a single machine. `routing` replaces sections of `config`, see `serve.config.platform.ROUTING`."""
     cards = {name: card.model_dump(mode="json") for name, card in catalog.items()}
     deployment = gateway_deployment(config, metrics_folder).options(
         num_replicas=config.server.gateway_replicas, user_config={"catalog": cards, "config": dict(routing)}
     )
-    # Without a version of ours, Serve gives a new one to every deploy and replaces the replica for a mere `user_config`.
-    deployment = deployment.options(_internal=True, version="gateway")
-    return deployment.bind(settings_of(config), engine_token)
+    return with_version(deployment, "gateway").bind(settings_of(config), engine_token)
 
 
-def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: Mapping[str, object] = HERE) -> Any:
+def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: Mapping[str, object] = LOCAL) -> Any:
     """The gateway's deployment, without its `user_config`. Its replicas are bound to (`settings_of(config)`, engine token)."""
     env = {"PROMETHEUS_MULTIPROC_DIR": metrics_folder}
     return ray_serve.deployment(
@@ -208,12 +205,12 @@ def gateway_deployment(config: PlatformConfig, metrics_folder: str, placement: M
         max_ongoing_requests=10_000,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=config.server.drain_timeout_s,
-        max_surge_percent=100,  # its successor answers before it goes
+        max_surge_percent=100,  # start the replacement first
         ray_actor_options={**placement, "runtime_env": {"env_vars": env}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},
     )
 
 
 def settings_of(config: PlatformConfig) -> dict[str, object]:
-    """`config` for replicas: without the database's password, which the gateway does not need."""
+    """`config` for replicas, without the database's password, which the gateway does not need."""
     return config.model_dump(mode="json", exclude={"retrieval": {"database"}})

@@ -1,4 +1,4 @@
-"""The gateway's log lines, written by a thread of their own: a slow disk holds up no request."""
+"""Gateway log: JSON lines that a background thread writes, so that a slow disk delays no request."""
 
 import atexit
 import logging
@@ -6,44 +6,47 @@ import logging.handlers
 import queue
 from datetime import UTC, datetime
 
-from ray._common.formatters import JSONFormatter
-
+from deployments.ray_internals import replica_log_handlers
 from serve.request.json_body import dump_json
 
-MAX_WAITING = 10_000  # lines; while the disk takes none for so long, further ones are counted only
+MAX_QUEUED = 10_000  # lines; while the queue is full, further lines are dropped and counted
 
 
-class _Lines(JSONFormatter):
-    """Serve's JSON; the lines about requests, of which there are many, in a tenth of the time."""
+class JsonLogFormatter(logging.Formatter):
+    """Format records about requests, which are frequent, ten times as fast as Serve's own formatter, and others with that."""
+
+    def __init__(self, other: logging.Formatter) -> None:
+        super().__init__()
+        self._other = other
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """One line of JSON."""
         if (request := getattr(record, "request", None)) is None:
-            return super().format(record)
+            return self._other.format(record)
         time = datetime.fromtimestamp(record.created, UTC).isoformat()
         return dump_json({"time": time, "level": record.levelname, "message": record.msg, "request": request}).decode()
 
 
-class QueuedLines(logging.handlers.QueueHandler):
-    """Hands lines to the thread that writes them; never waits."""
+class BoundedQueueHandler(logging.handlers.QueueHandler):
+    """Queue handler that never blocks: while its queue is full it drops records, and logs how many."""
 
-    def __init__(self, most: int = MAX_WAITING) -> None:
-        super().__init__(queue.Queue(most))
+    def __init__(self, max_queued: int = MAX_QUEUED) -> None:
+        super().__init__(queue.Queue(max_queued))
         self._dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """Word the message now, as what it is made of may change; all else of the record stays, for the formatter."""
+        """Format the message now, as its arguments may change later; the formatter needs the rest of the record as it is."""
         if record.args:
             record.msg, record.args = record.getMessage(), None
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        """Put it into the queue, and before it how many found no room there."""
+        """Queue the record, after a warning about dropped ones."""
         try:
             if self._dropped:
-                lost = f"{self._dropped} log lines were lost: the disk did not take them in time"
+                warning = f"{self._dropped} log lines were dropped: the disk is too slow"
                 self.queue.put_nowait(
-                    logging.makeLogRecord({"name": record.name, "levelname": "WARNING", "levelno": 30, "msg": lost})
+                    logging.makeLogRecord({"name": record.name, "levelname": "WARNING", "levelno": 30, "msg": warning})
                 )
                 self._dropped = 0
             self.queue.put_nowait(record)
@@ -52,20 +55,18 @@ class QueuedLines(logging.handlers.QueueHandler):
 
 
 def log_with_serve() -> None:
-    """Send Gearbox's log lines to the replica's own log, beside Serve's, each at once: Serve itself keeps up to a thousand back."""
-    targets = []
-    for handler in logging.getLogger("ray.serve").handlers:
-        if isinstance(handler, logging.handlers.MemoryHandler) and handler.target is not None:
-            handler = handler.target
-            handler.setFormatter(_Lines())
-        targets.append(handler)
+    """Send Gearbox's log records to the log file of the Serve replica, unbuffered."""
+    targets = replica_log_handlers()
+    for handler in targets:
+        if isinstance(handler, logging.FileHandler) and handler.formatter is not None:
+            handler.setFormatter(JsonLogFormatter(handler.formatter))
     logger = logging.getLogger("gearbox")
     logger.setLevel(logging.INFO)
     logger.propagate = False
     if not targets:
         return
-    lines = QueuedLines()
-    logger.addHandler(lines)
-    writer = logging.handlers.QueueListener(lines.queue, *targets, respect_handler_level=True)
+    queued = BoundedQueueHandler()
+    logger.addHandler(queued)
+    writer = logging.handlers.QueueListener(queued.queue, *targets, respect_handler_level=True)
     writer.start()
     atexit.register(writer.stop)

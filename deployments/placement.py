@@ -1,10 +1,10 @@
-"""Where in a cluster replicas run: in node pools, which are Ray's worker groups. One machine is all pools at once."""
+"""Replica placement: node pools, which are Ray's worker groups. A single machine counts as every pool."""
 
 from collections.abc import Mapping
 
 POOL = "gearbox.io/pool"  # Ray node label, set by the chart for each worker group
-GATEWAY = "gateway"  # the pool of everything that is no engine
+GATEWAY = "gateway"  # the pool for everything but engines
 
-HERE: Mapping[str, object] = {"num_cpus": 0}  # actor options on one machine: the engines' CPUs are what is counted
-#: Actor options in a cluster: half a core each, so that Ray's autoscaler knows when a pool is full.
+LOCAL: Mapping[str, object] = {"num_cpus": 0}  # actor options on a single machine, where only engines reserve CPUs
+#: Actor options in a cluster: half a core each, so that Ray's autoscaler can tell when a pool is full.
 IN_CLUSTER: Mapping[str, object] = {"num_cpus": 0.5, "label_selector": {POOL: GATEWAY}}

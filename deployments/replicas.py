@@ -1,7 +1,7 @@
-"""Which replicas a variant has and which one takes a request, as Ray Serve's request router knows it.
+"""Replica selection: the replicas of each variant, which one serves a request, and the load of its engines.
 
-The stream itself goes straight to the replica's own HTTP port, as in Ray's direct streaming: a chunk costs a third of
-what it costs over a deployment handle (docs/design/performance.md). Only here and in `gateway` Serve's private parts are reached into.
+Requests go straight to the replica's own HTTP port, as in Ray's direct streaming: per streamed chunk this costs a third of a
+deployment handle (docs/design/performance.md).
 """
 
 import asyncio
@@ -14,6 +14,7 @@ from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoints
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
 from serve.routing.catalog import Live
@@ -31,22 +32,20 @@ def app_name(variant: str) -> str:
 
 
 async def app_handle(app: str) -> DeploymentHandle | None:
-    """A handle for the application `app`, ready for use; None while it is not deployed.
+    """An initialized handle for the application `app`; None while it is not deployed.
 
-    The controller is asked from a thread, since it may take its time. The handle is made ready here: Serve's router
-    belongs to the event loop that it is made on.
+    The lookup runs in a thread, since the controller may be slow. `options` initializes the handle here, because Serve's
+    router belongs to the event loop on which it is created.
     """
     try:
         handle = await asyncio.to_thread(ray_serve.get_app_handle, app)
     except RayServeException:
         return None
-    if not handle.is_initialized:
-        handle._init()
-    return handle
+    return handle.options()
 
 
 class ServeReplicas:
-    """Chooses replicas through Serve's own router, which learns of every change by the controller's push."""
+    """The replicas of each variant, kept current by Serve's request router, to which the controller pushes every change."""
 
     def __init__(self, host_override: str | None) -> None:
         self._host_override = host_override  # where replicas listen, if not on their node's address
@@ -54,35 +53,33 @@ class ServeReplicas:
 
     async def sync(self, variants: Iterable[str]) -> None:
         """Hold a handle for each of `variants` that is deployed, and for no other."""
-        wanted = set(variants)
-        for gone in self._handles.keys() - wanted:
-            del self._handles[gone]
-        for name in wanted - self._handles.keys():
+        names = set(variants)
+        for removed in self._handles.keys() - names:
+            del self._handles[removed]
+        for name in names - self._handles.keys():
             if (handle := await app_handle(app_name(name))) is not None:
                 self._handles[name] = handle
 
     async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
-        """Base URL of a replica of `variant`. Waits while one starts from zero; the caller's client may cancel.
+        """Base URL of a replica of `variant`. Waits while one starts from zero; the client may cancel.
 
-        Where some of its replicas are in `avoid`, any other is taken: Serve's router does not know yet that they are broken.
+        When some of its replicas are in `avoid`, choose any other at random: Serve's router does not know yet that they are
+        broken.
 
         Raises:
-            NoReplica: the variant is not deployed or was taken down, or all its replicas are in `avoid`.
+            NoReplica: the variant is not deployed or was removed, or all its replicas are in `avoid`.
         """
         handle = self._handles.get(variant)
         if handle is None:
             raise NoReplica(f"variant '{variant}' is not deployed")
         urls = self.urls(variant)
         others = [url for url in urls if url not in avoid]
-        if len(others) < len(urls):  # `avoid` may have other variants' replicas only: those say nothing of this one's
+        if len(others) < len(urls):  # `avoid` may hold replicas of other variants only, which do not matter here
             if not others:
                 raise NoReplica(f"variant '{variant}' has no other replica")
             return random.choice(others)
-        # only a request that asks to reserve a place counts as queued, and that is what starts a replica from zero
-        starts = not urls
         try:
-            async with handle.choose_replica(_reserve=starts) as selection:
-                endpoint = selection._replica.backend_http_endpoint
+            endpoint = await choose_endpoint(handle, reserve=not urls)
         except RayServeException as error:
             raise NoReplica(f"variant '{variant}' is not available") from error
         if endpoint is None:
@@ -90,40 +87,35 @@ class ServeReplicas:
         return self._url(endpoint)
 
     def urls(self, variant: str) -> list[str]:
-        """Base URLs of all replicas of `variant` that run now."""
+        """Base URLs of all running replicas of `variant`. Thread-safe: the metrics server calls it too."""
         handle = self._handles.get(variant)
-        router = handle._router._asyncio_router.request_router if handle and handle._router else None
-        if router is None:
-            return []
-        replicas = tuple(router.curr_replicas.values())  # at once: the metrics port's thread asks, too
-        endpoints = (replica.backend_http_endpoint for replica in replicas)
-        return [self._url(endpoint) for endpoint in endpoints if endpoint]
+        return [self._url(endpoint) for endpoint in replica_endpoints(handle)] if handle else []
 
     async def refresh(self, variant: str, live: Live, session: aiohttp.ClientSession) -> None:
-        """Bring `live` up to date: replicas from Serve, load from each engine's own metrics.
+        """Update `live`: the number of replicas from Serve, the load from the metrics of each engine.
 
-        Engines that do not answer count as loaded as the others; when none does, what was known of them stays.
+        Engines that do not answer count as loaded as the others; when none answers, the last known load stays.
         """
         urls = self.urls(variant)
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
         if urls and not engines:
             return live.looked(len(urls), live.running, live.waiting, live.kv_usage)
-        share = len(urls) / len(engines) if engines else 1
+        scale = len(urls) / len(engines) if engines else 1
         live.looked(
             len(urls),
-            round(share * sum(stats.get("num_requests_running", 0) for stats in engines)),
-            round(share * sum(stats.get("num_requests_waiting", 0) for stats in engines)),
+            round(scale * sum(stats.get("num_requests_running", 0) for stats in engines)),
+            round(scale * sum(stats.get("num_requests_waiting", 0) for stats in engines)),
             max((stats.get("kv_cache_usage_perc", 0.0) for stats in engines), default=0.0),
             kv_tokens=min((round(stats.get("kv_tokens", 0)) for stats in engines), default=None),
         )
 
-    def _url(self, endpoint: tuple[str, int]) -> str:
+    def _url(self, endpoint: Endpoint) -> str:
         host, port = endpoint
         return f"http://{authority(self._host_override or host, port)}"
 
 
 async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
-    """The engine's own gauges; empty when it does not answer in time (a dying replica must not stall the others)."""
+    """Gauges of one engine; empty when it does not answer in time, so that a dying replica does not delay the others."""
     try:
         async with session.get(f"{url}/metrics") as response:
             text = await response.read()

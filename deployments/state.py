@@ -1,4 +1,4 @@
-"""What a running platform tells about itself: one small file that the commands read and the supervisor writes."""
+"""Platform state: the file that the supervisor writes and the commands read, and the processes of a platform."""
 
 import os
 import time
@@ -8,26 +8,28 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, Field
 
+from deployments.ray_internals import PROCESS_PREFIX
+
 VariantPhase = Literal["waiting", "building", "starting", "ready", "failed"]
 
-#: Set in the environment of everything a platform starts, so that `down` stops exactly that.
+#: Environment variable of every process that a platform starts, so that `down` stops exactly those.
 RUN_ID = "GEARBOX_RUN_ID"
 
 
 class VariantState(BaseModel):
-    """How far one variant, or another part, is."""
+    """Progress of one variant, or of retrieval."""
 
     phase: VariantPhase = "waiting"
-    stage: str = ""  # what is being done, e.g. "distill"
+    stage: str = ""  # step of the build, e.g. "distill"
     done: float = 0
     total: float = 0
     eta_s: float | None = None
-    seconds: dict[str, float] = Field(default_factory=dict)  # how long each phase took
+    seconds: dict[str, float] = Field(default_factory=dict)  # duration of each completed phase
     error: str | None = None
 
 
 class PlatformState(BaseModel):
-    """The platform as its supervisor sees it."""
+    """State of the platform."""
 
     run_id: str
     pid: int
@@ -40,7 +42,7 @@ class PlatformState(BaseModel):
     error: str | None = None
     variants: dict[str, VariantState]
     retrieval: VariantState | None = None  # None: the configuration has none
-    database: str | None = None  # connection string of the documents' database, where it is the platform's own
+    database: str | None = None  # connection string of the documents' database, if embedded
     embedder: str | None = None  # folder of the embedding model
 
     @property
@@ -50,27 +52,27 @@ class PlatformState(BaseModel):
 
     @property
     def settled(self) -> bool:
-        """Nothing more will change by itself: every part is up or has failed."""
+        """Whether start-up is over: every part is ready or has failed."""
         return self.error is not None or all(part.phase in ("ready", "failed") for part in self.parts.values())
 
     def save(self, folder: Path) -> None:
-        """Replace the state file atomically. It is for its owner alone, as the database's address is in it."""
+        """Replace the state file atomically. Only its owner can read it, as it holds the database's address."""
         scratch = folder / f".state-{os.getpid()}"
-        scratch.unlink(missing_ok=True)  # of a process that had this number and was killed
+        scratch.unlink(missing_ok=True)  # of a killed process that had the same pid
         with open(scratch, "x", opener=private) as file:
             file.write(self.model_dump_json(indent=1))
         scratch.replace(folder / "state.json")
 
 
 def private(path: str, flags: int) -> int:
-    """An `opener` for `open`: the file is for its owner alone, also one that an earlier version left for all to read."""
+    """`opener` for `open` that makes the file readable by its owner only, also if it exists with wider permissions."""
     file = os.open(path, flags, 0o600)
     os.fchmod(file, 0o600)
     return file
 
 
 def load_state(folder: Path) -> PlatformState | None:
-    """The last written state, whether or not that platform still runs; None if there never was one."""
+    """The last written state, whether or not that platform still runs; None if there is none that can be read."""
     try:
         return PlatformState.model_validate_json((folder / "state.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -78,20 +80,23 @@ def load_state(folder: Path) -> PlatformState | None:
 
 
 def processes_of(run_id: str, supervisor: int | None = None) -> list[psutil.Process]:
-    """Every process this platform started that is still there.
+    """Running processes that the platform with this run id started.
 
-    Ray's agents, whose titles overwrite the mark, outlive a killed supervisor by a minute, and keep their ports: what tells
-    them is that they are in its session. Give its pid where they matter, too.
+    Ray's agents lose the environment variable, as their titles overwrite it, and outlive a killed supervisor by a minute, with
+    their ports. They are recognized by its session.
+
+    Args:
+        supervisor: pid of the supervisor, to include Ray's agents.
     """
-    found = []
+    processes = []
     for process in psutil.process_iter():
         try:
-            agent = process.name().startswith("ray::") and os.getsid(process.pid) == supervisor
+            agent = process.name().startswith(PROCESS_PREFIX) and os.getsid(process.pid) == supervisor
             if (agent or process.environ().get(RUN_ID) == run_id) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
+                processes.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
             continue
-    return found
+    return processes
 
 
 def is_running(state: PlatformState | None) -> bool:
@@ -105,14 +110,14 @@ def is_running(state: PlatformState | None) -> bool:
 
 
 def state_folder() -> Path:
-    """Where state, logs and metrics of the platform live: `GEARBOX_STATE_DIR`, else under the XDG state folder."""
-    if given := os.environ.get("GEARBOX_STATE_DIR"):
-        return Path(given)
+    """Folder for state, logs and metrics of the platform: `GEARBOX_STATE_DIR`, otherwise in the XDG state folder."""
+    if folder := os.environ.get("GEARBOX_STATE_DIR"):
+        return Path(folder)
     return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "gearbox"
 
 
 def cache_folder() -> Path:
-    """Where built variants are kept: `GEARBOX_CACHE_DIR`, else under the XDG cache folder."""
-    if given := os.environ.get("GEARBOX_CACHE_DIR"):
-        return Path(given)
+    """Folder for built and downloaded weights: `GEARBOX_CACHE_DIR`, otherwise in the XDG cache folder."""
+    if folder := os.environ.get("GEARBOX_CACHE_DIR"):
+        return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gearbox"

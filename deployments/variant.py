@@ -1,27 +1,23 @@
-"""One variant as a Ray Serve application of its own: vLLM behind Serve's LLMServer, answering on its replica's port."""
+"""Variant deployment: one variant as a Ray Serve application, vLLM in Serve's LLMServer on the replica's own port."""
 
 from pathlib import Path
 
 from ray import serve as ray_serve
-from ray.llm._internal.common.callbacks.base import CallbackBase
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
-from deployments.fetch import arrived
+from deployments.fetch import wait_for_file
 from deployments.placement import POOL
+from deployments.ray_internals import before_engine_start
 from serve.card import CARD_FILE
 from serve.config.platform import PlatformConfig, VariantConfig
 
-#: Every engine: no telemetry, no download at run time, its own timings in every answer.
+#: Environment of every engine: no telemetry, no download at run time.
 ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
-class LocalWeights(CallbackBase):
-    """Waits for the weights' folder instead of Serve LLM's download, which would cost one more import of vLLM a replica."""
-
-    async def on_before_node_init(self) -> None:
-        """Called by the engine before it would start the download task."""
-        self.ctx.run_init_node = False
-        await arrived(Path(self.llm_config.model_loading_config.model_source) / CARD_FILE)
+async def wait_for_weights(folder: Path) -> None:
+    """Wait until `folder` has complete weights: the card is written last."""
+    await wait_for_file(folder / CARD_FILE)
 
 
 def variant_app(
@@ -29,10 +25,10 @@ def variant_app(
 ) -> ray_serve.Application:
     """The Serve application that serves the weights in `folder`.
 
-    It has no route of its own on the public port: the gateway reaches its replicas directly, with `token`.
+    It has no route on the public port: the gateway reaches its replicas directly, with `token`.
 
     Args:
-        pools: place the replicas in the variant's node pool; false where there is one machine.
+        pools: place the replicas in the variant's node pool; false on a single machine.
     """
     engine_args = {
         **config.engine_args(variant),
@@ -54,7 +50,7 @@ def variant_app(
         accelerator_config=None if resources.gpus else {"kind": "cpu"},
         placement_group_config={"bundle_per_worker": worker},
         runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env}},
-        callback_config={"callback_class": LocalWeights},
+        callback_config={"callback_class": before_engine_start(wait_for_weights)},
         log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
         deployment_config={
             "name": variant.name,
@@ -63,7 +59,7 @@ def variant_app(
                 "max_replicas": bounds.max,
                 "target_ongoing_requests": bounds.target_in_flight,
             },
-            "max_ongoing_requests": 1_000,  # the gateway bounds the queue; the engine batches what it gets
+            "max_ongoing_requests": 1_000,  # the gateway bounds the queue; the engine batches what it receives
             "health_check_period_s": 2,
             "graceful_shutdown_timeout_s": config.server.drain_timeout_s,
             "max_surge_percent": 100 if bounds.surge else 0,

@@ -1,4 +1,4 @@
-"""Where each variant's weights are: a folder the configuration names, or the cache that recipes and stores fill."""
+"""Weights of each variant: find them in their folder or the cache, download or build missing ones, check them."""
 
 import hashlib
 import sys
@@ -21,22 +21,22 @@ RECIPES = Path(__file__).resolve().parent.parent / "compression" / "recipes"
 
 
 class Weights:
-    """Finds and makes the weights of a configuration's variants.
+    """The weights of a configuration's variants.
 
     Raises:
-        ConfigError: wherever the configuration can't be right: a recipe that is not there or wrong, a source that is
-            no source, named weights that are missing, unmeasured or not what their card says, a variant for which the
-            engine has no kernel on the hardware it is deployed on.
+        ConfigError: from every method, when the configuration is invalid: a missing or invalid recipe, an invalid source,
+            configured weights that are missing, unmeasured or do not match their card, or a variant for which the engine
+            has no kernel on its hardware.
     """
 
     def __init__(self, config: PlatformConfig, cache: Path) -> None:
         self._config = config
         self._cache = cache
-        self._uris: dict[str, str] = {}  # where copied variants come from, pinned when one is first asked for
+        self._uris: dict[str, str] = {}  # pinned URIs of downloaded variants, by name
         specs = [self._spec(variant, variant.recipe) for variant in config.variants if variant.recipe]
         try:
             source = parse_source(config.model.source)
-            self._source = pinned(source).text if specs else source.text  # where nothing is built, nobody asks the hub
+            self._source = pinned(source).text if specs else source.text  # without a build, the hub is not needed
             self._planned = self._family(background=False).plan(specs) if specs else []
             for variant in config.variants:
                 is_uri(variant.weights or "")
@@ -44,7 +44,7 @@ class Weights:
             raise ConfigError(str(error)) from error
 
     def ready(self, variant: VariantConfig) -> Path | None:
-        """The folder with finished, measured weights that match their card; None if they have yet to be made."""
+        """Folder with complete, measured weights that match their card; None if they must be downloaded or built first."""
         if variant.recipe:
             self._check_kernel(variant, self._find(variant).recipe.planned_steps())
             if self._find(variant).state != "ready":
@@ -70,35 +70,35 @@ class Weights:
     def make(
         self, variant: VariantConfig, on_progress: Callable[[str, float, float, float], None], background: bool
     ) -> Path:
-        """Copy `variant` from its store, or build and measure what is missing of it, its parents first.
+        """Download `variant` from its store, or build and measure it, its parents first.
 
         Args:
             on_progress: called with (stage, done, total, seconds left).
-            background: at low priority, because the platform already answers.
+            background: build at low priority, because the platform already serves requests.
 
         Raises:
-            BuildError: one line that names the log.
-            FetchError: its store does not give it.
+            BuildError: the build failed; one line that names the log.
+            FetchError: the download failed.
         """
         if variant.weights is not None:
-            return self._copy(variant, _since_now("copy", on_progress))
+            return self._copy(variant, _with_pace("copy", on_progress))
         family = self._family(background)
-        target = self._find(variant)
-        chain = [target]
+        planned_variant = self._find(variant)
+        chain = [planned_variant]
         while parent := next((planned for planned in self._planned if planned.folder == chain[0].parent), None):
             chain.insert(0, parent)
         for planned in chain:
-            if planned.state != "ready" or planned is target:
+            if planned.state != "ready" or planned is planned_variant:
                 family.make(planned, _with_eta(planned, on_progress))
-        check_card(load_card(target.folder), target.folder)
-        return target.folder
+        check_card(load_card(planned_variant.folder), planned_variant.folder)
+        return planned_variant.folder
 
     def seconds(self, variant: VariantConfig) -> float:
-        """Roughly how long `make` will take, for the first estimate."""
+        """Rough duration of `make` in seconds, as the first estimate."""
         return sum(self._find(variant).seconds.values()) if variant.recipe else 0.0
 
     def card(self, variant: VariantConfig) -> Path:
-        """A folder with the card of `variant`, which must not be made by a recipe; its weights need not be there."""
+        """Folder with the card of `variant`, downloaded without the weights. Not for variants with a recipe."""
         return self._copy(variant, lambda done, total: None, cards_only=True)
 
     def _copy(
@@ -120,9 +120,9 @@ class Weights:
         return self._cache / "copied" / f"{variant.name}-{key}"
 
     def _uri(self, variant: VariantConfig, weights: str) -> str:
-        """Asked once: a branch that moves meanwhile does not mix two states of it. Raises `FetchError`.
+        """The pinned URI, looked up once, so that a branch that moves meanwhile cannot mix two commits. Raises `FetchError`.
 
-        Where there is a digest nobody is asked: it says which weights they are, wherever the branch is.
+        With a digest no lookup is needed: it identifies the weights, wherever the branch is.
         """
         if variant.digest is not None:
             return weights
@@ -153,24 +153,24 @@ class Weights:
 
 
 def _with_eta(planned: Planned, on_progress: Callable[[str, float, float, float], None]) -> Callable[[Progress], None]:
-    """Adds the seconds left: the rest of this stage at its pace so far, and the later stages as estimated."""
+    """Add the seconds left: the rest of this stage at its pace so far, plus the estimates of the later stages."""
     stages = list(planned.seconds)
-    began: dict[str, float] = {}
+    started: dict[str, float] = {}
 
     def report(progress: Progress) -> None:
         now = time.monotonic()
-        start = began.setdefault(progress.stage, now)
+        start = started.setdefault(progress.stage, now)
         share = progress.done / progress.total if progress.total else 0.0
-        estimate = planned.seconds.get(progress.stage, 10.0)
-        left = (now - start) / share * (1 - share) if share > 0.05 else estimate * (1 - share)
+        estimate_s = planned.seconds.get(progress.stage, 10.0)
+        left = (now - start) / share * (1 - share) if share > 0.05 else estimate_s * (1 - share)
         later = stages[stages.index(progress.stage) + 1 :] if progress.stage in stages else []
         on_progress(progress.stage, progress.done, progress.total, left + sum(planned.seconds[name] for name in later))
 
     return report
 
 
-def _since_now(stage: str, on_progress: Callable[[str, float, float, float], None]) -> Callable[[float, float], None]:
-    """Adds the seconds left at the pace so far."""
+def _with_pace(stage: str, on_progress: Callable[[str, float, float, float], None]) -> Callable[[float, float], None]:
+    """Add the seconds left at the pace so far."""
     start = time.monotonic()
 
     def report(done: float, total: float) -> None:

@@ -10,6 +10,7 @@ import httpx
 import psutil
 
 from benchmarks.lib.processes import System, python
+from deployments.ray_internals import replica_app
 from deployments.state import is_running, load_state, state_folder
 
 PATIENCE_S = 1800.0  # the first start builds the variants
@@ -81,7 +82,7 @@ def resident_bytes(variant: str) -> int | None:
     total = 0
     for process in psutil.process_iter():
         try:
-            if not " ".join(process.cmdline()).startswith(f"ray::ServeReplica:variant-{variant}:"):
+            if replica_app(process.cmdline()) != f"variant-{variant}":
                 continue
             for one in [process, *process.children(recursive=True)]:
                 memory = one.memory_full_info()

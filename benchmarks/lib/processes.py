@@ -18,6 +18,8 @@ from typing import Self
 import httpx
 import psutil
 
+from deployments.ray_internals import actor_class, replica_app
+
 MARK = "BENCHMARK_RUN_ID"  # in the environment of every process a benchmark starts, and so of all their children
 BACKGROUND = "background"
 
@@ -149,20 +151,21 @@ def role(command: Sequence[str]) -> str:
     """What a process is to a request: haproxy, gateway, backend, litellm, …; else `background: NAME`."""
     first = command[0] if command else "?"
     line = " ".join(command)
-    if first.startswith("ray::ServeReplica:gateway"):
+    app, actor = replica_app(command), actor_class(command)
+    if app is not None and app.startswith("gateway"):
         return "gateway"
-    if first.startswith("ray::ServeReplica") or ("benchmarks.systems.mock_engine" in line and "_platform" not in line):
+    if app is not None or ("benchmarks.systems.mock_engine" in line and "_platform" not in line):
         return "backend"
-    if first.startswith("ray::ProxyActor"):
+    if actor == "ProxyActor":
         return "proxy actor"  # Ray's Python proxy; beside HAProxy it only stands by
-    if first.startswith("ray::HAProxyManager"):
+    if actor == "HAProxyManager":
         return "haproxy manager"  # reads a log line of every request for Serve's own metrics
     if Path(first).name.startswith("haproxy"):
         return "haproxy"
     if "litellm" in line:
         return "litellm"
-    if first.startswith("ray::"):
-        return f"{BACKGROUND}: {first.removeprefix('ray::').split('.')[0].split()[0]}"
+    if actor is not None:
+        return f"{BACKGROUND}: {actor}"
     script = next((part for part in command[1:] if part.endswith(".py") or part.startswith("benchmarks.")), first)
     return f"{BACKGROUND}: {Path(script).stem}"
 

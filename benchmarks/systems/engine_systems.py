@@ -79,7 +79,7 @@ def _bare(config: PlatformConfig, weights: Path, port: int) -> System:
 
 def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: Path) -> System:
     """Ray Serve LLM's own app under the Ray environment of Gearbox, or in Ray's default proxy mode."""
-    from deployments.supervisor import ray_environment
+    from deployments.ray_internals import ray_environment
 
     (folder / "haproxy").mkdir()
     settings = config.model_copy(update={"server": config.server.model_copy(update={"metrics_port": port + 1})})

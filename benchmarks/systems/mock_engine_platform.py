@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.systems.mock_engine import MODEL, InstantEngine
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from serve.card import Card, Profile, Quality, Step, TpotPoint, TtftPoint
 from serve.config.platform import PlatformConfig
 

@@ -27,6 +27,7 @@ from benchmarks.systems.mock_engine import answers, body
 from benchmarks.systems.paired_gateways import NAMES, metrics_port
 from benchmarks.telemetry import overhead_engine as observing_engine
 from benchmarks.telemetry.overhead_engine import FLUSH_S
+from deployments.ray_internals import replica_app
 
 AIM = 0.01  # of what a real request takes
 USUAL_SCRAPE_S = 15.0
@@ -194,11 +195,8 @@ def _platform() -> Iterator[Platform]:
         platform = Platform(system, port, collector, {})
         for name in NAMES:
             system.wait(lambda name=name: answers(platform.url(name)), 180)
-        commands = {process.pid: process.cmdline()[0] for process in system.processes()}
-        for pid, line in commands.items():
-            for name in NAMES:
-                if line.startswith(f"ray::ServeReplica:gateway-{name}:"):
-                    platform.gateways[name] = pid
+        apps = {replica_app(process.cmdline()): process.pid for process in system.processes()}
+        platform.gateways.update({name: apps[f"gateway-{name}"] for name in NAMES})
         yield platform
 
 

@@ -52,7 +52,7 @@ class SideBySide(deployments.supervisor.Supervisor):
             self._config, self._catalog, self._routing, self._token, metrics, os.environ[COLLECTOR], COMPARED
         )
         with self._serve_lock:
-            deployments.supervisor._start_apps(targets)
+            deployments.supervisor.run_apps(targets)
 
 
 def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class ModelConfig(_Section):
 
 _METRICS_PORT = 9464
 _DERIVED = ("HAProxy's metrics", "HAProxy's statistics", "Serve's own proxy", "Ray's metrics")  # after `metrics_port`
-_REPLICA_PORTS = range(30000, 31001)  # Ray Serve gives them to replicas, which the gateway and HAProxy reach there
+REPLICA_PORTS = range(30000, 31001)  # HTTP ports of Ray Serve's replicas, see deployments.ray_internals
 
 
 def _range(ports: range) -> str:
@@ -147,11 +147,11 @@ class ServerConfig(_Section):
                 raise _misfit(f"{taken} are the platform's, but there is no port {port} for {name}", "metrics_port")
             if port == self.port:
                 raise _misfit(f"{taken} are the platform's: {port} is for {name}, so port must be another", key)
-        if self.port in _REPLICA_PORTS:
-            raise _misfit(f"{self.port} is one of the replicas' ports, {_range(_REPLICA_PORTS)}: use another", "port")
+        if self.port in REPLICA_PORTS:
+            raise _misfit(f"{self.port} is one of the replicas' ports, {_range(REPLICA_PORTS)}: use another", "port")
         for port in (self.metrics_port, *self.derived_ports.values()):
-            if port in _REPLICA_PORTS:
-                why = f"{taken} meet the replicas' ports, {_range(_REPLICA_PORTS)}: use another"
+            if port in REPLICA_PORTS:
+                why = f"{taken} meet the replicas' ports, {_range(REPLICA_PORTS)}: use another"
                 raise _misfit(why, "metrics_port")
         return self
 

@@ -41,7 +41,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Database]:
 
 @pytest.fixture
 async def store(database: Database) -> AsyncIterator[Store]:
-    database.keep()
+    database.restart_if_dead()
     store = Store(database.conninfo, DIMENSION)
     await store.open()
     with psycopg.connect(database.conninfo, autocommit=True) as connection:
@@ -408,11 +408,11 @@ async def test_a_killed_server_is_an_error_until_it_is_restarted_and_then_all_go
     with pytest.raises(StoreDown):
         await store.open()
     began = time.monotonic()
-    assert database.keep()
+    assert database.restart_if_dead()
     assert time.monotonic() - began < 20
     assert await found(store, ALICE, "gears") == ["gears"]
     await store.open()
-    assert not database.keep()
+    assert not database.restart_if_dead()
 
 
 async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(store, database):
@@ -421,7 +421,7 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
 
     def keep() -> None:
         while not stop.is_set():
-            database.keep()
+            database.restart_if_dead()
             stop.wait(0.1)
 
     keeper = threading.Thread(target=keep)
@@ -467,7 +467,7 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
     finally:
         stop.set()
         keeper.join()
-    database.keep()
+    database.restart_if_dead()
     assert killed >= 2
     assert answered > 5
     assert len(told) == 3
@@ -479,7 +479,7 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
 async def test_a_server_that_hangs_is_an_error_and_not_a_hang(store, database, monkeypatch):
     monkeypatch.setattr("serve.retrieval.store.postgres._READ_S", 0.5)
     await put(store, ALICE, "a.md", ["gears"])
-    stopped = [process for process in psutil.process_iter() if database._is_ours(process)]
+    stopped = [process for process in psutil.process_iter() if database._uses_folder(process)]
     for process in stopped:
         process.suspend()
     try:
@@ -494,7 +494,7 @@ async def test_a_server_that_hangs_is_an_error_and_not_a_hang(store, database, m
 
 
 def test_processes_carry_the_mark_of_the_run_and_a_folder_has_one_user(database):
-    database.keep()
+    database.restart_if_dead()
     assert database._process.pid in [process.pid for process in processes_of(RUN)]
     with pytest.raises(DatabaseError, match="another platform"):
         Database(database._folder).start()
@@ -519,7 +519,7 @@ def test_what_a_killed_platform_left_is_ended_and_its_data_taken_over(tmp_path):
             assert connection.execute("SELECT a FROM t").fetchone() == (7,)
     finally:
         database.stop()
-    assert not any(database._is_ours(process) for process in psutil.process_iter())
+    assert not any(database._uses_folder(process) for process in psutil.process_iter())
     assert not Path(conninfo.split()[0].removeprefix("host=")).exists()
 
 
@@ -531,7 +531,7 @@ def test_a_stale_pid_file_with_a_living_number_does_not_matter(tmp_path):
     database.start()
     assert database.running()
     database.stop()
-    assert not database.keep()
+    assert not database.restart_if_dead()
     assert not database.running()
 
 
@@ -539,7 +539,7 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
     folder = tmp_path / "documents"
     folder.mkdir()
     (folder / "letter.txt").write_text("dear")
-    with pytest.raises(DatabaseError, match="not empty"):
+    with pytest.raises(DatabaseError, match="neither empty"):
         Database(folder).start()
     (folder / "PG_VERSION").write_text("16\n")
     with pytest.raises(DatabaseError, match="PostgreSQL 16"):
@@ -565,7 +565,7 @@ def test_folders_that_were_there_keep_their_permissions_and_the_server_runs_all_
             connection.execute("CHECKPOINT")
         os.kill(database._process.pid, signal.SIGKILL)
         database._process.wait()
-        assert database.keep()
+        assert database.restart_if_dead()
         with psycopg.connect(database.conninfo) as connection:
             assert connection.execute("SELECT a FROM kept").fetchone() == (7,)
     finally:
@@ -599,7 +599,7 @@ def test_programs_that_the_servers_account_cannot_reach_are_told_of_and_not_open
     programs.parent.chmod(0o700)
     monkeypatch.setattr("deployments.database._BIN", programs)
     before = modes(programs)
-    with pytest.raises(DatabaseError, match=r"other accounts may not enter .*another user than root"):
+    with pytest.raises(DatabaseError, match=r"other accounts have no access to .*another user than root"):
         Database(tmp_path / "documents").start()
     assert modes(programs) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "documents.lock"]

@@ -15,6 +15,7 @@ import openai
 import psutil
 import yaml
 
+from deployments.ray_internals import replica_app
 from deployments.state import load_state, processes_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,7 +118,7 @@ def gateway_processes(platform: Platform) -> list[psutil.Process]:
     """The gateway's replicas."""
     state = load_state(platform.state_dir)
     assert state is not None
-    return [p for p in processes_of(state.run_id) if "ServeReplica:gateway" in " ".join(p.cmdline())]
+    return [p for p in processes_of(state.run_id) if replica_app(p.cmdline()) == "gateway"]
 
 
 def engine_processes(platform: Platform, variant: str) -> list[psutil.Process]:

@@ -206,7 +206,7 @@ def test_a_port_that_is_taken_is_a_bad_configuration(write):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         message = one_line(gearbox("up", "--config", write(server={"port": port})), 2)
-    assert f"127.0.0.1:{port} can't be listened on" in message
+    assert f"cannot listen on 127.0.0.1:{port}: " in message
 
 
 def test_an_unknown_variant_on_the_command_line_is_refused(write):

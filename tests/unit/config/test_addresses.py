@@ -13,8 +13,8 @@ from benchmarks.lib.sample_catalog import make_config
 from deployments.cli import _check_ports
 from deployments.gateway import GatewayDeployment
 from deployments.listener import listener, ray_host, replica_host
+from deployments.ray_internals import ray_environment
 from deployments.replicas import ServeReplicas
-from deployments.supervisor import ray_environment
 from serve.config.addresses import authority, listen_host, local_url, socket_address
 from serve.config.platform import ConfigError, ServerConfig
 from serve.gateway.app import _own_url
@@ -88,7 +88,7 @@ def test_the_gateway_reaches_itself_and_its_replicas() -> None:
 
 def test_prometheus_finds_ipv6_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = [{"Alive": True, "MetricsExportPort": 9468, "NodeManagerAddress": "fd00::1"}]
-    monkeypatch.setattr("deployments.gateway.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("ray.nodes", lambda: nodes)
     gateway = GatewayDeployment.__new__(GatewayDeployment)
     gateway._variants = {}
     for host, target in (("::", "[fd00::1]:9468"), ("::1", "127.0.0.1:9468")):
@@ -193,7 +193,7 @@ def test_a_derived_port_that_is_taken_is_found_before_anything_starts(after: int
     with (
         socket.create_server(("127.0.0.1", server.metrics_port + after)),
         pytest.raises(
-            ConfigError, match=rf":{server.metrics_port + after} can't be listened on: Address already in use \("
+            ConfigError, match=rf"^cannot listen on .*:{server.metrics_port + after}: Address already in use \("
         ),
     ):
         _check_ports(server)
@@ -204,13 +204,13 @@ def test_a_taken_port_of_ipv6_is_found() -> None:
     server = _server(host="::1")
     with (
         socket.create_server(("::1", server.port), family=socket.AF_INET6),
-        pytest.raises(ConfigError, match=rf"^\[::1\]:{server.port} can't be listened on: .* \(port\)"),
+        pytest.raises(ConfigError, match=rf"^cannot listen on \[::1\]:{server.port}: .* \(port\)"),
     ):
         _check_ports(server)
 
 
 def test_a_name_that_nobody_knows_is_a_configuration_error() -> None:
-    with pytest.raises(ConfigError, match=r"no-such-host.invalid:.* can't be listened on"):
+    with pytest.raises(ConfigError, match=r"cannot listen on no-such-host\.invalid:"):
         _check_ports(_server(host="no-such-host.invalid"))
 
 

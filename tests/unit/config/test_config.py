@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 import yaml
-from ray.serve._private import constants
 
 from benchmarks.lib.sample_catalog import MODEL, make_config, settings
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from serve.budget import DEFAULT_PROFILES, Budget
-from serve.config.platform import _REPLICA_PORTS, ConfigError, PlatformConfig, load_config
+from serve.config.platform import ConfigError, PlatformConfig, load_config
 from serve.config.renamed import RENAMED, RENAMED_COMMANDS
 from serve.request.call import ModelRef
 
@@ -477,11 +476,6 @@ def test_every_derived_port_is_one_that_the_platform_gives_to_ray(tmp_path):
     assert list(config.server.derived_ports.values()) == [7001, 7002, 7003, 7004]
     given = {int(value) for name, value in environment.items() if name.endswith("_PORT")}
     assert given == {7001, 7002, 7003}, "7004 is given to ray.init"
-
-
-def test_ray_serve_gives_replicas_the_ports_that_are_kept_for_them():
-    limits = (constants.RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT, constants.RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT)
-    assert limits == (_REPLICA_PORTS[0], _REPLICA_PORTS[-1])
 
 
 @pytest.mark.parametrize(

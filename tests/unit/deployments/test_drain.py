@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from deployments import drain as module
-from deployments.drain import drain, outlast
+from deployments.drain import drain_worker, wait_for_workers
 
 
 class Clock:
@@ -35,12 +35,12 @@ class Leaving:
         self.told: list[tuple[str, float]] = []
         self._others_stay, self._refuses = others_stay, refuses
 
-    def leave(self, node: str, deadline_s: float) -> None:
+    def drain_node(self, node: str, deadline_s: float) -> None:
         self.told.append((node, deadline_s))
         if self._refuses:
             raise RuntimeError("the node can't be drained: no")
 
-    def others_stay(self, node: str) -> bool:
+    def other_workers_stay(self, node: str) -> bool:
         return self._others_stay
 
 
@@ -62,9 +62,9 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Drained:
         monkeypatch.setattr(module, "time", clock)
         first, second = _lasting(replicas), _lasting(requests)
         monkeypatch.setattr(module, "replicas", lambda: [None] * next(first))
-        monkeypatch.setattr(module, "requests", lambda port: next(second))
+        monkeypatch.setattr(module, "in_flight", lambda port: next(second))
         cluster = Leaving(others_stay, refuses)
-        drain(cluster, "node", deadline_s, 9464)
+        drain_worker(cluster, "node", deadline_s, 9464)
         assert cluster.told == [("node", deadline_s)]
         return clock.now - 1000
 
@@ -117,7 +117,7 @@ def test_the_head_outlasts_its_workers_where_all_go(monkeypatch, workers, others
     clock, cluster, seen = Clock(), Leaving(others_stay), _lasting(workers)
     monkeypatch.setattr(module, "time", clock)
     cluster.workers = lambda: next(seen)
-    outlast(cluster, "head", 60)
+    wait_for_workers(cluster, "head", 60)
     assert least <= clock.now - 1000 <= most
     assert cluster.told == [], "a head is not drained: Ray's control store runs there"
 
@@ -159,8 +159,8 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Callable[..., float]:
 
         monkeypatch.setattr(module.psutil, "process_iter", lambda attrs: iter(processes))
         monkeypatch.setattr(module.httpx, "get", get)
-        monkeypatch.setattr(module, "_SOCKETS", tmp_path)
-        return module.requests(9464)
+        monkeypatch.setattr(module, "haproxy_sockets", lambda: list(tmp_path.glob("*/admin.sock")))
+        return module.in_flight(9464)
 
     return run
 

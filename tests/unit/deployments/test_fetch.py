@@ -53,7 +53,7 @@ def test_a_store_is_told_from_a_folder(weights: str, answer: bool):
 
 
 @pytest.mark.parametrize(
-    ("weights", "says"), [("ftp://x/y", "ftp:// is no store"), ("hf://org/name", "hf://ORG/NAME@REVISION")]
+    ("weights", "says"), [("ftp://x/y", "unsupported store ftp://"), ("hf://org/name", "hf://ORG/NAME@REVISION")]
 )
 def test_a_store_that_nobody_can_read_is_refused_before_anything_starts(weights: str, says: str):
     with pytest.raises(FetchError, match=says):
@@ -112,7 +112,7 @@ def nothing_is_left(folder: Path) -> bool:
 
 
 def test_other_weights_than_the_digest_says_are_refused(made: Path, tmp_path: Path):
-    with pytest.raises(FetchError, match="the configuration asks for sha256:000"):
+    with pytest.raises(FetchError, match="the configuration sha256:000"):
         copy(f"file://{made}", tmp_path / "got", "sha256:" + "0" * 64)
     assert nothing_is_left(tmp_path / "got")
 
@@ -126,14 +126,14 @@ def test_weights_that_their_card_does_not_describe_are_refused(made: Path, tmp_p
 
 def test_a_folder_without_a_card_is_no_variant(made: Path, tmp_path: Path):
     (made / CARD_FILE).unlink()
-    with pytest.raises(FetchError, match=r"there is no card\.json"):
+    with pytest.raises(FetchError, match=r"no card\.json: not a variant"):
         copy(f"file://{made}", tmp_path / "got")
 
 
 def test_a_store_that_is_away_is_one_line(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(FetchError, match=r"^s3://models/gears/int8 can't be read: [^\n]+$"):
+    with pytest.raises(FetchError, match=r"^s3://models/gears/int8 cannot be read: [^\n]+$"):
         copy("s3://models/gears/int8", tmp_path / "got")
     assert nothing_is_left(tmp_path / "got")
 

@@ -27,7 +27,7 @@ def deployment(monkeypatch: pytest.MonkeyPatch) -> Callable[[PlatformConfig], Ga
 
     def make(config: PlatformConfig) -> GatewayDeployment:
         made = GatewayDeployment(settings_of(config), "token")
-        made._watching = object()  # nothing is watched
+        made._refreshing = object()  # nothing is watched
         return made
 
     return make
@@ -59,11 +59,11 @@ async def test_a_card_that_appears_later_is_taken_then(deployment, tmp_path: Pat
     await own.reconfigure({"config": variants("full", "int8"), "catalog": catalog})
     assert list(own._variants) == ["full"], "gateways answer with what is there"
     known = own._variants["full"].live
-    await own._reread()
+    await own._reload_files()
     assert list(own._variants) == ["full"]
     folders["int8"].mkdir()
     make_card("int8").save(folders["int8"])
-    await own._reread()
+    await own._reload_files()
     assert set(own._variants) == {"full", "int8"}
     assert own._variants["full"].live is known
 
@@ -79,7 +79,7 @@ async def test_a_variant_goes_on_with_the_card_it_has_until_its_new_weights_are_
     assert own._variants["int8"].quality.quality == 0.9, "its engines run as before"
     new.mkdir()
     make_card("int8", quality=0.8).save(new)
-    await own._reread()
+    await own._reload_files()
     assert own._variants["int8"].quality.quality == 0.8
     assert own._variants["int8"].live is known
     await own.reconfigure({"config": variants("full"), "catalog": {}})
@@ -95,9 +95,9 @@ async def test_a_card_that_is_none_costs_the_others_nothing(deployment, tmp_path
     make_card("full").save(good)
     make_card("int8", quality=None).save(bad) if content is None else (bad / "card.json").write_text(content)
     await own.reconfigure({"config": variants("full", "int8"), "catalog": {"full": str(good), "int8": str(bad)}})
-    await own._reread()
+    await own._reload_files()
     assert list(own._variants) == ["full"]
-    assert [record.getMessage().count("int8 is left out") for record in caplog.records] == [1], "told of once"
+    assert [record.getMessage().count("int8 is not served") for record in caplog.records] == [1], "told of once"
 
 
 def keys(*given: str) -> str:
@@ -118,10 +118,10 @@ async def test_keys_are_rotated_without_a_restart(deployment, tmp_path: Path):
     await own.reconfigure({"config": {}, "catalog": {}})
     assert (asks(own, OLD), asks(own, NEW)) == ("old", "invalid_api_key")
     file.write_text(keys(OLD, NEW))
-    await own._reread()
+    await own._reload_files()
     assert (asks(own, OLD), asks(own, NEW)) == ("old", "new")
     file.write_text(keys(NEW))
-    await own._reread()
+    await own._reload_files()
     assert (asks(own, OLD), asks(own, NEW)) == ("invalid_api_key", "new")
     zeros = {sample.labels["tenant"] for metric in own._metrics.tenant_requests.collect() for sample in metric.samples}
     assert {"old", "new"} <= zeros, "a tenant that came later is told of as itself"
@@ -135,18 +135,18 @@ async def test_a_broken_keys_file_locks_nobody_out(deployment, tmp_path: Path, b
     await own.reconfigure({"config": {}, "catalog": {}})
     file.unlink() if broken is None else file.write_text(broken)
     with pytest.raises(Exception, match="keys_file"):  # the loop around it logs that and goes on
-        await own._reread()
+        await own._reload_files()
     assert asks(own, OLD) == "old"
     await own.reconfigure({"config": {}, "catalog": {}})
     assert asks(own, OLD) == "old"
     file.write_text(keys(NEW))
-    await own._reread()
+    await own._reload_files()
     assert asks(own, NEW) == "new"
 
 
 async def test_a_gateway_does_not_start_without_its_keys(deployment, tmp_path: Path):
     own = deployment(make_config(access={"keys_file": str(tmp_path / "keys.yaml")}))
-    own._watching = None  # as before the first time
+    own._refreshing = None  # as before the first time
     with pytest.raises(ConfigError, match="keys_file"):
         await own.reconfigure({"config": {}, "catalog": {}})
 
@@ -155,7 +155,7 @@ async def test_keys_may_name_profiles_that_come_with_the_sections_that_change_in
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump([{"sha256": hash_key(OLD), "tenant": "old", "budget": "strict"}]))
     own = deployment(make_config(access={"keys_file": str(file)}))
-    own._watching = None
+    own._refreshing = None
     own._watch = lambda: asyncio.sleep(0)
     await own.reconfigure({"config": {"profiles": {"strict": {"min_quality": 0.9}}}, "catalog": {}})
     assert asks(own, OLD) == "old"

@@ -16,6 +16,7 @@ from unittest.mock import AsyncMock
 import orjson
 import pytest
 from ray import serve as ray_serve
+from ray._common.formatters import JSONFormatter
 from ray.serve.exceptions import RayServeException
 
 from benchmarks.lib.sample_catalog import make_live_variant
@@ -48,12 +49,12 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
 ):
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
     watcher = GatewayDeployment.__new__(GatewayDeployment)
-    watcher._retrieval = RetrievalHandle(wanted=False)
-    watcher._reread = AsyncMock()
+    watcher._retrieval = RetrievalHandle(enabled=False)
+    watcher._reload_files = AsyncMock()
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
     watcher._app = SimpleNamespace(export_quotas=AsyncMock(side_effect=hanging.wait))
-    task = asyncio.create_task(watcher._watch())
+    task = asyncio.create_task(watcher._run_background())
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
             await asyncio.sleep(0.001)
@@ -72,11 +73,9 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
 class Handle:
     """Serve's handle, which remembers where it was made ready."""
 
-    is_initialized = False
-
-    def _init(self) -> None:
+    def options(self) -> "Handle":
         self.loop = asyncio.get_running_loop()
-        self.is_initialized = True
+        return self
 
 
 async def gaps(work: Awaitable[None]) -> float:
@@ -95,7 +94,7 @@ async def test_a_controller_that_is_slow_to_answer_does_not_hold_up_the_event_lo
         return Handle()
 
     monkeypatch.setattr(ray_serve, "get_app_handle", get_app_handle)
-    replicas, retrieval = ServeReplicas(None), RetrievalHandle(wanted=True)
+    replicas, retrieval = ServeReplicas(None), RetrievalHandle(enabled=True)
     assert await gaps(replicas.sync(["full"])) < 0.7
     assert await gaps(retrieval.sync()) < 0.7
     assert replicas._handles["full"].loop is retrieval._handle.loop is asyncio.get_running_loop()
@@ -125,17 +124,17 @@ async def test_a_gateway_whose_parts_have_ended_is_not_healthy():
     serving = threading.Event()
     thread = threading.Thread(target=serving.wait)
     thread.start()
-    own._metrics_server, own._watching = SimpleNamespace(thread=thread), None
+    own._metrics_server, own._refreshing = SimpleNamespace(thread=thread), None
     own.check_health()
-    own._watching = asyncio.create_task(asyncio.sleep(0))
+    own._refreshing = asyncio.create_task(asyncio.sleep(0))
     own.check_health()
-    await own._watching
-    with pytest.raises(RuntimeError, match="the watch over the engines has ended"):
+    await own._refreshing
+    with pytest.raises(RuntimeError, match="the background refresh has stopped"):
         own.check_health()
-    own._watching = None
+    own._refreshing = None
     serving.set()
     thread.join()
-    with pytest.raises(RuntimeError, match="the metrics port is not served"):
+    with pytest.raises(RuntimeError, match="the metrics server has stopped"):
         own.check_health()
 
 
@@ -146,7 +145,7 @@ class Disk(logging.Handler):
         super().__init__()
         self.open = threading.Event()
         self.lines: list[str] = []
-        self.setFormatter(gateway_log._Lines())
+        self.setFormatter(gateway_log.JsonLogFormatter(JSONFormatter()))
 
     def emit(self, record: logging.LogRecord) -> None:
         self.open.wait()
@@ -154,7 +153,7 @@ class Disk(logging.Handler):
 
 
 def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
-    disk, lines = Disk(), gateway_log.QueuedLines(most=3)
+    disk, lines = Disk(), gateway_log.BoundedQueueHandler(max_queued=3)
     writer = QueueListener(lines.queue, disk)
     writer.start()
     logger = logging.Logger("gearbox")
@@ -178,7 +177,7 @@ def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
     writer.stop()
     first, *_, lost, failed = [json.loads(line) for line in disk.lines]
     assert first["message"] == "the ['first']", "as it was then"
-    assert lost["message"].endswith("log lines were lost: the disk did not take them in time")
+    assert lost["message"].endswith("log lines were dropped: the disk is too slow")
     assert "ValueError: bad" in failed["exc_text"]
     requests = [json.loads(line)["request"]["id"] for line in disk.lines if "request" in json.loads(line)]
     assert requests == list(range(len(requests)))
@@ -187,7 +186,7 @@ def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
 
 def test_a_request_is_logged_with_integers_of_any_size():
     record = logging.makeLogRecord({"msg": "request", "created": 0.5, "request": {"prompt": [{"x": 1 << 70, "é": 1}]}})
-    line = json.loads(gateway_log._Lines().format(record))
+    line = json.loads(gateway_log.JsonLogFormatter(JSONFormatter()).format(record))
     assert (line["request"], line["time"]) == ({"prompt": [{"x": 1 << 70, "é": 1}]}, "1970-01-01T00:00:00.500000+00:00")
 
 

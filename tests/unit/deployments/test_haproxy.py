@@ -15,7 +15,7 @@ from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig,
 from ray.serve.config import HTTPOptions
 
 from benchmarks.lib.sample_catalog import make_config
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from tests.support.answers import error_of
 
 WRAPPER = Path(__file__).parents[3] / "deployments/haproxy"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.lib.sample_catalog import make_config
-from deployments.supervisor import ray_environment
+from deployments.ray_internals import ray_environment
 from helm import chart_render as charts
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -1,15 +1,16 @@
 """Which replica takes a request, and what the gateway takes from its engines' own metrics."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 
+from deployments import replicas as module
+from deployments.ray_internals import Endpoint
 from deployments.replicas import ServeReplicas
 from serve.gateway.engine_client import NoReplica
 from serve.routing.catalog import Live
@@ -79,19 +80,18 @@ class Handle:
     """Of a variant whose replicas listen at `ports`. Serve's router chooses the first, and starts one where there is none."""
 
     def __init__(self, *ports: int) -> None:
-        replicas = {str(port): SimpleNamespace(backend_http_endpoint=("127.0.0.1", port)) for port in ports}
-        self._router = SimpleNamespace(
-            _asyncio_router=SimpleNamespace(request_router=SimpleNamespace(curr_replicas=replicas))
-        )
+        self.endpoints = [("127.0.0.1", port) for port in ports]
         self.reserved: list[bool] = []
 
-    @asynccontextmanager
-    async def choose_replica(self, _reserve: bool) -> AsyncIterator[Any]:
-        self.reserved.append(_reserve)
-        replicas = self._router._asyncio_router.request_router.curr_replicas
-        if not replicas:
-            replicas["new"] = SimpleNamespace(backend_http_endpoint=("127.0.0.1", 9))
-        yield SimpleNamespace(_replica=next(iter(replicas.values())))
+    async def choose(self, reserve: bool) -> Endpoint:
+        self.reserved.append(reserve)
+        return self.endpoints[0] if self.endpoints else ("127.0.0.1", 9)
+
+
+@pytest.fixture(autouse=True)
+def _serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "replica_endpoints", lambda handle: handle.endpoints)
+    monkeypatch.setattr(module, "choose_endpoint", Handle.choose)
 
 
 def url(port: int) -> str:

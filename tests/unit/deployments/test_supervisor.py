@@ -48,9 +48,9 @@ def test_an_engine_that_runs_is_ready_when_the_gateway_has_found_it(
         seen.append({name: part.phase for name, part in state.parts.items()} if state else {})
         return next(looks)
 
-    monkeypatch.setattr(supervisor, "_found", found)
+    monkeypatch.setattr(supervisor, "_routable_variants", found)
     applications(monkeypatch, gateway="RUNNING", full="RUNNING", int8="RUNNING")
-    supervisor._watch()
+    supervisor._monitor_apps()
     both = {"full": "starting", "int8": "starting"}
     assert seen == [{}, both, both | {"int8": "ready"}, both | {"int8": "ready"}]
     state = load_state(tmp_path)
@@ -61,9 +61,9 @@ def test_an_engine_that_runs_is_ready_when_the_gateway_has_found_it(
 def test_an_engine_that_fails_is_told_of_and_the_others_go_on(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    monkeypatch.setattr(supervisor, "_found", lambda: {"full"})
+    monkeypatch.setattr(supervisor, "_routable_variants", lambda: {"full"})
     applications(monkeypatch, gateway="RUNNING", full="RUNNING", int8="DEPLOY_FAILED")
-    supervisor._watch()
+    supervisor._monitor_apps()
     state = load_state(tmp_path)
     assert state is not None and state.error is None
     assert (state.variants["full"].phase, state.variants["int8"].phase) == ("ready", "failed")
@@ -71,9 +71,9 @@ def test_an_engine_that_fails_is_told_of_and_the_others_go_on(
 
 
 def test_a_gateway_that_fails_ends_the_start(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(supervisor, "_found", set)
+    monkeypatch.setattr(supervisor, "_routable_variants", set)
     applications(monkeypatch, gateway="DEPLOY_FAILED", full="RUNNING", int8="DEPLOYING")
-    supervisor._watch()
+    supervisor._monitor_apps()
     state = load_state(tmp_path)
     assert state is not None and state.settled and state.error == "the gateway: gateway is DEPLOY_FAILED"
 
@@ -92,7 +92,7 @@ def test_what_the_gateway_has_found(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, answer: httpx.Response | Exception, found: set[str]
 ):
     monkeypatch.setattr("deployments.supervisor.httpx.get", Mock(side_effect=[answer]))
-    assert supervisor._found() == found
+    assert supervisor._routable_variants() == found
 
 
 def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Supervisor, tmp_path: Path):
@@ -101,14 +101,14 @@ def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Superv
 
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     try:
-        supervisor._start("the watch", work)
+        supervisor._start_thread("monitor", work)
         with pytest.raises(SystemExit):
             threading.Event().wait(10)
     finally:
         signal.signal(signal.SIGTERM, before)
     state = load_state(tmp_path)
     assert state is not None and state.settled
-    assert state.error == "the watch has failed: no such application"
+    assert state.error == "the monitor failed: no such application"
 
 
 def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor):
@@ -119,10 +119,10 @@ def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor
         raise LookupError("Ray is gone")
 
     supervisor._stopping = True
-    supervisor._start("the watch", work)
+    supervisor._start_thread("monitor", work)
     assert failed.wait(10)
     for thread in threading.enumerate():
-        if thread.name == "the watch":
+        if thread.name == "monitor":
             thread.join(10)
     assert supervisor._state.error is None
 

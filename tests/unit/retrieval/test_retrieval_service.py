@@ -13,7 +13,7 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.embedder import IDENTITY_FILE
-from deployments.retrieval import RetrievalDeployment, RetrievalHandle, answer_of
+from deployments.retrieval import RetrievalDeployment, RetrievalHandle, await_response
 from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.pipelines import PipelineError
@@ -196,7 +196,7 @@ class TestDeployment:
     async def test_texts_are_embedded_a_few_at_a_time_as_they_are_read(self, store, folder):
         handle = Handle(vectors)
         one = await deployment(folder, handle)
-        made = (await one("embed", {"texts": [words(i) for i in range(20)]}))["made"]
+        made = (await one("embed", {"texts": [words(i) for i in range(20)]}))["result"]
         assert made["vectors"].tolist() == [[1, i + 3, 2, 0] for i in range(20)] and made["tokens"] == 60
         assert [len(ids) for (ids,) in handle.asked] == [8, 8, 4]
 
@@ -209,7 +209,7 @@ class TestDeployment:
     )  # fmt: skip
     async def test_what_cannot_be_embedded_is_refused_before_anything_is(self, store, folder, more, code):
         handle = Handle(vectors)
-        refused = (await (await deployment(folder, handle))("embed", {"texts": ["w1"], **more}))["refused"]
+        refused = (await (await deployment(folder, handle))("embed", {"texts": ["w1"], **more}))["error"]
         assert (refused["status"], refused["code"]) == (400, code)
         assert handle.asked == []
 
@@ -217,14 +217,14 @@ class TestDeployment:
         store.opening = StoreDown()
         one = await deployment(folder, Handle(vectors))
         asked = {"tenant": "acme", "collection": "docs"}
-        assert (await one("exists", asked))["refused"]["code"] == "store_unavailable"
+        assert (await one("exists", asked))["error"]["code"] == "store_unavailable"
         store.opening = retrieval_misconfigured("made for 8 dimensions")
-        refused = (await one("exists", asked))["refused"]
+        refused = (await one("exists", asked))["error"]
         assert (refused["status"], refused["code"]) == (500, "retrieval_misconfigured")
         with pytest.raises(RequestError, match="made for 8 dimensions"):
             await deployment(folder, Handle(vectors))
         store.opening = None
-        assert (await one("exists", asked))["made"] is True
+        assert (await one("exists", asked))["result"] is True
 
     async def test_a_search_while_the_embedder_is_away_can_be_tried_again(self, store, folder):
         async def away(ids: Any) -> Any:
@@ -232,7 +232,7 @@ class TestDeployment:
 
         one = await deployment(folder, Handle(away))
         asked = {"tenant": "acme", "collection": "docs", "question": "w1", "top_k": 2, "mode": "hybrid"}
-        refused = (await one("search", asked))["refused"]
+        refused = (await one("search", asked))["error"]
         assert (refused["status"], refused["code"]) == (503, "retrieval_unavailable")
 
 
@@ -249,7 +249,7 @@ class TestHandle:
         async def fail(*_: Any) -> Any:
             raise raised
 
-        handle = RetrievalHandle(wanted=True)
+        handle = RetrievalHandle(enabled=True)
         handle._handle = Handle(fail)  # type: ignore[assignment]
         error = await refusal(handle.call("search"))
         assert (error.status, error.code) == (status, code)
@@ -257,7 +257,7 @@ class TestHandle:
 
     async def test_a_call_that_is_given_up_ends_there_too(self):
         response = Response(asyncio.sleep(10))
-        task = asyncio.create_task(answer_of(response, "retrieval"))
+        task = asyncio.create_task(await_response(response, "retrieval"))
         await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
