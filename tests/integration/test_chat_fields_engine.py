@@ -21,11 +21,13 @@ def taken(body: dict[str, Any]) -> bool:
     return True
 
 
-@pytest.mark.parametrize("body", [*TAKEN, *(body for body, _ in REFUSED_ELSEWHERE)], ids=str)
-def test_it_takes(body):
-    assert taken(body)
+def test_it_takes(subtests: pytest.Subtests):
+    for body in [*TAKEN, *(body for body, _ in REFUSED_ELSEWHERE)]:
+        with subtests.test(str(body)):
+            assert taken(body)
 
 
-@pytest.mark.parametrize("body", [body for body, _ in REFUSED], ids=str)
-def test_it_refuses(body):
-    assert not taken(body)
+def test_it_refuses(subtests: pytest.Subtests):
+    for body, _ in REFUSED:
+        with subtests.test(str(body)):
+            assert not taken(body)
