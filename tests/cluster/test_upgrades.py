@@ -12,6 +12,7 @@ import pytest
 from benchmarks.cluster import possible
 from benchmarks.upgrades import KINDS, Rehearsal, rehearsal
 
+pytestmark = pytest.mark.platform
 STEPS = [
     "nothing, to compare with",
     "add a node",

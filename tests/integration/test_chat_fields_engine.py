@@ -7,12 +7,13 @@ from pydantic import ValidationError
 
 from tests.unit.chat_bodies import REFUSED, REFUSED_ELSEWHERE, TAKEN, said
 
-exceptions = pytest.importorskip("vllm.exceptions")
-protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
-
 
 def taken(body: dict[str, Any]) -> bool:
     """Whether the engine reads the request and makes sampling parameters of it."""
+    exceptions = pytest.importorskip(
+        "vllm.exceptions"
+    )  # not before it is needed: who collects tests need not wait for it
+    protocol = pytest.importorskip("vllm.entrypoints.openai.chat_completion.protocol")
     try:
         request = protocol.ChatCompletionRequest.model_validate({"model": "m", **said(), **body})
         request.to_sampling_params(request.max_completion_tokens or request.max_tokens or 16, {})

@@ -69,13 +69,13 @@ def pairwise(sizes: Mapping[str, int]) -> list[dict[str, int]]:
     }
     rows = []
     while left:
-        row = dict(min(left, key=sorted))
+        row = dict(sorted(min(left, key=sorted)))
         for choice in sizes:
             if choice not in row:
                 new = [left & {frozenset({(choice, way), met}) for met in row.items()} for way in range(sizes[choice])]
                 row[choice] = max(range(sizes[choice]), key=lambda way: len(new[way]))
         left -= {frozenset(pair) for pair in combinations(row.items(), 2)}
-        rows.append(row)
+        rows.append({choice: row[choice] for choice in sizes})
     return rows
 
 
