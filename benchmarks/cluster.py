@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,11 @@ class Network:
     """What the nodes are on: a bridge, and the addresses that were given."""
 
     folder: Path
-    _given: int = 1
+    _numbers: Iterator[int] = field(default_factory=lambda: count(2))
 
     def connect(self, name: str) -> str:
         """Make the network namespace of a node; returns its address."""
-        self._given += 1
-        address, space, outer = f"{_NET}.{self._given}", _netns(name), f"gbx-{name}"[:15]
+        address, space, outer = f"{_NET}.{next(self._numbers)}", _netns(name), f"gbx-{name}"[:15]
         _run("ip", "netns", "add", space)
         _run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
         _run("ip", "link", "set", outer, "master", _BRIDGE, "up")

@@ -314,13 +314,7 @@ class Rehearsal:
     def install(self) -> None:
         """The first install: nobody asks yet. What later steps need is built now; in a cluster that takes no engine's cores."""
         self.old.weights(values(FULL, INT8))
-        cluster = self.old.cluster
-        cluster.add("head")
-        cluster.add("gw1", cpus=1, pool="gateway")
-        self._add_engine(self.old, "en1")
-        self.old.install(values(FULL))
-        cluster.wait_running(["gateway", "variant-full"])
-        self.balancer.add("gw1", cluster.nodes["gw1"].address)
+        self._start(self.old)
 
     def changes(self, short: bool = False) -> None:
         """Everything else, under load; `short` leaves out what is the like of another step."""
@@ -377,18 +371,25 @@ class Rehearsal:
         self.new = new
         with ExitStack() as begun:
             begun.enter_context(new.cluster)
-            new.cluster.add("head")
-            new.cluster.add("gw1", cpus=1, pool="gateway")
-            self._add_engine(new, "en1")
-            new.install(values(FULL))
-            new.cluster.wait_running(["gateway", "variant-full"])
-            self.balancer.add("b-gw1", new.cluster.nodes["gw1"].address)
+            self._start(new)
             for gateway in [name for name in self.old.cluster.nodes if name.startswith("gw")]:
                 self.balancer.leave(gateway)
             with ThreadPoolExecutor() as pool:
                 list(pool.map(self.old.stop, list(self.old.cluster.nodes)))
             time.sleep(10)  # the new one alone
             self.load.__exit__()
+
+    def _start(self, deployed: Deployed) -> None:
+        """A head, a node for the gateway and one for an engine, these two at once; the release on them, and requests."""
+        cluster = deployed.cluster
+        cluster.add("head")
+        with ThreadPoolExecutor() as pool:
+            gateway = pool.submit(cluster.add, "gw1", cpus=1, pool="gateway")
+            self._add_engine(deployed, "en1")
+            address = gateway.result().address
+        deployed.install(values(FULL))
+        cluster.wait_running(["gateway", "variant-full"])
+        self.balancer.add(f"{cluster.prefix}gw1", address)
 
     def _add_engine(self, deployed: Deployed, name: str) -> None:
         """A node for an engine. Pods have cores of their own; here the engine that starts goes before those that serve."""

@@ -1,5 +1,6 @@
 """The fields that the API description names for the engine are those that vLLM reads."""
 
+import json
 from importlib import import_module
 
 import jsonschema
@@ -8,7 +9,7 @@ import pytest
 from serve.openapi import describe
 from tests.catalog import make_config
 
-DOCUMENT = describe(make_config())
+DOCUMENT = json.loads(describe(make_config()))
 OURS = {"budget", "retrieval", "best_of"}  # taken out by the gateway
 REQUESTS = [
     ("/v1/chat/completions", "ChatCompletionRequest", "chat_completion"),
