@@ -16,7 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
-from serve.routing.catalog import Live
+from serve.routing.catalog import LiveState
 
 _GAUGES = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}\n]*\} (\S+)$", re.MULTILINE
@@ -99,7 +99,7 @@ class ServeReplicas:
         endpoints = (replica.backend_http_endpoint for replica in replicas)
         return [self._url(endpoint) for endpoint in endpoints if endpoint]
 
-    async def refresh(self, variant: str, live: Live, session: aiohttp.ClientSession) -> None:
+    async def refresh(self, variant: str, live: LiveState, session: aiohttp.ClientSession) -> None:
         """Bring `live` up to date: replicas from Serve, load from each engine's own metrics.
 
         Engines that do not answer count as loaded as the others; when none does, what was known of them stays.
@@ -107,9 +107,9 @@ class ServeReplicas:
         urls = self.urls(variant)
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
         if urls and not engines:
-            return live.looked(len(urls), live.running, live.waiting, live.kv_usage)
+            return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
         share = len(urls) / len(engines) if engines else 1
-        live.looked(
+        live.update_from_engines(
             len(urls),
             round(share * sum(stats.get("num_requests_running", 0) for stats in engines)),
             round(share * sum(stats.get("num_requests_waiting", 0) for stats in engines)),

@@ -202,7 +202,7 @@ class Generation:
         def miss(more_chars: int, more_s: float) -> bool:
             left = _remaining(budget, perf_counter() - arrived + more_s)
             chosen = self.decide(call, caller, left, more_chars=more_chars).chosen
-            return chosen.overflows or chosen.why is not None
+            return chosen.overflows or chosen.explanation is not None
 
         def fits(more_chars: int, more_s: float) -> bool:
             try:
@@ -233,7 +233,7 @@ class Generation:
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             more = request.trace.headers(attempt.span)
-        variant.live.began(attempt.decision.chosen.unread_tokens, call.sequences)
+        variant.live.on_dispatch(attempt.decision.chosen.uncached_tokens, call.sequences)
         in_flight.inc()
         try:  # from here on, what was counted is taken back
             if not call.stream:  # nothing tells when the engine has read the prompt
@@ -256,10 +256,10 @@ class Generation:
             raise
         finally:
             attempt.read()
-            variant.live.ended(call.sequences)
+            variant.live.on_complete(call.sequences)
             in_flight.dec()
             if attempt.first:
-                variant.live.remember(attempt.decision.features)
+                variant.live.remember_prefix(attempt.decision.features)
             if attempt.outcome == "ok":
                 self._learn(attempt)
             self._telemetry.record_attempt(attempt)
@@ -395,7 +395,7 @@ def _gearbox(attempt: Attempt) -> dict[str, object]:
         "variant": attempt.variant.name,
         "reason": attempt.decision.reason,
         "quality": attempt.variant.quality.quality,
-        "missed": attempt.decision.chosen.why,
+        "missed": attempt.decision.chosen.explanation,
         "ttft_ms": _rounded(attempt.ttft_ms),
         "tpot_ms": _rounded(attempt.tpot_ms),
         "e2e_ms": _rounded(attempt.e2e_ms),

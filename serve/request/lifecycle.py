@@ -146,4 +146,4 @@ class Attempt:
         """The engine has read the prompt, or nobody waits for that any more."""
         if self.unread:
             self.unread = False
-            self.variant.live.read(self.decision.chosen.unread_tokens)
+            self.variant.live.on_first_token(self.decision.chosen.uncached_tokens)

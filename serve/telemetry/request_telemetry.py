@@ -52,7 +52,7 @@ class RequestTelemetry:
         """A request of `profile` goes where `decision` says."""
         name = decision.variant.name
         for candidate in decision.candidates:
-            if (rule := candidate.known_rule) is not None:
+            if (rule := candidate.evaluated_rule) is not None:
                 self._metrics.excluded.labels(candidate.variant.name, rule).inc()
         if (before := self._last.get(profile)) != name:
             self._last[profile] = name
@@ -178,7 +178,7 @@ class RequestTelemetry:
             line |= {
                 "variant": last.variant.name,
                 "reason": last.decision.reason,
-                "excluded": {c.variant.name: c.known_rule for c in last.decision.candidates if c.known_rule},
+                "excluded": {c.variant.name: c.evaluated_rule for c in last.decision.candidates if c.evaluated_rule},
                 "quality": last.variant.quality.quality,
                 "predicted": last.decision.chosen.predictions(),
                 "prompt_tokens": last.report.prompt_tokens,
@@ -243,7 +243,9 @@ def _record(trace: Trace, request: Request, error: RequestError | None, ending: 
             "gearbox.predicted.e2e_ms": chosen.prediction.expected.e2e_ms,
         }
         excluded = {
-            f"gearbox.excluded.{c.variant.name}": c.known_rule for c in attempt.decision.candidates if c.known_rule
+            f"gearbox.excluded.{c.variant.name}": c.evaluated_rule
+            for c in attempt.decision.candidates
+            if c.evaluated_rule
         }
         trace.span("route", attempt.decided - attempt.decision_s, attempt.decided, {**routed, **excluded})
         _record_engine(trace, attempt, now)
