@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoints
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
-from serve.routing.catalog import Live
+from serve.routing.catalog import LiveState
 
 _GAUGES = re.compile(
     rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}\n]*\} (\S+)$", re.MULTILINE
@@ -91,7 +91,7 @@ class ServeReplicas:
         handle = self._handles.get(variant)
         return [self._url(endpoint) for endpoint in replica_endpoints(handle)] if handle else []
 
-    async def refresh(self, variant: str, live: Live, session: aiohttp.ClientSession) -> None:
+    async def refresh(self, variant: str, live: LiveState, session: aiohttp.ClientSession) -> None:
         """Update `live`: the number of replicas from Serve, the load from the metrics of each engine.
 
         Engines that do not answer count as loaded as the others; when none answers, the last known load stays.
@@ -99,9 +99,9 @@ class ServeReplicas:
         urls = self.urls(variant)
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
         if urls and not engines:
-            return live.looked(len(urls), live.running, live.waiting, live.kv_usage)
+            return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
         scale = len(urls) / len(engines) if engines else 1
-        live.looked(
+        live.update_from_engines(
             len(urls),
             round(scale * sum(stats.get("num_requests_running", 0) for stats in engines)),
             round(scale * sum(stats.get("num_requests_waiting", 0) for stats in engines)),

@@ -29,9 +29,9 @@ def variants(count: int) -> list[Variant]:
     drawn = random.Random(0)
     found = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
     for variant in found:
-        variant.live.looked(1, 0, 0, 0.0)
+        variant.live.update_from_engines(1, 0, 0, 0.0)
         for _ in range(drawn.randrange(8)):
-            variant.live.began(drawn.randrange(20, 400))
+            variant.live.on_dispatch(drawn.randrange(20, 400))
     return found
 
 

@@ -229,7 +229,7 @@ class Platform:
             for engine in machine.engines:
                 self.engines[engine.variant.name].append((engine, machine))
         for variant in variants:
-            variant.live.looked(len(self.engines[variant.name]), 0, 0, 0.0)
+            variant.live.update_from_engines(len(self.engines[variant.name]), 0, 0, 0.0)
         self._events: list[tuple[float, int, Machine, int]] = []
         self._numbers = itertools.count()
         self.now = 0.0
@@ -266,7 +266,7 @@ class Platform:
         outcome.variant, outcome.quality, outcome.reason = variant.name, variant.quality.quality, decision.reason
         outcome.expected, outcome.tail = self.foreseen or prediction.expected, prediction.tail(CONFIDENCE)
         outcome.cost_usd = variant.cost_usd(request.prompt_tokens, request.output_tokens)
-        variant.live.began(request.prompt_tokens)
+        variant.live.on_dispatch(request.prompt_tokens)
         engine, machine = self.place(variant.name)
         machine.advance(request.at)
         engine.take(Running(outcome, decision, request.at))
@@ -275,7 +275,7 @@ class Platform:
 
     def _look(self, variant: Variant) -> None:
         live = variant.live
-        live.looked(live.replicas, live.in_flight, 0, 0.0, LOOK_MS / 1000)
+        live.update_from_engines(live.replicas, live.in_flight, 0, 0.0, LOOK_MS / 1000)
         variant.latency.tick()
 
     def _until(self, limit: float) -> None:
@@ -300,12 +300,12 @@ class Platform:
         live, request = decision.variant.live, outcome.request
         if what == "first":
             running.first = now
-            live.read(request.prompt_tokens)
+            live.on_first_token(request.prompt_tokens)
             return
         steps = request.output_tokens - 1
         tpot = (now - running.first) / steps if steps > 0 else 0.0
         outcome.took = took = Latency(running.first - running.began, tpot, now - running.began)
-        live.ended()
+        live.on_complete()
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
 

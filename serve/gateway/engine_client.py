@@ -1,4 +1,4 @@
-"""The way to the engines: one HTTP request to the replica that the deployment layer chose."""
+"""Engine client: HTTP requests to the replicas of the variants."""
 
 import asyncio
 import uuid
@@ -48,7 +48,7 @@ class Replicas(Protocol):
 
 
 class Engines:
-    """A pool of connections to every variant's replicas."""
+    """Connection pool to the replicas of all variants."""
 
     def __init__(self, replicas: Replicas, token: str, idle_timeout_s: float, metrics: Metrics) -> None:
         self._replicas = replicas

@@ -1,7 +1,7 @@
-"""The way of one generation request: budget, decision, engine, answer, account. Each step goes forward only.
+"""Generation requests: resolve the budget, choose a variant, relay its response, record telemetry; with failover.
 
-A request whose replica breaks before the first token re-enters at the decision with what is left of its budget: it goes to
-another replica of the variant, where there is one, else to another variant.
+A request whose replica fails before the first token is routed again with the rest of its budget: to another replica of the
+variant if there is one, else to another variant.
 """
 
 import ast
@@ -19,16 +19,16 @@ from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
 from serve.gateway.engine_client import Engines, EngineUnreachable
-from serve.gateway.grounding import Fits, Grounder
+from serve.gateway.grounding import BudgetCheck, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.chat_fields import read_fields
-from serve.request.direct_answer import DirectAnswer, documents
 from serve.request.engine_report import Choice, EngineReport
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
+from serve.request.synthetic_completion import SyntheticCompletion, documents
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
 from serve.routing.router import Decision, Router
@@ -74,7 +74,7 @@ class Generation:
         self._metrics = metrics
 
     def reconfigure(self, config: PlatformConfig, router: Router) -> None:
-        """Take other budget profiles and another router."""
+        """Apply changed budget profiles and a changed router."""
         self._config, self._router = config, router
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
@@ -101,7 +101,7 @@ class Generation:
     def decide(
         self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = (), more_chars: int = 0
     ) -> Decision:
-        """Where `call` would go now, its prompt `more_chars` longer. Raises `RequestError` when nowhere."""
+        """Choose a variant for `call`, with a prompt `more_chars` longer. Raises `RequestError` when none can take it."""
         known = next(iter(self._variants.values()), None)
         chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
         prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
@@ -119,9 +119,9 @@ class Generation:
             raise
 
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
-        """Generate and send the answer, or an error. Raises `RequestError` where it is not even known what is asked for."""
+        """Generate and send the response, or an error. Raises `RequestError` for an unknown model, variant or profile."""
         budget, profile = self.budget(call, caller, headers)
-        trace = self._telemetry.trace(headers, f"{call.endpoint} {call.ref.model}", arrival.head)
+        trace = self._telemetry.trace(headers, f"{call.endpoint} {call.ref.model}", arrival.received_at)
         request = Request(call, caller, id, arrival, budget, profile, trace)
         error = None
         try:
@@ -139,18 +139,18 @@ class Generation:
 
     async def _answer(self, request: Request, headers: Headers, send: Send) -> None:
         call, caller = request.call, request.caller
-        wanted = self._grounder.wanted(call, headers)
+        options = self._grounder.resolve_options(call, headers)
         if self._config.server.strict_tools:
             call.constrain_tool_calls()
         await self._gatekeeper.admit(caller)
-        if wanted is not None:
-            fits = self._fits(call, caller, request.budget, request.arrived)
+        if options is not None:
+            fits = self._budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
-                call, wanted, caller.tenant, key, request.budget, request.arrived, fits
+                call, options, caller.tenant, key, request.budget, request.arrived, fits
             )
             if grounding.direct is not None:
-                return await _answer_directly(request, grounding, grounding.direct, send)
+                return await _send_synthetic_completion(request, grounding, grounding.direct, send)
         failed: set[str] = set()
         broken: set[str] = set()  # base URLs of replicas
         faults = 0
@@ -187,22 +187,22 @@ class Generation:
 
     def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
         """How many sources a request would get and how much longer its prompt would be; None: it asks for none."""
-        if (wanted := self._grounder.wanted(call, headers)) is None or wanted.collection is None:
+        if (options := self._grounder.resolve_options(call, headers)) is None or options.collection is None:
             return None
 
-        top_k, more_chars = self._grounder.plan(wanted, self._fits(call, caller, budget, perf_counter()))
+        top_k, more_chars = self._grounder.plan(options, self._budget_check(call, caller, budget, perf_counter()))
         return {"top_k": top_k, "more_chars": more_chars}
 
-    def _fits(self, call: Call, caller: Caller, budget: Budget, arrived: float) -> Fits:
-        """Tells whether some variant keeps `budget` with a longer prompt, later.
+    def _budget_check(self, call: Call, caller: Caller, budget: Budget, arrived: float) -> BudgetCheck:
+        """Return a check whether some variant meets `budget` with a longer prompt and a later start.
 
-        Where none does even without, the sources are not to blame: then it tells whether the prompt fits a context.
+        If none meets it even without sources, the check is only whether the longer prompt fits a context.
         """
 
         def miss(more_chars: int, more_s: float) -> bool:
             left = _remaining(budget, perf_counter() - arrived + more_s)
             chosen = self.decide(call, caller, left, more_chars=more_chars).chosen
-            return chosen.overflows or chosen.why is not None
+            return chosen.overflows or chosen.explanation is not None
 
         def fits(more_chars: int, more_s: float) -> bool:
             try:
@@ -233,12 +233,12 @@ class Generation:
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             more = request.trace.headers(attempt.span)
-        variant.live.began(attempt.decision.chosen.unread_tokens, call.sequences)
+        variant.live.on_dispatch(attempt.decision.chosen.uncached_tokens, call.sequences)
         in_flight.inc()
-        try:  # from here on, what was counted is taken back
-            if not call.stream:  # nothing tells when the engine has read the prompt
+        try:  # the counters are decremented in `finally`
+            if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
-                asyncio.get_running_loop().call_later(expected_s, attempt.read)
+                asyncio.get_running_loop().call_later(expected_s, attempt.on_first_token)
             path = _PATHS[call.endpoint]
             async with self._engines.post(variant, path, payload, request.id, more, broken) as response:
                 if response.status >= 400:
@@ -255,11 +255,11 @@ class Generation:
             attempt.outcome = "client_error"
             raise
         finally:
-            attempt.read()
-            variant.live.ended(call.sequences)
+            attempt.on_first_token()
+            variant.live.on_complete(call.sequences)
             in_flight.dec()
-            if attempt.first:
-                variant.live.remember(attempt.decision.features)
+            if attempt.first_token_at:
+                variant.live.remember_prefix(attempt.decision.features)
             if attempt.outcome == "ok":
                 self._learn(attempt)
             self._telemetry.record_attempt(attempt)
@@ -269,11 +269,11 @@ class Generation:
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
         document = orjson.loads(body)
         attempt.report = EngineReport.of(document)
-        attempt.last = perf_counter()
+        attempt.last_token_at = perf_counter()
         if attempt.report.decode_s is not None:
-            attempt.first = attempt.last - attempt.report.decode_s
+            attempt.first_token_at = attempt.last_token_at - attempt.report.decode_s
         elif attempt.report.completion_tokens == 1:
-            attempt.first = attempt.last
+            attempt.first_token_at = attempt.last_token_at
         request = attempt.request
         if self._telemetry.captures_content:
             choice = document["choices"][0]
@@ -302,28 +302,31 @@ class Generation:
             raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
         if not chunk and not relay.done:
             raise EngineUnreachable("the stream ended before the first token")
-        attempt.first = attempt.last = perf_counter()
-        attempt.read()
+        attempt.first_token_at = attempt.last_token_at = perf_counter()
+        attempt.on_first_token()
         await start(send, 200, EVENT_STREAM, [*_routing_headers(attempt), ("cache-control", "no-cache")])
         try:
             while True:
                 if chunk:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    attempt.last = perf_counter()
+                    attempt.last_token_at = perf_counter()
                 if relay.done or not (data := await response.content.readany()):
                     break
                 chunk = relay.feed(data)
         except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
             _LOG.warning(
-                "request %s broke off at variant %s: %s", request.id, attempt.variant.name, type(error).__name__
+                "request %s: the stream from variant %s was interrupted: %s",
+                request.id,
+                attempt.variant.name,
+                type(error).__name__,
             )
         finally:
             attempt.report = relay.report
             attempt.text = relay.text if self._telemetry.captures_content else None
         if not relay.done:
-            message = f"the answer broke off at variant '{attempt.variant.name}'; what was sent so far is incomplete"
-            told = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
-            await send({"type": "http.response.body", "body": error_event(told)})
+            message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"
+            payload = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
+            await send({"type": "http.response.body", "body": error_event(payload)})
             return "interrupted"
         more = ""
         if request.grounding is not None:
@@ -339,12 +342,12 @@ class Generation:
         return b'"model":' + orjson.dumps(served), b'"model":' + orjson.dumps(call.model)
 
     async def _check(self, attempt: Attempt, grounding: Grounding, choices: Sequence[Choice]) -> str:
-        """Hold the answer against its sources; returns what is to be added to it."""
+        """Check the answer against its sources; returns the text to append."""
         request, written = attempt.request, attempt.report.completion_tokens
         return await self._grounder.check(grounding, request.call, choices, written, request.budget, request.arrived)
 
     def _learn(self, attempt: Attempt) -> None:
-        """Let the predictions learn from an answer that came whole. Of several sequences only their length is known apart."""
+        """Update the predictors from a complete response. For several sequences only the output length is learned."""
         if (took := attempt.latency) is None:
             return
         caller, call = attempt.request.caller, attempt.call
@@ -354,8 +357,10 @@ class Generation:
             attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
 
 
-async def _answer_directly(request: Request, grounding: Grounding, answer: DirectAnswer, send: Send) -> None:
-    """Send an answer that is known before a variant is asked."""
+async def _send_synthetic_completion(
+    request: Request, grounding: Grounding, answer: SyntheticCompletion, send: Send
+) -> None:
+    """Send a completion that the gateway produced without a variant."""
     call = request.call
     request.answered = perf_counter()
     e2e_ms = round((request.answered - request.arrived) * 1000, 2)
@@ -389,13 +394,13 @@ def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
 
 
 def _gearbox(attempt: Attempt) -> dict[str, object]:
-    """The `gearbox` object: what was chosen and what really happened, times in ms."""
+    """The `gearbox` object of a response: decision, predictions and measurements, times in ms."""
     request = attempt.request
     return {
         "variant": attempt.variant.name,
         "reason": attempt.decision.reason,
         "quality": attempt.variant.quality.quality,
-        "missed": attempt.decision.chosen.why,
+        "missed": attempt.decision.chosen.explanation,
         "ttft_ms": _rounded(attempt.ttft_ms),
         "tpot_ms": _rounded(attempt.tpot_ms),
         "e2e_ms": _rounded(attempt.e2e_ms),
@@ -481,9 +486,7 @@ def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> Re
 
 def _unavailable(failed: Collection[str]) -> RequestError:
     names = ", ".join(f"'{name}'" for name in sorted(failed))
-    return RequestError(
-        503, f"no answer could be had from {names}", code="engine_unavailable", headers={"retry-after": "5"}
-    )
+    return RequestError(503, f"no response from {names}", code="engine_unavailable", headers={"retry-after": "5"})
 
 
 def _not_found(message: str, code: str) -> RequestError:

@@ -1,6 +1,6 @@
-"""Grounding a chat request, the gateway's side: what is asked for, what the budget carries, what is said of the answer.
+"""Grounding of chat requests: resolve options, plan sources within the budget, insert them, check the answer.
 
-Searching itself happens in the retrieval deployment, behind `Retrieval`.
+The search itself happens in the retrieval deployment, behind `Retrieval`.
 """
 
 import asyncio
@@ -18,12 +18,19 @@ from serve.card import first_problem
 from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.http import Headers
-from serve.gateway.rewording import question_of, without_chance, worded
+from serve.gateway.rewording import question_of, set_greedy_sampling, with_prompt
 from serve.request.call import Call
 from serve.request.chat_fields import read_fields
-from serve.request.direct_answer import DirectAnswer, calls_function, may_grow, model_only, most_tokens, takes_text
 from serve.request.engine_report import Choice
-from serve.request.grounding import Grounding, Wanted
+from serve.request.grounding import Grounding, GroundingOptions
+from serve.request.synthetic_completion import (
+    SyntheticCompletion,
+    calls_function,
+    may_grow,
+    model_only,
+    most_tokens,
+    takes_text,
+)
 from serve.telemetry.metrics import Metrics
 from serve.tools.intent import detect
 
@@ -40,7 +47,7 @@ _NOT_AN_AGENTS = (
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
 _SEEN_S = 60.0  # for how long a search tells of the next
 
-Fits = Callable[[int, float], bool]
+BudgetCheck = Callable[[int, float], bool]
 
 
 class Retrieval(Protocol):
@@ -51,7 +58,7 @@ class Retrieval(Protocol):
 
 
 class Grounder:
-    """Grounds requests. Learns how long a search takes and how long a source is."""
+    """Grounds chat requests. Learns search latency and source length, to plan within the budget."""
 
     def __init__(self, config: RetrievalConfig | None, retrieval: Retrieval, metrics: Metrics, url: str) -> None:
         self._config = config
@@ -68,8 +75,8 @@ class Grounder:
             raise RuntimeError("this deployment has no retrieval")
         return self._config
 
-    def wanted(self, call: Call, headers: Headers) -> Wanted | None:
-        """How `call` is to be grounded; None: not at all. Raises `RequestError` 400 for what can't be."""
+    def resolve_options(self, call: Call, headers: Headers) -> GroundingOptions | None:
+        """Grounding options of `call`; None if it is not grounded. Raises `RequestError` 400 for invalid options."""
         asked, header = call.retrieval, headers.get(HEADER)
         if call.ref.collection == "":
             raise _invalid("'model' ends in '+' without a collection's name", "model")
@@ -96,54 +103,61 @@ class Grounder:
         fields = asked if isinstance(asked, dict) else {}
         named = {"collection": call.ref.collection} if call.ref.collection else {}
         try:
-            wanted = Wanted.model_validate({**defaults, **named, **fields})
+            options = GroundingOptions.model_validate({**defaults, **named, **fields})
         except ValidationError as error:
             param = ".".join(["retrieval", *map(str, error.errors()[0]["loc"][:1])])
             if param == "retrieval.collection" and "collection" not in fields:
                 raise _invalid(f"'model' names no collection after '+': {first_problem(error)}", "model") from error
             raise _invalid(f"{param}: {first_problem(error)}", param) from error
         if "collection" in fields:
-            wanted._asked_by = "retrieval.collection"
+            options._asked_by = "retrieval.collection"
         elif named:
-            wanted._asked_by = "model"
+            options._asked_by = "model"
         elif header == "on":
-            wanted._asked_by = HEADER
+            options._asked_by = HEADER
         elif said:
-            wanted._asked_by = "retrieval"
-        return None if off else wanted  # what the header switches off must be right all the same
+            options._asked_by = "retrieval"
+        return None if off else options  # what the header switches off must be right all the same
 
     async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
         """Whether there are documents to ground `call` with. Raises `RequestError` as `ground` does where there are none."""
-        wanted = self.wanted(call, headers)
-        if wanted is None or wanted.collection is None or await self._exists(wanted, tenant):
+        options = self.resolve_options(call, headers)
+        if options is None or options.collection is None or await self._exists(options, tenant):
             return True
-        if wanted.asked_by is None:
+        if options.asked_by is None:
             return False
-        raise _no_collection(wanted)
+        raise _no_collection(options)
 
-    async def _exists(self, wanted: Wanted, tenant: str) -> bool:
+    async def _exists(self, options: GroundingOptions, tenant: str) -> bool:
         try:
             async with asyncio.timeout(self._settings.timeout_s):
-                return bool(await self._retrieval.call("exists", tenant=tenant, collection=wanted.collection))
+                return bool(await self._retrieval.call("exists", tenant=tenant, collection=options.collection))
         except TimeoutError as error:
             raise self._too_slow() from error
 
-    def plan(self, wanted: Wanted, fits: Fits) -> tuple[int, int]:
-        """How many sources the budget carries, and their characters; `fits(characters, seconds)` says whether it can."""
+    def plan(self, options: GroundingOptions, fits: BudgetCheck) -> tuple[int, int]:
+        """Number of sources that fit the budget, and their characters; `fits(characters, seconds)` is the check."""
         since = perf_counter() - _SEEN_S  # after a slow time, searching must be tried again
         seen = sorted(took for when, took in self._searches if when > since) or [_EXPECTED_S]
         expected = seen[int(0.9 * (len(seen) - 1))]
         chars = sum(self._chars) / len(self._chars)
-        for top_k in range(wanted.top_k, 0, -1):
+        for top_k in range(options.top_k, 0, -1):
             more = _FRAME_CHARS + round(top_k * chars)
             if fits(more, expected):
                 return top_k, more
         return 0, 0
 
     async def ground(
-        self, call: Call, wanted: Wanted, tenant: str, key: str, budget: Budget, arrived: float, fits: Fits
+        self,
+        call: Call,
+        options: GroundingOptions,
+        tenant: str,
+        key: str,
+        budget: Budget,
+        arrived: float,
+        fits: BudgetCheck,
     ) -> Grounding:
-        """Search, and word the question of `call` with what was found.
+        """Search, and insert the retrieved passages into the prompt of `call`.
 
         Args:
             key: of the client, for the requests that an agent makes for it.
@@ -154,28 +168,28 @@ class Grounder:
             RequestError: 404 for a collection that does not exist; 422 where the budget can't carry it and the request said
                 `refuse`; 503 when retrieval is down.
         """
-        grounding = Grounding(wanted)
+        grounding = Grounding(options)
         question = question_of(call)
         if question is None:
             grounding.why = "the last message is no question: not a user's, not text alone, or to be continued"
             return self._counted(grounding)
         grounding.question = question
         plain = model_only(call.body) is None and call.body.get("n") in (None, 1)
-        grounding.quotable = wanted.unverified == "quote" and plain
-        if wanted.agent and not calls_function(call.body):
-            if wanted.names_collection and wanted.collection is not None and not await self._exists(wanted, tenant):
-                raise _no_collection(wanted)
+        grounding.quotable = options.unverified == "quote" and plain
+        if options.agent and not calls_function(call.body):
+            if options.names_collection and options.collection is not None and not await self._exists(options, tenant):
+                raise _no_collection(options)
             await self._ask_agent(grounding, call, tenant, key, budget, arrived)
             return self._counted(grounding)
-        if self._compute(grounding, question, call) or wanted.collection is None:
+        if self._compute(grounding, question, call) or options.collection is None:
             return self._counted(grounding)
-        top_k, _ = self.plan(wanted, fits)
+        top_k, _ = self.plan(options, fits)
         if top_k == 0:
             return self._counted(self._without(grounding, "the budget carries no sources"))
-        if top_k < wanted.top_k:
-            if wanted.on_budget != "shrink":
-                return self._counted(self._without(grounding, f"the budget carries {top_k} of {wanted.top_k} sources"))
-            grounding.why = f"the budget carries {top_k} of {wanted.top_k} sources"
+        if top_k < options.top_k:
+            if options.on_budget != "shrink":
+                return self._counted(self._without(grounding, f"the budget carries {top_k} of {options.top_k} sources"))
+            grounding.why = f"the budget carries {top_k} of {options.top_k} sources"
         if (found := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
             return self._counted(grounding)
         grounding.support, grounding.passages = found["support"], found["passages"]
@@ -186,24 +200,26 @@ class Grounder:
         if not grounding.passages:
             grounding.why = "no document supports an answer"
             grounding.outcome = "unsupported"
-            if wanted.on_unsupported == "abstain" and not calls_function(call.body):
+            if options.on_unsupported == "abstain" and not calls_function(call.body):
                 fields, refusal = read_fields(call.body), not takes_text(call.body)
-                grounding.direct = DirectAnswer.within(fields, self._settings.abstention_message, refusal=refusal)
+                grounding.direct = SyntheticCompletion.within(
+                    fields, self._settings.abstention_message, refusal=refusal
+                )
                 grounding.outcome = "abstained"
             return self._counted(grounding)
-        grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
+        grounding.outcome = "used" if top_k == options.top_k else "shrunk"
         before = call.prompt_chars
-        call.reword(worded(call, found["prompt"]))
-        without_chance(call)
+        call.replace_messages(with_prompt(call, found["prompt"]))
+        set_greedy_sampling(call)
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
         return self._counted(grounding)
 
     async def check(
         self, grounding: Grounding, call: Call, choices: Sequence[Choice], tokens: int, budget: Budget, arrived: float
     ) -> str:
-        """Hold the sentences of all `choices` against their sources, as far as the budget's time goes.
+        """Check the sentences of all `choices` against their sources, within the budget's remaining time.
 
-        Returns what is to be added to the answer: where not all of it is supported, what the best source says. That obeys
+        Returns the text to append to the answer: where not all of it is supported, what the best source says. That obeys
         the request too: nothing is added to what a stop or the token limit ended, nor over it (`tokens` were written).
         """
         await self._check(grounding, choices, budget, arrived)
@@ -254,7 +270,7 @@ class Grounder:
         """Answer by computing where the question is a computation; whether that was all that was asked."""
         config = self._settings
         zone = ZoneInfo(config.timezone)
-        used = detect(question, grounding.wanted.tools, datetime.now(zone), zone)
+        used = detect(question, grounding.options.tools, datetime.now(zone), zone)
         if used is None:
             return False
         grounding.tools.append({"name": used.name, "input": used.input, "output": used.output})
@@ -264,18 +280,20 @@ class Grounder:
             if reason is None and fields.token_limit is not None and most_tokens(used.answer) > fields.token_limit:
                 reason = "fewer tokens than the result may have"
             if reason is None:
-                grounding.outcome, grounding.direct = "computed", DirectAnswer.within(fields, used.answer)
+                grounding.outcome, grounding.direct = "computed", SyntheticCompletion.within(fields, used.answer)
                 return True
             grounding.why = f"computed, and told to the model: the request asks for {reason}"
-        call.reword(worded(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}]))
-        without_chance(call)
+        call.replace_messages(
+            with_prompt(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}])
+        )
+        set_greedy_sampling(call)
         return True
 
     async def _ask_agent(
         self, grounding: Grounding, call: Call, tenant: str, key: str, budget: Budget, arrived: float
     ) -> None:
         """Let the model answer with the tools; each of its steps is a request of the client's own, routed by its budget."""
-        wanted, ref = grounding.wanted, call.ref
+        options, ref = grounding.options, call.ref
         model = (
             f"{ref.model}:{ref.variant}" if ref.variant else f"{ref.model}@{ref.profile}" if ref.profile else ref.model
         )
@@ -286,13 +304,13 @@ class Grounder:
         left = (budget.e2e_ms or _AGENT_MS) / 1000 - (perf_counter() - arrived)
         began = perf_counter()
         made = await self._retrieval.call(
-            "agent", tenant=tenant, collection=wanted.collection, messages=call.body["messages"], tools=wanted.tools,
-            top_k=wanted.top_k, mode=wanted.mode, url=self._url, key=key, model=model,
+            "agent", tenant=tenant, collection=options.collection, messages=call.body["messages"], tools=options.tools,
+            top_k=options.top_k, mode=options.mode, url=self._url, key=key, model=model,
             more={**more, "budget": budget.model_dump(exclude_none=True)}, timeout_s=max(left, 0.001),
         )  # fmt: skip
         grounding.outcome, grounding.tools, grounding.ms = "agent", made["tools"], _since(began)
         # stops, token limit and form were kept by the model that wrote it
-        grounding.direct = DirectAnswer(
+        grounding.direct = SyntheticCompletion(
             made["text"], finish_reason=made.get("finish_reason", "stop"), choices=fields.choices, usage=made["usage"]
         )
 
@@ -303,15 +321,15 @@ class Grounder:
 
         That is where the budget's time ended before, or where only `always` asked for a collection that has no documents.
         """
-        wanted = grounding.wanted
+        options = grounding.options
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
         left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
         grounding.began = began = perf_counter()
         try:
             async with asyncio.timeout(max(0.0, min(left, self._settings.timeout_s))):
                 found: dict[str, Any] = await self._retrieval.call(
-                    "ground", tenant=tenant, collection=wanted.collection, question=question, top_k=top_k,
-                    mode=wanted.mode, filters=wanted.filters, min_score=wanted.min_score,
+                    "ground", tenant=tenant, collection=options.collection, question=question, top_k=top_k,
+                    mode=options.mode, filters=options.filters, min_score=options.min_score,
                 )  # fmt: skip
         except TimeoutError as error:
             self._took(began)
@@ -323,10 +341,10 @@ class Grounder:
         except RequestError as error:
             if error.code != "collection_not_found":
                 raise
-            if wanted.asked_by is not None:
-                raise _no_collection(wanted) from error
+            if options.asked_by is not None:
+                raise _no_collection(options) from error
             grounding.ms = _since(began)
-            grounding.outcome, grounding.why = "skipped", f"the collection '{wanted.collection}' has no documents"
+            grounding.outcome, grounding.why = "skipped", f"the collection '{options.collection}' has no documents"
             return None
         self._metrics.retrieval.observe(self._took(began))
         grounding.ms = _since(began)
@@ -342,7 +360,7 @@ class Grounder:
         return now - began
 
     def _without(self, grounding: Grounding, why: str) -> Grounding:
-        if grounding.wanted.on_budget == "refuse":
+        if grounding.options.on_budget == "refuse":
             self._metrics.grounded.labels("rejected").inc()
             raise RequestError(422, why, param="retrieval.on_budget", code="impossible_budget")
         grounding.outcome, grounding.why = "skipped", why
@@ -353,9 +371,9 @@ class Grounder:
         return grounding
 
 
-def _no_collection(wanted: Wanted) -> RequestError:
-    message = f"collection '{wanted.collection}' does not exist"
-    return RequestError(404, message, param=wanted.asked_by, code="collection_not_found")
+def _no_collection(options: GroundingOptions) -> RequestError:
+    message = f"collection '{options.collection}' does not exist"
+    return RequestError(404, message, param=options.asked_by, code="collection_not_found")
 
 
 def _invalid(message: str, param: str) -> RequestError:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from serve.budget import Budget
 from serve.card import Card
-from serve.request.grounding import Outcome, Wanted
+from serve.request.grounding import GroundingOptions, Outcome
 from serve.request.json_types import INTEGRAL
 from serve.routing.router import REASONS
 
@@ -127,7 +127,7 @@ class Message(_Open):
     tool_call_id: StrictStr | None = Field(default=None, description="of a tool's message: the call it answers")
 
 
-class Retrieval(Wanted):
+class Retrieval(GroundingOptions):
     """Grounding of one chat request; what is left out is the deployment's default."""
 
     model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("required"))

@@ -1,4 +1,4 @@
-"""The question that a chat ends with, and asking it in other words."""
+"""Extract a chat's question and insert a grounding prompt."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -33,16 +33,16 @@ def _text(part: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def worded(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
-    """The conversation with its last message reworded by `prompt`; a system message of the client's own stays the only one."""
+def with_prompt(call: Call, prompt: Sequence[Mapping[str, str]]) -> list[Any]:
+    """The conversation with its last message replaced by `prompt`; a system message of the client's takes precedence."""
     messages = call.messages
     has_system = any(message.get("role") in ("system", "developer") for message in messages)
     system = [message for message in prompt if message["role"] == "system" and not has_system]
     return [*system, *messages[:-1], *(message for message in prompt if message["role"] != "system")]
 
 
-def without_chance(call: Call) -> None:
-    """Generate at temperature 0 where the client says nothing of sampling: what is known is wanted, no fancy.
+def set_greedy_sampling(call: Call) -> None:
+    """Generate at temperature 0 where the client sets no sampling parameters: grounded answers should be deterministic.
 
     Several choices are left to the engine's default: at 0 they would be the same, and the engine refuses that.
     """

@@ -1,4 +1,4 @@
-"""Passing an engine's answer on to the client: byte for byte, with one `gearbox` object added at its end."""
+"""SSE relay: forward an engine's stream byte for byte and add one `gearbox` object at its end."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class StreamRelay:
 
     @property
     def text(self) -> str:
-        """The first choice's."""
+        """The text of the first choice."""
         return self.choices[0].text if 0 in self.choices else ""
 
     def feed(self, data: bytes) -> bytes:

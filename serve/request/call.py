@@ -1,4 +1,4 @@
-"""The OpenAI protocol as far as the gateway needs it: reading a request body and naming a variant or budget in `model`.
+"""Parse OpenAI request bodies, as far as the gateway needs them, and the `model` field's variant or profile.
 
 Everything else in the body is validated once, by the engine.
 """
@@ -92,8 +92,8 @@ class Call:
             self.body["stream_options"] = {**options, "include_usage": True}
         return dump_json(self.body)
 
-    def reword(self, messages: list[object]) -> None:
-        """Ask a chat's question in other words: what the router and the engine get is the new prompt."""
+    def replace_messages(self, messages: list[object]) -> None:
+        """Replace the messages of a chat and recompute the prompt's size and blocks."""
         self.body["messages"] = messages
         self.prompt_chars, self.prompt_tokens = _chat_size(self.body)
         self.blocks = _blocks(_conversation(self.body), self.body.get("cache_salt"))
@@ -102,7 +102,7 @@ class Call:
 def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     """Read a chat-completions or completions body.
 
-    The engine's prefix cache is salted with `tenant`: how soon an answer begins must not tell what others have asked.
+    The engine's prefix cache is salted with `tenant`: otherwise TTFT would reveal the prompts of other tenants.
 
     Raises:
         RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type.

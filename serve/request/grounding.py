@@ -1,4 +1,4 @@
-"""How a request is to be grounded in documents, and what came of it: options and result."""
+"""Grounding of one request: its options and its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool
 
 from serve.config.platform import Name
-from serve.request.direct_answer import DirectAnswer
 from serve.request.json_types import INTEGRAL
+from serve.request.synthetic_completion import SyntheticCompletion
 
 Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
 
 
-class Wanted(BaseModel):
-    """How one request is to be grounded: its `retrieval` field on top of the deployment's defaults."""
+class GroundingOptions(BaseModel):
+    """Grounding options of one request: its `retrieval` field over the deployment's defaults."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,9 +44,9 @@ class Wanted(BaseModel):
 
 @dataclass(slots=True)
 class Grounding:
-    """What was done for one request, and what came of it."""
+    """Result of grounding one request."""
 
-    wanted: Wanted
+    options: GroundingOptions
     question: str = ""
     quotable: bool = False  # whether text may be added to the answer
     outcome: Outcome = "off"
@@ -59,7 +59,7 @@ class Grounding:
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # by the pipeline's components
     starts_ms: Mapping[str, float] = field(default_factory=dict)  # when they began, after the search did
     tools: list[dict[str, Any]] = field(default_factory=list)
-    direct: DirectAnswer | None = None  # the answer itself, where it is known before a variant is asked
+    direct: SyntheticCompletion | None = None  # the answer itself, where it is known before a variant is asked
     sentences: list[dict[str, Any]] | None = None  # None: not checked
     quoted: int | None = None  # number of the source that was quoted after an answer that no source supports
 
@@ -82,7 +82,7 @@ class Grounding:
             "quoted": self.quoted,
             "tools": self.tools,
             "retrieval": {
-                "outcome": self.outcome, "why": self.why, "collection": self.wanted.collection, "mode": self.wanted.mode,
+                "outcome": self.outcome, "why": self.why, "collection": self.options.collection, "mode": self.options.mode,
                 "support": self.support, "passages": len(self.passages), "ms": self.ms, "check_ms": self.check_ms,
                 "timings_ms": self.timings_ms,
             },

@@ -1,4 +1,4 @@
-"""One request as the gateway follows it: what was asked, each attempt at a variant, and what came of it."""
+"""The lifecycle of a request: arrival, attempts at variants, and outcome."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,16 +21,16 @@ CUSTOM = "custom"  # profile of requests that name limits of their own
 
 
 class Arrival(NamedTuple):
-    """When a request came (perf_counter seconds): its head, its key found good, its last byte."""
+    """Times of a request's arrival, perf_counter seconds: head received, authenticated, body read."""
 
-    head: float
+    received_at: float
     authenticated: float
     read: float
 
 
 @dataclass(slots=True)
 class Request:
-    """What was asked by whom and may be spent on it."""
+    """A request: call, caller, budget, and its attempts."""
 
     call: Call
     caller: Caller
@@ -80,20 +80,20 @@ def _over(
 
 @dataclass(slots=True)
 class Attempt:
-    """A request at one variant: what was decided, when what happened (perf_counter seconds), what it took."""
+    """One attempt at a variant: the decision, timestamps (perf_counter seconds) and the engine's report."""
 
     request: Request
     decision: Decision
     decided: float = 0.0
     decision_s: float = 0.0
     dispatched: float = 0.0
-    first: float = 0.0
-    last: float = 0.0
+    first_token_at: float = 0.0
+    last_token_at: float = 0.0
     outcome: Outcome = "cancelled"
     report: EngineReport = field(default_factory=EngineReport)
     span: Span | None = None  # of the engine's part
     text: str | None = None  # of the answer, where it is to be logged
-    unread: bool = True  # its prompt counts as not yet read by the engine
+    prefill_pending: bool = True  # its prompt counts as not yet read by the engine
 
     @property
     def call(self) -> Call:
@@ -108,28 +108,28 @@ class Attempt:
     @property
     def ttft_ms(self) -> float | None:
         """From the request's arrival to the first token."""
-        return (self.first - self.request.arrived) * 1000 if self.first else None
+        return (self.first_token_at - self.request.arrived) * 1000 if self.first_token_at else None
 
     @property
     def tpot_ms(self) -> float | None:
         """For each token after the first, of several sequences on average."""
         steps = self.report.completion_tokens / self.call.sequences - 1
-        return (self.last - self.first) * 1000 / steps if self.first and steps > 0 else None
+        return (self.last_token_at - self.first_token_at) * 1000 / steps if self.first_token_at and steps > 0 else None
 
     @property
     def e2e_ms(self) -> float:
         """From the request's arrival to the last token."""
-        return (self.last - self.request.arrived) * 1000
+        return (self.last_token_at - self.request.arrived) * 1000
 
     @property
     def latency(self) -> Latency | None:
         """What the variant took, from the dispatch on; None where it said too little."""
-        if not self.report.completion_tokens or not self.first:
+        if not self.report.completion_tokens or not self.first_token_at:
             return None
         return Latency(
-            (self.first - self.dispatched) * 1000,
+            (self.first_token_at - self.dispatched) * 1000,
             self.tpot_ms or 0.0,
-            (self.last - self.dispatched) * 1000,
+            (self.last_token_at - self.dispatched) * 1000,
         )
 
     @property
@@ -142,8 +142,8 @@ class Attempt:
         """Of what was read and written, at the deployment's price."""
         return self.variant.cost_usd(self.report.prompt_tokens, self.report.completion_tokens)
 
-    def read(self) -> None:
-        """The engine has read the prompt, or nobody waits for that any more."""
-        if self.unread:
-            self.unread = False
-            self.variant.live.read(self.decision.chosen.unread_tokens)
+    def on_first_token(self) -> None:
+        """Count the prompt as prefilled, once: at the first token or at the end of the attempt."""
+        if self.prefill_pending:
+            self.prefill_pending = False
+            self.variant.live.on_first_token(self.decision.chosen.uncached_tokens)

@@ -1,4 +1,4 @@
-"""The catalog: the variants of a model that are deployed, their cards, and how each one is right now."""
+"""The catalog: the deployed variants of a model, with their cards and live state."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -10,71 +10,77 @@ from serve.routing.prediction import Features, LatencyModel, Load
 
 BLOCK_CHARS = 512  # of a prompt's text: about one block of the engine's prefix cache
 _CHARS_PER_TOKEN = 4
-_NEWEST = 0.2  # weight of the newest look in what is followed from look to look
+_RATE_SMOOTHING = 0.2  # weight of the newest measurement in the moving average of the prompt rate
 
 
 @dataclass(slots=True)
-class Live:
-    """One variant's state as this gateway knows it. Mutable: the gateway counts, the watcher refreshes."""
+class LiveState:
+    """One variant's load and health as this gateway knows them.
+
+    Mutable: the gateway counts its own requests, and a background task refreshes the rest from the engines' metrics.
+    """
 
     replicas: int = 0
-    been_up: bool = False  # since this gateway knows it
-    running: int = 0  # in the engines, at the last look
-    waiting: int = 0  # queued in the engines, at the last look
-    kv_usage: float = 0.0  # share of the KV cache in use, highest replica
-    in_flight: int = 0  # sequences of this gateway's own requests, now
-    unread_tokens: int = 0  # prompt tokens of this gateway's own requests without a first token, now
-    others: int = 0  # sequences of other gateways, at the last look
-    sent: int = 0  # sequences of this gateway's own requests since the last look
-    peers: int = 0  # other gateways that decide like this one
-    prompt_rate: float = 0.0  # prompt tokens a second of this gateway's own requests, over the last seconds
-    kv_tokens: int = 0  # that the prefix cache of one replica holds; 0 when there is none
-    _new_tokens: int = 0  # of prompts since the last look
-    _blocks: OrderedDict[int, None] = field(default_factory=OrderedDict)  # of prompts it has read, the latest last
+    been_up: bool = False  # whether a replica has run since this gateway started
+    running: int = 0  # running in the engines, at the last refresh
+    waiting: int = 0  # queued in the engines, at the last refresh
+    kv_usage: float = 0.0  # share of the KV cache in use, of the replica that uses most
+    in_flight: int = 0  # sequences of this gateway's requests, now
+    pending_prefill_tokens: int = 0  # prompt tokens of this gateway's requests that have no first token yet
+    remote_in_flight: int = 0  # sequences of other gateways, at the last refresh
+    dispatched_since_refresh: int = 0  # sequences of this gateway's requests
+    peers: int = 0  # other gateways that route to the same variants
+    prompt_rate: float = 0.0  # prompt tokens per second of this gateway's requests, moving average
+    kv_tokens: int = 0  # capacity of one replica's prefix cache; 0 without one
+    _prompt_tokens_since_refresh: int = 0
+    _blocks: OrderedDict[int, None] = field(
+        default_factory=OrderedDict
+    )  # of prefilled prompts, most recently used last
 
     def load(self, busy_variants: int = 0, features: Features | None = None) -> Load:
-        """What a request of `features` would meet now, while `busy_variants` (this one included) have requests.
+        """The load that a request of `features` would meet now, while `busy_variants` (including this one) have requests.
 
-        Own requests are known exactly. Other gateways' are as old as the last look; since then each of them is taken to
-        have sent as many as this one, so that several do not all run to the variant that looked idle.
+        This gateway's requests are counted exactly. Those of other gateways are as old as the last refresh; since then each
+        gateway is assumed to have dispatched as many as this one, so that they do not all choose the variant that was idle.
         """
-        unseen = self.sent * self.peers
-        share = 1 + (self.others + unseen) / self.in_flight if self.in_flight else 1
-        requests = self.in_flight + self.others + unseen
-        others = busy_variants - (requests > 0)
+        assumed = self.dispatched_since_refresh * self.peers
+        remote = self.remote_in_flight + assumed
+        scale = 1 + remote / self.in_flight if self.in_flight else 1
+        requests = self.in_flight + remote
+        colocated = busy_variants - (requests > 0)
         return Load(
             requests,
-            round(self.unread_tokens * share),
+            round(self.pending_prefill_tokens * scale),
             self.replicas,
-            max(others, 0),
-            self.prompt_rate * share,
-            self._cached(features) if features and self._blocks else 0,
+            max(colocated, 0),
+            self.prompt_rate * scale,
+            self._cached_tokens(features) if features and self._blocks else 0,
         )
 
-    def _cached(self, features: Features) -> int:
-        """Tokens of the prompt that a replica is expected to have in its cache; any replica may get it."""
-        found = 0
+    def _cached_tokens(self, features: Features) -> int:
+        """Expected number of prompt tokens in the prefix cache of the replica that gets the request, whichever it is."""
+        hits = 0
         for block in features.blocks:
             if block not in self._blocks:
                 break
-            found += 1
-        return features.prompt_tokens * found // (len(features.blocks) + 1) // max(self.replicas, 1)
+            hits += 1
+        return features.prompt_tokens * hits // (len(features.blocks) + 1) // max(self.replicas, 1)
 
-    def remember(self, features: Features) -> None:
-        """A prompt was read: it is in the cache of the replica that read it, until as much newer has come as that holds."""
+    def remember_prefix(self, features: Features) -> None:
+        """Add a prefilled prompt to the estimated contents of the prefix caches; the least recently used blocks are evicted."""
         for block in features.blocks:
             self._blocks[block] = None
             self._blocks.move_to_end(block)
-        most = self.kv_tokens * _CHARS_PER_TOKEN * max(self.replicas, 1) // BLOCK_CHARS
-        while len(self._blocks) > most:
+        max_blocks = self.kv_tokens * _CHARS_PER_TOKEN * max(self.replicas, 1) // BLOCK_CHARS
+        while len(self._blocks) > max_blocks:
             self._blocks.popitem(last=False)
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests, as far as is known."""
-        return self.in_flight + self.others > 0
+        """Whether any request is in flight at the variant, as of the last refresh."""
+        return self.in_flight + self.remote_in_flight > 0
 
-    def looked(
+    def update_from_engines(
         self,
         replicas: int,
         running: int,
@@ -83,37 +89,37 @@ class Live:
         elapsed_s: float = 0.5,
         kv_tokens: int | None = None,
     ) -> None:
-        """Take what the engines report, `elapsed_s` after the last time."""
+        """Store what the engines report, `elapsed_s` after the last refresh."""
         if replicas < self.replicas:
-            self._blocks.clear()  # one went, with its cache
+            self._blocks.clear()  # a replica stopped, and its cache is lost
         if kv_tokens is not None:
             self.kv_tokens = kv_tokens
-        self.prompt_rate += _NEWEST * (self._new_tokens / elapsed_s - self.prompt_rate)
-        self._new_tokens = 0
+        self.prompt_rate += _RATE_SMOOTHING * (self._prompt_tokens_since_refresh / elapsed_s - self.prompt_rate)
+        self._prompt_tokens_since_refresh = 0
         self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
         self.been_up = self.been_up or replicas > 0
-        self.others = max(0, running + waiting - self.in_flight)
-        self.sent = 0
+        self.remote_in_flight = max(0, running + waiting - self.in_flight)
+        self.dispatched_since_refresh = 0
 
-    def began(self, prompt_tokens: int, sequences: int = 1) -> None:
-        """A request was sent to the variant: the engine counts each of its sequences."""
+    def on_dispatch(self, prompt_tokens: int, sequences: int = 1) -> None:
+        """Count a request dispatched to the variant; like the engine, each of its sequences."""
         self.in_flight += sequences
-        self.sent += sequences
-        self.unread_tokens += prompt_tokens
-        self._new_tokens += prompt_tokens
+        self.dispatched_since_refresh += sequences
+        self.pending_prefill_tokens += prompt_tokens
+        self._prompt_tokens_since_refresh += prompt_tokens
 
-    def read(self, prompt_tokens: int) -> None:
-        """Its first token came, or it ended before."""
-        self.unread_tokens -= prompt_tokens
+    def on_first_token(self, prompt_tokens: int) -> None:
+        """Count a prompt as prefilled: its first token arrived, or the request ended before."""
+        self.pending_prefill_tokens -= prompt_tokens
 
-    def ended(self, sequences: int = 1) -> None:
-        """It is over."""
+    def on_complete(self, sequences: int = 1) -> None:
+        """Count a request as no longer in flight, however it ended."""
         self.in_flight -= sequences
 
 
 @dataclass(slots=True, frozen=True)
 class Variant:
-    """One servable set of weights with everything the router needs to know of it."""
+    """One servable set of weights, with all the router needs: card, limits, prices, latency model and live state."""
 
     name: str
     card: Card
@@ -126,7 +132,7 @@ class Variant:
     max_waiting: int  # per replica
     max_replicas: int
     scales_to_zero: bool
-    live: Live = field(default_factory=Live, compare=False)
+    live: LiveState = field(default_factory=LiveState, compare=False)
 
     def cost_usd(self, prompt_tokens: int, output_tokens: int) -> float:
         """Cost of one request at this deployment's price, USD."""
@@ -134,11 +140,11 @@ class Variant:
 
     @property
     def technique(self) -> str:
-        """How its weights were made from the model's."""
+        """The compression steps that made the weights, `none` for the original model."""
         return " + ".join(step.technique for step in self.card.steps if step.technique != "load") or "none"
 
     def summary(self) -> dict[str, object]:
-        """What a client may want to know before choosing: the card in brief."""
+        """Summary of the card and prices, for clients that choose a variant."""
         million = 1_000_000
         return {
             "quality": self.quality.quality,
@@ -158,10 +164,10 @@ class Variant:
 
 
 def make_variant(config: VariantConfig, card: Card, engine_args: Mapping[str, object], max_waiting: int) -> Variant:
-    """Join what is configured with what the card says.
+    """Build a variant from its configuration and its card.
 
     Raises:
-        ConfigError: the card was never evaluated or profiled, so nothing could be predicted from it.
+        ConfigError: the card has no measured quality or latency profile.
     """
     if card.quality is None or card.profile is None:
         raise ConfigError(

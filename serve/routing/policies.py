@@ -1,6 +1,6 @@
-"""Policies: which of the variants that could answer takes a request. `Router` calls them, in service and in the simulator.
+"""Routing policies: choose one of the usable variants. `Router` calls them, in the gateway and in the simulator.
 
-A new one is a class with `choose` and a line in `POLICIES`.
+To add a policy, write a class with `choose` and add it to `POLICIES`.
 """
 
 import math
@@ -13,7 +13,7 @@ from serve.routing.catalog import Variant
 from serve.routing.router import Candidate, Policy
 
 Choice = tuple[Candidate, str]
-ENOUGH = 50  # answers after which a variant is known
+EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
 
 ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
     "quality": lambda c: (-c.quality, c.cost_usd),
@@ -23,68 +23,70 @@ ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
 
 
 class WithinBudget:
-    """The default: of those that keep the whole budget, the best by its objective; ties go to quality, then cost.
+    """The default: of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
 
-    It moves up to a higher quality only when that has half the risk the budget allows, as long as the variant that the same
-    budget got last still fits: near the edge, loads would else swing between the two. Until every variant has answered
-    `ENOUGH` requests, a share `explore` of those whose budget is at no risk goes to the one that is known least.
+    Hysteresis: while the variant last chosen for the same budget still fits, a higher quality is chosen only at half the
+    risk the budget allows; otherwise load would oscillate between the two. Until every variant has answered
+    `EXPLORED_AFTER` requests, a share `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 
-    def __init__(self, seed: int = 0, explore: float = 0.01, least: float = 0.8) -> None:
+    def __init__(self, seed: int = 0, explore: float = 0.01, min_probability: float = 0.8) -> None:
         self._random = random.Random(seed)
         self._explore = explore
-        self._least = least  # chance of keeping the budget below which a request is refused, or degraded
+        self._min_probability = min_probability  # of meeting the budget; below it a request is rejected or degraded
         self._last: OrderedDict[tuple[object, ...], str] = OrderedDict()
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
         best = self._best(usable, budget)
         if best is None:
-            return self._likeliest(usable)
+            return self._most_probable(usable)
         if self._random.random() < self._explore:
-            others = (c for c in usable if c is not best and _unknown(c.variant))
-            safe = [c for c in others if c.ruled_out is None and c.chance >= 0.99]
+            unexplored = (c for c in usable if c is not best and _needs_exploration(c.variant))
+            safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99]
             if safe:
                 return min(safe, key=lambda c: c.variant.latency.observed), "explore"
-        times = map(_about, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
-        asked = (*times, budget.max_cost, budget.min_quality, budget.objective)
-        last = self._last.get(asked)
+        times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
+        key = (*times, budget.max_cost, budget.min_quality, budget.objective)
+        last = self._last.get(key)
         if last is not None and best.variant.name != last and best.chance < 0.975:
-            held = next((c for c in usable if c.variant.name == last and c.ruled_out is None), None)
-            if held is not None and held.quality < best.quality:
-                best = held
-        self._last[asked] = best.variant.name
-        self._last.move_to_end(asked)
+            previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None), None)
+            if previous is not None and previous.quality < best.quality:
+                best = previous
+        self._last[key] = best.variant.name
+        self._last.move_to_end(key)
         if len(self._last) > 1000:
             self._last.popitem(last=False)
         return best, budget.objective
 
     def _best(self, usable: Sequence[Candidate], budget: Budget) -> Candidate | None:
-        """The first that fits in the objective's order: those after it need no prediction."""
+        """The first that fits, in the objective's order; those after it need no prediction."""
         for candidate in sorted(usable, key=ORDER[budget.objective]):
             if candidate.ruled_out is None:
                 return candidate
         return None
 
-    def _likeliest(self, usable: Sequence[Candidate]) -> Choice | None:
-        """None is sure enough to keep its limits: the one that more likely than not does, if there is one."""
-        chances = [(c.chance, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in ("ttft", "tpot", "e2e")]
-        chance, _, at = max(chances, default=(0.0, 0.0, 0))
-        return (usable[at], "risk") if chance >= self._least else None
+    def _most_probable(self, usable: Sequence[Candidate]) -> Choice | None:
+        """The candidate most likely to meet the latency limits, if its probability is at least `min_probability`."""
+        probabilities = [
+            (c.chance, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in ("ttft", "tpot", "e2e")
+        ]
+        probability, _, index = max(probabilities, default=(0.0, 0.0, 0))
+        return (usable[index], "risk") if probability >= self._min_probability else None
 
 
-def _about(limit_ms: float | None) -> int | None:
-    """The limit in steps of 5%: what the gateway itself took is off it already, a little more or less each time."""
+def _rounded_limit(limit_ms: float | None) -> int | None:
+    """The limit in steps of 5%, because the gateway's own time, already subtracted, varies from request to request."""
     return None if limit_ms is None else round(20 * math.log(limit_ms))
 
 
-def _unknown(variant: Variant) -> bool:
-    """Whether it is worth a request to learn how fast it is; not when a replica would have to start for it."""
-    return variant.latency.observed < ENOUGH and variant.live.replicas > 0
+def _needs_exploration(variant: Variant) -> bool:
+    """Whether the variant has too few observations; False when a replica would have to start for it."""
+    return variant.latency.observed < EXPLORED_AFTER and variant.live.replicas > 0
 
 
 class AlwaysFull:
-    """The highest quality, whatever it takes."""
+    """The highest quality, whatever the cost and latency."""
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
@@ -108,7 +110,7 @@ class Fastest:
 
 
 class Random:
-    """Any of them."""
+    """A random variant."""
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
@@ -119,7 +121,7 @@ class Random:
 
 
 class RoundRobin:
-    """One after the other."""
+    """Each variant in turn."""
 
     def __init__(self) -> None:
         self._turn = 0
@@ -131,16 +133,16 @@ class RoundRobin:
 
 
 class Threshold:
-    """The highest quality that has fewer than `most` requests a replica, else the cheapest: what one would write first."""
+    """The highest quality with fewer than `max_per_replica` requests per replica, else the cheapest: a simple baseline."""
 
-    def __init__(self, most: int = 8) -> None:
-        self._most = most
+    def __init__(self, max_per_replica: int = 8) -> None:
+        self._max_per_replica = max_per_replica
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
         for candidate in sorted(usable, key=lambda c: -c.quality):
             load = candidate.variant.live.load()
-            if load.requests < self._most * max(load.replicas, 1):
+            if load.requests < self._max_per_replica * max(load.replicas, 1):
                 return candidate, "quality"
         return min(usable, key=lambda c: c.cost_usd), "cost"
 

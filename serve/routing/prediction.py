@@ -1,9 +1,8 @@
-"""How long a request will take at a variant: the card's profile first, corrected by every request that ends.
+"""Latency prediction: the card's profile, corrected online by every completed request.
 
-What a request took over what the profile says is learnt as a function of the load it met (`learning.Regression`); what that
-leaves unexplained has quantiles of its own (`learning.Quantiles`), so that a bound is predicted beside the median. How often the
-bounds held is measured by `benchmarks.routing.goodput` and `benchmarks.routing.simulate`: live, beyond saturation, far less often than they say.
-Constant time and memory for each request.
+The ratio of observed to profiled time is learned as a function of the load (`online_estimators.Regression`); the quantiles
+of the residuals (`online_estimators.Quantiles`) give a bound beside the median. The coverage of the bounds is measured by `benchmarks.routing.goodput` and `benchmarks.routing.simulate`: beyond saturation it is far below its nominal level on a live platform.
+Constant time and memory per request.
 """
 
 import itertools
@@ -23,11 +22,11 @@ Curve = Sequence[tuple[float, float]]  # (x, milliseconds), sorted by x
 
 @dataclass(slots=True, frozen=True)
 class Features:
-    """What is known of a request before it runs, in tokens.
+    """Features of a request that are known before it runs, in tokens.
 
-    `prompt_tokens` are those of all its prompts. The engine writes `sequences` answers to it (choices times prompts), each of
-    which is expected to have `output_tokens`. `context_tokens` is what its longest sequence takes of a context by estimate.
-    `blocks` stand for the whole blocks of the prompt's text, each with all that comes before it, see `protocol.Call`.
+    `prompt_tokens` counts all prompts. The engine generates `sequences` sequences (choices times prompts), each of an expected
+    `output_tokens`. `context_tokens` estimates the context length of the longest sequence. `blocks` are the hashes of the
+    prompt's prefix blocks, see `request.call.Call`.
     """
 
     prompt_tokens: int
@@ -38,22 +37,22 @@ class Features:
 
     @property
     def total_output_tokens(self) -> int:
-        """Expected of all sequences."""
+        """Expected output tokens of all sequences."""
         return self.output_tokens * self.sequences
 
 
 class Load(NamedTuple):
-    """What a request meets at a variant: sequences there, prompt tokens not yet read, and replicas that share them.
+    """Load that a request meets at a variant: sequences in flight, prompt tokens to prefill, and replicas that share both.
 
-    `busy_others` is how many other variants have requests: they may run on the same machine. `prompt_rate` is how many prompt
-    tokens a second came lately: answers under way stand still while prompts are read. `cached_tokens` of its own prompt are
-    in the engines' prefix cache already.
+    `colocated_busy_variants` counts the other variants with requests: they may run on the same machine. `prompt_rate` is
+    the recent number of prompt tokens per second: prefills delay running decodes. `cached_tokens` of the request's prompt
+    are in the engines' prefix cache.
     """
 
     requests: int = 0
-    unread_tokens: int = 0
+    pending_prefill_tokens: int = 0
     replicas: int = 1
-    busy_others: int = 0
+    colocated_busy_variants: int = 0
     prompt_rate: float = 0.0
     cached_tokens: int = 0
 
@@ -67,7 +66,7 @@ class Latency(NamedTuple):
 
 
 class Prediction:
-    """Times of one request at one variant as distributions. `expected` are their medians."""
+    """Predicted distributions of the times of one request at one variant. `expected` holds the medians."""
 
     __slots__ = ("_model", "_points", "_priors", "_rest_at", "_spreads", "_tail", "_ttft_at", "expected")
 
@@ -85,14 +84,14 @@ class Prediction:
         self._ttft_at, self._rest_at = ttft_at, rest_at
         a, b, c = spreads
         ttft, tpot = points
-        ttft_ms, tpot_ms = ttft * a.middle, tpot * b.middle
+        ttft_ms, tpot_ms = ttft * a.median, tpot * b.median
         e2e = ttft_ms + tpot_ms * steps
         self._points = (ttft, tpot, e2e)
         self._tail = Latency(ttft * a.bound, tpot * b.bound, e2e * c.bound)
-        self.expected = Latency(ttft_ms, tpot_ms, e2e * c.middle)
+        self.expected = Latency(ttft_ms, tpot_ms, e2e * c.median)
 
     def within(self, ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None) -> float:
-        """Probability that every given limit is kept: the least of them, since one load decides them all."""
+        """Probability that every given limit is met: the minimum over the limits, since the same load decides them all."""
         limits = (ttft_ms, tpot_ms, e2e_ms)
         return min(
             (
@@ -104,14 +103,16 @@ class Prediction:
         )
 
     def tail(self, level: float) -> Latency:
-        """The times at one of `learning.LEVELS`."""
+        """The predicted times at one of `budget.LEVELS`."""
         if level == LEVELS[_P95]:
             return self._tail
-        at, (ttft, tpot, e2e), expected = LEVELS.index(level), self._spreads, self.expected
-        return Latency(expected[0] * ttft.factors[at], expected[1] * tpot.factors[at], expected[2] * e2e.factors[at])
+        index, (ttft, tpot, e2e), expected = LEVELS.index(level), self._spreads, self.expected
+        return Latency(
+            expected[0] * ttft.factors[index], expected[1] * tpot.factors[index], expected[2] * e2e.factors[index]
+        )
 
     def observe(self, ttft_ms: float, tpot_ms: float | None, e2e_ms: float) -> None:
-        """Learn from what the request really took; `tpot_ms` is None for an answer of one token."""
+        """Learn from the observed times; `tpot_ms` is None for an output of one token."""
         model, (ttft, tpot, e2e) = self._model, self._spreads
         model.ttft.observe(self._ttft_at, log_ratio(ttft_ms, self._priors[0]))
         ttft.observe(self._points[0], self._tail[0], ttft_ms)
@@ -123,22 +124,22 @@ class Prediction:
 
 
 class _Spread:
-    """Quantiles of log(observed / predicted) for requests that met about the same load, relative to what was said then.
+    """Quantiles of log(observed / predicted) for requests at about the same load.
 
-    `stretch` widens them after an answer above the 95% bound that was predicted for it, and narrows them after one below: in the
-    long run 5% are above (adaptive conformal inference, Gibbs and Candès 2021), but it lags behind a jump of load.
-    `middle`, `factors` and `bound` are kept ready for decisions: the median, each level over it, and the 95% bound.
+    `stretch` widens them after an observation above its predicted 95% bound and narrows them after one below: in the long run
+    5% are above (adaptive conformal inference, Gibbs and Candès 2021), but it lags behind a jump in load. `median`,
+    `factors` and `bound` are precomputed for decisions: the median, each level divided by it, and the 95% bound.
     """
 
-    __slots__ = ("_quantiles", "bound", "factors", "middle", "stretch")
+    __slots__ = ("_quantiles", "bound", "factors", "median", "stretch")
 
     def __init__(self, p95_over_p50: float) -> None:
-        self._quantiles = Quantiles(normal_start(0.0, math.log(max(p95_over_p50, _LEAST_SPREAD))))
+        self._quantiles = Quantiles(normal_start(0.0, math.log(max(p95_over_p50, _MIN_SPREAD))))
         self.stretch = 1.0
         self._refresh()
 
     def share_below(self, log_ratio: float) -> float:
-        """Predicted share of requests that take at most e^`log_ratio` times what was predicted."""
+        """Predicted share of requests that take at most e^`log_ratio` times the point prediction."""
         median = self._quantiles.values[0]
         return self._quantiles.share_below(median + (log_ratio - median) / self.stretch)
 
@@ -147,34 +148,32 @@ class _Spread:
         self.stretch = min(max(self.stretch + _STRETCH_STEP * ((observed_ms > tail_ms) - 0.05), 0.5), 5.0)
         self._refresh()
 
-    def fade(self, share: float) -> None:
-        self._quantiles.fade(share)
+    def decay(self, share: float) -> None:
+        self._quantiles.decay(share)
         self.stretch += share * (1 - self.stretch)
         self._refresh()
 
     def _refresh(self) -> None:
         values = self._quantiles.values
         median = values[0]
-        self.middle = math.exp(median)
+        self.median = math.exp(median)
         self.factors = [math.exp((value - median) * self.stretch) for value in values]
-        self.bound = self.middle * self.factors[_P95]
+        self.bound = self.median * self.factors[_P95]
 
 
-_LEAST_SPREAD = (
-    1.4  # 95% bound over the median to begin with: a service is less steady than what its profile was measured in
-)
-_UNKNOWN_LENGTH = 2.0  # the same of the whole answer, whose length is a guess
+_MIN_SPREAD = 1.4  # initial 95% bound over the median: production load varies more than the profiling run
+_E2E_SPREAD = 2.0  # the same for the end-to-end time, because the output length is a guess
 _P95 = LEVELS.index(0.95)
 _STRETCH_STEP = 0.03
-_MOST_READING = 0.8  # share of the time: beyond it the queue, not the reading, is what answers wait for
-_CROWDED = (0.125, 0.4, 1.0)  # shares of the batch in use that part requests into groups with quantiles of their own
+_MAX_PREFILL_SHARE = 0.8  # of the time: beyond it, requests wait for the queue rather than for prefills
+_LOAD_BANDS = (0.125, 0.4, 1.0)  # batch utilization; the residuals of each band have separate quantiles
 
 
 class LatencyModel:
-    """Times of one variant on the hardware its card was profiled on, and what was learnt since."""
+    """Latency model of one variant: its profile and the corrections learned since."""
 
     __slots__ = (
-        "_at_last_tick", "_crowd", "_max_running", "_ms_per_unread_token", "_spreads", "_startup_ms", "_tpot",
+        "_at_last_tick", "_crowd", "_max_running", "_ms_per_prefill_token", "_spreads", "_startup_ms", "_tpot",
         "_ttft_by_prompt", "observed", "tpot", "ttft",
     )  # fmt: skip
 
@@ -185,122 +184,122 @@ class LatencyModel:
         self._ttft_by_prompt = rising((point.prompt_tokens, point.p50_ms) for point in alone)
         crowd = [(x, y / interpolate(crowd, 1)) for x, y in crowd] if len(crowd) > 1 else [(1.0, 1.0)]
         tpot = rising((point.concurrency, point.p50_ms) for point in profile.tpot)
-        # by the size of the batch, one more than there can be for what lies between
+        # by batch size; one entry more than the maximum, for interpolation
         self._crowd = [interpolate(crowd, batch) for batch in range(max_running + 2)]
         self._tpot = [interpolate(tpot, batch) for batch in range(max_running + 2)]
-        self._ms_per_unread_token = 1000 / profile.prefill_tokens_per_s
+        self._ms_per_prefill_token = 1000 / profile.prefill_tokens_per_s
         self._startup_ms = profile.startup_s * 1000
         self._max_running = max_running
-        # log(observed / prior) by what a request met: 1, share of the batch in use, log(1 + busy others), and for the first
-        # token thousands of prompt tokens, for the others the share of the time that goes to reading prompts
+        # log(observed / prior) by load: 1, batch utilization, log(1 + colocated busy variants), and for TTFT thousands of
+        # prompt tokens, for TPOT the share of the time spent on prefills
         self.ttft, self.tpot = Regression(4), Regression(4)
         first = max(point.p95_ms / point.p50_ms for point in profile.ttft)
         rest = max(point.p95_ms / point.p50_ms for point in profile.tpot)
         self._spreads = tuple(
-            (_Spread(first), _Spread(rest), _Spread(_UNKNOWN_LENGTH)) for _ in range(len(_CROWDED) + 1)
+            (_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1)
         )
         self.observed = 0
         self._at_last_tick = 0
 
     def tick(self) -> None:
-        """To be called regularly: what is not observed any more goes back to the profile, a hundredth at a time.
+        """Decay the corrections by 1% if there was no observation since the last call. Call it regularly.
 
-        Else a variant that was once overloaded, and gets nothing for that reason, would never be found to have recovered.
+        Otherwise a variant that was overloaded, and gets no requests for that reason, would never be chosen again.
         """
         if self.observed == self._at_last_tick:
-            self.ttft.fade(0.01)
-            self.tpot.fade(0.01)
+            self.ttft.decay(0.01)
+            self.tpot.decay(0.01)
             for spread in itertools.chain(*self._spreads):
-                spread.fade(0.01)
+                spread.decay(0.01)
         self._at_last_tick = self.observed
 
     def predict(self, features: Features, load: Load) -> Prediction:
-        """What `features` would take at this load.
+        """Predict the times of a request with `features` at this load.
 
-        By the profile, TTFT is that of as long a prompt as is not cached, scaled by how it grows with concurrency, plus reading the prompts
-        that came before, the wait for a place in the batch when the engines are full, and the start-up when no replica
-        runs. TPOT is the profile's at the concurrency the request would share, while no prompts are read. Sequences of its
-        own that find no place in the batch are written after the others.
+        TTFT is the profile's for the uncached part of the prompt, scaled by concurrency, plus the prefill of the prompts
+        ahead, the wait for a place in the batch when the engines are full, and the start-up time when no replica runs. TPOT
+        is the profile's at the resulting concurrency, extended by the share of the time spent on prefills. Sequences of the
+        request that exceed the batch are generated after the others.
         """
         replicas, output = load.replicas or 1, features.output_tokens
         before = load.requests / replicas
         here = before + features.sequences
-        most = self._max_running
-        batch = here if here < most else most
-        reading = load.prompt_rate / replicas * self._ms_per_unread_token / 1000
-        if reading > _MOST_READING:
-            reading = _MOST_READING
+        limit = self._max_running
+        batch = here if here < limit else limit
+        prefill_share = load.prompt_rate / replicas * self._ms_per_prefill_token / 1000
+        if prefill_share > _MAX_PREFILL_SHARE:
+            prefill_share = _MAX_PREFILL_SHARE
         whole = int(batch)
         part = batch - whole
         tpots, crowds = self._tpot, self._crowd
-        tpot = (tpots[whole] + part * (tpots[whole + 1] - tpots[whole])) / (1 - reading)
-        unread = features.prompt_tokens - load.cached_tokens
-        ttft = interpolate(self._ttft_by_prompt, unread)
+        tpot = (tpots[whole] + part * (tpots[whole + 1] - tpots[whole])) / (1 - prefill_share)
+        uncached = features.prompt_tokens - load.cached_tokens
+        ttft = interpolate(self._ttft_by_prompt, uncached)
         ttft *= crowds[whole] + part * (crowds[whole + 1] - crowds[whole])
-        ttft += load.unread_tokens / replicas * self._ms_per_unread_token
+        ttft += load.pending_prefill_tokens / replicas * self._ms_per_prefill_token
         steps = float(output - 1 if output > 1 else 0)
-        if here > most:
-            queued = max(before + 1 - most, 0.0)  # ahead of its first sequence
-            ttft += queued / most * output * tpot
-            steps += (here - most - queued) / most * output
-        full, prompt, crowd = batch / most, unread / 1000, math.log1p(load.busy_others)
+        if here > limit:
+            queued = max(before + 1 - limit, 0.0)  # ahead of the request's first sequence
+            ttft += queued / limit * output * tpot
+            steps += (here - limit - queued) / limit * output
+        full, prompt, crowd = batch / limit, uncached / 1000, math.log1p(load.colocated_busy_variants)
         if not load.replicas:
             ttft += self._startup_ms
         a, b, c, d = self.ttft.weights
         ttft_ms = ttft * _factor(a + b * full + c * crowd + d * prompt)
         a, b, c, d = self.tpot.weights
-        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * reading)
+        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * prefill_share)
         return Prediction(
             self,
-            self._spreads[bisect_left(_CROWDED, here / most)],
+            self._spreads[bisect_left(_LOAD_BANDS, here / limit)],
             (ttft, tpot),
             (ttft_ms, tpot_ms),
             steps,
             (1.0, full, crowd, prompt),
-            (1.0, full, crowd, reading),
+            (1.0, full, crowd, prefill_share),
         )
 
 
 def _factor(log_ratio: float) -> float:
-    """e^`log_ratio`, at most as far from 1 as `learning.log_ratio` ever goes."""
+    """e^`log_ratio`, clipped like `online_estimators.log_ratio`."""
     return math.exp(5.0 if log_ratio > 5.0 else -5.0 if log_ratio < -5.0 else log_ratio)
 
 
 class OutputLengths:
-    """How many tokens an answer will have: the median of those before it from the same tenant and profile, else of all.
+    """Output length prediction: the running median for the same tenant and profile, else over all requests.
 
-    Bounded: the pair seen longest ago is forgotten first.
+    Bounded: the least recently seen pair is evicted first.
     """
 
-    def __init__(self, most: int = 10_000) -> None:
+    def __init__(self, max_entries: int = 10_000) -> None:
         self._seen: OrderedDict[tuple[str, str], Quantiles] = OrderedDict()
         self._all: Quantiles | None = None
-        self._most = most
+        self._max_entries = max_entries
 
     def expect(self, tenant: str, profile: str, max_tokens: int) -> int:
-        """Tokens expected of an answer that may have `max_tokens`; that many before there was any answer."""
+        """Expected output tokens, at most `max_tokens`; `max_tokens` before the first observation."""
         seen = self._seen.get((tenant, profile)) or self._all
         if seen is None:
             return max_tokens
         return max(1, min(max_tokens, round(math.exp(seen.values[0]))))
 
     def observe(self, tenant: str, profile: str, tokens: int) -> None:
-        """Take in the length of an answer that ended by itself or at its limit."""
+        """Update with the length of an output that ended by itself or at its limit."""
         length = math.log(max(tokens, 1))
-        self._all = _followed(self._all, length)
-        self._seen[tenant, profile] = _followed(self._seen.pop((tenant, profile), None), length)
-        if len(self._seen) > self._most:
+        self._all = _updated(self._all, length)
+        self._seen[tenant, profile] = _updated(self._seen.pop((tenant, profile), None), length)
+        if len(self._seen) > self._max_entries:
             self._seen.popitem(last=False)
 
 
-def _followed(lengths: Quantiles | None, length: float) -> Quantiles:
+def _updated(lengths: Quantiles | None, length: float) -> Quantiles:
     lengths = lengths or Quantiles(normal_start(length, length + 1))
     lengths.observe(length)
     return lengths
 
 
 def rising(points: Iterable[tuple[float, float]]) -> Curve:
-    """Points by x, one for each, made to rise: that more work takes less time is noise of the measurement."""
+    """Sort points by x, one per x, and make them monotonic: less time for more work is measurement noise."""
     curve: list[tuple[float, float]] = []
     for x, y in sorted(points):
         if curve and curve[-1][0] == x:

@@ -1,6 +1,6 @@
 """The router: (variants, budget, features, live state) -> decision. The same object in service and in the simulator.
 
-What may be taken is decided here; which of those is taken is the policy's, see `serve.routing.policies`.
+The router decides which variants a request may use; a policy chooses among them, see `serve.routing.policies`.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,17 +12,17 @@ from serve.errors import RequestError, overloaded
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, Load, Prediction
 
-#: Rules that rule a variant out whatever the budget says, with the status they lead to when nothing is left.
+#: Rules that exclude a variant whatever the budget is.
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
-_NOT_ASKED = "not asked"
-CONFIDENCE = 0.95  # the predicted quantile of a time that must be within its limit; one of `learning.LEVELS`
+_NOT_EVALUATED = "not evaluated"
+CONFIDENCE = 0.95  # quantile of the predicted times that must be within the limits; one of `budget.LEVELS`
 
 
 class Candidate:
-    """One variant as the router saw it for one request. What it would take is predicted when it is first asked for."""
+    """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
-    __slots__ = ("_confidence", "_hard", "_prediction", "_ruled_out", "budget", "features", "load", "variant")
+    __slots__ = ("_confidence", "_hard_violation", "_prediction", "_ruled_out", "budget", "features", "load", "variant")
 
     def __init__(
         self,
@@ -34,64 +34,68 @@ class Candidate:
         hard: tuple[str, str] | None = None,
     ) -> None:
         self.variant, self.budget, self.features, self.load = variant, budget, features, load
-        self._confidence, self._hard = confidence, hard
+        self._confidence, self._hard_violation = confidence, hard
         self._prediction: Prediction | None = None
-        self._ruled_out: str | None = _NOT_ASKED
+        self._ruled_out: str | None = _NOT_EVALUATED
 
     @property
     def quality(self) -> float:
-        """Of the variant, relative to `full`."""
+        """Quality of the variant, relative to `full`."""
         return self.variant.quality.quality
 
     @property
     def cost_usd(self) -> float:
-        """Of the request there, at its expected length, all sequences together."""
+        """Cost of the request at this variant, at the expected output length, for all sequences."""
         return self.variant.cost_usd(self.features.prompt_tokens, self.features.total_output_tokens)
 
     @property
     def overflows(self) -> bool:
-        """Whether the variant's context is too short, by estimate; only the engine's own count is sure."""
+        """Whether the variant's context is too short, by estimate; only the engine counts tokens exactly."""
         return self.features.context_tokens > self.variant.max_model_len
 
-    def set_aside_if_too_short(self) -> None:
-        """Say that a variant with a longer context was preferred."""
+    def exclude_if_too_short(self) -> None:
+        """Exclude this variant if its context is too short, because one with a longer context was preferred."""
         if self.overflows:
-            tokens, most = self.features.context_tokens, self.variant.max_model_len
-            self._hard = "context", f"about {tokens} tokens by estimate, {most} fit"
-            self._ruled_out = _NOT_ASKED
+            tokens, limit = self.features.context_tokens, self.variant.max_model_len
+            self._hard_violation = "context", f"about {tokens} tokens by estimate, {limit} fit"
+            self._ruled_out = _NOT_EVALUATED
 
     @property
-    def unread_tokens(self) -> int:
-        """Of the prompt: what the engine there has to read."""
+    def uncached_tokens(self) -> int:
+        """Prompt tokens that the engine has to prefill: those not in its prefix cache."""
         return self.features.prompt_tokens - self.load.cached_tokens
 
     @property
     def prediction(self) -> Prediction:
-        """Its times there."""
-        if (known := self._prediction) is None:
-            self._prediction = known = self.variant.latency.predict(self.features, self.load)
-        return known
+        """Predicted times of the request at this variant."""
+        if (prediction := self._prediction) is None:
+            self._prediction = prediction = self.variant.latency.predict(self.features, self.load)
+        return prediction
 
     @property
     def ruled_out(self) -> str | None:
-        """The first rule it breaks, None if it fits."""
-        if self._ruled_out is _NOT_ASKED:
-            self._ruled_out = self._hard[0] if self._hard else next((rule for rule, *_ in self._misses()), None)
+        """The first rule that excludes the variant; None if it fits."""
+        if self._ruled_out is _NOT_EVALUATED:
+            self._ruled_out = (
+                self._hard_violation[0]
+                if self._hard_violation
+                else next((rule for rule, *_ in self._violations()), None)
+            )
         return self._ruled_out
 
     @property
-    def known_rule(self) -> str | None:
-        """`ruled_out`, as far as the decision had to know it."""
-        if self._hard:
-            return self._hard[0]
-        return None if self._ruled_out is _NOT_ASKED else self._ruled_out
+    def evaluated_rule(self) -> str | None:
+        """`ruled_out` without evaluating it: None also where the decision did not need to know."""
+        if self._hard_violation:
+            return self._hard_violation[0]
+        return None if self._ruled_out is _NOT_EVALUATED else self._ruled_out
 
     @property
-    def why(self) -> str | None:
-        """The rule in words."""
-        if self._hard:
-            return self._hard[1]
-        rule, value, limit = next(self._misses(), (None, 0.0, 0.0))
+    def explanation(self) -> str | None:
+        """The violated rule as a message with the value and the limit; None if the variant fits."""
+        if self._hard_violation:
+            return self._hard_violation[1]
+        rule, value, limit = next(self._violations(), (None, 0.0, 0.0))
         match rule:
             case None:
                 return None
@@ -103,27 +107,27 @@ class Candidate:
                 return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
 
     @property
-    def miss(self) -> float:
-        """How far outside the budget, as a sum of relative excesses; 0 if it fits."""
-        if self._hard:
+    def violation(self) -> float:
+        """Distance from the budget: the sum of relative excesses over its limits; 0 if the variant fits."""
+        if self._hard_violation:
             return 0.0
         return sum(
             1 - value / limit if rule == "min_quality" else value / max(limit, 1e-12) - 1
-            for rule, value, limit in self._misses()
+            for rule, value, limit in self._violations()
         )
 
     @property
     def chance(self) -> float:
-        """Probability that the latency limits are kept."""
+        """Probability that all latency limits are met."""
         return self.prediction.within(self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
 
-    def _misses(self) -> Iterator[tuple[str, float, float]]:
-        """Each limit that is not kept: its rule, the value, the limit. The times come last: they take longest to know."""
+    def _violations(self) -> Iterator[tuple[str, float, float]]:
+        """Each violated limit: rule, value, limit. Times come last, because predicting them is the most expensive."""
         budget = self.budget
         if (floor := budget.min_quality) is not None and (quality := self.quality) < floor:
             yield "min_quality", quality, floor
-        if (most := budget.max_cost) is not None and (cost := self.cost_usd) > most:
-            yield "max_cost", cost, most
+        if (limit := budget.max_cost) is not None and (cost := self.cost_usd) > limit:
+            yield "max_cost", cost, limit
         if budget.timed:
             ttft, tpot, e2e = self.prediction.tail(self._confidence)
             if (limit := budget.ttft_ms) is not None and ttft > limit:
@@ -146,7 +150,7 @@ class Candidate:
         }
 
     def public(self) -> dict[str, object]:
-        """As shown by the dry run."""
+        """The object that the dry run returns."""
         return {
             "variant": self.variant.name,
             "quality": self.quality,
@@ -156,20 +160,20 @@ class Candidate:
             "in_flight": self.load.requests,
             "cached_tokens": self.load.cached_tokens,
             "ruled_out": self.ruled_out,
-            "why": self.why,
+            "why": self.explanation,
         }
 
 
 class Policy(Protocol):
-    """Chooses among variants that could answer."""
+    """Chooses one of the variants that a request may use."""
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
-        """The one to take and the reason; None when none fits. `usable` is not empty."""
+        """The chosen candidate and the reason, one of `REASONS`; None when none fits. `usable` is not empty."""
 
 
 @dataclass(slots=True, frozen=True)
 class Decision:
-    """Where a request goes and why."""
+    """The variant chosen for a request, the reason, and all candidates."""
 
     chosen: Candidate
     reason: str  # one of REASONS
@@ -182,7 +186,7 @@ class Decision:
         return self.chosen.variant
 
     def public(self) -> dict[str, object]:
-        """As shown by the dry run."""
+        """The object that the dry run returns."""
         return {
             "variant": self.variant.name,
             "reason": self.reason,
@@ -198,7 +202,7 @@ class Decision:
 
 @dataclass(slots=True)
 class Router:
-    """Decides requests by a policy."""
+    """Chooses a variant for each request: excludes those that cannot take it, then applies the policy."""
 
     policy: Policy
     confidence: float = CONFIDENCE
@@ -214,11 +218,11 @@ class Router:
     ) -> Decision:
         """Choose the variant for one request.
 
-        A pinned variant is taken whatever the budget says. Variants whose context is long enough by estimate are preferred.
-        When the policy finds nothing that fits, `degrade` takes the variant nearest to the limits and `reject` refuses.
+        A pinned variant is chosen whatever the budget is. Variants whose context is long enough by estimate are preferred.
+        When no variant fits, `degrade` chooses the variant nearest to the limits and `reject` raises.
 
         Raises:
-            RequestError: 400 when it asks for more sequences than a replica admits, 503 when no variant is healthy, 429 when
+            RequestError: 400 when the request has more sequences than a replica admits, 503 when no variant is healthy, 429 when
                 all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
         variants = list(variants)
@@ -236,28 +240,28 @@ class Router:
         if pinned is not None:
             return Decision(usable[0], "pinned", candidates, features)
         roomy = [candidate for candidate in usable if not candidate.overflows]
-        if 0 < len(roomy) < len(usable) and (found := self.policy.choose(roomy, budget)) is not None:
+        if 0 < len(roomy) < len(usable) and (choice := self.policy.choose(roomy, budget)) is not None:
             for candidate in usable:
-                candidate.set_aside_if_too_short()
-            return Decision(*found, candidates, features)
-        if (found := self.policy.choose(usable, budget)) is not None:
-            return Decision(*found, candidates, features)
+                candidate.exclude_if_too_short()
+            return Decision(*choice, candidates, features)
+        if (choice := self.policy.choose(usable, budget)) is not None:
+            return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
             raise _rejected(usable, budget, features, self.confidence)
-        nearest = min(usable, key=lambda c: (c.overflows, c.miss, -c.quality))
+        nearest = min(usable, key=lambda c: (c.overflows, c.violation, -c.quality))
         return Decision(nearest, "nearest_miss", candidates, features)
 
 
 def _hard_rule(variant: Variant, load: Load, features: Features, failed: Collection[str]) -> tuple[str, str] | None:
     if variant.name in failed:
-        return "failed", "it failed this request already"
+        return "failed", "it already failed for this request"
     if load.replicas == 0 and not variant.scales_to_zero:
         return "unavailable", "no healthy replica"
-    most = variant.max_running + variant.max_waiting
-    if features.sequences > most:
-        return "sequences", f"{features.sequences} sequences, one replica admits {most}"
-    if load.requests + features.sequences > (capacity := (load.replicas or 1) * most):
-        return "full", f"{load.requests} sequences there already, {capacity} are allowed"
+    limit = variant.max_running + variant.max_waiting
+    if features.sequences > limit:
+        return "sequences", f"{features.sequences} sequences, one replica admits {limit}"
+    if load.requests + features.sequences > (capacity := (load.replicas or 1) * limit):
+        return "full", f"{load.requests} sequences in flight already, {capacity} are allowed"
     return None
 
 
@@ -265,27 +269,27 @@ def _nothing_usable(candidates: Sequence[Candidate], features: Features) -> Requ
     rules = {candidate.ruled_out for candidate in candidates}
     if "full" in rules:
         full = (c.prediction.expected.tpot_ms for c in candidates if c.ruled_out == "full")
-        wait_s = min(full) * features.output_tokens / 1000  # until the sequences that run now have been written
+        wait_s = min(full) * features.output_tokens / 1000  # until the running sequences are complete
         return overloaded("every variant that could answer is at its limit; retry later", wait_s, "overloaded")
-    if candidates and features.sequences > (most := _admitted(candidates)):  # whatever else is wrong: never anywhere
-        message = f"'n' times the prompts are {features.sequences} sequences; at most {most} are allowed"
+    if candidates and features.sequences > (limit := _max_sequences(candidates)):  # retrying cannot help
+        message = f"'n' times the prompts are {features.sequences} sequences; at most {limit} are allowed"
         return RequestError(400, message, param="n", code="too_many_sequences")
-    names = ", ".join(f"{c.variant.name}: {c.why}" for c in candidates) or "none is up yet"
+    names = ", ".join(f"{c.variant.name}: {c.explanation}" for c in candidates) or "none is up yet"
     return RequestError(503, f"no healthy variant ({names})", code="no_healthy_variant", headers={"retry-after": "5"})
 
 
-def _admitted(candidates: Sequence[Candidate]) -> int:
+def _max_sequences(candidates: Sequence[Candidate]) -> int:
     return max(candidate.variant.max_running + candidate.variant.max_waiting for candidate in candidates)
 
 
 def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, confidence: float) -> RequestError:
-    why = "; ".join(f"{c.variant.name}: {c.why}" for c in usable)
+    reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in usable)
     for candidate in usable:
         variant = candidate.variant
         idle = Candidate(variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), confidence)
         if idle.ruled_out is None:
             wait_s = (candidate.prediction.expected.e2e_ms - idle.prediction.expected.e2e_ms) / 1000
             return overloaded(
-                f"no variant meets the budget under the present load ({why})", wait_s, "budget_under_load"
+                f"no variant meets the budget under the present load ({reasons})", wait_s, "budget_under_load"
             )
-    return RequestError(422, f"no variant can meet the budget ({why})", param="budget", code="impossible_budget")
+    return RequestError(422, f"no variant can meet the budget ({reasons})", param="budget", code="impossible_budget")

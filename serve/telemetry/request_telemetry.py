@@ -16,7 +16,7 @@ from serve.telemetry.metrics import Ending, Metrics
 from serve.telemetry.tracing import Tracer
 
 _LOG = logging.getLogger("gearbox.requests")
-_SHED = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
+_SHED_CODES = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
 OTHER = "other"
 NO_VARIANT = "none"  # of requests that were refused or answered before a variant was chosen
 
@@ -49,10 +49,10 @@ class RequestTelemetry:
         return self._tracer.begin(name, headers, began) if self._tracer else None
 
     def record_decision(self, profile: str, decision: Decision) -> None:
-        """A request of `profile` goes where `decision` says."""
+        """Record a routing decision for a request of `profile`."""
         name = decision.variant.name
         for candidate in decision.candidates:
-            if (rule := candidate.known_rule) is not None:
+            if (rule := candidate.evaluated_rule) is not None:
                 self._metrics.excluded.labels(candidate.variant.name, rule).inc()
         if (before := self._last.get(profile)) != name:
             self._last[profile] = name
@@ -60,18 +60,18 @@ class RequestTelemetry:
                 self._metrics.switches.labels(profile).inc()
 
     def record_attempt(self, attempt: Attempt) -> None:
-        """An attempt is over."""
+        """Record a finished attempt."""
         metrics, report, request = self._metrics, attempt.report, attempt.request
         name, profile = attempt.variant.name, request.profile
         metrics.attempts.labels(name, profile, attempt.decision.reason, attempt.outcome).inc()
         if report.queue_s is not None:
             metrics.queue.labels(name).observe(report.queue_s)
         trace_id = request.trace.id if request.trace and request.trace.sampled else None
-        if attempt.first:
-            metrics.observe("ttft", (name, profile), attempt.first - request.arrived, trace_id)
+        if attempt.first_token_at:
+            metrics.observe("ttft", (name, profile), attempt.first_token_at - request.arrived, trace_id)
         if attempt.outcome == "ok":
-            self._compare(attempt)
-            metrics.observe("e2e", (name, profile), attempt.last - request.arrived, trace_id)
+            self._record_prediction_error(attempt)
+            metrics.observe("e2e", (name, profile), attempt.last_token_at - request.arrived, trace_id)
             if (tpot_ms := attempt.tpot_ms) is not None:
                 metrics.tpot.labels(name, profile).observe(tpot_ms / 1000)
         if report.total_tokens:
@@ -82,28 +82,28 @@ class RequestTelemetry:
             metrics.cost.labels(tenant, name).inc(attempt.cost_usd)
             metrics.profile_cost.labels(profile).inc(attempt.cost_usd)
 
-    def _compare(self, attempt: Attempt) -> None:
-        """What was predicted beside what was."""
+    def _record_prediction_error(self, attempt: Attempt) -> None:
+        """Record predicted times, prediction errors and the coverage of the predicted bounds."""
         took = attempt.latency
         if took is None:
             return
         prediction, name = attempt.decision.chosen.prediction, attempt.variant.name
         expected, tail = prediction.expected, prediction.tail(CONFIDENCE)
         waited_ms = (attempt.dispatched - attempt.request.arrived) * 1000
-        for what, real, middle, bound, before_ms in (
+        for metric, real, middle, bound, before_ms in (
             ("ttft", took.ttft_ms, expected.ttft_ms, tail.ttft_ms, waited_ms),
             ("tpot", took.tpot_ms, expected.tpot_ms, tail.tpot_ms, 0.0),
             ("e2e", took.e2e_ms, expected.e2e_ms, tail.e2e_ms, waited_ms),
         ):
             if real:
-                self._metrics.predicted[what].labels(name).observe((middle + before_ms) / 1000)
-                self._metrics.prediction_error.labels(name, what).observe(abs(middle / real - 1))
-                self._metrics.predictions_held.labels(name, what, "yes" if real <= bound else "no").inc()
+                self._metrics.predicted[metric].labels(name).observe((middle + before_ms) / 1000)
+                self._metrics.prediction_error.labels(name, metric).observe(abs(middle / real - 1))
+                self._metrics.predictions_held.labels(name, metric, "yes" if real <= bound else "no").inc()
 
     def record_completion(
         self, request: Request, error: RequestError | None = None, *, cancelled: bool = False
     ) -> None:
-        """A request has its answer, or its error, or nobody who waits for it."""
+        """Record the end of a request: answered, failed or cancelled."""
         now = perf_counter()
         ending = _ending(request, error, cancelled)
         variant = request.attempts[-1].variant.name if request.attempts else NO_VARIANT
@@ -111,20 +111,20 @@ class RequestTelemetry:
         self._metrics.tenant_requests.labels(self._tenant(request), ending).inc()
         if error is not None:
             self._metrics.refused.labels(str(error.status), error.code or "none").inc()
-        missed = self._judge(request, error, ending)
+        missed = self._record_violations(request, error, ending)
         if request.attempts and ending == "answered":
             self._metrics.quality.labels(request.profile).observe(request.attempts[-1].variant.quality.quality)
         if self._config.log_requests:
             _LOG.info("request", extra={"request": self._line(request, error, ending, missed)})
         if request.trace is not None and request.trace.sampled:
-            _record(request.trace, request, error, ending, now)
+            _record_spans(request.trace, request, error, ending, now)
 
     def record_rejection(self, error: RequestError, request_id: str, path: str) -> None:
-        """A request was answered with `error` before it was known what it asks for."""
+        """Record a request that was rejected with `error` before its body was parsed."""
         self._metrics.refused.labels(str(error.status), error.code or "none").inc()
         if self._config.log_requests:
-            told = {"id": request_id, "path": path, "status": error.status, "code": error.code}
-            _LOG.info("rejected", extra={"request": told})
+            payload = {"id": request_id, "path": path, "status": error.status, "code": error.code}
+            _LOG.info("rejected", extra={"request": payload})
 
     def export_quotas(self, quotas: Iterable[tuple[str, str, float]]) -> None:
         """Set the gauges of used rate limits: tenant, what is limited (requests, tokens), used share of it."""
@@ -140,13 +140,13 @@ class RequestTelemetry:
         tenant = request.caller.tenant
         return tenant if tenant in self.tenants else OTHER
 
-    def _judge(self, request: Request, error: RequestError | None, ending: Ending) -> list[str] | None:
+    def _record_violations(self, request: Request, error: RequestError | None, ending: Ending) -> list[str] | None:
         """The limits that were missed; None where the platform is not to be judged by this request."""
         if ending == "answered":
             missed = request.violations
         elif ending == "failed":
             missed = ["failed"]
-        elif error is not None and error.code in _SHED:
+        elif error is not None and error.code in _SHED_CODES:
             missed = ["rejected"]
         else:
             return None
@@ -158,7 +158,7 @@ class RequestTelemetry:
     def _line(
         self, request: Request, error: RequestError | None, ending: Ending, missed: list[str] | None
     ) -> dict[str, Any]:
-        """The request as logged. Prompts and answers are in it only where the operator wants that."""
+        """Log fields of the request; prompts and answers only where the operator enabled content capture."""
         call, last = request.call, request.attempts[-1] if request.attempts else None
         line: dict[str, Any] = {
             "id": request.id,
@@ -178,19 +178,19 @@ class RequestTelemetry:
             line |= {
                 "variant": last.variant.name,
                 "reason": last.decision.reason,
-                "excluded": {c.variant.name: c.known_rule for c in last.decision.candidates if c.known_rule},
+                "excluded": {c.variant.name: c.evaluated_rule for c in last.decision.candidates if c.evaluated_rule},
                 "quality": last.variant.quality.quality,
                 "predicted": last.decision.chosen.predictions(),
                 "prompt_tokens": last.report.prompt_tokens,
                 "completion_tokens": last.report.completion_tokens,
                 "ttft_ms": _rounded(last.ttft_ms),
                 "tpot_ms": _rounded(last.tpot_ms),
-                "e2e_ms": _rounded(last.e2e_ms) if last.last else None,
+                "e2e_ms": _rounded(last.e2e_ms) if last.last_token_at else None,
                 "overhead_ms": _rounded(last.overhead_s * 1000),
                 "cost_usd": last.cost_usd,
             }
         if request.grounding is not None:
-            line["retrieval"] = _searched(request.grounding)
+            line["retrieval"] = _retrieval_fields(request.grounding)
         if self._config.capture_content:
             asked = call.body.get("messages") if call.endpoint == "chat" else call.body.get("prompt")
             known = request.grounding.answer if request.grounding else None
@@ -212,7 +212,7 @@ def _limits(budget: Budget) -> dict[str, float]:
     return budget.model_dump(exclude_none=True, exclude={"objective", "on_no_candidate"})
 
 
-def _searched(grounding: Grounding) -> dict[str, Any]:
+def _retrieval_fields(grounding: Grounding) -> dict[str, Any]:
     return {
         "outcome": grounding.outcome, "passages": len(grounding.passages), "support": grounding.support,
         "ms": grounding.ms, "check_ms": grounding.check_ms,
@@ -223,14 +223,20 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _record(trace: Trace, request: Request, error: RequestError | None, ending: Ending, now: float) -> None:
-    """Hang the request's spans onto its trace, and end it."""
+def _record_spans(trace: Trace, request: Request, error: RequestError | None, ending: Ending, now: float) -> None:
+    """Add the request's spans to its trace and end the trace."""
     trace.span(
-        "authenticate", request.arrival.head, request.arrival.authenticated, {"gearbox.tenant": request.caller.tenant}
+        "authenticate",
+        request.arrival.received_at,
+        request.arrival.authenticated,
+        {"gearbox.tenant": request.caller.tenant},
     )
     if (grounding := request.grounding) is not None and grounding.began:
-        found = {"gearbox.retrieval.outcome": grounding.outcome, "gearbox.retrieval.passages": len(grounding.passages)}
-        parent = trace.span("retrieve", grounding.began, grounding.began + grounding.ms / 1000, found)
+        attributes = {
+            "gearbox.retrieval.outcome": grounding.outcome,
+            "gearbox.retrieval.passages": len(grounding.passages),
+        }
+        parent = trace.span("retrieve", grounding.began, grounding.began + grounding.ms / 1000, attributes)
         for stage, took_ms in grounding.timings_ms.items():
             began = grounding.began + grounding.starts_ms.get(stage, 0.0) / 1000
             trace.span(stage, began, began + took_ms / 1000, {}, parent)
@@ -243,12 +249,14 @@ def _record(trace: Trace, request: Request, error: RequestError | None, ending: 
             "gearbox.predicted.e2e_ms": chosen.prediction.expected.e2e_ms,
         }
         excluded = {
-            f"gearbox.excluded.{c.variant.name}": c.known_rule for c in attempt.decision.candidates if c.known_rule
+            f"gearbox.excluded.{c.variant.name}": c.evaluated_rule
+            for c in attempt.decision.candidates
+            if c.evaluated_rule
         }
         trace.span("route", attempt.decided - attempt.decision_s, attempt.decided, {**routed, **excluded})
-        _record_engine(trace, attempt, now)
+        _record_engine_spans(trace, attempt, now)
     last = request.attempts[-1] if request.attempts else None
-    told = {
+    attributes = {
         "gen_ai.operation.name": "chat" if request.call.endpoint == "chat" else "text_completion",
         "gen_ai.request.model": request.call.ref.model,
         "gen_ai.usage.input_tokens": last.report.prompt_tokens if last else None,
@@ -259,20 +267,20 @@ def _record(trace: Trace, request: Request, error: RequestError | None, ending: 
         "gearbox.outcome": ending,
         "http.response.status_code": error.status if error else 200,
     }
-    trace.close(None, now, told, (error.code if error else None) or (None if ending == "answered" else ending))
+    trace.close(None, now, attributes, (error.code if error else None) or (None if ending == "answered" else ending))
 
 
-def _record_engine(trace: Trace, attempt: Attempt, now: float) -> None:
+def _record_engine_spans(trace: Trace, attempt: Attempt, now: float) -> None:
     """The engine's part: it says how long it queued and decoded; what lies between is the prefill."""
     span, report = attempt.span, attempt.report
     if span is None:
         return
-    ended = attempt.last or now
-    if attempt.first:
-        first = max(attempt.first, attempt.dispatched)
+    ended = attempt.last_token_at or now
+    if attempt.first_token_at:
+        first = max(attempt.first_token_at, attempt.dispatched)
         queued = min(attempt.dispatched + (report.queue_s or 0.0), first)
         trace.span("queue", attempt.dispatched, queued, {}, span)
         trace.span("prefill", queued, first, {"gen_ai.usage.input_tokens": report.prompt_tokens}, span)
         trace.span("decode", first, ended, {"gen_ai.usage.output_tokens": report.completion_tokens}, span)
-    told = {"gearbox.variant": attempt.variant.name, "gearbox.outcome": attempt.outcome}
-    trace.close(span, ended, told, None if attempt.outcome == "ok" else attempt.outcome)
+    attributes = {"gearbox.variant": attempt.variant.name, "gearbox.outcome": attempt.outcome}
+    trace.close(span, ended, attributes, None if attempt.outcome == "ok" else attempt.outcome)

@@ -75,7 +75,7 @@ async def test_an_answer_that_breaks_off_is_said_and_can_be_had_again(visit: Vis
     tab, engine = await visit(open_site), gateway.engines["full"]
     engine.behaviour = behaviour
     await tab.send("Hello")
-    await expect(tab.last.get_by_role("alert")).to_contain_text("broke off at variant 'full'")
+    await expect(tab.last.get_by_role("alert")).to_contain_text("stream from variant 'full' was interrupted")
     await expect(tab.last.locator(".assistant .text")).to_have_text("You said")
     engine.behaviour = "answer"
     await tab.last.get_by_role("button", name="Retry").click()

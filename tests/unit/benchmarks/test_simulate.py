@@ -92,7 +92,7 @@ def test_every_request_ends_and_nothing_is_left_in_flight():
     outcomes = list(platform.run(trace))
     assert len(outcomes) == 500
     assert all((o.took is None) == (o.variant == "") for o in outcomes)
-    assert all(v.live.in_flight == v.live.unread_tokens == 0 for v in variants)
+    assert all(v.live.in_flight == v.live.pending_prefill_tokens == 0 for v in variants)
     assert all(o.took.ttft_ms > 0 and o.took.e2e_ms >= o.took.ttft_ms for o in outcomes if o.took)
 
 

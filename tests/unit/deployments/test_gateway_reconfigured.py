@@ -168,19 +168,19 @@ def test_a_gateway_takes_over_when_no_variant_is_still_starting(gateway: Started
         one.replicas, one.been_up = 0, False
     assert ready().json()["error"]["code"] == "not_ready"
     for name in ("full", "int8"):
-        live[name].looked(1, 0, 0, 0.0)
+        live[name].update_from_engines(1, 0, 0, 0.0)
         assert gateway.http.get("/readyz").status_code == 200
         assert ready().status_code == 503
     assert "distilled starting" in ready().text
-    live["distilled"].looked(1, 0, 0, 0.0)
+    live["distilled"].update_from_engines(1, 0, 0, 0.0)
     assert ready().status_code == 200
-    live["int8"].looked(0, 0, 0, 0.0)
+    live["int8"].update_from_engines(0, 0, 0, 0.0)
     assert ready().status_code == 200, "one that dies later is no reason to turn clients away"
     gateway.variants["new"] = make_live_variant("new", replicas=0)
     gateway.variants["new"].live.been_up = False
     assert ready().status_code == 200, "nor is one that is added"
     for one in live.values():
-        one.looked(0, 0, 0, 0.0)
+        one.update_from_engines(0, 0, 0, 0.0)
     assert ready().status_code == 503
 
 

@@ -26,7 +26,7 @@ from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from serve.errors import RequestError
 from serve.gateway.documents_api import _decoded
-from serve.routing.catalog import Live
+from serve.routing.catalog import LiveState
 
 
 class FailsFirst:
@@ -37,11 +37,11 @@ class FailsFirst:
     async def sync(self, variants: object) -> None:
         await asyncio.Event().wait()
 
-    async def refresh(self, variant: str, live: Live, session: object) -> None:
+    async def refresh(self, variant: str, live: LiveState, session: object) -> None:
         self.looks += 1
         if self.looks == 1:
             raise ConnectionError("the engine is away")
-        live.looked(2, 5, 0, 0.0)
+        live.update_from_engines(2, 5, 0, 0.0)
 
 
 async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(

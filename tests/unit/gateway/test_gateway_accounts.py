@@ -79,7 +79,7 @@ def test_a_request_in_flight_is_seen_while_it_lasts(gateway: Started, full: Engi
         lines = response.iter_lines()
         next(lines)
         live = gateway.variants["full"].live
-        assert (live.in_flight, live.unread_tokens) == (1, 0), "with its first token, the prompt is read"
+        assert (live.in_flight, live.pending_prefill_tokens) == (1, 0), "with its first token, the prompt is read"
         assert gateway.sample("gearbox_requests_in_flight", variant="full") == 1
         full.hold.set()
         assert "data: [DONE]" in list(lines)

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from benchmarks.lib.sample_catalog import MODEL
 from benchmarks.lib.scripted_retrieval import QUESTION, FakeRetrieval
 from serve.request.chat_fields import read_fields
-from serve.request.direct_answer import DirectAnswer, most_tokens
+from serve.request.synthetic_completion import SyntheticCompletion, most_tokens
 from tests.support.answers import chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.chat_bodies import IMAGE, NAMED, REFUSED, SCHEMA, TOOL
 from tests.support.gateway_server import Start, Started
@@ -412,7 +412,7 @@ def test_tokens_are_never_counted_too_few(text, tokens):
 def test_a_cut_never_goes_through_a_character():
     for limit in range(1, 12):
         fields = read_fields({"messages": [{"role": "user", "content": "x"}], "max_tokens": limit})
-        answer = DirectAnswer.within(fields, "né 我😀")
+        answer = SyntheticCompletion.within(fields, "né 我😀")
         assert "né 我😀".startswith(answer.text)
         assert len(answer.text.encode()) <= limit + 1
         assert answer.finish_reason == ("stop" if answer.text == "né 我😀" else "length")

@@ -10,7 +10,7 @@ from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
 from serve.gateway.grounding import Grounder
-from serve.request.grounding import Wanted
+from serve.request.grounding import GroundingOptions
 from serve.telemetry.metrics import Metrics
 from tests.support.answers import chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.gateway_server import Start, Started, bearer
@@ -404,7 +404,7 @@ class TestBudget:
         monkeypatch.setattr("serve.gateway.grounding.perf_counter", lambda: now)
         retrieval = FakeRetrieval()
         grounder = Grounder(RetrievalConfig(), retrieval, Metrics(), "http://here/v1")
-        wanted = Wanted.model_validate(
+        wanted = GroundingOptions.model_validate(
             {"collection": "docs", "mode": "hybrid", "top_k": 1, "on_budget": "shrink", "on_unsupported": "answer",
              "unverified": "mark", "tools": ()}
         )  # fmt: skip

@@ -19,7 +19,7 @@ from serve.gateway.grounding import Grounder
 from serve.gateway.openapi import describe
 from serve.gateway.static_pages import page_routes
 from serve.request.call import PATHS, parse_call
-from serve.request.grounding import Wanted
+from serve.request.grounding import GroundingOptions
 from serve.telemetry.metrics import Metrics
 from tests.support.gateway_server import Start, Started
 
@@ -207,7 +207,7 @@ json_values = st.recursive(
 )  # fmt: skip
 budgets = st.dictionaries(st.sampled_from([*Budget.model_fields, "other"]), json_values, max_size=3)
 retrievals = st.dictionaries(
-    st.sampled_from([*Wanted.model_fields, "other"]),
+    st.sampled_from([*GroundingOptions.model_fields, "other"]),
     json_values | st.sampled_from(["default", "hybrid", "shrink", "answer", "quote", ["clock"], "ABC"]),
     max_size=3,
 )  # fmt: skip
@@ -221,7 +221,7 @@ def refused(body: dict[str, Any], endpoint: str) -> bool:
     try:
         call = parse_call(json.dumps(body).encode(), endpoint, "tenant")
         resolve_budget(Budget(), call.budget, {})
-        GROUNDER.wanted(call, {})
+        GROUNDER.resolve_options(call, {})
     except RequestError as error:
         assert error.status == 400, error
         return True
@@ -267,10 +267,10 @@ def test_a_name_is_read_whole_though_a_header_switches_retrieval_off(text, heade
         body = {**valid, "model": MODEL + text}
         raw = json.dumps(body).encode()
         if validator(name).is_valid(body):
-            GROUNDER.wanted(parse_call(raw, endpoint, "tenant"), header)
+            GROUNDER.resolve_options(parse_call(raw, endpoint, "tenant"), header)
         else:
             with pytest.raises(RequestError):
-                GROUNDER.wanted(parse_call(raw, endpoint, "tenant"), header)
+                GROUNDER.resolve_options(parse_call(raw, endpoint, "tenant"), header)
 
 
 def test_only_token_ids_are_biased():

@@ -136,10 +136,10 @@ def test_reading_prompts_takes_time_from_answers_under_way():
 def test_what_other_variants_do_to_this_one_is_learnt():
     known = model()
     for i in range(400):
-        load = Load(busy_others=i % 2)
-        slow = 1 + load.busy_others  # they share a machine
+        load = Load(colocated_busy_variants=i % 2)
+        slow = 1 + load.colocated_busy_variants  # they share a machine
         known.predict(Features(100, 11), load).observe(100 * slow, 20 * slow, 300 * slow)
-    alone, beside = (known.predict(Features(100, 11), Load(busy_others=busy)).expected for busy in (0, 1))
+    alone, beside = (known.predict(Features(100, 11), Load(colocated_busy_variants=busy)).expected for busy in (0, 1))
     assert beside.ttft_ms == pytest.approx(2 * alone.ttft_ms, rel=0.1)
     assert beside.tpot_ms == pytest.approx(2 * alone.tpot_ms, rel=0.1)
 
@@ -155,7 +155,7 @@ def test_the_bound_holds_as_often_as_it_says_when_the_spread_comes_and_goes():
 
 
 def test_an_answers_length_is_that_of_those_before_it():
-    lengths, drawn = OutputLengths(most=2), random.Random(4)
+    lengths, drawn = OutputLengths(max_entries=2), random.Random(4)
     assert lengths.expect("a", "fast", 256) == 256, "nothing is known yet"
     for _ in range(300):
         lengths.observe("a", "fast", round(drawn.lognormvariate(math.log(40), 0.3)))

@@ -117,11 +117,11 @@ def test_traffic_moves_down_as_load_rises_and_back_when_it_falls():
     router, budget = Router(WithinBudget(explore=0)), Budget(e2e_ms=800)
     assert router.decide([full, small], budget, REQUEST).variant is full
     for _ in range(6):  # as many as run at once, and two that wait
-        full.live.began(100)
+        full.live.on_dispatch(100)
     assert router.decide([full, small], budget, REQUEST).variant is small
     for _ in range(6):
-        full.live.read(100)
-        full.live.ended()
+        full.live.on_first_token(100)
+        full.live.on_complete()
     assert router.decide([full, small], budget, REQUEST).variant is full
 
 
@@ -189,7 +189,7 @@ def test_a_request_that_would_be_late_is_refused_at_once_where_it_says_reject():
     full = make_live_variant("full", load=4, max_waiting=100)
     budget = Budget(e2e_ms=900, on_no_candidate="reject")
     for _ in range(40):
-        full.live.began(100)
+        full.live.on_dispatch(100)
     found = decide(Router(WithinBudget()), [full], budget)
     assert isinstance(found, RequestError)
     assert (found.status, found.code) == (429, "budget_under_load")

@@ -80,47 +80,47 @@ def test_each_latency_limit_rules_out_what_is_slower(limits, rule):
 def test_load_moves_requests_to_a_lower_gear():
     variants = three_gears()
     assert choose(variants, ttft_ms=500).variant.name == "full"
-    variants[0].live.looked(1, 4, 2, 0.1)  # more than its engine runs at once: a queue
+    variants[0].live.update_from_engines(1, 4, 2, 0.1)  # more than its engine runs at once: a queue
     assert choose(variants, ttft_ms=500).variant.name == "int8"
 
 
 def test_the_load_is_this_gateways_own_and_what_others_had_at_the_last_look():
     live = three_gears()[0].live
-    live.began(100)
-    live.looked(replicas=1, running=3, waiting=2, kv_usage=0.1)
+    live.on_dispatch(100)
+    live.update_from_engines(replicas=1, running=3, waiting=2, kv_usage=0.1)
     assert live.load() == Load(5, 500, 1, prompt_rate=200), "four of others, taken to be like the own one"
-    live.began(50)
+    live.on_dispatch(50)
     assert live.load().requests == 6
-    live.read(100)
-    live.ended()
+    live.on_first_token(100)
+    live.on_complete()
     assert live.load().requests == 5
-    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0)
+    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
     assert live.load() == Load(1, 50, 1, prompt_rate=live.prompt_rate), "the engines have not seen the own one yet"
 
 
 def test_what_a_variant_has_in_its_cache_need_not_be_read_again():
     variant = three_gears()[0]
     live, long = variant.live, Features(1000, 10, blocks=range(9))
-    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=8000)
+    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=8000)
     assert live.load(0, long).cached_tokens == 0
-    live.remember(Features(800, 10, blocks=range(7)))
+    live.remember_prefix(Features(800, 10, blocks=range(7)))
     assert live.load(0, long).cached_tokens == 700, "seven of its ten blocks, the last is not whole"
     assert live.load(0, Features(1000, 10, blocks=(77, 1, 2))).cached_tokens == 0, "what comes after another beginning"
-    live.looked(replicas=2, running=0, waiting=0, kv_usage=0.0)
+    live.update_from_engines(replicas=2, running=0, waiting=0, kv_usage=0.0)
     assert live.load(0, long).cached_tokens == 350, "one of the two has it"
     chosen = choose([variant], long).chosen
-    assert chosen.public()["cached_tokens"] == 350 and chosen.unread_tokens == 650
-    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0)
+    assert chosen.public()["cached_tokens"] == 350 and chosen.uncached_tokens == 650
+    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
     assert live.load(0, long).cached_tokens == 0, "a replica went, and its cache with it"
 
 
 def test_a_cache_forgets_what_was_read_longest_ago():
     live = three_gears()[0].live
-    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=4 * BLOCK_CHARS // 4)
-    live.remember(Features(100, 1, blocks=[1, 2]))
-    live.remember(Features(100, 1, blocks=[3, 4]))
-    live.remember(Features(100, 1, blocks=[1, 2]))
-    live.remember(Features(100, 1, blocks=[5]))
+    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=4 * BLOCK_CHARS // 4)
+    live.remember_prefix(Features(100, 1, blocks=[1, 2]))
+    live.remember_prefix(Features(100, 1, blocks=[3, 4]))
+    live.remember_prefix(Features(100, 1, blocks=[1, 2]))
+    live.remember_prefix(Features(100, 1, blocks=[5]))
     known = {block for block in range(9) if live.load(0, Features(100, 1, blocks=[block])).cached_tokens}
     assert known == {1, 2, 4, 5}
 
@@ -128,10 +128,10 @@ def test_a_cache_forgets_what_was_read_longest_ago():
 def test_gateways_that_look_at_the_same_numbers_do_not_all_run_to_one_variant():
     live = three_gears()[0].live
     live.peers = 3
-    live.looked(replicas=1, running=0, waiting=0, kv_usage=0.0)
-    live.began(10)
+    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
+    live.on_dispatch(10)
     assert live.load().requests == 4, "each of the others has sent as many since the last look"
-    live.looked(replicas=1, running=1, waiting=0, kv_usage=0.0)
+    live.update_from_engines(replicas=1, running=1, waiting=0, kv_usage=0.0)
     assert live.load().requests == 1, "now it is known that they have not"
 
 
@@ -151,13 +151,13 @@ def test_a_pinned_variant_ignores_the_budget():
     decision = decide(three_gears(), impossible, REQUEST, pinned="distilled")
     assert (decision.variant.name, decision.reason) == ("distilled", "pinned")
     assert [candidate.variant.name for candidate in decision.candidates] == ["distilled"]
-    assert decision.chosen.why, "and says that it misses it"
+    assert decision.chosen.explanation, "and says that it misses it"
 
 
 def test_degrade_takes_the_nearest_miss_and_says_so():
     decision = choose(three_gears(), ttft_ms=90)
     assert (decision.variant.name, decision.reason) == ("distilled", "nearest_miss")
-    assert decision.chosen.why == "predicted ttft 100 ms > 90 ms"
+    assert decision.chosen.explanation == "predicted ttft 100 ms > 90 ms"
     assert set(rules(decision).values()) == {"ttft"}
 
 
@@ -261,7 +261,9 @@ def test_all_sequences_of_a_request_cost():
     read = variant.cost_usd(100, 0)
     assert eight - read == pytest.approx(8 * (one - read))
     assert refusal([variant], sequences(8), max_cost=(one + eight) / 2, on_no_candidate="reject").status == 422
-    assert choose([variant], sequences(8), max_cost=(one + eight) / 2).chosen.why is not None, "degraded, and told"
+    assert choose([variant], sequences(8), max_cost=(one + eight) / 2).chosen.explanation is not None, (
+        "degraded, and told"
+    )
 
 
 def test_sequences_that_do_not_run_at_once_take_longer():
@@ -283,11 +285,11 @@ def test_sequences_count_in_the_queue():
     assert choose(variants, sequences(4)).variant.name == "full"
     assert refusal(variants, sequences(5)).code == "overloaded"
     live = variants[0].live
-    live.began(10, 3)
+    live.on_dispatch(10, 3)
     assert (live.in_flight, live.load().requests) == (7, 7)
-    live.looked(1, 7, 0, 0.0)
-    assert live.others == 0, "the engine counts sequences too"
-    live.ended(3)
+    live.update_from_engines(1, 7, 0, 0.0)
+    assert live.remote_in_flight == 0, "the engine counts sequences too"
+    live.on_complete(3)
     assert live.in_flight == 4
 
 
@@ -462,12 +464,15 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
                 budget, candidate.variant.quality.quality, candidate.cost_usd,
                 latency.ttft_ms, latency.tpot_ms, latency.e2e_ms,
             )  # fmt: skip
-            assert (candidate.why is None) == (candidate.ruled_out is None)
+            assert (candidate.explanation is None) == (candidate.ruled_out is None)
             if candidate.ruled_out not in HARD_RULES:
                 assert fits == (candidate.ruled_out is None)
-                assert (candidate.miss > 0) != fits
+                assert (candidate.violation > 0) != fits
             if decision.reason == "nearest_miss" and candidate.ruled_out not in HARD_RULES:
-                assert (decision.chosen.overflows, decision.chosen.miss) <= (candidate.overflows, candidate.miss)
+                assert (decision.chosen.overflows, decision.chosen.violation) <= (
+                    candidate.overflows,
+                    candidate.violation,
+                )
         if decision.reason not in ("nearest_miss", "pinned"):
             assert decision.chosen.ruled_out is None
             assert decision.reason == budget.objective

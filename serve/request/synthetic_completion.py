@@ -1,4 +1,4 @@
-"""Answers that come without a variant, within what their request asks for: choices, stops, token limit, form.
+"""Completions produced by the gateway without a variant, honouring choices, stops, token limit and format.
 
 The gateway has no tokenizer. `most_tokens` counts more tokens than a tokenizer makes of a text in any language, so that
 what is cut by it stays within the limit.
@@ -25,8 +25,8 @@ _CONSTRAINING = ("structured_outputs", "guided_json", "guided_regex", "guided_ch
 
 
 @dataclass(slots=True, frozen=True)
-class DirectAnswer:
-    """An answer that is known before a variant is asked; each of its `choices` is the same."""
+class SyntheticCompletion:
+    """A completion produced by the gateway without a variant; all its `choices` are the same."""
 
     text: str
     refusal: bool = False  # the text is told as OpenAI's `refusal`, because plain text is not what was asked for
@@ -36,7 +36,7 @@ class DirectAnswer:
     usage: Mapping[str, int] = field(default_factory=dict)  # tokens that models took for it
 
     @classmethod
-    def within(cls, fields: ChatFields, text: str, *, refusal: bool = False) -> "DirectAnswer":
+    def within(cls, fields: ChatFields, text: str, *, refusal: bool = False) -> "SyntheticCompletion":
         """`text` as far as the token limit and the stops of `fields` let it go."""
         shown = text if fields.token_limit is None else _first_tokens(text, fields.token_limit)
         if (stopped := _stopped(shown, fields)) is not None:
@@ -107,7 +107,7 @@ def _stopped(text: str, fields: ChatFields) -> tuple[str, str] | None:
 
 
 def documents(
-    answer: DirectAnswer, call: Call, gearbox: Mapping[str, object], request_id: str
+    answer: SyntheticCompletion, call: Call, gearbox: Mapping[str, object], request_id: str
 ) -> Iterator[dict[str, Any]]:
     """The chat completion, or its stream's chunks, with `gearbox` on the last."""
     common = {"id": f"chatcmpl-{request_id}", "created": int(time.time()), "model": call.model}
