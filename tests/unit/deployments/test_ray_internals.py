@@ -456,7 +456,9 @@ def test_no_other_file_uses_rays_private_parts():
         for file in PRODUCT
         if file != ALLOWED
         # benchmarks set Ray's environment for what they compare; that Ray reads it is checked above
-        for line in private_uses(file.read_text(), text="benchmarks" not in file.relative_to(ROOT).parts or "ray::" in file.read_text())
+        for line in private_uses(
+            file.read_text(), text="benchmarks" not in file.relative_to(ROOT).parts or "ray::" in file.read_text()
+        )
     ]
     assert found == [], "use deployments/ray_internals.py"
 
