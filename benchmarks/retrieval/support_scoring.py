@@ -255,7 +255,7 @@ def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> 
 def sentence_rows(
     embedder: Embedder, every: Sequence[Entry], draw: random.Random
 ) -> tuple[list[Claim], Array, Array, Array]:
-    """Claims with the features that `scoring.check` sees of each candidate: rows, whose they are, and who is tested."""
+    """Claims with the features that `scoring.check_answer` sees of each candidate: rows, whose they are, and who is tested."""
     documents = [entry for entry in every if entry.subset != "facts"][:700]
     told = [entry for entry in every if entry.subset == "facts"]
     passages = [entry.passage for entry in [*documents, *told]]
@@ -291,7 +291,7 @@ def sentence_rows(
 
 
 def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
-    """Whether a sentence is in the passages: calibrated on the best of its candidates, measured as `scoring.check` does."""
+    """Whether a sentence is in the passages: calibrated on the best of its candidates, measured as `scoring.check_answer` does."""
     made, rows, owner, test = sentence_rows(embedder, every, draw)
     labels = np.array([one.supported for one in made])
     model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(scoring.ENTAILMENT) - 3)])

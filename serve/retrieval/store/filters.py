@@ -8,7 +8,7 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 _MAX_DEPTH = 10
-_MAX_VALUES = 1000  # in node filter, in all
+_MAX_VALUES = 1000  # in one filter, in all
 _COMPARISONS: Mapping[str, LiteralString] = {">": ">", ">=": ">=", "<": "<", "<=": "<="}
 _OPERATORS = ("==", "!=", *_COMPARISONS, "in", "not in")
 _COLUMNS: Mapping[str, LiteralString] = {"source": "s.name", "title": "s.title"}  # that are not in the metadata
@@ -58,10 +58,10 @@ def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composab
         _check_value(item, field)
     if operator in _COMPARISONS:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise FilterError(f"'{field[:80]}' can't be comparison by '{operator}' with {_json_type(value)}")
+            raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with {_json_type(value)}")
         return _ordered(field, operator, value, left, right, params)
     if operator in ("==", "!=") and isinstance(value, list):
-        raise FilterError(f"'{field[:80]}' can't be comparison by '{operator}' with a list")
+        raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with a list")
     if field in _COLUMNS:
         params[right] = [item for item in values if isinstance(item, str)]  # text equals nothing else
         kind = "text[]"
@@ -73,7 +73,7 @@ def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composab
 
 
 def _operands(field: str, params: dict[str, Any]) -> tuple[sql.Composable, str]:
-    """The field as SQL, and the name of the parameter that it is comparison with."""
+    """The field as SQL, and the name of the parameter that it is compared with."""
     number = len(params)
     if field in _COLUMNS:
         return sql.SQL(_COLUMNS[field]), f"f{number}"
@@ -102,11 +102,11 @@ def _check_value(value: object, field: str) -> None:
         return
     if isinstance(value, str):
         if "\0" in value or (not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)):
-            raise FilterError(f"a text comparison with {field[:80]!r} has characters that no text has")
+            raise FilterError(f"a text compared with {field[:80]!r} has characters that no text has")
     elif not isinstance(value, int | float):
-        raise FilterError(f"{field[:80]!r} can't be comparison with {_json_type(value)}")
+        raise FilterError(f"{field[:80]!r} can't be compared with {_json_type(value)}")
     elif abs(value) > 1e300 or math.isnan(value):
-        raise FilterError(f"a number comparison with {field[:80]!r} is out of range")
+        raise FilterError(f"a number compared with {field[:80]!r} is out of range")
 
 
 def _json_type(value: object) -> str:

@@ -294,7 +294,7 @@ class Store:
         )
 
     async def _with_retry(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
-        """Do `work`, which does all or nothing; once more where_clause the connection broke under it.
+        """Do `work`, which does all or nothing; once more where the connection broke under it.
 
         Raises:
             StoreUnavailable: the database does not answer.

@@ -242,7 +242,7 @@ class Evidence:
                 self._postings.setdefault(stem, []).append(j)
 
     def candidates(self, text: Text) -> list[int]:
-        """The sentences that coverage most of its words; the earlier one first where that is the same."""
+        """The sentences that share most of its words; the earlier one first where that is the same."""
         shared: dict[int, float] = {}
         for stem, weight in text.content.items():
             for j in self._postings.get(stem, ()):
@@ -343,7 +343,7 @@ def _stem(word: str) -> str:
 
 @lru_cache(maxsize=65_536)
 def _weight(word: str) -> float:
-    """How rare it is, on the passage_terms: the longer, the rarer."""
+    """How rare it is, on the whole: the longer, the rarer."""
     return 1.0 if any(letter.isdigit() for letter in word) else min(len(word), 10) / 10
 
 
