@@ -327,5 +327,5 @@ def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_ne
 
 async def test_a_large_document_goes_through_and_what_parsers_print_is_no_answer(kept, embed):
     fault = "good = r.convert_limited\ndef fault(*given):\n    print('hello', flush=True)\n    return good(*given)"
-    text = await reading_by(fault).read(b"word " * 3_000_000, "a.txt", "text", 30)
+    text = await reading_by(fault).convert(b"word " * 3_000_000, "a.txt", "text", 30)
     assert len(text.sections[0].text) == 14_999_999

@@ -39,14 +39,14 @@ def test_questions_the_rules_never_saw_are_told_apart():
 
 
 def test_today_is_where_the_caller_is():
-    found = find_question("QuestionKind is today's date?")
+    found = find_question("What is today's date?")
     assert found is not None
     assert answer(found, NOW, ZoneInfo("America/New_York")) == "Today is Tuesday, 24 November 2026."
     assert answer(found, NOW.replace(hour=20), ZoneInfo("Asia/Tokyo")) == "Today is Thursday, 26 November 2026."
 
 
 def test_a_named_place_has_its_own_time_and_daylight_saving():
-    found = find_question("QuestionKind time is it in Berlin?")
+    found = find_question("What time is it in Berlin?")
     assert found is not None
     assert "04:40 in Berlin (CET)" in answer(found, NOW, UTC)
     assert "05:40 in Berlin (CEST)" in answer(found, NOW.replace(month=7), UTC)
@@ -117,21 +117,21 @@ def test_what_is_asked_can_be_written_as_the_tools_arguments(question):
 
 def test_detection_uses_only_what_is_enabled():
     assert DETECTED == ("calculator", "clock")
-    computed = detect("QuestionKind is 40366 / 439?", DETECTED, NOW, UTC)
+    computed = detect("What is 40366 / 439?", DETECTED, NOW, UTC)
     assert computed is not None
     assert (computed.name, computed.input) == ("calculator", {"expression": "40366 / 439"})
     assert (computed.output, computed.answer) == ("91.949886104784", "40366 / 439 ≈ 91.949886104784")
-    told = detect("QuestionKind year is it?", DETECTED, NOW, UTC)
+    told = detect("What year is it?", DETECTED, NOW, UTC)
     assert told is not None
     assert (told.name, told.input, told.output) == ("clock", {"what": "year"}, "It is 2026.")
-    assert detect("QuestionKind is 40366 / 439?", ["clock"], NOW, UTC) is None
-    assert detect("QuestionKind year is it?", ["calculator"], NOW, UTC) is None
-    assert detect("QuestionKind year is it?", [], NOW, UTC) is None
+    assert detect("What is 40366 / 439?", ["clock"], NOW, UTC) is None
+    assert detect("What year is it?", ["calculator"], NOW, UTC) is None
+    assert detect("What year is it?", [], NOW, UTC) is None
     assert detect("Who is it?", DETECTED, NOW, UTC) is None
 
 
 def test_what_has_no_result_is_answered_with_why():
-    found = detect("QuestionKind is 1 / 0 = ?", DETECTED, NOW, UTC)
+    found = detect("What is 1 / 0 = ?", DETECTED, NOW, UTC)
     assert found is not None
     assert found.output == "a division by zero has no result"
     assert found.answer == "1 / 0: a division by zero has no result"
