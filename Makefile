@@ -1,10 +1,10 @@
-# make up: install, build, serve.   make test: install, test.   make down: stop.
+# make up: install, build, serve.   make test: install, test.   make test-unit: only the unit tests.   make down: stop.
 ENGINE      = .venv
 COMPRESSION = .venv-compression
 GEARBOX     = $(ENGINE)/bin/gearbox
 ARGS       ?=
 
-.PHONY: up down status test check bench lock install clean
+.PHONY: up down status test test-unit check bench lock install clean
 
 up: install
 	@$(GEARBOX) up $(ARGS)
@@ -22,10 +22,14 @@ install:
 test: install
 	@scripts/test $(ARGS)
 
+test-unit: install
+	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=1 tests/unit $(ARGS)
+
 check: install
 	@$(ENGINE)/bin/ruff format --check .
 	@$(ENGINE)/bin/ruff check .
 	@$(ENGINE)/bin/mypy
+	@$(ENGINE)/bin/lint-imports --no-logo
 
 bench: install
 	@$(ENGINE)/bin/python -m benchmarks.compression.variants

@@ -1,5 +1,6 @@
 """One platform for all integration and end-to-end tests: started by the real command, on the real model."""
 
+import gc
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +12,12 @@ import pytest
 from serve.gateway.auth import hash_key
 from tests.support.platform import KEYS, Platform, local_settings, started
 from tests.support.trace_collector import Collector
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: without this, each full garbage collection looks through torch and all else again, for 0.7 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +86,11 @@ class Network:
     """What the nodes are on: a bridge, and the addresses that were given."""
 
     folder: Path
-    _given: int = 1
+    _numbers: Iterator[int] = field(default_factory=lambda: count(2))
 
     def connect(self, name: str) -> str:
         """Make the network namespace of a node; returns its address."""
-        self._given += 1
-        address, space, outer = f"{_NET}.{self._given}", _netns(name), f"gbx-{name}"[:15]
+        address, space, outer = f"{_NET}.{next(self._numbers)}", _netns(name), f"gbx-{name}"[:15]
         _run("ip", "netns", "add", space)
         _run("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
         _run("ip", "link", "set", outer, "master", _BRIDGE, "up")
@@ -153,8 +153,8 @@ class Cluster:
         """What the first process of a node has printed."""
         return self.network.folder / f"{self.prefix}{name}.log"
 
-    def add(self, name: str, *, cpus: float = 0, pool: str | None = None) -> Node:
-        """Start a node and wait until it has joined. The first one must be the head."""
+    def add(self, name: str, *, cpus: float = 0, pool: str | None = None, env: Mapping[str, str] | None = None) -> Node:
+        """Start a node, with `env` of its own, and wait until it has joined. The first one must be the head."""
         assert bool(self.nodes) == (name != "head")
         full = self.prefix + name
         address = self.network.connect(full)
@@ -177,14 +177,14 @@ class Cluster:
         unshare = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", script]
         command = ["ip", "netns", "exec", _netns(full), *unshare]
         for _ in range(_RESTARTS):
-            node = self.nodes[name] = self._launch(name, address, command)
+            node = self.nodes[name] = self._launch(name, address, command, env or {})
             if self._joined(node):
                 return node
             node.kill()
         raise ClusterError(f"node {name} did not join:\n{self.log(name).read_text()[-3000:]}")
 
-    def _launch(self, name: str, address: str, command: Sequence[str]) -> Node:
-        env = {**os.environ, **self.env}
+    def _launch(self, name: str, address: str, command: Sequence[str], own: Mapping[str, str]) -> Node:
+        env = {**os.environ, **self.env, **own}
         with self.log(name).open("w") as log:
             process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
         return Node(name, address, process, env)

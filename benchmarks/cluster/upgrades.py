@@ -296,6 +296,7 @@ class Rehearsal:
     seen: list[dict[str, list[str]]] = field(default_factory=list)  # after each step, where each application runs
     asked_by_helm: str = ""
     without_token: int = 0  # status of Ray's REST interface for who has none
+    _niceness: int = 13  # of the last engine's node
 
     def __post_init__(self) -> None:
         self.old = Deployed(self.net, self.models)
@@ -313,13 +314,7 @@ class Rehearsal:
     def install(self) -> None:
         """The first install: nobody asks yet. What later steps need is built now; in a cluster that takes no engine's cores."""
         self.old.weights(values(FULL, INT8))
-        cluster = self.old.cluster
-        cluster.add("head")
-        cluster.add("gw1", cpus=1, pool="gateway")
-        cluster.add("en1", cpus=1, pool="engine")
-        self.old.install(values(FULL))
-        cluster.wait_running(["gateway", "variant-full"])
-        self.balancer.add("gw1", cluster.nodes["gw1"].address)
+        self._start(self.old)
 
     def changes(self, short: bool = False) -> None:
         """Everything else, under load; `short` leaves out what is the like of another step."""
@@ -327,9 +322,9 @@ class Rehearsal:
         with self._step("nothing, to compare with"):
             self.asked_by_helm = self.helm_test()
             self.without_token = httpx.get(f"http://{cluster.head.address}:8265/api/serve/applications/").status_code
-            time.sleep(30)
+            time.sleep(10 if short else 30)
         with self._step("add a node"):
-            cluster.add("en2", cpus=1, pool="engine")
+            self._add_engine(self.old, "en2")
         with self._step("add a variant, int8"):
             self.old.install(values(FULL, INT8))
             cluster.wait_running(["variant-int8"])
@@ -337,7 +332,7 @@ class Rehearsal:
         if not short:
             self._second_gateway()
         with self._step("remove the node of full's engine"):
-            cluster.add("en3", cpus=1, pool="engine")
+            self._add_engine(self.old, "en3")
             self.old.stop("en1")
             self._wait(lambda: self.old.where()["variant-full"] == ["en3"])
         if not short:
@@ -362,7 +357,7 @@ class Rehearsal:
             self.old.stop("gw1")
             self._wait(lambda: self.old.where()["gateway"] == ["gw2", "gw2"])
         with self._step("change int8's weights, from a store and by digest"):
-            cluster.add("en4", cpus=1, pool="engine")
+            self._add_engine(self.old, "en4")
             with self._stored_int8() as int8:
                 self.old.install(values(FULL, int8, gateways=2))
             self._wait(lambda: self.old.where()["variant-int8"] == ["en4"])
@@ -376,18 +371,31 @@ class Rehearsal:
         self.new = new
         with ExitStack() as begun:
             begun.enter_context(new.cluster)
-            new.cluster.add("head")
-            new.cluster.add("gw1", cpus=1, pool="gateway")
-            new.cluster.add("en1", cpus=1, pool="engine")
-            new.install(values(FULL))
-            new.cluster.wait_running(["gateway", "variant-full"])
-            self.balancer.add("b-gw1", new.cluster.nodes["gw1"].address)
+            self._start(new)
             for gateway in [name for name in self.old.cluster.nodes if name.startswith("gw")]:
                 self.balancer.leave(gateway)
             with ThreadPoolExecutor() as pool:
                 list(pool.map(self.old.stop, list(self.old.cluster.nodes)))
             time.sleep(10)  # the new one alone
             self.load.__exit__()
+
+    def _start(self, deployed: Deployed) -> None:
+        """A head, a node for the gateway and one for an engine, these two at once; the release on them, and requests."""
+        cluster = deployed.cluster
+        cluster.add("head")
+        with ThreadPoolExecutor() as pool:
+            gateway = pool.submit(cluster.add, "gw1", cpus=1, pool="gateway")
+            self._add_engine(deployed, "en1")
+            address = gateway.result().address
+        deployed.install(values(FULL))
+        cluster.wait_running(["gateway", "variant-full"])
+        self.balancer.add(f"{cluster.prefix}gw1", address)
+
+    def _add_engine(self, deployed: Deployed, name: str) -> None:
+        """A node for an engine. Pods have cores of their own; here the engine that starts goes before those that serve."""
+        self._niceness = max(1, self._niceness - 3)
+        own = {"RAY_worker_niceness": str(self._niceness)}
+        deployed.cluster.add(name, cpus=1, pool="engine", env=own)
 
     def helm_test(self) -> str:
         """Run what `helm test` runs, in the place of the test's pod; what it said."""

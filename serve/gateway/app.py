@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import monotonic, perf_counter
 
-import orjson
 from starlette.middleware.cors import CORSMiddleware
 
 from serve.config.platform import PlatformConfig
@@ -302,7 +301,7 @@ async def _tell_methods(methods: str, headers: Headers, receive: Receive, send: 
 
 
 def _description(config: PlatformConfig) -> Page:
-    return Page.made(orjson.dumps(describe(config)), JSON)
+    return Page.made(describe(config), JSON)
 
 
 def _own_url(config: PlatformConfig) -> str:

@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
@@ -83,12 +84,16 @@ class Operation:
     headers: Mapping[str, tuple[str, Document]] | None = None  # of the answer
 
 
-def describe(config: PlatformConfig) -> Document:
-    """The OpenAPI document of a platform with `config`."""
+def describe(config: PlatformConfig) -> bytes:
+    """The OpenAPI document of a platform with `config`, as JSON. Written once for what it depends on: that takes 20 ms."""
+    variants = tuple(variant.name for variant in config.variants)
+    return _written(config.model.name, tuple(config.profiles), variants, config.access.allow_anonymous)
+
+
+@lru_cache(maxsize=16)
+def _written(name: str, profiles: tuple[str, ...], variants: tuple[str, ...], allow_anonymous: bool) -> bytes:
     document = deepcopy(_common())
     components = document["components"]["schemas"]
-    name, profiles = config.model.name, list(config.profiles)
-    variants = [variant.name for variant in config.variants]
     choices = [f"@({_any(profiles)})", *([f":({_any(variants)})"] if variants else [])]
     routed = f"^{re.escape(name)}({'|'.join(choices)})?"
     examples = [name, f"{name}@{profiles[0]}", *(f"{name}:{variant}" for variant in variants[:1])]
@@ -96,10 +101,10 @@ def describe(config: PlatformConfig) -> Document:
         for request in (f"{kind}CompletionRequest", f"Route{kind or 'Completion'}Request"):
             components[request]["properties"]["model"] |= {"pattern": routed + more, "examples": examples}
     document["info"]["title"] = f"Gearbox: {name}"
-    if config.access.allow_anonymous:
+    if allow_anonymous:
         document["security"].append({})
     _fill(document["paths"], name)
-    return document
+    return orjson.dumps(document)
 
 
 def operations() -> Sequence[Operation]:

@@ -1,6 +1,5 @@
 """Haystack retrieval pipelines from YAML files, one retrieval mode a file. Components load from allowed modules only."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -31,16 +30,16 @@ class PipelineError(ValueError):
 class RetrievalResult:
     """Result of a retrieval pipeline for a question."""
 
-    prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline words it
+    prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline builds it
     documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
     support: float
     timings_ms: Mapping[str, float]  # by component
-    starts_ms: Mapping[str, float]  # when each started_at, after the search did
+    starts_ms: Mapping[str, float]  # start of each component, from the start of the search
 
 
 class RetrievalPipeline:
-    """One pipeline: `question`, `tenant`, `collection` and more in; out come a `guard`'s documents, shortened by a `focus` if there
-    is one, and a `prompt`.
+    """A retrieval pipeline. Inputs: `question`, `tenant`, `collection` and the optional ones; outputs: the documents of `guard`,
+    shortened by `focus` where there is one, and of `prompt` the messages.
 
     Raises:
         PipelineError: not YAML, not a pipeline, from a module that is not allowed, without those two components, or with
@@ -49,15 +48,11 @@ class RetrievalPipeline:
 
     def __init__(self, file: Path, allowed: Sequence[str] = ()) -> None:
         try:
-            text = file.read_text()
-            _reject_renamed(file, text)
-            self._pipeline = Pipeline.loads(text, allowed_modules=[*ALLOWED, *allowed])
+            self._pipeline = Pipeline.loads(file.read_text(), allowed_modules=[*ALLOWED, *allowed])
             self._pipeline.warm_up()  # models are loaded, or missing, at start and not at the first question
             outputs = self._pipeline.outputs(include_components_with_connected_outputs=True)
-        except PipelineError:
-            raise
         except Exception as error:  # Haystack raises many kinds
-            raise PipelineError(f"{file.name}: {' '.join(str(error).split())}") from error
+            raise _load_error(file, error) from error
         for name, output in (("guard", "documents"), ("guard", "support"), ("prompt", "prompt")):
             if output not in outputs.get(name, {}):
                 raise PipelineError(f"{file.name}: a component '{name}' with the output '{output}' is needed")
@@ -89,11 +84,12 @@ class RetrievalPipeline:
         )
 
 
-def _reject_renamed(file: Path, text: str) -> None:
-    """Raise `PipelineError` for a component type that has a new name."""
+def _load_error(file: Path, error: Exception) -> PipelineError:
+    message = " ".join(str(error).split())
     for old, new in _RENAMED.items():
-        if re.search(rf"""^[^#\n]*\btype:\s*["']?{re.escape(old)}["']?\s*(?:[,}}#]|$)""", text, re.MULTILINE):
-            raise PipelineError(f"{file.name}: the component type '{old}' was renamed: write '{new}'")
+        if old in message:
+            return PipelineError(f"{file.name}: the component type '{old}' was renamed: write '{new}'")
+    return PipelineError(f"{file.name}: {message}")
 
 
 def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict[str, RetrievalPipeline]:

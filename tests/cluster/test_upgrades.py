@@ -12,6 +12,7 @@ import pytest
 from benchmarks.cluster.ray_nodes import possible
 from benchmarks.cluster.upgrades import KINDS, Rehearsal, rehearsal
 
+pytestmark = pytest.mark.platform
 STEPS = [
     "nothing, to compare with",
     "add a node",

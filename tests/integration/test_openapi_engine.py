@@ -1,26 +1,30 @@
 """The fields that the API description names for the engine are those that vLLM reads."""
 
+import json
+from importlib import import_module
+
 import jsonschema
 import pytest
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest
-from vllm.exceptions import VLLMValidationError
 
 from benchmarks.lib.sample_catalog import make_config
 from serve.gateway.openapi import describe
 
-DOCUMENT = describe(make_config())
+DOCUMENT = json.loads(describe(make_config()))
 OURS = {"budget", "retrieval", "best_of"}  # taken out by the gateway
 REQUESTS = [
-    ("/v1/chat/completions", "ChatCompletionRequest", ChatCompletionRequest),
-    ("/v1/completions", "CompletionRequest", CompletionRequest),
+    ("/v1/chat/completions", "ChatCompletionRequest", "chat_completion"),
+    ("/v1/completions", "CompletionRequest", "completion"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("path", "name", "request_model"), REQUESTS, ids=lambda value: value if isinstance(value, str) else ""
-)
-def test_every_described_field_is_one_of_the_engines(path, name, request_model):
+def engines_model(name: str, module: str):
+    """How vLLM reads a request. Imported when it is needed: who only collects tests need not wait for vLLM."""
+    return getattr(import_module(f"vllm.entrypoints.openai.{module}.protocol"), name)
+
+
+@pytest.mark.parametrize(("path", "name", "module"), REQUESTS)
+def test_every_described_field_is_one_of_the_engines(path, name, module):
+    request_model = engines_model(name, module)
     described = DOCUMENT["components"]["schemas"][name]["properties"].keys()
     assert described - OURS <= request_model.model_fields.keys()
     for one in DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"].values():
@@ -38,5 +42,6 @@ def test_what_the_description_forbids_the_engine_refuses(field, value):
     body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": "hi"}], field: value}
     schema = {"$ref": "#/components/schemas/ChatCompletionRequest", "components": DOCUMENT["components"]}
     assert not jsonschema.Draft202012Validator(schema).is_valid(body)
-    with pytest.raises((ValueError, VLLMValidationError)):
-        ChatCompletionRequest.model_validate(body)
+    refusals = (ValueError, import_module("vllm.exceptions").VLLMValidationError)
+    with pytest.raises(refusals):
+        engines_model("ChatCompletionRequest", "chat_completion").model_validate(body)

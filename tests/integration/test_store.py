@@ -25,7 +25,7 @@ from serve.retrieval.store.postgres import Chunk, Owner, Source, Store, StoreUna
 
 DIMENSION = 8
 ALICE, BOB = Owner("alice", "docs"), Owner("bob", "docs")
-RUN = "test-store"
+RUN = f"test-store-{os.getpid()}"  # processes of other runs on this machine are not ours
 
 
 @pytest.fixture(scope="module")

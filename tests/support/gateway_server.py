@@ -85,9 +85,9 @@ class Started:
         """The sum of all series of that name with these labels, whatever others they have."""
         return sum(
             sample.value
-            for family in self.metrics.registry.collect()
+            for family in self.metrics.registry.restricted_registry([name]).collect()
             for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
+            if labels.items() <= sample.labels.items()
         )
 
     def series(self) -> set[tuple[str, tuple[tuple[str, str], ...]]]:

@@ -3,6 +3,8 @@
 import os
 from collections.abc import Callable, Iterator
 
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; threads that share a tiny model wait for each other
+
 import pytest
 
 from tests.support.engine_stub import EngineStub

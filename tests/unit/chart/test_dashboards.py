@@ -82,22 +82,23 @@ def test_its_variables_are_all_used_and_all_there(file: Path) -> None:
         assert unknown_names(variable["query"]["query"].removeprefix("label_values(").rsplit(",", 1)[0]) == []
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.panel)
-def test_a_query_asks_for_what_is_there(query: Any) -> None:
-    assert unknown_names(query.expr) == []
-    assert re.search(r"model=~", query.expr) and "$" not in query.expr
+def test_a_query_asks_for_what_is_there(subtests: pytest.Subtests) -> None:
+    for query in QUERIES:
+        with subtests.test(f"{query.dashboard}: {query.panel}"):
+            assert unknown_names(query.expr) == []
+            assert re.search(r"model=~", query.expr) and "$" not in query.expr
 
 
-@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query.panel)
-def test_a_query_is_no_average_of_averages(query: Any) -> None:
+def test_a_query_is_no_average_of_averages(subtests: pytest.Subtests) -> None:
     """Quantiles are of summed buckets; counters are only looked at through rates that are summed afterwards."""
-    assert not re.search(r"\bavg(_over_time)?\b", query.expr)
-    quantiles = re.findall(r"histogram_quantile\([\d.]+, (.{0,14})", query.expr)
-    assert all(inner.startswith("sum by (le") for inner in quantiles)
-    for found in re.finditer(r"\b(\w+:)?\w+_(total|bucket|sum|count)\{", query.expr):
-        assert re.search(
-            r"sum (by \([\w, ]+\) )?\((rate|increase)\($|sum\((rate|increase)\($", query.expr[: found.start()]
-        )
+    rates = r"sum (by \([\w, ]+\) )?\((rate|increase)\($|sum\((rate|increase)\($"
+    for query in QUERIES:
+        with subtests.test(f"{query.dashboard}: {query.panel}"):
+            assert not re.search(r"\bavg(_over_time)?\b", query.expr)
+            quantiles = re.findall(r"histogram_quantile\([\d.]+, (.{0,14})", query.expr)
+            assert all(inner.startswith("sum by (le") for inner in quantiles)
+            for found in re.finditer(r"\b(\w+:)?\w+_(total|bucket|sum|count)\{", query.expr):
+                assert re.search(rates, query.expr[: found.start()])
 
 
 def test_the_gateways_metrics_are_all_shown_somewhere() -> None:

@@ -7,17 +7,19 @@ from serve.request.chat_fields import read_fields
 from tests.support.chat_bodies import REFUSED, REFUSED_ELSEWHERE, TAKEN, said
 
 
-@pytest.mark.parametrize("body", TAKEN, ids=str)
-def test_what_an_engine_takes_is_taken(body):
-    read_fields({**said(), **body})
+def test_what_an_engine_takes_is_taken(subtests: pytest.Subtests):
+    for body in TAKEN:
+        with subtests.test(str(body)):
+            read_fields({**said(), **body})
 
 
-@pytest.mark.parametrize(("body", "param"), [*REFUSED, *REFUSED_ELSEWHERE], ids=str)
-def test_what_an_engine_refuses_is_400_by_name(body, param):
-    with pytest.raises(RequestError) as caught:
-        read_fields({**said(), **body})
-    assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, "invalid_request")
-    assert caught.value.message.startswith(f"invalid '{param}': ")
+def test_what_an_engine_refuses_is_400_by_name(subtests: pytest.Subtests):
+    for body, param in [*REFUSED, *REFUSED_ELSEWHERE]:
+        with subtests.test(str(body)):
+            with pytest.raises(RequestError) as caught:
+                read_fields({**said(), **body})
+            assert (caught.value.status, caught.value.param, caught.value.code) == (400, param, "invalid_request")
+            assert caught.value.message.startswith(f"invalid '{param}': ")
 
 
 def test_an_error_names_all_that_the_field_could_be_and_repeats_nothing_of_the_request():

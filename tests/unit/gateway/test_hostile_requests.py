@@ -35,6 +35,12 @@ VALID: dict[str, dict[str, Any]] = {
     "/v1/embeddings": {"input": "hello"},
     "/v1/documents": {"source": "a", "content": "hello", "collection": "docs"},
 }
+NOT_JSON = [
+    b"", b" ", b"{", b"}", b"hello", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"{'a': 1}",
+    b'{"a": 1,}', b'{"a": [1,]}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": 01}',
+    b'{"a": "\\ud800"}', b'{"a": "\\udc00\\ud800"}', b'{"\\ud800": 1}', b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}',
+    b'{"a": "\n"}', b'{"a": 1} {"a": 1}', b'{"a" 1}', b"{} // comment", b'{"a": "\\x41"}', b"\x1f\x8b\x08\x00",
+]  # fmt: skip
 
 
 def not_json(path: str) -> tuple[str, ...]:
@@ -73,14 +79,13 @@ class TestBodies:
         assert whole.post(path, VALID[path]).status_code == 200
 
     @every_post
-    @pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 128, 255, 600, 1023, 1025, 100_000])
-    def test_deep_nesting_is_400(self, whole: Started, path, levels):
+    def test_deep_nesting_is_400(self, whole: Started, path, subtests: pytest.Subtests):
         """255 levels are read by orjson but not written, 1000 break Python's own JSON, pydantic and templates."""
-        for raw in (
-            nested(levels),
-            nested(levels // 2, b'{"a":[', b"]}") + b"\n" if levels % 2 == 0 else nested(levels),
-        ):
-            assert error_of(post(whole, path, raw), 400)["code"] in not_json(path)
+        for levels in (MAX_DEPTH + 1, 128, 255, 600, 1023, 1025, 100_000):
+            mixed = nested(levels // 2, b'{"a":[', b"]}") + b"\n" if levels % 2 == 0 else nested(levels)
+            for raw in (nested(levels), mixed):
+                with subtests.test(f"{levels} levels of {raw[:6]!r}"):
+                    assert error_of(post(whole, path, raw), 400)["code"] in not_json(path)
         assert whole.engine_calls() == {}
 
     @pytest.mark.parametrize(
@@ -111,15 +116,10 @@ class TestBodies:
         assert post(gateway, "/v1/completions", with_member("/v1/completions", "x", wide)).status_code == 200
 
     @every_post
-    @pytest.mark.parametrize(
-        "raw",
-        [b"", b" ", b"{", b"}", b"hello", b"\x00", b"\xff\xfe", b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"{'a': 1}",
-         b'{"a": 1,}', b'{"a": [1,]}', b'{"a": NaN}', b'{"a": Infinity}', b'{"a": -Infinity}', b'{"a": 1e999}', b'{"a": 01}',
-         b'{"a": "\\ud800"}', b'{"a": "\\udc00\\ud800"}', b'{"\\ud800": 1}', b'{"a": "\xff"}', b'{"a": "\xed\xa0\x80"}',
-         b'{"a": "\n"}', b'{"a": 1} {"a": 1}', b'{"a" 1}', b"{} // comment", b'{"a": "\\x41"}', b"\x1f\x8b\x08\x00"],
-    )  # fmt: skip
-    def test_what_is_not_json_is_400(self, whole: Started, path, raw):
-        assert error_of(post(whole, path, raw), 400)["code"] in not_json(path)
+    def test_what_is_not_json_is_400(self, whole: Started, path, subtests: pytest.Subtests):
+        for raw in NOT_JSON:
+            with subtests.test(repr(raw)):
+                assert error_of(post(whole, path, raw), 400)["code"] in not_json(path)
 
     def test_lone_surrogates_in_a_valid_body_are_400(self, gateway: Started):
         raw = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "\ud83d"}]}).encode()
@@ -127,9 +127,10 @@ class TestBodies:
         assert error_of(post(gateway, "/v1/chat/completions", raw), 400)["code"] == "invalid_json"
 
     @every_post
-    @pytest.mark.parametrize("raw", [b"[]", b"null", b"1", b'"x"', b"true", b"1e3", b"{}"])
-    def test_json_of_another_shape_is_400(self, whole: Started, path, raw):
-        error_of(post(whole, path, raw), 400)
+    def test_json_of_another_shape_is_400(self, whole: Started, path, subtests: pytest.Subtests):
+        for raw in (b"[]", b"null", b"1", b'"x"', b"true", b"1e3", b"{}"):
+            with subtests.test(repr(raw)):
+                error_of(post(whole, path, raw), 400)
 
     def test_of_a_member_given_twice_the_last_counts_for_gateway_and_engine(self, gateway: Started):
         raw = b'{"model": "nothing", "model": "' + MODEL.encode() + b'", "messages": [], "messages": '

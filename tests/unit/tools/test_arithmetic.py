@@ -1,4 +1,4 @@
-"""Arithmetic is exact or marked as rounded, costs little whatever is given, and is found only where nothing else is find_expression."""
+"""Arithmetic is exact or marked as rounded, costs little whatever is given, and is found only where nothing else is asked."""
 
 import math
 import re
@@ -222,14 +222,16 @@ def test_there_are_enough_questions_to_tell():
     assert len({*NOT_COMPUTATIONS}) >= 120
 
 
-@pytest.mark.parametrize("question", COMPUTATIONS)
-def test_a_computation_is_found_and_computed(question):
-    assert found(question) == "right"
+def test_a_computation_is_found_and_computed(subtests: pytest.Subtests):
+    for question in COMPUTATIONS:
+        with subtests.test(question):
+            assert found(question) == "right"
 
 
-@pytest.mark.parametrize("question", [*NOT_COMPUTATIONS, *CLOCK, *NOT_CLOCK])
-def test_anything_else_is_left_to_the_model(question):
-    assert find_expression(question) is None
+def test_anything_else_is_left_to_the_model(subtests: pytest.Subtests):
+    for question in [*NOT_COMPUTATIONS, *CLOCK, *NOT_CLOCK]:
+        with subtests.test(question):
+            assert find_expression(question) is None
 
 
 def test_questions_the_rules_never_saw_are_told_apart():

@@ -21,16 +21,18 @@ def test_there_are_enough_questions_to_tell():
     assert len({*NOT_CLOCK}) >= 120
 
 
-@pytest.mark.parametrize("question", CLOCK)
-def test_a_look_at_the_clock_is_answered(question):
-    found = find_question(question)
-    assert found is not None
-    assert answer(found, NOW, UTC) == CLOCK[question]
+def test_a_look_at_the_clock_is_answered(subtests: pytest.Subtests):
+    for question, told in CLOCK.items():
+        with subtests.test(question):
+            found = find_question(question)
+            assert found is not None
+            assert answer(found, NOW, UTC) == told
 
 
-@pytest.mark.parametrize("question", [*NOT_CLOCK, *NOT_COMPUTATIONS, *COMPUTATIONS])
-def test_anything_else_is_left_to_the_model(question):
-    assert find_question(question) is None
+def test_anything_else_is_left_to_the_model(subtests: pytest.Subtests):
+    for question in [*NOT_CLOCK, *NOT_COMPUTATIONS, *COMPUTATIONS]:
+        with subtests.test(question):
+            assert find_question(question) is None
 
 
 def test_questions_the_rules_never_saw_are_told_apart():
@@ -101,18 +103,19 @@ def test_no_text_breaks_the_detection(text):
     find_question(text)
 
 
-@pytest.mark.parametrize("question", CLOCK)
-def test_what_is_asked_can_be_written_as_the_tools_arguments(question):
-    found = find_question(question)
-    assert found is not None
-    given = found.arguments
-    again = ClockQuestion(
-        given["what"],
-        parse_day(given.get("date", "today")),
-        parse_day(given["until"]) if "until" in given else None,
-        given.get("timezone"),
-    )
-    assert again == found
+def test_what_is_asked_can_be_written_as_the_tools_arguments(subtests: pytest.Subtests):
+    for question in CLOCK:
+        with subtests.test(question):
+            found = find_question(question)
+            assert found is not None
+            given = found.arguments
+            again = ClockQuestion(
+                given["what"],
+                parse_day(given.get("date", "today")),
+                parse_day(given["until"]) if "until" in given else None,
+                given.get("timezone"),
+            )
+            assert again == found
 
 
 def test_detection_uses_only_what_is_enabled():
