@@ -66,7 +66,7 @@ class RetrievalDeployment:
         model = (Path(folder) / IDENTITY_FILE).read_text()
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # in a cluster, from a secret
         from serve.retrieval.service import Service  # lazy: Haystack imports torch where installed
-        from serve.retrieval.store.postgres import StoreDown
+        from serve.retrieval.store.postgres import StoreUnavailable
 
         tokenizer = Path(folder) / "tokenizer.json"
         dimension = Embedder.dimension_of(Path(folder))
@@ -79,7 +79,7 @@ class RetrievalDeployment:
         )
         try:
             await self._service.open()
-        except StoreDown:
+        except StoreUnavailable:
             _LOG.warning("the document store does not answer yet; each request tries to connect again")
 
     async def __call__(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

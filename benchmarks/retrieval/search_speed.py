@@ -118,11 +118,11 @@ class TimedStore(Store):
 
     spent: Spent
 
-    async def put(self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: Vectors) -> Any:
+    async def upsert(self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: Vectors) -> Any:
         """As the store does."""
         began = time.perf_counter()
         try:
-            return await Store.put(self, owner, source, chunks, embeddings)
+            return await Store.upsert(self, owner, source, chunks, embeddings)
         finally:
             self.spent.add("write", began)
 
@@ -241,11 +241,11 @@ async def index_recall(database: Database, asked: Vectors) -> list[dict[str, Any
             filters = None if share == 1 else {"field": f"meta.in_{share}", "operator": "==", "value": 0}
             for search in SEARCHES if owner == OWNER and share == 1 else SEARCHES[:1]:
                 store = Store(f"{database.conninfo} options='-c hnsw.ef_search={search}'", matrix.shape[1])
-                await store.nearest(owner, asked[0].tolist(), NEAREST, filters)
+                await store.vector_search(owner, asked[0].tolist(), NEAREST, filters)
                 found, times = [], []
                 for one, right in zip(asked, truth, strict=True):
                     began = time.perf_counter()
-                    hits = await store.nearest(owner, one.tolist(), NEAREST, filters)
+                    hits = await store.vector_search(owner, one.tolist(), NEAREST, filters)
                     times.append((time.perf_counter() - began) * 1000)
                     found.append(len({(hit.source, hit.position) for hit in hits} & right) / len(right))
                 await store.close()
@@ -290,7 +290,7 @@ async def fill(database: Database, store: Store) -> float:
                     near = matrix[some] + NOISE * added / np.linalg.norm(added, axis=1, keepdims=True)
                     near /= np.linalg.norm(near, axis=1, keepdims=True)
                     meta = {"number": number, **{f"in_{share}": number % share for share in SHARES}}
-                    await store.put(owner, Source(f"made up {number}", b"", "", meta=meta), chunks, near)
+                    await store.upsert(owner, Source(f"made up {number}", b"", "", meta=meta), chunks, near)
                     number += 1
                     told.advance(task, len(some))
         assert made is not None

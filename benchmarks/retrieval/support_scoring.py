@@ -34,7 +34,7 @@ from benchmarks.retrieval.labelled_texts import (
 from compression.build.family import BuildError
 from compression.measure.intervals import wilson_ci95
 from serve.retrieval.embedder import Embedder
-from serve.retrieval.verify import support as guard
+from serve.retrieval.verify import support as scoring
 
 SEED = 0
 SIZES = {"foldoc": 1000, "python": 700, "postgresql": 600, "facts": 112}
@@ -81,14 +81,14 @@ class Keywords:
         mean = sum(lengths) / len(lengths)
         self._count = len(passages)
         for i, passage in enumerate(passages):
-            for stem, times in Counter(guard.stems(passage)).items():
+            for stem, times in Counter(scoring.stems(passage)).items():
                 weight = times * 2.2 / (times + 1.2 * (0.25 + 0.75 * lengths[i] / mean))
                 self._rows.setdefault(stem, []).append((i, weight))
 
     def scores(self, question: str) -> Array:
         """One for each passage."""
         found = np.zeros(self._count)
-        for stem in set(guard.stems(question)):
+        for stem in set(scoring.stems(question)):
             rows = self._rows.get(stem, [])
             rarity = np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5))
             for i, weight in rows:
@@ -127,7 +127,7 @@ def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -
             continue
         if gold is None and entry is not None and any(entry.term.lower() in passages[i].lower() for i in hits):
             subset = "mentioned elsewhere"  # the passage may or may not say enough: measured, not learnt from
-        rows = np.array(guard.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
+        rows = np.array(scoring.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
         found.append(
             Asked(subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None)
         )
@@ -225,7 +225,7 @@ def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> 
     found, dropped = questions(embedder, every, draw)
     learnt = [one for one in found if not one.test and one.subset != "mentioned elsewhere"]
     answerable = np.array([one.answerable for one in learnt])
-    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(guard.SUPPORT) - 3)])
+    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(scoring.SUPPORT) - 3)])
     for _ in range(ROUNDS):  # which passage is the best depends on the weights; what is beside the answer has no label
         rows = np.array(
             [one.rows[one.gold if one.gold is not None else scored(model, one.rows).argmax()] for one in learnt]
@@ -255,7 +255,7 @@ def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> 
 def sentence_rows(
     embedder: Embedder, every: Sequence[Entry], draw: random.Random
 ) -> tuple[list[Claim], Array, Array, Array]:
-    """Claims with the features that `guard.check` sees of each candidate: rows, whose they are, and who is tested."""
+    """Claims with the features that `scoring.check_answer` sees of each candidate: rows, whose they are, and who is tested."""
     documents = [entry for entry in every if entry.subset != "facts"][:700]
     told = [entry for entry in every if entry.subset == "facts"]
     passages = [entry.passage for entry in [*documents, *told]]
@@ -269,9 +269,9 @@ def sentence_rows(
     evidence, texts = [], []
     for one in made:
         given = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
-        evidence.append(guard.Evidence([passages[i] for i in given]))
-        texts.append(guard.claim(one.text))
-    picks = [its.nearest(text) for its, text in zip(evidence, texts, strict=True)]
+        evidence.append(scoring.Evidence([passages[i] for i in given]))
+        texts.append(scoring.claim_text(one.text))
+    picks = [its.candidates(text) for its, text in zip(evidence, texts, strict=True)]
     wanted = list(
         dict.fromkeys(
             one
@@ -284,17 +284,17 @@ def sentence_rows(
     for k, (its, text, js) in enumerate(zip(evidence, texts, picks, strict=True)):
         for j in js:
             cosine = float(row[text.text] @ row[its.texts[j]])
-            rows.append(guard.entailment_features(text, its, j, cosine, guard.Text(made[k].question)))
+            rows.append(scoring.entailment_features(text, its, j, cosine, scoring.Text(made[k].question)))
             owner.append(k)
     side = {i: draw.random() < 0.5 for i in range(len(passages))}
     return made, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made])
 
 
 def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
-    """Whether a sentence is in the passages: calibrated on the best of its candidates, measured as `guard.check` does."""
+    """Whether a sentence is in the passages: calibrated on the best of its candidates, measured as `scoring.check_answer` does."""
     made, rows, owner, test = sentence_rows(embedder, every, draw)
     labels = np.array([one.supported for one in made])
-    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(guard.ENTAILMENT) - 3)])
+    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(scoring.ENTAILMENT) - 3)])
     for _ in range(ROUNDS):  # which candidate is the best depends on the weights
         scores = scored(model, rows)
         best = np.array([np.flatnonzero(owner == k)[scores[owner == k].argmax()] for k in range(len(made))])
@@ -315,7 +315,7 @@ def speed(passages: Sequence[str]) -> dict[str, float]:
     """Milliseconds of the guard's own work, without the embedding: 20 passages of about 200 tokens, a six-sentence answer."""
     long = [" ".join(passages[3 * i : 3 * i + 3])[:900] for i in range(20)]
     vectors = np.zeros((20, 384), np.float32)
-    answer = " ".join(passages[i][a:b] for i in range(6) for a, b in guard.sentences(passages[i])[1:2])
+    answer = " ".join(passages[i][a:b] for i in range(6) for a, b in scoring.sentences(passages[i])[1:2])
 
     async def embed(texts: Sequence[str]) -> Array:
         return np.zeros((len(texts), 384), np.float32)
@@ -329,9 +329,9 @@ def speed(passages: Sequence[str]) -> dict[str, float]:
         return round(float(np.median(times)), 3)
 
     return {
-        "support_ms": median(lambda: guard.support("What is a Martian Dunetree?", vectors[0], long, vectors)),
-        "check_4_ms": median(lambda: asyncio.run(guard.check(answer, long[:4], embed))),
-        "check_20_ms": median(lambda: asyncio.run(guard.check(answer, long, embed))),
+        "support_ms": median(lambda: scoring.support_scores("What is a Martian Dunetree?", vectors[0], long, vectors)),
+        "check_4_ms": median(lambda: asyncio.run(scoring.check_answer(answer, long[:4], embed))),
+        "check_20_ms": median(lambda: asyncio.run(scoring.check_answer(answer, long, embed))),
     }
 
 

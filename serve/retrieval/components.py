@@ -1,6 +1,6 @@
-"""Haystack components around the platform's own parts: the embedder, the store, the guard.
+"""Haystack components: question embedder, vector and keyword retrievers, support filter.
 
-They use what `provide` was given, so a pipeline's YAML names neither addresses nor passwords. All run asynchronously:
+They use the store and embedder set with `provide`, so a pipeline's YAML names neither addresses nor passwords. All run asynchronously:
 use `Pipeline.run_async`.
 """
 
@@ -16,33 +16,33 @@ from haystack import Document, component
 
 from serve.retrieval.embedder import Embedder, Vectors
 from serve.retrieval.store.postgres import Hit, Owner, Store
-from serve.retrieval.verify import support as guard
+from serve.retrieval.verify import support as scoring
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
 CANDIDATES = 20  # chunks that each way of searching finds
 
 
 @dataclass(slots=True, frozen=True)
-class Parts:
-    """What the components of this process work with."""
+class Resources:
+    """The store and the embedder that components use."""
 
     store: Store
     embed: Embed
 
 
-_provided: ContextVar[Parts] = ContextVar("parts of retrieval components")
+_provided: ContextVar[Resources] = ContextVar("parts of retrieval components")
 
 
 def provide(store: Store, embed: Embed) -> None:
     """Let the components that run from here on, in this task and in those it starts, use `store` and `embed` (texts to unit
     vectors)."""
-    _provided.set(Parts(store, embed))
+    _provided.set(Resources(store, embed))
 
 
 async def connect(conninfo: str, embedder: Path) -> Store:
     """`provide` the database at `conninfo` and the model in the folder `embedder`.
 
-    For pipelines outside the platform. Raises `StoreDown`.
+    For pipelines outside the platform. Raises `StoreUnavailable`.
     """
     model = Embedder(embedder)
     store = Store(conninfo, model.dimension)
@@ -55,7 +55,7 @@ async def connect(conninfo: str, embedder: Path) -> Store:
     return store
 
 
-def _parts() -> Parts:
+def _resources() -> Resources:
     try:
         return _provided.get()
     except LookupError:
@@ -68,7 +68,7 @@ def _only_async() -> NoReturn:
 
 @component
 class QuestionEmbedder:
-    """The question as a vector."""
+    """Embed the question."""
 
     @component.output_types(embedding=list[float])
     def run(self, question: str) -> dict[str, Any]:
@@ -78,12 +78,12 @@ class QuestionEmbedder:
     @component.output_types(embedding=list[float])
     async def run_async(self, question: str) -> dict[str, Any]:
         """`embedding`: the question's unit vector."""
-        return {"embedding": (await _parts().embed([question]))[0].tolist()}
+        return {"embedding": (await _resources().embed([question]))[0].tolist()}
 
 
 @component
 class DenseRetriever:
-    """Chunks whose meaning is near the question's."""
+    """Vector search: chunks whose embeddings are nearest to the question's."""
 
     def __init__(self, candidates: int = CANDIDATES) -> None:
         self.candidates = candidates
@@ -100,13 +100,13 @@ class DenseRetriever:
         self, embedding: list[float], tenant: str, collection: str, filters: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """`documents`: the nearest chunks, with their cosine similarity as score."""
-        hits = await _parts().store.nearest(Owner(tenant, collection), embedding, self.candidates, filters)
+        hits = await _resources().store.vector_search(Owner(tenant, collection), embedding, self.candidates, filters)
         return {"documents": [_document(hit) for hit in hits]}
 
 
 @component
 class KeywordRetriever:
-    """Chunks in which the question's words are."""
+    """Keyword search: chunks that contain the question's words."""
 
     def __init__(self, candidates: int = CANDIDATES) -> None:
         self.candidates = candidates
@@ -121,20 +121,20 @@ class KeywordRetriever:
         self, question: str, tenant: str, collection: str, filters: dict[str, Any] | None = None
     ) -> dict[str, Any]:
         """`documents`: the best matches, with PostgreSQL's rank as score."""
-        hits = await _parts().store.matching(Owner(tenant, collection), question, self.candidates, filters)
+        hits = await _resources().store.keyword_search(Owner(tenant, collection), question, self.candidates, filters)
         return {"documents": [_document(hit) for hit in hits]}
 
 
 @component
-class Guard:
-    """Keeps the passages that support an answer to the question, newest first where several do about as well.
+class SupportFilter:
+    """Keep the passages that support an answer to the question, newest first where several do about as well.
 
     Args:
         min_support: probability of support below which a passage does not count; default: the calibrated threshold.
         margin: passages this close to the best are ordered by their document's `date`, an ISO date in its metadata.
     """
 
-    def __init__(self, min_support: float = guard.MIN_SUPPORT, margin: float = 0.15) -> None:
+    def __init__(self, min_support: float = scoring.MIN_SUPPORT, margin: float = 0.15) -> None:
         self.min_support = min_support
         self.margin = margin
 
@@ -152,7 +152,7 @@ class Guard:
         contents = [_with_heading(document) for document in documents]
         vectors = np.asarray([document.embedding for document in documents], np.float32)
         asked = np.asarray(embedding, np.float32)
-        scores = guard.support(question, asked, contents, vectors) if documents else []
+        scores = scoring.support_scores(question, asked, contents, vectors) if documents else []
         best = max(scores, default=0.0)
         ranked = sorted(zip(scores, documents, strict=True), key=lambda pair: -pair[0])
         near = [pair for pair in ranked if pair[0] >= best - self.margin]
@@ -168,7 +168,7 @@ def _with_heading(document: Document) -> str:
 
 
 def _document(hit: Hit) -> Document:
-    """A chunk as Haystack has it. `meta["meta"]` is what its document was indexed with."""
+    """A chunk as a Haystack document. `meta["meta"]` is the metadata that its document was indexed with."""
     meta = {
         "source": hit.source, "title": hit.title, "heading": hit.heading, "page": hit.page, "position": hit.position,
         "meta": hit.meta,

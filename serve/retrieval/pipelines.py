@@ -1,4 +1,4 @@
-"""Haystack pipelines from YAML, each of a folder's files one way to search. Loaded from allowed modules only."""
+"""Haystack retrieval pipelines from YAML files, one retrieval mode a file. Components load from allowed modules only."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,11 @@ from haystack.dataclasses import ChatMessage
 from haystack.tracing.tracer import Span, Tracer, enable_tracing
 
 ALLOWED = ("serve.retrieval",)  # besides Haystack's own default
+_RENAMED = {
+    "serve.retrieval.components.Guard": "serve.retrieval.components.SupportFilter",
+    "serve.retrieval.focus.Focus": "serve.retrieval.verify.sentence_selector.SentenceSelector",
+    "serve.retrieval.verify.sentence_selector.Focus": "serve.retrieval.verify.sentence_selector.SentenceSelector",
+}
 _INPUTS = ("question", "tenant", "collection", "filters", "top_k", "min_score")
 _timings: ContextVar["_Timings | None"] = ContextVar("timings", default=None)
 
@@ -22,19 +27,19 @@ class PipelineError(ValueError):
 
 
 @dataclass(slots=True, frozen=True)
-class Found:
-    """What a pipeline found for a question."""
+class RetrievalResult:
+    """Result of a retrieval pipeline for a question."""
 
-    prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline words it
+    prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline builds it
     documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
     support: float
     timings_ms: Mapping[str, float]  # by component
-    starts_ms: Mapping[str, float]  # when each began, after the search did
+    starts_ms: Mapping[str, float]  # start of each component, from the start of the search
 
 
 class RetrievalPipeline:
-    """One pipeline: `question`, `tenant`, `collection` and more in; out come a `guard`'s documents, shortened by a `focus` if there
-    is one, and a `prompt`.
+    """A retrieval pipeline. Inputs: `question`, `tenant`, `collection` and the optional ones; outputs: the documents of `guard`,
+    shortened by `focus` where there is one, and of `prompt` the messages.
 
     Raises:
         PipelineError: not YAML, not a pipeline, from a module that is not allowed, without those two components, or with
@@ -47,11 +52,11 @@ class RetrievalPipeline:
             self._pipeline.warm_up()  # models are loaded, or missing, at start and not at the first question
             outputs = self._pipeline.outputs(include_components_with_connected_outputs=True)
         except Exception as error:  # Haystack raises many kinds
-            raise PipelineError(f"{file.name}: {' '.join(str(error).split())}") from error
+            raise _load_error(file, error) from error
         for name, output in (("guard", "documents"), ("guard", "support"), ("prompt", "prompt")):
             if output not in outputs.get(name, {}):
                 raise PipelineError(f"{file.name}: a component '{name}' with the output '{output}' is needed")
-        self._wanted = {"guard", "prompt", "focus"} & outputs.keys()
+        self._output_components = {"guard", "prompt", "focus"} & outputs.keys()
         self._inputs = {
             name: [
                 key for key in wanted if key in _INPUTS and (key != "top_k" or name == "guard")
@@ -59,29 +64,37 @@ class RetrievalPipeline:
             for name, wanted in self._pipeline.inputs().items()
         }
 
-    async def run(self, **given: Any) -> Found:
-        """Search. What of `given` is None is left to the pipeline's own defaults."""
-        given = {name: value for name, value in given.items() if value is not None}
-        data = {name: {key: given[key] for key in wanted if key in given} for name, wanted in self._inputs.items()}
+    async def run(self, **inputs: Any) -> RetrievalResult:
+        """Search. An input that is None is left to the pipeline's own defaults."""
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        data = {name: {key: inputs[key] for key in keys if key in inputs} for name, keys in self._inputs.items()}
         timings = _Timings(perf_counter())
         token = _timings.set(timings)
         try:
-            made = await self._pipeline.run_async(data, include_outputs_from=self._wanted)
+            outputs = await self._pipeline.run_async(data, include_outputs_from=self._output_components)
         finally:
             _timings.reset(token)
-        documents = made.get("focus", made["guard"])["documents"]
-        return Found(
-            tuple(made["prompt"]["prompt"]),
+        documents = outputs.get("focus", outputs["guard"])["documents"]
+        return RetrievalResult(
+            tuple(outputs["prompt"]["prompt"]),
             tuple(documents),
-            made["guard"]["support"],
+            outputs["guard"]["support"],
             timings.took_ms,
             timings.starts_ms,
         )
 
 
+def _load_error(file: Path, error: Exception) -> PipelineError:
+    message = " ".join(str(error).split())
+    for old, new in _RENAMED.items():
+        if old in message:
+            return PipelineError(f"{file.name}: the component type '{old}' was renamed: write '{new}'")
+    return PipelineError(f"{file.name}: {message}")
+
+
 def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict[str, RetrievalPipeline]:
     """Every `*.yaml` by its name; of two with one name, the later folder's. Raises `PipelineError`."""
-    enable_tracing(_Spans())
+    enable_tracing(_TimingTracer())
     files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
     if not files:
         raise PipelineError(f"no pipelines in {', '.join(map(str, folders))}")
@@ -90,21 +103,21 @@ def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict
 
 @dataclass(slots=True, frozen=True)
 class _Timings:
-    """When each component of one search began, and how long it took."""
+    """When each component of one search started_at, and how long it took."""
 
-    began: float  # perf_counter seconds
+    started_at: float  # perf_counter seconds
     starts_ms: dict[str, float] = field(default_factory=dict)
     took_ms: dict[str, float] = field(default_factory=dict)
 
 
 class _Span(Span):
-    """What Haystack tells of a component. Nothing is kept of it: questions and documents stay out of traces."""
+    """A span that drops its tags: questions and documents stay out of traces."""
 
     def set_tag(self, key: str, value: Any) -> None:
-        """Nothing."""
+        """Drop the tag."""
 
 
-class _Spans(Tracer):
+class _TimingTracer(Tracer):
     """Times each component of a search. The gateway makes the spans of a trace from that, beside its own."""
 
     @contextmanager
@@ -113,13 +126,13 @@ class _Spans(Tracer):
     ) -> Iterator[Span]:
         """Time one operation."""
         name = (tags or {}).get("haystack.component.name")
-        began = perf_counter()
+        started_at = perf_counter()
         try:
             yield _Span()
         finally:
             if name and (timings := _timings.get()) is not None:
-                timings.starts_ms[name] = round((began - timings.began) * 1000, 2)
-                timings.took_ms[name] = round((perf_counter() - began) * 1000, 2)
+                timings.starts_ms[name] = round((started_at - timings.started_at) * 1000, 2)
+                timings.took_ms[name] = round((perf_counter() - started_at) * 1000, 2)
 
     def current_span(self) -> Span | None:
         """None: spans are not nested here."""

@@ -1,4 +1,4 @@
-"""What the retrieval deployment does: index documents, find passages, word the question with them, check answers."""
+"""Retrieval service: index documents, search passages, build the grounded prompt, check answers, run the agent."""
 
 import asyncio
 import logging
@@ -16,27 +16,27 @@ from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.components import Embed, provide
 from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter
-from serve.retrieval.pipelines import Found, load_pipelines
-from serve.retrieval.store.postgres import Owner, Store, checked
-from serve.retrieval.verify import support as guard
-from serve.tools.agent import AgentFault, run_agent
+from serve.retrieval.pipelines import RetrievalResult, load_pipelines
+from serve.retrieval.store.postgres import Owner, Store, parse_filters
+from serve.retrieval.verify import support as scoring
+from serve.tools.agent import AgentError, run_agent
 from serve.tools.haystack_tools import calculator, clock, search_documents
 from serve.tools.http_tools import http_tools
 
 _LOG = logging.getLogger("gearbox.retrieval")
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
-_QUOTED = 300  # characters of a source that nothing shortened
-_CALLS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent", "exists"}
+_MAX_QUOTE_CHARS = 300  # characters of a source that nothing shortened
+_METHODS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent", "exists"}
 
 
 class Service:
-    """The retrieval of one deployment. Every call is of one tenant, and nothing of another's is seen.
+    """Retrieval of one deployment. Every call is scoped to one tenant and never reads another tenant's documents.
 
     Args:
         embed: texts to unit vectors, (texts, dimension) in float32.
         dimension: of those vectors.
         tokenizer: file of the embedder's tokenizer, which chunks are measured with.
-        model: identity of the embedder: what another one embedded is indexed anew.
+        model: identity of the embedder: documents embedded by another model are indexed again.
 
     Raises:
         PipelineError: a pipeline that can't be used.
@@ -57,8 +57,8 @@ class Service:
         self._opening = asyncio.Lock()
 
     async def call(self, method: str, arguments: Mapping[str, Any]) -> Any:
-        """Do one of the calls below. Raises `RequestError`."""
-        if method not in _CALLS:
+        """Dispatch to one of the methods below. Raises `RequestError`."""
+        if method not in _METHODS:
             raise RequestError(404, f"there is no '{method}' here", code="not_found")
         if method not in ("check", "agent"):
             await self.open()
@@ -73,7 +73,7 @@ class Service:
                     self._opened = True
 
     async def close(self) -> None:
-        """Give everything back."""
+        """Close the conversion workers and the database connections."""
         await self._indexer.close()
         await self._store.close()
 
@@ -90,7 +90,7 @@ class Service:
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None = None, min_score: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """As `search`, with the messages that ask the question with its sources."""
+        """As `search`, with the prompt: the messages that put the question with its sources."""
         began = perf_counter()
         found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
         prompt = [{"role": message.role.value, "content": message.text or ""} for message in found.prompt]
@@ -99,7 +99,7 @@ class Service:
     async def _find(
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None, min_score: float | None,
-    ) -> tuple[Found, dict[str, Any]]:  # fmt: skip
+    ) -> tuple[RetrievalResult, dict[str, Any]]:  # fmt: skip
         if mode not in self._pipelines:
             known = ", ".join(self._pipelines)
             raise RequestError(
@@ -107,7 +107,7 @@ class Service:
             )
         provide(self._store, self._embed)
         if filters:
-            checked(filters)  # before Haystack copies them, value by value
+            parse_filters(filters)  # before Haystack copies them, value by value
         try:
             found = await self._pipelines[mode].run(
                 question=question,
@@ -117,7 +117,7 @@ class Service:
                 top_k=top_k,
                 min_score=min_score,
             )
-            described = _described(found)
+            described = _to_response(found)
         except Exception as error:  # a component may raise anything, and Haystack wraps it
             raise _failure(mode, error) from error
         if not found.documents and not await self.exists(tenant, collection):
@@ -130,13 +130,13 @@ class Service:
         return await self._store.exists(Owner(tenant, collection))
 
     async def check(self, answer: str, passages: Sequence[str], question: str = "") -> list[dict[str, Any]]:
-        """Which sentences of `answer` the passages support; positions are characters."""
+        """Sentences of `answer` with whether the passages support them; positions are in characters."""
         return [
             {
                 "start": one.start, "end": one.end, "supported": one.supported, "score": None if one.score is None else round(one.score, 4),
                 "source": None if one.passage is None else one.passage + 1,
             }
-            for one in await guard.check(answer, passages, self._embed, question=question)
+            for one in await scoring.check_answer(answer, passages, self._embed, question=question)
         ]  # fmt: skip
 
     async def agent(
@@ -170,7 +170,7 @@ class Service:
                 {**more, "retrieval": False},
                 timeout_s,
             )
-        except AgentFault as fault:
+        except AgentError as fault:
             raise RequestError(fault.status, str(fault), code="agent_failed") from fault
         used = [{"name": one.name, "input": dict(one.input), "output": one.output} for one in made.used]
         return {"text": made.text, "tools": used, "usage": dict(made.usage), "finish_reason": made.finish_reason}
@@ -187,17 +187,17 @@ class Service:
         }  # fmt: skip
 
     async def documents(self, tenant: str, collection: str, after: str, limit: int) -> list[dict[str, Any]]:
-        """A page of what is indexed, by name."""
+        """A page of the indexed documents, by name."""
         return [
             {
                 "source": one.name, "title": one.title, "size": one.size, "chunks": one.chunks, "sha256": one.sha256.hex(),
-                "current": self._indexer.current(one), "meta": one.meta, "indexed_at": one.indexed_at,
+                "current": self._indexer.is_current(one), "meta": one.meta, "indexed_at": one.indexed_at,
             }
-            for one in await self._store.listed(Owner(tenant, collection), after, limit)
+            for one in await self._store.list_documents(Owner(tenant, collection), after, limit)
         ]  # fmt: skip
 
     async def collections(self, tenant: str) -> list[dict[str, Any]]:
-        """What the tenant has."""
+        """The tenant's collections, with their numbers of documents and chunks."""
         found = await self._store.collections(tenant)
         return [{"collection": name, **counts} for name, counts in found.items()]
 
@@ -206,12 +206,12 @@ class Service:
         return await self._store.delete(Owner(tenant, collection), source)
 
 
-def _described(found: Found) -> dict[str, Any]:
+def _to_response(found: RetrievalResult) -> dict[str, Any]:
     passages = [
         {
             "n": number, **{name: document.meta[name] for name in ("source", "title", "heading", "page")},
             "score": round(float(document.score or 0.0), 4), "content": document.content,
-            "quote": document.meta.get("focus") or (document.content or "")[:_QUOTED], "meta": document.meta["meta"],
+            "quote": document.meta.get("focus") or (document.content or "")[:_MAX_QUOTE_CHARS], "meta": document.meta["meta"],
         }
         for number, document in enumerate(found.documents, 1)
     ]  # fmt: skip
@@ -222,9 +222,9 @@ def _described(found: Found) -> dict[str, Any]:
 
 
 def _failure(mode: str, error: Exception) -> RequestError:
-    """What a search that failed in a pipeline is answered with: an error of ours inside Haystack's own as it is.
+    """The response to a pipeline failure: a `RequestError` inside Haystack's exception is passed on unchanged.
 
-    The messages of others may quote the question, so they are neither told nor logged.
+    Messages of other exceptions may quote the question, so they are neither returned nor logged.
     """
     chain = list(_causes(error))
     for one in chain:
@@ -236,14 +236,14 @@ def _failure(mode: str, error: Exception) -> RequestError:
     place = next(iter(reversed(traceback.extract_tb(root.__traceback__))), None)
     where = f"{place.filename}:{place.lineno}" if place else "an unknown place"
     _LOG.error("%s failed: %s at %s", what, type(root).__name__, where)
-    if any(map(_away, chain)):
+    if any(map(_is_unavailable, chain)):
         message = f"{what} did not reach a service that it needs; retry later"
         return RequestError(503, message, code="retrieval_unavailable", headers={"retry-after": "2"})
     return retrieval_misconfigured(f"{what} failed ({type(root).__name__}); the log of retrieval says where")
 
 
-def _away(error: BaseException) -> bool:
-    """Whether that is a service which a component asks and which may be back soon."""
+def _is_unavailable(error: BaseException) -> bool:
+    """Whether a service that a component calls is temporarily unavailable."""
     if isinstance(error, httpx.HTTPStatusError):
         return error.response.is_server_error
     return isinstance(error, TimeoutError | ConnectionError | httpx.TransportError)

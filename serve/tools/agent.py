@@ -1,4 +1,4 @@
-"""A model that calls tools until it answers: Haystack's `Agent`, pointed at a gateway, within bounds."""
+"""Tool-calling agent: Haystack's `Agent` against a gateway, with limits on steps, calls and time."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ from haystack.utils import Secret
 MAX_CALLS = 16  # of tools in one run
 
 
-class AgentFault(Exception):
+class AgentError(Exception):
     """A run without an answer. `status` is the model's HTTP status when it refused, 504 when time ran out, else 502."""
 
     def __init__(self, message: str, status: int = 502) -> None:
@@ -36,7 +36,7 @@ class ToolUse:
 
 @dataclass(slots=True, frozen=True)
 class AgentAnswer:
-    """What an agent answered, and how it got there."""
+    """An agent's answer, with its tool calls and token usage."""
 
     text: str
     used: tuple[ToolUse, ...]
@@ -62,13 +62,13 @@ async def run_agent(
     that where it helps.
 
     Raises:
-        AgentFault: messages it can't read, the model refused or can't be reached, no answer in time, within the steps
+        AgentError: messages it can't read, the model refused or can't be reached, no answer in time, within the steps
             or within `MAX_CALLS` calls.
     """
     try:
         history = [ChatMessage.from_openai_dict_format(dict(message)) for message in messages]
     except (ValueError, TypeError, KeyError) as error:
-        raise AgentFault(f"the messages cannot be read: {error}", 400) from error
+        raise AgentError(f"the messages cannot be read: {error}", 400) from error
     # OpenAI's client insists on a key; a platform that is open, and knows keys, refuses one that it does not know
     keyless = {} if api_key else {"extra_headers": {"Authorization": "none"}}
     generator = OpenAIChatGenerator(
@@ -89,15 +89,15 @@ async def run_agent(
         async with asyncio.timeout(timeout_s):
             result = await agent.run_async(history)
     except (TimeoutError, openai.APITimeoutError) as error:
-        raise AgentFault(f"no answer within {timeout_s:g} s", 504) from error
+        raise AgentError(f"no answer within {timeout_s:g} s", 504) from error
     except openai.APIStatusError as error:
-        raise AgentFault(f"the model answered {error.status_code}: {_message(error)}", error.status_code) from error
+        raise AgentError(f"the model answered {error.status_code}: {_message(error)}", error.status_code) from error
     except openai.APIConnectionError as error:
-        raise AgentFault("the model cannot be reached", 502) from error
-    except AgentFault:
+        raise AgentError("the model cannot be reached", 502) from error
+    except AgentError:
         raise
     except Exception as error:  # an answer that is no chat completion; Haystack raises many kinds
-        raise AgentFault(f"the model's answer cannot be read ({type(error).__name__})") from error
+        raise AgentError(f"the model's answer cannot be read ({type(error).__name__})") from error
     finally:
         await generator.close_async()
     return _answer(result, history, max_steps)
@@ -107,7 +107,7 @@ async def run_agent(
 def _bound_calls(state: State) -> None:
     messages: list[ChatMessage] = state.data["messages"]
     if sum(len(message.tool_calls) for message in messages) > MAX_CALLS:
-        raise AgentFault(f"more than {MAX_CALLS} calls of tools")
+        raise AgentError(f"more than {MAX_CALLS} calls of tools")
 
 
 def _answer(result: Mapping[str, Any], history: Sequence[ChatMessage], max_steps: int) -> AgentAnswer:
@@ -118,14 +118,14 @@ def _answer(result: Mapping[str, Any], history: Sequence[ChatMessage], max_steps
         for outcome in message.tool_call_results
     )
     if result["exit_reason"] == "max_agent_steps":
-        raise AgentFault(f"no answer within {max_steps} steps ({len(used)} calls of tools)")
+        raise AgentError(f"no answer within {max_steps} steps ({len(used)} calls of tools)")
     last: ChatMessage = result["last_message"]
     usage = {name: int(count) for name, count in (result.get("token_usage") or {}).items() if isinstance(count, int)}
     return AgentAnswer(last.text or "", used, usage, result["step_count"], last.meta.get("finish_reason") or "stop")
 
 
 def _message(error: openai.APIStatusError) -> str:
-    """What an error in OpenAI's shape says."""
+    """The message of an error in OpenAI's format."""
     body = error.body
     said = body.get("message") if isinstance(body, dict) else None
     return str(said or error.message)[:300]

@@ -13,17 +13,17 @@ from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 
 DIGITS = 50  # of numbers that are not rational, and the most that are shown of any result
-SHOWN = 14  # significant digits of a result whose decimals do not end
+SHOWN_DIGITS = 14  # significant digits of a result whose decimals do not end
 MAX_CHARS = 400  # of an expression
 MAX_BITS = 14_000  # of numerator and denominator of every number on the way; Python writes at most 4300 digits
 _DEPTH = 60  # of nesting
 
 
-class ArithmeticFault(ValueError):
+class CalculatorError(ValueError):
     """An expression that has no result here; the message says why, for a person."""
 
 
-class NotArithmetic(ArithmeticFault):
+class ExpressionSyntaxError(CalculatorError):
     """What was given is no expression at all."""
 
 
@@ -37,7 +37,7 @@ class Result:
 
     @property
     def text(self) -> str:
-        """Whole numbers and decimals that end as they are, others to `SHOWN` significant digits."""
+        """Whole numbers and decimals that end as they are, others to `SHOWN_DIGITS` significant digits."""
         return self._shown[0]
 
     @property
@@ -55,9 +55,9 @@ class Result:
     def _shown(self) -> tuple[str, bool]:
         """The text, and whether it is all of the value."""
         whole = len(str(abs(self.value.numerator) // self.value.denominator))
-        found, complete = _divided(self.value, DIGITS)
+        found, complete = _to_decimal(self.value, DIGITS)
         if not (complete and self.exact):
-            found, complete = _divided(self.value, SHOWN if whole > DIGITS else max(SHOWN, whole + 2))
+            found, complete = _to_decimal(self.value, SHOWN_DIGITS if whole > DIGITS else max(SHOWN_DIGITS, whole + 2))
         number, mark, power = format(found, "f" if -20 <= found.adjusted() < DIGITS else "E").partition("E")
         return (number.rstrip("0").rstrip(".") if "." in number else number) + mark + power, complete and self.exact
 
@@ -71,27 +71,27 @@ def compute(expression: str) -> Result:
     to the right.
 
     Raises:
-        ArithmeticFault: not an expression, a division by zero, no real result, or numbers too large to be exact about.
+        CalculatorError: not an expression, a division by zero, no real result, or numbers too large to be exact about.
     """
     if len(expression) > MAX_CHARS:
-        raise NotArithmetic(f"the expression is longer than {MAX_CHARS} characters")
-    run = _Run(_tokens(expression))
-    value = run.whole()
-    if not run.exact and abs(value) * 10 ** (DIGITS - 15) < run.largest:
+        raise ExpressionSyntaxError(f"the expression is longer than {MAX_CHARS} characters")
+    evaluation = _Evaluation(_tokens(expression))
+    value = evaluation.whole()
+    if not evaluation.exact and abs(value) * 10 ** (DIGITS - 15) < evaluation.largest:
         value = Fraction(0)  # what is left of numbers that cancel is their rounding
-    return Result(_evenly(run.tokens), value, run.exact)
+    return Result(_normalized(evaluation.tokens), value, evaluation.exact)
 
 
 def answer(expression: str) -> str:
     """What to tell someone who asks for `expression`: the result, or why there is none."""
     try:
         return compute(expression).answer
-    except ArithmeticFault as fault:
+    except CalculatorError as fault:
         return f"{' '.join(expression.split())[:60]}: {fault}"
 
 
 @dataclass(slots=True)
-class _Run:
+class _Evaluation:
     """One evaluation, by recursive descent: sums of products of signed powers of operands."""
 
     tokens: Sequence[str]
@@ -103,30 +103,30 @@ class _Run:
     def whole(self) -> Fraction:
         value = self.sum()
         if self.next:
-            raise NotArithmetic(f"'{_short(self.next)}' is not expected there")
+            raise ExpressionSyntaxError(f"'{_short(self.next)}' is not expected there")
         return value
 
     @property
     def next(self) -> str:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
-    def take(self, *wanted: str) -> str:
-        """The next token when it is one of `wanted`, else nothing."""
+    def take(self, *symbols: str) -> str:
+        """The next token when it is one of `symbols`, else nothing."""
         found = self.next
-        if found not in wanted:
+        if found not in symbols:
             return ""
         self.at += 1
         return found
 
-    def expect(self, wanted: str) -> None:
-        if not self.take(wanted):
-            raise NotArithmetic(f"'{wanted}' is missing")
+    def expect(self, symbol: str) -> None:
+        if not self.take(symbol):
+            raise ExpressionSyntaxError(f"'{symbol}' is missing")
 
     def sum(self) -> Fraction:
         value = self.product()
         while operator := self.take("+", "-"):
             other = self.product()
-            value = self.kept(value + other if operator == "+" else value - other)
+            value = self._bounded(value + other if operator == "+" else value - other)
         return value
 
     def product(self) -> Fraction:
@@ -134,7 +134,7 @@ class _Run:
         while operator := self.take("*", "/", "//", "%", "of"):
             other = self.signed()
             if other == 0 and operator in ("/", "//", "%"):
-                raise ArithmeticFault("a division by zero has no result")
+                raise CalculatorError("a division by zero has no result")
             match operator:
                 case "*" | "of":
                     value *= other
@@ -144,13 +144,13 @@ class _Run:
                     value = Fraction(value // other)
                 case "%":
                     value %= other
-            value = self.kept(value)
+            value = self._bounded(value)
         return value
 
     def signed(self) -> Fraction:
         self.depth += 1
         if self.depth > _DEPTH:
-            raise ArithmeticFault("the expression is nested too deeply")
+            raise CalculatorError("the expression is nested too deeply")
         sign = self.take("+", "-")
         value = self.signed() if sign else self.power()
         self.depth -= 1
@@ -160,16 +160,16 @@ class _Run:
         base = self.postfixed()
         if not self.take("^"):
             return base
-        return self.kept(self.raised(base, self.signed()))
+        return self._bounded(self.raised(base, self.signed()))
 
     def postfixed(self) -> Fraction:
         value = self.operand()
         while True:
             if self.take("!"):
-                value = self.kept(_factorial(value))
+                value = self._bounded(_factorial(value))
             elif self.next == "%" and not self.operand_follows():
                 self.at += 1
-                value = self.kept(value / 100)
+                value = self._bounded(value / 100)
             else:
                 return value
 
@@ -181,21 +181,21 @@ class _Run:
         token = self.next
         self.at += 1
         if token[:1].isdigit():
-            return self.kept(_number(token))
+            return self._bounded(_number(token))
         if token == "(":
             value = self.sum()
             self.expect(")")
             return value
         if token in _FUNCTIONS:
             if token in ("sqrt", "cbrt") and self.next != "(":
-                return self.kept(self.called(token, [self.power()]))
+                return self._bounded(self.called(token, [self.power()]))
             self.expect("(")
             args = [self.sum()]
             while self.take(","):
                 args.append(self.sum())
             self.expect(")")
-            return self.kept(self.called(token, args))
-        raise NotArithmetic(
+            return self._bounded(self.called(token, args))
+        raise ExpressionSyntaxError(
             f"a number is missing before '{_short(token)}'" if token else "a number is missing at the end"
         )
 
@@ -219,28 +219,28 @@ class _Run:
                 return (min if name == "min" else max)(args)
             case "mean", [_, *_]:
                 return sum(args, Fraction(0)) / len(args)
-        raise ArithmeticFault(f"'{name}' cannot be computed of {len(args)} such numbers")
+        raise CalculatorError(f"'{name}' cannot be computed of {len(args)} such numbers")
 
     def raised(self, base: Fraction, exponent: Fraction) -> Fraction:
         if base == 0 and exponent < 0:
-            raise ArithmeticFault("a division by zero has no result")
+            raise CalculatorError("a division by zero has no result")
         if base in (0, 1) or exponent == 0:
             return Fraction(1) if exponent == 0 else base
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
         if base != -1 and abs(exponent) * bits > MAX_BITS:
-            raise ArithmeticFault("the result is too large to be given")
+            raise CalculatorError("the result is too large to be given")
         if exponent.denominator == 1:
             return Fraction(base ** int(exponent))
         if base < 0:
             if exponent.denominator % 2 == 0:
-                raise ArithmeticFault("an even root of a negative number is not real")
+                raise CalculatorError("an even root of a negative number is not real")
             return self.raised(-base, exponent) * (-1 if exponent.numerator % 2 else 1)
         root = _rational_root(base, exponent.denominator)
         if root is not None:
             return Fraction(root ** int(exponent.numerator))
         self.exact = False
         guarded = Context(prec=2 * DIGITS, Emax=10**8, Emin=-(10**8))
-        found = guarded.power(_divided(base, guarded.prec)[0], _divided(exponent, guarded.prec)[0])
+        found = guarded.power(_to_decimal(base, guarded.prec)[0], _to_decimal(exponent, guarded.prec)[0])
         return Fraction(Context(prec=DIGITS, rounding=ROUND_HALF_EVEN).plus(found))
 
     def rooted(self, value: Fraction, degree: int) -> Fraction:
@@ -248,16 +248,16 @@ class _Run:
             return -self.raised(-value, Fraction(1, degree))
         return self.raised(value, Fraction(1, degree))
 
-    def kept(self, value: Fraction) -> Fraction:
+    def _bounded(self, value: Fraction) -> Fraction:
         """`value`, unless it is too large."""
         if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
-            raise ArithmeticFault("the result is too large to be given")
+            raise CalculatorError("the result is too large to be given")
         self.largest = max(self.largest, abs(value))
         return value
 
 
 _FUNCTIONS = frozenset({"sqrt", "cbrt", "root", "abs", "round", "min", "max", "mean", "factorial"})
-_LISTS = frozenset({"root", "round", "min", "max", "mean"})  # a comma between their numbers groups no digits
+_LIST_FUNCTIONS = frozenset({"root", "round", "min", "max", "mean"})  # a comma between their numbers groups no digits
 _SIGNS = str.maketrans(
     dict(zip("×·⋅∙÷∕⁄−–\u00a0\u202f", "****///--  ", strict=True))
     | {"√": " sqrt ", "∛": " cbrt ", "²": "^2", "³": "^3", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)"}
@@ -287,9 +287,9 @@ def _tokens(expression: str) -> list[str]:
         if token and token["grouped"] and any(lists):
             token = _UNGROUPED.match(text, at)
         if token is None or (token["name"] and token["name"] not in _FUNCTIONS | {"of"}):
-            raise NotArithmetic(f"'{_short(text[at:].strip())}' is not arithmetic")
+            raise ExpressionSyntaxError(f"'{_short(text[at:].strip())}' is not arithmetic")
         if token["sign"] == "(":
-            lists.append(bool(found) and found[-1] in _LISTS)
+            lists.append(bool(found) and found[-1] in _LIST_FUNCTIONS)
         elif token["sign"] == ")" and lists:
             lists.pop()
         number = token["number"] or (token["grouped"] or "").replace(",", "")
@@ -298,7 +298,7 @@ def _tokens(expression: str) -> list[str]:
     return found
 
 
-def _evenly(tokens: Sequence[str]) -> str:
+def _normalized(tokens: Sequence[str]) -> str:
     """The expression with one space around operators and none elsewhere."""
     text = ""
     operand = False  # whether what came last is one, so that a sign after it is an operator
@@ -319,15 +319,15 @@ def _evenly(tokens: Sequence[str]) -> str:
 def _number(written: str) -> Fraction:
     exponent = written.lower().partition("e")[2]
     if len(exponent) > 5 or abs(int(exponent or 0)) > MAX_BITS // 4:
-        raise ArithmeticFault("the result is too large to be given")
+        raise CalculatorError("the result is too large to be given")
     return Fraction(written)
 
 
 def _factorial(value: Fraction) -> Fraction:
     if value.denominator != 1 or value < 0:
-        raise ArithmeticFault("a factorial needs a whole number that is not negative")
+        raise CalculatorError("a factorial needs a whole number that is not negative")
     if value > 1400:
-        raise ArithmeticFault("the result is too large to be given")
+        raise CalculatorError("the result is too large to be given")
     return Fraction(math.factorial(int(value)))
 
 
@@ -351,7 +351,7 @@ def _whole_root(value: int, degree: int) -> int:
     return guess
 
 
-def _divided(value: Fraction, digits: int) -> tuple[Decimal, bool]:
+def _to_decimal(value: Fraction, digits: int) -> tuple[Decimal, bool]:
     """`value` to so many significant digits, and whether that is all of it."""
     found = Context(prec=digits).divide(Decimal(value.numerator), Decimal(value.denominator))
     return found, Fraction(found) == value

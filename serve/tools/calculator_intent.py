@@ -1,18 +1,18 @@
-"""Finding the computation in a question: for small models that neither compute well nor call tools.
+"""Detect a question that is an arithmetic expression, for small models that neither compute well nor call tools.
 
 It fires only when the question is the computation and nothing else. Whatever has words left after those of arithmetic,
 or could as well be a date, a range, a telephone number, a size or a name, is left to the model: better to compute less
-than to answer a question that nobody asked.
+than to answer the wrong question.
 """
 
 import re
 from collections.abc import Callable
 
-from serve.tools.calculator import MAX_CHARS, ArithmeticFault, NotArithmetic, compute, plain
+from serve.tools.calculator import MAX_CHARS, CalculatorError, ExpressionSyntaxError, compute, plain
 
 
-def asked(text: str) -> str | None:
-    """The expression that `text` asks to compute, in the form `arithmetic.compute` takes; None when it asks for more.
+def find_expression(text: str) -> str | None:
+    """The expression that `text` asks to compute, in the form `calculator.compute` takes; None when it asks for more.
 
     "What is 40366 divided by 439?" → `40366 / 439`, "20% off 50" → `50*(1-20/100)`, "What happened on 9/11?" → None.
     An expression is also given when it has no result, such as a division by zero: that can be answered too.
@@ -22,60 +22,60 @@ def asked(text: str) -> str | None:
     question = " ".join(plain(text).lower().replace("’", "'").split())
     question = _GREETING.sub("", question)
     question = _END.sub("", question).rstrip(" ?.,")
-    told = _TOLD.match(question)  # "calculate": whoever says so wants a number, whatever else it may look like
-    left = _ASKED.sub("", question[told.end() :] if told else question, count=1)
-    framed = told is not None or left != question
-    equals = _EQUALS.search(left)
-    left = _EQUALS.sub("", left).strip()
-    left = _numbers(left)
-    digits = _DECIMALS.search(left)
-    left = left[: digits.start()] if digits else left
-    certain = told is not None or equals is not None or digits is not None
-    expression = _in_signs(left)
-    if expression is None or not _is_computation(left, expression, framed=framed, certain=certain):
+    command = _COMMAND.match(question)  # "calculate": whoever says so wants a number, whatever else it may look like
+    rest = _QUESTION_OPENING.sub("", question[command.end() :] if command else question, count=1)
+    is_question = command is not None or rest != question
+    equals = _EQUALS.search(rest)
+    rest = _EQUALS.sub("", rest).strip()
+    rest = _numbers(rest)
+    digits = _DECIMALS.search(rest)
+    rest = rest[: digits.start()] if digits else rest
+    is_explicit = command is not None or equals is not None or digits is not None
+    expression = _to_expression(rest)
+    if expression is None or not _is_computation(rest, expression, is_question=is_question, is_explicit=is_explicit):
         return None
     if digits:
         expression = f"round({expression}, {digits[1]})"
     try:
         compute(expression)
-    except NotArithmetic:
+    except ExpressionSyntaxError:
         return None
-    except ArithmeticFault:
+    except CalculatorError:
         pass
     return expression
 
 
-def _in_signs(text: str) -> str | None:
+def _to_expression(text: str) -> str | None:
     """`text` with the words of arithmetic replaced by its signs; None when other words are left or it is ambiguous."""
     if _AMBIGUOUS.search(text):
         return None
-    for pattern, replacement in _WHOLE:
-        if found := pattern.fullmatch(text):
-            text = found.expand(replacement) if isinstance(replacement, str) else replacement(found)
+    for pattern, replacement in _QUESTION_RULES:
+        if match := pattern.fullmatch(text):
+            text = match.expand(replacement) if isinstance(replacement, str) else replacement(match)
             break
-    for pattern, replacement in _WORDS:
+    for pattern, replacement in _WORD_RULES:
         text = pattern.sub(replacement, text)
-    return text.strip() if _SIGNS_ONLY.fullmatch(text) else None
+    return text.strip() if _EXPRESSION.fullmatch(text) else None
 
 
-def _is_computation(text: str, expression: str, *, framed: bool, certain: bool) -> bool:
+def _is_computation(text: str, expression: str, *, is_question: bool, is_explicit: bool) -> bool:
     """Whether an expression is meant to be computed, and not only looks as if it could be."""
     if not _OPERATOR.search(expression):
         return False
     if expression.endswith("!"):  # an exclamation, unless a factorial is all there is
-        return framed and expression[:-1].isdecimal()
-    if certain or expression != text.strip():  # said in words: "9 divided by 11"
-        return not _LOOKS_ELSE_IN_WORDS.search(text)
+        return is_question and expression[:-1].isdecimal()
+    if is_explicit or expression != text.strip():  # said in words: "9 divided by 11"
+        return not _NOT_ARITHMETIC.search(text)
     tight = re.fullmatch(r"\d+(?:\.\d+)*%?(?:[-/]\d+(?:\.\d+)*%?)+", text)
     if tight:  # 9/11, 24/7, 2024-05-01, 555-1234, 802-11; but 40366/439 is nothing else
-        fraction = _FRACTION.fullmatch(text) if framed else _LONG_FRACTION.fullmatch(text)
+        fraction = _FRACTION.fullmatch(text) if is_question else _LONG_FRACTION.fullmatch(text)
         return fraction is not None and not _YEAR.match(text)
     spaced = re.fullmatch(r"(\d[\d.,]*) ?(-) ?(\d[\d.,]*)", text)
     if spaced:  # a range: 1914 - 1918, 10 - 20
         first, second = (float(spaced[side].replace(",", "").rstrip(".")) for side in (1, 3))
         season = _YEAR.fullmatch(spaced[1]) and len(spaced[3]) == 2
-        return not season and (first >= second or (framed and not _YEAR.fullmatch(spaced[3])))
-    return framed or not re.fullmatch(r"\d+(?: ?- ?\d+)+|\d{1,2} / \d{1,2}|\d+(?: ?/ ?\d+){2,}", text)
+        return not season and (first >= second or (is_question and not _YEAR.fullmatch(spaced[3])))
+    return is_question or not re.fullmatch(r"\d+(?: ?- ?\d+)+|\d{1,2} / \d{1,2}|\d+(?: ?/ ?\d+){2,}", text)
 
 
 _GREETING = re.compile(r"^(?:(?:hi|hello|hey|ok|okay|so|quick question|question|q|math question)(?: there)?[,!.:]* )+")
@@ -84,11 +84,11 @@ _END = re.compile(
     r"(?:(?:please )?(?:answer|reply|respond|give)(?: me)?(?: with)?(?: only| just)+(?: with)? (?:the|a) "
     r"(?:number|result|answer|final answer)[ .!]*)?$"
 )
-_TOLD = re.compile(
+_COMMAND = re.compile(
     r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?)?(?:help me )?"
     r"(?:calculate|compute|evaluate|work out|solve)(?: for me| the following)?:? "
 )
-_ASKED = re.compile(
+_QUESTION_OPENING = re.compile(
     r"^(?:please[, ]+)?(?:(?:can|could|would|will) you (?:please )?|do you know |i (?:want|need) to know )?(?:please )?"
     r"(?:tell me |give me |find )?"
     r"(?:what(?: number)?(?:'s| is| equals| are| does| do|s| will| would)? (?:you get if you )?|how much (?:is|are|does|do|will) |find )?"
@@ -116,19 +116,19 @@ _SCALED = re.compile(r"(?<![\d.,])(\d+(?:\.\d+)?) (hundred|thousand|million|bill
 
 def _numbers(text: str) -> str:
     """`text` with numbers spelled out written in digits: "twenty-one" is 21, "2 million" is 2000000."""
-    text = _SCALED.sub(lambda found: f"({found[1]}*{_SCALES[found[2]]})", text)
+    text = _SCALED.sub(lambda match: f"({match[1]}*{_SCALES[match[2]]})", text)
     return _SPELLED.sub(_spelled, text)
 
 
-def _spelled(found: re.Match[str]) -> str:
+def _spelled(match: re.Match[str]) -> str:
     """One number's digits, or its words again where they are no single number ("one two", "five and six")."""
     total = current = 0
     last = None  # value of the word before
-    words = re.findall(r"[a-z]+", found[0].removeprefix("a "))
+    words = re.findall(r"[a-z]+", match[0].removeprefix("a "))
     for word in words:
         if word == "and":
             if last is None or last < 100:
-                return _each(found[0])
+                return _spelled_each(match[0])
         elif word == "hundred":
             current, last = max(current, 1) * 100, 100
         elif word in _SCALES:
@@ -136,12 +136,12 @@ def _spelled(found: re.Match[str]) -> str:
         else:
             value = _VALUES[word]
             if last is not None and last < 100 and not (last >= 20 and last % 10 == 0 and 0 < value < 10):
-                return _each(found[0])
+                return _spelled_each(match[0])
             current, last = current + value, value
     return str(total + current)
 
 
-def _each(text: str) -> str:
+def _spelled_each(text: str) -> str:
     """Small numbers on both sides of "and", each in digits."""
     parts = text.split(" and ")
     return " and ".join(_SPELLED.sub(_spelled, part) for part in parts) if len(parts) > 1 else text
@@ -157,20 +157,20 @@ _ORDINAL = r"(\d{1,3})(?:st|nd|rd|th)"
 def _list(function: str) -> Callable[[re.Match[str]], str]:
     """ "3, 5 and 7" as the numbers of a sum, a product or a mean."""
 
-    def made(found: re.Match[str]) -> str:
-        numbers = [number.replace(",", "") for number in re.split(r", and |, | and ", found[1])]
+    def expression_of(match: re.Match[str]) -> str:
+        numbers = [number.replace(",", "") for number in re.split(r", and |, | and ", match[1])]
         if sign := {"sum": "+", "product": "*"}.get(function):
             return sign.join(f"({number})" if number[0] == "-" else number for number in numbers)
         return f"{function}({', '.join(numbers)})"
 
-    return made
+    return expression_of
 
 
-_LISTED = r"-?\d++(?:,\d++)*+(?:\.\d+)?"  # a number of a list: a comma at its end is the list's
-_NUMBERS = rf"({_LISTED}(?:(?:, and |, | and ){_LISTED})+)"
+_LIST_ITEM = r"-?\d++(?:,\d++)*+(?:\.\d+)?"  # a number of a list: a comma at its end is the list's
+_NUMBERS = rf"({_LIST_ITEM}(?:(?:, and |, | and ){_LIST_ITEM})+)"
 Rules = list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
 #: Forms that are the whole question.
-_WHOLE: Rules = [
+_QUESTION_RULES: Rules = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (rf"{_P} off(?: of)? \$?{_N}", r"\2*(1-\1/100)"),
@@ -179,7 +179,7 @@ _WHOLE: Rules = [
         (rf"(?:increase )?{_N} (?:increased )?by {_P}", r"\1*(1+\2/100)"),
         (
             rf"(?:decrease|reduce) {_N} by {_P}|{_N} (?:decreased|reduced) by {_P}",
-            lambda found: f"{found[1] or found[3]}*(1-{found[2] or found[4]}/100)",
+            lambda match: f"{match[1] or match[3]}*(1-{match[2] or match[4]}/100)",
         ),
         (rf"{_N} (?:is|as) (?:what|a) (?:percent|percentage|%) of {_N}", r"\1/\2*100"),
         (rf"(?:what )?(?:percent|percentage|%) of {_N} is {_N}", r"\2/\1*100"),
@@ -199,15 +199,15 @@ _WHOLE: Rules = [
         (rf"remainder (?:of|when) {_N} (?:is )?divided by {_N}", r"\1 % \2"),
         (rf"(?:twice|double) {_N}", r"2*\1"),
         (rf"triple {_N}", r"3*\1"),
-        (rf"square {_N}|square of {_N}", lambda found: f"({found[1] or found[2]})^2"),
-        (rf"cube {_N}|cube of {_N}", lambda found: f"({found[1] or found[2]})^3"),
-        (r"factorial of (\d+)|(\d+) factorial", lambda found: f"factorial({found[1] or found[2]})"),
+        (rf"square {_N}|square of {_N}", lambda match: f"({match[1] or match[2]})^2"),
+        (rf"cube {_N}|cube of {_N}", lambda match: f"({match[1] or match[2]})^3"),
+        (r"factorial of (\d+)|(\d+) factorial", lambda match: f"factorial({match[1] or match[2]})"),
         (rf"absolute value of {_N}", r"abs(\1)"),
     )
 ]
 _OPERAND = r"(-?\d[\d,]*(?:\.\d+)?|\([^()]*\))"
 #: Words anywhere in an expression.
-_WORDS: Rules = [
+_WORD_RULES: Rules = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\$(?=\d)", ""),
@@ -216,8 +216,8 @@ _WORDS: Rules = [
         (rf"(?:the )?{_ORDINAL} root of {_OPERAND}", r"root(\2, \1)"),
         (r"(?<=\d)(?: percent| per cent| ?%) of (?=\d)", "% of "),
         (r"(?<=\d)(?: percent| per cent)\b", "%"),
-        (rf"\b(?:a|1) {_PART} of (?=\d)", lambda found: f"1/{_PARTS[found[1]]}*"),
-        (rf"\b(\d+) {_PART}s of (?=\d)", lambda found: f"{found[1]}/{_PARTS[found[2]]}*"),
+        (rf"\b(?:a|1) {_PART} of (?=\d)", lambda match: f"1/{_PARTS[match[1]]}*"),
+        (rf"\b(\d+) {_PART}s of (?=\d)", lambda match: f"{match[1]}/{_PARTS[match[2]]}*"),
         (r"\b(half) (?:of )?(?=\d)", "1/2*"),
         (r"^(\d+ ?/ ?\d+) of (?=\d)", r"\1*"),
         (r"\bdivided by\b", "/"),
@@ -235,7 +235,7 @@ _WORDS: Rules = [
         (r"\bmod(?:ulo|ulus)?\b", "%"),
     )
 ]
-_SIGNS_ONLY = re.compile(r"(?:[\d\s.,+\-*/%^()!]|sqrt|cbrt|root|abs|round|min|max|mean|factorial|(?<=%) of(?= ))+")
+_EXPRESSION = re.compile(r"(?:[\d\s.,+\-*/%^()!]|sqrt|cbrt|root|abs|round|min|max|mean|factorial|(?<=%) of(?= ))+")
 _OPERATOR = re.compile(
     r"[\d)%!]\s*(?:\*\*|//|[-+*/^]|%(?: of)?)\s*[-\d(.a-z]|(?:sqrt|cbrt|root|abs|round|min|max|mean|factorial)\W|^\d+!$"
 )
@@ -244,7 +244,7 @@ _AMBIGUOUS = re.compile(
     r"root of [\d.,]+ (?:plus|minus|times|divided|multiplied|[-+*/])|(?:^|[(*/+-] ?)(?:minus |- ?)\d[\d.,]* squared"
     r"|(?<![\d.,])0[x\d]|[*/] ?\d[\d.]*(?: ?%| percent) of|\d ?[-+] ?\d[\d.]* ?(?:%|percent)(?! ?(?:of|[\d(]))"
 )
-_LOOKS_ELSE_IN_WORDS = re.compile(r"^\d{3}-\d{3}-\d{4}$|^\d{4}-\d{2}-\d{2}$|^\d+x\d+$|^\d{1,2}/\d{1,2}/\d{2,4}$")
+_NOT_ARITHMETIC = re.compile(r"^\d{3}-\d{3}-\d{4}$|^\d{4}-\d{2}-\d{2}$|^\d+x\d+$|^\d{1,2}/\d{1,2}/\d{2,4}$")
 _FRACTION = re.compile(r"(\d{4,}|\d+\.\d+)/\d+(?:\.\d+)?|(?:\d+)/(?:\d{4,}\.\d+)")
 _LONG_FRACTION = re.compile(r"\d{5,}/\d+")
 _YEAR = re.compile(r"(?:1[5-9]|20)\d\d(?!\d)")

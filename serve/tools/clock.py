@@ -1,4 +1,4 @@
-"""Date and time for models that have no clock and cannot count days: answers, and finding what a question asks.
+"""Date and time for models that have no clock and cannot count days: answers, and detection of date and time questions.
 
 Dates are Gregorian, also before there was one. The time is passed in; time zones come from the system's database.
 """
@@ -11,10 +11,10 @@ from datetime import date, datetime, timedelta, tzinfo
 from typing import Literal
 
 MAX_CHARS = 160  # of a question or a date; nothing longer is read
-What = Literal["time", "date", "weekday", "month", "year", "days"]
+QuestionKind = Literal["time", "date", "weekday", "month", "year", "days"]
 
 
-class ClockFault(ValueError):
+class ClockError(ValueError):
     """A date or time zone that does not exist; the message says which, for a person."""
 
 
@@ -28,7 +28,7 @@ class Day:
     offset: int | None = None  # days from today, instead of the others
 
     def on(self, today: date, *, next_one: bool | None = None) -> date:
-        """The date; without a year this year's, or the next or the last one. Raises `ClockFault`."""
+        """The date; without a year this year's, or the next or the last one. Raises `ClockError`."""
         try:
             if self.offset is not None:
                 return today + timedelta(self.offset)
@@ -44,75 +44,75 @@ class Day:
             raise ValueError
         except (ValueError, OverflowError) as error:
             written = f"{self.day} {_MONTHS[self.month - 1].capitalize()}{f' {self.year}' if self.year else ''}"
-            raise ClockFault(f"there is no {written if self.offset is None else 'such day'}") from error
+            raise ClockError(f"there is no {written if self.offset is None else 'such day'}") from error
 
 
 TODAY = Day(offset=0)
 
 
 @dataclass(slots=True, frozen=True)
-class Asked:
-    """What a question asks of the clock."""
+class ClockQuestion:
+    """A question about date or time."""
 
-    what: What
+    kind: QuestionKind
     day: Day = TODAY  # whose date or weekday; for "days" the one counted from
     until: Day | None = None  # for "days"; None with `day` in the past counts from it to today
     zone: str | None = None  # name in the time zone database, when a place is named
 
     @property
     def arguments(self) -> dict[str, str]:
-        """The same, as the clock tool takes it."""
-        given = {"what": self.what, "date": _iso(self.day), "until": _iso(self.until), "timezone": self.zone or ""}
+        """The clock tool's arguments for this question."""
+        given = {"what": self.kind, "date": _iso(self.day), "until": _iso(self.until), "timezone": self.zone or ""}
         return {name: value for name, value in given.items() if value and (name, value) != ("date", "today")}
 
 
-def answer(asked: Asked, now: datetime, zone: tzinfo) -> str:
+def answer(question: ClockQuestion, now: datetime, zone: tzinfo) -> str:
     """One sentence. `now` knows its offset; `zone` is where "today" is, unless the question names a place.
 
-    A date or zone that does not exist is said, not raised.
+    A date or zone that does not exist is the sentence, not an exception.
     """
     try:
-        here = now.astimezone(zoned(asked.zone) if asked.zone else zone)
+        here = now.astimezone(time_zone(question.zone) if question.zone else zone)
         today = here.date()
-        match asked.what:
+        match question.kind:
             case "time":
-                where = f" in {_place(asked.zone)}" if asked.zone else ""
+                where = f" in {_place(question.zone)}" if question.zone else ""
                 return f"It is {here:%H:%M}{where} ({here:%Z}) on {_long(today)}."
             case "month":
                 return f"It is {here:%B} {here.year}."
             case "year":
                 return f"It is {here.year}."
             case "days":
-                return _days(asked, today)
-        found = asked.day.on(today)
+                return _days(question, today)
+        found = question.day.on(today)
         names = {Day(offset=-1): "Yesterday was", TODAY: "Today is", Day(offset=1): "Tomorrow is"}
-        if asked.day in names:
-            return f"{names[asked.day]} {_long(found)}."
-        if asked.what == "date":
+        if question.day in names:
+            return f"{names[question.day]} {_long(found)}."
+        if question.kind == "date":
             return f"That is {_long(found)}." if found >= today else f"That was {_long(found)}."
         return f"{_short(found)} {'was' if found < today else 'is'} a {found:%A}."
-    except ClockFault as fault:
+    except ClockError as fault:
         return f"{str(fault)[0].upper()}{str(fault)[1:]}."
 
 
-def zoned(name: str) -> tzinfo:
-    """The time zone of that name. Raises `ClockFault`."""
+def time_zone(name: str) -> tzinfo:
+    """The time zone of that name. Raises `ClockError`."""
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ClockFault(f"there is no time zone '{name[:40]}'") from error
+        raise ClockError(f"there is no time zone '{name[:40]}'") from error
 
 
-def day(written: str) -> Day:
-    """The day that `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today` names. Raises `ClockFault`."""
+def parse_day(written: str) -> Day:
+    """The day that `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today` names. Raises `ClockError`."""
     found = _day(" ".join(written.lower().split())) if len(written) <= MAX_CHARS else None
     if found is None:
-        raise ClockFault(f"'{written[:40]}' is no date; write it like 2026-12-25")
+        raise ClockError(f"'{written[:40]}' is no date; write it like 2026-12-25")
     return found
 
 
-def asked(text: str) -> Asked | None:
-    """What `text` asks of the clock, when it asks for nothing else; else None.
+def find_question(text: str) -> ClockQuestion | None:
+    """The date or time question that `text` is; None when it asks for anything else.
 
     "What day is it?", "how many days until 25 December 2026", "what day of the week was 4 July 1976".
     """
@@ -120,44 +120,44 @@ def asked(text: str) -> Asked | None:
         return None
     question = " ".join(text.lower().replace("’", "'").replace("what's", "what is").replace("whats", "what is").split())
     question = _END.sub("", _START.sub("", question))
-    for pattern, what, given in _PLAIN:
+    for pattern, kind, default_day in _FIXED_QUESTIONS:
         if found := pattern.fullmatch(question):
             place = found.groupdict().get("place")
             zone = _zone(place) if place else None
-            return None if place and zone is None else Asked(what, given, zone=zone)
-    for pattern, what in _NAMED:
+            return None if place and zone is None else ClockQuestion(kind, default_day, zone=zone)
+    for pattern, kind in _DATED_QUESTIONS:
         if found := pattern.fullmatch(question):
-            asked = _asked_of(what, {name: part for name, part in found.groupdict().items() if part})
-            if asked is not None:
-                return asked
+            clock_question = _question_from(kind, {name: part for name, part in found.groupdict().items() if part})
+            if clock_question is not None:
+                return clock_question
     return None
 
 
-def _asked_of(what: What, parts: dict[str, str]) -> Asked | None:
+def _question_from(kind: QuestionKind, parts: dict[str, str]) -> ClockQuestion | None:
     if count := parts.get("count"):
         days = int(count) * (7 if parts["unit"].startswith("week") else 1)
-        return Asked(what, Day(offset=-days if parts.get("ago") else days))
+        return ClockQuestion(kind, Day(offset=-days if parts.get("ago") else days))
     if year := parts.get("year"):
         parts = {"day": parts["day"] + year}
     days_of = {name: _day(parts[name]) for name in ("day", "until") if name in parts}
     if any(found is None for found in days_of.values()):
         return None
-    return Asked(what, days_of.get("day") or TODAY, days_of.get("until"))
+    return ClockQuestion(kind, days_of.get("day") or TODAY, days_of.get("until"))
 
 
-def _days(asked: Asked, today: date) -> str:
-    if asked.until is None:  # since
-        first, last = asked.day.on(today, next_one=False), today
-    elif asked.day == TODAY:
-        first, last = today, asked.until.on(today, next_one=True)
+def _days(question: ClockQuestion, today: date) -> str:
+    if question.until is None:  # since
+        first, last = question.day.on(today, next_one=False), today
+    elif question.day == TODAY:
+        first, last = today, question.until.on(today, next_one=True)
     else:
-        first, last = asked.day.on(today), asked.until.on(today)
+        first, last = question.day.on(today), question.until.on(today)
     count = (last - first).days
     days = f"{abs(count)} day{'' if abs(count) == 1 else 's'}"
-    if asked.until is not None and asked.day == TODAY:
+    if question.until is not None and question.day == TODAY:
         until = f"From today, {_short(today)}, until {_short(last)} it is {days}."
         return until if count >= 0 else f"{_short(last)} was {days} ago."
-    if asked.until is None:
+    if question.until is None:
         return f"Since {_short(first)} {days} have passed." if count >= 0 else f"{_short(first)} is {days} ahead."
     return f"From {_short(first)} to {_short(last)} it is {days}{' back' if count < 0 else ''}."
 
@@ -208,7 +208,7 @@ _MONTHS = (
 )  # fmt: skip
 _MONTH = rf"(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' if len(name) > 3 else name for name in _MONTHS)}|sept)\.?"
 _MONTH_NUMBERS = {name[:3]: at for at, name in enumerate(_MONTHS, 1)}
-_FEASTS = {
+_HOLIDAYS = {
     "christmas": (12, 25),
     "christmas day": (12, 25),
     "christmas eve": (12, 24),
@@ -231,7 +231,7 @@ _DATES = [
 ]
 _OFFSET = re.compile(r"([+-]\d{1,6}) days")
 _WEEKDAY = re.compile(r"^(?:on )?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,? (?:the )?(?=.*\d))?")
-_FEAST = re.compile(r"(.+?)(?:,? (?:in )?(\d{4}))?")
+_HOLIDAY = re.compile(r"(.+?)(?:,? (?:in )?(\d{4}))?")
 
 
 def _day(text: str) -> Day | None:
@@ -240,9 +240,9 @@ def _day(text: str) -> Day | None:
         return Day(offset={"tomorrow": 1, "yesterday": -1}.get(text, 0))
     if found := _OFFSET.fullmatch(text):
         return Day(offset=int(found[1]))
-    feast = _FEAST.fullmatch(text)
-    if feast and feast[1] in _FEASTS:
-        return Day(*_FEASTS[feast[1]], int(feast[2]) if feast[2] else None)
+    holiday = _HOLIDAY.fullmatch(text)
+    if holiday and holiday[1] in _HOLIDAYS:
+        return Day(*_HOLIDAYS[holiday[1]], int(holiday[2]) if holiday[2] else None)
     for pattern in _DATES:
         if found := pattern.fullmatch(text):
             parts = found.groupdict()
@@ -263,7 +263,7 @@ _START = re.compile(
 _END = re.compile(r"(?:,? (?:please|thanks|thank you)|(?<![ ?!.]))[ ?!.]*$")
 _NOW = r"(?: (?:right )?now| currently| at the moment| today)?"
 _IN = r"(?: in (?P<place>[a-z' .-]+?))?"
-_PLAIN: list[tuple[re.Pattern[str], What, Day]] = [
+_FIXED_QUESTIONS: list[tuple[re.Pattern[str], QuestionKind, Day]] = [
     (
         re.compile(
             r"(?:what time is it|what time it is|what is the (?:current |exact )?time|the (?:current )?time|current time)"
@@ -320,7 +320,7 @@ _PLAIN: list[tuple[re.Pattern[str], What, Day]] = [
 ]
 _PART, _REST = r"(?s:.+?)", r"(?s:.+)"  # of a question, and all that is left of it
 _WEEK = r"(?:what|which) (?:day of the week|weekday|day)"
-_NAMED: list[tuple[re.Pattern[str], What]] = [
+_DATED_QUESTIONS: list[tuple[re.Pattern[str], QuestionKind]] = [
     (
         re.compile(
             r"how (?:many days|long)(?: is it| are there| are left| do we have| left| remain| remaining)?"

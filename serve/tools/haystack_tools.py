@@ -23,24 +23,24 @@ Run = Callable[[dict[str, Any]], str | Awaitable[str]]
 Search = Callable[[str, int], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
-class ToolFault(Exception):
-    """A call that cannot be answered; the message is told to the model."""
+class ToolError(Exception):
+    """A call that cannot be answered; the message is returned to the model."""
 
 
 @lru_cache
 def _linear(pattern: str) -> SchemaValidator | None:
-    """What checks `pattern` in time linear in the text; None where it looks around or back, which nothing linear can."""
+    """A validator that matches `pattern` in time linear in the text; None for patterns with look-around or back references."""
     try:
         return SchemaValidator(core_schema.str_schema(pattern=pattern, regex_engine="rust-regex"))
     except SchemaError:
         return None
 
 
-def _pattern(_: object, pattern: str, given: object, schema: object) -> Iterator[ValidationError]:
+def _pattern(_: object, pattern: str, value: object, schema: object) -> Iterator[ValidationError]:
     """JSON schema's `pattern`: operators' descriptions come with any, and models with any text."""
     matcher = _linear(pattern)
-    if isinstance(given, str) and matcher is not None and not matcher.isinstance_python(given):
-        yield ValidationError(f"{given[:80]!r} does not match {pattern!r}")
+    if isinstance(value, str) and matcher is not None and not matcher.isinstance_python(value):
+        yield ValidationError(f"{value[:80]!r} does not match {pattern!r}")
 
 
 _Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
@@ -49,28 +49,28 @@ _Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
 def make_tool(name: str, description: str, parameters: dict[str, Any], run: Run) -> Tool:
     """A tool whose arguments are checked against the JSON schema `parameters` before `run` gets them.
 
-    A `pattern` with a look-around or a back reference is told to the model and not checked: it could take for ever.
+    A `pattern` with a look-around or a back reference is part of the schema that the model sees but is not enforced: matching could take exponential time.
 
     It can be called from an agent that runs asynchronously, and where `run` is a plain function from any.
     """
     validator = _Validator(parameters)
 
-    def checked(given: dict[str, Any]) -> str | Awaitable[str]:
-        problem = min(validator.iter_errors(given), key=lambda error: list(map(str, error.path)), default=None)
+    def checked(arguments: dict[str, Any]) -> str | Awaitable[str]:
+        problem = min(validator.iter_errors(arguments), key=lambda error: list(map(str, error.path)), default=None)
         if problem is not None:
             where = ".".join(map(str, problem.path))
-            raise ToolFault(f"{f'{where}: ' if where else ''}{problem.message[:300]}")
-        return run(given)
+            raise ToolError(f"{f'{where}: ' if where else ''}{problem.message[:300]}")
+        return run(arguments)
 
-    async def call(**given: Any) -> str:
+    async def call(**arguments: Any) -> str:
         try:
-            found = checked(given)
+            found = checked(arguments)
             return found if isinstance(found, str) else await found
-        except (ToolFault, arithmetic.ArithmeticFault, clocks.ClockFault) as fault:
+        except (ToolError, arithmetic.CalculatorError, clocks.ClockError) as fault:
             return f"error: {fault}"
 
-    def call_now(**given: Any) -> str:
-        return asyncio.run(call(**given))
+    def call_now(**arguments: Any) -> str:
+        return asyncio.run(call(**arguments))
 
     return Tool(name, description, parameters, function=call_now, async_function=call)
 
@@ -94,7 +94,7 @@ def calculator() -> Tool:
             "required": ["expression"],
             "additionalProperties": False,
         },
-        lambda given: arithmetic.compute(given["expression"]).answer,
+        lambda arguments: arithmetic.compute(arguments["expression"]).answer,
     )
 
 
@@ -104,15 +104,18 @@ def clock(zone: tzinfo = UTC, now: Callable[[], datetime] = lambda: datetime.now
     `zone` holds where a call names none.
     """
 
-    def run(given: dict[str, Any]) -> str:
-        until = given.get("until")
-        what = cast(clocks.What, given.get("what", "time"))
-        asked = clocks.Asked(
-            what, clocks.day(given.get("date", "today")), clocks.day(until) if until else None, given.get("timezone")
+    def run(arguments: dict[str, Any]) -> str:
+        until = arguments.get("until")
+        kind = cast(clocks.QuestionKind, arguments.get("what", "time"))
+        question = clocks.ClockQuestion(
+            kind,
+            clocks.parse_day(arguments.get("date", "today")),
+            clocks.parse_day(until) if until else None,
+            arguments.get("timezone"),
         )
-        if asked.zone:
-            clocks.zoned(asked.zone)
-        return clocks.answer(asked, now(), zone)
+        if question.zone:
+            clocks.time_zone(question.zone)
+        return clocks.answer(question, now(), zone)
 
     written = "such as 2026-12-25, 25 December 2026, today, tomorrow"
     return make_tool(
@@ -121,7 +124,7 @@ def clock(zone: tzinfo = UTC, now: Callable[[], datetime] = lambda: datetime.now
         {
             "type": "object",
             "properties": {
-                "what": {"type": "string", "enum": list(get_args(clocks.What)), "description": "what to tell"},
+                "what": {"type": "string", "enum": list(get_args(clocks.QuestionKind)), "description": "what to tell"},
                 "date": {
                     "type": "string",
                     "maxLength": 40,
@@ -137,13 +140,13 @@ def clock(zone: tzinfo = UTC, now: Callable[[], datetime] = lambda: datetime.now
 
 
 def search_documents(search: Search, top_k: int = 4) -> Tool:
-    """Search in the caller's documents, numbered as they were found.
+    """Search the caller's documents; passages are numbered in the order of the search.
 
-    `search` raises `ToolFault` for what it can't do.
+    `search` raises `ToolError` for what it can't do.
     """
 
-    async def run(given: dict[str, Any]) -> str:
-        found = await search(given["query"], given.get("top_k", top_k))
+    async def run(arguments: dict[str, Any]) -> str:
+        found = await search(arguments["query"], arguments.get("top_k", top_k))
         if not found:
             return "nothing was found"
         return "\n\n".join(_passage(number, passage) for number, passage in enumerate(found, 1))

@@ -1,4 +1,4 @@
-"""Operators' own HTTP tools, from an OpenAPI description: what models may call, and what may not happen when they do.
+"""HTTP tools from an operator's OpenAPI description, with limits on hosts, time, size and redirects.
 
 `openapi-llm` turns operations into JSON schemas. The calls are made here, because its client follows redirects to any
 host, puts path parameters into the path as they are, sends every argument as the body too, and has neither a limit of
@@ -25,7 +25,7 @@ from openapi_llm.utils import normalize_function_name
 
 from serve.config.http_tools import HttpToolConfig
 from serve.config.yaml_file import parse_yaml
-from serve.tools.haystack_tools import ToolFault, make_tool
+from serve.tools.haystack_tools import ToolError, make_tool
 
 MAX_RESPONSE_BYTES = 64 << 10
 MAX_DESCRIPTION_BYTES = 4 << 20
@@ -46,7 +46,7 @@ class Operation:
     path: str  # with {parameters}
     parameters: tuple[tuple[str, str], ...]  # (where, name): path, query or header
     body: frozenset[str] | None  # names of the arguments that are the body's properties; None without body
-    whole_body: bool = False  # the argument `body` is all of it
+    is_whole_body: bool = False  # the argument `body` is all of it
 
 
 def http_tools(config: HttpToolConfig, environment: Mapping[str, str]) -> list[Tool]:
@@ -60,7 +60,7 @@ def http_tools(config: HttpToolConfig, environment: Mapping[str, str]) -> list[T
         headers = {name: _secret(environment, variable) for name, variable in config.headers_env.items()}
         spec = _description(config)
         caller = _Caller(config.hosts, config.timeout_s, headers, ssl.create_default_context())
-        return [_tool(config, spec, path, method, caller) for path, method in _wanted(config, spec)]
+        return [_tool(config, spec, path, method, caller) for path, method in _selected_operations(config, spec)]
     except HttpToolError as error:
         raise HttpToolError(f"HTTP tool '{config.name}': {error}") from error
     except RecursionError as error:
@@ -91,22 +91,22 @@ class _Caller:
     headers: Mapping[str, str] = field(repr=False)
     tls: ssl.SSLContext
 
-    async def call(self, operation: Operation, given: Mapping[str, Any]) -> str:
-        """The answer's text. Raises `ToolFault` for whatever is not an answer."""
+    async def call(self, operation: Operation, arguments: Mapping[str, Any]) -> str:
+        """The answer's text. Raises `ToolError` for whatever is not an answer."""
         try:
             async with asyncio.timeout(self.timeout_s):
-                return self._without_secrets(await self._call(operation, given))
-        except ToolFault as fault:
-            raise ToolFault(self._without_secrets(str(fault))) from None
+                return self._without_secrets(await self._call(operation, arguments))
+        except ToolError as fault:
+            raise ToolError(self._without_secrets(str(fault))) from None
         except (TimeoutError, httpx.TimeoutException):
-            raise ToolFault(f"no answer within {self.timeout_s:g} s") from None
+            raise ToolError(f"no answer within {self.timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, HttpToolError, UnicodeError) as error:
             # Not the error's own text where that could repeat a header.
-            told = str(error) if isinstance(error, HttpToolError) else f"the call failed ({type(error).__name__})"
-            raise ToolFault(told) from None
+            message = str(error) if isinstance(error, HttpToolError) else f"the call failed ({type(error).__name__})"
+            raise ToolError(message) from None
 
-    async def _call(self, operation: Operation, given: Mapping[str, Any]) -> str:
-        url, headers, body = _request(operation, given)
+    async def _call(self, operation: Operation, arguments: Mapping[str, Any]) -> str:
+        url, headers, body = _request(operation, arguments)
         check_url(url, self.hosts)
         headers = (
             {"accept": "application/json, text/*;q=0.9", "accept-encoding": "identity"} | headers | {**self.headers}
@@ -118,15 +118,15 @@ class _Caller:
                     if not response.is_redirect:
                         return await _answer(response)
                     url = self._redirected(operation, url, response)
-        raise ToolFault(f"more than {MAX_REDIRECTS} redirects")
+        raise ToolError(f"more than {MAX_REDIRECTS} redirects")
 
     def _redirected(self, operation: Operation, url: httpx.URL, response: httpx.Response) -> httpx.URL:
         """Where to go on: only on the same server, only for what reads."""
         target = url.join(response.headers["location"])
         if operation.method != "GET":
-            raise ToolFault(f"HTTP {response.status_code}: only a GET is redirected")
+            raise ToolError(f"HTTP {response.status_code}: only a GET is redirected")
         if (target.scheme, target.host, target.port) != (url.scheme, url.host, url.port) or target.userinfo:
-            raise ToolFault(f"HTTP {response.status_code}: a redirect to another server is not followed")
+            raise ToolError(f"HTTP {response.status_code}: a redirect to another server is not followed")
         return target
 
     def _without_secrets(self, text: str) -> str:
@@ -139,11 +139,11 @@ class _Caller:
 
 
 async def _answer(response: httpx.Response) -> str:
-    """The text of a response, cut at the limit. Raises `ToolFault`."""
+    """The text of a response, cut at the limit. Raises `ToolError`."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise ToolFault("the answer is compressed, which was not asked for")
+        raise ToolError("the answer is compressed, which was not asked for")
     data = bytearray()
     async for chunk in response.aiter_raw():
         data += chunk
@@ -156,41 +156,41 @@ async def _answer(response: httpx.Response) -> str:
     readable = is_json or kind.startswith("text/")
     if not response.is_success:
         detail = " ".join(text.split())[:_ERROR_CHARS] if readable else ""
-        raise ToolFault(f"HTTP {response.status_code}{f': {detail}' if detail else ''}")
+        raise ToolError(f"HTTP {response.status_code}{f': {detail}' if detail else ''}")
     if not data:
         return "(the answer is empty)"
     if not readable:
-        raise ToolFault(f"the answer is {kind or 'of no stated type'}; only JSON and text can be read")
+        raise ToolError(f"the answer is {kind or 'of no stated type'}; only JSON and text can be read")
     if is_json and not cut:
         try:
             json.loads(text)
         except ValueError:
-            raise ToolFault("the answer says that it is JSON and is not") from None
+            raise ToolError("the answer says that it is JSON and is not") from None
     return f"{text}\n[cut after {MAX_RESPONSE_BYTES >> 10} KiB]" if cut else text
 
 
-def _request(operation: Operation, given: Mapping[str, Any]) -> tuple[httpx.URL, dict[str, str], Any]:
-    """Address, headers and body (None without) for the arguments. Raises `ToolFault`."""
+def _request(operation: Operation, arguments: Mapping[str, Any]) -> tuple[httpx.URL, dict[str, str], Any]:
+    """Address, headers and body (None without) for the arguments. Raises `ToolError`."""
     path = operation.path
     query: list[tuple[str, str | int | float | bool | None]] = []
     headers: dict[str, str] = {}
     for where, name in operation.parameters:
-        if name not in given:
+        if name not in arguments:
             continue
-        value = given[name]
+        value = arguments[name]
         if where == "path":
             path = path.replace(f"{{{name}}}", _escaped(name, value))
         elif where == "header":
             headers[name] = _text(value)
         else:
-            query += [(name, _text(one)) for one in (value if isinstance(value, list) else [value])]
+            query += [(name, _text(item)) for item in (value if isinstance(value, list) else [value])]
     if "{" in path or any(unquote(part) in (".", "..") for part in path.split("/")):
-        raise ToolFault("the path's parameters are missing or not allowed")
+        raise ToolError("the path's parameters are missing or not allowed")
     body: Any = None
-    if operation.whole_body:
-        body = given.get("body")
+    if operation.is_whole_body:
+        body = arguments.get("body")
     elif operation.body is not None:
-        body = {name: given[name] for name in operation.body if name in given}
+        body = {name: arguments[name] for name in operation.body if name in arguments}
     url = httpx.URL(operation.base + path)
     return (url.copy_merge_params(query) if query else url), headers, body
 
@@ -201,7 +201,7 @@ def _escaped(name: str, value: Any) -> str:
     for _ in range(3):
         decoded = unquote(decoded)
     if not text or any(part in ("", ".", "..") for part in re.split(r"[/\\]", decoded)) or not decoded.isprintable():
-        raise ToolFault(f"'{name}' cannot be part of a path")
+        raise ToolError(f"'{name}' cannot be part of a path")
     return quote(text, safe="")
 
 
@@ -234,16 +234,16 @@ def _description(config: HttpToolConfig) -> dict[str, Any]:
         spec = json.loads(text) if is_json else parse_yaml(text, "the description", lenient=True).data
         if not isinstance(spec, dict) or not str(spec.get("openapi", "")).startswith("3."):
             raise HttpToolError("the description is not OpenAPI 3")
-        _refuse_foreign(spec)
-        found: dict[str, Any] = jsonref.replace_refs(spec, proxies=False, lazy_load=False)
+        _reject_external_references(spec)
+        resolved: dict[str, Any] = jsonref.replace_refs(spec, proxies=False, lazy_load=False)
     except (ValueError, jsonref.JsonRefError) as error:
         if isinstance(error, HttpToolError):
             raise
         raise HttpToolError(f"the description cannot be read: {' '.join(str(error).split())[:200]}") from error
-    return found
+    return resolved
 
 
-def _refuse_foreign(node: Any) -> None:
+def _reject_external_references(node: Any) -> None:
     if isinstance(node, dict):
         if isinstance(target := node.get("$ref"), str) and not target.startswith("#"):
             raise HttpToolError(
@@ -252,40 +252,43 @@ def _refuse_foreign(node: Any) -> None:
         node = list(node.values())
     if isinstance(node, list):
         for inner in node:
-            _refuse_foreign(inner)
+            _reject_external_references(inner)
 
 
-def _wanted(config: HttpToolConfig, spec: dict[str, Any]) -> list[tuple[str, str]]:
+def _selected_operations(config: HttpToolConfig, spec: dict[str, Any]) -> list[tuple[str, str]]:
     """(path, method) of the operations that become tools."""
-    found = {
+    operations = {
         operation.get("operationId") or create_operation_id(path, method): (path, method)
         for path, methods in spec["paths"].items()
         for method, operation in methods.items()
         if method.lower() in VALID_HTTP_METHODS
     }
     if config.operations is None:
-        chosen = [place for place in found.values() if place[1].lower() == "get"]
+        chosen = [place for place in operations.values() if place[1].lower() == "get"]
         if not chosen:
             raise HttpToolError("the description has no GET; name other operations in `operations`")
         return chosen
     for name in config.operations:
-        if name not in found:
-            raise HttpToolError(f"there is no operation '{name}'; there are {', '.join(sorted(found)[:20])}")
-    return [found[name] for name in config.operations]
+        if name not in operations:
+            raise HttpToolError(f"there is no operation '{name}'; there are {', '.join(sorted(operations)[:20])}")
+    return [operations[name] for name in config.operations]
 
 
 def _tool(config: HttpToolConfig, spec: dict[str, Any], path: str, method: str, caller: _Caller) -> Tool:
     item = spec["paths"][path]
     raw = item[method]
     name = raw.get("operationId") or create_operation_id(path, method)
-    own = {(one["in"], one["name"]) for one in raw.get("parameters", ())}
-    inherited = [one for one in item.get("parameters", ()) if (one["in"], one["name"]) not in own]
-    # Secrets are ours to send, and cookies nobody's.
-    held = {header.lower() for header in config.headers_env} | {"authorization", "cookie", "host"}
+    own = {(parameter["in"], parameter["name"]) for parameter in raw.get("parameters", ())}
+    inherited = [
+        parameter for parameter in item.get("parameters", ()) if (parameter["in"], parameter["name"]) not in own
+    ]
+    # Only the platform sends secrets, and cookies are never sent.
+    reserved = {header.lower() for header in config.headers_env} | {"authorization", "cookie", "host"}
     parameters = [
-        one
-        for one in [*raw.get("parameters", ()), *inherited]
-        if one["in"] in ("path", "query") or (one["in"] == "header" and one["name"].lower() not in held)
+        parameter
+        for parameter in [*raw.get("parameters", ()), *inherited]
+        if parameter["in"] in ("path", "query")
+        or (parameter["in"] == "header" and parameter["name"].lower() not in reserved)
     ]
     described = raw.get("description") or raw.get("summary") or f"{method.upper()} {path}"
     operation = {**raw, "operationId": name, "parameters": parameters, "description": described}
@@ -296,30 +299,30 @@ def _tool(config: HttpToolConfig, spec: dict[str, Any], path: str, method: str, 
     if body is not None and "application/json" not in body:
         raise HttpToolError(f"'{name}' takes {', '.join(body) or 'no known body'}; only JSON is sent")
     shape = body["application/json"].get("schema", {}) if body else {}
-    whole = body is not None and "properties" not in shape
-    if whole:
+    is_whole = body is not None and "properties" not in shape
+    if is_whole:
         schema["properties"]["body"] = {key: shape[key] for key in ("type", "description") if key in shape}
         if raw["requestBody"].get("required"):
             schema.setdefault("required", []).append("body")
-    for one in parameters:  # a path without its parameters is none, whatever the description says of them
-        if one["in"] == "path" and one["name"] not in schema.setdefault("required", []):
-            schema["required"].append(one["name"])
+    for parameter in parameters:  # a path without its parameters is none, whatever the description says of them
+        if parameter["in"] == "path" and parameter["name"] not in schema.setdefault("required", []):
+            schema["required"].append(parameter["name"])
     schema["additionalProperties"] = False
     if "required" in schema:
         schema["required"] = sorted(set(schema["required"]))
-    made = Operation(
+    compiled = Operation(
         method.upper(),
         _base(config, [raw, item, spec]),
         path,
-        tuple((one["in"], one["name"]) for one in parameters),
-        None if body is None or whole else frozenset(shape["properties"]),
-        whole,
+        tuple((parameter["in"], parameter["name"]) for parameter in parameters),
+        None if body is None or is_whole else frozenset(shape["properties"]),
+        is_whole,
     )
     return make_tool(
         normalize_function_name(f"{config.name}_{name}"),
         " ".join(str(described).split())[:1024],
         json.loads(json.dumps(schema)),
-        lambda given: caller.call(made, given),
+        lambda arguments: caller.call(compiled, arguments),
     )
 
 

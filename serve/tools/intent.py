@@ -1,6 +1,6 @@
-"""What is computed instead of asked of a model: questions that are nothing but a computation, or a look at the clock.
+"""Intent detection: answer questions that are only a computation, a date or a time with a tool, without a model.
 
-For small models, which neither compute nor call tools. Those that a model calls itself are in
+For small models, which neither compute nor call tools. Tools that a model calls are in
 `serve/tools/haystack_tools.py`.
 """
 
@@ -16,7 +16,7 @@ DETECTED = ("calculator", "clock")
 
 
 @dataclass(slots=True, frozen=True)
-class Used:
+class ToolResult:
     """One use of a tool. `input` is what the tool of that name takes; `answer` is a whole line or sentence."""
 
     name: str
@@ -25,18 +25,18 @@ class Used:
     answer: str
 
 
-def detect(text: str, enabled: Sequence[str], now: datetime, zone: tzinfo) -> Used | None:
+def detect(text: str, enabled: Sequence[str], now: datetime, zone: tzinfo) -> ToolResult | None:
     """The tool's answer to `text`, when one of `enabled` answers all of it; else None. `now` knows its offset.
 
-    What has no result, such as a division by zero, is answered with why.
+    A computation without a result, such as a division by zero, is answered with the reason.
     """
-    if "calculator" in enabled and (expression := computation.asked(text)) is not None:
+    if "calculator" in enabled and (expression := computation.find_expression(text)) is not None:
         try:
             result = arithmetic.compute(expression)
-        except arithmetic.ArithmeticFault as fault:
-            return Used("calculator", {"expression": expression}, str(fault), arithmetic.answer(expression))
-        return Used("calculator", {"expression": result.expression}, result.text, result.answer)
-    if "clock" in enabled and (asked := clock.asked(text)) is not None:
-        told = clock.answer(asked, now, zone)
-        return Used("clock", asked.arguments, told, told)
+        except arithmetic.CalculatorError as fault:
+            return ToolResult("calculator", {"expression": expression}, str(fault), arithmetic.answer(expression))
+        return ToolResult("calculator", {"expression": result.expression}, result.text, result.answer)
+    if "clock" in enabled and (question := clock.find_question(text)) is not None:
+        answer = clock.answer(question, now, zone)
+        return ToolResult("clock", question.arguments, answer, answer)
     return None

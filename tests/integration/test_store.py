@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from deployments.database import Database, DatabaseError
 from deployments.state import RUN_ID, processes_of
 from serve.errors import RequestError
-from serve.retrieval.store.postgres import Chunk, Owner, Source, Store, StoreDown
+from serve.retrieval.store.postgres import Chunk, Owner, Source, Store, StoreUnavailable
 
 DIMENSION = 8
 ALICE, BOB = Owner("alice", "docs"), Owner("bob", "docs")
@@ -62,7 +62,7 @@ def source(name: str, version: int = 0, **meta: object) -> Source:
 async def put(store: Store, owner: Owner, name: str, texts: list[str], version: int = 0, **meta: object) -> str:
     chunks = [Chunk(text, f"heading {i}", i + 1) for i, text in enumerate(texts)]
     vectors = np.stack([unit(hash_of(text)) for text in texts]) if texts else np.empty((0, DIMENSION), np.float32)
-    return await store.put(owner, source(name, version, **meta), chunks, vectors)
+    return await store.upsert(owner, source(name, version, **meta), chunks, vectors)
 
 
 def hash_of(text: str) -> int:
@@ -70,14 +70,14 @@ def hash_of(text: str) -> int:
 
 
 async def found(store: Store, owner: Owner, text: str, top_k: int = 5, filters: dict | None = None) -> list[str]:
-    return [hit.content for hit in await store.nearest(owner, unit(hash_of(text)), top_k, filters)]
+    return [hit.content for hit in await store.vector_search(owner, unit(hash_of(text)), top_k, filters)]
 
 
 async def test_a_document_is_found_by_meaning_and_by_words_with_all_that_is_known_of_it(store):
     assert await put(store, ALICE, "a.md", ["gears shift", "motors run"], year=2024) == "added"
     for hits in (
-        await store.nearest(ALICE, unit(hash_of("gears shift")), 1),
-        await store.matching(ALICE, "shifting a gear?", 1),
+        await store.vector_search(ALICE, unit(hash_of("gears shift")), 1),
+        await store.keyword_search(ALICE, "shifting a gear?", 1),
     ):
         (hit,) = hits
         assert (hit.source, hit.title, hit.content, hit.heading, hit.page) == (
@@ -86,8 +86,8 @@ async def test_a_document_is_found_by_meaning_and_by_words_with_all_that_is_know
         assert hit.meta == {"year": 2024}
         assert hit.embedding.dtype == np.float32
         assert np.allclose(hit.embedding, unit(hash_of("gears shift")))
-    assert (await store.nearest(ALICE, unit(hash_of("gears shift")), 1))[0].score == pytest.approx(1, abs=1e-6)
-    assert await store.known(ALICE, "a.md") == (bytes(32), "settings-0")
+    assert (await store.vector_search(ALICE, unit(hash_of("gears shift")), 1))[0].score == pytest.approx(1, abs=1e-6)
+    assert await store.indexed_version(ALICE, "a.md") == (bytes(32), "settings-0")
 
 
 async def test_tenants_and_collections_see_nothing_of_each_other(store):
@@ -97,12 +97,12 @@ async def test_tenants_and_collections_see_nothing_of_each_other(store):
     for owner in (ALICE, BOB, other):
         mine = [f"gears of {owner.tenant} {owner.collection}"]
         assert await found(store, owner, "gears", 50) == mine
-        assert [hit.content for hit in await store.matching(owner, "gears", 50)] == mine
-        assert [one.name for one in await store.listed(owner)] == ["same.md"]
+        assert [hit.content for hit in await store.keyword_search(owner, "gears", 50)] == mine
+        assert [one.name for one in await store.list_documents(owner)] == ["same.md"]
     assert await store.collections("alice") == {name: {"documents": 1, "chunks": 1} for name in ("docs", "other")}
     assert await store.delete(BOB) == 1
-    assert await store.known(ALICE, "same.md") is not None
-    assert await store.known(BOB, "same.md") is None
+    assert await store.indexed_version(ALICE, "same.md") is not None
+    assert await store.indexed_version(BOB, "same.md") is None
     assert await store.collections("nobody") == {}
 
 
@@ -129,14 +129,14 @@ async def test_a_small_collection_among_many_others_rows_is_found_whole(store, d
     options = "-c enable_sort=off -c enable_bitmapscan=off"  # a planner that takes the index of embeddings where it can
     stubborn = Store(f"{database.conninfo} options='{options}'", DIMENSION)
     for query in (near, far):
-        assert len(await stubborn.nearest(ALICE, query, 5)) == 5
-        assert len(await stubborn.nearest(ALICE, query, 50)) == 7
+        assert len(await stubborn.vector_search(ALICE, query, 5)) == 5
+        assert len(await stubborn.vector_search(ALICE, query, 50)) == 7
     await stubborn.close()
     crowd = Owner("crowd", "docs")
     began = time.monotonic()
-    assert len(await store.nearest(crowd, near, 20)) == 20
+    assert len(await store.vector_search(crowd, near, 20)) == 20
     assert time.monotonic() - began < 1
-    assert await store.nearest(crowd, near, 5, {"field": "meta.x", "operator": "==", "value": 1}) == []
+    assert await store.vector_search(crowd, near, 5, {"field": "meta.x", "operator": "==", "value": 1}) == []
 
 
 async def test_results_are_the_nearest_in_order(store):
@@ -144,7 +144,7 @@ async def test_results_are_the_nearest_in_order(store):
     await put(store, ALICE, "a.md", texts)
     query = unit(1)
     expected = sorted(texts, key=lambda text: -float(unit(hash_of(text)) @ query))[:10]
-    assert [hit.content for hit in await store.nearest(ALICE, query, 10)] == expected
+    assert [hit.content for hit in await store.vector_search(ALICE, query, 10)] == expected
 
 
 async def test_filters_choose_documents_by_their_metadata(store):
@@ -153,8 +153,10 @@ async def test_filters_choose_documents_by_their_metadata(store):
     await put(store, ALICE, "bare.md", ["report without a year"])
 
     async def chosen(**one: object) -> set[str]:
-        hits = await store.matching(ALICE, "report", 50, one)
-        assert {hit.source for hit in await store.nearest(ALICE, unit(1), 50, one)} == {hit.source for hit in hits}
+        hits = await store.keyword_search(ALICE, "report", 50, one)
+        assert {hit.source for hit in await store.vector_search(ALICE, unit(1), 50, one)} == {
+            hit.source for hit in hits
+        }
         return {hit.source.removesuffix(".md") for hit in hits}
 
     everything = {"2020", "2021", "2022", "bare"}
@@ -205,7 +207,10 @@ async def test_no_filter_and_no_text_breaks_a_query_or_out_of_the_tenant(store):
     @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
     @given(filters=FILTERS, text=st.one_of(st.text(), NASTY))
     def check(filters: dict[str, Any], text: str) -> None:
-        for work in (store.matching(ALICE, f"gears {text}", 5, filters), store.nearest(ALICE, unit(1), 5, filters)):
+        for work in (
+            store.keyword_search(ALICE, f"gears {text}", 5, filters),
+            store.vector_search(ALICE, unit(1), 5, filters),
+        ):
             try:
                 hits = asyncio.run_coroutine_threadsafe(work, loop).result(30)
             except RequestError as error:
@@ -214,13 +219,13 @@ async def test_no_filter_and_no_text_breaks_a_query_or_out_of_the_tenant(store):
                 assert {hit.source for hit in hits} <= {"a.md"}
 
     await asyncio.to_thread(check)
-    assert await store.known(BOB, "b.md")
+    assert await store.indexed_version(BOB, "b.md")
 
 
 @pytest.mark.parametrize("text", ["", " ", "the of and", "''", "a & b | !c:*", "o'brien\\x", "😀", "\0", "x" * 100_000])
 async def test_a_search_for_any_text_gives_an_answer(store, text):
     await put(store, ALICE, "a.md", ["o'brien"])
-    await store.matching(ALICE, text, 5)
+    await store.keyword_search(ALICE, text, 5)
 
 
 async def test_concurrent_readers_see_the_old_document_or_the_new_one(store):
@@ -229,7 +234,7 @@ async def test_concurrent_readers_see_the_old_document_or_the_new_one(store):
 
     async def read() -> None:
         while not done.is_set():
-            hits = await store.matching(ALICE, "gears", 100)
+            hits = await store.keyword_search(ALICE, "gears", 100)
             seen.append((len(hits), {hit.content.split()[1] for hit in hits}))
             await asyncio.sleep(0)
 
@@ -249,7 +254,7 @@ async def test_two_writers_of_one_name_leave_one_whole_document(store, database)
         *(put((store, another)[i % 2], ALICE, "a.md", [f"gears v{i} {j}" for j in range(9)], i) for i in range(16))
     )
     assert sorted(results) == ["added"] + ["replaced"] * 15
-    hits = await store.matching(ALICE, "gears", 100)
+    hits = await store.keyword_search(ALICE, "gears", 100)
     assert len(hits) == 9
     assert len({hit.content.split()[1] for hit in hits}) == 1
     await another.close()
@@ -257,10 +262,10 @@ async def test_two_writers_of_one_name_leave_one_whole_document(store, database)
 
 async def test_many_writers_of_many_names_do_not_block_each_other(store):
     await asyncio.gather(*(put(store, ALICE, f"{i}.md", [f"gears {i}"]) for i in range(60)))
-    listed = await store.listed(ALICE, limit=1000)
+    listed = await store.list_documents(ALICE, limit=1000)
     assert len(listed) == 60
-    first = await store.listed(ALICE, limit=25)
-    rest = await store.listed(ALICE, after=first[-1].name, limit=1000)
+    first = await store.list_documents(ALICE, limit=25)
+    rest = await store.list_documents(ALICE, after=first[-1].name, limit=1000)
     assert [one.name for one in first + rest] == [one.name for one in listed] == sorted(one.name for one in listed)
 
 
@@ -273,23 +278,23 @@ async def test_a_put_that_is_cancelled_or_that_fails_leaves_what_was_there(store
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert [hit.content for hit in await store.matching(ALICE, "gears", 50)] == ["gears old"]
+        assert [hit.content for hit in await store.keyword_search(ALICE, "gears", 50)] == ["gears old"]
     with pytest.raises(ValueError, match="zip"):
-        await store.put(ALICE, source("a.md", 1), [Chunk("x")] * 2, np.zeros((1, DIMENSION), np.float32))
+        await store.upsert(ALICE, source("a.md", 1), [Chunk("x")] * 2, np.zeros((1, DIMENSION), np.float32))
     with pytest.raises(RequestError) as caught:
-        await store.put(ALICE, source("a.md", 1), [Chunk("x\0y")], np.ones((1, DIMENSION), np.float32))
+        await store.upsert(ALICE, source("a.md", 1), [Chunk("x\0y")], np.ones((1, DIMENSION), np.float32))
     assert caught.value.status == 400
-    assert await store.known(ALICE, "a.md") == (bytes(32), "settings-0")
+    assert await store.indexed_version(ALICE, "a.md") == (bytes(32), "settings-0")
     assert await put(store, ALICE, "a.md", ["gears new"], 1) == "replaced"
 
 
 async def test_documents_without_chunks_and_with_very_many_are_kept(store):
     assert await put(store, ALICE, "empty.md", []) == "added"
-    assert (await store.listed(ALICE))[0].chunks == 0
+    assert (await store.list_documents(ALICE))[0].chunks == 0
     await put(store, ALICE, "huge.md", [f"gears {i}" for i in range(5000)])
-    assert len(await store.nearest(ALICE, unit(1), 50)) == 50
+    assert len(await store.vector_search(ALICE, unit(1), 50)) == 50
     assert await store.delete(ALICE, "huge.md") == 1
-    assert await store.nearest(ALICE, unit(1), 50) == []
+    assert await store.vector_search(ALICE, unit(1), 50) == []
     assert await store.delete(ALICE, "huge.md") == 0
 
 
@@ -322,8 +327,8 @@ async def test_vectors_of_another_dimension_are_not_the_clients_fault(store):
     await put(store, ALICE, "a.md", ["one"])
     wrong = np.ones((1, DIMENSION + 1), np.float32)
     for work in (
-        store.nearest(ALICE, wrong[0], 5), store.put(ALICE, source("b.md"), [Chunk("two")], wrong),
-        store.put(ALICE, source("b.md"), [Chunk("two")], np.full((1, DIMENSION), np.nan, np.float32)),
+        store.vector_search(ALICE, wrong[0], 5), store.upsert(ALICE, source("b.md"), [Chunk("two")], wrong),
+        store.upsert(ALICE, source("b.md"), [Chunk("two")], np.full((1, DIMENSION), np.nan, np.float32)),
     ):  # fmt: skip
         assert "can't be used" in await misconfigured(work)
     assert await found(store, ALICE, "one") == ["one"]
@@ -366,7 +371,7 @@ async def test_a_collection_exists_as_long_as_it_has_documents_and_only_for_its_
 async def test_more_callers_than_connections_wait_for_one(database, store):
     narrow = Store(database.conninfo, DIMENSION, connections=2)
     await put(store, ALICE, "a.md", ["gears"])
-    answers = await asyncio.gather(*(narrow.matching(ALICE, "gears", 1) for _ in range(200)))
+    answers = await asyncio.gather(*(narrow.keyword_search(ALICE, "gears", 1) for _ in range(200)))
     assert all(len(hits) == 1 for hits in answers)
     with psycopg.connect(database.conninfo) as connection:
         row = connection.execute(
@@ -400,12 +405,12 @@ async def test_a_killed_server_is_an_error_until_it_is_restarted_and_then_all_go
     kill(database)
     assert not database.running()
     for work in (
-        lambda: store.known(ALICE, "a.md"), lambda: found(store, ALICE, "gears"), lambda: put(store, ALICE, "b.md", ["x"]),
+        lambda: store.indexed_version(ALICE, "a.md"), lambda: found(store, ALICE, "gears"), lambda: put(store, ALICE, "b.md", ["x"]),
     ):  # fmt: skip
-        with pytest.raises(StoreDown) as caught:
+        with pytest.raises(StoreUnavailable) as caught:
             await work()
         assert (caught.value.status, caught.value.code) == (503, "store_unavailable")
-    with pytest.raises(StoreDown):
+    with pytest.raises(StoreUnavailable):
         await store.open()
     began = time.monotonic()
     assert database.restart_if_dead()
@@ -435,15 +440,15 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
             try:
                 await put(store, ALICE, f"{number}.md", [f"gears v{version} {i}" for i in range(40)], version)
                 told[number] = version
-            except StoreDown:
+            except StoreUnavailable:
                 await asyncio.sleep(0.05)
 
     async def read() -> int:
         answered = 0
         while time.monotonic() < until:
             try:
-                hits = await store.matching(ALICE, "gears", 1000)
-            except StoreDown:
+                hits = await store.keyword_search(ALICE, "gears", 1000)
+            except StoreUnavailable:
                 await asyncio.sleep(0.05)
                 continue
             answered += 1
@@ -471,26 +476,26 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
     assert killed >= 2
     assert answered > 5
     assert len(told) == 3
-    listed = await store.listed(ALICE)
+    listed = await store.list_documents(ALICE)
     assert sorted(one.name for one in listed) == ["0.md", "1.md", "2.md"]
-    assert len(await store.matching(ALICE, "gears", 1000)) == 120
+    assert len(await store.keyword_search(ALICE, "gears", 1000)) == 120
 
 
 async def test_a_server_that_hangs_is_an_error_and_not_a_hang(store, database, monkeypatch):
-    monkeypatch.setattr("serve.retrieval.store.postgres._READ_S", 0.5)
+    monkeypatch.setattr("serve.retrieval.store.postgres._READ_TIMEOUT_S", 0.5)
     await put(store, ALICE, "a.md", ["gears"])
     stopped = [process for process in psutil.process_iter() if database._uses_folder(process)]
     for process in stopped:
         process.suspend()
     try:
         began = time.monotonic()
-        with pytest.raises(StoreDown):
-            await store.known(ALICE, "a.md")
+        with pytest.raises(StoreUnavailable):
+            await store.indexed_version(ALICE, "a.md")
         assert time.monotonic() - began < 20
     finally:
         for process in stopped:
             process.resume()
-    assert await store.known(ALICE, "a.md")
+    assert await store.indexed_version(ALICE, "a.md")
 
 
 def test_processes_carry_the_mark_of_the_run_and_a_folder_has_one_user(database):

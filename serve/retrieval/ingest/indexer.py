@@ -1,4 +1,4 @@
-"""A document's way into the store: read in a process of its own, cut into chunks, embedded, put.
+"""Indexing: convert a document in a worker process, split it into chunks, embed them, upsert them.
 
 A document that hangs, or that breaks the process that reads it, is that document's error and nobody else's.
 """
@@ -18,16 +18,16 @@ from tokenizers import Tokenizer
 
 from serve.errors import RequestError
 from serve.retrieval.embedder import Vectors
-from serve.retrieval.ingest.conversion_workers import Readers
+from serve.retrieval.ingest.conversion_workers import ConversionWorkers
 from serve.retrieval.ingest.convert import ConversionError, Text, charset_of, kind_of
-from serve.retrieval.store.postgres import Chunk, Listed, Owner, Source, Store
+from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source, Store
 
 CHUNK_TOKENS = 200
 MAX_NAME = 1024  # characters
 MAX_META = 16 << 10  # bytes, as JSON
 _FORMAT = 2  # of what is stored; a new number makes every document one that is not current
 _BATCH = 8  # texts embedded at once: a question that is asked meanwhile waits for them, and more at once is no faster
-_MARKED_UP = ("markdown", "html", "docx")  # that are read as Markdown
+_MARKDOWN_KINDS = ("markdown", "html", "docx")  # that are read as Markdown
 
 
 @dataclass(slots=True, frozen=True)
@@ -40,8 +40,8 @@ class Limits:
 
 
 @dataclass(slots=True, frozen=True)
-class Indexed:
-    """What became of a document."""
+class IndexResult:
+    """Result of indexing a document."""
 
     status: Literal["added", "replaced", "unchanged"]
     chunks: int  # 0 when it is unchanged
@@ -67,17 +67,19 @@ class Splitter:
             tokenizer.no_padding()
         self.tokens = tokens
         self._plain = TextSplitter.from_huggingface_tokenizer(tokenizer, tokens)
-        self._marked_up = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, tokens)
+        self._markdown = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, tokens)
 
-    def chunks(self, text: Text, kind: str, most: int) -> list[Chunk]:
-        """The chunks of a document, in its order. Raises `RequestError` when there are more than `most`."""
-        splitter = self._marked_up if kind in _MARKED_UP else self._plain
+    def chunks(self, text: Text, kind: str, max_chunks: int) -> list[Chunk]:
+        """The chunks of a document, in its order. Raises `RequestError` when there are more than `max_chunks`."""
+        splitter = self._markdown if kind in _MARKDOWN_KINDS else self._plain
         found: list[Chunk] = []
         for section in text.sections:
             pieces = splitter.chunks(section.text)
             found += [Chunk(piece, section.heading, section.page) for piece in pieces if piece.strip()]
-            if len(found) > most:
-                raise RequestError(413, f"the document has more than {most} chunks; split it", code="too_many_chunks")
+            if len(found) > max_chunks:
+                raise RequestError(
+                    413, f"the document has more than {max_chunks} chunks; split it", code="too_many_chunks"
+                )
         return found
 
 
@@ -90,7 +92,7 @@ class Indexer:
         splitter: cuts them.
         model: identity of the embedding model: another one's vectors can't be compared.
         limits: of one document.
-        readers: read documents.
+        workers: read documents.
     """
 
     def __init__(
@@ -100,11 +102,11 @@ class Indexer:
         splitter: Splitter,
         model: str,
         limits: Limits | None = None,
-        readers: Readers | None = None,
+        workers: ConversionWorkers | None = None,
     ) -> None:
         self._store, self._embed, self._splitter = store, embed, splitter
-        self._limits, self._readers = limits or Limits(), readers or Readers()
-        self._way = _hash([_FORMAT, splitter.tokens, model])
+        self._limits, self._workers = limits or Limits(), workers or ConversionWorkers()
+        self._settings_prefix = _hash([_FORMAT, splitter.tokens, model])
 
     async def index(
         self,
@@ -114,7 +116,7 @@ class Indexer:
         kind: str | None = None,
         title: str | None = None,
         meta: Mapping[str, Any] | None = None,
-    ) -> Indexed:
+    ) -> IndexResult:
         """Index a document, in place of what its name had; one that is unchanged costs a look-up.
 
         Raises:
@@ -133,17 +135,17 @@ class Indexer:
         except ConversionError as error:
             raise RequestError(415, str(error), param="type", code="unknown_type", kind=_INVALID) from error
         sha256 = (await anyio.to_thread.run_sync(hashlib.sha256, data)).digest()
-        settings = f"{self._way}-{_hash([plain, charset_of(kind), title, meta])}"
+        settings = f"{self._settings_prefix}-{_hash([plain, charset_of(kind), title, meta])}"
 
         def done(
             status: Literal["added", "replaced", "unchanged"], chunks: int, left_out: tuple[str, ...] | None
-        ) -> Indexed:
-            return Indexed(status, chunks, sha256.hex(), 1000 * (time.monotonic() - began), left_out)
+        ) -> IndexResult:
+            return IndexResult(status, chunks, sha256.hex(), 1000 * (time.monotonic() - began), left_out)
 
-        if await self._store.known(owner, name) == (sha256, settings):
+        if await self._store.indexed_version(owner, name) == (sha256, settings):
             return done("unchanged", 0, None)
         try:
-            text = await self._readers.read(data, name, kind, self._limits.convert_s)
+            text = await self._workers.convert(data, name, kind, self._limits.convert_s)
         except ConversionError as error:
             raise _unreadable(str(error)) from error
         chunks = await anyio.to_thread.run_sync(self._splitter.chunks, text, plain, self._limits.chunks)
@@ -154,16 +156,16 @@ class Indexer:
             texts = [f"{chunk.heading}\n{chunk.content}".strip() for chunk in chunks[at : at + _BATCH]]
             vectors.append(await self._embed(texts))
         source = Source(name, sha256, settings, title or text.title, len(data), meta)
-        status = await self._store.put(owner, source, chunks, np.concatenate(vectors))
+        status = await self._store.upsert(owner, source, chunks, np.concatenate(vectors))
         return done(status, len(chunks), text.left_out)
 
-    def current(self, document: Listed) -> bool:
+    def is_current(self, document: IndexedDocument) -> bool:
         """Whether a document is indexed as it would be now; one that is not should be indexed again."""
-        return document.settings.startswith(f"{self._way}-")
+        return document.settings.startswith(f"{self._settings_prefix}-")
 
     async def close(self) -> None:
         """End the processes that read documents."""
-        await self._readers.close()
+        await self._workers.close()
 
 
 def check_name(name: str) -> None:

@@ -7,10 +7,10 @@ from typing import Any, LiteralString
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-_DEPTH = 10
-_VALUES = 1000  # in one filter, in all
-_COMPARED: Mapping[str, LiteralString] = {">": ">", ">=": ">=", "<": "<", "<=": "<="}
-_OPERATORS = ("==", "!=", *_COMPARED, "in", "not in")
+_MAX_DEPTH = 10
+_MAX_VALUES = 1000  # in one filter, in all
+_COMPARISONS: Mapping[str, LiteralString] = {">": ">", ">=": ">=", "<": "<", "<=": "<="}
+_OPERATORS = ("==", "!=", *_COMPARISONS, "in", "not in")
 _COLUMNS: Mapping[str, LiteralString] = {"source": "s.name", "title": "s.title"}  # that are not in the metadata
 
 
@@ -18,7 +18,7 @@ class FilterError(ValueError):
     """A filter that can't be used; the message says where and why."""
 
 
-def where(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
+def where_clause(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
     """A condition on `s.meta` and its parameters. Raises `FilterError`.
 
     `{"field": "meta.year", "operator": ">=", "value": 2020}`, joined by
@@ -29,13 +29,13 @@ def where(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
     return _condition(filters, params, 0), params
 
 
-def _condition(one: object, params: dict[str, Any], depth: int) -> sql.Composable:
-    if depth > _DEPTH:
+def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composable:
+    if depth > _MAX_DEPTH:
         raise FilterError("filters are nested too deeply")
-    if not isinstance(one, Mapping) or not isinstance(operator := one.get("operator"), str):
+    if not isinstance(node, Mapping) or not isinstance(operator := node.get("operator"), str):
         raise FilterError("a filter is an object with 'operator', and 'field' and 'value' or 'conditions'")
-    if "conditions" in one:
-        conditions = one["conditions"]
+    if "conditions" in node:
+        conditions = node["conditions"]
         if operator not in ("AND", "OR", "NOT") or not isinstance(conditions, list) or not conditions:
             raise FilterError("'conditions' is a list joined by 'AND', 'OR' or 'NOT'")
         joined = sql.SQL(" OR " if operator == "OR" else " AND ").join(
@@ -44,21 +44,21 @@ def _condition(one: object, params: dict[str, Any], depth: int) -> sql.Composabl
         return sql.SQL("(NOT ({}))" if operator == "NOT" else "({})").format(joined)
     if operator not in _OPERATORS:
         raise FilterError(f"unknown operator {operator[:20]!r}; there are {', '.join(_OPERATORS)}, AND, OR, NOT")
-    field, value = one.get("field"), one.get("value")
+    field, value = node.get("field"), node.get("value")
     if not isinstance(field, str) or not field:
         raise FilterError("'field' must be the name of a metadata field")
-    _check(field, field)
+    _check_value(field, field)
     left, right = _operands(field, params)
     if operator in ("in", "not in") and not isinstance(value, list):
         raise FilterError(f"'{operator}' needs a list of values")
     values = value if isinstance(value, list) else [value]
-    if len(params) > _VALUES or len(values) > _VALUES:
-        raise FilterError(f"a filter has at most {_VALUES} values")
+    if len(params) > _MAX_VALUES or len(values) > _MAX_VALUES:
+        raise FilterError(f"a filter has at most {_MAX_VALUES} values")
     for item in values:
-        _check(item, field)
-    if operator in _COMPARED:
+        _check_value(item, field)
+    if operator in _COMPARISONS:
         if isinstance(value, bool) or not isinstance(value, int | float | str):
-            raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with {_named(value)}")
+            raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with {_json_type(value)}")
         return _ordered(field, operator, value, left, right, params)
     if operator in ("==", "!=") and isinstance(value, list):
         raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with a list")
@@ -85,18 +85,18 @@ def _operands(field: str, params: dict[str, Any]) -> tuple[sql.Composable, str]:
 def _ordered(
     field: str, operator: str, value: str | float, left: sql.Composable, right: str, params: dict[str, Any]
 ) -> sql.Composable:
-    compared = sql.SQL(_COMPARED[operator])
+    comparison = sql.SQL(_COMPARISONS[operator])
     if field in _COLUMNS:
         if not isinstance(value, str):
             raise FilterError(f"'{field}' is text")
         params[right] = value
-        return sql.SQL("({} {} {})").format(left, compared, sql.Placeholder(right))
+        return sql.SQL("({} {} {})").format(left, comparison, sql.Placeholder(right))
     params[right] = Jsonb(value)
     kind = sql.SQL("'string'" if isinstance(value, str) else "'number'")  # jsonb orders kinds: all texts below numbers
-    return sql.SQL("(jsonb_typeof({0}) = {1} AND {0} {2} {3})").format(left, kind, compared, sql.Placeholder(right))
+    return sql.SQL("(jsonb_typeof({0}) = {1} AND {0} {2} {3})").format(left, kind, comparison, sql.Placeholder(right))
 
 
-def _check(value: object, field: str) -> None:
+def _check_value(value: object, field: str) -> None:
     """Whether PostgreSQL can hold a value of a comparison."""
     if value is None or isinstance(value, bool):
         return
@@ -104,12 +104,12 @@ def _check(value: object, field: str) -> None:
         if "\0" in value or (not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)):
             raise FilterError(f"a text compared with {field[:80]!r} has characters that no text has")
     elif not isinstance(value, int | float):
-        raise FilterError(f"{field[:80]!r} can't be compared with {_named(value)}")
+        raise FilterError(f"{field[:80]!r} can't be compared with {_json_type(value)}")
     elif abs(value) > 1e300 or math.isnan(value):
         raise FilterError(f"a number compared with {field[:80]!r} is out of range")
 
 
-def _named(value: object) -> str:
+def _json_type(value: object) -> str:
     return {"NoneType": "null", "bool": "true or false", "dict": "an object", "list": "a list"}.get(
         type(value).__name__, type(value).__name__
     )

@@ -1,4 +1,4 @@
-"""Where documents are kept: PostgreSQL with pgvector. One transaction per source, so that it is there whole or not at all.
+"""Document store: PostgreSQL with pgvector. Each document is written in one transaction, so it is indexed completely or not at all.
 
 Every statement names the tenant. Each has a connection of its own: Haystack's own store shares one cursor between all that ask at
 once, so that one could read another's rows.
@@ -20,19 +20,21 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from serve.errors import RequestError, retrieval_misconfigured
-from serve.retrieval.store.filters import FilterError, where
+from serve.retrieval.store.filters import FilterError, where_clause
 
-_WAIT_S = 5.0  # for a connection: what the database cannot give by then is an error, not a hang
-_READ_S = 15.0  # for an answer
-_WRITE_S = 600.0
-_LOCK = 7_276_432  # of migrations: one at a time, whichever process comes first
-_EXACT = 2_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
+_CONNECT_TIMEOUT_S = 5.0  # for a connection: what the database cannot give by then is an error, not a hang
+_READ_TIMEOUT_S = 15.0  # for an answer
+_WRITE_TIMEOUT_S = 600.0
+_MIGRATION_LOCK = 7_276_432  # of migrations: one at a time, whichever process comes first
+_MAX_EXACT_CHUNKS = (
+    2_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
+)
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
 _T = TypeVar("_T")
 
 
-class StoreDown(RequestError):
+class StoreUnavailable(RequestError):
     """The database does not answer."""
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class StoreDown(RequestError):
 
 @dataclass(slots=True, frozen=True)
 class Owner:
-    """Whose documents: a tenant's collection. Nothing is ever read across."""
+    """A tenant's collection. No query reads another tenant's rows."""
 
     tenant: str
     collection: str
@@ -74,7 +76,7 @@ class Source:
 
 
 @dataclass(slots=True, frozen=True)
-class Listed:
+class IndexedDocument:
     """A document that is indexed."""
 
     id: int
@@ -124,7 +126,7 @@ class Store:
         self._closed = False
 
     async def open(self) -> None:
-        """Bring the schema up to date. Raises `StoreDown`, and may then be called again.
+        """Bring the schema up to date. Raises `StoreUnavailable`, and may then be called again.
 
         Raises:
             RequestError: 500 `retrieval_misconfigured`: the database lacks what is needed, or what is in it was made for
@@ -132,10 +134,10 @@ class Store:
         """
         self._closed = False
         try:
-            async with asyncio.timeout(_WRITE_S), await self._bare() as connection:
+            async with asyncio.timeout(_WRITE_TIMEOUT_S), await self._open_connection() as connection:
                 await _migrate(connection, self._dimension, self._language)
         except (psycopg.OperationalError, TimeoutError) as error:
-            raise StoreDown from error
+            raise StoreUnavailable from error
         except (
             psycopg.ProgrammingError,
             psycopg.NotSupportedError,
@@ -145,9 +147,9 @@ class Store:
     async def close(self) -> None:
         """Give all connections back; those in use are closed when they are done."""
         self._closed = True
-        await self._forget_idle()
+        await self._close_idle()
 
-    async def known(self, owner: Owner, name: str) -> tuple[bytes, str] | None:
+    async def indexed_version(self, owner: Owner, name: str) -> tuple[bytes, str] | None:
         """SHA-256 and settings of the document that is indexed under `name`."""
 
         async def read(connection: AsyncConnection[Any]) -> tuple[bytes, str] | None:
@@ -158,21 +160,21 @@ class Store:
             row = await cursor.fetchone()
             return (bytes(row[0]), row[1]) if row else None
 
-        return await self._twice(read, _READ_S)
+        return await self._with_retry(read, _READ_TIMEOUT_S)
 
-    async def put(
+    async def upsert(
         self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: np.ndarray[Any, Any]
     ) -> Literal["added", "replaced"]:
         """Index a document in place of what its name had. `embeddings` is (chunks, dimension), float32.
 
-        Readers see the old chunks or the new ones, never both. Two that write the same name come one after the other.
+        ConversionWorkers see the old chunks or the new ones, never both. Two that write the same name come one after the other.
         """
         key = (owner.tenant, owner.collection, source.name)
 
         async def write(connection: AsyncConnection[Any]) -> Literal["added", "replaced"]:
             async with connection.transaction():
-                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_S:.0f}s'")
-                await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_number(*key),))
+                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_TIMEOUT_S:.0f}s'")
+                await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_key(*key),))
                 deleted = await connection.execute(
                     "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s AND name = %s", key
                 )
@@ -204,7 +206,7 @@ class Store:
                         )
             return "replaced" if deleted.rowcount else "added"
 
-        return await self._twice(write, _WRITE_S)
+        return await self._with_retry(write, _WRITE_TIMEOUT_S)
 
     async def delete(self, owner: Owner, name: str | None = None) -> int:
         """Remove a document, or all of the collection; returns how many went."""
@@ -215,16 +217,16 @@ class Store:
 
         async def write(connection: AsyncConnection[Any]) -> int:
             async with connection.transaction():
-                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_S:.0f}s'")
+                await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_TIMEOUT_S:.0f}s'")
                 return (await connection.execute(query, params)).rowcount
 
-        return await self._twice(write, _WRITE_S)
+        return await self._with_retry(write, _WRITE_TIMEOUT_S)
 
-    async def listed(self, owner: Owner, after: str = "", limit: int = 100) -> list[Listed]:
+    async def list_documents(self, owner: Owner, after: str = "", limit: int = 100) -> list[IndexedDocument]:
         """Documents by name, those after `after`."""
 
-        async def read(connection: AsyncConnection[Any]) -> list[Listed]:
-            async with connection.cursor(row_factory=class_row(Listed)) as cursor:
+        async def read(connection: AsyncConnection[Any]) -> list[IndexedDocument]:
+            async with connection.cursor(row_factory=class_row(IndexedDocument)) as cursor:
                 await cursor.execute(
                     """SELECT id, name, title, size, chunks, sha256, settings, meta,
                               extract(epoch FROM indexed_at)::float8 AS indexed_at
@@ -233,7 +235,7 @@ class Store:
                 )
                 return await cursor.fetchall()
 
-        return await self._twice(read, _READ_S)
+        return await self._with_retry(read, _READ_TIMEOUT_S)
 
     async def collections(self, tenant: str) -> dict[str, dict[str, int]]:
         """Documents and chunks of each collection of `tenant`."""
@@ -248,7 +250,7 @@ class Store:
                 name: {"documents": documents, "chunks": chunks} for name, documents, chunks in await cursor.fetchall()
             }
 
-        return await self._twice(read, _READ_S)
+        return await self._with_retry(read, _READ_TIMEOUT_S)
 
     async def exists(self, owner: Owner) -> bool:
         """Whether the collection has a document."""
@@ -260,48 +262,50 @@ class Store:
             )
             return await cursor.fetchone() == (True,)
 
-        return await self._twice(read, _READ_S)
+        return await self._with_retry(read, _READ_TIMEOUT_S)
 
-    async def nearest(
+    async def vector_search(
         self, owner: Owner, embedding: Sequence[float], top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
         """The chunks whose embeddings are nearest; scores are cosine similarities.
 
         All of a small collection are compared. In a large one, the index finds the nearest of all tenants' and leaves the
-        others' out; where it finds too few, all are compared after all.
+        others' out; where_clause it finds too few, all are compared after all.
         """
-        condition, params = _filtered(owner, top_k, filters)
+        condition, params = _search_parameters(owner, top_k, filters)
         params["query"] = np.asarray(embedding, np.float32)
 
         async def read(connection: AsyncConnection[Any]) -> list[Hit]:
-            large = await (await connection.execute(_LARGE, params)).fetchone()
-            if large == (True,) and len(found := await _hits(connection, _NEAREST, condition, params)) == top_k:
+            large = await (await connection.execute(_IS_LARGE, params)).fetchone()
+            if large == (True,) and len(found := await _hits(connection, _VECTOR_SEARCH, condition, params)) == top_k:
                 return found
-            return await _hits(connection, _NEAREST_OF_ALL, condition, params)
+            return await _hits(connection, _EXACT_VECTOR_SEARCH, condition, params)
 
-        return await self._twice(read, _READ_S)
+        return await self._with_retry(read, _READ_TIMEOUT_S)
 
-    async def matching(
+    async def keyword_search(
         self, owner: Owner, text: str, top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
         """The chunks that best match the words of `text`, any of them; the rarer a word is, the more it counts."""
-        condition, params = _filtered(owner, top_k, filters)
+        condition, params = _search_parameters(owner, top_k, filters)
         params |= {"query": text.replace("\0", " "), "language": self._language}
-        return await self._twice(lambda connection: _hits(connection, _MATCHING, condition, params), _READ_S)
+        return await self._with_retry(
+            lambda connection: _hits(connection, _KEYWORD_SEARCH, condition, params), _READ_TIMEOUT_S
+        )
 
-    async def _twice(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
+    async def _with_retry(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
         """Do `work`, which does all or nothing; once more where the connection broke under it.
 
         Raises:
-            StoreDown: the database does not answer.
-            RequestError: 400 for what PostgreSQL can't hold, 500 where it is not the database that was opened.
+            StoreUnavailable: the database does not answer.
+            RequestError: 400 for what PostgreSQL can't hold, 500 where_clause it is not the database that was opened.
         """
         for attempt in (1, 2):
             try:
                 async with asyncio.timeout(within_s), self._connection() as connection:
                     return await work(connection)
             except TimeoutError as error:
-                raise StoreDown from error
+                raise StoreUnavailable from error
             except psycopg.errors.DataException as error:  # pgvector's: vectors of different dimensions
                 raise _unusable(error) from error
             except psycopg.ProgrammingError as error:  # e.g. the tables are gone
@@ -309,15 +313,15 @@ class Store:
             except psycopg.DataError as error:  # e.g. a character that PostgreSQL's text cannot hold
                 raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                await self._forget_idle()  # they broke with it
+                await self._close_idle()  # they broke with it
                 if attempt == 2 or isinstance(error, psycopg.errors.QueryCanceled):
-                    raise StoreDown from error
+                    raise StoreUnavailable from error
         raise AssertionError
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
         """A connection of one's own. One that broke, or that is left in the middle of something, is not used again."""
-        async with asyncio.timeout(_WAIT_S):
+        async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             await self._free.acquire()
         try:
             connection = self._idle.pop() if self._idle else await self._connect()
@@ -331,36 +335,40 @@ class Store:
         finally:
             self._free.release()
 
-    async def _bare(self) -> AsyncConnection[Any]:
-        return await AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=int(_WAIT_S))
+    async def _open_connection(self) -> AsyncConnection[Any]:
+        return await AsyncConnection.connect(self._conninfo, autocommit=True, connect_timeout=int(_CONNECT_TIMEOUT_S))
 
     async def _connect(self) -> AsyncConnection[Any]:
-        connection = await self._bare()
+        connection = await self._open_connection()
         try:
             await register_vector_async(connection)
             # iterative: with a condition, HNSW alone would find too few
-            await connection.execute(f"SET statement_timeout = '{_READ_S}s'; SET hnsw.iterative_scan = strict_order")
+            await connection.execute(
+                f"SET statement_timeout = '{_READ_TIMEOUT_S}s'; SET hnsw.iterative_scan = strict_order"
+            )
         except BaseException:
             await connection.close()
             raise
         return connection
 
-    async def _forget_idle(self) -> None:
+    async def _close_idle(self) -> None:
         while self._idle:
             await self._idle.pop().close()
 
 
-def checked(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
+def parse_filters(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
     """The condition that `filters` make, and its parameters. Raises `RequestError` 400."""
     try:
-        return where(filters)
+        return where_clause(filters)
     except FilterError as error:
         raise RequestError(400, str(error), param="retrieval.filters", code="invalid_filter") from error
 
 
-def _filtered(owner: Owner, top_k: int, filters: Mapping[str, Any] | None) -> tuple[sql.Composable, dict[str, Any]]:
+def _search_parameters(
+    owner: Owner, top_k: int, filters: Mapping[str, Any] | None
+) -> tuple[sql.Composable, dict[str, Any]]:
     """What is searched: the condition of the filters, and parameters. Raises `RequestError`."""
-    condition, params = checked(filters) if filters else (sql.SQL("TRUE"), {})
+    condition, params = parse_filters(filters) if filters else (sql.SQL("TRUE"), {})
     return condition, {"tenant": owner.tenant, "collection": owner.collection, "top_k": top_k, **params}
 
 
@@ -376,31 +384,31 @@ async def _hits(
 _COPY = """COPY gearbox.chunks (source_id, position, tenant, collection, heading, content, page, embedding)
            FROM STDIN (FORMAT BINARY)"""
 
-_LARGE: LiteralString = f"""
-    SELECT count(*) = {_EXACT} OR sum(chunks) > {_EXACT} FROM (
+_IS_LARGE: LiteralString = f"""
+    SELECT count(*) = {_MAX_EXACT_CHUNKS} OR sum(chunks) > {_MAX_EXACT_CHUNKS} FROM (
         SELECT chunks FROM gearbox.sources WHERE tenant = %(tenant)s AND collection = %(collection)s
-        LIMIT {_EXACT}) AS counted"""
+        LIMIT {_MAX_EXACT_CHUNKS}) AS counted"""
 
-_FOUND: LiteralString = (
+_HIT_COLUMNS: LiteralString = (
     "SELECT s.name AS source, s.title, c.position, c.content, c.heading, c.page, s.meta, c.embedding"
 )
-_OWNED: LiteralString = "c.tenant = %(tenant)s AND c.collection = %(collection)s AND {filters}"
+_CONDITION: LiteralString = "c.tenant = %(tenant)s AND c.collection = %(collection)s AND {filters}"
 
-_NEAREST: LiteralString = f"""
-    {_FOUND}, 1 - (c.embedding <=> %(query)s) AS score
-    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
+_VECTOR_SEARCH: LiteralString = f"""
+    {_HIT_COLUMNS}, 1 - (c.embedding <=> %(query)s) AS score
+    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_CONDITION}
     ORDER BY c.embedding <=> %(query)s LIMIT %(top_k)s"""
 
 # an order that the index of embeddings does not know
-_NEAREST_OF_ALL: LiteralString = f"""
-    {_FOUND}, 1 - (c.embedding <=> %(query)s) AS score
-    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_OWNED}
+_EXACT_VECTOR_SEARCH: LiteralString = f"""
+    {_HIT_COLUMNS}, 1 - (c.embedding <=> %(query)s) AS score
+    FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_CONDITION}
     ORDER BY (c.embedding <=> %(query)s) + 0, c.source_id, c.position LIMIT %(top_k)s"""
 
 # Any word is enough: of a whole question, a document rarely has all. But words that more than a twentieth of all chunks
 # have only rank what a rarer one finds. What counts is how rare a word is (`ts_rank` does not know), by the statistics
 # that the planner has anyway: of the most common words of all tenants; the others are as rare as can be.
-_MATCHING: LiteralString = rf"""
+_KEYWORD_SEARCH: LiteralString = rf"""
     WITH common AS MATERIALIZED (
         SELECT lexeme, share FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS of (lexeme, share)
         WHERE schemaname = 'gearbox' AND tablename = 'chunks' AND attname = 'words'),
@@ -411,10 +419,10 @@ _MATCHING: LiteralString = rf"""
         SELECT (string_agg(word::text, ' | ') FILTER (WHERE share <= greatest(0.05, least)))::tsquery AS words,
                array_agg(word) AS every, array_agg(ln(1 + 1 / share)) AS weights
         FROM lexemes, (SELECT min(share) AS least FROM lexemes) AS rarest)
-    {_FOUND}, (SELECT sum(weight * ts_rank(ARRAY[0.4, 0.4, 0.6, 1]::real[], c.words, word))
+    {_HIT_COLUMNS}, (SELECT sum(weight * ts_rank(ARRAY[0.4, 0.4, 0.6, 1]::real[], c.words, word))
                FROM unnest(every, weights) AS of (word, weight))::float8 AS score
     FROM asked, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
-    WHERE c.words @@ asked.words AND {_OWNED}
+    WHERE c.words @@ asked.words AND {_CONDITION}
     ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
 
 # Each is applied once, in order, and never changed: a later one changes what it made.
@@ -448,7 +456,7 @@ _MIGRATIONS: Sequence[LiteralString] = (
 
 async def _migrate(connection: AsyncConnection[Any], dimension: int, language: str) -> None:
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
+        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
         await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         await connection.execute("CREATE SCHEMA IF NOT EXISTS gearbox")
         await connection.execute(
@@ -476,6 +484,6 @@ def _unusable(error: psycopg.Error) -> RequestError:
     return retrieval_misconfigured(f"the document store can't be used: {said}")
 
 
-def _number(*parts: str) -> int:
+def _lock_key(*parts: str) -> int:
     """A lock's 64 bits from a name."""
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), signed=True)

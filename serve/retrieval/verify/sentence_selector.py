@@ -1,4 +1,7 @@
-"""Of long passages, the sentences that answer: small models lose the answer among others, and every token is read at a cost."""
+"""Sentence selector: shorten passages to the sentences about the question.
+
+Small models miss the answer in a long passage, and every prompt token costs prefill time.
+"""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +9,12 @@ from typing import Any
 
 from haystack import Document, component
 
-from serve.retrieval.verify import support as guard
+from serve.retrieval.verify import support as scoring
 
 
 @component
-class Focus:
-    """Shortens each passage for the prompt to what it says about the question, in `meta["focus"]`; the content stays whole.
+class SentenceSelector:
+    """Shorten each passage for the prompt to its sentences about the question, in `meta["focus"]`; the content stays whole.
 
     Args:
         sentences: of a passage that are kept, the best and those before them that name what they speak of.
@@ -27,7 +30,10 @@ class Focus:
     @component.output_types(documents=list[Document])
     def run(self, question: str, documents: list[Document]) -> dict[str, Any]:
         """`documents`: those that say something about the question, in the order they came."""
-        read = [focused(question, document.content or "", _head(document), self.sentences) for document in documents]
+        read = [
+            select_sentences(question, document.content or "", _head(document), self.sentences)
+            for document in documents
+        ]
         best = max((score for score, _ in read), default=0.0)
         kept = []
         for (score, text), document in zip(read, documents, strict=True):
@@ -37,29 +43,29 @@ class Focus:
         return {"documents": kept}
 
 
-def focused(question: str, passage: str, head: str = "", most: int = 2) -> tuple[float, str]:
+def select_sentences(question: str, passage: str, head: str = "", max_sentences: int = 2) -> tuple[float, str]:
     """How much of the question the passage's best sentence speaks of, 0 to 1, and that sentence with what it needs.
 
     Args:
         head: the passage's title and heading: what they name, its sentences need not.
-        most: sentences.
+        max_sentences: selected, at most.
     """
-    spans = guard.sentences(passage[: guard.MAX_PASSAGE_CHARS])
+    spans = scoring.sentences(passage[: scoring.MAX_PASSAGE_CHARS])
     if not spans:
         return 0.0, passage
-    asked = guard.asked_for(question)
-    said = [set(guard.stems(passage[start:end])) for start, end in spans]
-    above = set(guard.stems(head))
+    asked = scoring.question_terms(question)
+    said = [set(scoring.stems(passage[start:end])) for start, end in spans]
+    above = set(scoring.stems(head))
     # what the head names anyway tells sentences apart no more: then the first that says something new defines it
     fresh = [words - above for words in said]
     told = [math.fsum(asked.get(word, 0.0) for word in words) if words else -1.0 for words in fresh]
     best = max(range(len(spans)), key=lambda i: (told[i], -i))
     chosen = {best}
     missing = asked.keys() - said[best] - above
-    if missing or most > 2:
-        chosen.update(_by_need(said, best, missing)[: most - 1])
+    if missing or max_sentences > 2:
+        chosen.update(_by_need(said, best, missing)[: max_sentences - 1])
     text = " ".join(" ".join(passage[start:end].split()) for start, end in (spans[i] for i in sorted(chosen)))
-    return guard.share(asked, said[best] | above | set().union(*(said[i] for i in chosen))), text
+    return scoring.coverage(asked, said[best] | above | set().union(*(said[i] for i in chosen))), text
 
 
 def _by_need(said: Sequence[set[str]], best: int, missing: set[str]) -> list[int]:

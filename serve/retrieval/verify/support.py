@@ -1,4 +1,4 @@
-"""What the sources carry: whether passages answer a question, and whether an answer's sentences are in the passages.
+"""Support scoring (do passages answer a question?) and faithfulness scoring (do passages entail an answer's sentences?).
 
 Both are logistic models of a few features: how near the texts are as vectors, and how much of what one says the other
 says too. The weights and thresholds below come from `python -m benchmarks.retrieval.support_scoring`, which prints them.
@@ -26,13 +26,13 @@ MIN_ENTAILED = 0.71  # below it a sentence is marked as unsupported
 SUPPORT = (-6.32, 9.008, 1.628, 2.618, -0.36, -0.816)
 ENTAILMENT = (-7.11, 0.225, 5.24, 2.827, -3.295, -1.935, -3.79, -3.893, 2.616)
 
-_CANDIDATES = 3  # sentences of the passages that one sentence of an answer is compared with as vectors
-_SENTENCES = 64  # of an answer that are checked; embedding more would take longer than writing them
+_MAX_CANDIDATES = 3  # sentences of the passages that one sentence of an answer is compared with as vectors
+_MAX_SENTENCES = 64  # of an answer that are checked; embedding more would take longer than writing them
 # What is longer is read only as far, whoever wrote it: nothing else bounds a question, an answer or a chunk of one long word.
-_ANSWER_CHARS = 100_000
+_MAX_ANSWER_CHARS = 100_000
 MAX_QUESTION_CHARS = 20_000
 MAX_PASSAGE_CHARS = 20_000
-_WORD_CHARS = 64  # of a word that tell it from others
+_MAX_WORD_CHARS = 64  # of a word that tell it from others
 
 _WORD = re.compile(r"\w+[+#]*")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,:]\d+)*")
@@ -47,7 +47,7 @@ _OPENING = re.compile(  # of a sentence in an answer: no part of what it claims
 _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
 _NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot|nothing|nobody)\b|n['’]t\b", re.I)
 
-_FILLER = frozenset(
+_STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
         """a about according after all also am an and any are as at be because been before being both but by can could
@@ -58,7 +58,7 @@ _FILLER = frozenset(
         which while who whom whose why will with within would you your""",
     )
 )
-_ASKING = frozenset(  # what a question is made of: it need not be in a passage
+_QUESTION_WORDS = frozenset(  # what a question is made of: it need not be in a passage
     re.findall(
         r"\w+",
         """answer called define definition describe description explain explanation find know mean meaning question refer
@@ -66,7 +66,7 @@ _ASKING = frozenset(  # what a question is made of: it need not be in a passage
     )
 )
 #: People and what belongs to them, where the country's name has another stem: a question says one, a text the other.
-_PEOPLES: dict[str, str] = dict(
+_DEMONYMS: dict[str, str] = dict(
     re.findall(
         r"\b(\w+)/(\w+)",
         """british/kingdom britain/kingdom uk/kingdom french/france dutch/netherlands spanish/spain italian/italy
@@ -84,27 +84,27 @@ _SUFFIXES = re.compile(
     r"|ally|ly)$|(?<=\w{3})(?:ies|es|ed|s|e|y)$"
 )
 
-# Dots after these never end a sentence; after `_SHORTENED` they do unless a lower-case letter follows.
+# Dots after these never end a sentence; after `_ABBREVIATIONS` they do unless a lower-case letter follows.
 _TITLES = re.compile(r"(?:mrs?|ms|dr|prof|st|vs|cf|approx|e\.?g|i\.?e|viz|al)", re.I)
-_COUNTED = re.compile(r"(?:figs?|nos?|vol|pp?|eq|sec|ch|v|ver)", re.I)  # only before a number: "No. 5"
-_SHORTENED = re.compile(
+_NUMBERED = re.compile(r"(?:figs?|nos?|vol|pp?|eq|sec|ch|v|ver)", re.I)  # only before a number: "No. 5"
+_ABBREVIATIONS = re.compile(
     r"(?:etc|inc|ltd|co|corp|jr|sr|[ap]\.m|u\.[sk]|est|dept|jan|feb|mar|apr|aug|sept?|oct|nov|dec)", re.I
 )
 _END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’)\]*_`]*+(?=\s)|[。！？]""")
 _LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```))")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _MARKER = re.compile(r"(?:^|\n)[ \t]*\d+\.$")
-_SPLITS = re.compile(r"[\s(\[\"'“]")
-_NEXT = re.compile(r"\S")
+_WORD_BREAK = re.compile(r"[\s(\[\"'“]")
+_NON_SPACE = re.compile(r"\S")
 
-_UNKNOWN = re.compile(  # the answer says that it is none
+_REFUSAL = re.compile(  # the answer says that it is none
     r"\b(?:i|we)(?:['’]m| am| do| can| could)?(?:\s?not|n['’]t|not| unable to| sorry\b| afraid\b)"
     r"(?: know| find| answer| say| tell| have| help| see| provide| determine|[.,]|$)"
     r"|\b(?:not|n['’]t) (?:mention|contain|say|state|specif|provide|give|found|cover)\w* (?:\w+ ){0,3}"
     r"(?:sources?|passages?|documents?|context|texts?|information|answer)\b|\bno (?:information|mention|answer)\b",
     re.I,
 )
-_POLITE = re.compile(  # possessive: what one phrase has taken, a rest of the line too, is never tried again as another
+_PLEASANTRY = re.compile(  # possessive: what one phrase has taken, a rest of the line too, is never tried again as another
     r"(?:(?:hello|hi|hey|sure|certainly|of course|thanks|thank you|sorry|okay|ok|great|there|everyone|you(?:['’]re)? welcome"
     r"|(?:please )?let me know\b.*+|i hope\b.*+|hope (?:this|that) helps|feel free\b.*+)\W*+)++",
     re.I,
@@ -112,7 +112,7 @@ _POLITE = re.compile(  # possessive: what one phrase has taken, a rest of the li
 
 
 @dataclass(slots=True, frozen=True)
-class Checked:
+class CheckedSentence:
     """A sentence of an answer, `answer[start:end]`. All three are None when it claims nothing that could be checked."""
 
     start: int
@@ -122,7 +122,9 @@ class Checked:
     passage: int | None  # index of the one that says so, or comes nearest
 
 
-def support(question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors) -> list[float]:
+def support_scores(
+    question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors
+) -> list[float]:
     """Probability that each passage supports an answer to the question.
 
     Args:
@@ -139,46 +141,46 @@ def support(question: str, question_vector: Vectors, passages: Sequence[str], pa
 def support_features(
     question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors
 ) -> list[tuple[float, ...]]:
-    """For each passage: cosine, share of the question's words in it, share of its pairs of words, rarest and names missed."""
+    """For each passage: cosine, coverage of the question's words in it, coverage of its pairs of words, rarest and names missed."""
     cosines = (np.asarray(passage_vectors) @ np.asarray(question_vector)).tolist()
     question = question[:MAX_QUESTION_CHARS]
-    asked = asked_for(question)
+    asked = question_terms(question)
     pairs = {pair for pair in pairwise(stems(question)) if asked.keys() >= set(pair)}
     names = {stem for name in _names(question) if (stem := _stem(name.lower())) in asked}
     rows: list[tuple[float, ...]] = []
     for passage, cosine in zip(passages, cosines, strict=True):
-        said = stems(passage[:MAX_PASSAGE_CHARS])
-        known = set(said)
-        covered = share(asked, known)
-        together = len(pairs.intersection(pairwise(said))) / len(pairs) if pairs else covered
+        terms = stems(passage[:MAX_PASSAGE_CHARS])
+        known = set(terms)
+        covered = coverage(asked, known)
+        together = len(pairs.intersection(pairwise(terms))) / len(pairs) if pairs else covered
         missing = max((weight for stem, weight in asked.items() if stem not in known), default=0.0)
         rows.append((cosine, covered, together, missing, float(min(len(names - known), 2))))
     return rows
 
 
-async def check(
+async def check_answer(
     answer: str,
     passages: Sequence[str],
     embed: Callable[[Sequence[str]], Awaitable[Vectors]],
     *,
     question: str = "",
-) -> list[Checked]:
-    """Each sentence of the answer held against the passages.
+) -> list[CheckedSentence]:
+    """Score each sentence of the answer against the passages.
 
     Args:
-        answer: what was generated; its first `_SENTENCES` sentences are checked, in its first `_ANSWER_CHARS` characters.
+        answer: what was generated; its first `_MAX_SENTENCES` sentences are checked, in its first `_MAX_ANSWER_CHARS` characters.
         passages: that it was given.
         embed: unit vectors of texts, (texts, d); called once, with at most a few sentences for each of the answer's.
-        question: what the answer repeats of it is no claim of its own.
+        question: what the answer repeats of it is no claim_text of its own.
     """
-    spans = sentences(answer[:_ANSWER_CHARS])
-    if len(answer) > _ANSWER_CHARS:
+    spans = sentences(answer[:_MAX_ANSWER_CHARS])
+    if len(answer) > _MAX_ANSWER_CHARS:
         spans = spans[:-1]  # the last one may go on
-    spans = spans[:_SENTENCES]
-    read = [claim(answer[start:end]) for start, end in spans]
-    claims = {i: text for i, text in enumerate(read) if _claims(text)}
+    spans = spans[:_MAX_SENTENCES]
+    claimed = [claim_text(answer[start:end]) for start, end in spans]
+    claims = {i: text for i, text in enumerate(claimed) if _has_claim(text)}
     evidence = Evidence(passages)
-    found = {i: evidence.nearest(text) for i, text in claims.items()}
+    found = {i: evidence.candidates(text) for i, text in claims.items()}
     wanted = [text.text for text in claims.values()] + [evidence.texts[j] for js in found.values() for j in js]
     wanted = list(dict.fromkeys(wanted))
     vectors = await embed(wanted) if wanted else np.empty((0, 1), np.float32)
@@ -188,7 +190,7 @@ async def check(
     checked = []
     for i, (start, end) in enumerate(spans):
         if i not in claims:
-            checked.append(Checked(start, end, None, None, None))
+            checked.append(CheckedSentence(start, end, None, None, None))
             continue
         best, passage = 0.0, None
         for j in found[i]:
@@ -196,25 +198,25 @@ async def check(
             score = _logistic(ENTAILMENT, entailment_features(claims[i], evidence, j, cosine, asked))
             if passage is None or score > best:
                 best, passage = score, evidence.passage[j]
-        checked.append(Checked(start, end, best, best >= MIN_ENTAILED, passage))
+        checked.append(CheckedSentence(start, end, best, best >= MIN_ENTAILED, passage))
     return checked
 
 
-def claim(sentence: str) -> "Text":
-    """What a sentence of an answer claims: itself without citations, marks of a list and phrases that open it."""
+def claim_text(sentence: str) -> "Text":
+    """The claim of a sentence of an answer: the sentence without citations, marks of a list and phrases that open it."""
     return Text(_OPENING.sub("", _OPENING.sub("", _CITATION.sub("", sentence).strip())))
 
 
 class Text:
-    """A sentence or a passage with what is compared of it."""
+    """A sentence with the features that are compared: stems, numbers, negation."""
 
-    __slots__ = ("content", "negated", "numbers", "said", "text")
+    __slots__ = ("content", "negated", "numbers", "terms", "text")
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.content = _content(text)
         self.numbers = _numbers(text)
-        self.said = self.content.keys() | self.numbers
+        self.terms = self.content.keys() | self.numbers
         self.negated = bool(_NEGATION.search(text))
 
 
@@ -223,53 +225,53 @@ class Evidence:
 
     def __init__(self, passages: Sequence[str]) -> None:
         self.texts: list[str] = []
-        self.said: list[AbstractSet[str]] = []  # stems and numbers of each
+        self.terms: list[AbstractSet[str]] = []  # stems and numbers of each
         self.passage: list[int] = []  # of each of them
-        self.whole: list[AbstractSet[str]] = []  # what each passage says
-        self._sayers: dict[str, list[int]] = {}  # the sentences that say a stem
+        self.passage_terms: list[AbstractSet[str]] = []  # what each passage says
+        self._postings: dict[str, list[int]] = {}  # the sentences that say a stem
         for i, passage in enumerate(passages):
             passage = passage[:MAX_PASSAGE_CHARS]
             texts = [passage[start:end] for start, end in sentences(passage)]
-            said = [set(stems(text)) | _numbers(text) for text in texts]
+            terms = [set(stems(text)) | _numbers(text) for text in texts]
             self.texts += texts
             self.passage += [i] * len(texts)
-            self.said += said
-            self.whole.append(set().union(*said))
-        for j, stems_of in enumerate(self.said):
+            self.terms += terms
+            self.passage_terms.append(set().union(*terms))
+        for j, stems_of in enumerate(self.terms):
             for stem in stems_of:
-                self._sayers.setdefault(stem, []).append(j)
+                self._postings.setdefault(stem, []).append(j)
 
-    def nearest(self, text: Text) -> list[int]:
+    def candidates(self, text: Text) -> list[int]:
         """The sentences that share most of its words; the earlier one first where that is the same."""
         shared: dict[int, float] = {}
         for stem, weight in text.content.items():
-            for j in self._sayers.get(stem, ()):
+            for j in self._postings.get(stem, ()):
                 shared[j] = shared.get(j, 0.0) + weight
-        others = (j for j in range(len(self.said)) if j not in shared)
-        return list(islice(chain(sorted(shared, key=lambda j: (-shared[j], j)), others), _CANDIDATES))
+        others = (j for j in range(len(self.terms)) if j not in shared)
+        return list(islice(chain(sorted(shared, key=lambda j: (-shared[j], j)), others), _MAX_CANDIDATES))
 
 
 def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, question: Text) -> tuple[float, ...]:
     """How far sentence `at` of the evidence, and the passage around it, say what `text` says.
 
-    Cosine (the less the shorter the text is: the vector of a few words is far from any sentence's), share of its words in the
+    Cosine (the less the shorter the text is: the vector of a few words is far from any sentence's), coverage of its words in the
     sentence and in the passage, numbers
     and names that the passage lacks, a negation on one side only, numbers that are elsewhere in the passage only, and how
     short the text is.
     """
-    said, whole = evidence.said[at], evidence.whole[evidence.passage[at]]
+    terms, passage_terms = evidence.terms[at], evidence.passage_terms[evidence.passage[at]]
     new = {stem: weight for stem, weight in text.content.items() if stem not in question.content} or text.content
     numbers = text.numbers - question.numbers
-    names = {_stem(name.lower()) for name in _names(text.text)} - question.said
+    names = {_stem(name.lower()) for name in _names(text.text)} - question.terms
     short = min(1.0, 2 / max(len(text.content), 1))
     return (
         cosine * (1 - short),
-        share(new, said),
-        share(new, whole),
-        float(len(numbers - whole)),
-        float(len(names - whole)),
+        coverage(new, terms),
+        coverage(new, passage_terms),
+        float(len(numbers - passage_terms)),
+        float(len(names - passage_terms)),
         float(text.negated != bool(_NEGATION.search(evidence.texts[at]))),
-        float(len((numbers & whole) - said)),
+        float(len((numbers & passage_terms) - terms)),
         short,
     )
 
@@ -283,7 +285,7 @@ def sentences(answer: str) -> list[tuple[int, int]]:
     fences = [match.span() for match in _FENCE.finditer(answer)]
     for fence in fences:
         cuts.update(fence)
-    ends = [match.end() for match in _END.finditer(answer) if _ends(answer, match)]
+    ends = [match.end() for match in _END.finditer(answer) if _is_sentence_end(answer, match)]
     ends += [match.start() for match in _LINE.finditer(answer)]
     for end in ends:
         before = bisect_left(fences, (end,)) - 1  # the last fence that starts before it
@@ -297,31 +299,31 @@ def sentences(answer: str) -> list[tuple[int, int]]:
     return spans
 
 
-def _ends(text: str, match: re.Match[str]) -> bool:
+def _is_sentence_end(text: str, match: re.Match[str]) -> bool:
     """Whether what looks like the end of a sentence is one."""
     if not match[0].startswith(".") or match[0].startswith(".."):
         return True
     before = text[max(0, match.start() - 20) : match.start()]
-    word = _SPLITS.split(before)[-1]
-    found = _NEXT.search(text, match.end())
+    word = _WORD_BREAK.split(before)[-1]
+    found = _NON_SPACE.search(text, match.end())
     following = found[0] if found else ""
     if _TITLES.fullmatch(word) or _MARKER.search(text[max(0, match.start() - 20) : match.start() + 1]):
         return False
-    if _COUNTED.fullmatch(word):
+    if _NUMBERED.fullmatch(word):
         return not following.isdigit()
-    if _SHORTENED.fullmatch(word):
+    if _ABBREVIATIONS.fullmatch(word):
         return not following.islower()
     return not (len(word) == 1 and word.isalpha() and before[-1:].isupper())
 
 
-def _claims(read: Text) -> bool:
+def _has_claim(claimed: Text) -> bool:
     """Whether there is something to check: no question, greeting, code, announcement or "I don't know"."""
-    text = read.text.strip()
-    if text.startswith("```") or text.endswith(("?", ":")) or _POLITE.fullmatch(text):
+    text = claimed.text.strip()
+    if text.startswith("```") or text.endswith(("?", ":")) or _PLEASANTRY.fullmatch(text):
         return False
-    if _UNKNOWN.search(text) and " but " not in text:
+    if _REFUSAL.search(text) and " but " not in text:
         return False
-    return bool(read.said)
+    return bool(claimed.terms)
 
 
 def stems(text: str) -> list[str]:
@@ -330,13 +332,13 @@ def stems(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return [word[:_WORD_CHARS] for word in _WORD.findall(text.lower())]
+    return [word[:_MAX_WORD_CHARS] for word in _WORD.findall(text.lower())]
 
 
 @lru_cache(maxsize=65_536)
 def _stem(word: str) -> str:
     """The word without a common ending, so that most of its forms are the same; empty when it says nothing."""
-    return "" if word in _FILLER else _SUFFIXES.sub("", _SUFFIXES.sub("", _PEOPLES.get(word, word)))
+    return "" if word in _STOP_WORDS else _SUFFIXES.sub("", _SUFFIXES.sub("", _DEMONYMS.get(word, word)))
 
 
 @lru_cache(maxsize=65_536)
@@ -352,12 +354,12 @@ def _content(text: str, filler: AbstractSet[str] = frozenset()) -> dict[str, flo
     return found or {stem: _weight(word) for word in words if (stem := _stem(word))}
 
 
-def asked_for(question: str) -> dict[str, float]:
+def question_terms(question: str) -> dict[str, float]:
     """Stems of what a question is about, with how much each weighs."""
-    return _content(question[:MAX_QUESTION_CHARS], _ASKING)
+    return _content(question[:MAX_QUESTION_CHARS], _QUESTION_WORDS)
 
 
-def share(content: Mapping[str, float], known: AbstractSet[str]) -> float:
+def coverage(content: Mapping[str, float], known: AbstractSet[str]) -> float:
     """How much of `content` is in `known`, by weight, 0 to 1."""
     total = sum(content.values())
     return sum([content[stem] for stem in content if stem in known]) / total if total else 0.0
@@ -377,7 +379,7 @@ def _names(text: str) -> Iterator[str]:
     opening = _WORD.search(text)
     for match in _NAME.finditer(text):
         first = opening is not None and match.start() == opening.start()
-        name = match[0][:_WORD_CHARS]
+        name = match[0][:_MAX_WORD_CHARS]
         if _stem(name.lower()) and not (first and name[1:].islower()):
             yield name
 

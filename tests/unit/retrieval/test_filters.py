@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.retrieval.store.filters import FilterError, where
+from serve.retrieval.store.filters import FilterError, where_clause
 
 
 def leaf(field: object = "meta.year", operator: object = "==", value: object = 1) -> dict:
@@ -46,28 +46,28 @@ def leaf(field: object = "meta.year", operator: object = "==", value: object = 1
 )
 def test_a_filter_that_can_not_be_used_is_refused_with_the_reason(filters, why):
     with pytest.raises(FilterError, match=why):
-        where(filters)
+        where_clause(filters)
 
 
 def test_nesting_has_a_limit():
     filters = leaf()
     for _ in range(10):
         filters = {"operator": "NOT", "conditions": [filters]}
-    where(filters)
+    where_clause(filters)
     with pytest.raises(FilterError, match="too deeply"):
-        where({"operator": "NOT", "conditions": [filters]})
+        where_clause({"operator": "NOT", "conditions": [filters]})
 
 
 @given(st.text(min_size=1).filter(lambda text: not text.isalnum()), st.text())
 def test_names_and_values_are_parameters_and_never_part_of_the_statement(field, value):
     try:
-        condition, params = where(leaf(f"meta.{field}'", "==", value))
+        condition, params = where_clause(leaf(f"meta.{field}'", "==", value))
     except FilterError:
         return
-    assert condition.as_string() == where(leaf("meta.x", "==", "y"))[0].as_string()
+    assert condition.as_string() == where_clause(leaf("meta.x", "==", "y"))[0].as_string()
     assert f"{field}'" in params.values()
 
 
 def test_a_metadata_field_may_be_called_like_a_column():
-    assert "s.name" in where(leaf("source", "==", "x"))[0].as_string()
-    assert "s.name" not in where(leaf("meta.source", "==", "x"))[0].as_string()
+    assert "s.name" in where_clause(leaf("source", "==", "x"))[0].as_string()
+    assert "s.name" not in where_clause(leaf("meta.source", "==", "x"))[0].as_string()

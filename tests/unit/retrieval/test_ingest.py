@@ -14,10 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serve.errors import RequestError
 from serve.retrieval.embedder import Vectors
-from serve.retrieval.ingest.conversion_workers import Readers
+from serve.retrieval.ingest.conversion_workers import ConversionWorkers
 from serve.retrieval.ingest.convert import Section, Text
 from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter, check_meta, check_name
-from serve.retrieval.store.postgres import Chunk, Listed, Owner, Source
+from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source
 
 OWNER = Owner("alice", "docs")
 
@@ -28,11 +28,11 @@ class Kept:
     def __init__(self) -> None:
         self.documents: dict[tuple[Owner, str], tuple[Source, Sequence[Chunk], Vectors]] = {}
 
-    async def known(self, owner: Owner, name: str) -> tuple[bytes, str] | None:
+    async def indexed_version(self, owner: Owner, name: str) -> tuple[bytes, str] | None:
         found = self.documents.get((owner, name))
         return (found[0].sha256, found[0].settings) if found else None
 
-    async def put(self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: Vectors) -> str:
+    async def upsert(self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: Vectors) -> str:
         assert len(embeddings) == len(chunks)
         status = "replaced" if (owner, source.name) in self.documents else "added"
         self.documents[owner, source.name] = source, chunks, embeddings
@@ -116,7 +116,7 @@ async def test_a_document_is_read_cut_embedded_with_its_headings_and_stored(inde
 async def test_what_is_unchanged_is_neither_read_nor_embedded_again(indexer, embed, monkeypatch):
     await indexer.index(OWNER, "a.md", b"gears", meta={"a": 1, "b": 2})
     embed.batches.clear()
-    monkeypatch.setattr(Readers, "read", None)
+    monkeypatch.setattr(ConversionWorkers, "convert", None)
     again = await indexer.index(OWNER, "a.md", b"gears", meta={"b": 2, "a": 1})
     assert (again.status, again.chunks, embed.batches) == ("unchanged", 0, [])
 
@@ -149,13 +149,13 @@ async def test_any_change_replaces_the_document(indexer, change):
 async def test_another_model_or_chunk_size_makes_a_document_one_that_is_not_current(indexer, kept, embed):
     await indexer.index(OWNER, "a.md", b"gears")
     source, chunks, _ = kept.documents[OWNER, "a.md"]
-    listed = Listed(1, source.name, "", 5, len(chunks), source.sha256, source.settings, {}, 0.0)
-    assert indexer.current(listed)
+    listed = IndexedDocument(1, source.name, "", 5, len(chunks), source.sha256, source.settings, {}, 0.0)
+    assert indexer.is_current(listed)
     for another in (
         Indexer(kept, embed, Splitter(words(), 20), "model-2"),
         Indexer(kept, embed, Splitter(words(), 30), "model-1"),
     ):
-        assert not another.current(listed)
+        assert not another.is_current(listed)
         assert (await another.index(OWNER, "a.md", b"gears")).status == "replaced"
 
 
@@ -210,9 +210,9 @@ async def test_too_many_bytes_or_chunks_are_413(kept, embed):
     assert not embed.batches
 
 
-def reading_by(fault: str) -> Readers:
+def reading_by(fault: str) -> ConversionWorkers:
     """Processes in which converting does something else."""
-    return Readers(
+    return ConversionWorkers(
         main=f"import os, time, serve.retrieval.ingest.conversion_workers as r\n{fault}\nr.convert_limited = fault\nr.main()"
     )
 
@@ -255,7 +255,7 @@ async def test_a_document_that_breaks_its_reader_is_nobody_elses_error(kept, emb
 async def test_a_reader_that_has_ended_meanwhile_is_replaced(kept, embed):
     indexer = Indexer(kept, embed, Splitter(words(), 20), "m")
     await indexer.index(OWNER, "a.md", b"one")
-    (process,) = indexer._readers._idle
+    (process,) = indexer._workers._idle
     process.kill()
     assert (await indexer.index(OWNER, "a.md", b"two")).status == "replaced"
     await process.wait()
@@ -265,11 +265,13 @@ async def test_a_reader_that_has_ended_meanwhile_is_replaced(kept, embed):
 
 def test_a_reader_that_had_nothing_to_do_for_a_while_is_replaced_in_the_loop_that_ray_serve_has():
     async def twice() -> list[str]:
-        readers = Readers(main="import serve.retrieval.ingest.conversion_workers as r\nr._IDLE_S = 0.1\nr.main()")
+        workers = ConversionWorkers(
+            main="import serve.retrieval.ingest.conversion_workers as r\nr._IDLE_S = 0.1\nr.main()"
+        )
         titles = []
         for _ in range(2):
-            titles.append((await readers.read(b"hello", "a.txt", "text", 30)).title)
-            await readers._idle[0].wait()
+            titles.append((await workers.convert(b"hello", "a.txt", "text", 30)).title)
+            await workers._idle[0].wait()
         return titles
 
     assert uvloop.run(twice()) == ["a.txt", "a.txt"]
@@ -278,10 +280,10 @@ def test_a_reader_that_had_nothing_to_do_for_a_while_is_replaced_in_the_loop_tha
 async def test_a_reader_has_no_secret_in_its_environment(monkeypatch):
     monkeypatch.setenv("GEARBOX_RETRIEVAL__DATABASE", "postgresql://me:secret@db/documents")
     monkeypatch.setenv("GEARBOX_RUN_ID", "7")  # by which `gearbox down` finds it
-    readers = Readers()
-    await readers.read(b"hello", "a.txt", "text", 30)
-    environment = psutil.Process(readers._idle[0].pid).environ()
-    await readers.close()
+    workers = ConversionWorkers()
+    await workers.convert(b"hello", "a.txt", "text", 30)
+    environment = psutil.Process(workers._idle[0].pid).environ()
+    await workers.close()
     assert environment["GEARBOX_RUN_ID"] == "7"
     assert "secret" not in " ".join(environment.values())
 
@@ -314,7 +316,7 @@ def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_ne
         indexer = call(made())
         for i in range(3):
             assert call(indexer.index(OWNER, "a.md", b"%d" % i)).chunks == 1
-        (process,) = indexer._readers._idle
+        (process,) = indexer._workers._idle
         assert process.returncode is None
         call(indexer.close())
     finally:
@@ -325,5 +327,5 @@ def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_ne
 
 async def test_a_large_document_goes_through_and_what_parsers_print_is_no_answer(kept, embed):
     fault = "good = r.convert_limited\ndef fault(*given):\n    print('hello', flush=True)\n    return good(*given)"
-    text = await reading_by(fault).read(b"word " * 3_000_000, "a.txt", "text", 30)
+    text = await reading_by(fault).convert(b"word " * 3_000_000, "a.txt", "text", 30)
     assert len(text.sections[0].text) == 14_999_999

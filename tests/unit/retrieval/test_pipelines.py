@@ -32,10 +32,10 @@ class FakeStore:
         self.asked: list[tuple[str, Owner, Any, Any]] = []
         self.error: Exception | None = None
 
-    async def nearest(self, owner: Owner, embedding: Any, top_k: int, filters: Any) -> list[Hit]:
+    async def vector_search(self, owner: Owner, embedding: Any, top_k: int, filters: Any) -> list[Hit]:
         return self._found("dense", owner, filters, self.dense)
 
-    async def matching(self, owner: Owner, text: str, top_k: int, filters: Any) -> list[Hit]:
+    async def keyword_search(self, owner: Owner, text: str, top_k: int, filters: Any) -> list[Hit]:
         return self._found("keyword", owner, filters, self.keyword)
 
     def _found(self, kind: str, owner: Owner, filters: Any, hits: list[Hit]) -> list[Hit]:
@@ -165,4 +165,23 @@ def test_a_file_that_is_no_pipeline_is_refused(tmp_path: Path, text):
 
 def test_a_folder_without_pipelines_is_refused(tmp_path: Path):
     with pytest.raises(PipelineError, match="no pipelines"):
+        load_pipelines([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("serve.retrieval.components.Guard", "serve.retrieval.components.SupportFilter"),
+        ("serve.retrieval.focus.Focus", "serve.retrieval.verify.sentence_selector.SentenceSelector"),
+        (
+            "serve.retrieval.verify.sentence_selector.Focus",
+            "serve.retrieval.verify.sentence_selector.SentenceSelector",
+        ),
+    ],
+)
+def test_a_renamed_component_type_is_an_error_that_names_the_new_one(tmp_path: Path, old: str, new: str):
+    text = (BUNDLED / "hybrid.yaml").read_text()
+    assert new in text
+    (tmp_path / "own.yaml").write_text(text.replace(new, old))
+    with pytest.raises(PipelineError, match=rf"own\.yaml: .*'{old}' was renamed: write '{new}'"):
         load_pipelines([tmp_path])

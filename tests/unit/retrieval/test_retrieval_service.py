@@ -18,7 +18,7 @@ from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.pipelines import PipelineError
 from serve.retrieval.service import BUNDLED, Service
-from serve.retrieval.store.postgres import Hit, Owner, Store, StoreDown
+from serve.retrieval.store.postgres import Hit, Owner, Store, StoreUnavailable
 from tests.unit.gateway.test_embeddings import tokenizer_at, words
 
 SECRET = "Who pays for Larkhaven?"
@@ -44,10 +44,10 @@ class FakeStore:
     async def exists(self, owner: Owner) -> bool:
         return owner == Owner("acme", "docs")
 
-    async def nearest(self, owner: Owner, *_: Any) -> list[Hit]:
+    async def vector_search(self, owner: Owner, *_: Any) -> list[Hit]:
         return self.hits if await self.exists(owner) else []
 
-    matching = nearest
+    keyword_search = vector_search
 
 
 async def embed(texts: Any) -> Any:
@@ -214,7 +214,7 @@ class TestDeployment:
         assert handle.asked == []
 
     async def test_a_store_that_is_misconfigured_fails_the_start_and_one_that_is_away_does_not(self, store, folder):
-        store.opening = StoreDown()
+        store.opening = StoreUnavailable()
         one = await deployment(folder, Handle(vectors))
         asked = {"tenant": "acme", "collection": "docs"}
         assert (await one("exists", asked))["error"]["code"] == "store_unavailable"

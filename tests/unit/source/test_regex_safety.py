@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from haystack import Document
 
-from serve.retrieval.verify import support as guard
-from serve.retrieval.verify.sentence_selector import Focus, focused
+from serve.retrieval.verify import support as scoring
+from serve.retrieval.verify.sentence_selector import SentenceSelector, select_sentences
 from serve.tools import calculator as arithmetic
 from serve.tools import calculator_intent as computation
 from serve.tools import clock
@@ -61,11 +61,11 @@ def test_no_pattern_escapes_the_probe(probed):
 
 def test_the_probe_sees_patterns_wherever_they_are(probed):
     methods = {(where.partition(":")[0], pattern): used for where, pattern, used in probed["patterns"]}
-    assert methods["serve/retrieval/verify/support.py", guard._POLITE.pattern] == ["fullmatch"]
-    assert methods["serve/retrieval/verify/support.py", guard._END.pattern] == ["finditer"]
-    for pattern, _ in computation._WHOLE:  # compiled in a comprehension
+    assert methods["serve/retrieval/verify/support.py", scoring._PLEASANTRY.pattern] == ["fullmatch"]
+    assert methods["serve/retrieval/verify/support.py", scoring._END.pattern] == ["finditer"]
+    for pattern, _ in computation._QUESTION_RULES:  # compiled in a comprehension
         assert methods["serve/tools/calculator_intent.py", pattern.pattern] == ["fullmatch"]
-    for pattern, _ in computation._WORDS:
+    for pattern, _ in computation._WORD_RULES:
         assert methods["serve/tools/calculator_intent.py", pattern.pattern] == ["sub"]
     for pattern in clock._DATES:
         assert methods["serve/tools/clock.py", pattern.pattern] == ["fullmatch"]
@@ -175,22 +175,22 @@ def bounded(cpu_s: float = LIMIT_S) -> Iterator[None]:
         signal.signal(signal.SIGPROF, before)
 
 
-async def embed(sentences: Sequence[str]) -> guard.Vectors:
+async def embed(sentences: Sequence[str]) -> scoring.Vectors:
     return np.ones((len(sentences), 2), np.float32)
 
 
 def check(text: str) -> object:
     passages = [text[: LONG // 10], "The tower is 330 m high. It is in Paris."]
-    return asyncio.run(guard.check(text, passages, embed, question="How high is the tower?"))
+    return asyncio.run(scoring.check_answer(text, passages, embed, question="How high is the tower?"))
 
 
 def support(text: str) -> object:
-    return guard.support(text[: LONG // 4], np.ones(2, np.float32), [text], np.ones((1, 2), np.float32))
+    return scoring.support_scores(text[: LONG // 4], np.ones(2, np.float32), [text], np.ones((1, 2), np.float32))
 
 
 def focus(text: str) -> object:
     documents = [Document(content=text, meta={"title": "The tower"}), Document(content="It is high.", meta={})]
-    return Focus().run("How high is the tower of Paris?", documents)
+    return SentenceSelector().run("How high is the tower of Paris?", documents)
 
 
 def test_bounded_stops_what_does_not_end():
@@ -224,13 +224,13 @@ def test_long_texts_are_read_in_linear_time(function: Callable[[str], object]):
 def test_loops_around_patterns_are_linear_too(text):
     passages = [text] * 8
     with bounded():
-        guard.sentences(text)
+        scoring.sentences(text)
     with bounded(2 * LIMIT_S):
-        asyncio.run(guard.check(text, passages, embed, question=text))
+        asyncio.run(scoring.check_answer(text, passages, embed, question=text))
     with bounded(2 * LIMIT_S):
-        guard.support(text, np.ones(2, np.float32), passages, np.ones((8, 2), np.float32))
+        scoring.support_scores(text, np.ones(2, np.float32), passages, np.ones((8, 2), np.float32))
     with bounded(2 * LIMIT_S):
-        focused(text, text, text[:1_000])
+        select_sentences(text, text, text[:1_000])
 
 
 def test_what_could_be_computed_is_read_in_linear_time():
@@ -242,8 +242,8 @@ def test_what_could_be_computed_is_read_in_linear_time():
                 with bounded():
                     detect(text, DETECTED, now, UTC)
                     arithmetic.answer(text)
-                with bounded(), suppress(clock.ClockFault):
-                    clock.day(text)
+                with bounded(), suppress(clock.ClockError):
+                    clock.parse_day(text)
 
 
 # --- bounds of length
@@ -253,13 +253,13 @@ def test_a_question_that_nobody_could_mean_to_be_computed_is_not_read():
     now = datetime(2026, 1, 1, tzinfo=UTC)
     assert detect("1+1" + " " * LONG, DETECTED, now, UTC) is None
     assert detect("what day is it" + "?" * LONG, DETECTED, now, UTC) is None
-    with pytest.raises(clock.ClockFault, match="is no date"):
-        clock.day("today" + " " * LONG)
+    with pytest.raises(clock.ClockError, match="is no date"):
+        clock.parse_day("today" + " " * LONG)
 
 
 def test_of_a_long_answer_only_whole_sentences_are_checked():
-    async def checked(answer: str) -> list[guard.Checked]:
-        return await guard.check(answer, ["The tower is high."], embed)
+    async def checked(answer: str) -> list[scoring.CheckedSentence]:
+        return await scoring.check_answer(answer, ["The tower is high."], embed)
 
     first = "The tower is high. "
     cut = asyncio.run(checked(first + "word " * LONG))
@@ -269,4 +269,4 @@ def test_of_a_long_answer_only_whole_sentences_are_checked():
 
 
 def test_of_a_long_word_only_the_beginning_is_kept():
-    assert guard.stems("b" * LONG) == ["b" * 64]
+    assert scoring.stems("b" * LONG) == ["b" * 64]

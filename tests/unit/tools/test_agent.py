@@ -13,7 +13,7 @@ import pytest
 
 from serve.config.platform import AccessConfig
 from serve.gateway.auth import Gatekeeper, hash_key
-from serve.tools.agent import MAX_CALLS, AgentAnswer, AgentFault, run_agent
+from serve.tools.agent import MAX_CALLS, AgentAnswer, AgentError, run_agent
 from serve.tools.haystack_tools import calculator, search_documents
 
 
@@ -111,21 +111,21 @@ async def test_arguments_that_are_no_json_do_not_break_it(model):
 
 
 async def test_steps_are_bounded(model):
-    with pytest.raises(AgentFault, match=r"within 3 steps \(3 calls of tools\)"):
+    with pytest.raises(AgentError, match=r"within 3 steps \(3 calls of tools\)"):
         await model(calls(DIVIDE), max_steps=3)
     assert len(ChatStub.requests) == 3
 
 
 async def test_calls_are_bounded(model):
-    with pytest.raises(AgentFault, match=f"more than {MAX_CALLS} calls"):
+    with pytest.raises(AgentError, match=f"more than {MAX_CALLS} calls"):
         await model(calls(*[DIVIDE] * (MAX_CALLS + 1)))
-    with pytest.raises(AgentFault, match=f"more than {MAX_CALLS} calls"):
+    with pytest.raises(AgentError, match=f"more than {MAX_CALLS} calls"):
         await model(calls(*[DIVIDE] * 6), max_steps=9)
 
 
 async def test_time_is_bounded_for_the_model_and_for_tools(model):
     start = time.monotonic()
-    with pytest.raises(AgentFault, match=r"within 0\.2 s") as caught:
+    with pytest.raises(AgentError, match=r"within 0\.2 s") as caught:
         await model("slow", timeout_s=0.2)
     assert caught.value.status == 504
 
@@ -133,14 +133,14 @@ async def test_time_is_bounded_for_the_model_and_for_tools(model):
         await asyncio.sleep(5)
         return []
 
-    with pytest.raises(AgentFault, match=r"within 0\.3 s"):
+    with pytest.raises(AgentError, match=r"within 0\.3 s"):
         await model(calls({"query": "x"}, name="search_documents"), tools=[search_documents(search)], timeout_s=0.3)
     assert time.monotonic() - start < 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500])
 async def test_a_refusal_is_passed_on_once(model, status):
-    with pytest.raises(AgentFault, match="the budget cannot be kept") as caught:
+    with pytest.raises(AgentError, match="the budget cannot be kept") as caught:
         await model(status)
     assert caught.value.status == status
     assert len(ChatStub.requests) == 1
@@ -148,7 +148,7 @@ async def test_a_refusal_is_passed_on_once(model, status):
 
 @pytest.mark.parametrize("answer", ["[]", "not json", '{"choices": []}', '{"choices": null}'])
 async def test_what_is_no_completion_is_a_clear_fault(model, answer):
-    with pytest.raises(AgentFault) as caught:
+    with pytest.raises(AgentError) as caught:
         await model(answer)
     assert caught.value.status == 502
 
@@ -157,12 +157,12 @@ async def test_a_model_that_is_not_there_is_a_clear_fault():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}/v1"
-        with pytest.raises(AgentFault, match="cannot be reached"):
+        with pytest.raises(AgentError, match="cannot be reached"):
             await run_agent([{"role": "user", "content": "x"}], [calculator()], address, "k", "m", timeout_s=5)
 
 
 async def test_messages_that_cannot_be_read_are_refused(model):
-    with pytest.raises(AgentFault, match="cannot be read") as caught:
+    with pytest.raises(AgentError, match="cannot be read") as caught:
         await model({"content": "x"}, messages=[{"role": "wizard", "content": "x"}])
     assert caught.value.status == 400
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.tools.clock import Asked, ClockFault, Day, answer, asked, day, zoned
+from serve.tools.clock import ClockError, ClockQuestion, Day, answer, find_question, parse_day, time_zone
 from serve.tools.intent import DETECTED, detect
 from tests.unit.tools.questions_arithmetic import COMPUTATIONS, NOT_COMPUTATIONS
 from tests.unit.tools.questions_clock import CLOCK, FRESH_CLOCK, FRESH_NOT_CLOCK, NOT_CLOCK
@@ -24,7 +24,7 @@ def test_there_are_enough_questions_to_tell():
 def test_a_look_at_the_clock_is_answered(subtests: pytest.Subtests):
     for question, told in CLOCK.items():
         with subtests.test(question):
-            found = asked(question)
+            found = find_question(question)
             assert found is not None
             assert answer(found, NOW, UTC) == told
 
@@ -32,23 +32,23 @@ def test_a_look_at_the_clock_is_answered(subtests: pytest.Subtests):
 def test_anything_else_is_left_to_the_model(subtests: pytest.Subtests):
     for question in [*NOT_CLOCK, *NOT_COMPUTATIONS, *COMPUTATIONS]:
         with subtests.test(question):
-            assert asked(question) is None
+            assert find_question(question) is None
 
 
 def test_questions_the_rules_never_saw_are_told_apart():
-    assert len(list(filter(asked, FRESH_CLOCK))) >= 19
-    assert list(filter(asked, FRESH_NOT_CLOCK)) == []
+    assert len(list(filter(find_question, FRESH_CLOCK))) >= 19
+    assert list(filter(find_question, FRESH_NOT_CLOCK)) == []
 
 
 def test_today_is_where_the_caller_is():
-    found = asked("What is today's date?")
+    found = find_question("What is today's date?")
     assert found is not None
     assert answer(found, NOW, ZoneInfo("America/New_York")) == "Today is Tuesday, 24 November 2026."
     assert answer(found, NOW.replace(hour=20), ZoneInfo("Asia/Tokyo")) == "Today is Thursday, 26 November 2026."
 
 
 def test_a_named_place_has_its_own_time_and_daylight_saving():
-    found = asked("What time is it in Berlin?")
+    found = find_question("What time is it in Berlin?")
     assert found is not None
     assert "04:40 in Berlin (CET)" in answer(found, NOW, UTC)
     assert "05:40 in Berlin (CEST)" in answer(found, NOW.replace(month=7), UTC)
@@ -56,13 +56,13 @@ def test_a_named_place_has_its_own_time_and_daylight_saving():
 
 @given(DATES)
 def test_weekdays_agree_with_the_calendar(when):
-    told = answer(Asked("weekday", Day(when.month, when.day, when.year)), NOW, UTC)
+    told = answer(ClockQuestion("weekday", Day(when.month, when.day, when.year)), NOW, UTC)
     assert told.endswith(f"a {when:%A}.")
 
 
 @given(DATES, DATES)
 def test_days_between_agree_with_the_calendar(first, last):
-    told = answer(Asked("days", day(first.isoformat()), day(last.isoformat())), NOW, UTC)
+    told = answer(ClockQuestion("days", parse_day(first.isoformat()), parse_day(last.isoformat())), NOW, UTC)
     count = (last - first).days
     assert f"it is {abs(count)} day" in told
     assert ("back" in told) == (count < 0)
@@ -70,7 +70,7 @@ def test_days_between_agree_with_the_calendar(first, last):
 
 @given(st.datetimes(datetime(2, 1, 1), datetime(9990, 1, 1)), st.integers(-300, 300))
 def test_days_away_are_counted_over_months_and_years(now, days):
-    told = answer(Asked("date", Day(offset=days)), now.replace(tzinfo=UTC), UTC)
+    told = answer(ClockQuestion("date", Day(offset=days)), now.replace(tzinfo=UTC), UTC)
     assert str((now + timedelta(days)).year) in told
 
 
@@ -84,35 +84,35 @@ def test_a_date_without_a_year_is_the_next_one(today):
 
 @pytest.mark.parametrize("written", ["31 February 2026", "2026-13-01", "2026-02-30", "soon", "", "25", "0 May 2026"])
 def test_a_date_that_does_not_exist_is_said(written):
-    with pytest.raises(ClockFault):
-        day(written).on(NOW.date())
+    with pytest.raises(ClockError):
+        parse_day(written).on(NOW.date())
 
 
 def test_counts_beyond_the_calendar_are_said_not_raised():
-    assert answer(Asked("date", Day(offset=99999999)), NOW, UTC) == "There is no such day."
+    assert answer(ClockQuestion("date", Day(offset=99999999)), NOW, UTC) == "There is no such day."
 
 
 @pytest.mark.parametrize("name", ["Mars/Base", "../../etc/passwd", "/etc/passwd", "", "Europe", "\0"])
 def test_a_zone_that_does_not_exist_is_said(name):
-    with pytest.raises(ClockFault):
-        zoned(name)
+    with pytest.raises(ClockError):
+        time_zone(name)
 
 
 @given(st.text(max_size=200))
 def test_no_text_breaks_the_detection(text):
-    asked(text)
+    find_question(text)
 
 
 def test_what_is_asked_can_be_written_as_the_tools_arguments(subtests: pytest.Subtests):
     for question in CLOCK:
         with subtests.test(question):
-            found = asked(question)
+            found = find_question(question)
             assert found is not None
             given = found.arguments
-            again = Asked(
+            again = ClockQuestion(
                 given["what"],
-                day(given.get("date", "today")),
-                day(given["until"]) if "until" in given else None,
+                parse_day(given.get("date", "today")),
+                parse_day(given["until"]) if "until" in given else None,
                 given.get("timezone"),
             )
             assert again == found

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.tools.haystack_tools import ToolFault, calculator, clock, make_tool, search_documents
+from serve.tools.haystack_tools import ToolError, calculator, clock, make_tool, search_documents
 
 NOW = datetime(2026, 11, 25, 3, 40, tzinfo=UTC)
 
@@ -51,7 +51,7 @@ async def test_the_clock_answers_or_says_what_is_wrong(given, told):
 async def test_documents_are_numbered_and_failures_told():
     async def search(query: str, top_k: int) -> list[dict[str, Any]]:
         if query == "broken":
-            raise ToolFault("the store does not answer")
+            raise ToolError("the store does not answer")
         return [{"title": "Guide", "source": "g.md", "content": f"about {query}"}, {"content": "more"}][:top_k]
 
     tool = search_documents(search)

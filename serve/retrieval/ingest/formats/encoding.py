@@ -26,29 +26,29 @@ def decode(data: bytes, charset: str | None = None, inside: str | None = None) -
 
 
 def _decoded(data: bytes, charset: str | None, inside: str | None) -> tuple[str, tuple[str, ...]]:
-    for mark, encoding in _MARKS:
+    for mark, encoding in _BYTE_ORDER_MARKS:
         if data.startswith(mark):
-            return _told(*_as(data[len(mark) :], encoding), encoding)
+            return _with_notes(*_decode_as(data[len(mark) :], encoding), encoding)
     notes: tuple[str, ...] = ()
     for name in (charset, inside):
         if not name:
             continue
-        if (known := _known(name)) is None:
+        if (known := _codec_name(name)) is None:
             if name == charset:
                 raise ConversionError(f"the declared charset '{name[:40]}' is not known")
             notes = (f"the charset '{name[:40]}' that it declares is not known",)
         elif known != "ascii":  # which is true of UTF-8 and of nearly all others, as far as it goes
-            return _told(*_as(data, known), known)
-    text, bad = _as(data, "utf-8")
+            return _with_notes(*_decode_as(data, known), known)
+    text, bad = _decode_as(data, "utf-8")
     beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
     if beyond_ascii - bad >= bad:
-        return _told(text, bad, "utf-8", notes)
-    encoding = _guessed(data)  # a text in UTF-8 with some bad bytes would have more good characters than these
+        return _with_notes(text, bad, "utf-8", notes)
+    encoding = _detect(data)  # a text in UTF-8 with some bad bytes would have more good characters than these
     notes += (f"not UTF-8, and no charset is declared: read as {encoding}, which is a guess",)
-    return _told(*_as(data, encoding), encoding, notes)
+    return _with_notes(*_decode_as(data, encoding), encoding, notes)
 
 
-def _as(data: bytes, encoding: str) -> tuple[str, int]:
+def _decode_as(data: bytes, encoding: str) -> tuple[str, int]:
     """The text, and the number of places in it where the bytes are not of that encoding."""
     try:
         return data.decode(encoding), 0
@@ -58,11 +58,11 @@ def _as(data: bytes, encoding: str) -> tuple[str, int]:
     return text, max(1, text.count("\ufffd") - (data.count(own) if own else 0))
 
 
-def _told(text: str, bad: int, encoding: str, notes: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
+def _with_notes(text: str, bad: int, encoding: str, notes: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
     return text, (*notes, f"bytes that are not {encoding}: {bad}, replaced by \ufffd") if bad else notes
 
 
-def _guessed(data: bytes) -> str:
+def _detect(data: bytes) -> str:
     """The encoding by its letters. Where nothing tells, Western where most letters are ASCII, else nobody knows."""
     from charset_normalizer import from_bytes
 
@@ -73,7 +73,7 @@ def _guessed(data: bytes) -> str:
             if len(sample) >= _SAMPLE:
                 break
     matches = sorted(
-        from_bytes(bytes(sample), cp_isolation=list(_GUESSES), enable_fallback=False),
+        from_bytes(bytes(sample), cp_isolation=list(_DETECTABLE), enable_fallback=False),
         key=lambda one: (one.chaos, -one.coherence),
     )
     if matches and matches[0].coherence > 0:
@@ -87,31 +87,31 @@ def _guessed(data: bytes) -> str:
     raise ConversionError("it is not UTF-8, and its encoding can't be told: declare it (text/plain; charset=…)")
 
 
-def _known(charset: str) -> str | None:
+def _codec_name(charset: str) -> str | None:
     """Python's name for an encoding of text that the web knows, as browsers take it."""
     try:
         name = codecs.lookup(charset.strip()).name
     except (LookupError, ValueError):
         return None
-    name = _AS_BROWSERS.get(name, name)
+    name = _WHATWG_ENCODINGS.get(name, name)
     return name if name in _TEXT else None
 
 
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
 # https://encoding.spec.whatwg.org/#names-and-labels: a label means the larger set that pages in fact use
-_AS_BROWSERS = {
+_WHATWG_ENCODINGS = {
     "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874", "gb2312": "gb18030",
     "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs", "utf-16": "utf-16-le", "utf-8-sig": "utf-8",
     "utf-32": "utf-32-le",
 }  # fmt: skip
-_GUESSES = (
+_DETECTABLE = (
     "cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp1258", "cp874", "koi8_r",
     "iso8859_2", "cp932", "euc_jp", "gb18030", "big5", "cp949",
 )  # fmt: skip
-_TEXT = {codecs.lookup(name).name for name in _GUESSES} | {
+_TEXT = {codecs.lookup(name).name for name in _DETECTABLE} | {
     "ascii", "utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be", "big5hkscs", "iso2022_jp", "koi8-u", "mac-roman",
     "mac-cyrillic", "cp437", "cp850", "cp852", "cp866", *(f"iso8859-{number}" for number in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)),
 }  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 from haystack import Document
 
-from serve.retrieval.verify.sentence_selector import Focus, focused
+from serve.retrieval.verify.sentence_selector import SentenceSelector, select_sentences
 
 TOWN = (
     "Larkhaven is a harbour town of 12,000 people. Since January 2026 Tomas Brandt has been its mayor. "
@@ -16,23 +16,23 @@ def document(content: str, title: str = "", source: str = "a.md") -> Document:
 
 
 def test_the_sentence_that_answers_is_kept_with_the_one_that_names_its_subject():
-    _, text = focused("Who is the mayor of Larkhaven?", TOWN)
+    _, text = select_sentences("Who is the mayor of Larkhaven?", TOWN)
     assert text == "Larkhaven is a harbour town of 12,000 people. Since January 2026 Tomas Brandt has been its mayor."
 
 
 def test_what_the_title_names_needs_no_sentence():
-    _, text = focused("Who is the mayor of Larkhaven?", TOWN, head="Larkhaven council")
+    _, text = select_sentences("Who is the mayor of Larkhaven?", TOWN, head="Larkhaven council")
     assert text == "Since January 2026 Tomas Brandt has been its mayor."
 
 
 @pytest.mark.parametrize("passage", ["", "   ", "One sentence only"])
 def test_a_passage_without_sentences_to_choose_from_stays(passage):
-    assert focused("Who?", passage)[1].strip() == passage.strip()
+    assert select_sentences("Who?", passage)[1].strip() == passage.strip()
 
 
 def test_passages_that_say_less_about_the_question_are_left_out_and_contents_stay_whole():
     documents = [document(TOWN), document("Dunmore is the largest town; its mayor is Ilse Park.", source="b.md")]
-    kept = Focus().run("Who is the mayor of Larkhaven?", documents)["documents"]
+    kept = SentenceSelector().run("Who is the mayor of Larkhaven?", documents)["documents"]
     assert [one.id for one in kept] == ["a.md"]
     assert kept[0].content == TOWN
     assert "Tomas Brandt" in kept[0].meta["focus"]
@@ -40,10 +40,10 @@ def test_passages_that_say_less_about_the_question_are_left_out_and_contents_sta
 
 def test_the_order_stays_and_nothing_is_too_long():
     documents = [document(f"The mayor of Larkhaven {'really ' * 200}is Tomas.", source=name) for name in "cab"]
-    kept = Focus(max_chars=50).run("Who is the mayor of Larkhaven?", documents)["documents"]
+    kept = SentenceSelector(max_chars=50).run("Who is the mayor of Larkhaven?", documents)["documents"]
     assert [one.id for one in kept] == ["c", "a", "b"]
     assert all(len(one.meta["focus"]) == 50 for one in kept)
 
 
 def test_no_documents_no_focus():
-    assert Focus().run("Who?", [])["documents"] == []
+    assert SentenceSelector().run("Who?", [])["documents"] == []

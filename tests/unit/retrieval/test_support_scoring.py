@@ -15,18 +15,18 @@ from hypothesis import strategies as st
 from benchmarks.reporting.results import load
 from benchmarks.retrieval import labelled_texts as guard_texts
 from benchmarks.retrieval import support_scoring as benchmark
-from serve.retrieval.verify import support as guard
+from serve.retrieval.verify import support as scoring
 
 STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."
 TREES = "A B-tree is a self-balancing tree that keeps 1,000 or more keys in a node. It is not a binary tree."
 
 
-async def embed(texts: Sequence[str]) -> guard.Vectors:
+async def embed(texts: Sequence[str]) -> scoring.Vectors:
     """Every text alike: what differs is in the words alone."""
     return np.tile(np.eye(1, 8, dtype=np.float32), (len(texts), 1)) * 1.0
 
 
-def vectors(*cosines: float) -> tuple[guard.Vectors, guard.Vectors]:
+def vectors(*cosines: float) -> tuple[scoring.Vectors, scoring.Vectors]:
     """A question's vector and those of passages that near to it."""
     rows = [[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines]
     return np.array([1.0, 0.0], np.float32), np.array(rows, np.float32)
@@ -34,29 +34,29 @@ def vectors(*cosines: float) -> tuple[guard.Vectors, guard.Vectors]:
 
 def support(question: str, passage: str, cosine: float) -> float:
     asked, found = vectors(cosine)
-    return guard.support(question, asked, [passage], found)[0]
+    return scoring.support_scores(question, asked, [passage], found)[0]
 
 
-def checked(answer: str, *passages: str, question: str = "") -> list[guard.Checked]:
-    return asyncio.run(guard.check(answer, passages, embed, question=question))
+def checked(answer: str, *passages: str, question: str = "") -> list[scoring.CheckedSentence]:
+    return asyncio.run(scoring.check_answer(answer, passages, embed, question=question))
 
 
 def pieces(text: str) -> list[str]:
-    return [text[start:end] for start, end in guard.sentences(text)]
+    return [text[start:end] for start, end in scoring.sentences(text)]
 
 
 # Cosines are those of all-MiniLM-L6-v2 for these very texts, rounded.
 
 
 def test_a_dated_document_supports_the_question_who_is_prime_minister():
-    assert support("Who is the British Prime Minister?", STARMER, 0.54) >= guard.MIN_SUPPORT
+    assert support("Who is the British Prime Minister?", STARMER, 0.54) >= scoring.MIN_SUPPORT
 
 
 def test_a_passage_about_something_that_shares_a_word_does_not_support():
     question = "What is a Martian Dunetree?"
-    assert support(question, "A tree is an abstract data type. Mars is a planet.", 0.53) < guard.MIN_SUPPORT
-    assert support(question, TREES, 0.13) < guard.MIN_SUPPORT
-    assert support(question, "Mars: the fourth planet from the Sun, with dunes.", 0.55) < guard.MIN_SUPPORT
+    assert support(question, "A tree is an abstract data type. Mars is a planet.", 0.53) < scoring.MIN_SUPPORT
+    assert support(question, TREES, 0.13) < scoring.MIN_SUPPORT
+    assert support(question, "Mars: the fourth planet from the Sun, with dunes.", 0.55) < scoring.MIN_SUPPORT
 
 
 def test_support_grows_with_nearness_and_with_what_the_passage_says_of_the_question():
@@ -66,19 +66,19 @@ def test_support_grows_with_nearness_and_with_what_the_passage_says_of_the_quest
 
 def test_each_passage_has_its_own_support_and_no_passages_have_none():
     asked, found = vectors(0.1, 0.8)
-    low, high = guard.support("What is a B-tree?", asked, ["Mars is a planet.", TREES], found)
-    assert low < guard.MIN_SUPPORT <= high
-    assert guard.support("What is a B-tree?", asked, [], np.empty((0, 2), np.float32)) == []
+    low, high = scoring.support_scores("What is a B-tree?", asked, ["Mars is a planet.", TREES], found)
+    assert low < scoring.MIN_SUPPORT <= high
+    assert scoring.support_scores("What is a B-tree?", asked, [], np.empty((0, 2), np.float32)) == []
 
 
 def test_peoples_and_their_countries_are_the_same_word():
-    assert guard.stems("French wine and British tea") == guard.stems("France wine and Kingdom tea")
+    assert scoring.stems("French wine and British tea") == scoring.stems("France wine and Kingdom tea")
 
 
 def test_forms_of_a_word_have_one_stem():
-    assert len(set(guard.stems("indexes index indexing indexed"))) == 1
-    assert len(set(guard.stems("city cities"))) == 1
-    assert guard.stems("the of and is") == []
+    assert len(set(scoring.stems("indexes index indexing indexed"))) == 1
+    assert len(set(scoring.stems("city cities"))) == 1
+    assert scoring.stems("the of and is") == []
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_sentences_end_where_a_reader_ends_them(text: str, expected: list[str]):
 
 @given(st.text(alphabet=st.sampled_from("ab A1.!?,:;\n`-*#[]()é。 \t'\"")) | st.text())
 def test_spans_are_in_order_and_leave_out_only_white_space(text: str):
-    spans = guard.sentences(text)
+    spans = scoring.sentences(text)
     assert all(start < end for start, end in spans)
     assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     assert all(text[start:end] == text[start:end].strip() for start, end in spans)
@@ -119,10 +119,12 @@ def test_spans_are_in_order_and_leave_out_only_white_space(text: str):
 @given(st.text(max_size=200), st.lists(st.text(max_size=100), max_size=3), st.text(max_size=50))
 def test_any_text_can_be_checked_and_scored(answer: str, passages: list[str], question: str):
     found = checked(answer, *passages, question=question)
-    assert [(one.start, one.end) for one in found] == guard.sentences(answer)[:64]
+    assert [(one.start, one.end) for one in found] == scoring.sentences(answer)[:64]
     assert all(one.score is None or 0 <= one.score <= 1 for one in found)
     rows = np.tile(np.eye(1, 2, dtype=np.float32), (len(passages), 1))
-    assert all(0 <= score <= 1 for score in guard.support(question, np.array([1, 0], np.float32), passages, rows))
+    assert all(
+        0 <= score <= 1 for score in scoring.support_scores(question, np.array([1, 0], np.float32), passages, rows)
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_another_number_name_or_a_negation_is_not_supported(answer: str):
     (one,) = checked(answer, TREES, STARMER)
     assert one.supported is False
     assert one.score is not None
-    assert one.score < guard.MIN_ENTAILED
+    assert one.score < scoring.MIN_ENTAILED
 
 
 def test_numbers_are_the_same_however_they_are_written():
@@ -195,26 +197,26 @@ def test_without_passages_nothing_is_supported():
 def test_texts_are_embedded_once_and_only_a_few_for_each_sentence():
     calls: list[list[str]] = []
 
-    async def counted(texts: Sequence[str]) -> guard.Vectors:
+    async def counted(texts: Sequence[str]) -> scoring.Vectors:
         calls.append(list(texts))
         return await embed(texts)
 
     passages = [" ".join(f"Sentence {i} of passage {j} is here." for i in range(20)) for j in range(10)]
-    asyncio.run(guard.check("Sentence 3 is here. Sentence 4 is here. Hello!", passages, counted))
+    asyncio.run(scoring.check_answer("Sentence 3 is here. Sentence 4 is here. Hello!", passages, counted))
     assert len(calls) == 1
     assert len(calls[0]) == len(set(calls[0])) <= 2 + 2 * 3
-    asyncio.run(guard.check("Hello!", passages, counted))
+    asyncio.run(scoring.check_answer("Hello!", passages, counted))
     assert len(calls) == 1
 
 
 def test_the_weights_and_thresholds_are_those_that_were_calibrated():
     result = load("guard")
-    assert list(guard.SUPPORT) == result["support"]["weights"]
-    assert list(guard.ENTAILMENT) == result["entailment"]["weights"]
+    assert list(scoring.SUPPORT) == result["support"]["weights"]
+    assert list(scoring.ENTAILMENT) == result["entailment"]["weights"]
     assert (
         result["support"]["threshold"],
         result["entailment"]["threshold"],
-    ) == (guard.MIN_SUPPORT, guard.MIN_ENTAILED)
+    ) == (scoring.MIN_SUPPORT, scoring.MIN_ENTAILED)
 
 
 def test_scoring_many_passages_takes_little_time():
@@ -223,7 +225,7 @@ def test_scoring_many_passages_takes_little_time():
     times = []
     for _ in range(9):
         began = time.perf_counter()
-        guard.support("What is another word?", asked, passages, found)
+        scoring.support_scores("What is another word?", asked, passages, found)
         times.append(time.perf_counter() - began)
     assert min(times) < 0.02  # 1 ms on an idle core
 
