@@ -163,7 +163,7 @@ class Documents:
             mode=asked.mode, filters=asked.filters, min_score=asked.min_score,
         )  # fmt: skip
         return {
-            "object": "list", "support": found["support"], "grounded": bool(found["passages"]), "data": found["passages"],
+            "object": "list", "support": found["support"], "grounded": found["supported"], "data": found["passages"],
             "timings_ms": found["timings_ms"], "ms": found["ms"],
         }  # fmt: skip
 

@@ -27,7 +27,9 @@ class Found:
 
     prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline words it
     documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
+    passages: tuple[Document, ...]  # all that the guard let through: a focus may leave some out of the prompt
     support: float
+    supported: bool  # whether a passage supports an answer
     timings_ms: Mapping[str, float]  # by component
     starts_ms: Mapping[str, float]  # when each began, after the search did
 
@@ -69,11 +71,13 @@ class RetrievalPipeline:
             made = await self._pipeline.run_async(data, include_outputs_from=self._wanted)
         finally:
             _timings.reset(token)
-        documents = made.get("focus", made["guard"])["documents"]
+        guard, focus = made["guard"], made.get("focus", made["guard"])
         return Found(
             tuple(made["prompt"]["prompt"]),
-            tuple(documents),
-            made["guard"]["support"],
+            tuple(focus["documents"]),
+            tuple(focus.get("passages", guard["documents"])),
+            guard["support"],
+            guard.get("supported", bool(guard["documents"])),  # an operator's own guard need not say it
             timings.took_ms,
             timings.starts_ms,
         )

