@@ -103,4 +103,7 @@ class FakeRetrieval:
 
     async def _search(self, collection: str, **_: Any) -> dict[str, Any]:
         self._find(collection)
-        return {"support": 0.9, "passages": self.passages, "timings_ms": {}, "starts_ms": {}, "ms": 1.0}
+        return {
+            "support": 0.9, "supported": bool(self.supported), "passages": self.passages, "timings_ms": {}, "starts_ms": {},
+            "ms": 1.0,
+        }  # fmt: skip

@@ -52,6 +52,7 @@ class Found:
 
     items: dict[str, Item] = field(default_factory=dict)  # by source
     folders: list[str] = field(default_factory=list)  # whose documents that are gone can be removed
+    empty: list[str] = field(default_factory=list)  # without a document: nothing was there, or it is not mounted
     left_out: int = 0  # files of other types
     problems: list[str] = field(default_factory=list)
 
@@ -107,9 +108,12 @@ def add_documents(
         typer.Argument(help="Files, folders, URLs, @FILE with one of them per line, or - for such a list on stdin."),
     ],
     collection: Collection = "default",
-    meta: Annotated[list[str] | None, typer.Option(help="Metadata KEY=VALUE for filters; repeatable.")] = None,
-    prune: Annotated[bool, typer.Option(help="Delete documents whose files are gone from a folder.")] = True,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed in parallel.")] = 2,
+    meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that filters can use; repeatable.")] = None,
+    prune: Annotated[
+        bool | None,
+        typer.Option(help="Remove documents whose files are gone: by default, from folders that are not empty now."),
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed at once.")] = 2,
     url: Url = LOCAL,
     api_key: Key = "",
 ) -> None:
@@ -119,11 +123,15 @@ def add_documents(
     """
     found = find(paths)
     given = dict(map(_key_value, meta or []))
-    if not found.items:
+    if prune:
+        found.folders += found.empty
+        found.empty.clear()
+    if not found.items and not found.folders:
         for problem in found.problems:
             typer.echo(problem, err=True)
-        raise fail(f"there is nothing to index ({found.left_out} files of other types)")
-    run = _Run(found, collection, given, prune, workers)
+        hint = "; --prune removes what was indexed from a folder that is empty now" if found.empty else ""
+        raise fail(f"there is nothing to index ({found.left_out} files of other types){hint}")
+    run = _Run(found, collection, given, prune is not False, workers)
     try:
         asyncio.run(run.all(url, api_key))
     except KeyboardInterrupt:
@@ -236,9 +244,9 @@ def _find_in(folder: Path, found: Found) -> None:
                 note(error)
             else:
                 found.add(Item(f"{folder.name}/{path.relative_to(folder).as_posix()}", path, size))
-    if len(found.problems) > unread or len(found.items) == before:
-        return  # not all of it was seen, or it is not mounted: nothing is known to be gone
-    found.folders.append(f"{folder.name}/")
+    if len(found.problems) > unread:
+        return  # not all of it was seen: nothing is known to be gone
+    (found.folders if len(found.items) > before else found.empty).append(f"{folder.name}/")
 
 
 def _key_value(text: str) -> tuple[str, Any]:
@@ -344,7 +352,10 @@ class _Run:
                 return
             query["after"] = page["data"][-1]["source"]
 
-    async def _remove_gone(self, known: Iterable[str], platform: httpx.AsyncClient) -> None:
+    async def _remove_gone(self, known: dict[str, Any], platform: httpx.AsyncClient) -> None:
+        for folder in self._found.empty:
+            if number := sum(source.startswith(folder) for source in known):
+                self._say(f"{folder} is empty or not mounted: its {number} documents stay; --prune removes them")
         for source in known:
             if source.startswith(tuple(self._found.folders)) and source not in self._found.items:
                 query = {"collection": self._collection, "source": source}

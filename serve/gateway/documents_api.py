@@ -158,12 +158,16 @@ class Documents:
         """Passages with their support."""
         self._settings()
         asked = _parsed(Search, body)
-        found = await self._call(
-            "search", tenant=tenant, collection=asked.collection, question=asked.query, top_k=asked.top_k,
-            mode=asked.mode, filters=asked.filters, min_score=asked.min_score,
-        )  # fmt: skip
+        try:
+            found = await self._call(
+                "search", tenant=tenant, collection=asked.collection, question=asked.query, top_k=asked.top_k,
+                mode=asked.mode, filters=asked.filters, min_score=asked.min_score,
+            )  # fmt: skip
+        except RequestError as error:
+            error.param = error.param and error.param.removeprefix("retrieval.")  # a chat has these fields in there
+            raise
         return {
-            "object": "list", "support": found["support"], "grounded": bool(found["passages"]), "data": found["passages"],
+            "object": "list", "support": found["support"], "grounded": found["supported"], "data": found["passages"],
             "timings_ms": found["timings_ms"], "ms": found["ms"],
         }  # fmt: skip
 
@@ -234,6 +238,11 @@ def _query(query: bytes, known: set[str]) -> Mapping[str, str]:
         raise RequestError(400, "the query is not UTF-8", code="invalid_query") from error
     for name in asked.keys() - known:
         raise RequestError(400, f"unknown parameter '{name[:80]}'", code="invalid_query")
+    for name, value in asked.items():
+        if "\0" in value:
+            raise RequestError(
+                400, f"'{name}' has a NUL character, which no name has", param=name, code="invalid_query"
+            )
     return asked
 
 

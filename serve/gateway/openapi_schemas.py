@@ -558,12 +558,15 @@ class Passage(_Closed):
 
 
 class SearchResult(_Closed):
-    """Passages, best first."""
+    """Passages, best first; of those about as good, the newest by their document's `date` first."""
 
     object: Literal["list"]
     support: float = Field(description="how well the best of them supports an answer, 0 to 1")
-    grounded: bool = Field(description="whether any does")
-    data: list[Passage]
+    grounded: bool = Field(
+        description="whether a passage of `data` supports an answer: has at least the mode's own threshold, whatever "
+        "`min_score` is"
+    )
+    data: list[Passage] = Field(description="at most `top_k`, with at least `min_score` as support")
     timings_ms: dict[str, float]
     ms: float
 

@@ -138,7 +138,7 @@ class SupportFilter:
         self.min_support = min_support
         self.margin = margin
 
-    @component.output_types(documents=list[Document], support=float)
+    @component.output_types(documents=list[Document], support=float, supported=bool)
     def run(
         self,
         question: str,
@@ -147,7 +147,8 @@ class SupportFilter:
         top_k: int = 4,
         min_score: float | None = None,
     ) -> dict[str, Any]:
-        """`documents`: at most `top_k`, with their support as score; `support`: of the best, 0 to 1."""
+        """`documents`: at most `top_k`, with their support as score; `support`: of the best, 0 to 1; `supported`: whether one
+        of `documents` supports an answer, which a `min_score` below `min_support` does not change."""
         limit = self.min_support if min_score is None else min_score
         contents = [_with_heading(document) for document in documents]
         vectors = np.asarray([document.embedding for document in documents], np.float32)
@@ -159,7 +160,7 @@ class SupportFilter:
         near.sort(key=lambda pair: str(pair[1].meta["meta"].get("date", "")), reverse=True)
         kept = [(score, document) for score, document in near + ranked[len(near) :] if score >= limit][:top_k]
         found = [Document(id=d.id, content=d.content, meta=d.meta, score=score) for score, d in kept]
-        return {"documents": found, "support": best}
+        return {"documents": found, "support": best, "supported": bool(found) and best >= self.min_support}
 
 
 def _with_heading(document: Document) -> str:

@@ -32,7 +32,9 @@ class RetrievalResult:
 
     prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline builds it
     documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
+    passages: tuple[Document, ...]  # all that the guard let through: a focus may leave some out of the prompt
     support: float
+    supported: bool  # whether a passage supports an answer
     timings_ms: Mapping[str, float]  # by component
     starts_ms: Mapping[str, float]  # start of each component, from the start of the search
 
@@ -74,11 +76,13 @@ class RetrievalPipeline:
             outputs = await self._pipeline.run_async(data, include_outputs_from=self._output_components)
         finally:
             _timings.reset(token)
-        documents = outputs.get("focus", outputs["guard"])["documents"]
+        guard, focus = outputs["guard"], outputs.get("focus", outputs["guard"])
         return RetrievalResult(
             tuple(outputs["prompt"]["prompt"]),
-            tuple(documents),
-            outputs["guard"]["support"],
+            tuple(focus["documents"]),
+            tuple(focus.get("passages", guard["documents"])),
+            guard["support"],
+            guard.get("supported", bool(guard["documents"])),  # an operator's own guard need not say it
             timings.took_ms,
             timings.starts_ms,
         )

@@ -11,6 +11,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
+from haystack import Document
 
 from serve.config.platform import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
@@ -81,10 +82,11 @@ class Service:
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None = None, min_score: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Passages that support an answer, best first."""
+        """All passages with at least the support that counts, as the guard orders them."""
         began = perf_counter()
-        _, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
-        return {**described, "ms": _since(began)}
+        found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
+        passages = _passages(found.passages)
+        return {**described, "passages": passages, "supported": found.supported, "ms": _since(began)}
 
     async def ground(
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
@@ -207,18 +209,21 @@ class Service:
 
 
 def _to_response(found: RetrievalResult) -> dict[str, Any]:
-    passages = [
+    return {
+        "support": round(float(found.support), 4), "passages": _passages(found.documents),
+        "timings_ms": dict(found.timings_ms), "starts_ms": dict(found.starts_ms),
+    }  # fmt: skip
+
+
+def _passages(documents: Sequence[Document]) -> list[dict[str, Any]]:
+    return [
         {
             "n": number, **{name: document.meta[name] for name in ("source", "title", "heading", "page")},
             "score": round(float(document.score or 0.0), 4), "content": document.content,
             "quote": document.meta.get("focus") or (document.content or "")[:_MAX_QUOTE_CHARS], "meta": document.meta["meta"],
         }
-        for number, document in enumerate(found.documents, 1)
+        for number, document in enumerate(documents, 1)
     ]  # fmt: skip
-    return {
-        "support": round(float(found.support), 4), "passages": passages, "timings_ms": dict(found.timings_ms),
-        "starts_ms": dict(found.starts_ms),
-    }  # fmt: skip
 
 
 def _failure(mode: str, error: Exception) -> RequestError:

@@ -147,6 +147,24 @@ async def test_results_are_the_nearest_in_order(store):
     assert [hit.content for hit in await store.vector_search(ALICE, query, 10)] == expected
 
 
+async def test_a_list_in_the_metadata_equals_each_of_its_values(store):
+    for name, tags in (("both", ["x", 2]), ("one", "x"), ("none", []), ("other", ["y"]), ("nested", [["x"]])):
+        await put(store, ALICE, name, [name], tags=tags)
+    await put(store, ALICE, "without", ["without"])
+
+    async def chosen(operator: str, value: object) -> set[str]:
+        filters = {"field": "meta.tags", "operator": operator, "value": value}
+        return set(await found(store, ALICE, "both", 9, filters))
+
+    assert await chosen("==", "x") == {"both", "one"}
+    assert await chosen("in", ["x", "y"]) == {"both", "one", "other"}
+    assert await chosen("in", [2.0]) == {"both"}
+    assert await chosen("!=", "x") == {"none", "other", "nested", "without"}
+    assert await chosen("not in", ["y", 2]) == {"one", "none", "nested", "without"}
+    assert await chosen("==", None) == {"without"}
+    assert await chosen(">", "a") == {"one"}
+
+
 async def test_filters_choose_documents_by_their_metadata(store):
     for year in (2020, 2021, 2022):
         await put(store, ALICE, f"{year}.md", [f"report of {year}"], year=year, team="core" if year > 2020 else None)

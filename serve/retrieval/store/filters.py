@@ -23,7 +23,7 @@ def where_clause(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, 
 
     `{"field": "meta.year", "operator": ">=", "value": 2020}`, joined by
     `{"operator": "AND" | "OR" | "NOT", "conditions": [...]}`. A document without the field equals `null`, and is
-    neither more nor less than anything.
+    neither more nor less than anything. A list equals each of its values.
     """
     params: dict[str, Any] = {}
     return _condition(filters, params, 0), params
@@ -44,7 +44,9 @@ def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composab
         return sql.SQL("(NOT ({}))" if operator == "NOT" else "({})").format(joined)
     if operator not in _OPERATORS:
         raise FilterError(f"unknown operator {operator[:20]!r}; there are {', '.join(_OPERATORS)}, AND, OR, NOT")
-    field, value = node.get("field"), node.get("value")
+    if "value" not in node:
+        raise FilterError(f"'value' is missing: what '{operator}' compares the field with")
+    field, value = node.get("field"), node["value"]
     if not isinstance(field, str) or not field:
         raise FilterError("'field' must be the name of a metadata field")
     _check_value(field, field)
@@ -68,7 +70,9 @@ def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composab
     else:
         params[right] = [Jsonb(item) for item in values]
         kind = "jsonb[]"
-    equal = sql.SQL("{} = ANY(CAST({} AS " + kind + "))").format(left, sql.Placeholder(right))
+    # a list contains each of its values, and anything else itself
+    compared: LiteralString = "=" if field in _COLUMNS else "@>"
+    equal = sql.SQL("{} " + compared + " ANY(CAST({} AS " + kind + "))").format(left, sql.Placeholder(right))
     return sql.SQL("(NOT ({}))" if operator in ("!=", "not in") else "({})").format(equal)
 
 

@@ -27,20 +27,21 @@ class SentenceSelector:
         self.within = within
         self.max_chars = max_chars
 
-    @component.output_types(documents=list[Document])
+    @component.output_types(documents=list[Document], passages=list[Document])
     def run(self, question: str, documents: list[Document]) -> dict[str, Any]:
-        """`documents`: those that say something about the question, in the order they came."""
+        """`documents`: those that say something about the question, in the order they came; `passages`: all, as short."""
         read = [
             select_sentences(question, document.content or "", _head(document), self.sentences)
             for document in documents
         ]
         best = max((score for score, _ in read), default=0.0)
-        kept = []
+        kept, passages = [], []
         for (score, text), document in zip(read, documents, strict=True):
+            meta = {**document.meta, "focus": text[: self.max_chars]}
+            passages.append(Document(id=document.id, content=document.content, meta=meta, score=document.score))
             if score >= self.within * best:
-                meta = {**document.meta, "focus": text[: self.max_chars]}
-                kept.append(Document(id=document.id, content=document.content, meta=meta, score=document.score))
-        return {"documents": kept}
+                kept.append(passages[-1])
+        return {"documents": kept, "passages": passages}
 
 
 def select_sentences(question: str, passage: str, head: str = "", max_sentences: int = 2) -> tuple[float, str]:

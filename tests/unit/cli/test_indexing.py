@@ -204,8 +204,22 @@ def test_an_empty_folder_removes_nothing_for_it_may_not_be_mounted(stub, docs, t
         if file.is_file():
             file.unlink()
     (tmp_path / "one.md").write_text("one")
-    assert "0 removed" in summary(run(stub, "documents", "add", str(docs), str(tmp_path / "one.md")))
+    result = run(stub, "documents", "add", str(docs), str(tmp_path / "one.md"))
+    assert "0 removed" in summary(result)
+    assert "docs/ is empty or not mounted: its 4 documents stay; --prune removes them" in result.output
     assert "docs/a.md" in stub.sources()
+    result = run(stub, "index", str(docs))
+    assert (result.exit_code, "--prune removes" in result.output) == (1, True)
+
+
+def test_prune_removes_the_last_document_of_a_folder(stub, tmp_path):
+    for name in ("docs", "docs2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.md").write_text(name)
+    run(stub, "index", str(tmp_path / "docs"), str(tmp_path / "docs2"))
+    (tmp_path / "docs/a.md").unlink()
+    assert "1 removed" in summary(run(stub, "index", str(tmp_path / "docs"), "--prune"))
+    assert stub.sources() == ["docs2/a.md"]
 
 
 def test_links_out_of_the_folder_are_not_followed(stub, docs, tmp_path):

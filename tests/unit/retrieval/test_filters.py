@@ -23,6 +23,7 @@ def leaf(field: object = "meta.year", operator: object = "==", value: object = 1
         ({"operator": "XOR", "conditions": [leaf()]}, "a list joined by"),
         ({"operator": "AND", "conditions": ["x"]}, "an object with 'operator'"),
         (leaf(operator="~"), "unknown operator '~'"),
+        ({"field": "meta.x", "operator": "=="}, "'value' is missing"),
         (leaf(operator="= 1 OR 1"), "unknown operator"),
         (leaf(field=""), "name of a metadata field"),
         (leaf(field=None), "name of a metadata field"),

@@ -101,6 +101,57 @@ class TestCollections:
         assert await service(folder).call("exists", {"tenant": "other", "collection": "docs"}) is False
 
 
+class TestSearch:
+    """A search without an answer: what the guard lets through is not cut again for a prompt."""
+
+    QUESTION = "Who built the Zorblat?"
+    TEXTS = (
+        "The Zorblat was built by Ada Quist.", "The Zorblat is painted green.", "The Zorblat stands in Larkhaven.",
+        "Tea is served at four.", "The tide tables are printed in ink.",
+    )  # fmt: skip
+
+    @pytest.fixture
+    def search(self, store, folder):
+        def hit(text: str, cosine: float) -> Hit:
+            vector = np.array([cosine, np.sqrt(1 - cosine**2), 0, 0], np.float32)
+            return Hit(f"{text[-9:]}.md", "", 0, text, "", None, {}, cosine, vector)
+
+        async def unit(texts: Any) -> Any:
+            return np.tile(np.array([1, 0, 0, 0], np.float32), (len(texts), 1))
+
+        store.hits = [hit(text, 0.7 if "Zorblat" in text else 0.05) for text in self.TEXTS]
+        retrieval = Service(RetrievalConfig(), "", unit, 4, folder / "tokenizer.json", "m")
+
+        async def search(question: str = self.QUESTION, **more: Any) -> Any:
+            asked = {
+                "tenant": "acme",
+                "collection": "docs",
+                "question": question,
+                "top_k": 20,
+                "mode": "hybrid",
+                **more,
+            }
+            return await retrieval.call("search", asked)
+
+        return search
+
+    async def test_all_passages_with_the_support_that_was_asked_for_are_returned(self, search):
+        found = await search(min_score=0.0)
+        assert [one["n"] for one in found["passages"]] == [1, 2, 3, 4, 5]
+        assert {one["content"] for one in found["passages"]} == set(self.TEXTS)
+        assert all(one["quote"] for one in found["passages"])
+        scores = sorted((one["score"] for one in found["passages"]), reverse=True)
+        for top_k, min_score in ((2, 0.0), (20, scores[2])):
+            cut = (await search(top_k=top_k, min_score=min_score))["passages"]
+            assert len(cut) == min(top_k, sum(score >= min_score for score in scores))
+
+    async def test_it_is_supported_where_a_passage_has_the_threshold_whatever_is_returned(self, search):
+        assert (await search(min_score=0.0))["supported"]
+        nothing = await search("What is quantum chromodynamics?", min_score=0.0)
+        assert (len(nothing["passages"]), nothing["supported"]) == (5, False)
+        assert not (await search(min_score=1.0))["supported"], "nothing is returned"
+
+
 def own_pipeline(at: Path, module: str, code: str) -> dict[str, Any]:
     """The configuration of a mode with a component of the operator's own between the search and the guard."""
     document = yaml.safe_load((BUNDLED / "dense.yaml").read_text())
