@@ -108,6 +108,7 @@ class Generation:
         longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
         most = min(call.max_output_tokens, longest)
         expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, most)
+        expected = max(expected, min(call.min_output_tokens, longest - round(prompt_tokens * call.longest)))
         context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
         features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
         variants = self._variants.values()

@@ -208,7 +208,7 @@ class CompletionRequest(_Sampling, RouteCompletionRequest):
         | Annotated[list[TokenIds], Field(min_length=1)]
     ) = Field(description="a text, token ids, or a list of either: each is answered, in order")
     best_of: Choices | None = Field(
-        default=None, description="answers generated for each prompt; the best `n` are returned"
+        default=None, description="only the value of `n`: the engine writes no more answers than it returns"
     )
     echo: StrictBool | None = None
     suffix: StrictStr | None = None

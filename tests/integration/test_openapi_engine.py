@@ -10,7 +10,7 @@ from benchmarks.lib.sample_catalog import make_config
 from serve.gateway.openapi import describe
 
 DOCUMENT = describe(make_config())
-OURS = {"budget", "retrieval", "best_of"}  # taken out by the gateway
+OURS = {"budget", "retrieval", "best_of"}  # the engine does not know them
 REQUESTS = [
     ("/v1/chat/completions", "ChatCompletionRequest", ChatCompletionRequest),
     ("/v1/completions", "CompletionRequest", CompletionRequest),
