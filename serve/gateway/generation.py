@@ -7,6 +7,7 @@ another replica of the variant, where there is one, else to another variant.
 import ast
 import asyncio
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
@@ -38,6 +39,10 @@ from serve.telemetry.request_telemetry import RequestTelemetry
 MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # of vLLM's errors
+_DUMP = re.compile(r":? \{'.*\}", re.DOTALL)  # an object of the engine's own, as Python writes it
+_PYDANTIC_PROBLEM = re.compile(r"\s+(.*?) \[type=")
+_FIRST_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # of a message, and what is in quotes
+_FEWER_THAN_MIN = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -445,6 +450,8 @@ def _refusal(status: int, body: bytes, call: Call) -> Exception:
     message, param = error.get("message"), error.get("param")
     message = message if isinstance(message, str) and message else "the engine refused the request"
     message, param = _in_words(message, param, call)
+    if status == 400 and (full := _fills_context(message, call)) is not None:
+        return full
     if status == 400 and any(words in message for words in _CONTEXT_WORDS):
         return ContextTooLong(message, param)
     return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
@@ -452,21 +459,56 @@ def _refusal(status: int, body: bytes, call: Call) -> Exception:
 
 def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
     """An engine's refusal as the client's own fault: which field, and what is wrong with it, without pydantic's paths."""
+    count, found, details = message.partition("\n")
+    invalid = bool(found) and "validation error" in count
+    if call.endpoint == "chat" and (invalid or _DUMP.search(message)):
+        try:
+            read_fields(call.body)
+        except RequestError as error:
+            return error.message, error.param
+    if invalid:
+        return _first_invalid(details.strip().splitlines(), call) or (message, param)
+    message = _DUMP.sub("", message)
     if "grammar" in message and call.body.get("tools"):
         return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
-    count, found, details = message.partition(":\n")
-    if not found or "validation error" not in count:
-        return message, param
+    return message, param if isinstance(param, str) else _field_in(message, call)
+
+
+def _first_invalid(lines: Sequence[str], call: Call) -> tuple[str, str | None] | None:
+    """The first of pydantic's errors, as vLLM's API writes them (one dict a line) or as pydantic itself does."""
     try:
-        if call.endpoint == "chat":
-            read_fields(call.body)
-        detail = ast.literal_eval(details.strip().splitlines()[0])
-        field = str(detail["loc"]).removeprefix("body.")
-        return f"'{field}': {detail['msg']}", field
-    except RequestError as error:
-        return error.message, error.param
+        detail = ast.literal_eval(lines[0])
+        loc, problem = str(detail["loc"]), str(detail["msg"])
     except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
-        return message, param
+        if len(lines) < 2 or (found := _PYDANTIC_PROBLEM.match(lines[1])) is None:
+            return None
+        loc, problem = lines[0], found[1]
+    whole = loc.startswith("body.")
+    steps = [step for step in loc.removeprefix("body.").split(".") if not step[:1].isupper()]  # classes of a union
+    field = ".".join(steps)
+    return f"'{field}': {problem}", field if whole or (steps and steps[0] in call.body) else None
+
+
+def _field_in(message: str, call: Call) -> str | None:
+    """The field that an engine's message is about: it begins with the name, or has it in quotes."""
+    words = [found[1] for found in _FIRST_WORD.finditer(message)]
+    if (field := next((word for word in words if word in call.body), None)) is not None:
+        return field
+    prompt = "messages" if call.endpoint == "chat" else "prompt"
+    return prompt if "prompt cannot be empty" in message else None
+
+
+def _fills_context(message: str, call: Call) -> ContextTooLong | None:
+    """The error of a prompt that leaves too few tokens of the context: vLLM takes what is left as the answer's limit.
+
+    The limit of the request itself is at least 1, and 0 only for an echo, for which vLLM puts 1.
+    """
+    if message.startswith("max_tokens must be at least 1, got 0"):
+        return ContextTooLong("The input takes all of them, and none is left for an answer.", None)
+    found = _FEWER_THAN_MIN.match(message)
+    if found is not None and not (call.limits_output and call.max_output_tokens <= int(found[1])):
+        return ContextTooLong(f"The input leaves {found[1]} of them, fewer than 'min_tokens'.", "min_tokens")
+    return None
 
 
 def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:

@@ -503,6 +503,7 @@ class TestDocuments:
             assert error_of(grounded.http.get(f"/v1/documents?collection=docs&{query}"), 400)
 
     def test_removing_what_is_not_there_is_404(self, grounded: Started):
+        assert error_of(grounded.http.get("/v1/documents?foo=1"), 400)["param"] == "foo"
         assert grounded.http.delete("/v1/documents?collection=docs&source=a.md").json() == {"deleted": 2}
         assert error_of(grounded.http.delete("/v1/documents?collection=docs&source=gone.md"), 404)
         assert error_of(grounded.http.delete("/v1/documents"), 400)["param"] == "collection"
