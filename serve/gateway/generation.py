@@ -139,6 +139,8 @@ class Generation:
             raise
         except Exception:
             error = internal_error(id)
+        finally:
+            self._grounder.count_sources(request.grounding)
         self._telemetry.record_completion(request, error)
         if error is not None:
             await reply(send, error.status, error.body(), error.headers.items())
@@ -158,6 +160,7 @@ class Generation:
             if grounding.direct is not None:
                 return await _answer_directly(request, grounding, grounding.direct, send)
         failed: set[str] = set()
+        short: set[str] = set()  # of them, those whose context is too short
         broken: set[str] = set()  # base URLs of replicas
         faults = 0
         moved_from: tuple[str, str] | None = None
@@ -188,8 +191,24 @@ class Generation:
                     raise _unavailable({*failed, name}) from error
             except ContextTooLong as error:
                 _LOG.info("request %s is too long for variant %s", request.id, name)
-                self._rule_out_shorter(decision.variant, failed, error, call)
-                moved_from = name, "context"
+                before = set(failed)
+                try:
+                    self._rule_out_shorter(decision.variant, failed, error, call)
+                    short |= failed - before
+                    moved_from = name, "context"
+                except RequestError:
+                    if error.param == "max_tokens" or not await self._shorten(request):
+                        raise
+                    failed -= short
+                    short.clear()
+
+    async def _shorten(self, request: Request) -> bool:
+        """Whether sources could be taken out of the prompt."""
+        if (grounding := request.grounding) is None:
+            return False
+        return await self._grounder.shorten(
+            grounding, request.call, request.caller.tenant, request.budget, request.arrived
+        )
 
     def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
         """How many sources a request would get and how much longer its prompt would be; None: it asks for none."""

@@ -5,7 +5,7 @@ Searching itself happens in the retrieval deployment, behind `Retrieval`.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from time import perf_counter
 from typing import Any, Protocol
@@ -192,11 +192,54 @@ class Grounder:
                 grounding.outcome = "abstained"
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == wanted.top_k else "shrunk"
+        self._put_in(grounding, call, found["prompt"])
+        return grounding
+
+    async def shorten(self, grounding: Grounding, call: Call, tenant: str, budget: Budget, arrived: float) -> bool:
+        """Take sources out of a prompt that is too long for the engine: half of them or all, as `on_budget` says.
+
+        Returns:
+            Whether there were any; then `call` has the new prompt.
+
+        Raises:
+            RequestError: 422 where the request said `refuse`; what `ground` raises where sources are searched again.
+        """
+        if not (count := len(grounding.passages)):
+            return False
+        call.body.pop("temperature", None)
+        call.body.update(grounding.bare)
+        call.reword(grounding.bare["messages"])
+        grounding.passages, grounding.support = (), None
+        searched_ms, began, found = grounding.ms, grounding.began, None
+        if grounding.wanted.on_budget == "shrink" and count > 1:
+            found = await self._search(grounding, grounding.question, tenant, count // 2, budget, arrived)
+            grounding.ms, grounding.began = grounding.ms + searched_ms, began
+            if found is None:  # no time was left, or the documents are gone
+                self._counted(grounding)
+                return True
+        what = "the source" if count == 1 else f"{count} sources"
+        if found is None or not found["passages"]:
+            self._counted(self._without(grounding, f"the context has no room for {what}"))
+            return True
+        grounding.support, grounding.passages = found["support"], found["passages"]
+        grounding.timings_ms, grounding.starts_ms = found["timings_ms"], found["starts_ms"]
+        grounding.outcome = "shrunk"
+        grounding.why = f"the context has room for {len(grounding.passages)} of {grounding.wanted.top_k} sources"
+        self._put_in(grounding, call, found["prompt"])
+        return True
+
+    def _put_in(self, grounding: Grounding, call: Call, prompt: Sequence[Mapping[str, str]]) -> None:
+        """Have `call` ask with its sources."""
+        grounding.bare = {name: call.body[name] for name in ("messages", "temperature") if name in call.body}
         before = call.prompt_chars
-        call.reword(worded(call, found["prompt"]))
+        call.reword(worded(call, prompt))
         without_chance(call)
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
-        return self._counted(grounding)
+
+    def count_sources(self, grounding: Grounding | None) -> None:
+        """Count a request that kept sources, when it is over: until then they may be taken out."""
+        if grounding is not None and grounding.passages:
+            self._counted(grounding)
 
     async def check(
         self, grounding: Grounding, call: Call, choices: Sequence[Choice], tokens: int, budget: Budget, arrived: float

@@ -397,6 +397,48 @@ class TestBudget:
         assert gearbox_of(answer, False)["retrieval"]["outcome"] == "skipped"
         assert retrieval.cancelled == 1
 
+    @pytest.mark.parametrize(
+        ("on_budget", "room", "outcome", "left", "why"),
+        [
+            ("shrink", 130, "used", 4, None),
+            ("shrink", 75, "shrunk", 2, "the context has room for 2 of 4 sources"),
+            ("shrink", 50, "shrunk", 1, "the context has room for 1 of 4 sources"),
+            ("shrink", 20, "skipped", 0, "the context has no room for the source"),
+            ("skip", 75, "skipped", 0, "the context has no room for 4 sources"),
+        ],
+    )  # fmt: skip
+    @streamed_or_not
+    def test_sources_that_the_engine_finds_no_room_for_are_left_out(
+        self, grounded: Started, retrieval: FakeRetrieval, on_budget, room, outcome, left, why, stream
+    ):
+        retrieval.passages = [{**PASSAGE, "n": n} for n in range(1, 5)]
+        for engine in grounded.engines.values():
+            engine.max_prompt_chars = room
+        facts = gearbox_of(ask(grounded, retrieval={"on_budget": on_budget, "top_k": 4}, stream=stream), stream)
+        told = facts["retrieval"]
+        assert (told["outcome"], told["passages"], told["why"]) == (outcome, left, why)
+        sent = grounded.engines["full"].requests[-1]
+        assert sent["messages"][-1]["content"] == PASSAGE["quote"] * left + " " * bool(left) + QUESTION
+        assert ("temperature" in sent) == bool(left), "nothing of the sources stays"
+        grounded.settle()
+        for one in ("used", "shrunk", "skipped"):
+            count = grounded.metrics.registry.get_sample_value("gearbox_grounded_requests_total", {"outcome": one})
+            assert (count or 0) == (one == outcome)
+
+    def test_sources_without_room_are_an_error_where_the_request_says_so(self, grounded: Started, retrieval):
+        grounded.engines["full"].max_prompt_chars = 20
+        error = error_of(ask(grounded, retrieval={"on_budget": "refuse"}), 422)
+        assert (error["code"], error["param"]) == ("impossible_budget", "retrieval.on_budget")
+        assert error["message"] == "the context has no room for the source"
+
+    def test_what_is_too_long_without_sources_is_400(self, grounded: Started, retrieval: FakeRetrieval):
+        grounded.engines["full"].max_prompt_chars = 5
+        assert error_of(ask(grounded), 400)["code"] == "context_length_exceeded"
+        grounded.engines["full"].behaviour = "max_tokens"
+        retrieval.calls.clear()
+        assert error_of(ask(grounded, max_tokens=5000), 400)["param"] == "max_tokens"
+        assert len(retrieval.asked("ground")) == 1, "fewer sources would not help"
+
     async def test_slow_searches_are_forgotten_so_that_requests_with_limits_search_again(self, monkeypatch):
         now = 0.0
         monkeypatch.setattr("serve.gateway.grounding.perf_counter", lambda: now)
