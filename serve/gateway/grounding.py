@@ -112,6 +112,15 @@ class Grounder:
             wanted._asked_by = "retrieval"
         return None if off else wanted  # what the header switches off must be right all the same
 
+    def computed(self, call: Call, headers: Headers) -> Grounding | None:
+        """What computing makes of `call` before documents are searched: the answer, or another prompt. Raises `RequestError`."""
+        wanted = self.wanted(call, headers)
+        question = question_of(call) if wanted is not None else None
+        if wanted is None or question is None or (wanted.agent and not calls_function(call.body)):
+            return None
+        grounding = Grounding(wanted)
+        return grounding if self._compute(grounding, question, call) else None
+
     async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
         """Whether there are documents to ground `call` with. Raises `RequestError` as `ground` does where there are none."""
         wanted = self.wanted(call, headers)

@@ -164,10 +164,10 @@ class RouteCompletionRequest(_Routed):
     """A completions body as far as the router needs it."""
 
     prompt: (
-        StrictStr
+        Annotated[StrictStr, Field(min_length=1)]
         | Annotated[list[StrictStr], Field(min_length=1)]
         | Annotated[list[Integer], Field(min_length=1)]
-        | Annotated[list[list[Integer]], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Integer], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="a text, token ids, or a list of either")
     retrieval: Literal[False] | None = Field(default=None, description="only chat completions can be grounded")
 
@@ -202,7 +202,7 @@ class CompletionRequest(_Sampling, RouteCompletionRequest):
     """OpenAI's completions body, with `budget`. Fields not named here go to the engine (vLLM)."""
 
     prompt: (
-        StrictStr
+        Annotated[StrictStr, Field(min_length=1)]
         | Annotated[list[StrictStr], Field(min_length=1)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1)]
@@ -441,16 +441,16 @@ class RouteDecision(_Open):
     """Where a request would go now."""
 
     budget: Budget
-    variant: str
-    reason: str = Field(json_schema_extra={"enum": list(REASONS)})
-    quality: float
-    predicted_ttft_ms: float
-    predicted_tpot_ms: float
-    predicted_e2e_ms: float
-    predicted_ttft_p95_ms: float
-    predicted_tpot_p95_ms: float
-    predicted_e2e_p95_ms: float
-    chance: float
+    variant: str | None = Field(description="null: it is answered without a variant, and what is of one is null too")
+    reason: str = Field(json_schema_extra={"enum": [*REASONS, "computed"]})
+    quality: float | None
+    predicted_ttft_ms: float | None
+    predicted_tpot_ms: float | None
+    predicted_e2e_ms: float | None
+    predicted_ttft_p95_ms: float | None
+    predicted_tpot_p95_ms: float | None
+    predicted_e2e_p95_ms: float | None
+    chance: float | None
     cost_usd: float
     candidates: list[Candidate]
     retrieval: PlannedRetrieval | None = None

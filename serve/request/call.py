@@ -232,6 +232,10 @@ def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
     `prompt` is a string, token ids, or a list of either.
     """
     prompt = body.get("prompt")
+    if prompt == "" or (
+        isinstance(prompt, list) and [] in prompt
+    ):  # empty texts of a list may get a token to begin with
+        raise RequestError(400, "'prompt' must not be empty", param="prompt", code="invalid_value")
     if isinstance(prompt, str):
         return 1, 1.0, len(prompt), 0
     if isinstance(prompt, list) and prompt:

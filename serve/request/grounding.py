@@ -53,7 +53,9 @@ class Grounding:
     why: str | None = None
     support: float | None = None
     passages: Sequence[Mapping[str, Any]] = ()
-    bare: Mapping[str, Any] = field(default_factory=dict)  # fields of the request that the sources changed, as they were
+    bare: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # fields of the request that the sources changed, as they were
     began: float = 0.0  # of searching, perf_counter seconds
     ms: float = 0.0  # of searching
     check_ms: float | None = None

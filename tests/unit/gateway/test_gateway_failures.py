@@ -261,13 +261,18 @@ class TestContext:
     def test_a_prompt_of_exactly_the_context_is_too_long(self, start_gateway: Start, stream):
         gateway = start_gateway(variants=growing_contexts())
         for engine in gateway.engines.values():
-            engine.behaviour, engine.error = "400", "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)"
+            engine.behaviour, engine.error = (
+                "400",
+                "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+            )
         asked = {"model": f"{MODEL}:full", "prompt": [500] * 2048, "max_tokens": 1, "stream": stream}
         error = error_of(gateway.post("/v1/completions", asked), 400)
         assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
         assert "maximum context length is" in error["message"] and "got 0" not in error["message"]
         gateway.engines["distilled"].behaviour = "answer"
-        assert gateway.post("/v1/completions", {**asked, "model": MODEL, "stream": False}).is_success, "another is longer"
+        assert gateway.post("/v1/completions", {**asked, "model": MODEL, "stream": False}).is_success, (
+            "another is longer"
+        )
 
     def test_less_of_the_context_than_min_tokens_is_too_little(self, gateway: Started):
         engine = gateway.engines["full"]

@@ -484,6 +484,35 @@ def _body(max_cost: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
+class TestDryRun:
+    def test_what_is_computed_goes_to_no_variant(self, grounded: Started, retrieval: FakeRetrieval):
+        asked = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "What is 6 * 7?"}],
+            "retrieval": {"collection": None},
+        }
+        shown = grounded.post("/v1/route", {**asked, "budget": {"e2e_ms": 1, "on_no_candidate": "reject"}})
+        assert shown.is_success
+        decision = shown.json()
+        answered = gearbox_of(grounded.post("/v1/chat/completions", asked), False)
+        assert decision["variant"] is answered["variant"] is None
+        assert decision["reason"] == answered["reason"] == "computed"
+        assert (decision["cost_usd"], decision["candidates"], decision["quality"]) == (0, [], None)
+        usual = grounded.post("/v1/route", {**asked, "retrieval": False}).json()
+        assert decision.keys() == usual.keys()
+
+    def test_what_is_computed_for_the_model_goes_where_it_would(self, grounded: Started, retrieval: FakeRetrieval):
+        asked = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "What is 6 * 7?"}],
+            "retrieval": True,
+            "logprobs": True,
+        }
+        shown = grounded.post("/v1/route", asked).json()
+        assert shown["variant"] == "full" and "retrieval" not in shown
+        assert retrieval.calls == []
+
+
 class TestDocuments:
     def test_every_path_needs_a_key_and_acts_for_its_tenant(self, start_gateway: Start, retrieval: FakeRetrieval):
         keys = [{"sha256": hash_key(f"k-{name}"), "tenant": name} for name in ("acme", "other")]

@@ -192,16 +192,20 @@ def test_a_prompt_is_required(body):
     assert (error.param, error.code) == ("prompt", "missing_prompt")
 
 
+@pytest.mark.parametrize("prompt", ["", [[]], [[1], []]])
+def test_an_empty_prompt_is_refused_as_the_engine_does(prompt):
+    error = refused(json.dumps({"model": "m", "prompt": prompt}).encode(), "completions")
+    assert (error.param, error.code) == ("prompt", "invalid_value")
+
+
 @pytest.mark.parametrize(
     ("prompt", "size"),
     [
         ("four", (1, 4, 0, 1)),
-        ("", (1, 0, 0, 1)),
         (["a", "longest", "bb"], (3, 10, 0, 0.7)),
         (["", ""], (2, 0, 0, 0)),
         ([1, 2, 3], (1, 0, 3, 1)),
         ([[1], [1, 2, 3, 4]], (2, 0, 5, 0.8)),
-        ([[]], (1, 0, 0, 0)),
     ],
 )
 def test_the_size_of_a_list_of_prompts_is_that_of_all_of_them(prompt, size):
