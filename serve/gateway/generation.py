@@ -26,7 +26,7 @@ from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splic
 from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.chat_fields import read_fields
-from serve.request.direct_answer import DirectAnswer, documents
+from serve.request.direct_answer import DirectAnswer, calls_function, documents
 from serve.request.engine_report import Choice, EngineReport
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
@@ -152,6 +152,8 @@ class Generation:
             call.constrain_tool_calls()
         await self._gatekeeper.admit(caller)
         if wanted is not None:
+            if wanted.agent and not calls_function(call.body):  # its first step is a request like this one
+                self.decide(call, caller, _remaining(request.budget, perf_counter() - request.arrived))
             fits = self._fits(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
@@ -386,7 +388,7 @@ async def _answer_directly(request: Request, grounding: Grounding, answer: Direc
     e2e_ms = round((request.answered - request.arrived) * 1000, 2)
     gearbox = {
         "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
-        "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": {}, **grounding.public(),
+        "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "predicted": {}, **grounding.public(),
     }  # fmt: skip
     parts = [orjson.dumps(document) for document in documents(answer, call, gearbox, request.id)]
     headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]

@@ -346,7 +346,9 @@ class TestAgents:
         )  # fmt: skip
         assert text_of(response, stream) == "It is 4."
         assert response.headers["x-gearbox-reason"] == "agent"
-        assert gearbox_of(response, stream)["tools"][0]["output"] == "2 + 2 = 4"
+        facts = gearbox_of(response, stream)
+        assert facts["tools"][0]["output"] == "2 + 2 = 4"
+        assert (facts["cost_usd"], facts["attempts"]) == (0.002, 2), "those of its steps"
         (asked,) = retrieval.asked("agent")
         assert (asked["tenant"], asked["key"], asked["collection"]) == ("acme", "k-acme", "docs")
         assert asked["model"] == f"{MODEL}@cheap"
@@ -356,6 +358,12 @@ class TestAgents:
         assert asked["url"].endswith("/v1")
         if not stream:
             assert response.json()["usage"]["total_tokens"] == 12
+
+    def test_an_agent_is_refused_where_nothing_keeps_its_budget(self, grounded: Started, retrieval: FakeRetrieval):
+        budget = {"e2e_ms": 1, "on_no_candidate": "reject"}
+        error = error_of(ask(grounded, retrieval={"collection": None, "agent": True}, budget=budget), 422)
+        assert (error["code"], error["param"]) == ("impossible_budget", "budget")
+        assert retrieval.asked("agent") == []
 
     def test_an_agent_that_fails_says_why(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.error = RequestError(504, "no answer within 60 s", code="agent_failed")
