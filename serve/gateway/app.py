@@ -175,6 +175,7 @@ class Gateway:
         budget, _ = self._generation.budget(call, caller, headers)
         computed = self._grounder.computed(call, headers)
         if computed is not None and computed.direct is not None:
+            self._generation.check_size(call)
             return await reply_json(send, {"budget": budget.model_dump(), **_no_variant(computed.reason)})
         planned = None if computed else self._generation.planned(call, caller, budget, headers)
         if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):

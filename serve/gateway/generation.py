@@ -32,7 +32,7 @@ from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
-from serve.routing.router import Decision, Router
+from serve.routing.router import Decision, Router, too_many_sequences
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 
@@ -124,6 +124,18 @@ class Generation:
                 error.param = "prompt"
             raise
 
+    def check_size(self, call: Call) -> None:
+        """Refuse what no variant could ever answer, though perhaps none is asked. Raises `RequestError` 400."""
+        variants = [one for one in self._variants.values() if call.ref.variant in (None, one.name)]
+        if not variants:
+            return  # none is up: not known
+        if call.sequences > (most := max(one.max_running + one.max_waiting for one in variants)):
+            raise too_many_sequences(call.sequences, most)
+        if call.limits_output and call.max_output_tokens > (longest := max(one.max_model_len for one in variants)):
+            message = f"This model's maximum context length is {longest} tokens, fewer than the limit of the answer."
+            param = "max_tokens" if call.body.get("max_completion_tokens") is None else "max_completion_tokens"
+            raise RequestError(400, message, param=param, code="context_length_exceeded")
+
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
         """Generate and send the answer, or an error. Raises `RequestError` where it is not even known what is asked for."""
         budget, profile = self.budget(call, caller, headers)
@@ -152,6 +164,7 @@ class Generation:
             call.constrain_tool_calls()
         await self._gatekeeper.admit(caller)
         if wanted is not None:
+            self.check_size(call)
             if wanted.agent and not calls_function(call.body):  # its first step is a request like this one
                 self.decide(call, caller, _remaining(request.budget, perf_counter() - request.arrived))
             fits = self._fits(call, caller, request.budget, request.arrived)

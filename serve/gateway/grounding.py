@@ -345,8 +345,12 @@ class Grounder:
         grounding.outcome, grounding.tools, grounding.ms = "agent", made["tools"], _since(began)
         # stops, token limit and form were kept by the model that wrote it
         grounding.direct = DirectAnswer(
-            made["text"], finish_reason=made.get("finish_reason", "stop"), choices=fields.choices, usage=made["usage"],
-            cost_usd=made.get("cost_usd", 0.0), attempts=made.get("attempts", 0),
+            made["text"],
+            finish_reason=made.get("finish_reason", "stop"),
+            choices=fields.choices,
+            usage=made["usage"],
+            cost_usd=made.get("cost_usd", 0.0),
+            attempts=made.get("attempts", 0),
         )
 
     async def _search(

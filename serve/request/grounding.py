@@ -95,7 +95,7 @@ class Grounding:
         """Whether sources support every claim of the answer; None where that was not checked."""
         if self.outcome == "computed":
             return True
-        if self.outcome == "agent":
+        if self.outcome in ("agent", "off"):
             return None
         if not self.passages:
             return False

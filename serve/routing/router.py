@@ -268,10 +268,15 @@ def _nothing_usable(candidates: Sequence[Candidate], features: Features) -> Requ
         wait_s = min(full) * features.output_tokens / 1000  # until the sequences that run now have been written
         return overloaded("every variant that could answer is at its limit; retry later", wait_s, "overloaded")
     if candidates and features.sequences > (most := _admitted(candidates)):  # whatever else is wrong: never anywhere
-        message = f"'n' times the prompts are {features.sequences} sequences; at most {most} are allowed"
-        return RequestError(400, message, param="n", code="too_many_sequences")
+        return too_many_sequences(features.sequences, most)
     names = ", ".join(f"{c.variant.name}: {c.why}" for c in candidates) or "none is up yet"
     return RequestError(503, f"no healthy variant ({names})", code="no_healthy_variant", headers={"retry-after": "5"})
+
+
+def too_many_sequences(sequences: int, most: int) -> RequestError:
+    """400: a replica never takes so many."""
+    message = f"'n' times the prompts are {sequences} sequences; at most {most} are allowed"
+    return RequestError(400, message, param="n", code="too_many_sequences")
 
 
 def _admitted(candidates: Sequence[Candidate]) -> int:
