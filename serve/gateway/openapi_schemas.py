@@ -279,7 +279,7 @@ class Gearbox(_Open):
         description=f"why that variant: {', '.join(REASONS)}; without one: computed, abstained, agent",
     )
     quality: float | None
-    missed: str | None = Field(description="the limit that was expected not to be kept")
+    missed: str | None = Field(description="the limits that were expected not to be kept")
     ttft_ms: float | None
     tpot_ms: float | None
     e2e_ms: float
@@ -427,7 +427,7 @@ class Candidate(_Closed):
     in_flight: int
     cached_tokens: int = Field(description="of the prompt, expected in the variant's prefix cache")
     ruled_out: str | None = Field(description="the first rule it breaks")
-    why: str | None = Field(description="the rule in words")
+    why: str | None = Field(description="the rule in words, or all limits that are not kept")
 
 
 class PlannedRetrieval(_Closed):

@@ -88,19 +88,10 @@ class Candidate:
 
     @property
     def why(self) -> str | None:
-        """The rule in words."""
+        """The rule in words; of limits, every one that is not kept."""
         if self._hard:
             return self._hard[1]
-        rule, value, limit = next(self._misses(), (None, 0.0, 0.0))
-        match rule:
-            case None:
-                return None
-            case "min_quality":
-                return f"quality {value:.3f} < {limit:g}"
-            case "max_cost":
-                return f"cost {value:.3g} USD > {limit:g} USD"
-            case _:
-                return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
+        return ", ".join(_in_words(*miss) for miss in self._misses()) or None
 
     @property
     def miss(self) -> float:
@@ -158,6 +149,16 @@ class Candidate:
             "ruled_out": self.ruled_out,
             "why": self.why,
         }
+
+
+def _in_words(rule: str, value: float, limit: float) -> str:
+    match rule:
+        case "min_quality":
+            return f"quality {value:.3f} < {limit:g}"
+        case "max_cost":
+            return f"cost {value:.3g} USD > {limit:g} USD"
+        case _:
+            return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
 
 
 class Policy(Protocol):
