@@ -12,6 +12,8 @@ from serve.errors import RequestError
 def _no_flag(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("expected a number, got true or false")
+    if isinstance(value, str) and "_" in value:
+        raise ValueError("expected a number without underscores")
     return value
 
 

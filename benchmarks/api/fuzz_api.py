@@ -154,7 +154,8 @@ def fuzz(
 def _beyond_schema(code: str, body: object) -> bool:
     """Whether a refusal depends on more than the description can say: the deployment, or a header together with a body."""
     grounded_completion = code == "invalid_retrieval" and isinstance(body, dict) and "prompt" in body
-    return code in _BEYOND_SCHEMA or grounded_completion
+    not_n = code in ("invalid_value", "unsupported_value") and isinstance(body, dict) and "best_of" in body
+    return code in _BEYOND_SCHEMA or grounded_completion or not_n
 
 
 @dataclass(slots=True)

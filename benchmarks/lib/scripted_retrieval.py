@@ -75,6 +75,8 @@ class FakeRetrieval:
             "text": "It is 4.",
             "tools": used,
             "usage": {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12},
+            "cost_usd": 0.002,
+            "attempts": 2,
         }
 
     def _find(self, collection: str) -> None:

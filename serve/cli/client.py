@@ -144,6 +144,8 @@ def route(
             "max_tokens": max_tokens, "budget": budget,
         }  # fmt: skip
         decision = checked(client.post("/v1/route", json=body))
+    if decision["variant"] is None:
+        return typer.echo(f"answered without a variant: {decision['reason']}")
     table = Table("variant", "quality", "TTFT ms", "TPOT ms", "E2E ms", "cost µ$", "verdict")
     for candidate in decision["candidates"]:
         chosen = candidate["variant"] == decision["variant"]

@@ -172,7 +172,11 @@ class Gateway:
         endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
         call = parse_call(raw, endpoint, caller.tenant)
         budget, _ = self._generation.budget(call, caller, headers)
-        planned = self._generation.planned(call, caller, budget, headers)
+        computed = self._grounder.computed(call, headers)
+        if computed is not None and computed.direct is not None:
+            self._generation.check_size(call)
+            return await reply_json(send, {"budget": budget.model_dump(), **_no_variant(computed.reason)})
+        planned = None if computed else self._generation.planned(call, caller, budget, headers)
         if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):
             planned = {"top_k": 0, "more_chars": 0}
         decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
@@ -315,6 +319,13 @@ def _begin(metrics: Metrics, config: PlatformConfig) -> None:
 
 def _router(config: PlatformConfig) -> Router:
     return Router(POLICIES[config.router.policy](), config.router.confidence)
+
+
+def _no_variant(reason: str) -> dict[str, object]:
+    """The dry run of a request that is answered without a variant, with the members of `Decision.public`."""
+    times = [f"predicted_{time}{bound}_ms" for bound in ("", "_p95") for time in ("ttft", "tpot", "e2e")]
+    unknown = dict.fromkeys(["variant", "quality", "chance", *times])
+    return {**unknown, "reason": reason, "sequences": 0, "cost_usd": 0.0, "candidates": []}
 
 
 def _describe(variant: Variant) -> dict[str, object]:

@@ -237,7 +237,7 @@ def _query(query: bytes, known: set[str]) -> Mapping[str, str]:
     except UnicodeDecodeError as error:
         raise RequestError(400, "the query is not UTF-8", code="invalid_query") from error
     for name in asked.keys() - known:
-        raise RequestError(400, f"unknown parameter '{name[:80]}'", code="invalid_query")
+        raise RequestError(400, f"unknown parameter '{name[:80]}'", param=name[:80], code="invalid_query")
     for name, value in asked.items():
         if "\0" in value:
             raise RequestError(

@@ -7,6 +7,7 @@ variant if there is one, else to another variant.
 import ast
 import asyncio
 import logging
+import re
 from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
@@ -28,16 +29,20 @@ from serve.request.chat_fields import read_fields
 from serve.request.engine_report import Choice, EngineReport
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
-from serve.request.synthetic_completion import SyntheticCompletion, documents
+from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
-from serve.routing.router import Decision, Router
+from serve.routing.router import Decision, Router, too_many_sequences
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 
 MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # of vLLM's errors
+_DUMP = re.compile(r":? \{'.*\}", re.DOTALL)  # an object of the engine's own, as Python writes it
+_PYDANTIC_PROBLEM = re.compile(r"\s+(.*?) \[type=")
+_FIRST_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # of a message, and what is in quotes
+_FEWER_THAN_MIN = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -108,6 +113,7 @@ class Generation:
         longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
         most = min(call.max_output_tokens, longest)
         expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, most)
+        expected = max(expected, min(call.min_output_tokens, longest - round(prompt_tokens * call.longest)))
         context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
         features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
         variants = self._variants.values()
@@ -117,6 +123,18 @@ class Generation:
             if error.code == "too_many_sequences" and call.choices == 1:
                 error.param = "prompt"
             raise
+
+    def check_size(self, call: Call) -> None:
+        """Refuse what no variant could ever answer, though perhaps none is asked. Raises `RequestError` 400."""
+        variants = [one for one in self._variants.values() if call.ref.variant in (None, one.name)]
+        if not variants:
+            return  # none is up: not known
+        if call.sequences > (most := max(one.max_running + one.max_waiting for one in variants)):
+            raise too_many_sequences(call.sequences, most)
+        if call.limits_output and call.max_output_tokens > (longest := max(one.max_model_len for one in variants)):
+            message = f"This model's maximum context length is {longest} tokens, fewer than the limit of the answer."
+            param = "max_tokens" if call.body.get("max_completion_tokens") is None else "max_completion_tokens"
+            raise RequestError(400, message, param=param, code="context_length_exceeded")
 
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
         """Generate and send the response, or an error. Raises `RequestError` for an unknown model, variant or profile."""
@@ -133,6 +151,8 @@ class Generation:
             raise
         except Exception:
             error = internal_error(id)
+        finally:
+            self._grounder.count_sources(request.grounding)
         self._telemetry.record_completion(request, error)
         if error is not None:
             await reply(send, error.status, error.body(), error.headers.items())
@@ -144,6 +164,9 @@ class Generation:
             call.constrain_tool_calls()
         await self._gatekeeper.admit(caller)
         if options is not None:
+            self.check_size(call)
+            if options.agent and not calls_function(call.body):  # its first step is a request like this one
+                self.decide(call, caller, _remaining(request.budget, perf_counter() - request.arrived))
             fits = self._budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
@@ -152,6 +175,7 @@ class Generation:
             if grounding.direct is not None:
                 return await _send_synthetic_completion(request, grounding, grounding.direct, send)
         failed: set[str] = set()
+        short: set[str] = set()  # of them, those whose context is too short
         broken: set[str] = set()  # base URLs of replicas
         faults = 0
         moved_from: tuple[str, str] | None = None
@@ -182,8 +206,24 @@ class Generation:
                     raise _unavailable({*failed, name}) from error
             except ContextTooLong as error:
                 _LOG.info("request %s is too long for variant %s", request.id, name)
-                self._rule_out_shorter(decision.variant, failed, error, call)
-                moved_from = name, "context"
+                before = set(failed)
+                try:
+                    self._rule_out_shorter(decision.variant, failed, error, call)
+                    short |= failed - before
+                    moved_from = name, "context"
+                except RequestError:
+                    if error.param == "max_tokens" or not await self._shorten(request):
+                        raise
+                    failed -= short
+                    short.clear()
+
+    async def _shorten(self, request: Request) -> bool:
+        """Whether sources could be taken out of the prompt."""
+        if (grounding := request.grounding) is None:
+            return False
+        return await self._grounder.shorten(
+            grounding, request.call, request.caller.tenant, request.budget, request.arrived
+        )
 
     def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
         """How many sources a request would get and how much longer its prompt would be; None: it asks for none."""
@@ -366,7 +406,7 @@ async def _send_synthetic_completion(
     e2e_ms = round((request.answered - request.arrived) * 1000, 2)
     gearbox = {
         "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
-        "e2e_ms": e2e_ms, "cost_usd": 0.0, "attempts": 0, "predicted": {}, **grounding.public(),
+        "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "predicted": {}, **grounding.public(),
     }  # fmt: skip
     parts = [orjson.dumps(document) for document in documents(answer, call, gearbox, request.id)]
     headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
@@ -449,6 +489,8 @@ def _refusal(status: int, body: bytes, call: Call) -> Exception:
     message, param = error.get("message"), error.get("param")
     message = message if isinstance(message, str) and message else "the engine refused the request"
     message, param = _in_words(message, param, call)
+    if status == 400 and (full := _fills_context(message, call)) is not None:
+        return full
     if status == 400 and any(words in message for words in _CONTEXT_WORDS):
         return ContextTooLong(message, param)
     return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
@@ -456,21 +498,56 @@ def _refusal(status: int, body: bytes, call: Call) -> Exception:
 
 def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
     """An engine's refusal as the client's own fault: which field, and what is wrong with it, without pydantic's paths."""
+    count, found, details = message.partition("\n")
+    invalid = bool(found) and "validation error" in count
+    if call.endpoint == "chat" and (invalid or _DUMP.search(message)):
+        try:
+            read_fields(call.body)
+        except RequestError as error:
+            return error.message, error.param
+    if invalid:
+        return _first_invalid(details.strip().splitlines(), call) or (message, param)
+    message = _DUMP.sub("", message)
     if "grammar" in message and call.body.get("tools"):
         return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
-    count, found, details = message.partition(":\n")
-    if not found or "validation error" not in count:
-        return message, param
+    return message, param if isinstance(param, str) else _field_in(message, call)
+
+
+def _first_invalid(lines: Sequence[str], call: Call) -> tuple[str, str | None] | None:
+    """The first of pydantic's errors, as vLLM's API writes them (one dict a line) or as pydantic itself does."""
     try:
-        if call.endpoint == "chat":
-            read_fields(call.body)
-        detail = ast.literal_eval(details.strip().splitlines()[0])
-        field = str(detail["loc"]).removeprefix("body.")
-        return f"'{field}': {detail['msg']}", field
-    except RequestError as error:
-        return error.message, error.param
+        detail = ast.literal_eval(lines[0])
+        loc, problem = str(detail["loc"]), str(detail["msg"])
     except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
-        return message, param
+        if len(lines) < 2 or (found := _PYDANTIC_PROBLEM.match(lines[1])) is None:
+            return None
+        loc, problem = lines[0], found[1]
+    whole = loc.startswith("body.")
+    steps = [step for step in loc.removeprefix("body.").split(".") if not step[:1].isupper()]  # classes of a union
+    field = ".".join(steps)
+    return f"'{field}': {problem}", field if whole or (steps and steps[0] in call.body) else None
+
+
+def _field_in(message: str, call: Call) -> str | None:
+    """The field that an engine's message is about: it begins with the name, or has it in quotes."""
+    words = [found[1] for found in _FIRST_WORD.finditer(message)]
+    if (field := next((word for word in words if word in call.body), None)) is not None:
+        return field
+    prompt = "messages" if call.endpoint == "chat" else "prompt"
+    return prompt if "prompt cannot be empty" in message else None
+
+
+def _fills_context(message: str, call: Call) -> ContextTooLong | None:
+    """The error of a prompt that leaves too few tokens of the context: vLLM takes what is left as the answer's limit.
+
+    The limit of the request itself is at least 1, and 0 only for an echo, for which vLLM puts 1.
+    """
+    if message.startswith("max_tokens must be at least 1, got 0"):
+        return ContextTooLong("The input takes all of them, and none is left for an answer.", None)
+    found = _FEWER_THAN_MIN.match(message)
+    if found is not None and not (call.limits_output and call.max_output_tokens <= int(found[1])):
+        return ContextTooLong(f"The input leaves {found[1]} of them, fewer than 'min_tokens'.", "min_tokens")
+    return None
 
 
 def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:

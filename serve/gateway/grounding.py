@@ -5,7 +5,7 @@ The search itself happens in the retrieval deployment, behind `Retrieval`.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from time import perf_counter
 from typing import Any, Protocol
@@ -119,6 +119,15 @@ class Grounder:
             options._asked_by = "retrieval"
         return None if off else options  # what the header switches off must be right all the same
 
+    def computed(self, call: Call, headers: Headers) -> Grounding | None:
+        """What computing makes of `call` before documents are searched: the answer, or another prompt. Raises `RequestError`."""
+        options = self.resolve_options(call, headers)
+        question = question_of(call) if options is not None else None
+        if options is None or question is None or (options.agent and not calls_function(call.body)):
+            return None
+        grounding = Grounding(options)
+        return grounding if self._compute(grounding, question, call) else None
+
     async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
         """Whether there are documents to ground `call` with. Raises `RequestError` as `ground` does where there are none."""
         options = self.resolve_options(call, headers)
@@ -208,11 +217,54 @@ class Grounder:
                 grounding.outcome = "abstained"
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == options.top_k else "shrunk"
+        self._put_in(grounding, call, found["prompt"])
+        return grounding
+
+    async def shorten(self, grounding: Grounding, call: Call, tenant: str, budget: Budget, arrived: float) -> bool:
+        """Take sources out of a prompt that is too long for the engine: half of them or all, as `on_budget` says.
+
+        Returns:
+            Whether there were any; then `call` has the new prompt.
+
+        Raises:
+            RequestError: 422 where the request said `refuse`; what `ground` raises where sources are searched again.
+        """
+        if not (count := len(grounding.passages)):
+            return False
+        call.body.pop("temperature", None)
+        call.body.update(grounding.bare)
+        call.replace_messages(grounding.bare["messages"])
+        grounding.passages, grounding.support = (), None
+        searched_ms, began, found = grounding.ms, grounding.began, None
+        if grounding.options.on_budget == "shrink" and count > 1:
+            found = await self._search(grounding, grounding.question, tenant, count // 2, budget, arrived)
+            grounding.ms, grounding.began = grounding.ms + searched_ms, began
+            if found is None:  # no time was left, or the documents are gone
+                self._counted(grounding)
+                return True
+        what = "the source" if count == 1 else f"{count} sources"
+        if found is None or not found["passages"]:
+            self._counted(self._without(grounding, f"the context has no room for {what}"))
+            return True
+        grounding.support, grounding.passages = found["support"], found["passages"]
+        grounding.timings_ms, grounding.starts_ms = found["timings_ms"], found["starts_ms"]
+        grounding.outcome = "shrunk"
+        grounding.why = f"the context has room for {len(grounding.passages)} of {grounding.options.top_k} sources"
+        self._put_in(grounding, call, found["prompt"])
+        return True
+
+    def _put_in(self, grounding: Grounding, call: Call, prompt: Sequence[Mapping[str, str]]) -> None:
+        """Have `call` ask with its sources."""
+        grounding.bare = {name: call.body[name] for name in ("messages", "temperature") if name in call.body}
         before = call.prompt_chars
-        call.replace_messages(with_prompt(call, found["prompt"]))
+        call.replace_messages(with_prompt(call, prompt))
         set_greedy_sampling(call)
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
-        return self._counted(grounding)
+
+    def count_sources(self, grounding: Grounding | None) -> None:
+        """Count a request that kept sources, when it is over: until then they may be taken out."""
+        if grounding is not None and grounding.passages:
+            self._counted(grounding)
 
     async def check(
         self, grounding: Grounding, call: Call, choices: Sequence[Choice], tokens: int, budget: Budget, arrived: float
@@ -311,7 +363,12 @@ class Grounder:
         grounding.outcome, grounding.tools, grounding.ms = "agent", made["tools"], _since(began)
         # stops, token limit and form were kept by the model that wrote it
         grounding.direct = SyntheticCompletion(
-            made["text"], finish_reason=made.get("finish_reason", "stop"), choices=fields.choices, usage=made["usage"]
+            made["text"],
+            finish_reason=made.get("finish_reason", "stop"),
+            choices=fields.choices,
+            usage=made["usage"],
+            cost_usd=made.get("cost_usd", 0.0),
+            attempts=made.get("attempts", 0),
         )
 
     async def _search(

@@ -35,7 +35,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
             name = raw_name.decode("latin-1")
             if value.decode("latin-1") != headers[name] and (name in _SINGLE or name.startswith(_SINGLE_PREFIXES)):
                 message = f"the header '{name}' is given more than once, with different values"
-                raise RequestError(400, message, code="conflicting_headers")
+                raise RequestError(400, message, param=name, code="conflicting_headers")
     return headers
 
 

@@ -164,10 +164,10 @@ class RouteCompletionRequest(_Routed):
     """A completions body as far as the router needs it."""
 
     prompt: (
-        StrictStr
+        Annotated[StrictStr, Field(min_length=1)]
         | Annotated[list[StrictStr], Field(min_length=1)]
         | Annotated[list[Integer], Field(min_length=1)]
-        | Annotated[list[list[Integer]], Field(min_length=1)]
+        | Annotated[list[Annotated[list[Integer], Field(min_length=1)]], Field(min_length=1)]
     ) = Field(description="a text, token ids, or a list of either")
     retrieval: Literal[False] | None = Field(default=None, description="only chat completions can be grounded")
 
@@ -202,13 +202,13 @@ class CompletionRequest(_Sampling, RouteCompletionRequest):
     """OpenAI's completions body, with `budget`. Fields not named here go to the engine (vLLM)."""
 
     prompt: (
-        StrictStr
+        Annotated[StrictStr, Field(min_length=1)]
         | Annotated[list[StrictStr], Field(min_length=1)]
         | TokenIds
         | Annotated[list[TokenIds], Field(min_length=1)]
     ) = Field(description="a text, token ids, or a list of either: each is answered, in order")
     best_of: Choices | None = Field(
-        default=None, description="answers generated for each prompt; the best `n` are returned"
+        default=None, description="only the value of `n`: the engine writes no more answers than it returns"
     )
     echo: StrictBool | None = None
     suffix: StrictStr | None = None
@@ -279,7 +279,7 @@ class Gearbox(_Open):
         description=f"why that variant: {', '.join(REASONS)}; without one: computed, abstained, agent",
     )
     quality: float | None
-    missed: str | None = Field(description="the limit that was expected not to be kept")
+    missed: str | None = Field(description="the limits that were expected not to be kept")
     ttft_ms: float | None
     tpot_ms: float | None
     e2e_ms: float
@@ -427,7 +427,7 @@ class Candidate(_Closed):
     in_flight: int
     cached_tokens: int = Field(description="of the prompt, expected in the variant's prefix cache")
     ruled_out: str | None = Field(description="the first rule it breaks")
-    why: str | None = Field(description="the rule in words")
+    why: str | None = Field(description="the rule in words, or all limits that are not kept")
 
 
 class PlannedRetrieval(_Closed):
@@ -441,16 +441,16 @@ class RouteDecision(_Open):
     """Where a request would go now."""
 
     budget: Budget
-    variant: str
-    reason: str = Field(json_schema_extra={"enum": list(REASONS)})
-    quality: float
-    predicted_ttft_ms: float
-    predicted_tpot_ms: float
-    predicted_e2e_ms: float
-    predicted_ttft_p95_ms: float
-    predicted_tpot_p95_ms: float
-    predicted_e2e_p95_ms: float
-    chance: float
+    variant: str | None = Field(description="null: it is answered without a variant, and what is of one is null too")
+    reason: str = Field(json_schema_extra={"enum": [*REASONS, "computed"]})
+    quality: float | None
+    predicted_ttft_ms: float | None
+    predicted_tpot_ms: float | None
+    predicted_e2e_ms: float | None
+    predicted_ttft_p95_ms: float | None
+    predicted_tpot_p95_ms: float | None
+    predicted_e2e_p95_ms: float | None
+    chance: float | None
     cost_usd: float
     candidates: list[Candidate]
     retrieval: PlannedRetrieval | None = None

@@ -4,6 +4,7 @@ Everything else in the body is validated once, by the engine.
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -54,6 +55,7 @@ class Call:
     model: str  # as the client named it, and as answers name it
     prompts: int  # 1 but for a list of them
     choices: int  # answers to each prompt that the engine writes
+    min_output_tokens: int  # what each answer has at least, by the request
     prompt_chars: int  # of all prompts
     prompt_tokens: int  # exactly known part of all prompts: token ids given by the client, template overhead
     longest: float  # prompt's share of all
@@ -139,6 +141,7 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         model=model,
         prompts=prompts,
         choices=_choices(body, endpoint),
+        min_output_tokens=_min_output(body, limit),
         budget=body.pop("budget", None),
         retrieval=body.pop("retrieval", None),
         body=body,
@@ -164,9 +167,30 @@ def _max_output(body: dict[str, object], endpoint: Endpoint) -> int | None:
 
 
 def _choices(body: dict[str, object], endpoint: Endpoint) -> int:
-    """How many answers to one prompt are written, the best of which may be all that is sent."""
-    names = ("n",) if endpoint == "chat" else ("n", "best_of")
-    return max(_integer(body, name, 1) or 1 for name in names)
+    """How many answers to one prompt are written: `n`. The engine writes no others to choose the best from."""
+    choices = _integer(body, "n", 1) or 1
+    best_of = None if endpoint == "chat" else _integer(body, "best_of", 1)
+    if best_of is not None and best_of < choices:
+        message = f"'best_of' must be at least 'n', which is {choices}"
+        raise RequestError(400, message, param="best_of", code="invalid_value")
+    if best_of is not None and best_of > choices:
+        message = (
+            "'best_of' greater than 'n' is not supported: the engine returns the first 'n' answers that it writes; "
+            f"ask for {best_of} answers with 'n' and choose among them"
+        )
+        raise RequestError(400, message, param="best_of", code="unsupported_value")
+    return choices
+
+
+def _min_output(body: dict[str, object], limit: int | None) -> int:
+    """How long each answer is at least: it does not end before `min_tokens`, with `ignore_eos` not before its limit.
+
+    Without a limit that is the context, whatever its length. Values of the wrong type are left for the engine to refuse.
+    """
+    if body.get("ignore_eos") is True:
+        return sys.maxsize if limit is None else limit
+    fewest = body.get("min_tokens")
+    return int(fewest) if isinstance(fewest, int | float) and 0 <= fewest < 1 << 63 else 0
 
 
 def _integer(body: dict[str, object], name: str, least: int) -> int | None:
@@ -208,6 +232,10 @@ def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
     `prompt` is a string, token ids, or a list of either.
     """
     prompt = body.get("prompt")
+    if prompt == "" or (
+        isinstance(prompt, list) and [] in prompt
+    ):  # empty texts of a list may get a token to begin with
+        raise RequestError(400, "'prompt' must not be empty", param="prompt", code="invalid_value")
     if isinstance(prompt, str):
         return 1, 1.0, len(prompt), 0
     if isinstance(prompt, list) and prompt:

@@ -3,6 +3,7 @@
 Types are as lenient as the engine's ("0.5" is a number), unknown fields are left alone, and null is the same as none.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from serve.errors import RequestError
 
 MAX_CHOICES = 128  # OpenAI's own limit
 _INT64 = 2**63
+_GREEDY = 1e-5  # vLLM takes a lower temperature for 0
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
@@ -102,7 +104,7 @@ class ChatFields(_Fields):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[Annotated[str, Field(pattern=r"^\s*[+-]?[0-9]+\s*$")], float] | None = None
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=-1)] | None = None
@@ -114,6 +116,18 @@ class ChatFields(_Fields):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     user: str | None = None
+    priority: Annotated[int, Field(ge=-_INT64, lt=_INT64)] = 0
+    request_id: str = ""
+    documents: list[dict[str, str]] | None = None
+    chat_template: str | None = None
+    skip_special_tokens: bool = True
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=_INT64)] | None = None
+    thinking_token_budget: Annotated[int, Field(ge=-1, strict=True)] | None = None
+    allowed_token_ids: Annotated[list[int], Field(min_length=1)] | None = None
+    bad_words: list[Annotated[str, Field(min_length=1)]] = []
+    mm_processor_kwargs: dict[str, Any] | None = None
+    kv_transfer_params: dict[str, Any] | None = None
+    vllm_xargs: dict[str, str | int | float | list[str | int | float]] | None = None
     echo: bool = False
     ignore_eos: bool = False
     add_generation_prompt: bool = True
@@ -154,6 +168,10 @@ def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
         for n, part in enumerate(message.content if isinstance(message.content, list) else ()):
             if isinstance(part, _Part) and part.type in ("text", "input_text", "output_text") and part.text is None:
                 yield f"messages[{at}].content[{n}].text", "a part of type 'text' must have a text"
+    if fields.choices > 1 and fields.temperature is not None and fields.temperature < _GREEDY:
+        yield "n", "'n' must be 1 where 'temperature' is 0: all choices would be the same"
+    if fields.truncate_prompt_tokens == 0:
+        yield "truncate_prompt_tokens", "nothing of the prompt would be left"
     if fields.stream_options and fields.stream_options.model_fields_set and not fields.stream:
         yield "stream_options", "stream options can only be defined when 'stream' is true"
     if fields.top_logprobs and not fields.logprobs:
@@ -168,11 +186,20 @@ def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
         given = [name for name in _CONSTRAINTS if constraints.get(name) is not None]
         if len(given) != 1:
             yield "structured_outputs", f"exactly one of {', '.join(_CONSTRAINTS)} must be given"
+        if not _compiles(constraints.get("regex")):
+            yield "structured_outputs", "'regex' is no regular expression"
     if fields.tool_choice not in (None, "none") and fields.tools is None:
         yield "tool_choice", "when using 'tool_choice', 'tools' must be set"
     tools = {tool.function.name for tool in fields.tools or ()}
     if isinstance(chosen := fields.tool_choice, _NamedTool) and chosen.function.name not in tools:
         yield "tool_choice", "the function in 'tool_choice' is none of those in 'tools'"
+
+
+def _compiles(pattern: object) -> bool:
+    try:
+        return pattern is None or (isinstance(pattern, str) and re.compile(pattern) is not None)
+    except (re.error, RecursionError, OverflowError):
+        return False
 
 
 def _refused(error: ValidationError, body: Mapping[str, object]) -> RequestError:

@@ -53,6 +53,9 @@ class Grounding:
     why: str | None = None
     support: float | None = None
     passages: Sequence[Mapping[str, Any]] = ()
+    bare: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # fields of the request that the sources changed, as they were
     began: float = 0.0  # of searching, perf_counter seconds
     ms: float = 0.0  # of searching
     check_ms: float | None = None
@@ -92,7 +95,7 @@ class Grounding:
         """Whether sources support every claim of the answer; None where that was not checked."""
         if self.outcome == "computed":
             return True
-        if self.outcome == "agent":
+        if self.outcome in ("agent", "off"):
             return None
         if not self.passages:
             return False

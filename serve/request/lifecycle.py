@@ -58,7 +58,8 @@ class Request:
         """The limits that its answer did not keep: ttft, tpot, e2e, cost, quality."""
         if not self.attempts:
             e2e_ms = (self.answered - self.arrived) * 1000
-            return _over(self.budget, e2e_ms, None, e2e_ms, 0.0, None)
+            direct = self.grounding.direct if self.grounding else None
+            return _over(self.budget, e2e_ms, None, e2e_ms, direct.cost_usd if direct else 0.0, None)
         last = self.attempts[-1]
         return _over(self.budget, last.ttft_ms, last.tpot_ms, last.e2e_ms, last.cost_usd, last.variant.quality.quality)
 

@@ -34,6 +34,8 @@ class SyntheticCompletion:
     stop_reason: str | None = None  # the text of `stop` that ended it
     choices: int = 1
     usage: Mapping[str, int] = field(default_factory=dict)  # tokens that models took for it
+    cost_usd: float = 0.0  # of these tokens
+    attempts: int = 0  # at variants, for it
 
     @classmethod
     def within(cls, fields: ChatFields, text: str, *, refusal: bool = False) -> "SyntheticCompletion":

@@ -173,9 +173,13 @@ class Service:
                 timeout_s,
             )
         except AgentError as fault:
-            raise RequestError(fault.status, str(fault), code="agent_failed") from fault
+            later = {"retry-after": "2"} if fault.status in (429, 503, 504) else {}
+            raise RequestError(fault.status, str(fault), code="agent_failed", headers=later) from fault
         used = [{"name": one.name, "input": dict(one.input), "output": one.output} for one in made.used]
-        return {"text": made.text, "tools": used, "usage": dict(made.usage), "finish_reason": made.finish_reason}
+        return {
+            "text": made.text, "tools": used, "usage": dict(made.usage), "finish_reason": made.finish_reason,
+            "cost_usd": made.cost_usd, "attempts": made.attempts,
+        }  # fmt: skip
 
     async def index(
         self, tenant: str, collection: str, source: str, data: bytes, kind: str | None = None,

@@ -92,19 +92,10 @@ class Candidate:
 
     @property
     def explanation(self) -> str | None:
-        """The violated rule as a message with the value and the limit; None if the variant fits."""
+        """The rule in words; of limits, every one that is not kept."""
         if self._hard_violation:
             return self._hard_violation[1]
-        rule, value, limit = next(self._violations(), (None, 0.0, 0.0))
-        match rule:
-            case None:
-                return None
-            case "min_quality":
-                return f"quality {value:.3f} < {limit:g}"
-            case "max_cost":
-                return f"cost {value:.3g} USD > {limit:g} USD"
-            case _:
-                return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
+        return ", ".join(_in_words(*miss) for miss in self._violations()) or None
 
     @property
     def violation(self) -> float:
@@ -162,6 +153,16 @@ class Candidate:
             "ruled_out": self.ruled_out,
             "why": self.explanation,
         }
+
+
+def _in_words(rule: str, value: float, limit: float) -> str:
+    match rule:
+        case "min_quality":
+            return f"quality {value:.3f} < {limit:g}"
+        case "max_cost":
+            return f"cost {value:.3g} USD > {limit:g} USD"
+        case _:
+            return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
 
 
 class Policy(Protocol):
@@ -271,11 +272,18 @@ def _nothing_usable(candidates: Sequence[Candidate], features: Features) -> Requ
         full = (c.prediction.expected.tpot_ms for c in candidates if c.ruled_out == "full")
         wait_s = min(full) * features.output_tokens / 1000  # until the running sequences are complete
         return overloaded("every variant that could answer is at its limit; retry later", wait_s, "overloaded")
-    if candidates and features.sequences > (limit := _max_sequences(candidates)):  # retrying cannot help
-        message = f"'n' times the prompts are {features.sequences} sequences; at most {limit} are allowed"
-        return RequestError(400, message, param="n", code="too_many_sequences")
+    if candidates and features.sequences > (
+        most := _max_sequences(candidates)
+    ):  # whatever else is wrong: never anywhere
+        return too_many_sequences(features.sequences, most)
     names = ", ".join(f"{c.variant.name}: {c.explanation}" for c in candidates) or "none is up yet"
     return RequestError(503, f"no healthy variant ({names})", code="no_healthy_variant", headers={"retry-after": "5"})
+
+
+def too_many_sequences(sequences: int, most: int) -> RequestError:
+    """400: a replica never takes so many."""
+    message = f"'n' times the prompts are {sequences} sequences; at most {most} are allowed"
+    return RequestError(400, message, param="n", code="too_many_sequences")
 
 
 def _max_sequences(candidates: Sequence[Candidate]) -> int:

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import httpx
 import openai
 from haystack.components.agents import Agent
 from haystack.components.agents.state import State
@@ -43,6 +44,8 @@ class AgentAnswer:
     usage: Mapping[str, int]  # tokens of all steps together, as OpenAI names them
     steps: int
     finish_reason: str  # stop, length or content_filter
+    cost_usd: float = 0.0  # of all steps together, as the gateway that answered them says
+    attempts: int = 0  # at variants, of all steps
 
 
 async def run_agent(
@@ -71,6 +74,12 @@ async def run_agent(
         raise AgentError(f"the messages cannot be read: {error}", 400) from error
     # OpenAI's client insists on a key; a platform that is open, and knows keys, refuses one that it does not know
     keyless = {} if api_key else {"extra_headers": {"Authorization": "none"}}
+    spent: list[tuple[float, int]] = []
+
+    async def keep_cost(response: httpx.Response) -> None:
+        await response.aread()
+        spent.append(_spent(response))
+
     generator = OpenAIChatGenerator(
         api_key=Secret.from_token(api_key or "none"),
         model=model,
@@ -78,6 +87,7 @@ async def run_agent(
         generation_kwargs={"extra_body": dict(extra_body or {}), **keyless},
         timeout=timeout_s,
         max_retries=0,
+        http_client_kwargs={"event_hooks": {"response": [keep_cost]}},
     )
     agent = Agent(
         chat_generator=generator,
@@ -100,7 +110,20 @@ async def run_agent(
         raise AgentError(f"the model's answer cannot be read ({type(error).__name__})") from error
     finally:
         await generator.close_async()
-    return _answer(result, history, max_steps)
+    return replace(
+        _answer(result, history, max_steps),
+        cost_usd=sum(cost_usd for cost_usd, _ in spent),
+        attempts=sum(attempts for _, attempts in spent),
+    )
+
+
+def _spent(response: httpx.Response) -> tuple[float, int]:
+    """Cost and attempts of one step, from the answer's `gearbox` object; nothing where the answer has none."""
+    try:
+        gearbox = response.json()["gearbox"]
+        return float(gearbox["cost_usd"]), int(gearbox["attempts"])
+    except (ValueError, LookupError, TypeError):
+        return 0.0, 0
 
 
 @hook

@@ -36,6 +36,7 @@ class EngineStub:
         self.headers: list[dict[str, str]] = []
         self.hold = asyncio.Event()  # "hold" waits for it between two tokens
         self.error = "something in the engine broke"
+        self.max_prompt_chars: int | None = None  # of a chat's last message; beyond it the context is too short
         self.generation_time_ms = 0.5
         self.ending: dict[str, Any] = {"finish_reason": "stop"}  # of every choice, with `stop_reason`
         self.calls: list[dict[str, Any]] = []  # of functions, instead of a text
@@ -93,6 +94,8 @@ class EngineStub:
                 return _error(400, OUTPUT_ERROR, "max_tokens")
             case "slow":
                 await asyncio.sleep(0.05)
+        if self.max_prompt_chars is not None and len(_prompt(body)) > self.max_prompt_chars:
+            return _error(400, CONTEXT_ERROR)
         words = [*ANSWER, *_prompt(body).split(" ")]
         if body.get("stream"):
             return await self._stream(request, body, words, chat)

@@ -17,6 +17,8 @@ const REASONS = {
   nearest_miss: "nothing fits; this one misses the limits by least",
 };
 
+const NO_VARIANT = "No variant is asked: the answer is computed.";
+
 export class Decision {
   #plot = new Plot(byId("decision-plot"), decisionPlot, 300);
   #time = "e2e";
@@ -124,11 +126,13 @@ function times(median, bound) {
 
 /** Without what changes by itself from look to look. */
 function brief({ variant, reason, candidates }) {
+  if (variant === null) return NO_VARIANT;
   const out = candidates.filter((one) => one.ruled_out && one.variant !== variant).map((one) => one.variant);
   return `${variant}: ${REASONS[reason] ?? reason}.${out.length ? ` Ruled out: ${out.join(", ")}.` : ""}`;
 }
 
 function verdict(decision) {
+  if (decision.variant === null) return [NO_VARIANT];
   const out = decision.candidates.filter((one) => one.ruled_out && one.variant !== decision.variant);
   const chosen = decision.candidates.find((one) => one.variant === decision.variant);
   const missed = chosen?.why ? ` (${chosen.why})` : "";

@@ -145,7 +145,6 @@ class TestSequences:
         [
             ("chat/completions", {"messages": MESSAGES, "n": 8}),
             ("completions", {"prompt": "hello there", "n": 8}),
-            ("completions", {"prompt": "hello there", "best_of": 8}),
             ("completions", {"prompt": ["hello", "there"] * 4}),
             ("completions", {"prompt": [[1], [2]], "n": 4}),
         ],
@@ -154,7 +153,7 @@ class TestSequences:
         asked = {"model": f"{MODEL}@cheap", "max_tokens": 20, **body}
         shown = gateway.post("/v1/route", asked).json()
         assert shown["sequences"] == 8, shown
-        single = {**asked, "n": 1, "best_of": 1}
+        single = {**asked, "n": 1}
         single["prompt" if "prompt" in body else "messages"] = "hello there" if "prompt" in body else MESSAGES
         assert shown["cost_usd"] > 6 * gateway.post("/v1/route", single).json()["cost_usd"]
         limit = {"max_cost": shown["cost_usd"] / 2, "on_no_candidate": "reject"}
@@ -165,7 +164,6 @@ class TestSequences:
         ("path", "body", "param"),
         [
             ("chat/completions", {"messages": MESSAGES, "n": 1_000_000}, "n"),
-            ("completions", {"prompt": "a", "best_of": 1_000_000}, "n"),
             ("completions", {"prompt": ["a"] * 1000}, "prompt"),
         ],
     )

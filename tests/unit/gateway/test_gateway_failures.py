@@ -152,6 +152,46 @@ class TestFailover:
         error = error_of(gateway.chat(tools=[tool]), 400)
         assert error["param"] == "tools" and "'strict': false" in error["message"]
 
+    @pytest.mark.parametrize(
+        ("message", "fields", "param"),
+        [
+            ("presence_penalty must be in [-2, 2], got 3.0.", {"presence_penalty": 3}, "presence_penalty"),
+            ("stop cannot contain an empty string.", {"stop": ""}, "stop"),
+            ("n must be 1 when using greedy sampling, got 2.", {"n": 2, "temperature": 0}, "n"),
+            ("`vendor_field` is unknown", {"vendor_field": 1}, "vendor_field"),
+            ("min_tokens must be less than or equal to max_tokens=4, got 10.", {"min_tokens": 10, "max_tokens": 4}, "min_tokens"),
+            ("The decoder prompt cannot be empty", {}, "prompt"),
+            ("something else", {}, None),
+        ],
+    )  # fmt: skip
+    def test_the_field_that_an_engine_names_in_its_message_is_the_param(self, gateway: Started, message, fields, param):
+        gateway.engines["full"].behaviour, gateway.engines["full"].error = "400", message
+        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": [""], **fields}), 400)
+        assert (error["message"], error["param"], error["code"]) == (message, param, "invalid_request")
+
+    def test_an_engines_dumps_are_put_in_words(self, gateway: Started):
+        gateway.engines["full"].behaviour = "400"
+        gateway.engines["full"].error = (
+            "7 validation errors for ValidatorIterator\n0.ChatCompletionContentPartTextParam.text\n"
+            "  Field required [type=missing, input_value={'type': 'text'}, input_type=dict]\n"
+            "    For further information visit https://errors.pydantic.dev/2.14/v/missing"
+        )
+        messages = [{"role": "user", "content": [{"type": "text"}]}]
+        error = error_of(gateway.post("/v1/chat/completions", {"model": MODEL, "messages": messages}), 400)
+        assert error["param"] == "messages[0].content[0].text"
+        assert error["message"] == "invalid 'messages[0].content[0].text': a part of type 'text' must have a text"
+        error = error_of(gateway.chat(), 400)
+        assert (error["param"], error["message"]) == (None, "'0.text': Field required")
+        gateway.engines["full"].error = (
+            "You must use one kind of structured outputs constraint but none are specified: "
+            "{'json': None, 'grammar': None, '_backend': None}"
+        )
+        wanted = {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}
+        tool = {"type": "function", "function": {"name": "f"}}
+        assert error_of(gateway.chat(tools=[tool], **wanted), 400)["param"] == "response_format.json_schema.schema"
+        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", **wanted}), 400)
+        assert error["message"] == "You must use one kind of structured outputs constraint but none are specified"
+
     def test_after_a_failure_the_next_request_is_answered(self, gateway: Started, full: EngineStub):
         full.behaviour = "die"
         gateway.chat()
@@ -216,6 +256,31 @@ class TestContext:
         error = error_of(gateway.chat(max_tokens=5000), 400)
         assert (error["code"], error["param"]) == ("context_length_exceeded", "max_tokens")
         assert "maximum context length is 2048 tokens" in error["message"]
+
+    @streamed_or_not
+    def test_a_prompt_of_exactly_the_context_is_too_long(self, start_gateway: Start, stream):
+        gateway = start_gateway(variants=growing_contexts())
+        for engine in gateway.engines.values():
+            engine.behaviour, engine.error = (
+                "400",
+                "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
+            )
+        asked = {"model": f"{MODEL}:full", "prompt": [500] * 2048, "max_tokens": 1, "stream": stream}
+        error = error_of(gateway.post("/v1/completions", asked), 400)
+        assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+        assert "maximum context length is" in error["message"] and "got 0" not in error["message"]
+        gateway.engines["distilled"].behaviour = "answer"
+        assert gateway.post("/v1/completions", {**asked, "model": MODEL, "stream": False}).is_success, (
+            "another is longer"
+        )
+
+    def test_less_of_the_context_than_min_tokens_is_too_little(self, gateway: Started):
+        engine = gateway.engines["full"]
+        engine.behaviour, engine.error = "400", "min_tokens must be less than or equal to max_tokens=27, got 100."
+        for fields in ({"max_tokens": 200}, {}):
+            error = error_of(gateway.chat(min_tokens=100, **fields), 400)
+            assert (error["code"], error["param"]) == ("context_length_exceeded", "min_tokens")
+        assert error_of(gateway.chat(min_tokens=100, max_tokens=27), 400)["code"] == "invalid_request"
 
     def test_a_limit_beyond_the_context_moves_to_a_longer_variant(self, start_gateway: Start):
         gateway = start_gateway(variants=growing_contexts())

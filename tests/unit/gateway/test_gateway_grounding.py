@@ -348,7 +348,9 @@ class TestAgents:
         )  # fmt: skip
         assert text_of(response, stream) == "It is 4."
         assert response.headers["x-gearbox-reason"] == "agent"
-        assert gearbox_of(response, stream)["tools"][0]["output"] == "2 + 2 = 4"
+        facts = gearbox_of(response, stream)
+        assert facts["tools"][0]["output"] == "2 + 2 = 4"
+        assert (facts["cost_usd"], facts["attempts"]) == (0.002, 2), "those of its steps"
         (asked,) = retrieval.asked("agent")
         assert (asked["tenant"], asked["key"], asked["collection"]) == ("acme", "k-acme", "docs")
         assert asked["model"] == f"{MODEL}@cheap"
@@ -358,6 +360,12 @@ class TestAgents:
         assert asked["url"].endswith("/v1")
         if not stream:
             assert response.json()["usage"]["total_tokens"] == 12
+
+    def test_an_agent_is_refused_where_nothing_keeps_its_budget(self, grounded: Started, retrieval: FakeRetrieval):
+        budget = {"e2e_ms": 1, "on_no_candidate": "reject"}
+        error = error_of(ask(grounded, retrieval={"collection": None, "agent": True}, budget=budget), 422)
+        assert (error["code"], error["param"]) == ("impossible_budget", "budget")
+        assert retrieval.asked("agent") == []
 
     def test_an_agent_that_fails_says_why(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.error = RequestError(504, "no answer within 60 s", code="agent_failed")
@@ -398,6 +406,48 @@ class TestBudget:
         answer = ask(grounded, model=f"{MODEL}:distilled", budget={"ttft_ms": 280}, max_tokens=1)
         assert gearbox_of(answer, False)["retrieval"]["outcome"] == "skipped"
         assert retrieval.cancelled == 1
+
+    @pytest.mark.parametrize(
+        ("on_budget", "room", "outcome", "left", "why"),
+        [
+            ("shrink", 130, "used", 4, None),
+            ("shrink", 75, "shrunk", 2, "the context has room for 2 of 4 sources"),
+            ("shrink", 50, "shrunk", 1, "the context has room for 1 of 4 sources"),
+            ("shrink", 20, "skipped", 0, "the context has no room for the source"),
+            ("skip", 75, "skipped", 0, "the context has no room for 4 sources"),
+        ],
+    )  # fmt: skip
+    @streamed_or_not
+    def test_sources_that_the_engine_finds_no_room_for_are_left_out(
+        self, grounded: Started, retrieval: FakeRetrieval, on_budget, room, outcome, left, why, stream
+    ):
+        retrieval.passages = [{**PASSAGE, "n": n} for n in range(1, 5)]
+        for engine in grounded.engines.values():
+            engine.max_prompt_chars = room
+        facts = gearbox_of(ask(grounded, retrieval={"on_budget": on_budget, "top_k": 4}, stream=stream), stream)
+        told = facts["retrieval"]
+        assert (told["outcome"], told["passages"], told["why"]) == (outcome, left, why)
+        sent = grounded.engines["full"].requests[-1]
+        assert sent["messages"][-1]["content"] == PASSAGE["quote"] * left + " " * bool(left) + QUESTION
+        assert ("temperature" in sent) == bool(left), "nothing of the sources stays"
+        grounded.settle()
+        for one in ("used", "shrunk", "skipped"):
+            count = grounded.metrics.registry.get_sample_value("gearbox_grounded_requests_total", {"outcome": one})
+            assert (count or 0) == (one == outcome)
+
+    def test_sources_without_room_are_an_error_where_the_request_says_so(self, grounded: Started, retrieval):
+        grounded.engines["full"].max_prompt_chars = 20
+        error = error_of(ask(grounded, retrieval={"on_budget": "refuse"}), 422)
+        assert (error["code"], error["param"]) == ("impossible_budget", "retrieval.on_budget")
+        assert error["message"] == "the context has no room for the source"
+
+    def test_what_is_too_long_without_sources_is_400(self, grounded: Started, retrieval: FakeRetrieval):
+        grounded.engines["full"].max_prompt_chars = 5
+        assert error_of(ask(grounded), 400)["code"] == "context_length_exceeded"
+        grounded.engines["full"].behaviour = "max_tokens"
+        retrieval.calls.clear()
+        assert error_of(ask(grounded, max_tokens=5000), 400)["param"] == "max_tokens"
+        assert len(retrieval.asked("ground")) == 1, "fewer sources would not help"
 
     async def test_slow_searches_are_forgotten_so_that_requests_with_limits_search_again(self, monkeypatch):
         now = 0.0
@@ -442,6 +492,35 @@ def _body(max_cost: float) -> dict[str, Any]:
     return {
         "model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "budget": {"max_cost": max_cost}, "retrieval": True,
     }  # fmt: skip
+
+
+class TestDryRun:
+    def test_what_is_computed_goes_to_no_variant(self, grounded: Started, retrieval: FakeRetrieval):
+        asked = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "What is 6 * 7?"}],
+            "retrieval": {"collection": None},
+        }
+        shown = grounded.post("/v1/route", {**asked, "budget": {"e2e_ms": 1, "on_no_candidate": "reject"}})
+        assert shown.is_success
+        decision = shown.json()
+        answered = gearbox_of(grounded.post("/v1/chat/completions", asked), False)
+        assert decision["variant"] is answered["variant"] is None
+        assert decision["reason"] == answered["reason"] == "computed"
+        assert (decision["cost_usd"], decision["candidates"], decision["quality"]) == (0, [], None)
+        usual = grounded.post("/v1/route", {**asked, "retrieval": False}).json()
+        assert decision.keys() == usual.keys()
+
+    def test_what_is_computed_for_the_model_goes_where_it_would(self, grounded: Started, retrieval: FakeRetrieval):
+        asked = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": "What is 6 * 7?"}],
+            "retrieval": True,
+            "logprobs": True,
+        }
+        shown = grounded.post("/v1/route", asked).json()
+        assert shown["variant"] == "full" and "retrieval" not in shown
+        assert retrieval.calls == []
 
 
 class TestDocuments:
@@ -524,6 +603,7 @@ class TestDocuments:
         assert error_of(grounded.post("/v1/search", {"query": QUESTION}), 400)["param"] == param
 
     def test_removing_what_is_not_there_is_404(self, grounded: Started):
+        assert error_of(grounded.http.get("/v1/documents?foo=1"), 400)["param"] == "foo"
         assert grounded.http.delete("/v1/documents?collection=docs&source=a.md").json() == {"deleted": 2}
         assert error_of(grounded.http.delete("/v1/documents?collection=docs&source=gone.md"), 404)
         assert error_of(grounded.http.delete("/v1/documents"), 400)["param"] == "collection"

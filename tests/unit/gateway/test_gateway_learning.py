@@ -102,3 +102,16 @@ def test_routing_changes_without_a_restart_and_what_was_learnt_stays(start_gatew
     assert expected_ttft_ms(gateway) == learnt
     models = gateway.http.get("/v1/models").json()["data"]
     assert models[0]["gearbox"]["policy"] == "cheapest"
+
+
+def test_an_answer_is_expected_to_be_as_long_as_the_request_makes_it(gateway: Started):
+    def cost(**fields: object) -> float:
+        return gateway.post("/v1/route", {**ASKED, "max_tokens": 200, **fields}).json()["cost_usd"]
+
+    for _ in range(5):
+        gateway.chat(max_tokens=11, model=f"{MODEL}:full")
+    usual, whole = cost(), cost(min_tokens=200)
+    assert whole / usual > 5
+    assert cost(ignore_eos=True) == whole
+    assert cost(min_tokens=2) == usual
+    assert cost(ignore_eos=True, max_tokens=None) > 5 * whole, "to the end of the context"

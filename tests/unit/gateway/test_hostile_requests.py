@@ -228,7 +228,7 @@ class TestHeaders:
         headers += [] if name == "content-type" else [("content-type", "application/json")]
         response = gateway.http.post("/v1/chat/completions", content=b"{}", headers=headers)
         error = error_of(response, 400)
-        assert error["code"] == "conflicting_headers"
+        assert (error["code"], error["param"]) == ("conflicting_headers", name.lower())
         assert name.lower() in error["message"]
 
     def test_headers_that_say_the_same_twice_or_are_lists_pass(self, gateway: Started):

@@ -1,6 +1,7 @@
 """Reading a request body: what the gateway needs of it, and what it refuses before an engine sees it."""
 
 import json
+import sys
 
 import orjson
 import pytest
@@ -191,16 +192,20 @@ def test_a_prompt_is_required(body):
     assert (error.param, error.code) == ("prompt", "missing_prompt")
 
 
+@pytest.mark.parametrize("prompt", ["", [[]], [[1], []]])
+def test_an_empty_prompt_is_refused_as_the_engine_does(prompt):
+    error = refused(json.dumps({"model": "m", "prompt": prompt}).encode(), "completions")
+    assert (error.param, error.code) == ("prompt", "invalid_value")
+
+
 @pytest.mark.parametrize(
     ("prompt", "size"),
     [
         ("four", (1, 4, 0, 1)),
-        ("", (1, 0, 0, 1)),
         (["a", "longest", "bb"], (3, 10, 0, 0.7)),
         (["", ""], (2, 0, 0, 0)),
         ([1, 2, 3], (1, 0, 3, 1)),
         ([[1], [1, 2, 3, 4]], (2, 0, 5, 0.8)),
-        ([[]], (1, 0, 0, 0)),
     ],
 )
 def test_the_size_of_a_list_of_prompts_is_that_of_all_of_them(prompt, size):
@@ -216,7 +221,7 @@ def test_the_size_of_a_list_of_prompts_is_that_of_all_of_them(prompt, size):
         (chat(n=8), 8),
         (chat(n=2, best_of=5), 2),
         (completion("a", n=3), 3),
-        (completion("a", n=2, best_of=5), 5),
+        (completion("a", n=2, best_of=2), 2),
         (completion("a", best_of=None), 1),
         (completion(["a", "b"], n=3), 6),
         (completion([[1], [2], [3]]), 3),
@@ -224,6 +229,30 @@ def test_the_size_of_a_list_of_prompts_is_that_of_all_of_them(prompt, size):
 )
 def test_a_request_is_as_many_sequences_as_choices_times_prompts(call, sequences):
     assert call.sequences == sequences
+
+
+@pytest.mark.parametrize(
+    ("fields", "code"),
+    [
+        ({"best_of": 8}, "unsupported_value"), ({"n": 2, "best_of": 3}, "unsupported_value"),
+        ({"n": 2, "best_of": 1}, "invalid_value"), ({"best_of": 0}, "invalid_value"), ({"best_of": "2"}, "invalid_type"),
+    ],
+)  # fmt: skip
+def test_best_of_may_only_be_n(fields, code):
+    error = refused(json.dumps({"model": "m", "prompt": "a", **fields}).encode(), "completions")
+    assert (error.param, error.code) == ("best_of", code)
+
+
+@pytest.mark.parametrize(
+    ("fields", "tokens"),
+    [
+        ({}, 0), ({"min_tokens": 200}, 200), ({"min_tokens": None}, 0), ({"min_tokens": "x"}, 0), ({"min_tokens": -1}, 0),
+        ({"ignore_eos": True, "max_tokens": 90}, 90), ({"ignore_eos": True, "min_tokens": 5, "max_tokens": 90}, 90),
+        ({"ignore_eos": False, "max_tokens": 90}, 0), ({"ignore_eos": True}, sys.maxsize),
+    ],
+)  # fmt: skip
+def test_an_answer_is_at_least_as_long_as_the_request_makes_it(fields, tokens):
+    assert chat(**fields).min_output_tokens == tokens
 
 
 def test_the_size_of_a_conversation_counts_every_text_and_the_template():

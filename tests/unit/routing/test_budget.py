@@ -129,3 +129,9 @@ def test_a_text_is_no_number_in_a_body(field, text):
 def test_the_spelling_that_does_not_count_must_be_right_too():
     headers = {"x-gearbox-slo-ttft-ms": "50", "x-llm-d-slo-ttft-ms": "soon"}
     assert refused(headers=headers).param == "x-llm-d-slo-ttft-ms"
+
+
+def test_a_number_in_a_header_has_no_underscores():
+    with pytest.raises(RequestError) as caught:
+        resolve_budget(Budget(), None, {"x-gearbox-slo-ttft-ms": "1_000"})
+    assert (caught.value.param, caught.value.code) == ("x-gearbox-slo-ttft-ms", "invalid_budget")

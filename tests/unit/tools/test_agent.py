@@ -42,6 +42,7 @@ class ChatStub(BaseHTTPRequestHandler):
             choice = {"index": 0, "message": {"role": "assistant", "content": None, **step}, "finish_reason": finish}
             usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
             document = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+            document["gearbox"] = {"cost_usd": 0.25, "attempts": 1}
             status, answer = 200, json.dumps(document | {"usage": usage})
         self.send_response(status)
         self.send_header("content-type", "application/json")
@@ -90,6 +91,7 @@ async def test_an_agent_computes_and_answers(model):
     (used,) = found.used
     assert (used.name, used.input, used.output) == ("calculator", DIVIDE, "40366 / 439 ≈ 91.949886104784")
     assert found.usage["total_tokens"] == 24
+    assert (found.cost_usd, found.attempts) == (0.5, 2)
     first, second = ChatStub.requests
     assert (first["path"], first["key"]) == ("/v1/chat/completions", "Bearer gbx-key")
     assert (first["retrieval"], first["temperature"]) == (False, 0)
