@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from compression.build.family import BuildError
-from compression.build.source import SourceError, identity, parse_source, pinned
-from compression.build.subprocesses import ChildFailed, compression_python, run_child
-from compression.files import write_whole
+from compression.build.source import SourceError, parse_source, pin_revision, source_identity
+from compression.build.subprocesses import SubprocessFailed, compression_python, run_subprocess
+from compression.files import write_atomically
 
 READY_FILE = "pooling.json"  # of the model, written last
 IDENTITY_FILE = "identity.txt"  # what identifies the model, for who has only the folder
@@ -20,8 +20,8 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
         BuildError: the source is none, or the model could not be had or exported; one line that names the log.
     """
     try:
-        start = pinned(parse_source(source))
-        model = identity(start)
+        start = pin_revision(parse_source(source))
+        model = source_identity(start)
     except SourceError as error:
         raise BuildError(f"retrieval.embedder: {error}") from error
     folder = cache / "embedders" / hashlib.sha256(model.encode()).hexdigest()[:16]
@@ -29,9 +29,9 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
         shutil.rmtree(folder, ignore_errors=True)
         command = [str(compression_python()), "-m", "compression.build.embedder", start.text, str(folder)]
         try:
-            run_child(command, {}, log, lambda progress: None)
-        except ChildFailed as error:
+            run_subprocess(command, {}, log, lambda progress: None)
+        except SubprocessFailed as error:
             raise BuildError(f"retrieval.embedder: {error} (log: {log})") from error
     if not (folder / IDENTITY_FILE).exists():
-        write_whole(folder / IDENTITY_FILE, model)
+        write_atomically(folder / IDENTITY_FILE, model)
     return folder, model

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compression.build.family import BuildError, Family, Planned, VariantSpec
-from compression.build.kernels import target, unservable
-from compression.build.source import SourceError, parse_source, pinned
+from compression.build.family import BuildError, Family, PlannedVariant, VariantSpec
+from compression.build.kernels import target_hardware, unsupported_reason
+from compression.build.source import SourceError, parse_source, pin_revision
 from compression.build.subprocesses import compression_python
 from compression.progress import Progress
 from compression.recipe.schema import RecipeError
 from deployments.fetch import FetchError, fetch, is_uri
-from deployments.fetch import pinned as pinned_uri
+from deployments.fetch import pin_revision as pinned_uri
 from serve.card import CARD_FILE, CardError, Step, check_card, load_card
 from serve.config.platform import ConfigError, PlatformConfig, VariantConfig
 
@@ -36,7 +36,9 @@ class Weights:
         specs = [self._spec(variant, variant.recipe) for variant in config.variants if variant.recipe]
         try:
             source = parse_source(config.model.source)
-            self._source = pinned(source).text if specs else source.text  # where nothing is built, nobody asks the hub
+            self._source = (
+                pin_revision(source).text if specs else source.text
+            )  # where nothing is built, nobody asks the hub
             self._planned = self._family(background=False).plan(specs) if specs else []
             for variant in config.variants:
                 is_uri(variant.weights or "")
@@ -131,10 +133,10 @@ class Weights:
         return self._uris[variant.name]
 
     def _check_kernel(self, variant: VariantConfig, steps: Sequence[Step]) -> None:
-        if reason := unservable(steps, target(variant.resources.gpus)):
+        if reason := unsupported_reason(steps, target_hardware(variant.resources.gpus)):
             raise ConfigError(f"variant '{variant.name}' cannot be served here: {reason}")
 
-    def _find(self, variant: VariantConfig) -> Planned:
+    def _find(self, variant: VariantConfig) -> PlannedVariant:
         return next(planned for planned in self._planned if planned.name == variant.name)
 
     def _family(self, background: bool) -> Family:
@@ -152,7 +154,9 @@ class Weights:
         )
 
 
-def _with_eta(planned: Planned, on_progress: Callable[[str, float, float, float], None]) -> Callable[[Progress], None]:
+def _with_eta(
+    planned: PlannedVariant, on_progress: Callable[[str, float, float, float], None]
+) -> Callable[[Progress], None]:
     """Adds the seconds left: the rest of this stage at its pace so far, and the later stages as estimated."""
     stages = list(planned.seconds)
     began: dict[str, float] = {}

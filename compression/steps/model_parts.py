@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.errors import KnownError
+from compression.errors import UserError
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 Done = Callable[[], None]  # called after each sequence
 
 
-class PruneError(KnownError):
+class PruneError(UserError):
     """A model that cannot lose that much, or is not built from the parts that are to be pruned."""
 
 
-def run_watched(
+def run_with_hooks(
     model: "PreTrainedModel", sequences: Sequence[Sequence[int]], hooks: "Sequence[RemovableHandle]", done: Done
 ) -> None:
     """Pass every sequence through `model` while `hooks` watch it, then take them off."""

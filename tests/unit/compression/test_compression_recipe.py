@@ -169,7 +169,7 @@ def test_steps_compose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "calibrates"),
+    ("given", "needs_calibration"),
     [
         ({}, True),
         ({"method": "rtn"}, True),  # for SmoothQuant
@@ -181,8 +181,8 @@ def test_steps_compose() -> None:
         ({"scheme": "FP8", "kv_cache": "fp8"}, True),
     ],
 )
-def test_only_what_looks_at_activations_calibrates(given: dict[str, object], calibrates: bool) -> None:
-    assert Quantize.model_validate({"technique": "quantize", **given}).calibrates is calibrates
+def test_only_what_looks_at_activations_calibrates(given: dict[str, object], needs_calibration: bool) -> None:
+    assert Quantize.model_validate({"technique": "quantize", **given}).needs_calibration is needs_calibration
 
 
 def test_schemes_without_int8_activations_have_no_smoothing_unless_it_is_asked_for() -> None:
