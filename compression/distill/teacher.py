@@ -1,4 +1,4 @@
-"""What a frozen teacher says to a batch, computed or taken from the disk."""
+"""Teacher targets of a batch: logits, cached top-k distributions, hidden states."""
 
 import hashlib
 import os
@@ -79,10 +79,10 @@ class TopKCache:
 
 
 class Teacher:
-    """A frozen model that answers batches with what `settings` want to learn from.
+    """A frozen teacher model that computes the targets that `settings` need.
 
     Args:
-        layers: those whose hidden states are wanted.
+        layers: layers whose hidden states are needed.
         cache: needed for `settings.teacher_top_k`.
     """
 

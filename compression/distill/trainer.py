@@ -1,4 +1,4 @@
-"""Distillation: train a student to give the teacher's distribution, with checkpoints to resume from.
+"""Distillation: train a student on the teacher's distribution, with checkpoints to resume from.
 
 One loop, alone or in the processes of `accelerate launch`: each takes its share of every batch, and gradients are averaged.
 """
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 
 class DistillError(UserError):
-    """Training that went wrong and cannot go on."""
+    """Training that failed and cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What a distillation did."""
+    """Result of a distillation run."""
 
     steps: int
     tokens: int
@@ -171,7 +171,7 @@ class _StudentTrainer:
 
     @torch.no_grad()
     def copy_to_student(self) -> None:
-        """Give the student the masters' values."""
+        """Copy the master weights to the student."""
         for master, weight in zip(self.masters, self._weights, strict=False):
             weight.copy_(master)
 
@@ -226,7 +226,7 @@ class ProcessGroup:
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        # told: on a CPU it would else take every process for the only one
+        # explicit: on a CPU it would otherwise not detect the other processes
         state = PartialState(cpu=not torch.cuda.is_available())
         self.device, self.count, self.index = state.device, state.num_processes, state.process_index
 
@@ -241,7 +241,7 @@ class ProcessGroup:
         return value if self.count == 1 else reduce(torch.tensor(value, device=self.device), "sum").item()
 
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by the sum of every process's."""
+        """Replace each tensor by its sum over all processes."""
         from accelerate.utils import reduce
 
         if self.count > 1:
@@ -249,7 +249,7 @@ class ProcessGroup:
                 tensor.copy_(reduce(tensor, "sum"))
 
     def broadcast(self, value: float) -> float:
-        """The first process's `value`, so that all stop at the same step."""
+        """Value of the first process, so that all stop at the same step."""
         from accelerate.utils import broadcast
 
         return value if self.count == 1 else broadcast(torch.tensor(value, device=self.device)).item()

@@ -1,4 +1,4 @@
-"""How far one next-token distribution is from another, from the top log-probabilities of both. Pure numpy."""
+"""KL divergence and top-1 agreement of next-token distributions, from their top log-probabilities. Pure numpy."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""How far the engine's log-probabilities are from the same weights computed in float32 by transformers.
+"""Numerical drift: distance of the engine's log-probabilities from a float32 reference by transformers.
 
 A kernel that is wrong, or a compiled graph that rounds too much, changes answers without an error anywhere; this number
 shows it. The reference runs on the CPU whatever the engine runs on.

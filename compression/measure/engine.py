@@ -1,4 +1,4 @@
-"""What the measurements ask of the serving engine: log-probabilities of given tokens, and greedy answers."""
+"""The serving engine for measurements: log-probabilities of given tokens, and greedy answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
 
-OnDone = Callable[[int], None]  # how many of the rows asked for are answered
+OnDone = Callable[[int], None]  # called with the number of finished rows
 
 
 class ServedModel:
@@ -34,7 +34,7 @@ class ServedModel:
         return self.tokenizer.decode(tokens)
 
     def to_model_tokens(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The model's own token ids of `sequences`."""
+        """Convert `sequences` to the token ids of the model itself."""
         return [list(sequence) for sequence in sequences]
 
     def top_logprobs(self, sequences: Sequence[Sequence[int]], top: int, done: OnDone) -> TopK:

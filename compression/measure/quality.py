@@ -27,7 +27,7 @@ DERIVATION_AGREEMENT = (
 
 
 class QualityError(UserError):
-    """The wanted quality number cannot be derived; says what is missing."""
+    """The requested quality number cannot be derived; the message names what is missing."""
 
 
 class ReferenceMissing(QualityError):
@@ -36,7 +36,7 @@ class ReferenceMissing(QualityError):
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """What variants are compared on: token ids of one length, and what the card says about them."""
+    """Held-out evaluation text: token ids of one length, and its description for the card."""
 
     sequences: Sequence[Sequence[int]]
     name: str
@@ -47,7 +47,7 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class FullReference:
-    """What `full` says on the held-out text: its top tokens, and its greedy answers as token ids."""
+    """Output of `full` on the held-out text: its top tokens, and its greedy answers as token ids."""
 
     top: TopK
     answers: Sequence[Sequence[int]]

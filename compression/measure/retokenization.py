@@ -1,6 +1,6 @@
-"""A variant with a pruned vocabulary seen through full's tokens, so that it can be compared with full token by token.
+"""Retokenization: compare a variant with a pruned vocabulary with full, token by token.
 
-The same text is other tokens to it. Where both have a token that ends at the same character, the next token's distributions are
+The variant splits the same text into other tokens. Where both have a token that ends at the same character, the next token's distributions are
 comparable, since each of the variant's tokens is one of full's by its string. A token of full's that the variant spells in
 pieces has the probability of its pieces. Positions at which only full's tokens end are nan.
 """

@@ -60,7 +60,7 @@ class EngineStartFailed(UserError):
 
 @dataclass(frozen=True, slots=True)
 class MeasureOptions:
-    """What is measured, and with what.
+    """Options of a measurement.
 
     `price` is in USD an hour (None: the card's stays), `max_drift` in nats; `allow_code` runs programs that the model
     writes.
@@ -77,13 +77,13 @@ class MeasureOptions:
 
 
 def measure(variant: Path, full: Path, engine_args: dict[str, object], options: MeasureOptions, report: Report) -> Card:
-    """Start the engine once, measure what is wanted, and return the completed card (it is not written).
+    """Start the engine once, measure the requested parts, and return the completed card (it is not written).
 
-    Everything that can be known to be wrong is refused before the engine starts.
+    Invalid inputs are refused before the engine starts.
 
     Raises:
         EngineStartFailed, QualityError, TaskError, TextError, CardError: with one clear line.
-        DriftError: the engine computes something else than the weights say.
+        DriftError: the engine's output is too far from the float32 reference.
     """
     card = load_card(variant)
     preparation_started = _uptime_s()
@@ -125,7 +125,7 @@ class _QualityMeasurement:
     """The quality measurement of one variant: its texts and tasks, checked before the engine starts."""
 
     def __init__(self, card: Card, variant: Path, full: Path, options: MeasureOptions) -> None:
-        self._variant, self._full, self._wanted = variant, full, options
+        self._variant, self._full, self._options = variant, full, options
         self._is_full = variant.resolve() == full.resolve()
         self._corpus = load_corpus(options.text)
         check_training_text(card, self._corpus)
@@ -144,7 +144,7 @@ class _QualityMeasurement:
             self._check_full_has(options.quality_from.removeprefix("task:"))
 
     def measure(self, served: ServedModel, report: Report) -> Quality:
-        """Drift first: where the engine computes something else, the rest means nothing."""
+        """Measure quality, drift first: with a wrong engine the other numbers are meaningless."""
         in_full_tokens = with_full_tokens(served, self._variant, self._full)
         held_out = load_held_out(in_full_tokens, self._corpus, self._training)
         drift_record = self._drift(
@@ -154,7 +154,7 @@ class _QualityMeasurement:
         scores = self._scores(served, report)
         quality = quality.model_copy(update={"task_scores": scores, "drift": drift_record})
         full_scores = scores if self._is_full else self._full_scores
-        return derive_quality(quality, self._wanted.quality_from, full_scores)
+        return derive_quality(quality, self._options.quality_from, full_scores)
 
     def _drift(self, served: ServedModel, sequences: Sequence[Sequence[int]], report: Report) -> Drift | None:
         rows = [sequence[: drift.LENGTH] for sequence in sequences]
@@ -164,7 +164,7 @@ class _QualityMeasurement:
             print(f"drift is not measured: its reference needs {gigabytes:.0f} GB of free memory", file=sys.stderr)
             return None
         reference, label = result
-        return drift.measure_drift(top, reference, self._wanted.max_drift, label)
+        return drift.measure_drift(top, reference, self._options.max_drift, label)
 
     def _scores(self, served: ServedModel, report: Report) -> dict[str, TaskScore]:
         total = sum(len(task.items) for task in self._tasks) + len(self._problems)

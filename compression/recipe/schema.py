@@ -1,6 +1,6 @@
-"""Recipes: how a variant's weights are made, as data, and the content-addressed key of what they make.
+"""Recipe schema: the steps that build a variant, and the content address of their result.
 
-Free of torch. Every parameter is checked here, before anything is loaded.
+Does not import torch. Every parameter is validated here, before anything is loaded.
 """
 
 import hashlib
@@ -16,11 +16,11 @@ from serve.card import Step as CardStep
 from serve.card import first_problem
 from serve.config.yaml_file import YamlError, read_yaml
 
-FORMAT = 1  # raise it when the same recipe would make different weights
+FORMAT = 1  # increase it when the same recipe would make different weights
 
 
 class RecipeError(UserError):
-    """A recipe that cannot be followed: says which field is wrong and what would be right."""
+    """An invalid recipe; the message names the wrong field and what would be right."""
 
 
 class _Section(BaseModel):
@@ -28,7 +28,7 @@ class _Section(BaseModel):
 
 
 class Load(_Section):
-    """Take the source's weights as they are."""
+    """Load the source's weights unchanged."""
 
     technique: Literal["load"]
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -42,7 +42,7 @@ class Cast(_Section):
 
 
 class Prune(_Section):
-    """Take structure out, by measured influence: what is left is a smaller dense model, which serves faster."""
+    """Remove structure by measured influence; the result is a smaller dense model, which serves faster."""
 
     technique: Literal["prune"]
     layers: int | None = Field(default=None, ge=2, description="layers that stay; the first and the last always do")
@@ -114,7 +114,7 @@ class Lora(_Section):
 
 
 class Distill(_Section):
-    """Train what the steps before left of the parent to answer like the parent.
+    """Train the result of the earlier steps to match the parent's output distribution.
 
     L = alpha * H(y, softmax(z_s)) + beta * H(softmax(z_t / tau), softmax(z_s / tau)), see `losses.distillation_loss`.
     """
@@ -233,7 +233,7 @@ class Quantize(_Section):
 
     @property
     def needs_calibration(self) -> bool:
-        """Whether it looks at activations."""
+        """Whether the step needs calibration text, for activations."""
         static = self.scheme == "W8A8-static" or self.kv_cache is not None
         return self.method != "rtn" or self.smoothquant is not None or static
 
@@ -273,11 +273,11 @@ class Recipe(_Section):
 
     @property
     def completions(self) -> tuple[Distill, ...]:
-        """The steps that learn from what the parent has to write first, see `compression.distill.teacher_completions`."""
+        """Distill steps that train on completions by the parent, see `compression.distill.teacher_completions`."""
         return tuple(step for step in self.steps if isinstance(step, Distill) and step.data == "teacher")
 
     def planned_steps(self) -> tuple[CardStep, ...]:
-        """The steps as a card will list them, as far as that is known before they are done."""
+        """The steps as a card will list them, as far as known before they run."""
         return tuple(
             CardStep(technique=step.technique, parameters=step.model_dump(exclude={"technique"}), tool="")
             for step in self.steps
@@ -300,7 +300,7 @@ def _conflict(earlier: Step, later: Step) -> str | None:
 
 
 def check_parent_steps(recipe: Recipe, parent: Iterable[CardStep]) -> None:
-    """Refuse steps that undo what made the parent: `recipe` runs on weights that `parent`, a card's steps, led to.
+    """Refuse steps that would undo the steps of the parent's card, `parent`.
 
     Raises:
         RecipeError: the parent is quantized, or a step would destroy its pattern of zeros.
@@ -328,13 +328,13 @@ def load_recipe(file: Path) -> Recipe:
         document = read_yaml(file)
         return Recipe.model_validate(document.data)
     except YamlError as error:
-        raise RecipeError(f"the recipe cannot be read or is not YAML as it is wanted: {error}") from error
+        raise RecipeError(f"the recipe cannot be read or is not valid YAML: {error}") from error
     except ValidationError as error:
         raise RecipeError(f"the recipe is wrong: {document.problem(error)}") from error
 
 
 def recipe_key(recipe: Recipe, source: str, parent_key: str | None, text: str) -> str:
-    """Content address of the weights `recipe` makes: sha256, hex.
+    """Content address of the weights that `recipe` builds: sha256, hex.
 
     Args:
         source: identity of the model source, see `source.identity`.

@@ -1,6 +1,6 @@
-"""What can be refused before any weights are loaded: from a recipe and what the parent's folder says of itself.
+"""Recipe validation against the parent's card and configuration, before any weights are loaded.
 
-Free of torch.
+Does not import torch.
 """
 
 import importlib.util
@@ -14,11 +14,11 @@ from serve.card import load_card
 
 
 class BuildRefused(UserError):
-    """A build that cannot go on, for a reason the user can act on."""
+    """A build that cannot work, for a reason that the user can fix."""
 
 
 def check_installed(recipe: Recipe) -> None:
-    """Refuse a recipe whose steps need a package that is not here."""
+    """Refuse a recipe whose steps need a package that is not installed."""
     if any(isinstance(step, Lora) for step in recipe.steps) and importlib.util.find_spec("peft") is None:
         raise BuildRefused(
             "the step 'lora' needs the package peft: run 'make install', which adds it to .venv-compression"
@@ -26,7 +26,7 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def check_parent(recipe: Recipe, parent: Path) -> None:
-    """Refuse what the parent's card and configuration rule out.
+    """Refuse a recipe that the parent's card or configuration rules out.
 
     Raises:
         BuildRefused, RecipeError, CardError: with one clear line.

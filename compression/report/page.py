@@ -1,4 +1,4 @@
-"""All cards on one page: a self-contained HTML file, PNG plots beside it, and a Markdown table for a README.
+"""Variant report: a self-contained HTML file, PNG plots beside it, and a Markdown table for a README.
 
 Cards may come from anywhere, so everything from them is escaped.
 """
@@ -19,7 +19,7 @@ MARKDOWN, PAGE = "report.md", "report.html"
 
 
 class ReportError(Exception):
-    """There is nothing to report on; says where was looked."""
+    """No card to report on; the message names the folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What quality is set against; `sign` is -1 where less is better."""
+    """A measure to plot quality against; `sign` is -1 where less is better."""
 
     name: str
     title: str
@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(slots=True)
 class Cards:
-    """What was found: comparable variants, and one line for each card that is unmeasured or cannot be read."""
+    """The loaded cards: comparable variants, and one line for each card that is unmeasured or cannot be read."""
 
     groups: list[Group] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -154,7 +154,7 @@ def _folders(path: Path) -> Iterator[Path]:
 
 
 def _with_unique_label(row: Row, folder: Path, rows: Mapping[tuple[str, str], list[Row]]) -> Row:
-    """Two builds of one variant are told apart by their folders."""
+    """Distinguish two builds of one variant by their folder names."""
     labels = {other.label for group in rows.values() for other in group}
     return row if row.label not in labels else Row(folder.name, row.card, row.quality, row.profile)
 
@@ -241,7 +241,7 @@ def _image(axis: Axis, image: Path) -> str:
 
 
 def _details(row: Row) -> str:
-    """The whole card, for whoever wants to know."""
+    """The complete card as a collapsed section."""
     return f"<details><summary>{_escape(row.label)}: the card</summary><pre>{_escape(row.card.model_dump_json(indent=2))}</pre></details>"
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class LoraError(UserError):
-    """The trained additions are no numbers."""
+    """The trained adapters are not finite numbers."""
 
 
 def add_adapters(model: "PreTrainedModel", settings: Lora, seed: int) -> "PeftModel":
@@ -38,10 +38,10 @@ def merge_adapters(model: "PeftModel") -> "PreTrainedModel":
     """The plain model with W + scale * B A for W, all of it trainable again.
 
     Raises:
-        LoraError: the sum is no number.
+        LoraError: the merged weights are not finite.
     """
     try:
         model_with_adapters = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise LoraError(f"the trained additions cannot be merged: {str(error).splitlines()[0]}") from error
+        raise LoraError(f"the trained adapters cannot be merged: {str(error).splitlines()[0]}") from error
     return model_with_adapters.requires_grad_(True)

@@ -40,7 +40,7 @@ def test_a_gpu_that_is_too_old_is_named() -> None:
 def test_a_processor_that_is_too_old_is_refused() -> None:
     old, new = (Target("cpu", extensions=frozenset(found)) for found in (("avx2",), ("avx2", "avx512f")))
     assert unsupported_reason(quantized("W4A16"), old) == (
-        "vLLM's kernel for W4A16 needs a processor with avx512f, which this one has not"
+        "vLLM's kernel for W4A16 needs a processor with avx512f, which this one lacks"
     )
     assert unsupported_reason(quantized("W4A16"), new) is None
     assert unsupported_reason(quantized("W8A8"), old) is None
