@@ -42,7 +42,7 @@ def is_uri(weights: str) -> bool:
     return match is not None
 
 
-def pin_revision(uri: str) -> str:
+def pinned(uri: str) -> str:
     """`uri` with the commit that its branch or tag is at now, so that a copy can be known by it. Other stores have none.
 
     Raises:
@@ -125,9 +125,8 @@ def _from_store(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bo
     if not any(info.path == f"{root}/{CARD_FILE}" for info in files):
         raise FetchError(f"{uri}: there is no {CARD_FILE}: it is no variant that 'gearbox compress' made")
     done, total = 0, sum(info.size for info in files)
-    names = [
-        safe_relative_path(info.path.removeprefix(f"{root}/")) for info in files
-    ]  # all, before anything is written
+    # all names are checked before anything is written
+    names = [safe_relative_path(info.path.removeprefix(f"{root}/")) for info in files]
     for info, name in zip(files, names, strict=True):
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from compression.build.subprocesses import compression_python
 from compression.progress import Progress
 from compression.recipe.schema import RecipeError
 from deployments.fetch import FetchError, fetch, is_uri
-from deployments.fetch import pin_revision as pinned_uri
+from deployments.fetch import pinned as pinned_uri
 from serve.card import CARD_FILE, CardError, Step, check_card, load_card
 from serve.config.platform import ConfigError, PlatformConfig, VariantConfig
 
@@ -36,9 +36,8 @@ class Weights:
         specs = [self._spec(variant, variant.recipe) for variant in config.variants if variant.recipe]
         try:
             source = parse_source(config.model.source)
-            self._source = (
-                pin_revision(source).text if specs else source.text
-            )  # where nothing is built, nobody asks the hub
+            # where nothing is built, the hub is not queried
+            self._source = pin_revision(source).text if specs else source.text
             self._planned = self._family(background=False).plan(specs) if specs else []
             for variant in config.variants:
                 is_uri(variant.weights or "")
