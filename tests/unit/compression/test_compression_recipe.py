@@ -108,7 +108,7 @@ def test_the_line_says_whether_it_serves_faster(name: str) -> None:
             "group_size belongs to W4A16 alone",
         ),
         ("name: a\nparent: full\nsteps: [{technique: quantize, kv_cache: int4}]", "kv_cache: Input should be 'fp8'"),
-        ("{", "is not YAML"),
+        ("{", "is not valid YAML"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_one_line_that_names_the_file(tmp_path: Path, yaml: str, message: str) -> None:
