@@ -1,4 +1,4 @@
-"""What goes wrong for a reason its user can act on, and how a command says it."""
+"""Errors that a user can act on, and their reporting by the commands of this package."""
 
 import errno
 import sys
@@ -7,29 +7,32 @@ from collections.abc import Callable
 from serve.card import CardError
 
 
-class KnownError(Exception):
-    """The message is one line that says what is wrong and what would be right."""
+class UserError(Exception):
+    """An error that the user can fix. Its message is one line: what is wrong and what would be right."""
 
 
-def clear_line(error: BaseException) -> str | None:
-    """The one line for an error with a known cause; None for one that deserves its traceback."""
-    if isinstance(error, KnownError | CardError):
+def error_line(error: BaseException) -> str | None:
+    """One-line message of an error with a known cause; None for one that needs its traceback."""
+    if isinstance(error, UserError | CardError):
         return str(error)
-    full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
-    if full or "No space left on device" in str(error):  # safetensors wraps the system's error in its own
-        return "the disk is full: free some space and run it again; it goes on where it stopped"
+    disk_full = isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
+    if disk_full or "No space left on device" in str(error):  # safetensors wraps the system's error in its own
+        return "the disk is full: free some space and run the same command again; it resumes where it stopped"
     if isinstance(error, PermissionError):
         return f"cannot write: {error}"
     return None
 
 
-def exit_code(work: Callable[[], object]) -> int:
-    """Do a command's work. A known error is one line on standard error and 2, as `child.run_child` expects."""
+def run_command(action: Callable[[], object]) -> int:
+    """Run a command and return its exit code: 2, with one line on standard error, for an error with a known cause.
+
+    `build.subprocesses.run_subprocess` reads that line and code.
+    """
     try:
-        work()
+        action()
     except Exception as error:
-        if (line := clear_line(error)) is None:
+        if (line := error_line(error)) is None:
             raise
-        sys.stderr.write(f"error: {line}\n")  # in one piece: other processes write there too
+        sys.stderr.write(f"error: {line}\n")  # one write: other processes use the same stream
         return 2
     return 0

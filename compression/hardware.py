@@ -1,4 +1,4 @@
-"""What this machine computes with: its name on cards, and the number format its matrix kernels are fast in. Free of torch."""
+"""Hardware detection: the label on cards, and the number format with fast matrix kernels. Does not import torch."""
 
 import os
 import platform
@@ -7,14 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-#: What decides which kernels an engine finds, strongest first.
+#: CPU extensions that decide which kernels an engine can use, strongest first.
 _EXTENSIONS = ("amx_bf16", "amx_int8", "avx512_bf16", "avx512_vnni", "avx512f", "avx_vnni", "avx2")
 
 
 def label() -> str:
-    """The accelerators if there are any, else the processor, its usable cores and its strongest vector extensions."""
-    if found := accelerators():
-        return f"{len(found)} x {found[0]}"
+    """Hardware label for cards: the GPUs, else the processor, its usable cores and its strongest vector extensions."""
+    if gpus := accelerators():
+        return f"{len(gpus)} x {gpus[0]}"
     extensions = [name for name in _EXTENSIONS if name in cpu_extensions()][:2]
     return ", ".join([_cpu("model name") or platform.machine(), f"{len(os.sched_getaffinity(0))} cores", *extensions])
 
@@ -27,28 +27,28 @@ def accelerators() -> tuple[str, ...]:
 
 @cache
 def compute_capability() -> tuple[int, int] | None:
-    """CUDA's compute capability of the weakest GPU of this machine; None without one."""
-    found = [line.split(".") for line in _nvidia_smi("compute_cap")]
-    return min(((int(major), int(minor)) for major, minor in found), default=None)
+    """Lowest CUDA compute capability among the GPUs of this machine; None without a GPU."""
+    versions = [line.split(".") for line in _nvidia_smi("compute_cap")]
+    return min(((int(major), int(minor)) for major, minor in versions), default=None)
 
 
 def accelerator_bytes() -> int | None:
-    """Memory in use on all NVIDIA GPUs of this machine, by whatever process; None without one."""
+    """Memory in use on all NVIDIA GPUs of this machine, by any process; None without a GPU."""
     return sum(int(mebibytes) << 20 for mebibytes in _nvidia_smi("memory.used")) or None
 
 
 def _nvidia_smi(field: str) -> list[str]:
-    """One line a GPU; none where there is no driver."""
+    """One line per GPU; empty without a driver."""
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        completed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return [line.strip() for line in completed.stdout.splitlines() if line.strip()]
 
 
 def compute_dtype() -> Literal["bfloat16", "float32"]:
-    """The format to compute in on the CPU.
+    """Number format to compute in on the CPU.
 
     oneDNN has bfloat16 matrix products on x86 from AVX-512 on; below that torch falls back to loops that are several
     times slower than float32.
@@ -58,7 +58,7 @@ def compute_dtype() -> Literal["bfloat16", "float32"]:
 
 
 def cpu_extensions() -> frozenset[str]:
-    """The processor's extensions as Linux names them; empty where it does not say."""
+    """CPU extensions as named in /proc/cpuinfo; empty where that file is missing."""
     return frozenset(_cpu("flags").split())
 
 

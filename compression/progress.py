@@ -1,4 +1,4 @@
-"""Progress of a build or a measurement, one JSON line each, from the subprocess that works to the one that shows it."""
+"""Progress of a build or a measurement as JSON lines, from the subprocess that works to the process that displays it."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ Report = Callable[[str, int, int, str], None]  # stage, done, total, unit
 
 
 class Progress(BaseModel):
-    """How far a stage is."""
+    """Progress of one stage: `done` of `total` units."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,8 +21,8 @@ class Progress(BaseModel):
     unit: str
 
 
-def report_on_stdout() -> Report:
-    """Take standard output for progress lines alone: from now on every other print goes to standard error."""
+def progress_on_stdout() -> Report:
+    """Reserve standard output for progress lines; all other output goes to standard error from now on."""
     lines = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
@@ -33,8 +33,8 @@ def report_on_stdout() -> Report:
     return report
 
 
-def read_reports(lines: Iterable[str]) -> Iterator[Progress]:
-    """The progress in what a subprocess prints."""
+def read_progress(lines: Iterable[str]) -> Iterator[Progress]:
+    """Parse the progress lines in the output of a subprocess."""
     for line in lines:
-        with contextlib.suppress(ValidationError):  # a print of some library before standard output was taken over
+        with contextlib.suppress(ValidationError):  # printed by a library before standard output was reserved
             yield Progress.model_validate_json(line)

@@ -1,8 +1,8 @@
-"""Text without a hub: what variants are calibrated and trained on, and the disjoint text they are measured on.
+"""Calibration and training text, and the disjoint held-out text for evaluation; no download needed.
 
 The default text ships with Python itself (PSF licence): the language reference and the standard library's docstrings.
-A user's own text file replaces it. Everything here is a function of the text alone, so every variant of a family is
-measured on the same held-out tokens whatever its own seed is.
+A user's text file replaces it. The split depends on the text alone, so every variant of a family is measured on the same
+held-out tokens, whatever its seed.
 """
 
 import ast
@@ -15,27 +15,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from compression.errors import KnownError
+from compression.errors import UserError
 
 Encode = Callable[[str], list[int]]
 
 NGRAM_WORDS = 13  # the length at which GPT-3 (Brown et al. 2020, appendix C) calls an overlap contamination
 HELD_OUT_LENGTH = 512  # tokens of one held-out sequence
 HELD_OUT_COUNT = 24
-HELD_OUT_SHARE = 8  # one document in this many is never trained on
+HELD_OUT_ONE_IN = 8  # one document in this many is held out
 _SKIPPED_FOLDERS = frozenset(
     {"test", "tests", "site-packages", "idlelib", "lib2to3", "pydoc_data", "turtledemo", "ensurepip"}
 )
-_SHORTEST_DOCUMENT = 400  # characters
+_MIN_DOCUMENT_CHARS = 400  # characters
 
 
-class TextError(KnownError):
-    """Text that is missing or too short for what it is wanted for."""
+class TextError(UserError):
+    """Text that is missing or too short for its purpose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text that is either trained on or held out, never both."""
+    """One text, in the training split or in the held-out split, never in both."""
 
     name: str
     text: str
@@ -43,7 +43,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """The two disjoint sides of the text."""
+    """Text in two disjoint splits."""
 
     description: str
     training: tuple[Document, ...]
@@ -51,12 +51,12 @@ class Corpus:
 
     @property
     def digest(self) -> str:
-        """sha256 over every document and the side it is on."""
+        """sha256 over every document and its split."""
         return hashlib.sha256(f"{self.training_digest} {_documents_digest(self.held_out)}".encode()).hexdigest()
 
     @property
     def training_digest(self) -> str:
-        """sha256 over the documents that may be trained and calibrated on."""
+        """sha256 over the training split, which is also the calibration text."""
         return f"sha256:{_documents_digest(self.training)}"
 
 
@@ -64,7 +64,7 @@ def load_corpus(file: Path | None = None) -> Corpus:
     """The corpus of a user's text `file`, or of this Python's own documentation.
 
     Raises:
-        TextError: the file cannot be read, or it has too little text for two sides.
+        TextError: the file cannot be read, or it has too little text for two splits.
     """
     if file is None:
         documents, description = python_documents(), f"documentation of Python {sys.version.split()[0]} (PSF licence)"
@@ -81,8 +81,8 @@ def load_corpus(file: Path | None = None) -> Corpus:
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the document called `name` is for measuring only. Depends on nothing but the name."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % HELD_OUT_SHARE == 0
+    """Whether the document called `name` is in the held-out split. A function of the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) % HELD_OUT_ONE_IN == 0
 
 
 def python_documents() -> list[Document]:
@@ -92,18 +92,18 @@ def python_documents() -> list[Document]:
     documents = [Document(topic_document(name), text) for name, text in topics.items()]
     for path, tree in standard_library():
         documents.append(Document(module_document(path), "\n\n".join(_docstrings(tree))))
-    return sorted((d for d in documents if len(d.text) >= _SHORTEST_DOCUMENT), key=lambda document: document.name)
+    return sorted((d for d in documents if len(d.text) >= _MIN_DOCUMENT_CHARS), key=lambda document: document.name)
 
 
-def standard_library(wanted: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[Path, ast.Module]]:
-    """The documented modules of this Python that are `wanted`: path below the standard library, and syntax tree."""
+def standard_library(include: Callable[[Path], bool] = lambda path: True) -> Iterator[tuple[Path, ast.Module]]:
+    """Modules of the standard library that pass the filter `include`: path below the library's root, and syntax tree."""
     root = Path(sysconfig.get_path("stdlib"))
     for file in sorted(root.rglob("*.py")):
         path = file.relative_to(root)
-        if _SKIPPED_FOLDERS.isdisjoint(path.parts) and wanted(path):
+        if _SKIPPED_FOLDERS.isdisjoint(path.parts) and include(path):
             try:
                 yield path, ast.parse(file.read_bytes())
-            except (SyntaxError, ValueError):  # the standard library carries a few files in odd encodings
+            except (SyntaxError, ValueError):  # a few files of the standard library have unusual encodings
                 continue
 
 
@@ -126,9 +126,9 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def file_documents(file: Path, characters: int = 4000) -> list[Document]:
-    """A text file cut between paragraphs into documents of about `characters`; named by content, so edits stay local.
+    """Split a text file between paragraphs into documents of about `characters`, named by content so that edits stay local.
 
-    Blank lines end a paragraph; what is longer than a document without one is cut at the ends of its lines.
+    Blank lines end a paragraph; a paragraph longer than a document is split between its lines.
 
     Raises:
         TextError: the file cannot be read, is not UTF-8, or has no text.
@@ -141,20 +141,20 @@ def file_documents(file: Path, characters: int = 4000) -> list[Document]:
         raise TextError(f"cannot read the text file {file}: it is not UTF-8 ({error})") from error
     if not text.strip():
         raise TextError(f"the text file {file} has no text in it")
-    documents, held = [], ""
+    documents, buffer = [], ""
     for gap, paragraph in _paragraphs(text, characters):
-        held = f"{held}{gap}{paragraph}" if held else paragraph
-        if len(held) >= characters:
-            documents.append(_document(held))
-            held = ""
-    return [*documents, _document(held)] if held else documents
+        buffer = f"{buffer}{gap}{paragraph}" if buffer else paragraph
+        if len(buffer) >= characters:
+            documents.append(_document(buffer))
+            buffer = ""
+    return [*documents, _document(buffer)] if buffer else documents
 
 
-def _paragraphs(text: str, longest: int) -> Iterator[tuple[str, str]]:
-    """What stands before each paragraph, and the paragraph: blocks between blank lines, or lines of longer blocks."""
+def _paragraphs(text: str, max_chars: int) -> Iterator[tuple[str, str]]:
+    """Paragraphs (blocks between blank lines, or the lines of longer blocks), each with the separator before it."""
     for block in re.split(r"\n(?:[^\S\n]*\n)+", text):
         lines = [line for line in block.split("\n") if line.strip()]
-        if len(block) <= longest:
+        if len(block) <= max_chars:
             lines = ["\n".join(lines)] if lines else []
         yield from zip(("\n\n", *["\n"] * (len(lines) - 1)), lines, strict=False)
 
@@ -164,10 +164,10 @@ def _document(text: str) -> Document:
 
 
 def training_sequences(corpus: Corpus, encode: Encode, length: int, end: int, seed: int) -> list[list[int]]:
-    """Training documents in an order given by `seed`, joined by the token `end`, cut into `length` tokens each.
+    """Training sequences of `length` tokens: documents shuffled by `seed`, joined by the token `end` and cut.
 
     Raises:
-        TextError: not even one sequence.
+        TextError: the text is shorter than one sequence.
     """
     documents = list(corpus.training)
     random.Random(seed).shuffle(documents)
@@ -182,17 +182,19 @@ def held_out_sequences(
 ) -> list[list[int]]:
     """Up to `count` held-out sequences of `length` tokens that share no 13-word n-gram with the training text.
 
-    At most two sequences a document, so that no document dominates; none spans two documents.
+    At most two sequences per document, so that no document dominates; no sequence spans two documents.
 
     Raises:
-        TextError: nothing is left after removing what overlaps.
+        TextError: no sequence is left after removing those that overlap.
     """
-    seen = all_ngrams(document.text for document in corpus.training)
+    training_ngrams = all_ngrams(document.text for document in corpus.training)
     sequences: list[list[int]] = []
     documents = sorted(corpus.held_out, key=lambda document: hashlib.sha256(document.name.encode()).digest())
     for document in documents:
-        kept = (s for s in _cut(encode(document.text), length) if seen.isdisjoint(word_ngrams(decode(s))))
-        sequences += [sequence for sequence, _ in zip(kept, range(2), strict=False)]
+        clean_sequences = (
+            s for s in _cut(encode(document.text), length) if training_ngrams.isdisjoint(word_ngrams(decode(s)))
+        )
+        sequences += [sequence for sequence, _ in zip(clean_sequences, range(2), strict=False)]
         if len(sequences) >= count:
             return sequences[:count]
     if not sequences:
@@ -203,16 +205,16 @@ def held_out_sequences(
     return sequences
 
 
-def plain_words(text: str) -> list[str]:
-    """The words of `text` without case and punctuation."""
+def normalized_words(text: str) -> list[str]:
+    """Lower-case words of `text` without punctuation."""
     return "".join(c if c.isalnum() else " " for c in text.lower()).split()
 
 
 def word_ngrams(text: str, words: int = NGRAM_WORDS) -> Iterator[int]:
     """Hashes of every run of `words` words of `text`, ignoring case and punctuation."""
-    clean = plain_words(text)
-    for i in range(len(clean) - words + 1):
-        yield hash(tuple(clean[i : i + words]))
+    tokens = normalized_words(text)
+    for i in range(len(tokens) - words + 1):
+        yield hash(tuple(tokens[i : i + words]))
 
 
 def all_ngrams(texts: Iterable[str]) -> frozenset[int]:
@@ -221,7 +223,7 @@ def all_ngrams(texts: Iterable[str]) -> frozenset[int]:
 
 
 def shared_ngrams(training: Set[int], held_out: Iterable[str]) -> int:
-    """How many different 13-word n-grams of the `held_out` texts are in `training`; 0 proves them disjoint."""
+    """Number of distinct 13-word n-grams of the `held_out` texts that are in `training`; 0 means disjoint."""
     return len(all_ngrams(held_out) & training)
 
 
@@ -241,11 +243,11 @@ def _documents_digest(documents: Iterable[Document]) -> str:
 
 
 def _pack(texts: Iterable[str], encode: Encode, length: int, end: int) -> Iterator[list[int]]:
-    held: list[int] = []
+    buffer: list[int] = []
     for text in texts:
-        held += [*encode(text), end]
-        yield from _cut(held, length)
-        held = held[len(held) - len(held) % length :]
+        buffer += [*encode(text), end]
+        yield from _cut(buffer, length)
+        buffer = buffer[len(buffer) - len(buffer) % length :]
 
 
 def _cut(tokens: list[int], length: int) -> Iterator[list[int]]:

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 from compression.build.family import BuildError
-from compression.build.source import SourceError, identity, parse_source, pinned
-from compression.build.subprocesses import ChildFailed, compression_python, run_child
-from compression.files import write_whole
+from compression.build.source import SourceError, parse_source, pin_revision, source_identity
+from compression.build.subprocesses import SubprocessFailed, compression_python, run_subprocess
+from compression.files import write_atomically
 
 READY_FILE = "pooling.json"  # part of the model, written last
 IDENTITY_FILE = "identity.txt"  # identifies the model to processes that have only the folder
@@ -20,8 +20,8 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
         BuildError: the source is invalid, or the model could not be downloaded or exported; one line that names the log.
     """
     try:
-        pinned_source = pinned(parse_source(source))
-        model = identity(pinned_source)
+        pinned_source = pin_revision(parse_source(source))
+        model = source_identity(pinned_source)
     except SourceError as error:
         raise BuildError(f"retrieval.embedder: {error}") from error
     folder = cache / "embedders" / hashlib.sha256(model.encode()).hexdigest()[:16]
@@ -29,9 +29,9 @@ def embedder_folder(source: str, cache: Path, log: Path) -> tuple[Path, str]:
         shutil.rmtree(folder, ignore_errors=True)
         command = [str(compression_python()), "-m", "compression.build.embedder", pinned_source.text, str(folder)]
         try:
-            run_child(command, {}, log, lambda progress: None)
-        except ChildFailed as error:
+            run_subprocess(command, {}, log, lambda progress: None)
+        except SubprocessFailed as error:
             raise BuildError(f"retrieval.embedder: {error} (log: {log})") from error
     if not (folder / IDENTITY_FILE).exists():
-        write_whole(folder / IDENTITY_FILE, model)
+        write_atomically(folder / IDENTITY_FILE, model)
     return folder, model

@@ -13,8 +13,8 @@ from urllib.parse import urlparse
 
 from filelock import FileLock
 
-from compression.build.source import SourceError, hub_commit
-from compression.files import relative_name
+from compression.build.source import SourceError, resolve_hub_commit
+from compression.files import safe_relative_path
 from serve.card import CARD_FILE, CardError, check_card, load_card
 
 #: `s3://`, `gs://` and `abfs://` are read by Arrow's filesystems, which take credentials from the environment.
@@ -54,7 +54,7 @@ def pinned(uri: str) -> str:
     if match is None:
         return uri
     try:
-        return f"hf://{match[1]}@{hub_commit(match[1], match[2])}{match[3]}"
+        return f"hf://{match[1]}@{resolve_hub_commit(match[1], match[2])}{match[3]}"
     except SourceError as error:
         raise FetchError(f"{uri}: {error}") from error
 
@@ -127,7 +127,8 @@ def _from_store(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bo
     if not any(info.path == f"{root}/{CARD_FILE}" for info in files):
         raise FetchError(f"{uri}: no {CARD_FILE}: not a variant made by 'gearbox compress'")
     done, total = 0, sum(info.size for info in files)
-    names = [relative_name(info.path.removeprefix(f"{root}/")) for info in files]  # checked before anything is written
+    # all names are checked before anything is written
+    names = [safe_relative_path(info.path.removeprefix(f"{root}/")) for info in files]
     for info, name in zip(files, names, strict=True):
         target = scratch / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from compression.build.family import BuildError, Family, Planned, VariantSpec
-from compression.build.kernels import target, unservable
-from compression.build.source import SourceError, parse_source, pinned
+from compression.build.family import BuildError, Family, PlannedVariant, VariantSpec
+from compression.build.kernels import target_hardware, unsupported_reason
+from compression.build.source import SourceError, parse_source, pin_revision
 from compression.build.subprocesses import compression_python
 from compression.progress import Progress
 from compression.recipe.schema import RecipeError
@@ -36,7 +36,8 @@ class Weights:
         specs = [self._spec(variant, variant.recipe) for variant in config.variants if variant.recipe]
         try:
             source = parse_source(config.model.source)
-            self._source = pinned(source).text if specs else source.text  # without a build, the hub is not needed
+            # where nothing is built, the hub is not queried
+            self._source = pin_revision(source).text if specs else source.text
             self._planned = self._family(background=False).plan(specs) if specs else []
             for variant in config.variants:
                 is_uri(variant.weights or "")
@@ -131,10 +132,10 @@ class Weights:
         return self._uris[variant.name]
 
     def _check_kernel(self, variant: VariantConfig, steps: Sequence[Step]) -> None:
-        if reason := unservable(steps, target(variant.resources.gpus)):
+        if reason := unsupported_reason(steps, target_hardware(variant.resources.gpus)):
             raise ConfigError(f"variant '{variant.name}' cannot be served here: {reason}")
 
-    def _find(self, variant: VariantConfig) -> Planned:
+    def _find(self, variant: VariantConfig) -> PlannedVariant:
         return next(planned for planned in self._planned if planned.name == variant.name)
 
     def _family(self, background: bool) -> Family:
@@ -152,8 +153,10 @@ class Weights:
         )
 
 
-def _with_eta(planned: Planned, on_progress: Callable[[str, float, float, float], None]) -> Callable[[Progress], None]:
-    """Add the seconds left: the rest of this stage at its pace so far, plus the estimates of the later stages."""
+def _with_eta(
+    planned: PlannedVariant, on_progress: Callable[[str, float, float, float], None]
+) -> Callable[[Progress], None]:
+    """Adds the seconds left: the rest of this stage at its pace so far, and the later stages as estimated."""
     stages = list(planned.seconds)
     started: dict[str, float] = {}
 

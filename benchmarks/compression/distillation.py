@@ -95,10 +95,10 @@ class Bench:
 
 def prepare(full: Path, layers: int, held_out: int, length: int, text: Path | None) -> Bench:
     """The teacher, its pruned student and the held-out text."""
-    from compression.build.source import Source, fetch
+    from compression.build.source import Source, load_source
     from compression.steps.prune import block_influence, keep_layers, layers_to_keep
 
-    teacher, tokenizer = fetch(Source("folder", str(full)), hardware.compute_dtype())
+    teacher, tokenizer = load_source(Source("folder", str(full)), hardware.compute_dtype())
     bench = Bench(full, teacher, copy.deepcopy(teacher), tokenizer, load_corpus(text), [], length)
     longest = min(HELD_OUT_LENGTH, teacher.config.max_position_embeddings)
     bench.held_out = held_out_sequences(bench.corpus, bench.encode, tokenizer.decode, longest, held_out)

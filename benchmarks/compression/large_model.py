@@ -15,7 +15,7 @@ from benchmarks.compression.techniques import OWN_RECIPES, Stages
 from benchmarks.lib.processes import RESUMES, command
 from benchmarks.reporting.results import Progress, save
 from benchmarks.systems.full_weights import CONFIG, NoWeights, full_weights
-from compression.build.subprocesses import KEEP_MEMORY, ChildFailed, compression_python, run_child
+from compression.build.subprocesses import MALLOC_ENV, SubprocessFailed, compression_python, run_subprocess
 from deployments.state import cache_folder
 from deployments.weights import RECIPES
 from serve.card import Card, load_card
@@ -56,7 +56,7 @@ def measure(names: list[str], work: Path) -> dict[str, object]:
     """All variants called `names`. Returns the result document without the machine.
 
     Raises:
-        NoWeights, ChildFailed: with one clear line.
+        NoWeights, SubprocessFailed: with one clear line.
     """
     config, tokenizer_of = full_weights(CONFIG, None)
     work.mkdir(parents=True, exist_ok=True)
@@ -77,8 +77,8 @@ def measure(names: list[str], work: Path) -> dict[str, object]:
         if not folder.exists():
             start = ["--source", str(source)] if name == "full" else ["--parent", str(work / "full")]
             build = [str(compression_python()), "-m", "compression.build.variant", "--recipe", str(recipe), *start]
-            run_child(
-                [*build, "--model", "random-822m", "--name", name, "--out", str(folder)], KEEP_MEMORY, log, Stages()
+            run_subprocess(
+                [*build, "--model", "random-822m", "--name", name, "--out", str(folder)], MALLOC_ENV, log, Stages()
             )
         if load_card(folder).profile is None:
             profile = [
@@ -91,7 +91,7 @@ def measure(names: list[str], work: Path) -> dict[str, object]:
                 "profile",
             ]
             engine = ["--engine-args", json.dumps(config.engine_args(variant))]
-            run_child([*profile, *engine], {**config.env, **variant.env}, log, Stages())
+            run_subprocess([*profile, *engine], {**config.env, **variant.env}, log, Stages())
         cards[name] = load_card(folder)
     return {
         "shape": SHAPE,
@@ -118,7 +118,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     given = parser.parse_args()
-    with command((NoWeights, ChildFailed), RESUMES):
+    with command((NoWeights, SubprocessFailed), RESUMES):
         result = measure(given.variants, cache_folder() / "benchmarks" / f"compression-large-{_digest()}")
     save("compression-large", result)
     return 0

@@ -16,7 +16,7 @@ from benchmarks.reporting.results import IMAGES, Progress, save
 from benchmarks.reporting.variant_group import group
 from benchmarks.systems.full_weights import CONFIG
 from compression.build.family import BuildError, Family, VariantSpec
-from compression.build.kernels import target, unservable
+from compression.build.kernels import target_hardware, unsupported_reason
 from compression.build.source import SourceError
 from compression.build.subprocesses import compression_python
 from compression.progress import Progress as Reached
@@ -57,7 +57,9 @@ def measure(names: Sequence[str]) -> dict[str, object]:
     cards: dict[str, Card] = {}
     failed: dict[str, str] = {}
     for spec in list(specs):
-        if reason := unservable(load_recipe(spec.recipe).planned_steps(), target(first.resources.gpus)):
+        if reason := unsupported_reason(
+            load_recipe(spec.recipe).planned_steps(), target_hardware(first.resources.gpus)
+        ):
             failed[spec.name] = reason
             specs.remove(spec)
     family = Family(config.model.source, config.model.name, cache_folder(), compression_python(), Path(sys.executable))

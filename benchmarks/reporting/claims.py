@@ -23,7 +23,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from benchmarks.reporting import claim_rows, claim_rows_grounding
 from benchmarks.reporting.cells import machine_words, table
 from benchmarks.reporting.figures import Figure, Figures
-from compression.files import write_whole
+from compression.files import write_atomically
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILE = "claims.json"
@@ -184,7 +184,7 @@ def upsert(new: Iterable[Claim], folder: Path = RESULTS, replaced: Iterable[str]
         kept |= {claim.id: claim for claim in new}
         found = [kept[key] for key in sorted(kept)]
         lines = ",\n".join(json.dumps(claim.model_dump(mode="json"), ensure_ascii=False) for claim in found)
-        write_whole(folder / FILE, f"[\n{lines}\n]\n")
+        write_atomically(folder / FILE, f"[\n{lines}\n]\n")
     return found
 
 
@@ -353,7 +353,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     if options.write or options.from_results:
-        write_whole(PAGE, page(found))
+        write_atomically(PAGE, page(found))
         print(f"wrote {PAGE}")
         return 0
     show([claim for claim in found if options.area in (None, claim.area)])

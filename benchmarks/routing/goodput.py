@@ -30,7 +30,7 @@ from benchmarks.reporting.results import Progress, save, spread
 from benchmarks.routing import simulate
 from benchmarks.routing.workloads import Outcome, Request, bursty, full_load, mixed, prediction, summary
 from benchmarks.systems.full_weights import CONFIG
-from compression.build.subprocesses import ChildFailed, run_child
+from compression.build.subprocesses import SubprocessFailed, run_subprocess
 from deployments.state import cache_folder, load_state
 from serve.card import Profile, load_card
 from serve.config.platform import ConfigError, PlatformConfig, VariantConfig, load_config
@@ -66,7 +66,7 @@ QUICK = Size((0.5, 2.0), 1, 10.0)
 
 
 def gear(name: str, config: PlatformConfig, cores: int) -> Path:
-    """The weights of variant `name` with a card profiled on `cores` cores. Raises `NoVariant`, `ChildFailed`."""
+    """The weights of variant `name` with a card profiled on `cores` cores. Raises `NoVariant`, `SubprocessFailed`."""
     found = sorted(
         (cache_folder() / config.model.name).glob(f"{name}-????????????"), key=lambda one: one.stat().st_mtime
     )
@@ -91,7 +91,9 @@ def gear(name: str, config: PlatformConfig, cores: int) -> Path:
             "profile",
             *engine,
         ]
-        run_child(command, {**config.env, "OMP_NUM_THREADS": str(cores)}, folder.with_suffix(".log"), lambda _: None)
+        run_subprocess(
+            command, {**config.env, "OMP_NUM_THREADS": str(cores)}, folder.with_suffix(".log"), lambda _: None
+        )
         scratch.rename(folder)
     return folder
 
@@ -297,7 +299,7 @@ def simulated(bench: Bench, setting: Setting, number: int) -> dict[str, list[Out
 
 
 def measure(size: Size) -> dict[str, object]:
-    """All settings. Returns the result without the machine. Raises `NoVariant`, `ChildFailed`, `NotStarted`."""
+    """All settings. Returns the result without the machine. Raises `NoVariant`, `SubprocessFailed`, `NotStarted`."""
     config = load_config(CONFIG)
     cores = len(os.sched_getaffinity(0))
     if cores < len(GEARS):
@@ -405,7 +407,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each: to see that it works")
     given = parser.parse_args()
-    with command((NoVariant, ChildFailed, NotStarted, ConfigError), "only the gears' profiles were kept"):
+    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), "only the gears' profiles were kept"):
         result = measure(QUICK if given.quick else FULL)
     if given.quick:
         return 0

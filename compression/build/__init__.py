@@ -1,1 +1,1 @@
-"""Building variants: the source of a model, the steps of a recipe with checkpoints, export, and the cache of variants."""
+"""Building variants: model sources, recipe steps with checkpoints, export, and the cache of variants."""

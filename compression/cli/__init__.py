@@ -1,1 +1,1 @@
-"""The commands `gearbox compress`, `evaluate`, `profile` and `report`. Free of torch: work runs in subprocesses."""
+"""The commands `gearbox compress`, `evaluate`, `profile` and `report`. Does not import torch: the work runs in subprocesses."""

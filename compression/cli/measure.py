@@ -1,6 +1,6 @@
-"""The commands that measure and compare variants: evaluate, profile, report. Free of torch; the engine runs in a subprocess.
+"""`gearbox evaluate`, `profile` and `report`: measure and compare variants. Does not import torch; the engine is a subprocess.
 
-What the configuration says about serving comes from whoever adds the commands: this package knows of serving only the card.
+The caller of `add_commands` supplies the serving settings: of `serve`, this package knows the card only.
 """
 
 import json
@@ -16,8 +16,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from compression.build.family import MEASURE_SECONDS, TASKS_SECONDS
-from compression.build.subprocesses import ChildFailed, run_child
-from compression.progress import Progress as Reported
+from compression.build.subprocesses import SubprocessFailed, run_subprocess
+from compression.progress import Progress as StageProgress
 from compression.report.page import ReportError, load_cards, write_report
 from compression.report.plots import PlotsMissing, plot
 from serve.card import Card, CardError, load_card
@@ -25,7 +25,7 @@ from serve.card import Card, CardError, load_card
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """How a variant is served: vLLM engine arguments, the engine's environment, and the price of a replica's place, if it has one."""
+    """Serving settings of a variant: vLLM engine arguments, environment, and the price of one replica if configured."""
 
     engine_args: dict[str, object]
     env: dict[str, str]
@@ -36,8 +36,8 @@ def add_commands(app: typer.Typer, serving: Callable[[Path, str], Serving], conf
     """Add the commands to `app`.
 
     Args:
-        serving: from a configuration file and a variant's name; ends the command itself where the file is wrong.
-        config: the file taken when none is named.
+        serving: reads the settings from a configuration file for a variant name; exits the command on a wrong file.
+        config: default configuration file.
         python: interpreter of the engine's environment.
     """
     Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of the variant: weights and card.")]
@@ -59,18 +59,18 @@ def add_commands(app: typer.Typer, serving: Callable[[Path, str], Serving], conf
             bool, typer.Option(help="Run programs the model writes (human-eval); no sandbox.")
         ] = False,
         max_drift: Annotated[
-            float | None, typer.Option(help="Mean nats from float32 beyond which it is refused.")
+            float | None, typer.Option(help="Mean drift from float32, in nats, beyond which the variant is refused.")
         ] = None,
     ) -> None:
         """Measure a variant's quality through the serving engine and write it on its card."""
-        how = serving(config, _card(folder).name)
+        serving_config = serving(config, _card(folder).name)
         _card(full)
-        more = ["--full", str(full.resolve()), "--quality-from", quality_from]
-        more += [word for task in tasks for word in ("--tasks", str(task.resolve()))]
-        more += ["--text", str(text.resolve())] if text else []
-        more += ["--allow-code"] if allow_code else []
-        more += ["--max-drift", str(max_drift)] if max_drift is not None else []
-        _show_quality(_measure(python, folder, "quality", how, more))
+        options = ["--full", str(full.resolve()), "--quality-from", quality_from]
+        options += [word for task in tasks for word in ("--tasks", str(task.resolve()))]
+        options += ["--text", str(text.resolve())] if text else []
+        options += ["--allow-code"] if allow_code else []
+        options += ["--max-drift", str(max_drift)] if max_drift is not None else []
+        _show_quality(_measure(python, folder, "quality", serving_config, options))
 
     @app.command()
     def profile(
@@ -78,15 +78,17 @@ def add_commands(app: typer.Typer, serving: Callable[[Path, str], Serving], conf
         config: Config = config,
         price_usd_per_hour: Annotated[
             float | None,
-            typer.Option(min=0, help="Of what one replica occupies; default: the configuration's or card's."),
+            typer.Option(min=0, help="Price of one replica's resources; default: the configuration's or the card's."),
         ] = None,
     ) -> None:
         """Measure a variant's latency, throughput and memory in the serving engine and write them on its card."""
         card = _card(folder)
-        how = serving(config, card.name)
+        serving_config = serving(config, card.name)
         known = card.profile.price_usd_per_hour if card.profile else 0.0
-        price = next(one for one in (price_usd_per_hour, how.price_usd_per_hour, known) if one is not None)
-        _show_profile(_measure(python, folder, "profile", how, ["--price-usd-per-hour", str(price)]))
+        price = next(
+            value for value in (price_usd_per_hour, serving_config.price_usd_per_hour, known) if value is not None
+        )
+        _show_profile(_measure(python, folder, "profile", serving_config, ["--price-usd-per-hour", str(price)]))
 
     @app.command()
     def report(
@@ -108,25 +110,25 @@ def add_commands(app: typer.Typer, serving: Callable[[Path, str], Serving], conf
             typer.echo(file)
 
 
-def _measure(python: Path, folder: Path, part: str, how: Serving, more: Sequence[str]) -> Card:
-    """Run the measurement of one part of the card, with progress; returns the new card."""
+def _measure(python: Path, folder: Path, part: str, serving_config: Serving, options: Sequence[str]) -> Card:
+    """Measure one part of the card in a subprocess, with progress; returns the new card."""
     folder = folder.resolve()
     command = [str(python), "-m", "compression.measure.variant", "--variant", str(folder), "--only", part]
-    command += ["--engine-args", json.dumps(how.engine_args), *more]
+    command += ["--engine-args", json.dumps(serving_config.engine_args), *options]
     stages = ("start", "profile") if part == "profile" else ("start", "drift", "quality", "answers", "tasks")
     lock, log = FileLock(folder.with_name(folder.name + ".lock"), timeout=0), folder.with_name(folder.name + ".log")
     try:
-        with lock, _Shown(stages) as shown:
-            run_child(command, how.env, log, shown.update)
+        with lock, _ProgressBar(stages) as bar:
+            run_subprocess(command, serving_config.env, log, bar.update)
     except Timeout as error:
         raise _fail(f"another process is building or measuring {folder}: wait until it has ended") from error
-    except ChildFailed as error:
+    except SubprocessFailed as error:
         raise _fail(f"{error} (log: {log})") from error
     return _card(folder)
 
 
-class _Shown:
-    """Progress over all stages with the time left: a bar in a terminal, else a line for each stage."""
+class _ProgressBar:
+    """Progress over all stages with the remaining time: a bar in a terminal, else a line per stage."""
 
     def __init__(self, stages: Iterable[str]) -> None:
         self._seconds = {stage: (MEASURE_SECONDS | TASKS_SECONDS)[stage] for stage in stages}
@@ -139,24 +141,24 @@ class _Shown:
         self._task = self._bar.add_task("starting", total=sum(self._seconds.values()))
         self._stage = ""
 
-    def __enter__(self) -> "_Shown":
+    def __enter__(self) -> "_ProgressBar":
         self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def update(self, told: Reported) -> None:
+    def update(self, progress: StageProgress) -> None:
         stages = list(self._seconds)
-        before = sum(self._seconds[stage] for stage in stages[: stages.index(told.stage)])
-        share = told.done / told.total if told.total else 0.0
-        completed = before + share * self._seconds[told.stage]
-        text = f"{told.stage} {told.done}/{told.total} {told.unit}"
+        before = sum(self._seconds[stage] for stage in stages[: stages.index(progress.stage)])
+        share = progress.done / progress.total if progress.total else 0.0
+        completed = before + share * self._seconds[progress.stage]
+        text = f"{progress.stage} {progress.done}/{progress.total} {progress.unit}"
         self._bar.update(self._task, completed=completed, description=text)
-        if told.stage != self._stage and not self._console.is_terminal:
+        if progress.stage != self._stage and not self._console.is_terminal:
             left = sum(self._seconds.values()) - completed
-            self._console.print(f"{told.stage}, roughly {left:.0f} s left", highlight=False)
-        self._stage = told.stage
+            self._console.print(f"{progress.stage}, roughly {left:.0f} s left", highlight=False)
+        self._stage = progress.stage
 
 
 def _show_quality(card: Card) -> None:
@@ -201,8 +203,8 @@ def _show_profile(card: Card) -> None:
         table.add_row(f"peak, {peak.concurrency} at once", peak_row)
         table.add_row("key-value cache", f"{peak.kv_cache_tokens} tokens")
     table.add_row("memory", f"{profile.resident_bytes / 1e9:.2f} GB")
-    for what, cost in (("input", profile.cost_usd(1_000_000, 0)), ("output", profile.cost_usd(0, 1_000_000))):
-        table.add_row(f"million {what} tokens", f"{cost:.4f} USD at {profile.price_usd_per_hour:g} USD an hour")
+    for direction, cost in (("input", profile.cost_usd(1_000_000, 0)), ("output", profile.cost_usd(0, 1_000_000))):
+        table.add_row(f"million {direction} tokens", f"{cost:.4f} USD at {profile.price_usd_per_hour:g} USD an hour")
     Console().print(table)
 
 

@@ -60,20 +60,20 @@ def jensen_shannon(p: Tensor, q: Tensor, weight: float = 0.5) -> Tensor:
 def top_k(log_probs: Tensor, k: int) -> TopK:
     """The `k` likeliest tokens of log-probabilities (tokens, vocabulary) and, last, the share of all others."""
     ids = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1).indices
-    return TopK(ids, in_buckets(log_probs, ids))
+    return TopK(ids, to_buckets(log_probs, ids))
 
 
-def in_buckets(log_probs: Tensor, ids: Tensor) -> Tensor:
+def to_buckets(log_probs: Tensor, ids: Tensor) -> Tensor:
     """Log-probabilities (tokens, vocabulary) of the tokens `ids` (tokens, k) and, last, of all others together.
 
     Merging buckets cannot increase a KL divergence (data-processing inequality; Cover & Thomas, Elements of Information
     Theory, section 2.8). The others' share is summed, not taken as 1 - the rest: near certainty that would be 0.
     """
-    kept = log_probs.gather(-1, ids)
+    top = log_probs.gather(-1, ids)
     if ids.shape[-1] == log_probs.shape[-1]:
-        return kept
+        return top
     others = log_probs.scatter(-1, ids, -math.inf).logsumexp(-1, keepdim=True)
-    return torch.cat([kept, others], dim=-1)
+    return torch.cat([top, others], dim=-1)
 
 
 def distillation_loss(
@@ -109,7 +109,7 @@ def distillation_loss(
     if beta:
         softened = soften(student, tau)
         if isinstance(teacher, TopK):
-            target, softened = teacher.log_probs.detach(), in_buckets(softened, teacher.ids)
+            target, softened = teacher.log_probs.detach(), to_buckets(softened, teacher.ids)
         else:
             target = soften(teacher.detach(), tau)
         match divergence:
@@ -136,8 +136,8 @@ def hidden_loss(student: Tensor, teacher: Tensor, projection: Tensor | None = No
         projection: W, (teacher width, student width); None when the widths are equal.
     """
     teacher = teacher.detach()
-    seen = student if projection is None else functional.linear(student, projection)
-    error, size = (seen - teacher).square().mean(-1), teacher.square().mean(-1)
+    projected = student if projection is None else functional.linear(student, projection)
+    error, size = (projected - teacher).square().mean(-1), teacher.square().mean(-1)
     return (error / size.clamp_min(torch.finfo(size.dtype).tiny)).mean()
 
 

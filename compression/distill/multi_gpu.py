@@ -18,10 +18,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from compression.distill.teacher import TopKCache
-from compression.distill.trainer import DistillError, Processes, Trained, distill
-from compression.errors import exit_code
-from compression.files import write_whole
-from compression.progress import Report, read_reports, report_on_stdout
+from compression.distill.trainer import DistillError, ProcessGroup, TrainingResult, distill
+from compression.errors import run_command
+from compression.files import write_atomically
+from compression.progress import Report, progress_on_stdout, read_progress
 from compression.recipe.schema import Distill
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class _Job(BaseModel):
-    """What the processes are told."""
+    """Input of the training processes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +43,7 @@ class _Job(BaseModel):
     cache_teacher: str
 
 
-def distill_in_processes(
+def distill_multi_gpu(
     student: "PreTrainedModel",
     teacher: Path,
     sequences: Sequence[Sequence[int]],
@@ -53,7 +53,7 @@ def distill_in_processes(
     report: Report,
     cache: TopKCache | None,
     processes: int,
-) -> Trained:
+) -> TrainingResult:
     """`distill.distill` shared by `processes` processes of this machine, a GPU for each; on the CPU where it has none.
 
     Args:
@@ -81,7 +81,7 @@ def distill_in_processes(
     trained = AutoModelForCausalLM.from_pretrained(folder / "trained", dtype="auto", use_safetensors=True)
     student.to(trained.dtype).load_state_dict(trained.state_dict())
     student.eval()
-    result = Trained(**json.loads((folder / "trained.json").read_text()))
+    result = TrainingResult(**json.loads((folder / "trained.json").read_text()))
     shutil.rmtree(folder)
     return result
 
@@ -95,27 +95,29 @@ def _run(folder: Path, processes: int, report: Report) -> None:
     with log.open("w") as errors:
         process = subprocess.Popen(command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
-            for progress in read_reports(process.stdout or ()):
+            for progress in read_progress(process.stdout or ()):
                 report(progress.stage, progress.done, progress.total, progress.unit)
         except BaseException:
             process.terminate()  # it ends the processes it started
             raise
         finally:
             code = process.wait()
-    written = log.read_text(errors="replace")
-    sys.stderr.write(written)
+    output = log.read_text(errors="replace")
+    sys.stderr.write(output)
     if not (folder / "trained.json").exists():
-        lines = [line.strip() for line in written.splitlines() if line.strip()]
-        own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        raise DistillError(own[0] if own else f"the training processes ended with exit code {code}: {lines[-1]}")
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        error_lines = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise DistillError(
+            error_lines[0] if error_lines else f"the training processes ended with exit code {code}: {lines[-1]}"
+        )
 
 
 def main(folder: Path) -> int:
     """One of the processes; returns its exit code."""
     from transformers import AutoModelForCausalLM
 
-    first = Processes().index == 0
-    report = report_on_stdout() if first else lambda *_: None
+    first = ProcessGroup().index == 0
+    report = progress_on_stdout() if first else lambda *_: None
     job = _Job.model_validate_json((folder / "job.json").read_text())
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True)
@@ -124,13 +126,13 @@ def main(folder: Path) -> int:
     cache = TopKCache(job.cache, job.cache_teacher) if job.cache else None
     sequences = np.load(folder / "sequences.npy").tolist()
 
-    def work() -> None:
+    def action() -> None:
         trained = distill(student, teacher, sequences, job.settings, job.seed, job.checkpoints, report, cache)
         if first:
             student.save_pretrained(folder / "trained")
-            write_whole(folder / "trained.json", json.dumps(asdict(trained)))
+            write_atomically(folder / "trained.json", json.dumps(asdict(trained)))
 
-    return exit_code(work)
+    return run_command(action)
 
 
 if __name__ == "__main__":

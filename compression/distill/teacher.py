@@ -1,4 +1,4 @@
-"""What a frozen teacher says to a batch, computed or taken from the disk."""
+"""Teacher targets of a batch: logits, cached top-k distributions, hidden states."""
 
 import hashlib
 import os
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from compression.distill.losses import TopK, soften, top_k
-from compression.errors import KnownError
+from compression.errors import UserError
 from compression.recipe.schema import Distill
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class CacheError(KnownError):
+class CacheError(UserError):
     """A file of the cache that cannot be used."""
 
 
@@ -72,17 +72,17 @@ class TopKCache:
     def save(self, file: Path, top: TopK) -> None:
         """Write `file` whole or not at all; processes that write the same one do not disturb each other."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = file.with_suffix(f".{os.getpid()}")
-        with scratch.open("wb") as stream:
+        temporary = file.with_suffix(f".{os.getpid()}")
+        with temporary.open("wb") as stream:
             np.savez(stream, ids=top.ids.int().cpu().numpy(), log_probs=top.log_probs.cpu().numpy())
-        scratch.replace(file)
+        temporary.replace(file)
 
 
 class Teacher:
-    """A frozen model that answers batches with what `settings` want to learn from.
+    """A frozen teacher model that computes the targets that `settings` need.
 
     Args:
-        layers: those whose hidden states are wanted.
+        layers: layers whose hidden states are needed.
         cache: needed for `settings.teacher_top_k`.
     """
 
@@ -104,23 +104,23 @@ class Teacher:
     def __call__(self, batch: Tensor) -> Targets:
         """Targets for token ids (sequences, length). Raises `CacheError`."""
         if self._settings.teacher_top_k and self._cache is not None:
-            return Targets(self._top(batch, self._settings.teacher_top_k, self._cache), {})
+            return Targets(self._top_k(batch, self._settings.teacher_top_k, self._cache), {})
         if not (self._settings.beta or self._layers):
             return Targets(None, {})
         with torch.inference_mode():
-            answer = self._model(batch, use_cache=False, output_hidden_states=bool(self._layers))
-        soft = answer.logits[:, :-1].flatten(0, 1) if self._settings.beta else None
-        return Targets(soft, {layer: answer.hidden_states[layer + 1] for layer in self._layers})
+            output = self._model(batch, use_cache=False, output_hidden_states=bool(self._layers))
+        soft = output.logits[:, :-1].flatten(0, 1) if self._settings.beta else None
+        return Targets(soft, {layer: output.hidden_states[layer + 1] for layer in self._layers})
 
-    def _top(self, batch: Tensor, k: int, cache: TopKCache) -> TopK:
+    def _top_k(self, batch: Tensor, k: int, cache: TopKCache) -> TopK:
         dtype = self._model.dtype
         files = [cache.file(row, k, self._settings.tau, dtype) for row in batch.tolist()]
-        found = {i: top for i, file in enumerate(files) if (top := cache.load(file, batch.device))}
-        if missing := [i for i in range(len(files)) if i not in found]:
+        distributions = {i: top for i, file in enumerate(files) if (top := cache.load(file, batch.device))}
+        if uncached := [i for i in range(len(files)) if i not in distributions]:
             with torch.inference_mode():
-                logits = self._model(batch[missing], use_cache=False).logits[:, :-1]
-            for i, row in zip(missing, logits, strict=True):
-                found[i] = top_k(soften(row.float(), self._settings.tau), k)
-                cache.save(files[i], found[i])
-        rows = [found[i] for i in range(len(files))]
+                logits = self._model(batch[uncached], use_cache=False).logits[:, :-1]
+            for i, row in zip(uncached, logits, strict=True):
+                distributions[i] = top_k(soften(row.float(), self._settings.tau), k)
+                cache.save(files[i], distributions[i])
+        rows = [distributions[i] for i in range(len(files))]
         return TopK(torch.cat([row.ids for row in rows]), torch.cat([row.log_probs for row in rows]))

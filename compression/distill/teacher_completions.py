@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from compression.errors import KnownError, exit_code
-from compression.progress import Report, report_on_stdout
+from compression.errors import UserError, run_command
+from compression.progress import Report, progress_on_stdout
 from compression.recipe.schema import Distill, load_recipe
 from compression.text import load_corpus, sequences_digest, training_sequences
 from serve.card import load_card
@@ -35,11 +35,11 @@ FORMAT = 1  # raise it when the same prompts would be completed differently
 BATCH = 64  # prompts between two writes
 
 
-class CompletionsError(KnownError):
+class CompletionsError(UserError):
     """Completions that are missing or cannot be made."""
 
 
-def spread_out(sequences: Sequence[Tokens], count: int) -> list[Tokens]:
+def evenly_spaced(sequences: Sequence[Tokens], count: int) -> list[Tokens]:
     """`count` of `sequences` from all over the text; all of them if there are fewer."""
     return list(sequences[:: max(1, len(sequences) // count)][:count])
 
@@ -50,8 +50,8 @@ def completions_file(parent: Path, prompts: Sequence[Tokens], length: int, seed:
     Args:
         length: tokens of prompt and completion together, at most.
     """
-    written = f"{FORMAT} {load_card(parent).weights_digest} {sequences_digest(prompts)} {length} {seed}"
-    return parent / f"completions-{hashlib.sha256(written.encode()).hexdigest()[:16]}.jsonl"
+    content = f"{FORMAT} {load_card(parent).weights_digest} {sequences_digest(prompts)} {length} {seed}"
+    return parent / f"completions-{hashlib.sha256(content.encode()).hexdigest()[:16]}.jsonl"
 
 
 def read_completions(file: Path, prompts: Sequence[Tokens]) -> list[list[int]]:
@@ -77,11 +77,11 @@ def read_completions(file: Path, prompts: Sequence[Tokens]) -> list[list[int]]:
 def write_completions(file: Path, prompts: Sequence[Tokens], complete: Complete, report: Report) -> None:
     """Let `complete` write into `file`, a batch at a time; what an interrupted run left is kept."""
     scratch = file.with_suffix(".part")
-    done = _finished_lines(scratch)
+    finished_lines = _finished_lines(scratch)
     with scratch.open("r+" if scratch.exists() else "w") as stream:
-        stream.truncate(sum(map(len, done)))
+        stream.truncate(sum(map(len, finished_lines)))
         stream.seek(0, os.SEEK_END)
-        for start in range(len(done), len(prompts), BATCH):
+        for start in range(len(finished_lines), len(prompts), BATCH):
             report("completions", start, len(prompts), "prompts")
             for tokens in complete(prompts[start : start + BATCH], start):
                 stream.write(json.dumps(tokens) + "\n")
@@ -90,22 +90,22 @@ def write_completions(file: Path, prompts: Sequence[Tokens], complete: Complete,
     report("completions", len(prompts), len(prompts), "prompts")
 
 
-def packed(prompts: Sequence[Tokens], completions: Sequence[Tokens], length: int) -> list[list[int]]:
+def pack_sequences(prompts: Sequence[Tokens], completions: Sequence[Tokens], length: int) -> list[list[int]]:
     """Training sequences of `length` tokens: prompts with their completions.
 
     One that fills a sequence is one; those that ended earlier are joined and cut. All tokens are learnt, the prompt's too.
     """
-    whole, joined = [], []
+    full_length, remainder = [], []
     for prompt, completion in zip(prompts, completions, strict=True):
         tokens = [*prompt, *completion]
         if len(tokens) >= length:
-            whole.append(tokens[:length])
+            full_length.append(tokens[:length])
         else:
-            joined += tokens
-    return whole + [joined[i : i + length] for i in range(0, len(joined) - length + 1, length)]
+            remainder += tokens
+    return full_length + [remainder[i : i + length] for i in range(0, len(remainder) - length + 1, length)]
 
 
-def mixed(text: Sequence[Tokens], written: Sequence[Tokens], share: float) -> list[Tokens]:
+def mix_sequences(text: Sequence[Tokens], written: Sequence[Tokens], share: float) -> list[Tokens]:
     """`text` and what the teacher has `written`, which makes up `share` of the result.
 
     Each sequence of the two is there at least once; those of the shorter side come again as often as that takes.
@@ -122,7 +122,7 @@ def _finished_lines(file: Path) -> list[str]:
     return [line for line in file.read_text().splitlines(True) if line.endswith("\n")] if file.exists() else []
 
 
-def _with_vllm(parent: Path, engine_args: dict[str, object], length: int, seed: int) -> Complete:
+def _vllm_completer(parent: Path, engine_args: dict[str, object], length: int, seed: int) -> Complete:
     """Sampling at temperature 1 by vLLM. A prompt's completion follows its own seed, whatever it is batched with."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
@@ -131,16 +131,18 @@ def _with_vllm(parent: Path, engine_args: dict[str, object], length: int, seed: 
     except Exception as error:  # vLLM raises many kinds; the log above has the trace of its processes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise CompletionsError(f"the engine does not start with {parent.name}: {reason}") from error
-    if (longest := llm.llm_engine.vllm_config.model_config.max_model_len) < length:
-        raise CompletionsError(f"the engine's max_model_len ({longest}) is below the {length} tokens of a sequence")
+    if (max_model_len := llm.llm_engine.vllm_config.model_config.max_model_len) < length:
+        raise CompletionsError(
+            f"the engine's max_model_len ({max_model_len}) is below the {length} tokens of a sequence"
+        )
 
     def complete(prompts: Sequence[Tokens], first: int) -> list[list[int]]:
-        asked = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
+        inputs = [TokensPrompt(prompt_token_ids=list(prompt)) for prompt in prompts]
         params = [
             SamplingParams(temperature=1.0, max_tokens=length - len(prompt), seed=seed + i, detokenize=False)
             for i, prompt in enumerate(prompts, first)
         ]
-        return [list(answer.outputs[0].token_ids) for answer in llm.generate(asked, params, use_tqdm=False)]
+        return [list(answer.outputs[0].token_ids) for answer in llm.generate(inputs, params, use_tqdm=False)]
 
     return complete
 
@@ -151,7 +153,7 @@ def _prompts(step: Distill, seed: int, text: Path | None, tokenizer: "PreTrained
         return ids
 
     end = tokenizer.eos_token_id or 0
-    return spread_out(training_sequences(load_corpus(text), encode, step.prompt_tokens, end, seed), step.completions)
+    return evenly_spaced(training_sequences(load_corpus(text), encode, step.prompt_tokens, end, seed), step.completions)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,25 +167,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parent", type=Path, required=True, help="folder of the variant that writes")
     parser.add_argument("--engine-args", type=json.loads, default={}, help="vLLM engine arguments, JSON")
     parser.add_argument("--text", type=Path, help="text file to take prompts from instead of Python's documentation")
-    given = parser.parse_args(arguments)
-    report = report_on_stdout()
+    options = parser.parse_args(arguments)
+    report = progress_on_stdout()
 
-    def work() -> None:
-        recipe = load_recipe(given.recipe)
+    def action() -> None:
+        recipe = load_recipe(options.recipe)
         if not recipe.completions:
             raise CompletionsError(f"the recipe '{recipe.name}' has no distill step with `data: teacher`")
         from transformers import AutoTokenizer
 
-        load_card(given.parent)
-        tokenizer = AutoTokenizer.from_pretrained(given.parent)
+        load_card(options.parent)
+        tokenizer = AutoTokenizer.from_pretrained(options.parent)
         for step in recipe.completions:
-            prompts = _prompts(step, recipe.seed, given.text, tokenizer)
-            file = completions_file(given.parent, prompts, step.sequence_length, recipe.seed)
+            prompts = _prompts(step, recipe.seed, options.text, tokenizer)
+            file = completions_file(options.parent, prompts, step.sequence_length, recipe.seed)
             if not file.exists():
-                complete = _with_vllm(given.parent, given.engine_args, step.sequence_length, recipe.seed)
+                complete = _vllm_completer(options.parent, options.engine_args, step.sequence_length, recipe.seed)
                 write_completions(file, prompts, complete, report)
 
-    return exit_code(work)
+    return run_command(action)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Distillation: train a student to give the teacher's distribution, with checkpoints to resume from.
+"""Distillation: train a student on the teacher's distribution, with checkpoints to resume from.
 
 One loop, alone or in the processes of `accelerate launch`: each takes its share of every batch, and gradients are averaged.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from compression.distill.losses import TopK, distillation_loss, hidden_loss, matched_layers
 from compression.distill.teacher import Teacher, TopKCache
-from compression.errors import KnownError
+from compression.errors import UserError
 from compression.hardware import compute_dtype
 from compression.progress import Report
 from compression.recipe.schema import Distill
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class DistillError(KnownError):
-    """Training that went wrong and cannot go on."""
+class DistillError(UserError):
+    """Training that failed and cannot continue."""
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What a distillation did."""
+class TrainingResult:
+    """Result of a distillation run."""
 
     steps: int
     tokens: int
@@ -58,7 +58,7 @@ def distill(
     checkpoints: Path,
     report: Report,
     cache: TopKCache | None = None,
-) -> Trained:
+) -> TrainingResult:
     """Train `student` in place until the budget is spent, going on from its checkpoint in `checkpoints` if there is one.
 
     On the GPU when there is one; both models are left on the CPU. Forward and backward in what the hardware is fast in,
@@ -75,16 +75,16 @@ def distill(
             settings do not fit the models.
         CacheError: a file of the cache is damaged.
     """
-    processes = Processes()
-    dtype = torch.bfloat16 if processes.device.type == "cuda" else getattr(torch, compute_dtype())
-    if processes.count > settings.batch:
-        raise DistillError(f"{processes.count} processes cannot share a batch of {settings.batch}: raise batch")
-    layers = _layers(student, teacher, settings)
-    student.to(processes.device, dtype).train()
-    teacher.to(processes.device, dtype)
+    group = ProcessGroup()
+    dtype = torch.bfloat16 if group.device.type == "cuda" else getattr(torch, compute_dtype())
+    if group.count > settings.batch:
+        raise DistillError(f"{group.count} processes cannot share a batch of {settings.batch}: raise batch")
+    layers = _layer_mapping(student, teacher, settings)
+    student.to(group.device, dtype).train()
+    teacher.to(group.device, dtype)
     if settings.gradient_checkpointing:
         student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    learner = _Learner(student, Teacher(teacher, settings, set(layers.values()), cache), settings, layers, seed)
+    learner = _StudentTrainer(student, Teacher(teacher, settings, set(layers.values()), cache), settings, layers, seed)
     optimizer = torch.optim.AdamW(
         learner.masters, lr=0.0, betas=(0.9, 0.95), weight_decay=settings.weight_decay, fused=True
     )
@@ -93,15 +93,15 @@ def distill(
 
     batches = _batches(torch.tensor(sequences), settings.batch, seed, skip=state.steps)
     started = time.monotonic() - state.seconds
-    while (fraction := _spent(settings, state)) < 1:
+    while (fraction := _budget_fraction(settings, state)) < 1:
         # half a step ahead, so that the first rate is not 0
-        ahead = fraction * (1 + 0.5 / state.steps) if state.steps else settings.warmup / 10
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_factor(ahead, settings.warmup)
+        fraction_at_step = fraction * (1 + 0.5 / state.steps) if state.steps else settings.warmup / 10
+        for param_group in optimizer.param_groups:
+            param_group["lr"] = settings.learning_rate * learning_rate_factor(fraction_at_step, settings.warmup)
         # dropout, where a model has any, follows the step: a resumed training draws what it would have drawn
-        torch.manual_seed(seed + processes.count * state.steps + processes.index)
-        loss = processes.total(learner.backward(processes.share(next(batches)), settings.batch))
-        processes.add_up([master.grad for master in learner.masters if master.grad is not None])
+        torch.manual_seed(seed + group.count * state.steps + group.index)
+        loss = group.reduce_sum(learner.backward(group.shard(next(batches)), settings.batch))
+        group.all_reduce([master.grad for master in learner.masters if master.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(learner.masters, settings.clip_norm).item()
         for name, value in (("loss", loss), ("gradient", norm)):
             if not math.isfinite(value):
@@ -111,22 +111,22 @@ def distill(
                 )
         optimizer.step()
         optimizer.zero_grad()
-        learner.take_over()
+        learner.copy_to_student()
 
         state.steps += 1
         state.tokens += settings.batch * len(sequences[0])
-        state.seconds = processes.agreed(time.monotonic() - started)
+        state.seconds = group.broadcast(time.monotonic() - started)
         state.first_loss = loss if state.steps == 1 else state.first_loss
         state.last_loss = loss if state.steps == 1 else 0.9 * state.last_loss + 0.1 * loss
-        if processes.index == 0:
+        if group.index == 0:
             _report(report, settings, state)
-            if state.steps % settings.checkpoint_every == 0 and _spent(settings, state) < 1:
+            if state.steps % settings.checkpoint_every == 0 and _budget_fraction(settings, state) < 1:
                 _save(file, learner.masters, optimizer, state)
     if settings.gradient_checkpointing:
         student.gradient_checkpointing_disable()
     student.eval().to("cpu")
     teacher.to("cpu")
-    return Trained(**asdict(state))
+    return TrainingResult(**asdict(state))
 
 
 @dataclass(slots=True)
@@ -138,7 +138,7 @@ class _State:
     last_loss: float = 0.0
 
 
-class _Learner:
+class _StudentTrainer:
     """The student with the float32 copies that the optimizer steps, and the projections of its hidden states."""
 
     def __init__(
@@ -155,14 +155,14 @@ class _Learner:
                 self._projections[layer] = start.to(student.device).requires_grad_()
         self.masters = [weight.detach().float() for weight in self._weights] + list(self._projections.values())
 
-    def backward(self, batch: Tensor, of: int) -> float:
+    def backward(self, batch: Tensor, batch_size: int) -> float:
         """Add the gradient of `batch`, token ids (sequences, length), to the masters'; returns its part of the loss.
 
-        Both are parts of the mean over a batch of `of` sequences.
+        Both are parts of the mean over a batch of `batch_size` sequences.
         """
         total = 0.0
         for part in batch.split(self._settings.micro_batch or len(batch)):
-            total += self._backward(part.to(self._student.device), len(part) / of)
+            total += self._backward(part.to(self._student.device), len(part) / batch_size)
             for master, weight in zip(self.masters, self._weights, strict=False):
                 if weight.grad is not None:
                     gradient, weight.grad = weight.grad.float(), None
@@ -170,8 +170,8 @@ class _Learner:
         return total
 
     @torch.no_grad()
-    def take_over(self) -> None:
-        """Give the student the masters' values."""
+    def copy_to_student(self) -> None:
+        """Copy the master weights to the student."""
         for master, weight in zip(self.masters, self._weights, strict=False):
             weight.copy_(master)
 
@@ -179,10 +179,10 @@ class _Learner:
         settings = self._settings
         labels = batch[:, 1:].flatten()
         targets = self._teacher(batch)
-        answer = self._student(batch, use_cache=False, output_hidden_states=bool(self._layers))
+        output = self._student(batch, use_cache=False, output_hidden_states=bool(self._layers))
         ends, gradients, total = [], [], 0.0
         if settings.alpha or settings.beta:
-            logits = answer.logits[:, :-1].flatten(0, 1)
+            logits = output.logits[:, :-1].flatten(0, 1)
             # In slices, so that the float32 copies of (tokens, vocabulary) stay small; autograd would give the same.
             gradient = torch.empty_like(logits)
             for rows in torch.arange(len(labels), device=batch.device).split(256):
@@ -206,9 +206,11 @@ class _Learner:
         if self._layers:
             matches = [
                 hidden_loss(
-                    answer.hidden_states[mine + 1].float(), targets.hidden[its].float(), self._projections.get(mine)
+                    output.hidden_states[student_layer + 1].float(),
+                    targets.hidden[teacher_layer].float(),
+                    self._projections.get(student_layer),
                 )
-                for mine, its in self._layers.items()
+                for student_layer, teacher_layer in self._layers.items()
             ]
             hidden = share * settings.hidden * torch.stack(matches).mean()
             total += hidden.item()
@@ -218,50 +220,55 @@ class _Learner:
         return total
 
 
-class Processes:
+class ProcessGroup:
     """The processes that train together; one, unless `accelerate launch` started this."""
 
     def __init__(self) -> None:
         from accelerate import PartialState
 
-        # told: on a CPU it would else take every process for the only one
+        # explicit: on a CPU it would otherwise not detect the other processes
         state = PartialState(cpu=not torch.cuda.is_available())
         self.device, self.count, self.index = state.device, state.num_processes, state.process_index
 
-    def share(self, batch: Tensor) -> Tensor:
+    def shard(self, batch: Tensor) -> Tensor:
         """This process's sequences of a batch."""
         return batch[self.index :: self.count]
 
-    def total(self, value: float) -> float:
+    def reduce_sum(self, value: float) -> float:
         """The sum of every process's `value`."""
         from accelerate.utils import reduce
 
         return value if self.count == 1 else reduce(torch.tensor(value, device=self.device), "sum").item()
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by the sum of every process's."""
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over all processes."""
         from accelerate.utils import reduce
 
         if self.count > 1:
             for tensor in tensors:
                 tensor.copy_(reduce(tensor, "sum"))
 
-    def agreed(self, value: float) -> float:
-        """The first process's `value`, so that all stop at the same step."""
+    def broadcast(self, value: float) -> float:
+        """Value of the first process, so that all stop at the same step."""
         from accelerate.utils import broadcast
 
         return value if self.count == 1 else broadcast(torch.tensor(value, device=self.device)).item()
 
 
-def _layers(student: "PreTrainedModel", teacher: "PreTrainedModel", settings: Distill) -> dict[int, int]:
+def _layer_mapping(student: "PreTrainedModel", teacher: "PreTrainedModel", settings: Distill) -> dict[int, int]:
     """Which layer of the student learns which of the teacher's."""
     if not settings.hidden:
         return {}
-    count, its = student.config.num_hidden_layers, teacher.config.num_hidden_layers
-    layers = settings.hidden_layers or matched_layers(count, its)
-    for who, given, has in (("student", layers.keys(), count), ("teacher", layers.values(), its)):
-        if max(given) >= has:
-            raise DistillError(f"hidden_layers names layer {max(given)}: the {who} has layers 0 to {has - 1}")
+    student_count, teacher_count = student.config.num_hidden_layers, teacher.config.num_hidden_layers
+    layers = settings.hidden_layers or matched_layers(student_count, teacher_count)
+    for role, indices, layer_count in (
+        ("student", layers.keys(), student_count),
+        ("teacher", layers.values(), teacher_count),
+    ):
+        if max(indices) >= layer_count:
+            raise DistillError(
+                f"hidden_layers names layer {max(indices)}: the {role} has layers 0 to {layer_count - 1}"
+            )
     return dict(layers)
 
 
@@ -272,25 +279,25 @@ def _rows(soft: Tensor | TopK, rows: Tensor) -> Tensor | TopK:
 def _batches(sequences: Tensor, batch: int, seed: int, skip: int) -> Iterator[Tensor]:
     """Endless batches (batch, length): every sequence once per round, each round in its own order; `skip` are left out."""
     generator = torch.Generator().manual_seed(seed)
-    held = torch.empty(0, dtype=torch.long)
+    pending = torch.empty(0, dtype=torch.long)
     while True:
-        held = torch.cat([held, torch.randperm(len(sequences), generator=generator)])
-        while len(held) >= batch:
-            rows, held = held[:batch], held[batch:]
+        pending = torch.cat([pending, torch.randperm(len(sequences), generator=generator)])
+        while len(pending) >= batch:
+            rows, pending = pending[:batch], pending[batch:]
             if skip:
                 skip -= 1
                 continue
             yield sequences[rows]
 
 
-def _spent(settings: Distill, state: _State) -> float:
+def _budget_fraction(settings: Distill, state: _State) -> float:
     by_tokens = state.tokens / settings.tokens if settings.tokens else 0.0
     by_time = state.seconds / (settings.minutes * 60) if settings.minutes else 0.0
     return max(by_tokens, by_time)
 
 
 def _report(report: Report, settings: Distill, state: _State) -> None:
-    spent = _spent(settings, state)
+    spent = _budget_fraction(settings, state)
     total = math.ceil(state.steps / spent) if 0 < spent < 1 else state.steps
     report("distill", state.steps, total, "steps")
 
@@ -305,7 +312,7 @@ def _save(file: Path, masters: Sequence[Tensor], optimizer: torch.optim.Optimize
 
 
 @torch.no_grad()
-def _resume(file: Path, learner: _Learner, optimizer: torch.optim.Optimizer) -> _State:
+def _resume(file: Path, learner: _StudentTrainer, optimizer: torch.optim.Optimizer) -> _State:
     try:
         content = torch.load(file, weights_only=True, map_location="cpu")
         for saved, master in zip(content["weights"], learner.masters, strict=True):
@@ -314,7 +321,7 @@ def _resume(file: Path, learner: _Learner, optimizer: torch.optim.Optimizer) -> 
         state = _State(**content["state"])
     except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise DistillError(f"the checkpoint {file} is damaged: remove it to train from the start") from error
-    learner.take_over()
+    learner.copy_to_student()
     return state
 
 

@@ -1,4 +1,4 @@
-"""How far one next-token distribution is from another, from the top log-probabilities of both. Pure numpy."""
+"""KL divergence and top-1 agreement of next-token distributions, from their top log-probabilities. Pure numpy."""
 
 from dataclasses import dataclass
 
@@ -29,14 +29,14 @@ def coarse_kl(reference: TopK, other: TopK) -> NDArray[np.float64]:
     it when both lists are the whole vocabulary.
     """
     positions = np.arange(len(reference.ids), dtype=np.int64)[:, None] << 32
-    there = (positions | other.ids).ravel()
-    order = np.argsort(there, kind="stable")
-    wanted = (positions | reference.ids).ravel()
-    at = order[np.minimum(np.searchsorted(there, wanted, sorter=order), len(there) - 1)]
-    shared = (there[at] == wanted).reshape(reference.ids.shape)
+    other_keys = (positions | other.ids).ravel()
+    order = np.argsort(other_keys, kind="stable")
+    reference_keys = (positions | reference.ids).ravel()
+    match = order[np.minimum(np.searchsorted(other_keys, reference_keys, sorter=order), len(other_keys) - 1)]
+    shared = (other_keys[match] == reference_keys).reshape(reference.ids.shape)
 
     log_p = reference.logprobs.astype(np.float64)
-    log_q = other.logprobs.astype(np.float64).ravel()[at].reshape(shared.shape)
+    log_q = other.logprobs.astype(np.float64).ravel()[match].reshape(shared.shape)
     p, q = np.where(shared, np.exp(log_p), 0.0), np.where(shared, np.exp(log_q), 0.0)
     kl = np.where(shared, p * (log_p - log_q), 0.0).sum(axis=1)
 

@@ -1,4 +1,4 @@
-"""How far the engine's log-probabilities are from the same weights computed in float32 by transformers.
+"""Numerical drift: distance of the engine's log-probabilities from a float32 reference by transformers.
 
 A kernel that is wrong, or a compiled graph that rounds too much, changes answers without an error anywhere; this number
 shows it. The reference runs on the CPU whatever the engine runs on.
@@ -23,7 +23,7 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 
-from compression.errors import KnownError
+from compression.errors import UserError
 from compression.measure.divergence import TopK
 from compression.progress import Report
 from serve.card import Drift, weight_files
@@ -34,53 +34,54 @@ if TYPE_CHECKING:
 
 SEQUENCES, LENGTH = 4, 128  # the start of the first held-out sequences; a few seconds of a slow processor
 NEAR_TIE = 0.1  # nats; log-probabilities of -1.86 and -1.96 were seen to tie in compiled bfloat16
-LIMIT = 0.1  # nats beyond the activations' rounding; chosen: float32 measured 0.00001, int8 0.03, bfloat16 not yet
+# nats beyond the activations' rounding; chosen: float32 measured 0.00001, int8 0.03, bfloat16 not yet
+MAX_MEAN_DRIFT = 0.1
 
 
-class DriftError(KnownError):
+class DriftError(UserError):
     """The reference cannot be computed, or the engine is too far from it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class Float32Reference:
     """The float32 model at each position, nats; every array is (positions,).
 
-    `targets` is the log-probability of the token that followed, `gaps` how far the second most likely token is below the
-    first, `behind` how far the engine's most likely token is below the first: 0 where both find the same. `rounded` is
+    `targets` is the log-probability of the token that followed, `top2_gaps` how far the second most likely token is below the
+    first, `choice_gaps` how far the engine's most likely token is below the first: 0 where both agree. `rounded_targets` is
     `targets` with activations quantized as the checkpoint says, the same where it says nothing.
     """
 
     targets: NDArray[np.float64]
-    gaps: NDArray[np.float64]
-    behind: NDArray[np.float64]
-    rounded: NDArray[np.float64]
+    top2_gaps: NDArray[np.float64]
+    choice_gaps: NDArray[np.float64]
+    rounded_targets: NDArray[np.float64]
 
 
-def measure_drift(served: TopK, reference: Reference, limit: float, label: str) -> Drift:
+def measure_drift(served: TopK, reference: Float32Reference, limit: float, label: str) -> Drift:
     """The card's record of how far `served` is from `reference`.
 
     Raises:
         DriftError: the mean is more than `limit` (nats) beyond what quantizing activations does by itself, or no number.
     """
-    apart = np.abs(served.targets.astype(np.float64) - reference.targets)
-    flips = reference.behind > 0
-    mean, rounding = float(apart.mean()), float(np.abs(reference.rounded - reference.targets).mean())
+    differences = np.abs(served.targets.astype(np.float64) - reference.targets)
+    flips = reference.choice_gaps > 0
+    mean, rounding = float(differences.mean()), float(np.abs(reference.rounded_targets - reference.targets).mean())
     if not mean - rounding <= limit:
-        allowed = f"the limit is {limit:g}" + (
+        limit_text = f"the limit is {limit:g}" + (
             f" beyond the {rounding:.3f} of quantized activations" if rounding else ""
         )
         raise DriftError(
-            f"the engine's log-probabilities are {mean:.3f} nats from the float32 reference on average, {allowed}: "
+            f"the engine's log-probabilities are {mean:.3f} nats from the float32 reference on average, {limit_text}: "
             "other engine arguments (dtype, enforce_eager) or another quantization scheme may help"
         )
     return Drift(
         mean_abs=mean,
-        max_abs=float(apart.max()),
+        max_abs=float(differences.max()),
         activation_rounding=rounding,
         top1_flips=int(flips.sum()),
-        near_tie_flips=int((flips & (reference.behind < NEAR_TIE)).sum()),
-        near_ties=int((reference.gaps < NEAR_TIE).sum()),
-        tokens=len(apart),
+        near_tie_flips=int((flips & (reference.choice_gaps < NEAR_TIE)).sum()),
+        near_ties=int((reference.top2_gaps < NEAR_TIE).sum()),
+        tokens=len(differences),
         limit=limit,
         reference=label,
     )
@@ -88,13 +89,13 @@ def measure_drift(served: TopK, reference: Reference, limit: float, label: str) 
 
 def compute_reference(
     folder: Path, sequences: Sequence[Sequence[int]], served: TopK, report: Report
-) -> tuple[Reference, str] | None:
+) -> tuple[Float32Reference, str] | None:
     """The float32 model in `folder` on `sequences` of one length, and what it is for the card.
 
     None where the float32 weights do not fit into the free memory: that is no fault of the variant.
 
     Args:
-        served: the engine's answer to the same sequences, from `Served.top_logprobs`.
+        served: the engine's answer to the same sequences, from `ServedModel.top_logprobs`.
 
     Raises:
         DriftError: transformers cannot load these weights.
@@ -113,7 +114,7 @@ def compute_reference(
         raise DriftError(f"transformers cannot compute the float32 reference of {folder.name}: {reason}") from error
     report("drift", 1, len(sequences) + 1, "sequences")
     quantized = getattr(model.config, "quantization_config", None) is not None
-    chosen = torch.from_numpy(served.ids[:, 0].astype(np.int64)).reshape(len(sequences), -1)
+    engine_choices = torch.from_numpy(served.ids[:, 0].astype(np.int64)).reshape(len(sequences), -1)
     rows = []
     for i, sequence in enumerate(sequences):
         with torch.inference_mode():
@@ -122,11 +123,11 @@ def compute_reference(
             rounded = _logprobs(model, tokens, True).gather(-1, following)[:, 0] if quantized else None
             logprobs = _logprobs(model, tokens, False)
             first, second = logprobs.topk(2, dim=-1).values.unbind(-1)
-            target, choice = (logprobs.gather(-1, at)[:, 0] for at in (following, chosen[i, :, None]))
+            target, choice = (logprobs.gather(-1, at)[:, 0] for at in (following, engine_choices[i, :, None]))
         row = [target, first - second, first - choice, target if rounded is None else rounded]
         rows.append(torch.stack(row).double().numpy())
         report("drift", i + 2, len(sequences) + 1, "sequences")
-    return Reference(*np.concatenate(rows, axis=1)), _label(folder)
+    return Float32Reference(*np.concatenate(rows, axis=1)), _label(folder)
 
 
 def _logprobs(model: "PreTrainedModel", tokens: "torch.Tensor", rounding: bool) -> "torch.Tensor":

@@ -1,4 +1,4 @@
-"""What the measurements ask of the serving engine: log-probabilities of given tokens, and greedy answers."""
+"""The serving engine for measurements: log-probabilities of given tokens, and greedy answers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.sampling_params import SamplingParams
 
-Done = Callable[[int], None]  # how many of the rows asked for are answered
+OnDone = Callable[[int], None]  # called with the number of finished rows
 
 
-class Served:
+class ServedModel:
     """One variant in vLLM's synchronous engine, with the arguments of serving."""
 
     def __init__(self, llm: "LLM", tokenizer: "PreTrainedTokenizerBase | None" = None) -> None:
         self.llm = llm
         self.tokenizer = tokenizer or llm.get_tokenizer()
-        self.longest: int = llm.llm_engine.vllm_config.model_config.max_model_len
+        self.max_model_len: int = llm.llm_engine.vllm_config.model_config.max_model_len
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Token ids; with the special tokens that begin a request when `special`."""
@@ -33,11 +33,11 @@ class Served:
         """Text of token ids."""
         return self.tokenizer.decode(tokens)
 
-    def own(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The model's own token ids of `sequences`."""
+    def to_model_tokens(self, sequences: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Convert `sequences` to the token ids of the model itself."""
         return [list(sequence) for sequence in sequences]
 
-    def top_logprobs(self, sequences: Sequence[Sequence[int]], top: int, done: Done) -> TopK:
+    def top_logprobs(self, sequences: Sequence[Sequence[int]], top: int, done: OnDone) -> TopK:
         """The `top` most likely next tokens at every position of every sequence but its last, concatenated.
 
         Asking for prompt log-probabilities makes vLLM skip its prefix cache, so every position is computed.
@@ -50,12 +50,12 @@ class Served:
         everything = np.concatenate(logprobs)
         return TopK(np.concatenate(ids)[:, 1:], everything[:, 1:], everything[:, 0])
 
-    def target_logprobs(self, sequences: Sequence[Sequence[int]], done: Done) -> list[NDArray[np.float32]]:
+    def target_logprobs(self, sequences: Sequence[Sequence[int]], done: OnDone) -> list[NDArray[np.float32]]:
         """Log-probability of each token of each sequence but its first, given those before it."""
         return [logprobs[:, 0] for _, logprobs in self._prompt_logprobs(sequences, 0, 16, done)]
 
-    def greedy(
-        self, prompts: Sequence[Sequence[int]], tokens: int, done: Done, stop: Sequence[str] = ()
+    def generate_greedy(
+        self, prompts: Sequence[Sequence[int]], tokens: int, done: OnDone, stop: Sequence[str] = ()
     ) -> list[tuple[list[int], str]]:
         """The most likely answers of up to `tokens` tokens, as token ids and as text without the `stop` string."""
         from vllm import SamplingParams
@@ -65,7 +65,7 @@ class Served:
         return [(list(answer.token_ids), answer.text) for answer in answers]
 
     def _prompt_logprobs(
-        self, sequences: Sequence[Sequence[int]], top: int, batch: int, done: Done
+        self, sequences: Sequence[Sequence[int]], top: int, batch: int, done: OnDone
     ) -> list[tuple[NDArray[np.int32], NDArray[np.float32]]]:
         """Ids and log-probabilities, (positions, 1 + top) each; the token that follows comes first."""
         from vllm import SamplingParams
@@ -79,7 +79,7 @@ class Served:
         return rows
 
     def _generate(
-        self, prompts: Sequence[Sequence[int]], params: "SamplingParams", batch: int, done: Done
+        self, prompts: Sequence[Sequence[int]], params: "SamplingParams", batch: int, done: OnDone
     ) -> "Iterator[RequestOutput]":
         from vllm import TokensPrompt
 

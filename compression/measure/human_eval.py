@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 
-from compression.measure.engine import Done, Served
+from compression.measure.engine import OnDone, ServedModel
 from compression.measure.intervals import wilson_ci95
 from compression.measure.tasks import TaskError
 from serve.card import TaskScore
@@ -48,10 +48,10 @@ def load_problems() -> Mapping[str, Mapping[str, str]]:
     return read_problems()
 
 
-def score_code(served: Served, problems: Mapping[str, Mapping[str, str]], done: Done) -> TaskScore:
+def score_code(served: ServedModel, problems: Mapping[str, Mapping[str, str]], done: OnDone) -> TaskScore:
     """Let the model complete every problem, run what it wrote, and count what passes its tests."""
     prompts = [served.encode(problem["prompt"], special=True) for problem in problems.values()]
-    answers = served.greedy(prompts, ANSWER_TOKENS, done, STOP)
+    answers = served.generate_greedy(prompts, ANSWER_TOKENS, done, STOP)
     passed = 0
     for problem, (_, text) in zip(problems.values(), answers, strict=True):
         passed += passes(problem["prompt"] + text, problem["test"], problem["entry_point"])

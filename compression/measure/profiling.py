@@ -18,16 +18,17 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 PROMPT_LENGTHS = (32, 256, 1024)
-CROWDED_PROMPT = 256
-CROWDS = (4, 16)
+CONCURRENT_PROMPT_TOKENS = 256
+TTFT_CONCURRENCY = (4, 16)
 DECODE_CONCURRENCY = (1, 4, 16, 32)
 PEAK_PROMPT, PEAK_ANSWER = 64, 32  # tokens; a short question and its answer, so that slow machines get through some
-WINDOW = 16  # tokens over which one TPOT sample is taken
-POINT_S = 5.0  # a point that has taken this long is content with the samples it has; slow machines must not take hours
+TPOT_WINDOW = 16  # tokens over which one TPOT sample is taken
+# a measuring point stops sampling after this time, so that slow machines do not take hours
+POINT_TIME_LIMIT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Speeds:
+class Performance:
     """The measured part of a card's profile."""
 
     ttft: tuple[TtftPoint, ...]
@@ -39,36 +40,40 @@ class Speeds:
 
 @dataclass(slots=True)
 class _Stream:
-    """When each token of one request came, seconds."""
+    """Time at which each token of one request arrived, seconds."""
 
-    asked: float
+    submitted_at: float
     tokens: list[float] = field(default_factory=list)
 
     @property
     def ttft_ms(self) -> float:
-        return (self.tokens[0] - self.asked) * 1000
+        return (self.tokens[0] - self.submitted_at) * 1000
 
     def tpot_ms(self) -> Iterator[float]:
-        for i in range(0, len(self.tokens) - WINDOW, WINDOW):
-            yield (self.tokens[i + WINDOW] - self.tokens[i]) / WINDOW * 1000
+        for i in range(0, len(self.tokens) - TPOT_WINDOW, TPOT_WINDOW):
+            yield (self.tokens[i + TPOT_WINDOW] - self.tokens[i]) / TPOT_WINDOW * 1000
 
 
-def measure_speeds(llm: "LLM", config: "VllmConfig", seed: int, report: Report) -> Speeds:
+def measure_performance(llm: "LLM", config: "VllmConfig", seed: int, report: Report) -> Performance:
     """Time the engine. Prompts are random tokens, so the prefix cache cannot help.
 
     TTFT at concurrency c: c streams in a closed loop, each asking again as soon as it is answered, so that a prompt meets
     answers under way; the burst at the start is left out. TPOT at c: c short prompts at once, over windows of 16 tokens.
-    On slow hardware points have fewer samples, see `POINT_S`, but never less than three requests. Concurrencies beyond what the
+    On slow hardware points have fewer samples, see `POINT_TIME_LIMIT_S`, but never less than three requests. Concurrencies beyond what the
     engine runs at once are left out. Last the peak, see `Peak`.
     """
     engine = _Engine(llm, config.model_config.get_vocab_size(), seed)
-    longest, streams = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
-    lengths = [length for length in PROMPT_LENGTHS if length + 1 <= longest] or [longest // 2]
-    crowds = [crowd for crowd in CROWDS if crowd <= streams and longest >= CROWDED_PROMPT + 48]
-    decodes = [crowd for crowd in DECODE_CONCURRENCY if crowd <= streams]
-    answer = min(4 * WINDOW + 1, longest - 32)
+    max_model_len, streams = config.model_config.max_model_len, config.scheduler_config.max_num_seqs
+    lengths = [length for length in PROMPT_LENGTHS if length + 1 <= max_model_len] or [max_model_len // 2]
+    concurrencies = [
+        concurrency
+        for concurrency in TTFT_CONCURRENCY
+        if concurrency <= streams and max_model_len >= CONCURRENT_PROMPT_TOKENS + 48
+    ]
+    decode_concurrencies = [concurrency for concurrency in DECODE_CONCURRENCY if concurrency <= streams]
+    answer = min(4 * TPOT_WINDOW + 1, max_model_len - 32)
     total = itertools.count(1)
-    points = 3 + len(lengths) + len(crowds) + len(decodes)
+    points = 3 + len(lengths) + len(concurrencies) + len(decode_concurrencies)
 
     def done() -> None:
         report("profile", next(total), points, "points")
@@ -78,22 +83,25 @@ def measure_speeds(llm: "LLM", config: "VllmConfig", seed: int, report: Report) 
     ttft = []
     for length in lengths:
         bursts = (engine.burst([engine.prompt(length)], 1) for _ in range(9))
-        times = [burst[0].ttft_ms for burst in _while_short(bursts)]
+        times = [burst[0].ttft_ms for burst in _until_time_limit(bursts)]
         ttft.append(TtftPoint(prompt_tokens=length, concurrency=1, **_quantiles(times)))
         done()
-    for crowd in crowds:
-        times = [stream.ttft_ms for stream in engine.closed_loop(crowd, CROWDED_PROMPT, 16 + crowd)]
-        ttft.append(TtftPoint(prompt_tokens=CROWDED_PROMPT, concurrency=crowd, **_quantiles(times)))
+    for concurrency in concurrencies:
+        times = [
+            stream.ttft_ms for stream in engine.closed_loop(concurrency, CONCURRENT_PROMPT_TOKENS, 16 + concurrency)
+        ]
+        ttft.append(TtftPoint(prompt_tokens=CONCURRENT_PROMPT_TOKENS, concurrency=concurrency, **_quantiles(times)))
         done()
     tpot = []
-    for crowd in decodes:
-        length = answer if crowd <= 4 else min(answer, 2 * WINDOW + 1)
+    for concurrency in decode_concurrencies:
+        length = answer if concurrency <= 4 else min(answer, 2 * TPOT_WINDOW + 1)
         bursts = (
-            engine.burst([engine.prompt(32) for _ in range(crowd)], length) for _ in range(3 if crowd == 1 else 1)
+            engine.burst([engine.prompt(32) for _ in range(concurrency)], length)
+            for _ in range(3 if concurrency == 1 else 1)
         )
-        burst = list(_while_short(bursts, least=1))
+        burst = list(_until_time_limit(bursts, min_samples=1))
         times = [sample for streams_ in burst for stream in streams_ for sample in stream.tpot_ms()]
-        tpot.append(TpotPoint(concurrency=crowd, **_quantiles(times)))
+        tpot.append(TpotPoint(concurrency=concurrency, **_quantiles(times)))
         done()
     decode = _tokens_per_s(burst[-1])
     prompts = [engine.prompt(lengths[-1]) for _ in range(3)]
@@ -101,16 +109,16 @@ def measure_speeds(llm: "LLM", config: "VllmConfig", seed: int, report: Report) 
     engine.burst(prompts, 1)
     prefill = sum(map(len, prompts)) / (time.perf_counter() - started)
     done()
-    peak = _peak(engine, streams, longest, _cache_tokens(config))
+    peak = _peak(engine, streams, max_model_len, _cache_tokens(config))
     done()
-    return Speeds(tuple(ttft), tuple(tpot), prefill, decode, peak)
+    return Performance(tuple(ttft), tuple(tpot), prefill, decode, peak)
 
 
-def _peak(engine: "_Engine", streams: int, longest: int, kv_cache_tokens: int) -> Peak:
-    """Throughput while the engine is kept full, for `POINT_S` from when the first burst is under way."""
-    prompt = min(PEAK_PROMPT, longest // 2)
-    answer = min(PEAK_ANSWER, longest - prompt)
-    tokens, seconds = engine.kept_full(streams, prompt, answer)
+def _peak(engine: "_Engine", streams: int, max_model_len: int, kv_cache_tokens: int) -> Peak:
+    """Throughput while the engine is kept full, for `POINT_TIME_LIMIT_S` from when the first burst is under way."""
+    prompt = min(PEAK_PROMPT, max_model_len // 2)
+    answer = min(PEAK_ANSWER, max_model_len - prompt)
+    tokens, seconds = engine.saturate(streams, prompt, answer)
     return Peak(
         concurrency=streams,
         prompt_tokens=prompt,
@@ -157,49 +165,51 @@ class _Engine:
 
     def burst(self, prompts: Sequence[list[int]], answer: int) -> list[_Stream]:
         """All `prompts` at once, `answer` tokens each."""
-        running = dict(self._ask(prompt, answer) for prompt in prompts)
+        running = dict(self._submit(prompt, answer) for prompt in prompts)
         streams = list(running.values())
         while running:
-            self._advance(running)
+            self._step(running)
         return streams
 
-    def closed_loop(self, crowd: int, length: int, requests: int) -> list[_Stream]:
-        """`crowd` streams that ask again when answered, until `requests` have been asked after the first burst."""
+    def closed_loop(self, concurrency: int, length: int, requests: int) -> list[_Stream]:
+        """`concurrency` streams that ask again when answered, until `requests` have been asked after the first burst."""
         answers = itertools.cycle((24, 40, 32, 16, 48))  # of several lengths, so that the streams fall out of step
-        running = dict(self._ask(self.prompt(length), next(answers)) for _ in range(crowd))
-        later: list[_Stream] = []
-        end = time.perf_counter() + POINT_S
+        running = dict(self._submit(self.prompt(length), next(answers)) for _ in range(concurrency))
+        measured: list[_Stream] = []
+        end = time.perf_counter() + POINT_TIME_LIMIT_S
         while running:
-            for _ in range(self._advance(running)):
-                if len(later) < requests and (time.perf_counter() < end or len(later) < min(crowd, 8)):
-                    name, stream = self._ask(self.prompt(length), next(answers))
+            for _ in range(self._step(running)):
+                if len(measured) < requests and (time.perf_counter() < end or len(measured) < min(concurrency, 8)):
+                    name, stream = self._submit(self.prompt(length), next(answers))
                     running[name] = stream
-                    later.append(stream)
-        return later
+                    measured.append(stream)
+        return measured
 
-    def kept_full(self, crowd: int, length: int, answer: int) -> tuple[int, float]:
-        """Tokens of all streams and the seconds they took, while each of `crowd` streams asks again when answered.
+    def saturate(self, concurrency: int, length: int, answer: int) -> tuple[int, float]:
+        """Tokens of all streams and the seconds they took, while each of `concurrency` streams asks again when answered.
 
-        Counted from when every stream of the first burst has begun, over at least `POINT_S` and one answer's time;
+        Counted from when every stream of the first burst has begun, over at least `POINT_TIME_LIMIT_S` and one answer's time;
         what is then under way is aborted. Answers of the first burst have several lengths, so that streams fall out of step.
         """
-        running = dict(self._ask(self.prompt(length), 1 + (i + 1) * (answer - 1) // crowd) for i in range(crowd))
+        running = dict(
+            self._submit(self.prompt(length), 1 + (i + 1) * (answer - 1) // concurrency) for i in range(concurrency)
+        )
         first = list(running.values())
-        everything = list(first)
+        all_streams = list(first)
         while any(not stream.tokens for stream in first):
-            self._advance(running)
+            self._step(running)
         start = now = time.perf_counter()
-        while now < start + POINT_S or len(everything) < 2 * crowd:
-            for _ in range(crowd - len(running)):
-                name, stream = self._ask(self.prompt(length), answer)
+        while now < start + POINT_TIME_LIMIT_S or len(all_streams) < 2 * concurrency:
+            for _ in range(concurrency - len(running)):
+                name, stream = self._submit(self.prompt(length), answer)
                 running[name] = stream
-                everything.append(stream)
-            self._advance(running)
+                all_streams.append(stream)
+            self._step(running)
             now = time.perf_counter()
         self._engine.abort_request(list(running))
-        return sum(start < moment <= now for stream in everything for moment in stream.tokens), now - start
+        return sum(start < moment <= now for stream in all_streams for moment in stream.tokens), now - start
 
-    def _ask(self, prompt: list[int], answer: int) -> tuple[str, _Stream]:
+    def _submit(self, prompt: list[int], answer: int) -> tuple[str, _Stream]:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
@@ -211,7 +221,7 @@ class _Engine:
         self._engine.add_request(name, TokensPrompt(prompt_token_ids=prompt), params)
         return name, stream
 
-    def _advance(self, running: dict[str, _Stream]) -> int:
+    def _step(self, running: dict[str, _Stream]) -> int:
         """One engine step; returns how many requests ended."""
         ended = 0
         outputs = self._engine.step()
@@ -225,12 +235,12 @@ class _Engine:
         return ended
 
 
-def _while_short(samples: Iterator[list[_Stream]], least: int = 3) -> Iterator[list[_Stream]]:
-    """`samples` until they have taken `POINT_S`, but no fewer than `least`."""
-    end = time.perf_counter() + POINT_S
+def _until_time_limit(samples: Iterator[list[_Stream]], min_samples: int = 3) -> Iterator[list[_Stream]]:
+    """`samples` until they have taken `POINT_TIME_LIMIT_S`, but no fewer than `min_samples`."""
+    end = time.perf_counter() + POINT_TIME_LIMIT_S
     for count, sample in enumerate(samples, 1):
         yield sample
-        if count >= least and time.perf_counter() > end:
+        if count >= min_samples and time.perf_counter() > end:
             return
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from compression.errors import KnownError
+from compression.errors import UserError
 from compression.measure.divergence import TopK, coarse_kl, top1_agreement
-from compression.measure.engine import Served
+from compression.measure.engine import ServedModel
 from compression.measure.intervals import bootstrap_ci95, wilson_ci95
 from compression.progress import Report
 from serve.card import AnswerAgreement, Quality, TaskScore
@@ -26,8 +26,8 @@ DERIVATION_AGREEMENT = (
 )
 
 
-class QualityError(KnownError):
-    """The wanted quality number cannot be derived; says what is missing."""
+class QualityError(UserError):
+    """The requested quality number cannot be derived; the message names what is missing."""
 
 
 class ReferenceMissing(QualityError):
@@ -36,7 +36,7 @@ class ReferenceMissing(QualityError):
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """What variants are compared on: token ids of one length, and what the card says about them."""
+    """Held-out evaluation text: token ids of one length, and its description for the card."""
 
     sequences: Sequence[Sequence[int]]
     name: str
@@ -46,14 +46,14 @@ class HeldOut:
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
-    """What `full` says on the held-out text: its top tokens, and its greedy answers as token ids."""
+class FullReference:
+    """Output of `full` on the held-out text: its top tokens, and its greedy answers as token ids."""
 
     top: TopK
     answers: Sequence[Sequence[int]]
 
 
-def measure_quality(served: Served, held_out: HeldOut, full: Path, is_full: bool, report: Report) -> Quality:
+def measure_quality(served: ServedModel, held_out: HeldOut, full: Path, is_full: bool, report: Report) -> Quality:
     """Compare `served` with `full` on held-out text; its `quality` is the default, from the KL divergence.
 
     `full` measures its own answers once and keeps them beside its weights; it is its own reference.
@@ -67,28 +67,31 @@ def measure_quality(served: Served, held_out: HeldOut, full: Path, is_full: bool
     top = REFERENCE_TOP if is_full else VARIANT_TOP
     measured = served.top_logprobs(held_out.sequences, top, lambda done: report("quality", done, count, "sequences"))
     prompts = [sequence[:PROMPT_TOKENS] for sequence in held_out.sequences]
-    answers = served.greedy(prompts, ANSWER_TOKENS, lambda done: report("answers", done, count, "answers"))
+    answers = served.generate_greedy(prompts, ANSWER_TOKENS, lambda done: report("answers", done, count, "answers"))
     ids = [tokens for tokens, _ in answers]
     if reference is None:
-        reference = Reference(measured, ids)
+        reference = FullReference(measured, ids)
         _save(file, reference)
-    known = ~np.isnan(measured.targets)  # all of them, but for a variant with another vocabulary
-    if not known.any():
+    comparable = ~np.isnan(measured.targets)  # all of them, but for a variant with another vocabulary
+    if not comparable.any():
         raise QualityError("none of the held-out text is the same tokens to this variant and to 'full'")
-    at_known = [TopK(top.ids[known], top.logprobs[known], top.targets[known]) for top in (reference.top, measured)]
-    kl = np.full(len(known), np.nan)
-    kl[known] = coarse_kl(*at_known)
+    comparable_top = [
+        TopK(top.ids[comparable], top.logprobs[comparable], top.targets[comparable])
+        for top in (reference.top, measured)
+    ]
+    kl = np.full(len(comparable), np.nan)
+    kl[comparable] = coarse_kl(*comparable_top)
     by_sequence = [row[~np.isnan(row)].mean() for row in kl.reshape(count, -1) if not np.isnan(row).all()]
-    mean = float(kl[known].mean())
+    mean = float(kl[comparable].mean())
     return Quality(
         quality=float(np.exp(-mean)),
         derivation=DERIVATION_KL,
-        perplexity=float(np.exp(-measured.targets[known].astype(np.float64).sum() / len(known))),
+        perplexity=float(np.exp(-measured.targets[comparable].astype(np.float64).sum() / len(comparable))),
         kl_to_full=mean,
         kl_ci95=bootstrap_ci95(np.array(by_sequence)),
-        top1_agreement=top1_agreement(*at_known),
+        top1_agreement=top1_agreement(*comparable_top),
         answers=compare_answers(reference.answers, ids),
-        tokens=int(known.sum()),
+        tokens=int(comparable.sum()),
         set=held_out.name,
         set_digest=held_out.digest,
         training_digest=held_out.training_digest,
@@ -103,11 +106,11 @@ def compare_answers(reference: Sequence[Sequence[int]], answers: Sequence[Sequen
     go on from different texts. Two empty answers are equal.
     """
     shares = []
-    for wanted, given in zip(reference, answers, strict=True):
-        longer = max(len(wanted), len(given))
-        pairs = enumerate(zip(wanted, given, strict=False))
-        equal = next((at for at, (one, other) in pairs if one != other), min(len(wanted), len(given)))
-        shares.append(equal / longer if longer else 1.0)
+    for expected, actual in zip(reference, answers, strict=True):
+        max_tokens = max(len(expected), len(actual))
+        pairs = enumerate(zip(expected, actual, strict=False))
+        equal = next((at for at, (first, second) in pairs if first != second), min(len(expected), len(actual)))
+        shares.append(equal / max_tokens if max_tokens else 1.0)
     exact = sum(share == 1.0 for share in shares)
     return AnswerAgreement(
         equal_tokens=float(np.mean(shares)),
@@ -156,9 +159,9 @@ def derive_quality(measured: Quality, quality_from: str, full_scores: Mapping[st
     return measured.model_copy(update={"quality": number, "derivation": derivation, "quality_from": quality_from})
 
 
-def _save(file: Path, reference: Reference) -> None:
-    longest = max(map(len, reference.answers))
-    answers = np.array([[*row, *[-1] * (longest - len(row))] for row in reference.answers], dtype=np.int32)
+def _save(file: Path, reference: FullReference) -> None:
+    max_tokens = max(map(len, reference.answers))
+    answers = np.array([[*row, *[-1] * (max_tokens - len(row))] for row in reference.answers], dtype=np.int32)
     scratch = file.with_suffix(".tmp")
     with scratch.open("wb") as stream:
         top = reference.top
@@ -166,11 +169,11 @@ def _save(file: Path, reference: Reference) -> None:
     scratch.replace(file)
 
 
-def _load(file: Path) -> Reference:
+def _load(file: Path) -> FullReference:
     try:
         with np.load(file) as content:
             answers = [row[row >= 0].tolist() for row in content["answers"]]
-            return Reference(TopK(content["ids"], content["logprobs"], content["targets"]), answers)
+            return FullReference(TopK(content["ids"], content["logprobs"], content["targets"]), answers)
     except (FileNotFoundError, KeyError) as error:  # KeyError: written before answers were kept
         raise ReferenceMissing(
             f"'full' was not measured on this text ({file} is missing or old): measure it first, "

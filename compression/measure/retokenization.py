@@ -1,6 +1,6 @@
-"""A variant with a pruned vocabulary seen through full's tokens, so that it can be compared with full token by token.
+"""Retokenization: compare a variant with a pruned vocabulary with full, token by token.
 
-The same text is other tokens to it. Where both have a token that ends at the same character, the next token's distributions are
+The variant splits the same text into other tokens. Where both have a token that ends at the same character, the next token's distributions are
 comparable, since each of the variant's tokens is one of full's by its string. A token of full's that the variant spells in
 pieces has the probability of its pieces. Positions at which only full's tokens end are nan.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from compression.measure.divergence import TopK
-from compression.measure.engine import Done, Served
+from compression.measure.engine import OnDone, ServedModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,52 +20,53 @@ if TYPE_CHECKING:
 Tokens = Sequence[int]
 
 
-class Retokenized(Served):
+class Retokenized(ServedModel):
     """`served` in the token ids of `tokenizer`, which is full's."""
 
-    def __init__(self, served: Served, tokenizer: "PreTrainedTokenizerBase") -> None:
+    def __init__(self, served: ServedModel, tokenizer: "PreTrainedTokenizerBase") -> None:
         super().__init__(served.llm, tokenizer)
-        self._own = served
-        names, own = tokenizer.get_vocab(), served.tokenizer.get_vocab()
-        self._full_id = np.full(max(own.values()) + 1, -1, dtype=np.int32)
-        for name, at in own.items():
+        self._model = served
+        names, model_tokens = tokenizer.get_vocab(), served.tokenizer.get_vocab()
+        self._full_id = np.full(max(model_tokens.values()) + 1, -1, dtype=np.int32)
+        for name, at in model_tokens.items():
             self._full_id[at] = names.get(name, -1)
 
-    def own(self, sequences: Sequence[Tokens]) -> list[list[int]]:
+    def to_model_tokens(self, sequences: Sequence[Tokens]) -> list[list[int]]:
         """The variant's token ids for the text of full's."""
-        return [self._own.encode(self.decode(sequence)) for sequence in sequences]
+        return [self._model.encode(self.decode(sequence)) for sequence in sequences]
 
-    def top_logprobs(self, sequences: Sequence[Tokens], top: int, done: Done) -> TopK:
-        """As `Served.top_logprobs`, a row for every position of full's."""
-        theirs = self.own(sequences)
-        found = self._own.top_logprobs(theirs, top, done)
+    def top_logprobs(self, sequences: Sequence[Tokens], top: int, done: OnDone) -> TopK:
+        """As `ServedModel.top_logprobs`, a row for every position of full's."""
+        model_sequences = self.to_model_tokens(sequences)
+        top_k = self._model.top_logprobs(model_sequences, top, done)
         rows = sum(len(sequence) - 1 for sequence in sequences)
         ids, logprobs = np.full((rows, top), -1, np.int32), np.full((rows, top), np.nan, np.float32)
         targets = np.full(rows, np.nan, np.float32)
-        row = own_row = 0  # of the first position of the sequence
-        for sequence, own in zip(sequences, theirs, strict=True):
-            common = common_ends(
-                self.tokenizer.convert_ids_to_tokens(sequence), self._own.tokenizer.convert_ids_to_tokens(own)
+        row = model_row = 0  # of the first position of the sequence
+        for sequence, model_tokens in zip(sequences, model_sequences, strict=True):
+            common = common_token_ends(
+                self.tokenizer.convert_ids_to_tokens(sequence),
+                self._model.tokenizer.convert_ids_to_tokens(model_tokens),
             )
-            for (at, own_at), (_, own_next) in pairwise(common):
-                ids[row + at] = self._full_id[found.ids[own_row + own_at]]
-                logprobs[row + at] = found.logprobs[own_row + own_at]
-                targets[row + at] = found.targets[own_row + own_at : own_row + own_next].sum()
+            for (at, model_at), (_, model_next) in pairwise(common):
+                ids[row + at] = self._full_id[top_k.ids[model_row + model_at]]
+                logprobs[row + at] = top_k.logprobs[model_row + model_at]
+                targets[row + at] = top_k.targets[model_row + model_at : model_row + model_next].sum()
             row += len(sequence) - 1
-            own_row += len(own) - 1
+            model_row += len(model_tokens) - 1
         return TopK(ids, logprobs, targets)
 
-    def greedy(
-        self, prompts: Sequence[Tokens], tokens: int, done: Done, stop: Sequence[str] = ()
+    def generate_greedy(
+        self, prompts: Sequence[Tokens], tokens: int, done: OnDone, stop: Sequence[str] = ()
     ) -> list[tuple[list[int], str]]:
-        """As `Served.greedy`; the answers' text in full's token ids."""
-        answers = self._own.greedy(self.own(prompts), tokens, done, stop)
+        """As `ServedModel.generate_greedy`; the answers' text in full's token ids."""
+        answers = self._model.generate_greedy(self.to_model_tokens(prompts), tokens, done, stop)
         return [(self.encode(text), text) for _, text in answers]
 
 
-def common_ends(one: Sequence[str], other: Sequence[str]) -> list[tuple[int, int]]:
+def common_token_ends(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:
     """Where tokens of both end at the same character, as indices into both; up to where the texts differ."""
-    texts = "".join(one), "".join(other)
-    same = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
-    ends = {end: at for at, end in enumerate(accumulate(map(len, other))) if end <= same}
-    return [(at, ends[end]) for at, end in enumerate(accumulate(map(len, one))) if end in ends]
+    texts = "".join(first), "".join(second)
+    common_length = next((i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b), min(map(len, texts)))
+    ends = {end: at for at, end in enumerate(accumulate(map(len, second))) if end <= common_length}
+    return [(at, ends[end]) for at, end in enumerate(accumulate(map(len, first))) if end in ends]

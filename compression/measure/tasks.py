@@ -15,8 +15,8 @@ from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from compression.errors import KnownError
-from compression.text import is_held_out, module_document, plain_words, standard_library, topic_document
+from compression.errors import UserError
+from compression.text import is_held_out, module_document, normalized_words, standard_library, topic_document
 from serve.card import first_problem
 
 ARITHMETIC_ITEMS = 100
@@ -30,7 +30,7 @@ _EXAMPLES = "7 + 5 = 12\n9 - 4 = 5\n3 * 6 = 18\n"
 Text = Annotated[str, StringConstraints(min_length=1)]
 
 
-class TaskError(KnownError):
+class TaskError(UserError):
     """A task that cannot be run; says which item of which file and what would be right."""
 
 
@@ -68,11 +68,11 @@ class Task:
 
 def arithmetic(count: int = ARITHMETIC_ITEMS, seed: int = 0) -> Task:
     """Sums, differences and products of small numbers, after three examples (which are not among the items)."""
-    drawn = random.Random(seed)
+    rng = random.Random(seed)
     items: dict[str, Item] = {}
     while len(items) < count:
-        sign = drawn.choice("+-*")
-        a, b = (drawn.randint(2, 10) if sign == "*" else drawn.randint(1, 50) for _ in range(2))
+        sign = rng.choice("+-*")
+        a, b = (rng.randint(2, 10) if sign == "*" else rng.randint(1, 50) for _ in range(2))
         if sign == "-" and a < b:
             a, b = b, a
         question = f"{a} {sign} {b} ="
@@ -90,19 +90,21 @@ def definitions(training: Iterable[str], count: int = DEFINITION_ITEMS, seed: in
     Raises:
         TaskError: too few are left to choose from.
     """
-    known = " ".join(word for text in training for word in ("|", *plain_words(text)))
-    found = {
-        summary: name for name, summary in _summaries() if f" {' '.join(plain_words(summary))} " not in f"{known} "
+    training_words = " ".join(word for text in training for word in ("|", *normalized_words(text)))
+    names = {
+        summary: name
+        for name, summary in _summaries()
+        if f" {' '.join(normalized_words(summary))} " not in f"{training_words} "
     }
-    if len(found) < CHOICES:
-        raise TaskError(f"only {len(found)} definitions do not occur in the training text; {CHOICES} are needed")
-    drawn = random.Random(seed)
-    summaries = sorted(found)
+    if len(names) < CHOICES:
+        raise TaskError(f"only {len(names)} definitions do not occur in the training text; {CHOICES} are needed")
+    rng = random.Random(seed)
+    summaries = sorted(names)
     items = []
-    for summary in drawn.sample(summaries, min(count, len(summaries))):
-        choices = [summary, *drawn.sample([other for other in summaries if other != summary], CHOICES - 1)]
-        drawn.shuffle(choices)
-        items.append(Item(f"In Python, {found[summary]} is documented as:", summary, tuple(choices)))
+    for summary in rng.sample(summaries, min(count, len(summaries))):
+        choices = [summary, *rng.sample([other for other in summaries if other != summary], CHOICES - 1)]
+        rng.shuffle(choices)
+        items.append(Item(f"In Python, {names[summary]} is documented as:", summary, tuple(choices)))
     return Task("definitions", tuple(items))
 
 

@@ -17,13 +17,13 @@ import psutil
 
 from compression import hardware
 from compression.build.family import MEASURED_FILE
-from compression.errors import KnownError, exit_code
-from compression.files import write_whole
+from compression.errors import UserError, run_command
+from compression.files import write_atomically
 from compression.measure import drift
-from compression.measure.engine import Served
+from compression.measure.engine import ServedModel
 from compression.measure.human_eval import NAME as HUMAN_EVAL
 from compression.measure.human_eval import load_problems, score_code
-from compression.measure.profiling import measure_speeds, resident_bytes
+from compression.measure.profiling import measure_performance, resident_bytes
 from compression.measure.quality import (
     VARIANT_TOP,
     HeldOut,
@@ -34,7 +34,7 @@ from compression.measure.quality import (
 )
 from compression.measure.scoring import score_task
 from compression.measure.tasks import TaskError, arithmetic, definitions, load_task
-from compression.progress import Report, report_on_stdout
+from compression.progress import Report, progress_on_stdout
 from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
@@ -54,13 +54,13 @@ if TYPE_CHECKING:
 Part = Literal["profile", "quality"]
 
 
-class EngineFailed(KnownError):
+class EngineStartFailed(UserError):
     """The engine does not start with these weights and arguments."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What is measured, and with what.
+class MeasureOptions:
+    """Options of a measurement.
 
     `price` is in USD an hour (None: the card's stays), `max_drift` in nats; `allow_code` runs programs that the model
     writes.
@@ -73,32 +73,32 @@ class Wanted:
     built_in_tasks: bool = True
     allow_code: bool = False
     quality_from: str = "kl"
-    max_drift: float = drift.LIMIT
+    max_drift: float = drift.MAX_MEAN_DRIFT
 
 
-def measure(variant: Path, full: Path, engine_args: dict[str, object], wanted: Wanted, report: Report) -> Card:
-    """Start the engine once, measure what is wanted, and return the completed card (it is not written).
+def measure(variant: Path, full: Path, engine_args: dict[str, object], options: MeasureOptions, report: Report) -> Card:
+    """Start the engine once, measure the requested parts, and return the completed card (it is not written).
 
-    Everything that can be known to be wrong is refused before the engine starts.
+    Invalid inputs are refused before the engine starts.
 
     Raises:
-        EngineFailed, QualityError, TaskError, TextError, CardError: with one clear line.
-        DriftError: the engine computes something else than the weights say.
+        EngineStartFailed, QualityError, TaskError, TextError, CardError: with one clear line.
+        DriftError: the engine's output is too far from the float32 reference.
     """
     card = load_card(variant)
-    began = _uptime_s()
-    plan = _Plan(card, variant, full, wanted) if "quality" in wanted.parts else None
-    preparing_s = _uptime_s() - began
+    preparation_started = _uptime_s()
+    quality_measurement = _QualityMeasurement(card, variant, full, options) if "quality" in options.parts else None
+    preparing_s = _uptime_s() - preparation_started
     report("start", 0, 1, "engines")
-    llm = _start(variant, engine_args)
+    llm = _start_engine(variant, engine_args)
     startup_s = _uptime_s() - preparing_s  # a serving replica prepares no texts
     report("start", 1, 1, "engines")
     profile = card.profile
-    if "profile" in wanted.parts:
+    if "profile" in options.parts:
         known = card.profile.price_usd_per_hour if card.profile else 0.0
-        price = known if wanted.price is None else wanted.price
+        price = known if options.price is None else options.price
         profile = _profile(llm, engine_args, startup_s, price, card.seed, report)
-    quality = plan.measure(Served(llm), report) if plan else card.quality
+    quality = quality_measurement.measure(ServedModel(llm), report) if quality_measurement else card.quality
     return card.model_copy(update={"quality": quality, "profile": profile})
 
 
@@ -106,7 +106,7 @@ def _profile(
     llm: "LLM", engine_args: dict[str, object], startup_s: float, price: float, seed: int, report: Report
 ) -> Profile:
     config = llm.llm_engine.vllm_config
-    speeds = measure_speeds(llm, config, seed, report)
+    speeds = measure_performance(llm, config, seed, report)
     return Profile(
         hardware=hardware.label(),
         engine=_engine_label(engine_args, config.model_config.dtype),
@@ -121,50 +121,52 @@ def _profile(
     )
 
 
-class _Plan:
+class _QualityMeasurement:
     """The quality measurement of one variant: its texts and tasks, checked before the engine starts."""
 
-    def __init__(self, card: Card, variant: Path, full: Path, wanted: Wanted) -> None:
-        self._variant, self._full, self._wanted = variant, full, wanted
+    def __init__(self, card: Card, variant: Path, full: Path, options: MeasureOptions) -> None:
+        self._variant, self._full, self._options = variant, full, options
         self._is_full = variant.resolve() == full.resolve()
-        self._corpus = load_corpus(wanted.text)
+        self._corpus = load_corpus(options.text)
         check_training_text(card, self._corpus)
         training = [document.text for document in self._corpus.training]
-        built_in = [arithmetic(), definitions(training)] if wanted.built_in_tasks else []
-        self._tasks = [*built_in, *map(load_task, wanted.tasks)]
+        built_in = [arithmetic(), definitions(training)] if options.built_in_tasks else []
+        self._tasks = [*built_in, *map(load_task, options.tasks)]
         self._training = all_ngrams(training)
         self._shared = {task.name: shared_ngrams(self._training, task.texts()) for task in self._tasks}
-        self._problems = load_problems() if wanted.allow_code else {}
+        self._problems = load_problems() if options.allow_code else {}
         names = [task.name for task in self._tasks] + ([HUMAN_EVAL] if self._problems else [])
         if len(set(names)) < len(names):
             raise TaskError(f"two tasks have the same name ({', '.join(names)}): rename one of the files")
         self._full_scores = _full_scores(full)
-        _check_quality_from(wanted.quality_from, names)
-        if not self._is_full and wanted.quality_from.startswith("task:"):
-            self._check_full_has(wanted.quality_from.removeprefix("task:"))
+        _check_quality_from(options.quality_from, names)
+        if not self._is_full and options.quality_from.startswith("task:"):
+            self._check_full_has(options.quality_from.removeprefix("task:"))
 
-    def measure(self, served: Served, report: Report) -> Quality:
-        """Drift first: where the engine computes something else, the rest means nothing."""
-        as_full = in_tokens_of(served, self._variant, self._full)
-        held_out = held_out_text(as_full, self._corpus, self._training)
-        drifted = self._drift(served, as_full.own(held_out.sequences[: drift.SEQUENCES]), report)
-        quality = measure_quality(as_full, held_out, self._full, self._is_full, report)
+    def measure(self, served: ServedModel, report: Report) -> Quality:
+        """Measure quality, drift first: with a wrong engine the other numbers are meaningless."""
+        in_full_tokens = with_full_tokens(served, self._variant, self._full)
+        held_out = load_held_out(in_full_tokens, self._corpus, self._training)
+        drift_record = self._drift(
+            served, in_full_tokens.to_model_tokens(held_out.sequences[: drift.SEQUENCES]), report
+        )
+        quality = measure_quality(in_full_tokens, held_out, self._full, self._is_full, report)
         scores = self._scores(served, report)
-        quality = quality.model_copy(update={"task_scores": scores, "drift": drifted})
+        quality = quality.model_copy(update={"task_scores": scores, "drift": drift_record})
         full_scores = scores if self._is_full else self._full_scores
-        return derive_quality(quality, self._wanted.quality_from, full_scores)
+        return derive_quality(quality, self._options.quality_from, full_scores)
 
-    def _drift(self, served: Served, sequences: Sequence[Sequence[int]], report: Report) -> Drift | None:
+    def _drift(self, served: ServedModel, sequences: Sequence[Sequence[int]], report: Report) -> Drift | None:
         rows = [sequence[: drift.LENGTH] for sequence in sequences]
         top = served.top_logprobs(rows, 1, lambda _: None)
-        if (found := drift.compute_reference(self._variant, rows, top, report)) is None:
+        if (result := drift.compute_reference(self._variant, rows, top, report)) is None:
             gigabytes = 1.2 * drift.float32_bytes(self._variant) / 1e9
             print(f"drift is not measured: its reference needs {gigabytes:.0f} GB of free memory", file=sys.stderr)
             return None
-        reference, label = found
-        return drift.measure_drift(top, reference, self._wanted.max_drift, label)
+        reference, label = result
+        return drift.measure_drift(top, reference, self._options.max_drift, label)
 
-    def _scores(self, served: Served, report: Report) -> dict[str, TaskScore]:
+    def _scores(self, served: ServedModel, report: Report) -> dict[str, TaskScore]:
         total = sum(len(task.items) for task in self._tasks) + len(self._problems)
         before = 0
         scores = {}
@@ -181,8 +183,8 @@ class _Plan:
 
     def _check_full_has(self, name: str) -> None:
         digest = next((task.digest for task in self._tasks if task.name == name), None)
-        found = self._full_scores.get(name)
-        if found is None or (digest is not None and found.set_digest != digest):
+        full_score = self._full_scores.get(name)
+        if full_score is None or (digest is not None and full_score.set_digest != digest):
             raise ReferenceMissing(
                 f"'full' was not evaluated on the same items of the task '{name}': first run "
                 f"'gearbox evaluate {self._full} --full {self._full}' with the same tasks"
@@ -202,7 +204,7 @@ def check_training_text(card: Card, corpus: Corpus) -> None:
         )
 
 
-def in_tokens_of(served: Served, variant: Path, full: Path) -> Served:
+def with_full_tokens(served: ServedModel, variant: Path, full: Path) -> ServedModel:
     """`served` as it is, or through full's tokens where the vocabulary was pruned."""
     sizes = {json.loads((folder / "config.json").read_text())["vocab_size"] for folder in (variant, full)}
     if len(sizes) == 1:
@@ -214,7 +216,7 @@ def in_tokens_of(served: Served, variant: Path, full: Path) -> Served:
     return Retokenized(served, AutoTokenizer.from_pretrained(full))
 
 
-def held_out_text(served: Served, corpus: Corpus, training: Set[int]) -> HeldOut:
+def load_held_out(served: ServedModel, corpus: Corpus, training: Set[int]) -> HeldOut:
     """The held-out sequences as the served model's token ids, counted again to share nothing with the training text.
 
     Args:
@@ -223,7 +225,7 @@ def held_out_text(served: Served, corpus: Corpus, training: Set[int]) -> HeldOut
     Raises:
         TextError: nothing is left after removing what overlaps, or something was overlooked.
     """
-    length = min(HELD_OUT_LENGTH, served.longest - 1)
+    length = min(HELD_OUT_LENGTH, served.max_model_len - 1)
     sequences = held_out_sequences(corpus, served.encode, served.decode, length, HELD_OUT_COUNT)
     shared = shared_ngrams(training, map(served.decode, sequences))
     if shared:
@@ -246,7 +248,7 @@ def _check_quality_from(quality_from: str, tasks: Sequence[str]) -> None:
         )
 
 
-def _start(variant: Path, engine_args: dict[str, object]) -> "LLM":
+def _start_engine(variant: Path, engine_args: dict[str, object]) -> "LLM":
     """The engine, after its first answer."""
     from vllm import LLM, SamplingParams, TokensPrompt
 
@@ -255,7 +257,7 @@ def _start(variant: Path, engine_args: dict[str, object]) -> "LLM":
         llm.generate([TokensPrompt(prompt_token_ids=[1] * 8)], SamplingParams(max_tokens=1), use_tqdm=False)
     except Exception as error:  # vLLM raises many kinds; the log above has the trace of its processes
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise EngineFailed(f"the engine does not start with {variant.name}: {reason}") from error
+        raise EngineStartFailed(f"the engine does not start with {variant.name}: {reason}") from error
     return llm
 
 
@@ -284,29 +286,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-built-in-tasks", action="store_true", help="leave out arithmetic and definitions")
     parser.add_argument("--allow-code", action="store_true", help="run programs that the model writes, for human-eval")
     parser.add_argument("--quality-from", default="kl", help="kl, agreement or task:NAME")
-    parser.add_argument("--max-drift", type=float, default=drift.LIMIT, help="nats from float32 that are accepted")
+    parser.add_argument(
+        "--max-drift", type=float, default=drift.MAX_MEAN_DRIFT, help="nats from float32 that are accepted"
+    )
     parser.add_argument("--key", default="", help="kept beside the card: says what these measurements were made with")
-    given = parser.parse_args(arguments)
-    report = report_on_stdout()
-    wanted = Wanted(
-        parts=(given.only,) if given.only else ("profile", "quality"),
-        price=given.price_usd_per_hour,
-        text=given.text,
-        tasks=given.tasks,
-        built_in_tasks=not given.no_built_in_tasks,
-        allow_code=given.allow_code,
-        quality_from=given.quality_from,
-        max_drift=given.max_drift,
+    parsed = parser.parse_args(arguments)
+    report = progress_on_stdout()
+    options = MeasureOptions(
+        parts=(parsed.only,) if parsed.only else ("profile", "quality"),
+        price=parsed.price_usd_per_hour,
+        text=parsed.text,
+        tasks=parsed.tasks,
+        built_in_tasks=not parsed.no_built_in_tasks,
+        allow_code=parsed.allow_code,
+        quality_from=parsed.quality_from,
+        max_drift=parsed.max_drift,
     )
 
-    def work() -> None:
-        card = measure(given.variant, given.full or given.variant, given.engine_args, wanted, report)
-        card.save(given.variant)
-        if not given.only:  # a part measured anew leaves what the rest was measured with
-            record = {"key": given.key, "engine_args": given.engine_args}
-            write_whole(given.variant / MEASURED_FILE, json.dumps(record, indent=2) + "\n")
+    def action() -> None:
+        card = measure(parsed.variant, parsed.full or parsed.variant, parsed.engine_args, options, report)
+        card.save(parsed.variant)
+        if not parsed.only:  # a part measured anew leaves what the rest was measured with
+            record = {"key": parsed.key, "engine_args": parsed.engine_args}
+            write_atomically(parsed.variant / MEASURED_FILE, json.dumps(record, indent=2) + "\n")
 
-    return exit_code(work)
+    return run_command(action)
 
 
 if __name__ == "__main__":

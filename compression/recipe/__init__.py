@@ -1,1 +1,1 @@
-"""Recipes: how a variant's weights are made, as data, and what can be refused before weights are loaded."""
+"""Recipes: the schema of the steps that build a variant, and their validation before weights are loaded."""

@@ -1,6 +1,6 @@
-"""Recipes: how a variant's weights are made, as data, and the content-addressed key of what they make.
+"""Recipe schema: the steps that build a variant, and the content address of their result.
 
-Free of torch. Every parameter is checked here, before anything is loaded.
+Does not import torch. Every parameter is validated here, before anything is loaded.
 """
 
 import hashlib
@@ -11,16 +11,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
-from compression.errors import KnownError
-from serve.card import Step as Made
+from compression.errors import UserError
+from serve.card import Step as CardStep
 from serve.card import first_problem
 from serve.config.yaml_file import YamlError, read_yaml
 
-FORMAT = 1  # raise it when the same recipe would make different weights
+FORMAT = 1  # increase it when the same recipe would make different weights
 
 
-class RecipeError(KnownError):
-    """A recipe that cannot be followed: says which field is wrong and what would be right."""
+class RecipeError(UserError):
+    """An invalid recipe; the message names the wrong field and what would be right."""
 
 
 class _Section(BaseModel):
@@ -28,7 +28,7 @@ class _Section(BaseModel):
 
 
 class Load(_Section):
-    """Take the source's weights as they are."""
+    """Load the source's weights unchanged."""
 
     technique: Literal["load"]
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -42,7 +42,7 @@ class Cast(_Section):
 
 
 class Prune(_Section):
-    """Take structure out, by measured influence: what is left is a smaller dense model, which serves faster."""
+    """Remove structure by measured influence; the result is a smaller dense model, which serves faster."""
 
     technique: Literal["prune"]
     layers: int | None = Field(default=None, ge=2, description="layers that stay; the first and the last always do")
@@ -57,7 +57,7 @@ class Prune(_Section):
     sequence_length: int = Field(default=256, ge=8, description="tokens of each")
 
     @model_validator(mode="after")
-    def _removes_something(self) -> Self:
+    def _check_targets(self) -> Self:
         if self.layers is self.mlp_width is self.heads is self.vocabulary is None:
             raise ValueError("nothing to prune: give layers, mlp_width, heads, vocabulary or several of them")
         return self
@@ -74,7 +74,7 @@ class Sparsify(_Section):
     sequence_length: int = Field(default=512, ge=8, description="tokens of each")
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.pattern == "2:4" and self.sparsity != 0.5:
             raise ValueError("the pattern 2:4 is a sparsity of 0.5; leave sparsity out or use pattern 'unstructured'")
         if self.pattern == "2:4" and self.method == "magnitude":
@@ -100,21 +100,21 @@ class Lora(_Section):
     checkpoint_every: int = Field(default=20, ge=1, description="steps between checkpoints")
 
     @model_validator(mode="after")
-    def _trains(self) -> Self:
+    def _check_training(self) -> Self:
         self.training()
         return self
 
     def training(self) -> "Distill":
         """How the additions are trained. Raises `ValueError` for what distillation would refuse."""
-        own = {"technique", "rank", "scale", "dropout"}
+        lora_only = {"technique", "rank", "scale", "dropout"}
         try:
-            return Distill(technique="distill", **self.model_dump(exclude=own))
+            return Distill(technique="distill", **self.model_dump(exclude=lora_only))
         except ValidationError as error:
             raise ValueError(first_problem(error).removeprefix("document: Value error, ")) from error
 
 
 class Distill(_Section):
-    """Train what the steps before left of the parent to answer like the parent.
+    """Train the result of the earlier steps to match the parent's output distribution.
 
     L = alpha * H(y, softmax(z_s)) + beta * H(softmax(z_t / tau), softmax(z_s / tau)), see `losses.distillation_loss`.
     """
@@ -156,7 +156,7 @@ class Distill(_Section):
     checkpoint_every: int = Field(default=20, ge=1, description="steps between checkpoints")
 
     @model_validator(mode="after")
-    def _learns_something(self) -> Self:
+    def _check_objective_and_budget(self) -> Self:
         if self.alpha + self.beta + self.hidden == 0:
             raise ValueError("alpha, beta and hidden are all 0, so there is nothing to learn; raise one")
         if self.tokens is None and self.minutes is None:
@@ -164,7 +164,7 @@ class Distill(_Section):
         return self
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_dependencies(self) -> Self:
         if self.hidden_layers is not None and not self.hidden:
             raise ValueError("hidden_layers has no effect while hidden is 0; give hidden a weight")
         if self.teacher_top_k and not self.beta:
@@ -204,21 +204,21 @@ class Quantize(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_scheme(cls, data: object) -> object:
+    def _fill_scheme_defaults(cls, data: object) -> object:
         if not isinstance(data, dict):
             return data
         scheme = data.get("scheme", "W8A8")
-        own: dict[str, object] = {}
+        scheme_defaults: dict[str, object] = {}
         if scheme not in ("W8A8", "W8A8-static"):
-            own["smoothquant"] = None
+            scheme_defaults["smoothquant"] = None
         if scheme == "W4A16":
-            own["group_size"] = 64
+            scheme_defaults["group_size"] = 64
         if scheme == "FP8":
-            own["method"] = "rtn"
-        return own | data
+            scheme_defaults["method"] = "rtn"
+        return scheme_defaults | data
 
     @model_validator(mode="after")
-    def _is_possible(self) -> Self:
+    def _check_combination(self) -> Self:
         if self.smoothquant is not None and self.scheme not in ("W8A8", "W8A8-static"):
             raise ValueError(
                 f"smoothquant makes activations easier to round, and {self.scheme} has no int8 activations"
@@ -232,8 +232,8 @@ class Quantize(_Section):
         return self
 
     @property
-    def calibrates(self) -> bool:
-        """Whether it looks at activations."""
+    def needs_calibration(self) -> bool:
+        """Whether the step needs calibration text, for activations."""
         static = self.scheme == "W8A8-static" or self.kv_cache is not None
         return self.method != "rtn" or self.smoothquant is not None or static
 
@@ -254,7 +254,7 @@ class Recipe(_Section):
     steps: tuple[Step, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _composes(self) -> Self:
+    def _check_step_order(self) -> Self:
         techniques = [step.technique for step in self.steps]
         if self.parent is None and techniques[0] != "load":
             raise ValueError("a recipe without a parent starts from the source: its first step must be 'load'")
@@ -267,24 +267,24 @@ class Recipe(_Section):
             raise ValueError("'quantize' must be the last step: quantized weights can be neither pruned nor trained")
         for index, earlier in enumerate(self.steps):
             for later in self.steps[index + 1 :]:
-                if reason := _clash(earlier, later):
+                if reason := _conflict(earlier, later):
                     raise ValueError(reason)
         return self
 
     @property
     def completions(self) -> tuple[Distill, ...]:
-        """The steps that learn from what the parent has to write first, see `compression.distill.teacher_completions`."""
+        """Distill steps that train on completions by the parent, see `compression.distill.teacher_completions`."""
         return tuple(step for step in self.steps if isinstance(step, Distill) and step.data == "teacher")
 
-    def planned_steps(self) -> tuple[Made, ...]:
-        """The steps as a card will list them, as far as that is known before they are done."""
+    def planned_steps(self) -> tuple[CardStep, ...]:
+        """The steps as a card will list them, as far as known before they run."""
         return tuple(
-            Made(technique=step.technique, parameters=step.model_dump(exclude={"technique"}), tool="")
+            CardStep(technique=step.technique, parameters=step.model_dump(exclude={"technique"}), tool="")
             for step in self.steps
         )
 
 
-def _clash(earlier: Step, later: Step) -> str | None:
+def _conflict(earlier: Step, later: Step) -> str | None:
     """Why `later` cannot follow `earlier`, or None."""
     if isinstance(earlier, Sparsify):
         if isinstance(later, Distill | Lora):
@@ -299,22 +299,22 @@ def _clash(earlier: Step, later: Step) -> str | None:
     return None
 
 
-def check_follows(recipe: Recipe, parent: Iterable[Made]) -> None:
-    """Refuse steps that undo what made the parent: `recipe` runs on weights that `parent`, a card's steps, led to.
+def check_parent_steps(recipe: Recipe, parent: Iterable[CardStep]) -> None:
+    """Refuse steps that would undo the steps of the parent's card, `parent`.
 
     Raises:
         RecipeError: the parent is quantized, or a step would destroy its pattern of zeros.
     """
-    made = {step.technique for step in parent}
-    if "quantize" in made:
+    parent_techniques = {step.technique for step in parent}
+    if "quantize" in parent_techniques:
         raise RecipeError(
             f"the recipe '{recipe.name}' cannot start from '{recipe.parent}': its weights are quantized; "
             "quantize last, in a recipe of its own"
         )
-    if "sparsify" in made:
+    if "sparsify" in parent_techniques:
         zeros = Sparsify(technique="sparsify")
         for step in recipe.steps:
-            if reason := _clash(zeros, step):
+            if reason := _conflict(zeros, step):
                 raise RecipeError(f"the recipe '{recipe.name}' cannot start from '{recipe.parent}': {reason}")
 
 
@@ -328,13 +328,13 @@ def load_recipe(file: Path) -> Recipe:
         document = read_yaml(file)
         return Recipe.model_validate(document.data)
     except YamlError as error:
-        raise RecipeError(f"the recipe cannot be read or is not YAML as it is wanted: {error}") from error
+        raise RecipeError(f"the recipe cannot be read or is not valid YAML: {error}") from error
     except ValidationError as error:
         raise RecipeError(f"the recipe is wrong: {document.problem(error)}") from error
 
 
 def recipe_key(recipe: Recipe, source: str, parent_key: str | None, text: str) -> str:
-    """Content address of the weights `recipe` makes: sha256, hex.
+    """Content address of the weights that `recipe` builds: sha256, hex.
 
     Args:
         source: identity of the model source, see `source.identity`.

@@ -1,6 +1,6 @@
-"""What can be refused before any weights are loaded: from a recipe and what the parent's folder says of itself.
+"""Recipe validation against the parent's card and configuration, before any weights are loaded.
 
-Free of torch.
+Does not import torch.
 """
 
 import importlib.util
@@ -8,17 +8,17 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from compression.errors import KnownError
-from compression.recipe.schema import Lora, Prune, Quantize, Recipe, check_follows
+from compression.errors import UserError
+from compression.recipe.schema import Lora, Prune, Quantize, Recipe, check_parent_steps
 from serve.card import load_card
 
 
-class BuildRefused(KnownError):
-    """A build that cannot go on, for a reason the user can act on."""
+class BuildRefused(UserError):
+    """A build that cannot work, for a reason that the user can fix."""
 
 
 def check_installed(recipe: Recipe) -> None:
-    """Refuse a recipe whose steps need a package that is not here."""
+    """Refuse a recipe whose steps need a package that is not installed."""
     if any(isinstance(step, Lora) for step in recipe.steps) and importlib.util.find_spec("peft") is None:
         raise BuildRefused(
             "the step 'lora' needs the package peft: run 'make install', which adds it to .venv-compression"
@@ -26,32 +26,32 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def check_parent(recipe: Recipe, parent: Path) -> None:
-    """Refuse what the parent's card and configuration rule out.
+    """Refuse a recipe that the parent's card or configuration rules out.
 
     Raises:
         BuildRefused, RecipeError, CardError: with one clear line.
     """
-    check_follows(recipe, load_card(parent).steps)
+    check_parent_steps(recipe, load_card(parent).steps)
     config = model_config(parent)
     for step in recipe.steps:
         if isinstance(step, Prune):
             check_prunable(config, step)
             config |= {"intermediate_size": step.mlp_width} if step.mlp_width else {}
         elif isinstance(step, Quantize):
-            check_groups(config, step)
+            check_group_size(config, step)
 
 
 def check_prunable(config: Mapping[str, object], step: Prune) -> None:
     """Raise `BuildRefused` unless a model with this `config.json` can be cut as `step` says."""
-    wanted = {
+    limits = {
         "layers": (step.layers, config.get("num_hidden_layers")),
         "MLP neurons": (step.mlp_width, config.get("intermediate_size")),
         "heads": (step.heads, config.get("num_attention_heads")),
         "tokens": (step.vocabulary, config.get("vocab_size")),
     }
-    for part, (keep, there) in wanted.items():
-        if keep is not None and isinstance(there, int) and keep >= there:
-            raise BuildRefused(f"cannot prune to {keep} {part}: the model has {there}; keep fewer")
+    for part, (keep, available) in limits.items():
+        if keep is not None and isinstance(available, int) and keep >= available:
+            raise BuildRefused(f"cannot prune to {keep} {part}: the model has {available}; keep fewer")
     heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
     if step.heads and isinstance(heads, int) and isinstance(shared, int) and step.heads % (heads // shared):
         raise BuildRefused(
@@ -59,14 +59,14 @@ def check_prunable(config: Mapping[str, object], step: Prune) -> None:
         )
 
 
-def check_groups(config: Mapping[str, object], step: Quantize) -> None:
+def check_group_size(config: Mapping[str, object], step: Quantize) -> None:
     """Raise `BuildRefused` when groups do not divide the rows of the model's matrices."""
     for name in ("hidden_size", "intermediate_size"):
         size = config.get(name)
         if step.group_size and isinstance(size, int) and size % step.group_size:
-            fitting = [str(group) for group in (128, 64, 32) if size % group == 0]
-            instead = f"use {' or '.join(fitting)}" if fitting else "use a scheme without groups, such as W8A8"
-            raise BuildRefused(f"group_size {step.group_size} does not divide the model's {name} of {size}: {instead}")
+            divisors = [str(group) for group in (128, 64, 32) if size % group == 0]
+            advice = f"use {' or '.join(divisors)}" if divisors else "use a scheme without groups, such as W8A8"
+            raise BuildRefused(f"group_size {step.group_size} does not divide the model's {name} of {size}: {advice}")
 
 
 def model_config(folder: Path) -> dict[str, object]:

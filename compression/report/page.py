@@ -1,4 +1,4 @@
-"""All cards on one page: a self-contained HTML file, PNG plots beside it, and a Markdown table for a README.
+"""Variant report: a self-contained HTML file, PNG plots beside it, and a Markdown table for a README.
 
 Cards may come from anywhere, so everything from them is escaped.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from compression.files import write_whole
+from compression.files import write_atomically
 from compression.report.pareto import dominators
 from serve.card import CARD_FILE, Card, CardError, Profile, Quality, load_card
 
@@ -19,7 +19,7 @@ MARKDOWN, PAGE = "report.md", "report.html"
 
 
 class ReportError(Exception):
-    """There is nothing to report on; says where was looked."""
+    """No card to report on; the message names the folders."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What quality is set against; `sign` is -1 where less is better."""
+    """A measure to plot quality against; `sign` is -1 where less is better."""
 
     name: str
     title: str
@@ -63,7 +63,7 @@ class Group:
 
 @dataclass(slots=True)
 class Cards:
-    """What was found: comparable variants, and one line for each card that is unmeasured or cannot be read."""
+    """The loaded cards: comparable variants, and one line for each card that is unmeasured or cannot be read."""
 
     groups: list[Group] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
@@ -93,23 +93,23 @@ def load_cards(paths: Sequence[Path]) -> Cards:
     Raises:
         ReportError: a path has no card in it or below it, or no card at all is measured.
     """
-    found = Cards()
+    cards = Cards()
     rows: dict[tuple[str, str], list[Row]] = {}
     for folder in dict.fromkeys(folder for path in paths for folder in _folders(path)):
         try:
             card = load_card(folder)
         except CardError as error:
-            found.left_out.append(str(error))
+            cards.left_out.append(str(error))
             continue
         if card.quality is None or card.profile is None:
-            found.left_out.append(f"'{card.name}' in {folder} is not measured yet")
+            cards.left_out.append(f"'{card.name}' in {folder} is not measured yet")
             continue
         row = Row(card.name, card, card.quality, card.profile)
-        rows.setdefault((card.model, card.profile.hardware), []).append(_named(row, folder, rows))
-    found.groups = [Group(*key, sorted(group, key=lambda row: -row.quality.quality)) for key, group in rows.items()]
-    if not found.groups:
-        raise ReportError(f"no measured card: {found.left_out[0]}")
-    return found
+        rows.setdefault((card.model, card.profile.hardware), []).append(_with_unique_label(row, folder, rows))
+    cards.groups = [Group(*key, sorted(group, key=lambda row: -row.quality.quality)) for key, group in rows.items()]
+    if not cards.groups:
+        raise ReportError(f"no measured card: {cards.left_out[0]}")
+    return cards
 
 
 def write_report(cards: Cards, out: Path, plot: Callable[[Group, Axis, Path], None] | None) -> list[Path]:
@@ -128,7 +128,7 @@ def write_report(cards: Cards, out: Path, plot: Callable[[Group, Axis, Path], No
                 images[at, axis.name] = image
     files = [out / PAGE, out / MARKDOWN]
     for file, text in zip(files, (_page(cards, images), markdown(cards)), strict=True):
-        write_whole(file, text)
+        write_atomically(file, text)
     return [*files, *images.values()]
 
 
@@ -153,10 +153,10 @@ def _folders(path: Path) -> Iterator[Path]:
     yield from folders
 
 
-def _named(row: Row, folder: Path, rows: Mapping[tuple[str, str], list[Row]]) -> Row:
-    """Two builds of one variant are told apart by their folders."""
-    taken = {other.label for group in rows.values() for other in group}
-    return row if row.label not in taken else Row(folder.name, row.card, row.quality, row.profile)
+def _with_unique_label(row: Row, folder: Path, rows: Mapping[tuple[str, str], list[Row]]) -> Row:
+    """Distinguish two builds of one variant by their folder names."""
+    labels = {other.label for group in rows.values() for other in group}
+    return row if row.label not in labels else Row(folder.name, row.card, row.quality, row.profile)
 
 
 def _table(group: Group) -> Iterator[list[str]]:
@@ -218,34 +218,34 @@ def _cell(text: str) -> str:
 def _page(cards: Cards, images: Mapping[tuple[int, str], Path]) -> str:
     body = []
     for at, group in enumerate(cards.groups):
-        body.append(f"<h2>{_e(group.model)} <small>{_e(group.hardware)}</small></h2>")
-        shown = [(axis, images[at, axis.name]) for axis in group.axes if (at, axis.name) in images]
-        body += ["<div class=plots>", *(_image(axis, image) for axis, image in shown), "</div>"]
+        body.append(f"<h2>{_escape(group.model)} <small>{_escape(group.hardware)}</small></h2>")
+        plots = [(axis, images[at, axis.name]) for axis in group.axes if (at, axis.name) in images]
+        body += ["<div class=plots>", *(_image(axis, image) for axis, image in plots), "</div>"]
         header, *rows = _table(group)
         body.append("<div class=scroll><table><thead><tr>")
-        body += [f"<th>{_e(name)}</th>" for name in header]
+        body += [f"<th>{_escape(name)}</th>" for name in header]
         body.append("</tr></thead><tbody>")
         for row in rows:
             mark = ' class="dominated"' if row[-1] != "yes" else ""
-            body.append(f"<tr{mark}>" + "".join(f"<td>{_e(value)}</td>" for value in row) + "</tr>")
-        body.append(f"</tbody></table></div><p class=note>{_e(_footnote(group))}</p>")
+            body.append(f"<tr{mark}>" + "".join(f"<td>{_escape(value)}</td>" for value in row) + "</tr>")
+        body.append(f"</tbody></table></div><p class=note>{_escape(_footnote(group))}</p>")
         body += [_details(row) for row in group.rows]
     if cards.left_out:
-        body.append("<h2>Left out</h2><ul>" + "".join(f"<li>{_e(line)}</li>" for line in cards.left_out) + "</ul>")
+        body.append("<h2>Left out</h2><ul>" + "".join(f"<li>{_escape(line)}</li>" for line in cards.left_out) + "</ul>")
     return _FRAME.format(style=_STYLE, body="\n".join(body))
 
 
 def _image(axis: Axis, image: Path) -> str:
     content = base64.b64encode(image.read_bytes()).decode()
-    return f'<img alt="quality against {_e(axis.title)}" src="data:image/png;base64,{content}">'
+    return f'<img alt="quality against {_escape(axis.title)}" src="data:image/png;base64,{content}">'
 
 
 def _details(row: Row) -> str:
-    """The whole card, for whoever wants to know."""
-    return f"<details><summary>{_e(row.label)}: the card</summary><pre>{_e(row.card.model_dump_json(indent=2))}</pre></details>"
+    """The complete card as a collapsed section."""
+    return f"<details><summary>{_escape(row.label)}: the card</summary><pre>{_escape(row.card.model_dump_json(indent=2))}</pre></details>"
 
 
-def _e(text: str) -> str:
+def _escape(text: str) -> str:
     return html.escape(text)
 
 

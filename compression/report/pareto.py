@@ -1,4 +1,4 @@
-"""Which variants are worth having: the Pareto front. Pure."""
+"""Pareto front of variants. Pure functions."""
 
 from collections.abc import Sequence
 

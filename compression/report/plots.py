@@ -9,7 +9,7 @@ GREY, COLOR = "#808890", "#3b82f6"  # both legible on white and on black: the ba
 
 
 class PlotsMissing(Exception):
-    """There is no matplotlib."""
+    """matplotlib is not installed."""
 
 
 def plot(group: Group, axis: Axis, file: Path) -> None:

@@ -39,7 +39,7 @@ def run(
 
     rows = Dataset.from_list([{"input_ids": list(row), "attention_mask": [1] * len(row)} for row in sequences])
     layers = decoder_layers(model) if pipeline == "independent" else []
-    with _reported(layers, stage, report), _without_pinned_memory():
+    with _layer_progress(layers, stage, report), _without_pinned_memory():
         return oneshot(
             model=model,
             recipe=list(modifiers),
@@ -52,17 +52,17 @@ def run(
 
 
 @contextmanager
-def _reported(layers: "Sequence[nn.Module]", stage: str, report: Report) -> Iterator[None]:
+def _layer_progress(layers: "Sequence[nn.Module]", stage: str, report: Report) -> Iterator[None]:
     """Report how many layers are done: they are calibrated one after the other."""
-    furthest = -1
+    last_layer = -1
 
-    def reach(index: int) -> None:
-        nonlocal furthest
-        if index > furthest:
-            furthest = index
+    def on_layer(index: int) -> None:
+        nonlocal last_layer
+        if index > last_layer:
+            last_layer = index
             report(stage, index, len(layers), "layers")
 
-    handles = [layer.register_forward_pre_hook(lambda *_, i=i: reach(i)) for i, layer in enumerate(layers)]
+    handles = [layer.register_forward_pre_hook(lambda *_, i=i: on_layer(i)) for i, layer in enumerate(layers)]
     try:
         yield
     finally:

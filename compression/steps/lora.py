@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from compression.errors import KnownError
+from compression.errors import UserError
 from compression.recipe.schema import Lora
 
 if TYPE_CHECKING:
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class LoraError(KnownError):
-    """The trained additions are no numbers."""
+class LoraError(UserError):
+    """The trained adapters are not finite numbers."""
 
 
-def with_additions(model: "PreTrainedModel", settings: Lora, seed: int) -> "PeftModel":
+def add_adapters(model: "PreTrainedModel", settings: Lora, seed: int) -> "PeftModel":
     """`model` with W x + scale * B A x for every linear layer but `lm_head`; only A and B are trained.
 
     B starts at zero and A at random, given by `seed`, so that at first nothing changes (Hu et al. 2021).
@@ -34,14 +34,14 @@ def with_additions(model: "PreTrainedModel", settings: Lora, seed: int) -> "Peft
     return get_peft_model(model, config)
 
 
-def merged(model: "PeftModel") -> "PreTrainedModel":
+def merge_adapters(model: "PeftModel") -> "PreTrainedModel":
     """The plain model with W + scale * B A for W, all of it trainable again.
 
     Raises:
-        LoraError: the sum is no number.
+        LoraError: the merged weights are not finite.
     """
     try:
-        plain = model.merge_and_unload(safe_merge=True)
+        model_with_adapters = model.merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise LoraError(f"the trained additions cannot be merged: {str(error).splitlines()[0]}") from error
-    return plain.requires_grad_(True)
+        raise LoraError(f"the trained adapters cannot be merged: {str(error).splitlines()[0]}") from error
+    return model_with_adapters.requires_grad_(True)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.errors import KnownError
+from compression.errors import UserError
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 Done = Callable[[], None]  # called after each sequence
 
 
-class PruneError(KnownError):
-    """A model that cannot lose that much, or is not built from the parts that are to be pruned."""
+class PruneError(UserError):
+    """A model that cannot be pruned this far, or that lacks the parts to prune."""
 
 
-def run_watched(
+def run_with_hooks(
     model: "PreTrainedModel", sequences: Sequence[Sequence[int]], hooks: "Sequence[RemovableHandle]", done: Done
 ) -> None:
-    """Pass every sequence through `model` while `hooks` watch it, then take them off."""
+    """Run every sequence through `model` with `hooks` attached, then remove them."""
     try:
         for sequence in sequences:
             model(torch.tensor([sequence]), use_cache=False)
@@ -41,7 +41,7 @@ def decoder_layers(model: "PreTrainedModel") -> nn.ModuleList:
 
 
 def check_finite(measured: Tensor) -> None:
-    """Raise `PruneError` when an influence is no number: nothing can be ranked by it."""
+    """Raise `PruneError` when an influence is not finite: it cannot be ranked."""
     if not torch.isfinite(measured).all():
         raise PruneError(
             "the model's activations are not finite numbers on the calibration text: its weights are broken"

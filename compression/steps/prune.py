@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from compression.progress import Report
 from compression.recipe.schema import Prune
-from compression.steps.model_parts import Done, PruneError, check_finite, decoder_layers, run_watched
+from compression.steps.model_parts import Done, PruneError, check_finite, decoder_layers, run_with_hooks
 from compression.steps.width_pruning import keep_heads, keep_neurons
 
 if TYPE_CHECKING:
@@ -29,25 +29,25 @@ def prune(
     Raises:
         PruneError: it is built from other parts, or its activations are not numbers.
     """
-    wanted = [part for part in (step.layers, step.heads, step.mlp_width) if part is not None]
-    finished = 0
+    parts = [part for part in (step.layers, step.heads, step.mlp_width) if part is not None]
+    processed = 0
 
     def done() -> None:
-        nonlocal finished
-        finished += 1
-        report("prune", finished, len(wanted) * len(sequences), "sequences")
+        nonlocal processed
+        processed += 1
+        report("prune", processed, len(parts) * len(sequences), "sequences")
 
-    found: dict[str, object] = {}
+    result: dict[str, object] = {}
     model.eval()
     if step.layers is not None:
         kept = layers_to_keep(block_influence(model, sequences, done), step.layers)
         keep_layers(model, kept)
-        found |= {"kept": kept, "criterion": "block influence"}
+        result |= {"kept": kept, "criterion": "block influence"}
     if step.heads is not None:
-        found["kept_heads"] = keep_heads(model, sequences, step.heads, done)
+        result["kept_heads"] = keep_heads(model, sequences, step.heads, done)
     if step.mlp_width is not None:
-        found["kept_mlp_share"] = keep_neurons(model, sequences, step.mlp_width, done)
-    return found
+        result["kept_mlp_share"] = keep_neurons(model, sequences, step.mlp_width, done)
+    return result
 
 
 @torch.inference_mode()
@@ -60,7 +60,7 @@ def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]]
     layers = decoder_layers(model)
     total = torch.zeros(len(layers), dtype=torch.float64)
 
-    def watch(index: int) -> "RemovableHandle":
+    def attach_hook(index: int) -> "RemovableHandle":
         def hook(
             _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor | tuple[Tensor]
         ) -> None:
@@ -70,7 +70,7 @@ def block_influence(model: "PreTrainedModel", sequences: Sequence[Sequence[int]]
 
         return layers[index].register_forward_hook(hook, with_kwargs=True)
 
-    run_watched(model, sequences, [watch(index) for index in range(len(layers))], done)
+    run_with_hooks(model, sequences, [attach_hook(index) for index in range(len(layers))], done)
     check_finite(total)
     return (total / len(sequences)).tolist()
 
@@ -83,8 +83,8 @@ def layers_to_keep(influence: Sequence[float], keep: int) -> list[int]:
     """
     if not 2 <= keep < len(influence):
         raise PruneError(f"cannot prune to {keep} layers: the model has {len(influence)}; keep fewer, and at least 2")
-    between = sorted(range(1, len(influence) - 1), key=lambda index: -influence[index])
-    return sorted([0, *between[: keep - 2], len(influence) - 1])
+    ranked = sorted(range(1, len(influence) - 1), key=lambda index: -influence[index])
+    return sorted([0, *ranked[: keep - 2], len(influence) - 1])
 
 
 def keep_layers(model: "PreTrainedModel", kept: Sequence[int]) -> None:

@@ -23,7 +23,7 @@ def quantize(
 
     Args:
         model: in the format that calibration computes in, see `calibration.run`.
-        sequences: token ids to calibrate on, all of one length; empty unless `settings.calibrates`.
+        sequences: token ids to calibrate on, all of one length; empty unless `settings.needs_calibration`.
     """
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
@@ -45,8 +45,8 @@ def quantize(
             modifiers = [AWQModifier(), QuantizationModifier(**linear)]
         case "rtn":
             modifiers = [QuantizationModifier(**linear)]
-    looks = settings.model_copy(update={"smoothquant": None}).calibrates
-    return calibration.run(model, modifiers, sequences if looks else [], "quantize", report)
+    needs_activations = settings.model_copy(update={"smoothquant": None}).needs_calibration
+    return calibration.run(model, modifiers, sequences if needs_activations else [], "quantize", report)
 
 
 def _scheme(settings: Quantize) -> dict[str, object]:

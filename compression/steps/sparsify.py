@@ -28,7 +28,7 @@ def sparsify(
     """
     model.eval()
     if settings.method == "magnitude":
-        return _smallest_to_zero(model, settings.sparsity, report)
+        return _prune_by_magnitude(model, settings.sparsity, report)
     from llmcompressor.modifiers.pruning.sparsegpt import SparseGPTModifier
     from llmcompressor.modifiers.pruning.wanda import WandaPruningModifier
 
@@ -47,7 +47,7 @@ def sparsity(model: "PreTrainedModel") -> float:
 
 
 @torch.no_grad()
-def _smallest_to_zero(model: "PreTrainedModel", share: float, report: Report) -> "PreTrainedModel":
+def _prune_by_magnitude(model: "PreTrainedModel", share: float, report: Report) -> "PreTrainedModel":
     """torch's own magnitude pruning, layer by layer: llm-compressor's follows a training schedule and does nothing here."""
     from torch.nn.utils import prune
 

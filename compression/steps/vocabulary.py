@@ -48,7 +48,7 @@ def tokens_to_keep(tokenizer: Mapping[str, object], counts: Mapping[int, int], s
     if len(kept) > size:
         raise PruneError(f"cannot prune to {size} tokens: {len(kept)} are special tokens or characters; keep more")
     for token in sorted(vocabulary.values(), key=lambda token: (-counts.get(token, 0), token)):
-        needed = _with_sources(token, sources) - kept
+        needed = _with_merge_sources(token, sources) - kept
         if len(kept) + len(needed) <= size:
             kept |= needed
     return sorted(kept)
@@ -77,15 +77,15 @@ def prune_vocabulary(
         raise PruneError("cannot prune the vocabulary: the tokenizer has no tokenizer.json")
     content = json.loads(file.read_text())
     kept = tokens_to_keep(content, Counter(token for sequence in sequences for token in sequence), size)
-    file.write_text(json.dumps(_shrunk(content, kept), ensure_ascii=False))
+    file.write_text(json.dumps(_reduced_tokenizer(content, kept), ensure_ascii=False))
     config = scratch / "tokenizer_config.json"
     settings = json.loads(config.read_text())
     if "added_tokens_decoder" in settings:  # written by older versions of transformers
-        new = {str(old): str(place) for place, old in enumerate(kept)}
+        new = {str(old): str(index) for index, old in enumerate(kept)}
         settings["added_tokens_decoder"] = {new[old]: token for old, token in settings["added_tokens_decoder"].items()}
         config.write_text(json.dumps(settings))
-    for other in ("vocab.json", "merges.txt"):  # the same vocabulary in another format, now outdated
-        (scratch / other).unlink(missing_ok=True)
+    for outdated in ("vocab.json", "merges.txt"):  # the same vocabulary in another format, now outdated
+        (scratch / outdated).unlink(missing_ok=True)
     keep_tokens(model, kept)
     return AutoTokenizer.from_pretrained(scratch)
 
@@ -105,30 +105,35 @@ def keep_tokens(model: "PreTrainedModel", kept: Sequence[int]) -> None:
         head.bias = nn.Parameter(head.bias[rows].clone())
     head.out_features = len(kept)
     model.config.vocab_size = model.vocab_size = len(kept)
-    place = {token: index for index, token in enumerate(kept)}
+    new_ids = {token: index for index, token in enumerate(kept)}
     for config in (model.config, model.generation_config):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             value = getattr(config, name, None)
             if isinstance(value, list):
-                setattr(config, name, [place[token] for token in value if token in place])
+                setattr(config, name, [new_ids[token] for token in value if token in new_ids])
             elif value is not None:
-                setattr(config, name, place.get(value))
+                setattr(config, name, new_ids.get(value))
 
 
-def _shrunk(content: dict[str, object], kept: Sequence[int]) -> dict[str, object]:
+def _reduced_tokenizer(content: dict[str, object], kept: Sequence[int]) -> dict[str, object]:
     """The `tokenizer.json` with the tokens `kept` alone, numbered anew."""
-    place = {token: index for index, token in enumerate(kept)}
+    new_ids = {token: index for index, token in enumerate(kept)}
     model = content["model"]
-    vocabulary = {token: place[old] for token, old in model["vocab"].items() if old in place}
+    vocabulary = {token: new_ids[old] for token, old in model["vocab"].items() if old in new_ids}
     model = {**model, "vocab": vocabulary}
     if "merges" in model:
-        whole = [{*pair, "".join(pair)} <= vocabulary.keys() for pair in _merges(model)]
-        model["merges"] = [merge for merge, stays in zip(model["merges"], whole, strict=True) if stays]
-    added = [{**token, "id": place[token["id"]]} for token in content["added_tokens"]]
-    return {**content, "model": model, "added_tokens": added, "post_processor": _renumbered(content, place)}
+        is_complete = [{*pair, "".join(pair)} <= vocabulary.keys() for pair in _merges(model)]
+        model["merges"] = [merge for merge, stays in zip(model["merges"], is_complete, strict=True) if stays]
+    added = [{**token, "id": new_ids[token["id"]]} for token in content["added_tokens"]]
+    return {
+        **content,
+        "model": model,
+        "added_tokens": added,
+        "post_processor": _renumbered_post_processor(content, new_ids),
+    }
 
 
-def _renumbered(content: dict[str, object], place: Mapping[int, int]) -> object:
+def _renumbered_post_processor(content: dict[str, object], new_ids: Mapping[int, int]) -> object:
     """The post-processor (what adds begin and end tokens) with its token ids numbered anew."""
 
     def renumber(processor: dict[str, object] | None) -> dict[str, object] | None:
@@ -136,9 +141,9 @@ def _renumbered(content: dict[str, object], place: Mapping[int, int]) -> object:
             case None | {"type": "ByteLevel"}:
                 return processor
             case {"type": "Sequence", "processors": list(inner)}:
-                return {**processor, "processors": [renumber(one) for one in inner]}
+                return {**processor, "processors": [renumber(nested) for nested in inner]}
             case {"type": "TemplateProcessing", "special_tokens": dict(tokens)}:
-                new = {name: {**token, "ids": [place[old] for old in token["ids"]]} for name, token in tokens.items()}
+                new = {name: {**token, "ids": [new_ids[old] for old in token["ids"]]} for name, token in tokens.items()}
                 return {**processor, "special_tokens": new}
         raise PruneError(f"cannot prune the vocabulary: its post-processor is a {processor['type']}")
 
@@ -150,11 +155,11 @@ def _merges(model: Mapping[str, object]) -> list[tuple[str, str]]:
     return [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model.get("merges", [])]
 
 
-def _with_sources(token: int, sources: Mapping[int, tuple[int, int]]) -> set[int]:
-    found, waiting = set(), [token]
-    while waiting:
-        one = waiting.pop()
-        if one not in found:
-            found.add(one)
-            waiting += sources.get(one, ())
-    return found
+def _with_merge_sources(token: int, sources: Mapping[int, tuple[int, int]]) -> set[int]:
+    closure, pending = set(), [token]
+    while pending:
+        token = pending.pop()
+        if token not in closure:
+            closure.add(token)
+            pending += sources.get(token, ())
+    return closure

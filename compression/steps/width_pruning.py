@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from compression.steps.model_parts import Done, PruneError, check_finite, decoder_layers, run_watched
+from compression.steps.model_parts import Done, PruneError, check_finite, decoder_layers, run_with_hooks
 
 if TYPE_CHECKING:
     from torch.utils.hooks import RemovableHandle
@@ -25,14 +25,14 @@ def second_moments(
     """
     totals = [torch.zeros(module.in_features, module.in_features) for module in modules]
 
-    def watch(index: int) -> "RemovableHandle":
+    def attach_hook(index: int) -> "RemovableHandle":
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].flatten(0, -2).float()
             totals[index].addmm_(x.T, x)
 
         return modules[index].register_forward_pre_hook(hook)
 
-    run_watched(model, sequences, [watch(index) for index in range(len(modules))], done)
+    run_with_hooks(model, sequences, [attach_hook(index) for index in range(len(modules))], done)
     tokens = sum(len(sequence) for sequence in sequences)
     for total in totals:
         check_finite(total)
@@ -69,10 +69,10 @@ def refit(weight: Tensor, moments: Tensor, kept: Tensor) -> Tensor:
     Returns:
         (outputs, n), in the type of `weight`.
     """
-    among = moments[kept][:, kept].double()
-    among += DAMPENING * moments.diagonal().mean().double().clamp(min=1e-12) * torch.eye(len(kept), dtype=torch.double)
+    gram = moments[kept][:, kept].double()
+    gram += DAMPENING * moments.diagonal().mean().double().clamp(min=1e-12) * torch.eye(len(kept), dtype=torch.double)
     target = weight.double() @ moments[:, kept].double()
-    return torch.linalg.solve(among, target.T).T.to(weight.dtype)
+    return torch.linalg.solve(gram, target.T).T.to(weight.dtype)
 
 
 @torch.no_grad()
@@ -82,13 +82,13 @@ def keep_neurons(model: "PreTrainedModel", sequences: Sequence[Sequence[int]], w
     Returns:
         The share of the MLP's output energy that the kept neurons had, layer by layer.
     """
-    blocks = [_part(layer, "mlp", ("gate_proj", "up_proj", "down_proj")) for layer in decoder_layers(model)]
+    blocks = [_submodule(layer, "mlp", ("gate_proj", "up_proj", "down_proj")) for layer in decoder_layers(model)]
     moments = second_moments(model, [block.down_proj for block in blocks], sequences, done)
     shares = []
     for block, moment in zip(blocks, moments, strict=True):
         scores = influence(block.down_proj.weight, moment, 1)
         kept = scores.topk(width).indices.sort().values
-        _set(block.down_proj, refit(block.down_proj.weight, moment, kept))
+        _set_weight(block.down_proj, refit(block.down_proj.weight, moment, kept))
         for linear in (block.gate_proj, block.up_proj):
             _keep_rows(linear, kept)
         block.intermediate_size = width
@@ -105,42 +105,44 @@ def keep_heads(model: "PreTrainedModel", sequences: Sequence[Sequence[int]], hea
         The key-value heads that were kept, layer by layer.
     """
     config = model.config
-    shared = config.num_attention_heads // config.num_key_value_heads
+    queries_per_kv_head = config.num_attention_heads // config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    blocks = [_part(layer, "self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")) for layer in decoder_layers(model)]
+    blocks = [
+        _submodule(layer, "self_attn", ("q_proj", "k_proj", "v_proj", "o_proj")) for layer in decoder_layers(model)
+    ]
     moments = second_moments(model, [block.o_proj for block in blocks], sequences, done)
-    chosen = []
+    kept_heads = []
     for block, moment in zip(blocks, moments, strict=True):
-        scores = influence(block.o_proj.weight, moment, shared * size)
-        kept = scores.topk(heads // shared).indices.sort().values
-        queries, keys = _spread(kept, shared * size), _spread(kept, size)
-        _set(block.o_proj, refit(block.o_proj.weight, moment, queries))
+        scores = influence(block.o_proj.weight, moment, queries_per_kv_head * size)
+        kept = scores.topk(heads // queries_per_kv_head).indices.sort().values
+        queries, keys = _expand_groups(kept, queries_per_kv_head * size), _expand_groups(kept, size)
+        _set_weight(block.o_proj, refit(block.o_proj.weight, moment, queries))
         _keep_rows(block.q_proj, queries)
         _keep_rows(block.k_proj, keys)
         _keep_rows(block.v_proj, keys)
-        chosen.append(kept.tolist())
-    config.num_attention_heads, config.num_key_value_heads, config.head_dim = heads, heads // shared, size
-    return chosen
+        kept_heads.append(kept.tolist())
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = heads, heads // queries_per_kv_head, size
+    return kept_heads
 
 
-def _part(layer: nn.Module, name: str, linears: Sequence[str]) -> nn.Module:
+def _submodule(layer: nn.Module, name: str, linears: Sequence[str]) -> nn.Module:
     part = getattr(layer, name, None)
     if part is None or not all(isinstance(getattr(part, linear, None), nn.Linear) for linear in linears):
         raise PruneError(f"cannot prune a {type(layer).__name__}: it has no {name} made of {', '.join(linears)}")
     return part
 
 
-def _spread(groups: Tensor, size: int) -> Tensor:
+def _expand_groups(groups: Tensor, size: int) -> Tensor:
     """Indices of all members of `groups` of `size` neighbours each."""
     return (groups[:, None] * size + torch.arange(size)).flatten()
 
 
 def _keep_rows(linear: nn.Linear, rows: Tensor) -> None:
-    _set(linear, linear.weight[rows])
+    _set_weight(linear, linear.weight[rows])
     if linear.bias is not None:
         linear.bias = nn.Parameter(linear.bias[rows].clone())
 
 
-def _set(linear: nn.Linear, weight: Tensor) -> None:
+def _set_weight(linear: nn.Linear, weight: Tensor) -> None:
     linear.weight = nn.Parameter(weight.clone().contiguous())
     linear.out_features, linear.in_features = weight.shape

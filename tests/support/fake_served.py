@@ -14,11 +14,11 @@ class FakeServed:
         self,
         answers: Callable[[str], str] = lambda prompt: "",
         likelihood: dict[str, float] | None = None,
-        longest: int = 1000,
+        max_model_len: int = 1000,
         top: Callable[[Sequence[Sequence[int]], int], TopK] | None = None,
     ) -> None:
         self._answers, self._likelihood, self._top = answers, likelihood or {}, top
-        self.longest = longest
+        self.max_model_len = max_model_len
         self.asked: list[str] = []
 
     def encode(self, text: str, special: bool = False) -> list[int]:
@@ -36,7 +36,7 @@ class FakeServed:
         self.asked += map(self.decode, sequences)
         return [np.array([self._likelihood.get(chr(t), -2.0) for t in row[1:]], np.float32) for row in sequences]
 
-    def greedy(self, prompts, tokens, done, stop=()) -> list[tuple[list[int], str]]:
+    def generate_greedy(self, prompts, tokens, done, stop=()) -> list[tuple[list[int], str]]:
         done(len(prompts))
         self.asked += map(self.decode, prompts)
         texts = [self._answers(self.decode(prompt))[:tokens] for prompt in prompts]

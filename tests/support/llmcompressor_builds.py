@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from compression.build.variant import build
-from compression.errors import clear_line
+from compression.errors import error_line
 from compression.recipe.schema import Recipe
 from tests.support.tiny_model import build_full, write_model, write_text
 
@@ -66,7 +66,7 @@ def tell(name: str, recipe: Recipe, source: Path | None, parent: Path | None, fo
             lambda stage, *_: stages.append(stage),
         )  # fmt: skip
     except Exception as error:
-        if (line := clear_line(error)) is None:
+        if (line := error_line(error)) is None:
             raise
         sys.stdout.write(json.dumps({"name": name, "error": line}) + "\n")
     else:

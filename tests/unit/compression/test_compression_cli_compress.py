@@ -9,7 +9,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from benchmarks.lib.sample_catalog import make_card, write_variant
-from compression.build.subprocesses import ChildFailed
+from compression.build.subprocesses import SubprocessFailed
 from deployments.cli import app
 from serve.card import Step, load_card
 
@@ -103,9 +103,9 @@ def test_a_failed_build_is_its_own_line_and_names_the_log(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, known: bool, code: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        raise ChildFailed("the disk is full", refused=known)
+        raise SubprocessFailed("the disk is full", known_cause=known)
 
-    monkeypatch.setattr("compression.cli.compress.run_child", fail)
+    monkeypatch.setattr("compression.cli.compress.run_subprocess", fail)
     result = compress("full", "--model", source, "--out", tmp_path / "out")
     assert result.exit_code == code
     assert result.stderr.splitlines()[-1] == f"gearbox: out: the disk is full (log: {tmp_path / 'out.log'})"
@@ -123,7 +123,7 @@ def test_the_parent_writes_before_a_build_that_learns_from_it(tmp_path: Path, mo
         if command[2] == "compression.build.variant":
             write_variant(tmp_path / "out", make_card("taught"))
 
-    monkeypatch.setattr("compression.cli.compress.run_child", run)
+    monkeypatch.setattr("compression.cli.compress.run_subprocess", run)
     result = compress(recipe, "--parent", parent, "--out", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert ran == [

@@ -14,10 +14,10 @@ from compression.distill.teacher_completions import (
     BATCH,
     CompletionsError,
     completions_file,
-    mixed,
-    packed,
+    evenly_spaced,
+    mix_sequences,
+    pack_sequences,
     read_completions,
-    spread_out,
     write_completions,
 )
 
@@ -80,7 +80,7 @@ def test_the_file_is_named_by_all_that_changes_it(tmp_path: Path) -> None:
 
 def test_missing_and_damaged_completions_say_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "completions.jsonl"
-    with pytest.raises(CompletionsError, match=r"python -m compression\.completions --recipe"):
+    with pytest.raises(CompletionsError, match=r"python -m compression\.distill\.teacher_completions --recipe"):
         read_completions(file, PROMPTS)
     file.write_text("[1, 2]\n[3")
     with pytest.raises(CompletionsError, match="are damaged: remove that file"):
@@ -93,25 +93,25 @@ def test_missing_and_damaged_completions_say_what_to_do(tmp_path: Path) -> None:
 def test_full_completions_are_sequences_and_short_ones_are_joined() -> None:
     prompts = [[1, 2], [3, 4], [5, 6], [7, 8]]
     completions = [[9, 9, 9], [0], [9, 9, 9], [9, 0]]
-    assert packed(prompts, completions, 5) == [[1, 2, 9, 9, 9], [5, 6, 9, 9, 9], [3, 4, 0, 7, 8]]
+    assert pack_sequences(prompts, completions, 5) == [[1, 2, 9, 9, 9], [5, 6, 9, 9, 9], [3, 4, 0, 7, 8]]
 
 
 @pytest.mark.parametrize(("text", "written", "share"), [(30, 10, 0.5), (4, 40, 0.5), (30, 10, 0.1), (10, 10, 0.9)])
 def test_the_mix_has_its_share_and_leaves_nothing_out(text: int, written: int, share: float) -> None:
     texts, writings = [[0, i] for i in range(text)], [[1, i] for i in range(written)]
-    result = mixed(texts, writings, share)
+    result = mix_sequences(texts, writings, share)
     assert sum(row[0] for row in result) / len(result) == pytest.approx(share, abs=0.02)
     assert {tuple(row) for row in result} == {tuple(row) for row in texts + writings}
 
 
 def test_a_share_of_one_is_the_teachers_alone() -> None:
-    assert mixed([[0]], [[1], [2]], 1) == [[1], [2]]
+    assert mix_sequences([[0]], [[1], [2]], 1) == [[1], [2]]
 
 
 def test_prompts_come_from_all_over_the_text() -> None:
-    assert spread_out([[i] for i in range(100)], 4) == [[0], [25], [50], [75]]
-    assert len(spread_out([[i] for i in range(7)], 4)) == 4
-    assert len(spread_out([[i] for i in range(3)], 4)) == 3
+    assert evenly_spaced([[i] for i in range(100)], 4) == [[0], [25], [50], [75]]
+    assert len(evenly_spaced([[i] for i in range(7)], 4)) == 4
+    assert len(evenly_spaced([[i] for i in range(3)], 4)) == 3
 
 
 def test_a_recipe_that_wants_none_is_refused_with_one_line(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_recipe_that_wants_none_is_refused_with_one_line(tmp_path: Path) -> No
 def test_the_build_learns_from_them(tmp_path: Path) -> None:
     """Only from them, with a share of 1: the sequences the build trains on are the packed completions."""
     pytest.importorskip("torch")
-    from compression.build.variant import Work, _training_data
+    from compression.build.variant import BuildState, _training_data
     from compression.recipe.schema import Distill, Recipe
     from compression.text import Corpus, Document
 
@@ -145,11 +145,11 @@ def test_the_build_learns_from_them(tmp_path: Path) -> None:
             return self
 
     parent = variant(tmp_path / "full")
-    work = Work(recipe, tmp_path, quiet, lambda: corpus, None, parent, tokenizer=Tokenizer())
+    work = BuildState(recipe, tmp_path, quiet, lambda: corpus, None, parent, tokenizer=Tokenizer())
     given = recipe.steps[0]
     assert isinstance(given, Distill)
     with pytest.raises(CompletionsError, match="are missing"):
         _training_data(work, given)
-    prompts = spread_out(work.sequences(4), 3)
+    prompts = evenly_spaced(work.sequences(4), 3)
     write_completions(completions_file(parent, prompts, 8, 0), prompts, lambda p, _: [[7] * 4 for _ in p], quiet)
     assert _training_data(work, given) == [[*prompt, 7, 7, 7, 7] for prompt in prompts]

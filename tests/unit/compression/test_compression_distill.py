@@ -57,8 +57,8 @@ def test_training_brings_the_student_closer_to_the_teacher(tmp_path: Path) -> No
 def gradient(student: "transformers.LlamaForCausalLM", teacher: "transformers.LlamaForCausalLM", **changes: object):
     """The loop's own loss on all sequences, and the gradient of the embeddings."""
     given = settings(**changes)
-    layers = loop._layers(student, teacher, given)
-    learner = loop._Learner(student, Teacher(teacher, given, set(layers.values()), None), given, layers, seed=0)
+    layers = loop._layer_mapping(student, teacher, given)
+    learner = loop._StudentTrainer(student, Teacher(teacher, given, set(layers.values()), None), given, layers, seed=0)
     batch = torch.tensor(SEQUENCES)
     return learner.backward(batch, len(batch)), learner.masters[0].grad
 

@@ -12,7 +12,7 @@ pytest.importorskip("compressed_tensors")
 
 from compression.measure import drift  # noqa: E402
 from compression.measure.divergence import TopK  # noqa: E402
-from compression.measure.drift import DriftError, Reference, compute_reference, measure_drift  # noqa: E402
+from compression.measure.drift import DriftError, Float32Reference, compute_reference, measure_drift  # noqa: E402
 
 SEQUENCES = torch.randint(64, (3, 20), generator=torch.Generator().manual_seed(0)).tolist()
 SIZES = {
@@ -34,7 +34,7 @@ def served(targets: list[float]) -> TopK:
 
 
 TARGETS = np.array([-1.0, -2.0, -3.0])
-REFERENCE = Reference(TARGETS, np.array([0.05, 1.0, 2.0]), np.array([0.05, 0.5, 0.0]), TARGETS)
+REFERENCE = Float32Reference(TARGETS, np.array([0.05, 1.0, 2.0]), np.array([0.05, 0.5, 0.0]), TARGETS)
 
 
 def test_by_hand() -> None:
@@ -52,7 +52,9 @@ def test_a_mean_beyond_the_limit_or_no_number_is_refused_with_one_line(targets: 
 
 
 def test_the_rounding_of_activations_is_allowed_for() -> None:
-    rounded = Reference(REFERENCE.targets, REFERENCE.gaps, REFERENCE.behind, np.add(TARGETS, [0.3, -0.3, 0.3]))
+    rounded = Float32Reference(
+        REFERENCE.targets, REFERENCE.top2_gaps, REFERENCE.choice_gaps, np.add(TARGETS, [0.3, -0.3, 0.3])
+    )
     found = measure_drift(served([-1.35, -2.35, -3.35]), rounded, 0.1, "float32")
     assert (found.mean_abs, found.activation_rounding) == (pytest.approx(0.35), pytest.approx(0.3))
     with pytest.raises(DriftError, match=r"limit is 0\.1 beyond the 0\.300 of quantized activations"):
@@ -80,7 +82,7 @@ def answers(model: "transformers.LlamaForCausalLM") -> TopK:
 def test_the_same_weights_in_float32_do_not_drift(tmp_path: Path) -> None:
     top = answers(tiny(tmp_path))
     reference, label = compute_reference(tmp_path, SEQUENCES, top, quiet)
-    found = measure_drift(top, reference, drift.LIMIT, label)
+    found = measure_drift(top, reference, drift.MAX_MEAN_DRIFT, label)
     assert found.mean_abs < 1e-5
     assert (found.top1_flips, found.tokens) == (0, 3 * 19)
     assert label.startswith("transformers ") and label.endswith("float32, CPU")
@@ -94,7 +96,7 @@ def test_other_weights_drift_and_their_flips_are_counted(tmp_path: Path) -> None
     top = answers(model)
     reference, label = compute_reference(tmp_path, SEQUENCES, top, quiet)
     with pytest.raises(DriftError):
-        measure_drift(top, reference, drift.LIMIT, label)
+        measure_drift(top, reference, drift.MAX_MEAN_DRIFT, label)
     found = measure_drift(top, reference, 100.0, label)
     clean = answers(transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32))
     assert found.top1_flips == (top.ids != clean.ids).sum() > 0
@@ -154,8 +156,10 @@ def test_the_reference_of_int8_is_its_weights_and_its_rounding_that_of_the_activ
     assert np.abs(reference.targets - weights_only.targets).max() < 1e-4
     apart = np.abs(both.targets - weights_only.targets).mean()
     assert apart > 0.01
-    assert np.abs(reference.rounded - both.targets).mean() < 0.2 * apart
-    assert measure_drift(both, reference, drift.LIMIT, label).activation_rounding == pytest.approx(apart, rel=0.2)
+    assert np.abs(reference.rounded_targets - both.targets).mean() < 0.2 * apart
+    assert measure_drift(both, reference, drift.MAX_MEAN_DRIFT, label).activation_rounding == pytest.approx(
+        apart, rel=0.2
+    )
 
 
 def test_without_the_memory_there_is_no_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,10 +22,11 @@ RECIPES = ROOT / "compression" / "recipes"
 STAND_IN = """
     import json, pathlib, sys, time
     from serve.card import Card, Profile, Step, TpotPoint, TtftPoint, load_card
+    COMMANDS = {"compression.build.variant": "build", "compression.measure.variant": "measure", "compression.distill.teacher_completions": "completions"}
     given = dict(zip(sys.argv[3::2], sys.argv[4::2]))
     here = pathlib.Path(__file__).parent
     with (here / "calls").open("a") as calls:
-        calls.write(sys.argv[2].split(".")[-1] + " " + pathlib.Path(given.get("--out") or given.get("--variant") or given["--parent"]).name + "\\n")
+        calls.write(COMMANDS[sys.argv[2]] + " " + pathlib.Path(given.get("--out") or given.get("--variant") or given["--parent"]).name + "\\n")
     print("noise of a library")
     print(json.dumps({"stage": "stage", "done": 1, "total": 2, "unit": "steps"}), flush=True)
     if (here / "refuse").exists():

@@ -15,11 +15,11 @@ from compression.distill.losses import (  # noqa: E402
     distillation_loss,
     forward_kl,
     hidden_loss,
-    in_buckets,
     jensen_shannon,
     matched_layers,
     reverse_kl,
     soften,
+    to_buckets,
     top_k,
 )
 
@@ -162,7 +162,7 @@ def test_the_rest_is_one_bucket() -> None:
     found = top_k(log(0.1, 0.5, 0.1, 0.3), 2)
     assert found.ids.tolist() == [[1, 3]]
     assert found.log_probs.exp().tolist() == [pytest.approx([0.5, 0.3, 0.2])]
-    assert in_buckets(log(0.4, 0.3, 0.2, 0.1), found.ids).exp().tolist() == [pytest.approx([0.3, 0.1, 0.6])]
+    assert to_buckets(log(0.4, 0.3, 0.2, 0.1), found.ids).exp().tolist() == [pytest.approx([0.3, 0.1, 0.6])]
     assert isinstance(found, TopK)
 
 
@@ -174,7 +174,7 @@ def test_the_rest_of_a_teacher_that_is_all_but_certain_is_not_nothing() -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_merging_buckets_never_increases_a_divergence(divergence: Callable) -> None:
     p, q = soften(logits(1), 1.0), soften(logits(2), 1.0)
-    values = [divergence(top.log_probs, in_buckets(q, top.ids)).item() for top in (top_k(p, k) for k in (1, 3, 5, 7))]
+    values = [divergence(top.log_probs, to_buckets(q, top.ids)).item() for top in (top_k(p, k) for k in (1, 3, 5, 7))]
     assert values == sorted(values)
     assert values[-1] == pytest.approx(divergence(p, q).item())
 

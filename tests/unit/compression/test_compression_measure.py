@@ -8,7 +8,7 @@ import pytest
 from benchmarks.lib.sample_catalog import make_card, write_variant
 from compression import text
 from compression.measure import variant as measure
-from compression.measure.variant import check_training_text, held_out_text, main
+from compression.measure.variant import check_training_text, load_held_out, main
 from compression.text import Corpus, Document, TextError, all_ngrams, held_out_sequences, load_corpus, shared_ngrams
 from serve.card import load_card
 from tests.support.fake_served import FakeServed
@@ -31,9 +31,9 @@ def python() -> Corpus:
 
 def test_a_leaked_document_is_left_out_and_its_absence_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     leaked = corpus(prose(3, 60), prose(99, 60))
-    served = FakeServed(longest=151)
+    served = FakeServed(max_model_len=151)
     training = all_ngrams(document.text for document in leaked.training)
-    found = held_out_text(served, leaked, training)
+    found = load_held_out(served, leaked, training)
     assert [served.decode(row) for row in found.sequences] == [prose(99, 60)[:150]]
     assert (found.shared_ngrams, found.training_digest) == (0, leaked.training_digest)
 
@@ -42,7 +42,7 @@ def test_a_leaked_document_is_left_out_and_its_absence_is_counted(monkeypatch: p
 
     monkeypatch.setattr(measure, "held_out_sequences", without_removal)
     with pytest.raises(TextError, match=r"\d+ runs of 13 words of the held-out text occur in the training text"):
-        held_out_text(served, leaked, training)
+        load_held_out(served, leaked, training)
 
 
 def test_shared_runs_are_counted_once_each() -> None:
@@ -94,8 +94,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: Corpus) -> 
         raise AssertionError("the engine was started")
 
     monkeypatch.setattr(measure, "load_corpus", lambda file: load_corpus(file) if file else short)
-    monkeypatch.setattr(measure, "_start", start)
-    monkeypatch.setattr(measure, "report_on_stdout", lambda: lambda *_: None)
+    monkeypatch.setattr(measure, "_start_engine", start)
+    monkeypatch.setattr(measure, "progress_on_stdout", lambda: lambda *_: None)
     return write_variant(tmp_path / "int8", make_card("int8")), write_variant(tmp_path / "full")
 
 

@@ -7,7 +7,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from compression.distill.multi_gpu import distill_in_processes  # noqa: E402
+from compression.distill.multi_gpu import distill_multi_gpu  # noqa: E402
 from compression.distill.teacher import TopKCache  # noqa: E402
 from compression.distill.trainer import DistillError, distill  # noqa: E402
 from tests.unit.compression.test_compression_distill import SEQUENCES, quiet, settings, tiny  # noqa: E402
@@ -26,7 +26,7 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path, teacher: Path) ->
     one = distill(alone, tiny(2), SEQUENCES, given, 0, tmp_path / "alone", quiet)
     seen: list[int] = []
     report = lambda _, done, *__: seen.append(done)  # noqa: E731
-    two = distill_in_processes(together, teacher, SEQUENCES, given, 0, tmp_path / "two", report, None, 2)
+    two = distill_multi_gpu(together, teacher, SEQUENCES, given, 0, tmp_path / "two", report, None, 2)
     assert seen == list(range(1, 9))
     assert (two.steps, two.tokens) == (one.steps, one.tokens)
     assert two.last_loss == pytest.approx(one.last_loss, rel=1e-4)
@@ -40,4 +40,4 @@ def test_their_error_is_one_line(tmp_path: Path, teacher: Path) -> None:
     cache = TopKCache(tmp_path / "cache", "teacher")
     with pytest.raises(DistillError, match=r"^2 processes cannot share a batch of 1: raise batch$"):
         given = settings(batch=1, teacher_top_k=4)
-        distill_in_processes(tiny(1), teacher, SEQUENCES, given, 0, tmp_path / "two", quiet, cache, 2)
+        distill_multi_gpu(tiny(1), teacher, SEQUENCES, given, 0, tmp_path / "two", quiet, cache, 2)

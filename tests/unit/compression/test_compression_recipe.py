@@ -108,7 +108,7 @@ def test_the_line_says_whether_it_serves_faster(name: str) -> None:
             "group_size belongs to W4A16 alone",
         ),
         ("name: a\nparent: full\nsteps: [{technique: quantize, kv_cache: int4}]", "kv_cache: Input should be 'fp8'"),
-        ("{", "is not YAML"),
+        ("{", "is not valid YAML"),
     ],
 )
 def test_a_wrong_recipe_is_refused_with_one_line_that_names_the_file(tmp_path: Path, yaml: str, message: str) -> None:
@@ -169,7 +169,7 @@ def test_steps_compose() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "calibrates"),
+    ("given", "needs_calibration"),
     [
         ({}, True),
         ({"method": "rtn"}, True),  # for SmoothQuant
@@ -181,8 +181,8 @@ def test_steps_compose() -> None:
         ({"scheme": "FP8", "kv_cache": "fp8"}, True),
     ],
 )
-def test_only_what_looks_at_activations_calibrates(given: dict[str, object], calibrates: bool) -> None:
-    assert Quantize.model_validate({"technique": "quantize", **given}).calibrates is calibrates
+def test_only_what_looks_at_activations_calibrates(given: dict[str, object], needs_calibration: bool) -> None:
+    assert Quantize.model_validate({"technique": "quantize", **given}).needs_calibration is needs_calibration
 
 
 def test_schemes_without_int8_activations_have_no_smoothing_unless_it_is_asked_for() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from compression.measure.divergence import TopK
-from compression.measure.engine import Served
-from compression.measure.retokenization import Retokenized, common_ends
-from compression.measure.variant import in_tokens_of
+from compression.measure.engine import ServedModel
+from compression.measure.retokenization import Retokenized, common_token_ends
+from compression.measure.variant import with_full_tokens
 
 
 class Tokenizer:
@@ -45,7 +45,7 @@ class Variant:
     """Says of every position that the likeliest token is the one that follows, with log-probability -(number of it)."""
 
     llm = None
-    longest = 100
+    max_model_len = 100
 
     def __init__(self, tokens: str) -> None:
         self.tokenizer = Tokenizer(tokens)
@@ -63,13 +63,13 @@ class Variant:
         return TopK(np.array(following, np.int32)[:, None], logprobs[:, None], logprobs)
 
 
-def without_engine(self: Served, llm: None, tokenizer: Tokenizer) -> None:
+def without_engine(self: ServedModel, llm: None, tokenizer: Tokenizer) -> None:
     self.tokenizer = tokenizer
 
 
 @pytest.fixture
 def seen(monkeypatch: pytest.MonkeyPatch) -> Retokenized:
-    monkeypatch.setattr("compression.measure.engine.Served.__init__", without_engine)
+    monkeypatch.setattr("compression.measure.engine.ServedModel.__init__", without_engine)
     return Retokenized(Variant("c a b d bc"), Tokenizer("a b c d ab abc cd"))
 
 
@@ -81,20 +81,20 @@ def test_only_another_vocabulary_is_seen_through_fulls_tokens(
     for name, vocabulary in (("full", 7), ("variant", size)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"vocab_size": vocabulary}))
-    monkeypatch.setattr("compression.measure.engine.Served.__init__", without_engine)
+    monkeypatch.setattr("compression.measure.engine.ServedModel.__init__", without_engine)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda _: Tokenizer("a b c d ab abc cd"))
     variant = Variant("c a b d bc")
-    found = in_tokens_of(variant, tmp_path / "variant", tmp_path / "full")
+    found = with_full_tokens(variant, tmp_path / "variant", tmp_path / "full")
     assert (found is not variant) == seen_through
     if seen_through:
         assert found.encode("abd") == [4, 3], "full's ids"
-        assert found.own([[4, 3]]) == [[1, 2, 3]], "the variant's for the same text"
+        assert found.to_model_tokens([[4, 3]]) == [[1, 2, 3]], "the variant's for the same text"
 
 
 def test_ends_are_common_up_to_where_the_texts_differ() -> None:
-    assert common_ends(["ab", "c", "d"], ["a", "b", "cd"]) == [(0, 1), (2, 2)]
-    assert common_ends(["ab", "x", "d"], ["ab", "y", "d"]) == [(0, 0)]
-    assert common_ends(["é"], ["?"]) == []
+    assert common_token_ends(["ab", "c", "d"], ["a", "b", "cd"]) == [(0, 1), (2, 2)]
+    assert common_token_ends(["ab", "x", "d"], ["ab", "y", "d"]) == [(0, 0)]
+    assert common_token_ends(["é"], ["?"]) == []
 
 
 def test_a_token_spelled_in_pieces_has_the_probability_of_its_pieces(seen: Retokenized) -> None:

@@ -1,4 +1,4 @@
-"""What counts as a right answer, and of how many. The engine is a fake: `Served` itself is covered by measuring."""
+"""What counts as a right answer, and of how many. The engine is a fake: `ServedModel` itself is covered by measuring."""
 
 import re
 
@@ -66,8 +66,8 @@ def test_a_choice_that_is_joined_with_the_prompts_last_token_is_scored_from_ther
 def test_an_item_that_is_too_long_for_the_engine_is_refused_with_its_length() -> None:
     task = Task("long", (Item("short", "a"), Item("x" * 95, "a")))
     with pytest.raises(TaskError, match=r"task 'long' is 104 tokens long .* \(the 2\. prompt or choice\).* takes 100"):
-        score_task(FakeServed(longest=100), task, 0, lambda _: None)
-    assert score_task(FakeServed(longest=104), task, 0, lambda _: None).score == 0
+        score_task(FakeServed(max_model_len=100), task, 0, lambda _: None)
+    assert score_task(FakeServed(max_model_len=104), task, 0, lambda _: None).score == 0
     choices = Task("long", (Item("x" * 95, "a", ("a", "b" * 10)),))
     with pytest.raises(TaskError, match="task 'long' is 107 tokens"):
-        score_task(FakeServed(longest=100), choices, 0, lambda _: None)
+        score_task(FakeServed(max_model_len=100), choices, 0, lambda _: None)

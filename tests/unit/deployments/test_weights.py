@@ -7,7 +7,7 @@ import yaml
 
 from benchmarks.lib.object_stores import Hub, serving
 from benchmarks.lib.sample_catalog import make_card, make_config, write_variant
-from compression.build.family import Family, Planned
+from compression.build.family import Family, PlannedVariant
 from compression.progress import Progress
 from deployments.weights import Weights, _with_eta
 from serve.card import Step, load_card
@@ -32,7 +32,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the variants that were made, in order, without the hours it takes."""
     names: list[str] = []
 
-    def make(self: Family, planned: Planned, on_progress: object) -> Path:
+    def make(self: Family, planned: PlannedVariant, on_progress: object) -> Path:
         names.append(planned.name)
         return write_variant(planned.folder, make_card(planned.name))
 
