@@ -232,11 +232,11 @@ def _record_spans(trace: Trace, request: Request, error: RequestError | None, en
         {"gearbox.tenant": request.caller.tenant},
     )
     if (grounding := request.grounding) is not None and grounding.began:
-        attributes = {
+        retrieved = {
             "gearbox.retrieval.outcome": grounding.outcome,
             "gearbox.retrieval.passages": len(grounding.passages),
         }
-        parent = trace.span("retrieve", grounding.began, grounding.began + grounding.ms / 1000, attributes)
+        parent = trace.span("retrieve", grounding.began, grounding.began + grounding.ms / 1000, retrieved)
         for stage, took_ms in grounding.timings_ms.items():
             began = grounding.began + grounding.starts_ms.get(stage, 0.0) / 1000
             trace.span(stage, began, began + took_ms / 1000, {}, parent)
