@@ -55,7 +55,9 @@ def test_whether_predictions_held_is_counted(gateway: Started):
 def test_of_several_sequences_the_time_of_one_is_held_against_what_was_predicted():
     request: Any = SimpleNamespace(arrived=0.0, call=SimpleNamespace(sequences=4))
     decision: Any = None
-    attempt = Attempt(request, decision, dispatched=1.0, first=2.0, last=3.0, report=EngineReport(10, 4 * 11))
+    attempt = Attempt(
+        request, decision, dispatched=1.0, first_token_at=2.0, last_token_at=3.0, report=EngineReport(10, 4 * 11)
+    )
     assert attempt.latency == (1000, 100, 2000) and attempt.tpot_ms == 100
 
 
