@@ -212,7 +212,7 @@ class Generation:
                     short |= failed - before
                     moved_from = name, "context"
                 except RequestError:
-                    if error.param == "max_tokens" or not await self._shorten(request):
+                    if not await self._shorten(request):
                         raise
                     failed -= short
                     short.clear()
