@@ -39,8 +39,6 @@ from serve.telemetry.request_telemetry import RequestTelemetry
 MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # of vLLM's errors
-_DUMP = re.compile(r":? \{'.*\}", re.DOTALL)  # an object of the engine's own, as Python writes it
-_PYDANTIC_PROBLEM = re.compile(r"\s+(.*?) \[type=")
 _FIRST_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # of a message, and what is in quotes
 _FEWER_THAN_MIN = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
 _LOG = logging.getLogger("gearbox.gateway")
@@ -500,17 +498,23 @@ def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
     """An engine's refusal as the client's own fault: which field, and what is wrong with it, without pydantic's paths."""
     count, found, details = message.partition("\n")
     invalid = bool(found) and "validation error" in count
-    if call.endpoint == "chat" and (invalid or _DUMP.search(message)):
+    if call.endpoint == "chat" and (invalid or _without_object(message) != message):
         try:
             read_fields(call.body)
         except RequestError as error:
             return error.message, error.param
     if invalid:
         return _first_invalid(details.strip().splitlines(), call) or (message, param)
-    message = _DUMP.sub("", message)
+    message = _without_object(message)
     if "grammar" in message and call.body.get("tools"):
         return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
     return message, param if isinstance(param, str) else _field_in(message, call)
+
+
+def _without_object(message: str) -> str:
+    """`message` without an object of the engine's own, as Python prints it."""
+    start, end = message.find(" {'"), message.rfind("}")
+    return message[:start].removesuffix(":") + message[end + 1 :] if 0 <= start < end else message
 
 
 def _first_invalid(lines: Sequence[str], call: Call) -> tuple[str, str | None] | None:
@@ -519,9 +523,10 @@ def _first_invalid(lines: Sequence[str], call: Call) -> tuple[str, str | None] |
         detail = ast.literal_eval(lines[0])
         loc, problem = str(detail["loc"]), str(detail["msg"])
     except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
-        if len(lines) < 2 or (found := _PYDANTIC_PROBLEM.match(lines[1])) is None:
+        problem, found, _ = lines[1].strip().partition(" [type=") if len(lines) > 1 else ("", "", "")
+        if not found:
             return None
-        loc, problem = lines[0], found[1]
+        loc = lines[0]
     whole = loc.startswith("body.")
     steps = [step for step in loc.removeprefix("body.").split(".") if not step[:1].isupper()]  # classes of a union
     field = ".".join(steps)

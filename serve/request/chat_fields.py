@@ -3,7 +3,6 @@
 Types are as lenient as the engine's ("0.5" is a number), unknown fields are left alone, and null is the same as none.
 """
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -186,20 +185,11 @@ def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
         given = [name for name in _CONSTRAINTS if constraints.get(name) is not None]
         if len(given) != 1:
             yield "structured_outputs", f"exactly one of {', '.join(_CONSTRAINTS)} must be given"
-        if not _compiles(constraints.get("regex")):
-            yield "structured_outputs", "'regex' is no regular expression"
     if fields.tool_choice not in (None, "none") and fields.tools is None:
         yield "tool_choice", "when using 'tool_choice', 'tools' must be set"
     tools = {tool.function.name for tool in fields.tools or ()}
     if isinstance(chosen := fields.tool_choice, _NamedTool) and chosen.function.name not in tools:
         yield "tool_choice", "the function in 'tool_choice' is none of those in 'tools'"
-
-
-def _compiles(pattern: object) -> bool:
-    try:
-        return pattern is None or (isinstance(pattern, str) and re.compile(pattern) is not None)
-    except (re.error, RecursionError, OverflowError):
-        return False
 
 
 def _refused(error: ValidationError, body: Mapping[str, object]) -> RequestError:

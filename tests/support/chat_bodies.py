@@ -81,7 +81,6 @@ REFUSED_ELSEWHERE: list[tuple[dict[str, Any], str]] = [
     ({"n": 129}, "n"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
     ({"allowed_token_ids": []}, "allowed_token_ids"),
-    ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
     (said({"role": "system", "content": {"a": 1}}), "messages[0].content"),
     (said({"role": "robot", "content": "x"}), "messages[0].role"),
     (said({"role": "user"}), "messages[0].content"),

@@ -523,9 +523,13 @@ def test_a_decision_changes_nothing():
 
 def test_the_nearest_miss_names_every_limit_it_misses():
     decision = choose(three_gears(), ttft_ms=50, min_quality=0.99, objective="cost")
-    missed = decision.chosen.why
+    missed = decision.chosen.explanation
     assert decision.reason == "nearest_miss" and missed is not None
     assert "predicted ttft" in missed and ("quality" in missed) == (decision.chosen.quality < 0.99)
     [distilled] = [one for one in decision.candidates if one.variant.name == "distilled"]
-    assert distilled.why is not None and "quality" in distilled.why and "predicted ttft" in distilled.why
+    assert (
+        distilled.explanation is not None
+        and "quality" in distilled.explanation
+        and "predicted ttft" in distilled.explanation
+    )
     assert distilled.ruled_out == "min_quality", "the first of them"
