@@ -1,4 +1,4 @@
-"""A budget: what one request may spend and how much quality it may trade for that, and where it is read from."""
+"""Budgets: limits on a request's latency, cost and quality, resolved from profile, body and headers."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal
@@ -23,7 +23,7 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_fl
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 
 
-LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # quantiles of predicted times that are estimated and can be held against limits
+LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # estimated quantiles of predicted times, which can be compared with limits
 
 
 class Budget(BaseModel):
@@ -45,7 +45,7 @@ class Budget(BaseModel):
 
     @property
     def timed(self) -> bool:
-        """Whether it limits any time."""
+        """Whether the budget has a time limit."""
         return self.ttft_ms is not None or self.tpot_ms is not None or self.e2e_ms is not None
 
 
@@ -72,7 +72,7 @@ HEADERS: Mapping[str, str] = {
 def resolve_budget(base: Budget, body: object, headers: Mapping[str, str]) -> Budget:
     """The budget of a request: `base` (its profile), then the body's `budget` fields, then the headers on top.
 
-    Where one request carries both spellings of a header, the `x-gearbox-` one counts.
+    If a request has both spellings of a header, the `x-gearbox-` header counts.
 
     Raises:
         RequestError: 400 with the offending header or field as `param`.
@@ -82,13 +82,13 @@ def resolve_budget(base: Budget, body: object, headers: Mapping[str, str]) -> Bu
     if body is not None:
         if not isinstance(body, dict):
             raise RequestError(400, "'budget' must be an object", param="budget", code="invalid_budget")
-        _check(body, {name: f"budget.{name}" for name in body}, strict=True)  # in JSON a number is no text
+        _check(body, {name: f"budget.{name}" for name in body}, strict=True)  # in JSON, a string is not a number
         fields.update(body)
         origin.update({name: f"budget.{name}" for name in body})
     for header, name in reversed(list(HEADERS.items())):
         if (text := headers.get(header)) is not None:
             if origin.get(name) in HEADERS:
-                _check({name: fields[name]}, origin, strict=False)  # the other spelling, which does not count
+                _check({name: fields[name]}, origin, strict=False)  # validate the ignored spelling too
             fields[name] = text
             origin[name] = header
     if not fields:

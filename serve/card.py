@@ -1,4 +1,4 @@
-"""The variant card: what one set of weights is, what it costs and what it gives (`card.json` beside the weights)."""
+"""The variant card (`card.json` beside the weights): origin, quality, size and measured performance of a variant."""
 
 import hashlib
 import json
@@ -86,7 +86,7 @@ class Quality(_Record):
     tokens: int = Field(gt=0, description="predicted positions measured")
     set: str = Field(description="what the held-out text is")
     set_digest: str = Field(description="sha256 of the token ids measured on")
-    # None below: measured before this was, or (drift) where the float32 weights do not fit into memory
+    # None below: the card is older than the metric, or (drift) the float32 weights do not fit into memory
     quality_from: str = Field(default="kl", pattern=r"^(kl|agreement|task:.+)$", description="what `quality` is from")
     answers: AnswerAgreement | None = None
     drift: Drift | None = None
@@ -180,10 +180,10 @@ class Card(_Record):
 
 
 def load_card(folder: Path) -> Card:
-    """Read the card beside the weights in `folder`.
+    """Load the card beside the weights in `folder`.
 
     Raises:
-        CardError: no card there, or one that does not follow the schema; says which field.
+        CardError: the card is missing, or does not follow the schema; the message names the field.
     """
     path = folder / CARD_FILE
     try:
@@ -198,11 +198,11 @@ def load_card(folder: Path) -> Card:
 
 def check_card(card: Card, folder: Path) -> None:
     """Raise `CardError` unless `card` describes the weights in `folder`."""
-    found = weights_digest(folder)
-    if found != card.weights_digest:
+    digest = weights_digest(folder)
+    if digest != card.weights_digest:
         raise CardError(
             f"the card of variant '{card.name}' does not match the weights in {folder}: "
-            f"card says {card.weights_digest[:19]}…, files are {found[:19]}…; rebuild or remove that folder"
+            f"card says {card.weights_digest[:19]}…, files are {digest[:19]}…; rebuild or remove that folder"
         )
 
 
@@ -215,7 +215,7 @@ def weight_files(folder: Path) -> Sequence[Path]:
 
 
 def weights_digest(folder: Path) -> str:
-    """sha256 over name and content of every weight file, so that a renamed or swapped shard is noticed."""
+    """SHA-256 over name and content of every weight file, which detects renamed or swapped shards."""
     digest = hashlib.sha256()
     for file in weight_files(folder):
         digest.update(file.name.encode())
@@ -225,14 +225,14 @@ def weights_digest(folder: Path) -> str:
 
 
 def problem_path(error: ValidationError) -> tuple[str | int, ...]:
-    """Where the first thing stands that a validation error complains about. A validator that finds it deeper than it was
-    asked names the rest of the way as `path` in its error's context."""
+    """The path of a validation error's first problem. A validator of nested values adds the inner part of the path as `path`
+    in its error's context."""
     detail = error.errors(include_url=False)[0]
     return (*detail["loc"], *detail.get("ctx", {}).get("path", ()))
 
 
 def first_problem(error: Exception) -> str:
-    """The first thing a validation error complains about, as `field: reason` on one line."""
+    """A validation error's first problem, as `field: reason` on one line."""
     if isinstance(error, ValidationError):
         where = ".".join(map(str, problem_path(error))) or "document"
         return f"{where}: {error.errors(include_url=False)[0]['msg']}"

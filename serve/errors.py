@@ -1,4 +1,4 @@
-"""Errors that a client sees, in OpenAI's shape."""
+"""Errors returned to clients, in OpenAI's format."""
 
 import logging
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ _TYPES = {
 
 
 class RequestError(Exception):
-    """A request that is answered with an error: HTTP status, message, and where the fault lies."""
+    """An error response: HTTP status, message, and the invalid parameter."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class RequestError(Exception):
         self.headers = dict(headers or {})
 
     def parts(self) -> dict[str, Any]:
-        """What `of` makes the same error from, in another process."""
+        """Serialize the error for another process; see `of`."""
         return {name: getattr(self, name) for name in ("status", "message", "param", "code", "kind", "headers")}
 
     @classmethod
     def of(cls, parts: Mapping[str, Any]) -> "RequestError":
-        """The error that `parts` were taken from."""
+        """Restore an error from its `parts`."""
         return cls(**parts)
 
     def body(self) -> bytes:
@@ -62,13 +62,13 @@ class RequestError(Exception):
 
 
 def internal_error(request_id: str) -> RequestError:
-    """500 for the exception that is being handled, which only the log tells of."""
+    """500 for an unexpected exception, whose details only the log has."""
     _LOG.exception("request %s failed inside the gateway", request_id)
     return RequestError(500, f"internal error; request id {request_id}", code="internal_error")
 
 
 def retrieval_misconfigured(message: str) -> RequestError:
-    """500 for what only the operator can mend. The header keeps OpenAI's clients from trying again."""
+    """500 for a configuration that only the operator can fix. The header stops OpenAI's clients from retrying."""
     return RequestError(500, message, code="retrieval_misconfigured", headers={"x-should-retry": "false"})
 
 

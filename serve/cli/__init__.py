@@ -1,4 +1,4 @@
-"""Client commands of `gearbox`: chat, status, keys, documents, top. They talk HTTP to a running platform.
+"""Client commands of `gearbox`: chat, route, keys, documents, top. They use a running platform's HTTP API.
 
 Commands that start, stop or build something are in `deployments.cli` and `compression.cli`.
 """

@@ -1,4 +1,4 @@
-"""The commands that only talk to a running platform over HTTP, and keys. `deployments.cli` adds the others."""
+"""Client commands: chat, route, and API keys. `deployments.cli` adds the other commands."""
 
 import json
 import sys
@@ -63,7 +63,7 @@ def chat(
 def _turn(
     console: Console, client: httpx.Client, model: str, history: list[dict[str, str]], text: str, max_tokens: int
 ) -> None:
-    """One question and its streamed answer; a failed or stopped one leaves no trace in the conversation."""
+    """Send one message and print its streamed answer; a failed or stopped turn is not added to the conversation."""
     messages = [*history, {"role": "user", "content": text}]
     body = {"model": model, "messages": messages, "stream": True, "max_tokens": max_tokens}
     answer, facts = "", None
@@ -92,7 +92,7 @@ def _turn(
 
 
 def _said_of(facts: dict[str, Any]) -> str:
-    """One line about an answer, from its `gearbox` object."""
+    """Summary line of an answer, from its `gearbox` object."""
     took = f"first token {facts['ttft_ms']:.0f} ms" if facts["ttft_ms"] is not None else ""
     if facts["variant"] is None:
         return f"no variant ({facts['reason']}) · {took}"
@@ -173,7 +173,7 @@ def keys_new(
 
 @contextmanager
 def platform_client(url: str, api_key: str) -> Iterator[httpx.Client]:
-    """A client of the platform; what goes wrong with it ends the command with one line."""
+    """An HTTP client for the platform; its errors end the command with a one-line message."""
     headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
     with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:
         try:
@@ -187,7 +187,7 @@ def _model_name(client: httpx.Client) -> str:
 
 
 def checked(response: httpx.Response) -> dict[str, Any]:
-    """The JSON of an answer; an error ends the command with its message."""
+    """The JSON of a response; an error response ends the command with its message."""
     try:
         document: dict[str, Any] = response.json()
     except ValueError as error:
@@ -200,6 +200,6 @@ def checked(response: httpx.Response) -> dict[str, Any]:
 
 
 def fail(message: str, code: int = 1) -> typer.Exit:
-    """Print one line on stderr; raise the result to leave with `code`."""
+    """Print one line on stderr; raise the returned exception to exit with `code`."""
     typer.echo(f"gearbox: {message}", err=True)
     return typer.Exit(code)

@@ -26,8 +26,8 @@ from serve.cli.client import LOCAL, Key, Url, checked, fail, platform_client
 from serve.config.renamed import RENAMED_COMMANDS
 from serve.retrieval.ingest.convert import ConversionError, charset_of, kind_of
 
-MAX_BYTES = 128 << 20  # of a file that is read at all; the platform has a limit of its own
-RETRY_S = 60.0  # a database or a gateway is back by then
+MAX_BYTES = 128 << 20  # size limit of a file here; the platform has its own limit
+RETRY_S = 60.0  # for how long requests are retried: time for a database or gateway to restart
 _DOWNLOAD_S = 120.0
 _PAGE = 1000
 _LINE_S = 5.0
@@ -39,7 +39,7 @@ Collection = Annotated[str, typer.Option(help="Collection to add the documents t
 
 @dataclass(slots=True, frozen=True)
 class Item:
-    """A document to be indexed: a file, or, without a path, a URL."""
+    """A document to index: a file, or, without a path, a URL."""
 
     source: str
     path: Path | None = None
@@ -48,33 +48,33 @@ class Item:
 
 @dataclass(slots=True)
 class Found:
-    """What the arguments name."""
+    """The documents that the command's arguments name."""
 
     items: dict[str, Item] = field(default_factory=dict)  # by source
-    folders: list[str] = field(default_factory=list)  # whose documents that are gone can be removed
-    empty: list[str] = field(default_factory=list)  # without a document: nothing was there, or it is not mounted
+    folders: list[str] = field(default_factory=list)  # folders whose deleted documents can be removed from the index
+    empty: list[str] = field(default_factory=list)  # folders without a document: empty or not mounted
     left_out: int = 0  # files of other types
     problems: list[str] = field(default_factory=list)
 
     def add(self, item: Item) -> None:
-        """Of two with one name, the first is taken."""
+        """Add an item; the first of two with the same source name is used."""
         if self.items.setdefault(item.source, item) != item:
             self.problems.append(f"{item.path or item.source}: another file is named {item.source}")
 
 
 class _SkippedError(Exception):
-    """One document that is not indexed; the message says why."""
+    """A document could not be indexed; the message says why."""
 
 
 class _GoneError(Exception):
-    """The platform does not answer, or lets nobody in; the message says so."""
+    """The platform is unavailable or denies access; the message says which."""
 
 
 class _Documents(typer.core.TyperGroup):
     """`gearbox documents COLLECTION` was a command; its error names the one that lists a collection."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command of that name; called by Typer. Raises `typer.BadParameter`."""
+        """Look up a command; called by Typer. Raises `typer.BadParameter`."""
         if (command := super().get_command(ctx, cmd_name)) is None:
             raise typer.BadParameter(f"no command '{cmd_name}'; a collection is listed by 'documents list {cmd_name}'")
         return command
@@ -122,7 +122,7 @@ def add_documents(
     Interrupted and run again, it continues where it stopped.
     """
     found = find(paths)
-    given = dict(map(_key_value, meta or []))
+    metadata = dict(map(_key_value, meta or []))
     if prune:
         found.folders += found.empty
         found.empty.clear()
@@ -131,7 +131,7 @@ def add_documents(
             typer.echo(problem, err=True)
         hint = "; --prune removes what was indexed from a folder that is empty now" if found.empty else ""
         raise fail(f"there is nothing to index ({found.left_out} files of other types){hint}")
-    run = _Run(found, collection, given, prune is not False, workers)
+    run = _Run(found, collection, metadata, prune is not False, workers)
     try:
         asyncio.run(run.all(url, api_key))
     except KeyboardInterrupt:
@@ -155,21 +155,21 @@ def list_documents(
     with platform_client(url, api_key) as client:
         if not collection:
             table = Table("collection", "documents", "chunks")
-            for one in checked(client.get(_DOCUMENTS))["data"]:
-                table.add_row(Text(one["collection"]), str(one["documents"]), str(one["chunks"]))
+            for row in checked(client.get(_DOCUMENTS))["data"]:
+                table.add_row(Text(row["collection"]), str(row["documents"]), str(row["chunks"]))
             console.print(table)
             return
         table = Table("source", "title", "kB", "chunks", "indexed", "current")
-        more, query = True, {"collection": collection, "limit": str(_PAGE)}
-        while more:
+        has_more, query = True, {"collection": collection, "limit": str(_PAGE)}
+        while has_more:
             page = checked(client.get(_DOCUMENTS, params=query))
-            for one in page["data"]:
-                at = time.strftime("%Y-%m-%d %H:%M", time.localtime(one["indexed_at"]))
-                names = Text(one["source"], overflow="fold"), Text(one["title"])
-                size = f"{one['size'] / 1e3:.1f}"
-                table.add_row(*names, size, str(one["chunks"]), at, "yes" if one["current"] else "no")
-            more = page["has_more"]
-            if more:
+            for row in page["data"]:
+                at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["indexed_at"]))
+                names = Text(row["source"], overflow="fold"), Text(row["title"])
+                size = f"{row['size'] / 1e3:.1f}"
+                table.add_row(*names, size, str(row["chunks"]), at, "yes" if row["current"] else "no")
+            has_more = page["has_more"]
+            if has_more:
                 query["after"] = page["data"][-1]["source"]
     console.print(table)
 
@@ -187,7 +187,7 @@ def delete_documents(
 
 
 def find(arguments: Iterable[str]) -> Found:
-    """What the arguments name. Ends the command when one names nothing."""
+    """Find the documents that the arguments name. Ends the command if an argument names nothing."""
     found = Found()
     for argument in arguments:
         if argument == "-":
@@ -223,7 +223,7 @@ def _find(argument: str, found: Found) -> None:
 
 
 def _find_in(folder: Path, found: Found) -> None:
-    """The documents below `folder`. Links that lead out of it, and what is hidden, are not followed."""
+    """Add the documents below `folder`, without hidden files and links that lead out of it."""
     before, unread = len(found.items), len(found.problems)
 
     def note(error: OSError) -> None:
@@ -245,7 +245,7 @@ def _find_in(folder: Path, found: Found) -> None:
             else:
                 found.add(Item(f"{folder.name}/{path.relative_to(folder).as_posix()}", path, size))
     if len(found.problems) > unread:
-        return  # not all of it was seen: nothing is known to be gone
+        return  # the listing is incomplete, so missing files may still exist
     (found.folders if len(found.items) > before else found.empty).append(f"{folder.name}/")
 
 
@@ -272,13 +272,13 @@ class _Run:
         self.counts: Counter[str] = Counter()
 
     def summary(self) -> str:
-        """How many documents came to what."""
+        """Number of documents by result."""
         kinds = ("added", "replaced", "unchanged", "removed", "skipped")
         left_out = f" ({self._found.left_out} files of other types left out)" if self._found.left_out else ""
         return ", ".join(f"{self.counts[kind]} {kind}" for kind in kinds) + left_out
 
     async def all(self, url: str, api_key: str) -> None:
-        """Index what was found. Raises `_GoneError`."""
+        """Index all documents, then prune. Raises `_GoneError`."""
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(600, connect=5)
         async with (
@@ -287,7 +287,7 @@ class _Run:
         ):
             for problem in self._found.problems:
                 self._skip(problem)
-            known = {one["source"]: one async for one in self._listed(platform)}
+            known = {document["source"]: document async for document in self._listed(platform)}
             items = list(self._found.items.values())
             async with self._shown(items) as done:
                 await self._each(items, known, platform, web, done)
@@ -322,7 +322,7 @@ class _Run:
     async def _one(
         self, item: Item, before: dict[str, Any] | None, platform: httpx.AsyncClient, web: httpx.AsyncClient
     ) -> str:
-        """Index one document and say what became of it. Raises `_SkippedError`, `_GoneError`."""
+        """Index one document; returns its status. Raises `_SkippedError`, `_GoneError`."""
         kind = None
         if item.path is None:
             data, kind = await _downloaded(web, item.source)
@@ -334,10 +334,10 @@ class _Run:
         body: dict[str, Any] = {"collection": self._collection, "source": item.source}
         body |= {name: value for name, value in (("type", kind), ("meta", self._meta)) if value}
         body["data"] = base64.b64encode(data).decode()
-        made = await _asked(platform, "POST", _DOCUMENTS, json=body)
-        for left_out in made.get("left_out") or ():
+        result = await _asked(platform, "POST", _DOCUMENTS, json=body)
+        for left_out in result.get("left_out") or ():
             self._say(f"{item.path or item.source}: left out: {left_out}")
-        return str(made["status"])
+        return str(result["status"])
 
     async def _listed(self, platform: httpx.AsyncClient) -> AsyncIterator[dict[str, Any]]:
         query = {"collection": self._collection, "limit": str(_PAGE)}
@@ -346,8 +346,8 @@ class _Run:
                 page = await _asked(platform, "GET", _DOCUMENTS, params=query)
             except _SkippedError as error:
                 raise _GoneError(str(error)) from error
-            for one in page["data"]:
-                yield one
+            for document in page["data"]:
+                yield document
             if not page["has_more"]:
                 return
             query["after"] = page["data"][-1]["source"]
@@ -362,7 +362,7 @@ class _Run:
                 try:
                     await _asked(platform, "DELETE", _DOCUMENTS, params=query)
                     self.counts["removed"] += 1
-                except _SkippedError as error:  # another run was faster
+                except _SkippedError as error:  # another run removed it first
                     self._skip(f"{source}: {error}")
 
     def _skip(self, message: str) -> None:
@@ -380,7 +380,7 @@ class _Run:
 
 
 class _Done:
-    """Shows how far it is: a bar on a terminal, a line every few seconds elsewhere."""
+    """Reports progress: a bar on a terminal, a line every few seconds otherwise."""
 
     def __init__(self, items: list[Item], progress: Progress) -> None:
         self._files, self._total = len(items), sum(map(_weight, items))
@@ -399,7 +399,7 @@ class _Done:
 
 
 def _weight(item: Item) -> int:
-    """What an item counts for the time that is left, bytes; of a URL nothing is known yet."""
+    """Weight of an item in the progress estimate, bytes; the size of a URL's document is unknown."""
     return max(item.size, 1000) if item.path else 100_000
 
 
@@ -413,7 +413,7 @@ def _read(path: Path) -> bytes:
 
 
 async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str]:
-    """What is at `url`, and its type: as its server says or, where that says little, by the name's ending."""
+    """Download `url`; the type is that of the server or, where it is unspecific, of the file extension."""
     parts, size = [], 0
     try:
         async with asyncio.timeout(_DOWNLOAD_S), web.stream("GET", url) as response:
@@ -423,8 +423,8 @@ async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str]:
                 parts.append(part)
                 if (size := size + len(part)) > MAX_BYTES:
                     raise _SkippedError(f"it is larger than {MAX_BYTES >> 20} MiB")
-            said = response.headers.get("content-type", "")
-            kind, charset = said.partition(";")[0].strip().lower(), charset_of(said)
+            content_type = response.headers.get("content-type", "")
+            kind, charset = content_type.partition(";")[0].strip().lower(), charset_of(content_type)
     except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
         raise _SkippedError(f"it can't be downloaded: {error or type(error).__name__}") from error
     if kind in ("", "text/plain", "application/octet-stream"):
@@ -436,11 +436,11 @@ async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str]:
 
 
 async def _asked(platform: httpx.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:
-    """The platform's answer; asked again for a while when it is busy or away.
+    """Send a request to the platform; retried for `RETRY_S` when it is busy or unavailable.
 
     Raises:
-        _SkippedError: it refuses this one.
-        _GoneError: it does not answer, or does not let the caller in.
+        _SkippedError: the platform rejects this document.
+        _GoneError: the platform is unavailable or denies access.
     """
     until = time.monotonic() + RETRY_S
     for delay in _delays():
@@ -453,8 +453,12 @@ async def _asked(platform: httpx.AsyncClient, method: str, path: str, **options:
             document = _json(response)
             if response.status_code == 200:
                 return document
-            told = document.get("error")
-            why = str(told.get("message")) if isinstance(told, dict) else f"it answered {response.status_code}"
+            error_body = document.get("error")
+            why = (
+                str(error_body.get("message"))
+                if isinstance(error_body, dict)
+                else f"it answered {response.status_code}"
+            )
             if response.status_code in (401, 403, 404, 405) and method != "DELETE":
                 raise _GoneError(why)
             if response.status_code not in _AGAIN:
@@ -480,7 +484,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
 
 
 def _delays() -> Iterator[float]:
-    """Seconds from one try to the next."""
+    """Delays between retries, seconds."""
     delay = 0.25
     while True:
         yield delay

@@ -1,4 +1,4 @@
-"""`gearbox top`: a running platform, live in the terminal, from its metrics port alone."""
+"""`gearbox top`: live terminal view of a running platform, from its metrics port alone."""
 
 import os
 import select
@@ -26,7 +26,7 @@ from serve.telemetry.prometheus_text import Interval, Samples, ScrapeError, Wind
 LOCAL_METRICS = "http://127.0.0.1:9464"
 _HISTORY = 24  # scrapes in a sparkline
 _TENANTS = 5
-_PIPE_COLUMNS = 200  # where no terminal says how wide it is, no column is left out
+_PIPE_COLUMNS = 200  # width when output is not a terminal, so that all columns are shown
 _NONE = "–"
 
 
@@ -60,14 +60,14 @@ def top(
 
 
 def _follow(console: Console, watch: "Watch", interval_s: float, stdin: TextIO) -> None:
-    """Look and show until `q` or Ctrl-C."""
+    """Scrape and display until `q` or Ctrl-C."""
     try:
         with _quit_key(stdin) as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
-                began = time.monotonic()
-                watch.look(began)
+                started = time.monotonic()
+                watch.look(started)
                 live.update(watch, refresh=True)
-                if pressed(max(0.0, began + interval_s - time.monotonic())):
+                if pressed(max(0.0, started + interval_s - time.monotonic())):
                     return
     except KeyboardInterrupt:
         return
@@ -75,7 +75,7 @@ def _follow(console: Console, watch: "Watch", interval_s: float, stdin: TextIO) 
 
 @contextmanager
 def _quit_key(stdin: TextIO) -> Iterator[Callable[[float], bool]]:
-    """A wait of some seconds that ends at once, with True, when `q` is pressed. Without a terminal it only waits."""
+    """Yield a function that waits some seconds and returns True at once when `q` is pressed (only on a terminal)."""
     if not stdin.isatty():
         yield _sleep
         return
@@ -97,23 +97,23 @@ def _q_within(terminal: int, seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while select.select([terminal], [], [], max(0.0, deadline - time.monotonic()))[0]:
         keys = os.read(terminal, 64)
-        if not keys or b"q" in keys.lower():  # nothing to read: the terminal is gone
+        if not keys or b"q" in keys.lower():  # end of file: the terminal was closed
             return True
     return False
 
 
 class Watch:
-    """What is known of the platform. Renders itself in the width there is."""
+    """The scraped state of the platform, as a Rich renderable that fits the available width."""
 
     def __init__(self, url: str, window_s: float, scrape: Callable[[], Samples]) -> None:
         self.error: str | None = None
         self._url, self._scrape = url, scrape
         self._window = Window(window_s)
-        self._rates: deque[dict[str, float]] = deque(maxlen=_HISTORY)  # requests/s by variant, of each look
+        self._rates: deque[dict[str, float]] = deque(maxlen=_HISTORY)  # requests/s by variant, one entry per scrape
         self._looked = self._seen = 0.0
 
     def look(self, now: float) -> None:
-        """Scrape; without a page the last one stays, with `error` saying why."""
+        """Scrape once. On failure the last scrape is kept and `error` says why."""
         self._looked = now
         try:
             self._window.add(now, self._scrape())
@@ -129,8 +129,8 @@ class Watch:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         known = self._window.interval()
         if self.error is not None:
-            gone = f"gone for {self._looked - self._seen:.0f} s, " if known.values else ""
-            yield _line(f"{gone}trying again: {self.error}", "bold red")
+            outage = f"gone for {self._looked - self._seen:.0f} s, " if known.values else ""
+            yield _line(f"{outage}trying again: {self.error}", "bold red")
         if not known.values:
             return
         width = options.max_width
@@ -152,15 +152,15 @@ def _headline(known: Interval, url: str) -> str:
 
 
 class _Column(NamedTuple):
-    """One of a table; the lower its rank, the sooner it is shown where not all fit."""
+    """A table column. Columns of lower rank are kept when not all fit."""
 
     rank: int
     heading: str
-    text: bool = False  # else a number, to the right
+    text: bool = False  # otherwise a right-aligned number
 
 
 def _table(columns: tuple[_Column, ...], rows: list[list[str | Text]], width: int) -> Table:
-    """The columns that fit into `width`; the first always, the last cut where it is text."""
+    """A table of the columns that fit into `width`: always the first; a last column of text is truncated."""
     gap = 2 if width > 100 else 1
     cells = [[*column.heading.split("\n"), *(row[i] for row in rows)] for i, column in enumerate(columns)]
     widths = [max(cell.cell_len if isinstance(cell, Text) else cell_len(cell) for cell in own) for own in cells]
@@ -194,29 +194,32 @@ _VARIANT = (
 def _variants(known: Interval, rates: deque[dict[str, float]], width: int) -> Table | None:
     names = known.label_values("variant", "gearbox_variant_up", "gearbox_requests_in_flight")
     quality = {name: known.value("gearbox_variant_quality_ratio", variant=name) for name in names}
-    highest = max((rate for each in rates for rate in each.values()), default=0.0)
-    everything = known.count("gearbox_requests_total")
+    highest = max((rate for scrape_rates in rates for rate in scrape_rates.values()), default=0.0)
+    total = known.count("gearbox_requests_total")
     rows: list[list[str | Text]] = []
     for name in sorted(names, key=lambda name: (-(quality[name] or 0), name)):
-        of = {"variant": name}
-        replicas, most = (
-            known.value("gearbox_variant_replicas", **of),
-            known.value("gearbox_variant_replicas_max", **of),
+        labels = {"variant": name}
+        replicas, max_replicas = (
+            known.value("gearbox_variant_replicas", **labels),
+            known.value("gearbox_variant_replicas_max", **labels),
         )
-        running, waiting = known.value("gearbox_requests_running", **of), known.value("gearbox_requests_waiting", **of)
-        share = known.count("gearbox_requests_total", **of) / everything if everything else None
-        spent = known.rate("gearbox_cost_usd_total", **of)
+        running, waiting = (
+            known.value("gearbox_requests_running", **labels),
+            known.value("gearbox_requests_waiting", **labels),
+        )
+        share = known.count("gearbox_requests_total", **labels) / total if total else None
+        spent = known.rate("gearbox_cost_usd_total", **labels)
         rows.append([
-            name, _state(known.value("gearbox_variant_up", **of), replicas),
-            _pair(replicas, most), _number(known.value("gearbox_requests_in_flight", **of), 0), _pair(running, waiting),
-            _percent(known.value("gearbox_variant_kv_cache_usage_ratio", **of)),
-            _number(known.rate("gearbox_requests_total", **of)), _percent(share),
-            _number(known.rate("gearbox_tokens_total", **of, kind="output"), 0),
-            _ms(known.quantile(0.5, "gearbox_ttft_seconds", **of)),
-            _ms(known.quantile(0.95, "gearbox_ttft_seconds", **of)),
-            _ms(known.quantile(0.5, "gearbox_tpot_seconds", **of)),
-            _number(known.quantile(0.95, "gearbox_e2e_seconds", **of), 2), _number(quality[name], 3),
-            _usd_per_hour(spent), _sparkline([each.get(name, 0.0) for each in rates], highest),
+            name, _state(known.value("gearbox_variant_up", **labels), replicas),
+            _pair(replicas, max_replicas), _number(known.value("gearbox_requests_in_flight", **labels), 0), _pair(running, waiting),
+            _percent(known.value("gearbox_variant_kv_cache_usage_ratio", **labels)),
+            _number(known.rate("gearbox_requests_total", **labels)), _percent(share),
+            _number(known.rate("gearbox_tokens_total", **labels, kind="output"), 0),
+            _ms(known.quantile(0.5, "gearbox_ttft_seconds", **labels)),
+            _ms(known.quantile(0.95, "gearbox_ttft_seconds", **labels)),
+            _ms(known.quantile(0.5, "gearbox_tpot_seconds", **labels)),
+            _number(known.quantile(0.95, "gearbox_e2e_seconds", **labels), 2), _number(quality[name], 3),
+            _usd_per_hour(spent), _sparkline([scrape_rates.get(name, 0.0) for scrape_rates in rates], highest),
         ])  # fmt: skip
     return _table(_VARIANT, rows, width) if rows else None
 
@@ -238,20 +241,20 @@ _PROFILE = (
 def _profiles(known: Interval, width: int) -> Table | None:
     rows: list[list[str | Text]] = []
     for name in sorted(known.label_values("profile", "gearbox_budget_requests_total")):
-        kept = known.count("gearbox_budget_requests_total", profile=name, met="yes")
-        every = known.count("gearbox_budget_requests_total", profile=name)
+        met = known.count("gearbox_budget_requests_total", profile=name, met="yes")
+        total = known.count("gearbox_budget_requests_total", profile=name)
         kinds = known.label_values("kind", "gearbox_budget_violations_total")
-        broken = {kind: known.count("gearbox_budget_violations_total", profile=name, kind=kind) for kind in kinds}
+        violations = {kind: known.count("gearbox_budget_violations_total", profile=name, kind=kind) for kind in kinds}
         rows.append([
             name, _number(known.rate("gearbox_budget_requests_total", profile=name)),
-            _percent(kept / every if every else None),
-            _number(known.mean("gearbox_answer_quality_ratio", profile=name), 3), Text(_tally(broken), "yellow"),
+            _percent(met / total if total else None),
+            _number(known.mean("gearbox_answer_quality_ratio", profile=name), 3), Text(_tally(violations), "yellow"),
         ])  # fmt: skip
     return _table(_PROFILE, rows, width) if rows else None
 
 
 def _parts(known: Interval) -> Table:
-    """The router's line, and retrieval's where anything was grounded; wraps between words."""
+    """Router line, and retrieval line if requests were grounded; wraps between words."""
     covered = known.count("gearbox_prediction_coverage_total", covered="yes")
     bounds = known.count("gearbox_prediction_coverage_total")
     decision_s = known.quantile(0.95, "gearbox_decision_seconds")
@@ -279,10 +282,10 @@ _TENANT = (
 
 
 def _tenants(known: Interval, width: int) -> Table | None:
-    """Those who spent the most; None where nobody asked."""
+    """The tenants with the highest cost; None without requests."""
     spent = known.count_by("tenant", "gearbox_cost_usd_total")
-    asked = known.count_by("tenant", "gearbox_tenant_requests_total")
-    busiest = sorted((name for name in asked if asked[name]), key=lambda name: (-spent.get(name, 0.0), name))
+    requests = known.count_by("tenant", "gearbox_tenant_requests_total")
+    busiest = sorted((name for name in requests if requests[name]), key=lambda name: (-spent.get(name, 0.0), name))
     rows: list[list[str | Text]] = []
     for name in busiest[:_TENANTS]:
         used = [
@@ -303,17 +306,17 @@ def _line(text: str, style: str) -> Text:
 
 
 def _tally(counts: dict[str, float]) -> str:
-    """What happened and how often, the most frequent first."""
-    happened = sorted(((name, count) for name, count in counts.items() if count), key=lambda each: (-each[1], each[0]))
-    return ", ".join(f"{name} {count:.0f}" for name, count in happened)
+    """Names with their counts, highest count first."""
+    nonzero = sorted(((name, count) for name, count in counts.items() if count), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count:.0f}" for name, count in nonzero)
 
 
 def _number(value: float | None, digits: int = 1) -> str:
     return _NONE if value is None else f"{value:.{digits}f}"
 
 
-def _pair(one: float | None, other: float | None) -> str:
-    return _NONE if one is None and other is None else f"{_number(one, 0)}/{_number(other, 0)}"
+def _pair(first: float | None, second: float | None) -> str:
+    return _NONE if first is None and second is None else f"{_number(first, 0)}/{_number(second, 0)}"
 
 
 def _percent(share: float | None) -> str:
@@ -329,6 +332,6 @@ def _usd_per_hour(per_second: float | None) -> str:
 
 
 def _sparkline(rates: list[float], highest: float) -> str:
-    """One character a look; all variants share a scale, so that they compare."""
+    """One character per scrape; all variants share a scale, so that they can be compared."""
     steps = "▁▂▃▄▅▆▇█"
     return "".join(steps[round(rate / highest * (len(steps) - 1))] if highest else steps[0] for rate in rates)

@@ -1,1 +1,1 @@
-"""Configuration: the platform's YAML file with its overrides from the environment, addresses, HTTP tools' settings."""
+"""Configuration: the platform's YAML file, overrides from environment variables, addresses, HTTP tool settings."""

@@ -1,4 +1,4 @@
-"""Addresses to listen on and URLs to reach them: host names, IPv4, and IPv6 with its brackets."""
+"""Listen addresses and URLs: host names, IPv4, and IPv6 with brackets."""
 
 import re
 import socket
@@ -7,12 +7,12 @@ from ipaddress import ip_address
 from typing import Any
 
 ANY_HOST = "*"  # in `server.allowed_hosts` and `server.allowed_origins`
-_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # all of a machine's addresses, and the one to reach them from itself
+_EVERY = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # wildcard addresses, and the loopback address that reaches them
 _NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*")
 
 
 def listen_host(value: str) -> str:
-    """A host that can be listened on, an IP address in its shortest form. Raises `ValueError`."""
+    """Validate a listen host; IP addresses are returned in their shortest form. Raises `ValueError`."""
     try:
         address = ip_address(value[1:-1] if value.startswith("[") and value.endswith("]") else value)
     except ValueError as error:
@@ -35,21 +35,21 @@ def authority(host: str, port: int) -> str:
 
 
 def local_url(host: str, port: int) -> str:
-    """Where what listens on `host` is reached from its own machine."""
+    """The URL of a listener on `host`, from its own machine."""
     return f"http://{authority(_EVERY.get(host, host), port)}"
 
 
 def socket_address(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
-    """Family and address of a socket that listens on `host`; of a name, its IPv4 address if it has one. Raises `OSError`."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+    """Socket family and address to listen on `host`; names prefer their IPv4 address. Raises `OSError`."""
+    candidates = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(candidates, key=lambda info: info[0] != socket.AF_INET)
     return family, address
 
 
 def host_allowed(host: str, allowed: Collection[str]) -> bool:
-    """Whether a `Host` header, in lower case, names a platform that also answers to the names in `allowed`.
+    """Whether a `Host` header, in lower case, is an IP address, a loopback name or one of the names in `allowed`.
 
-    An address always does: DNS rebinding takes a name. Probes of Kubernetes and load balancers come with one.
+    Addresses are always allowed: DNS rebinding needs a name, and probes of Kubernetes and load balancers use addresses.
     """
     name = _name_of(host)
     if (
@@ -64,12 +64,12 @@ def host_allowed(host: str, allowed: Collection[str]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a listener on `host`."""
+    """Whether a listener on `host` is reachable only from this machine."""
     return host == "localhost" or (_is_address(host) and ip_address(host).is_loopback)
 
 
 def _name_of(host: str) -> str:
-    """The header's name or address without port, brackets, and the dot of a fully qualified name."""
+    """The name or address in a `Host` header, without port, brackets and the trailing dot."""
     if host.startswith("["):
         address, bracket, port = host[1:].partition("]")
         return address if bracket and (not port or port.startswith(":")) else host

@@ -1,4 +1,4 @@
-"""Arguments that the configuration hands on without knowing them, such as vLLM's: whatever JSON can say, and nothing else."""
+"""Engine arguments that the configuration passes through, such as vLLM's: any JSON value."""
 
 import math
 from typing import Annotated
@@ -10,7 +10,7 @@ from serve.config.yaml_file import Word
 
 
 def _plain(value: object, *path: str | int) -> object:
-    """`value` of JSON's types alone. Errors name the `path` to what is wrong below the arguments."""
+    """Check that `value` has only JSON types. Errors name the `path` of the invalid value."""
     if isinstance(value, Word):
         raise _misfit(
             f"'{value}' is true or false in YAML 1.1 and text in 1.2: write true or false, or '{value}'", path

@@ -1,4 +1,4 @@
-"""Overrides of the configuration from the environment: `GEARBOX_`, then the keys with `__` between them."""
+"""Configuration overrides from environment variables: `GEARBOX_`, then the keys joined by `__`."""
 
 import json
 import os
@@ -11,14 +11,14 @@ from pydantic_settings import EnvSettingsSource
 from serve.config.yaml_file import parse_yaml
 
 PREFIX, BETWEEN = "GEARBOX_", "__"
-_FREE = ("engine", "frontend", "env")  # sections whose keys are others': vLLM's arguments, an environment
+_FREE = ("engine", "frontend", "env")  # sections with free keys: engine arguments, environment variables
 
 
 class Environment(EnvSettingsSource):
-    """pydantic-settings' source, for sections of free keys too: names of variables keep their case, arguments get types."""
+    """Settings source that supports sections with free keys: variable names keep their case, values are parsed as YAML."""
 
     def explode_env_vars(self, field_name: str, field: FieldInfo, env_vars: Mapping[str, str | None]) -> dict[str, Any]:
-        """The section that `GEARBOX_SECTION__KEY` variables make up; called by pydantic-settings. Raises `YamlError`."""
+        """Build a section from its `GEARBOX_SECTION__KEY` variables; called by pydantic-settings. Raises `YamlError`."""
         if field_name not in _FREE:
             return super().explode_env_vars(field_name, field, env_vars)
         section: dict[str, Any] = {}
@@ -38,7 +38,7 @@ class Environment(EnvSettingsSource):
         return section
 
     def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:
-        """The JSON of a whole section or list; called by pydantic-settings. What is wrong with it names the variable."""
+        """Parse the JSON of a whole section or list; called by pydantic-settings. Errors name the variable."""
         try:
             return super().decode_complex_value(field_name, field, value)
         except ValueError as error:
@@ -47,7 +47,7 @@ class Environment(EnvSettingsSource):
 
 
 def variable_of(path: Sequence[str | int], below: bool = False) -> str | None:
-    """The variable that sets what stands at `path` in the configuration, or, with `below`, a part of it."""
+    """The variable that sets the value at `path` in the configuration, or, with `below`, a part of that value."""
     names = {name.upper(): name for name in os.environ if name.upper().startswith(PREFIX)}
     for end in range(len(path), 0, -1):
         variable = names.get((PREFIX + BETWEEN.join(map(str, path[:end]))).upper())
@@ -58,7 +58,7 @@ def variable_of(path: Sequence[str | int], below: bool = False) -> str | None:
 
 
 def unknown_variable(sections: Collection[str]) -> str | None:
-    """A variable that overrides a section which is none of `sections`: one with a typing error, most likely."""
+    """A variable for a section that is not in `sections`, most likely a typing error; None if there is none."""
     for name in os.environ:
         section, between, _ = name.upper().removeprefix(PREFIX).partition(BETWEEN)
         if name.upper().startswith(PREFIX) and between and section.lower() not in sections:
@@ -67,7 +67,7 @@ def unknown_variable(sections: Collection[str]) -> str | None:
 
 
 def _holds(text: str, path: Sequence[str | int]) -> bool:
-    """Whether the JSON `text` has something at `path`."""
+    """Whether the JSON `text` has a value at `path`."""
     if not path:
         return True
     try:

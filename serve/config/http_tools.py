@@ -1,4 +1,4 @@
-"""Operators' own HTTP tools: what the configuration says about them. `serve/tools/http_tools.py` builds them."""
+"""Settings of operators' HTTP tools, which `serve/tools/http_tools.py` builds."""
 
 import re
 from typing import Annotated

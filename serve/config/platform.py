@@ -1,4 +1,4 @@
-"""The platform's configuration: one YAML file, checked whole before anything starts.
+"""The platform's configuration: one YAML file, validated completely before anything starts.
 
 Any value can be overridden from the environment with `GEARBOX_` and `__` between levels,
 e.g. `GEARBOX_SERVER__PORT=9000`.
@@ -46,7 +46,7 @@ class ConfigError(Exception):
 
 
 def _misfit(message: str, *path: str | int) -> PydanticCustomError:
-    """An error about what stands at `path` below the section that was looked at."""
+    """A validation error about the value at `path` below the validated section."""
     return PydanticCustomError("misfit", "{message}", {"message": message, "path": path})
 
 
@@ -73,7 +73,7 @@ class ModelConfig(_Section):
 
 _METRICS_PORT = 9464
 _DERIVED = ("HAProxy's metrics", "HAProxy's statistics", "Serve's own proxy", "Ray's metrics")  # after `metrics_port`
-REPLICA_PORTS = range(30000, 31001)  # HTTP ports of Ray Serve's replicas, see deployments.ray_internals
+REPLICA_PORTS = range(30000, 31001)  # HTTP ports of Ray Serve replicas, see deployments.ray_internals
 
 
 def _range(ports: range) -> str:
@@ -123,22 +123,22 @@ class ServerConfig(_Section):
 
     @property
     def url(self) -> str:
-        """The public listener, as it is reached from its own machine."""
+        """URL of the public listener, from its own machine."""
         return local_url(self.host, self.port)
 
     @property
     def metrics_url(self) -> str:
-        """The metrics port, as it is reached from its own machine."""
+        """URL of the metrics port, from its own machine."""
         return local_url(self.host, self.metrics_port)
 
     @property
     def derived_ports(self) -> dict[str, int]:
-        """The ports that are not configured but follow `metrics_port`, by who listens on them."""
+        """The ports derived from `metrics_port`, by their listener."""
         return {name: self.metrics_port + after for after, name in enumerate(_DERIVED, 1)}
 
     @model_validator(mode="after")
     def _ports_differ(self) -> "ServerConfig":
-        key = "port" if self.metrics_port == _METRICS_PORT else "metrics_port"  # the one that was chosen, most likely
+        key = "port" if self.metrics_port == _METRICS_PORT else "metrics_port"  # most likely the port that was set
         if self.port == self.metrics_port:
             raise _misfit(f"port and metrics_port are both {self.port}", key)
         taken = f"metrics_port ({self.metrics_port}) and the {len(_DERIVED)} after it"
@@ -377,20 +377,20 @@ class RetrievalConfig(_Section):
 
     @property
     def max_upload_bytes(self) -> int:
-        """Of a request with a document: base64 and JSON's escapes make it longer than the document."""
+        """Maximum size of a request with a document: base64 and JSON escapes make it longer than the document."""
         return 2 * self.max_document_bytes + (1 << 16)
 
     @property
     def embedding_models(self) -> tuple[str, ...]:
-        """The names of the embedder that clients may use: its own without place, version and revision, then the aliases."""
-        own = self.embedder
-        if own.startswith("pypi:"):
-            own = own.removeprefix("pypi:").partition("==")[0]
-        elif own.startswith((".", "/", "~")):
-            own = Path(own).name
+        """Model names of the embedder: its name without location, version and revision, then the aliases."""
+        name = self.embedder
+        if name.startswith("pypi:"):
+            name = name.removeprefix("pypi:").partition("==")[0]
+        elif name.startswith((".", "/", "~")):
+            name = Path(name).name
         else:
-            own = own.removeprefix("hf:").partition("@")[0]
-        return tuple(dict.fromkeys((own, *self.embedding_aliases)))
+            name = name.removeprefix("hf:").partition("@")[0]
+        return tuple(dict.fromkeys((name, *self.embedding_aliases)))
 
 
 class ObservabilityConfig(_Section):
@@ -422,7 +422,7 @@ def _profile_name(value: str) -> str:
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ProfileName = Annotated[str, AfterValidator(_profile_name)]
 
-ROUTING = {"router", "profiles"}  # sections that a running platform takes anew
+ROUTING = {"router", "profiles"}  # sections that a running platform reloads
 
 
 class PlatformConfig(BaseSettings):
@@ -459,7 +459,7 @@ class PlatformConfig(BaseSettings):
         env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
-        """Environment over file; called by pydantic-settings."""
+        """Let environment variables override the file; called by pydantic-settings."""
         return Environment(settings_cls), init_settings
 
     @model_validator(mode="before")
@@ -490,35 +490,35 @@ class PlatformConfig(BaseSettings):
         return f"unknown budget profile '{profile}'; there are {sorted(self.profiles)}"
 
     def engine_args(self, variant: VariantConfig) -> dict[str, object]:
-        """vLLM engine arguments of `variant`: the common ones with its own on top."""
+        """vLLM engine arguments of `variant`: the common arguments, overridden by those of the variant."""
         return {**self.engine, **variant.engine}
 
     def with_file_keys(self) -> "PlatformConfig":
-        """The same configuration with the keys that `access.keys_file` holds now. Raises `ConfigError`."""
+        """A copy with the current keys of `access.keys_file` added. Raises `ConfigError`."""
         file = self.access.keys_file
         if file is None:
             return self
         try:
-            held = read_yaml(file)
+            keys_yaml = read_yaml(file)
         except YamlError as error:
             raise ConfigError(f"access.keys_file: {error}") from error
-        if not isinstance(held.data, list | None):
-            raise ConfigError(f"access.keys_file: {held.place()}: expected a list of keys")
+        if not isinstance(keys_yaml.data, list | None):
+            raise ConfigError(f"access.keys_file: {keys_yaml.place()}: expected a list of keys")
         try:
-            more = TypeAdapter(tuple[KeyConfig, ...]).validate_python(held.data or [])
+            file_keys = TypeAdapter(tuple[KeyConfig, ...]).validate_python(keys_yaml.data or [])
         except ValidationError as error:
-            raise ConfigError(f"access.keys_file: {held.problem(error)}") from error
-        access = self.access.model_copy(update={"keys": (*self.access.keys, *more)})
-        for index, key in enumerate(more):
+            raise ConfigError(f"access.keys_file: {keys_yaml.problem(error)}") from error
+        access = self.access.model_copy(update={"keys": (*self.access.keys, *file_keys)})
+        for index, key in enumerate(file_keys):
             if key.budget not in self.profiles:
-                place = held.place((index, "budget"))
+                place = keys_yaml.place((index, "budget"))
                 raise ConfigError(f"access.keys_file: {place}: {index}.budget: {self._unknown_profile(key.budget)}")
         if not access.keys and not access.allow_anonymous:
             raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
         return self.model_copy(update={"access": access})
 
     def only(self, names: list[str]) -> "PlatformConfig":
-        """The same configuration with only the named variants. Raises `ConfigError` for unknown names."""
+        """A copy with only the named variants. Raises `ConfigError` for unknown names."""
         known = {variant.name: variant for variant in self.variants}
         for name in names:
             if name not in known:
@@ -527,17 +527,17 @@ class PlatformConfig(BaseSettings):
 
 
 def _profiles_used(access: AccessConfig) -> Iterator[tuple[str, tuple[str | int, ...]]]:
-    """Every profile that `access` names, and the path to it."""
+    """Every budget profile that `access` refers to, and its path."""
     yield access.anonymous_profile, ("anonymous_profile",)
     for index, key in enumerate(access.keys):
         yield key.budget, ("keys", index, "budget")
 
 
 def load_config(path: Path) -> PlatformConfig:
-    """Read and check a configuration file. The keys in `access.keys_file` are checked, not added: that file may change.
+    """Load and validate a configuration file. The keys in `access.keys_file` are validated, not added: the file may change.
 
     Raises:
-        ConfigError: unreadable file, bad YAML, unknown key, wrong value; one line with the place.
+        ConfigError: unreadable file, invalid YAML, unknown key, invalid value; one line with the location.
     """
     try:
         file = read_yaml(path)
@@ -546,7 +546,9 @@ def load_config(path: Path) -> PlatformConfig:
     data = file.data
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"{file.place()}: expected a mapping of names at the top")
-    for key in data.keys() - PlatformConfig.model_fields.keys():  # pydantic-settings takes some as its own arguments
+    for key in (
+        data.keys() - PlatformConfig.model_fields.keys()
+    ):  # pydantic-settings would treat some as its own arguments
         raise ConfigError(f"{file.place((key,))}: {key}: Extra inputs are not permitted")
     if (variable := unknown_variable(PlatformConfig.model_fields)) is not None:
         raise ConfigError(f"{variable}: the configuration has no such section")
@@ -566,7 +568,7 @@ def load_config(path: Path) -> PlatformConfig:
 
 
 def _origin(file: YamlFile, path: tuple[str | int, ...], below: bool = False) -> str:
-    """Where a value of the configuration is from: an environment variable, or a line of the file."""
+    """Source of a configuration value: an environment variable, or a line of the file."""
     return variable_of(path, below) or file.place(path)
 
 

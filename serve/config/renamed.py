@@ -1,10 +1,10 @@
-"""Public names that were renamed. Each is an error that names its replacement; docs/upgrading.md lists them too."""
+"""Renamed configuration keys and commands. Using one is an error that names its replacement; see docs/upgrading.md."""
 
 from collections.abc import Iterator, Mapping
 
 Path = tuple[str | int, ...]
 
-#: Configuration keys, by their place; `[]` is each entry of a list.
+#: Configuration keys by path; `[]` is each entry of a list.
 RENAMED: Mapping[str, str] = {
     "server.request_timeout_s": "server.stream_idle_timeout_s",
     "server.drain_s": "server.drain_timeout_s",
@@ -30,7 +30,7 @@ RENAMED_COMMANDS: Mapping[str, str] = {"forget": "documents delete"}
 
 
 def find_renamed(config: object) -> Iterator[tuple[Path, str]]:
-    """The path of each renamed key in `config`, which was not validated yet, and the key that replaces it."""
+    """The path of each renamed key in an unvalidated configuration, and the key that replaces it."""
     for old, new in RENAMED.items():
         *sections, key = old.split(".")
         for path, section in _sections(config, sections):

@@ -1,8 +1,8 @@
-"""YAML that users write, read by one loader: what readers of YAML disagree on is refused, and every error names its line.
+"""Load users' YAML files: syntax that YAML 1.1 and 1.2 read differently is rejected, and errors name file and line.
 
-YAML 1.1 and 1.2 take some plain words for different things. Here `true` and `false` are the booleans, as in 1.2; `yes`,
-`no`, `on` and `off` are what the place wants, text or a boolean (`Word`); dates are text; numbers that the two read
-differently (`010`, `1:30`) are errors, like keys that are there twice and numbers that are not finite.
+`true` and `false` are booleans, as in YAML 1.2; `yes`, `no`, `on` and `off` are text or a boolean, as the field's type
+requires (`Word`); dates are text; numbers that 1.1 and 1.2 read differently (`010`, `1:30`) are errors, as are duplicate keys
+and numbers that are not finite.
 """
 
 import codecs
@@ -18,15 +18,15 @@ from pydantic import ValidationError
 
 from serve.card import first_problem, problem_path
 
-_REPEATED = 10_000  # values that aliases may repeat: a few lines of them can stand for billions
+_REPEATED = 10_000  # limit of values repeated by aliases: a few lines can expand to billions
 _STANDARD = "tag:yaml.org,2002:"
 _STR, _FLOAT = f"{_STANDARD}str", f"{_STANDARD}float"
-_WORD, _AMBIGUOUS = "tag:gearbox:word", "tag:gearbox:number"  # of plain scalars, see above
+_WORD, _AMBIGUOUS = "tag:gearbox:word", "tag:gearbox:number"  # tags of plain scalars, see above
 _BOM16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class YamlError(ValueError):
-    """YAML that can't be used. The message is one line, `FILE:LINE:COLUMN: why`."""
+    """Invalid YAML. The message is one line, `FILE:LINE:COLUMN: reason`."""
 
 
 class Word(str):
@@ -36,10 +36,10 @@ class Word(str):
 
 
 class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - none of YAML 1.1's
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - without those of YAML 1.1
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """The value of `node`; one that does not suit an explicit tag (`!!int x`) is an error with its place."""
+        """Construct the value of `node`; a value that does not match its explicit tag (`!!int x`) is an error with its location."""
         try:
             return super().construct_object(node, deep)
         except YamlError:
@@ -74,27 +74,27 @@ _Loader.add_constructor(_WORD, lambda loader, node: Word(node.value))
 
 @dataclass(frozen=True, slots=True)
 class YamlFile:
-    """A document, and where in its file each value stands."""
+    """A YAML document, and the location of each value in its file."""
 
     name: str
     data: Any
     _root: yaml.Node | None
 
     def place(self, path: Sequence[str | int] = ()) -> str:
-        """`FILE:LINE:COLUMN` of the key or item at `path`, or of the last part of it that is there."""
+        """`FILE:LINE:COLUMN` of the key or item at `path`, or of its nearest existing parent."""
         node, mark = self._root, self._root.start_mark if self._root else None
         for part in path:
             if isinstance(node, yaml.MappingNode):
-                found = [(key, value) for key, value in node.value if key.value == str(part)]
-                if found:  # else what pydantic calls one kind of several, which is not in the file
-                    mark, node = found[-1][0].start_mark, found[-1][1]  # the last: what was merged stands first
+                matches = [(key, value) for key, value in node.value if key.value == str(part)]
+                if matches:  # otherwise pydantic's name of a union member, which is not in the file
+                    mark, node = matches[-1][0].start_mark, matches[-1][1]  # the last: merged keys come first
             elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
                 node = node.value[part]
                 mark = node.start_mark
         return _place(self.name, mark)
 
     def problem(self, error: ValidationError) -> str:
-        """The first thing that a model finds wrong with the data: `FILE:LINE:COLUMN: key: why`."""
+        """The first problem of a validation error: `FILE:LINE:COLUMN: key: reason`."""
         detail = error.errors(include_url=False)[0]
         hint = ""
         if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
@@ -118,14 +118,15 @@ def read_yaml(file: Path, lenient: bool = False) -> YamlFile:
 
 
 def parse_yaml(text: str, name: str, lenient: bool = False) -> YamlFile:
-    """Read a document that is called `name` in errors; one that is empty is None.
+    """Parse a document; an empty document is None.
 
     Args:
-        lenient: of others, by YAML 1.2: what is ambiguous is text.
+        name: of the document, for errors.
+        lenient: read ambiguous values as text, for files of other projects, which follow YAML 1.2.
 
     Raises:
-        YamlError: no YAML, several documents, keys that are there twice, numbers that are ambiguous or not finite, aliases
-            that repeat too much or stand for themselves.
+        YamlError: invalid YAML, several documents, duplicate keys, numbers that are ambiguous or not finite, aliases that
+            expand too far or are recursive.
     """
     try:
         loader = _Loader(text)
@@ -157,14 +158,14 @@ def _place(name: str, mark: Any) -> str:
 
 
 class _Check:
-    """Refuses what is YAML but no good, before anything is made of it."""
+    """Rejects valid YAML with duplicate keys, ambiguous numbers or excessive aliases, before values are constructed."""
 
     def __init__(self, name: str, lenient: bool) -> None:
         self._name, self._lenient = name, lenient
-        self._sizes: dict[int, int] = {}  # by node, how many values it stands for; 0: it is not known yet
+        self._sizes: dict[int, int] = {}  # expanded number of values by node; 0: not yet counted
 
     def walk(self, node: yaml.Node, path: tuple[str, ...] = ()) -> int:
-        """How many values `node` stands for, aliases followed."""
+        """The number of values in `node`, with aliases expanded."""
         if (known := self._sizes.get(id(node))) is not None:
             if known == 0:
                 raise self._error(node, path, "it contains itself by an alias")
@@ -212,5 +213,5 @@ class _Check:
 def _is_finite(text: str) -> bool:
     try:
         return math.isfinite(float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan")))
-    except ValueError:  # not by its look but by its tag, which is found out when it is read
+    except ValueError:  # only its tag makes it a number; constructing the value reports the error
         return True

@@ -1,4 +1,4 @@
-"""The gateway as an ASGI application: which path does what. Generation itself is in `generation`."""
+"""The gateway's ASGI application: routing table, model list, health and readiness. Generation is in `generation`."""
 
 import asyncio
 import uuid
@@ -42,15 +42,15 @@ from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 from serve.telemetry.tracing import Tracer
 
-_BODIES = 64  # of the largest size, that a gateway reads at once; of smaller ones as many more
-_STARTING_S = 900  # after that, what does not start is taken for broken
+_BODIES = 64  # request bodies of the maximum size that fit into the body memory of one gateway
+_STARTING_S = 900  # a variant that has not started by then does not delay readiness any longer
 
 Handler = Callable[[Headers, Receive, Send, Scope], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Gateway:
-    """One gateway: authenticates, routes and answers for every variant of one model."""
+    """ASGI application of one gateway: authenticate and route requests for every variant of one model."""
 
     def __init__(
         self,
@@ -70,9 +70,13 @@ class Gateway:
         _begin(metrics, config)
         self._description = _description(config)
         self._engines = Engines(replicas, engine_token, config.server.stream_idle_timeout_s, metrics)
-        told = config.observability
-        tracer = Tracer(told.otlp_endpoint, told.trace_sample_ratio, uuid.uuid4().hex) if told.otlp_endpoint else None
-        self.telemetry = RequestTelemetry(told, self._gatekeeper.tenants, metrics, tracer)
+        observability = config.observability
+        tracer = (
+            Tracer(observability.otlp_endpoint, observability.trace_sample_ratio, uuid.uuid4().hex)
+            if observability.otlp_endpoint
+            else None
+        )
+        self.telemetry = RequestTelemetry(observability, self._gatekeeper.tenants, metrics, tracer)
         self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
@@ -101,7 +105,7 @@ class Gateway:
         self._entry = _with_cors(self._serve, config.server.allowed_origins)
 
     def reconfigure(self, config: PlatformConfig) -> None:
-        """Route and admit by `config` from the next request on; what was learnt and what is under way stays."""
+        """Use `config` from the next request on. Estimates are kept, and requests in flight are not affected."""
         self._config = config
         _begin(self._metrics, config)
         self._description = _description(config)
@@ -110,11 +114,11 @@ class Gateway:
         self._generation.reconfigure(config, _router(config))
 
     async def export_quotas(self) -> None:
-        """Export how much of the rate limits is used; called periodically."""
+        """Export rate-limit utilization; called periodically."""
         try:
             quotas = await self._gatekeeper.used(self.telemetry.tenants)
         except StoreUnavailable:
-            return  # logged and counted where it failed
+            return  # already logged and counted by `Limits`
         self.telemetry.export_quotas(quotas)
 
     async def _close(self) -> None:
@@ -129,7 +133,7 @@ class Gateway:
             await self._entry(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = perf_counter()
+        started = perf_counter()
         path, method = scope["path"], scope["method"]
         request_id = ""
         try:
@@ -139,7 +143,7 @@ class Gateway:
                 caller = self._gatekeeper.authenticate(headers)
                 authenticated = perf_counter()
                 raw = await self._read(headers, receive)
-                arrival = Arrival(began, authenticated, perf_counter())
+                arrival = Arrival(started, authenticated, perf_counter())
                 call = parse_call(raw, endpoint, caller.tenant)
                 await self._generation.answer(call, caller, headers, request_id, arrival, send)
             else:
@@ -155,7 +159,7 @@ class Gateway:
     def _find(self, path: str, method: str) -> Handler:
         handlers = self._routes.get("/v1/models/" if path.startswith("/v1/models/") else path)
         if path in PATHS:
-            handlers = {}  # POST has been answered
+            handlers = {}  # generation paths; `_serve` handles their POST
         if handlers is None:
             raise RequestError(404, f"there is no '{path[:200]}' here", code="not_found")
         methods = [*(handlers or ["POST"]), *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
@@ -166,7 +170,7 @@ class Gateway:
         return handler
 
     async def _route(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        """Dry run: the decision for a chat or completions body, nothing generated, nothing counted."""
+        """Dry run: respond with the routing decision for a chat or completions body; nothing is generated or charged."""
         caller = self._gatekeeper.authenticate(headers)
         raw = await self._read(headers, receive)
         endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
@@ -180,8 +184,8 @@ class Gateway:
         if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):
             planned = {"top_k": 0, "more_chars": 0}
         decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
-        told = {"retrieval": planned} if planned else {}
-        await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **told})
+        retrieval = {"retrieval": planned} if planned else {}
+        await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **retrieval})
 
     async def _models(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         self._gatekeeper.authenticate(headers)
@@ -189,14 +193,14 @@ class Gateway:
 
     async def _model(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         self._gatekeeper.authenticate(headers)
-        wanted = scope["path"].removeprefix("/v1/models/")
+        name = scope["path"].removeprefix("/v1/models/")
         for model in self._model_list():
-            if model["id"] == wanted:
+            if model["id"] == name:
                 return await reply_json(send, model)
-        raise RequestError(404, f"model '{wanted[:200]}' does not exist", param="model", code="model_not_found")
+        raise RequestError(404, f"model '{name[:200]}' does not exist", param="model", code="model_not_found")
 
     def _model_list(self) -> list[dict[str, object]]:
-        """The logical model, then every name a client may use in `model` besides it."""
+        """The logical model, then every other value that `model` accepts."""
         name = self._config.model.name
         newest = max((variant.card.created.timestamp() for variant in self._variants.values()), default=0)
         common = {"object": "model", "created": int(newest), "owned_by": "gearbox"}
@@ -250,16 +254,16 @@ class Gateway:
     async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         caller = await self._admitted(headers)
         body = read_json(await self._read(headers, receive))
-        made = await self._documents.embed(body)
-        await reply_json(send, made)
-        await self._gatekeeper.charge(caller, made["usage"]["total_tokens"])
+        response = await self._documents.embed(body)
+        await reply_json(send, response)
+        await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         with self._bodies.body() as held:
             return await read_body(receive, headers, self._config.server.max_body_bytes, held)
 
     async def _admitted(self, headers: Headers) -> Caller:
-        """Whoever calls, counted against their limit of requests."""
+        """Authenticate the caller and count one request against their rate limit."""
         caller = self._gatekeeper.authenticate(headers)
         await self._gatekeeper.admit(caller)
         return caller
@@ -277,9 +281,9 @@ class Gateway:
         await reply_json(send, {"status": "ready", "variants": ready})
 
     async def _readyz_all(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        """Ready to take over from other gateways: no variant that they may have is still starting, but not for ever.
+        """Readiness to take over from an older gateway: no variant is still starting, or `_STARTING_S` have passed.
 
-        Once it has taken over it stays: a variant that is added later, or dies, is no reason to turn clients away.
+        Once ready, variants that are added or fail later do not make the gateway unready.
         """
         starting = [v.name for v in self._variants.values() if not v.live.been_up and not v.scales_to_zero]
         if starting and not self._took_over and monotonic() - self._born < _STARTING_S:
@@ -290,7 +294,7 @@ class Gateway:
 
 
 def _with_cors(app: Application, origins: Collection[str]) -> Application:
-    """`app` for web pages of `origins`, which send an API key as a header: credentials of the browser are never allowed."""
+    """Add CORS for `origins`. Pages send an API key as a header, so browser credentials are never allowed."""
     if not origins:
         return app
     return CORSMiddleware(
@@ -309,7 +313,7 @@ def _description(config: PlatformConfig) -> Page:
 
 
 def _own_url(config: PlatformConfig) -> str:
-    """Where the platform is reached from its own machines."""
+    """The API's base URL as seen from the platform's own machines."""
     return f"{config.server.url}/v1"
 
 
@@ -322,7 +326,7 @@ def _router(config: PlatformConfig) -> Router:
 
 
 def _no_variant(reason: str) -> dict[str, object]:
-    """The dry run of a request that is answered without a variant, with the members of `Decision.public`."""
+    """The dry-run response for a request that needs no variant; it has the fields of `Decision.public`."""
     times = [f"predicted_{time}{bound}_ms" for bound in ("", "_p95") for time in ("ttft", "tpot", "e2e")]
     unknown = dict.fromkeys(["variant", "quality", "chance", *times])
     return {**unknown, "reason": reason, "sequences": 0, "cost_usd": 0.0, "candidates": []}
@@ -345,9 +349,13 @@ def _describe(variant: Variant) -> dict[str, object]:
 
 
 def _request_id(headers: Headers) -> str:
-    """The request's id, for logs and the engine. Serve gives every request one and answers with it."""
-    given = headers.get("x-request-id", "")
-    return given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else uuid.uuid4().hex
+    """The request ID for logs and the engine. Ray Serve assigns one to every request and returns it to the client."""
+    request_id = headers.get("x-request-id", "")
+    return (
+        request_id
+        if 0 < len(request_id) <= 128 and request_id.isascii() and request_id.isprintable()
+        else uuid.uuid4().hex
+    )
 
 
 def _method_not_allowed(path: str, expected: str) -> RequestError:

@@ -1,4 +1,4 @@
-"""Who is calling: bearer API keys, stored hashed, or anonymous callers where that is allowed."""
+"""Authentication: bearer API keys, stored as hashes, or anonymous callers where the configuration allows them."""
 
 import hashlib
 import secrets
@@ -16,18 +16,18 @@ from serve.telemetry.metrics import Metrics
 
 
 def new_key() -> tuple[str, str]:
-    """A fresh API key and the sha256 of it that belongs in the configuration."""
+    """Generate an API key; returns it with its SHA-256, which goes into the configuration."""
     key = f"gbx-{secrets.token_urlsafe(32)}"
     return key, hash_key(key)
 
 
 def hash_key(key: str) -> str:
-    """sha256, hexadecimal. Keys are 256 random bits, so no slow hash is needed."""
+    """SHA-256 of a key, hexadecimal. Keys are 256 random bits, so no slow hash is needed."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class Gatekeeper:
-    """Authenticates callers and keeps their limits. Limits hold across gateways only with a shared `rate_limit_store`."""
+    """Authenticates callers and enforces rate limits, across gateways only with a shared `rate_limit_store`."""
 
     def __init__(
         self, access: AccessConfig, server: ServerConfig | None = None, metrics: Metrics | None = None
@@ -37,7 +37,7 @@ class Gatekeeper:
         self.reconfigure(access)
 
     def reconfigure(self, access: AccessConfig) -> None:
-        """Know these keys from now on. What was counted stays; the store is the one of the start."""
+        """Accept the keys of `access` from now on. Counts are kept, and the store set at start is not replaced."""
         self._limits.reconfigure(access)
         self._callers = {
             key.sha256: Caller(
@@ -53,15 +53,15 @@ class Gatekeeper:
 
     @property
     def tenants(self) -> list[str]:
-        """Every tenant there can be, in the configuration's order."""
+        """All configured tenants, in the configuration's order."""
         anonymous = [self._anonymous.tenant] if self._anonymous else []
         return list(dict.fromkeys([*(caller.tenant for caller in self._callers.values()), *anonymous]))
 
     def authenticate(self, headers: Mapping[str, str]) -> Caller:
-        """The caller behind the `authorization` header. Raises `RequestError` 401.
+        """Return the caller of a request by its `authorization` header. Raises `RequestError` 401.
 
-        Where anonymous access is allowed and no keys are configured, any key is accepted (clients insist on sending one). Whoever has
-        no known key is only as trusted as the page that asks: 403 and 415, see `serve.gateway.cross_origin`.
+        Where anonymous access is allowed and no keys are configured, any key is accepted (many clients always send one).
+        Requests without a known key must pass the cross-origin checks (403, 415), see `serve.gateway.cross_origin`.
         """
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if key and scheme.lower() == "bearer" and (caller := self._callers.get(hash_key(key.strip()))):
@@ -80,19 +80,19 @@ class Gatekeeper:
         """Count one request of `caller`.
 
         Raises:
-            RequestError: 429 with the time until there is room again; 503 when the rate-limit store fails.
+            RequestError: 429 with `Retry-After` when a limit is reached; 503 when the rate-limit store fails.
         """
         await self._limits.admit(caller.tenant, caller.requests, caller.tokens)
 
     async def charge(self, caller: Caller, tokens: int) -> None:
-        """Count the tokens a finished request used; they may overdraw the window, the next request then waits.
+        """Count the tokens of a finished request. They may exceed the limit; later requests are then rejected.
 
-        A failing store does not raise: the answer is out.
+        A failing store does not raise, because the response was already sent.
         """
         await self._limits.charge(caller.tenant, caller.tokens, tokens)
 
     async def used(self, tenants: Collection[str]) -> list[tuple[str, str, float]]:
-        """Of the limited ones of `tenants`: tenant, what is limited (requests, tokens), and the used share of it.
+        """Utilization of the rate limits of `tenants`: (tenant, limit, used share), limit being requests or tokens.
 
         Raises:
             StoreUnavailable: the rate-limit store fails.

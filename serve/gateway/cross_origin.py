@@ -1,8 +1,8 @@
-"""What a web page of another site may have a browser ask of an open platform: nothing, unless the operator allows it.
+"""Cross-origin protection for anonymous access: reject requests that another site's web page makes a browser send.
 
-Where anonymous access is allowed, a browser on the same machine or network is let in whatever page it shows. So a request without a
-known key must name this platform as its `Host` (DNS rebinding), must not come from another origin (cross-site request
-forgery), and its body must be of a type that no page can send to another site without asking first.
+Where anonymous access is allowed, a browser on the same machine or network has access, and so has every page that it shows. A
+request without a known key must therefore name this platform as its `Host` (against DNS rebinding), must not come from another
+origin (against cross-site request forgery), and must declare a body type that requires a CORS preflight across sites.
 """
 
 from serve.config.addresses import ANY_HOST, host_allowed
@@ -12,14 +12,14 @@ from serve.gateway.http import JSON, Headers
 
 
 class CrossOriginProtection:
-    """Checks requests without a key. Clients that are no browsers send neither `Origin` nor `Sec-Fetch-Site`, and pass."""
+    """Checks requests without a key. Clients other than browsers send neither `Origin` nor `Sec-Fetch-Site`, and pass."""
 
     def __init__(self, server: ServerConfig) -> None:
         self._hosts = frozenset({server.host.lower(), *server.allowed_hosts})
         self._origins = frozenset(server.allowed_origins)
 
     def check(self, headers: Headers) -> None:
-        """Raises `RequestError` 403 for a foreign host or origin, 415 for a body that is not declared as JSON."""
+        """Raise `RequestError` 403 for another host or origin, 415 for a body that is not declared as JSON."""
         host = headers.get("host", "").lower()
         if host and not host_allowed(host, self._hosts):
             raise RequestError(
@@ -30,12 +30,12 @@ class CrossOriginProtection:
             )
         self._check_origin(host, headers)
         if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
-            given = headers.get("content-type", "")
-            if given.partition(";")[0].strip().lower() != JSON:
+            content_type = headers.get("content-type", "")
+            if content_type.partition(";")[0].strip().lower() != JSON:
                 raise RequestError(
                     415,
-                    f"send the body with the header 'Content-Type: {JSON}', not '{given[:100]}'"
-                    if given
+                    f"send the body with the header 'Content-Type: {JSON}', not '{content_type[:100]}'"
+                    if content_type
                     else f"send the body with the header 'Content-Type: {JSON}'",
                     code="unsupported_media_type",
                 )
@@ -44,7 +44,7 @@ class CrossOriginProtection:
         if ANY_HOST in self._origins:
             return
         origin = headers.get("origin")
-        if origin is None:  # browsers leave it out where a page merely loads something
+        if origin is None:  # browsers omit it when a page only loads a resource
             site, mode = headers.get("sec-fetch-site", "none"), headers.get("sec-fetch-mode", "")
             if site in ("none", "same-origin") or mode == "navigate":
                 return

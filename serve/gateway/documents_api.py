@@ -1,4 +1,4 @@
-"""The gateway's /v1/documents, /v1/search and /v1/embeddings: checks what is asked and hands it to the retrieval deployment."""
+"""Documents API: validate requests to /v1/documents, /v1/search and /v1/embeddings and call the retrieval deployment."""
 
 import asyncio
 import base64
@@ -21,12 +21,12 @@ from serve.request.json_body import read_json
 from serve.request.json_types import INTEGRAL
 from serve.retrieval.ingest.convert import ConversionError, kind_of
 
-MAX_INPUTS = 2048  # texts of one embeddings request, OpenAI's limit
-_MAX_INPUT_CHARS = 2_000_000  # of all of them
-_WAIT_S = 120.0  # for anything but a document to be indexed: embedding the most that is allowed takes that long
-_FIELD_BYTES = 1 << 17  # of a document's field that is not its content, as JSON
-_SLICE = 1 << 18  # bytes of content that are decoded in one go: for that long, no other thread runs
-_CUT = 4096  # bytes before the end of a slice of text in which there is a place to cut
+MAX_INPUTS = 2048  # texts in one embeddings request, OpenAI's limit
+_MAX_INPUT_CHARS = 2_000_000  # of all texts together
+_WAIT_S = 120.0  # for all calls but indexing; embedding the largest allowed request takes about as long
+_FIELD_BYTES = 1 << 17  # of a document's field other than its content, as JSON
+_SLICE = 1 << 18  # bytes of content decoded at once: decoding holds the GIL
+_CUT = 4096  # bytes before a slice's end that are searched for a place to split
 _BASE64 = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$"
 
 
@@ -88,120 +88,122 @@ class Embeddings(BaseModel):
 
 
 class Documents:
-    """What the three paths do. All raise `RequestError`."""
+    """Handlers of the documents API. All raise `RequestError`."""
 
     def __init__(self, config: RetrievalConfig | None, retrieval: Retrieval) -> None:
         self._config = config
         self._retrieval = retrieval
 
     def uploads(self) -> BodyMemory:
-        """The memory for the bodies of documents, of one gateway."""
+        """The memory of one gateway for document bodies."""
         if self._config is None:
             return BodyMemory(0)
         settings = self._config
-        most = settings.max_concurrent_upload_bytes or 4 * settings.max_upload_bytes
-        return BodyMemory(most, settings.max_concurrent_uploads, "too_many_uploads")
+        max_bytes = settings.max_concurrent_upload_bytes or 4 * settings.max_upload_bytes
+        return BodyMemory(max_bytes, settings.max_concurrent_uploads, "too_many_uploads")
 
     @property
     def max_body_bytes(self) -> int:
-        """Of a request with a document."""
+        """Maximum body size of a request with a document."""
         return self._settings().max_upload_bytes
 
     async def add(self, tenant: str, raw: bytes) -> dict[str, Any]:
-        """Index the document in a request's body in place of what its source had."""
+        """Index the document in a request's body; it replaces the document of the same source."""
         limit = self._settings().max_document_bytes
-        asked, data, as_text = await asyncio.to_thread(_document, raw, limit)
-        del raw  # indexing takes long
-        kind = asked.type
-        if as_text:  # it was UTF-8 in the request, whatever the document says
-            kind = f"{(kind or _kind_of_text(asked.source)).partition(';')[0]}; charset=utf-8"
-        made = await self._retrieval.call(
-            "index", tenant=tenant, collection=asked.collection, source=asked.source, data=data, kind=kind,
-            title=asked.title, meta=asked.meta,
+        document, data, as_text = await asyncio.to_thread(_document, raw, limit)
+        del raw  # free the body's memory: indexing takes long
+        kind = document.type
+        if as_text:  # JSON is UTF-8, whatever charset the document declares
+            kind = f"{(kind or _kind_of_text(document.source)).partition(';')[0]}; charset=utf-8"
+        result = await self._retrieval.call(
+            "index", tenant=tenant, collection=document.collection, source=document.source, data=data, kind=kind,
+            title=document.title, meta=document.meta,
         )  # fmt: skip
-        return {"object": "document", "source": asked.source, "collection": asked.collection, **made}
+        return {"object": "document", "source": document.source, "collection": document.collection, **result}
 
     async def listed(self, tenant: str, query: bytes) -> dict[str, Any]:
-        """A page of a collection's documents, or the tenant's collections."""
+        """List one page of a collection's documents, or the tenant's collections."""
         self._settings()
-        asked = _query(query, {"collection", "after", "limit"})
-        limit = asked.get("limit", "100")
+        params = _query(query, {"collection", "after", "limit"})
+        limit = params.get("limit", "100")
         if not (limit.isascii() and limit.isdecimal()) or len(limit) > 4 or not 1 <= int(limit) <= 1000:
             raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
-        if "collection" not in asked:
+        if "collection" not in params:
             return {"object": "list", "data": await self._call("collections", tenant=tenant)}
-        found = await self._call(
+        documents = await self._call(
             "documents",
             tenant=tenant,
-            collection=asked["collection"],
-            after=asked.get("after", ""),
+            collection=params["collection"],
+            after=params.get("after", ""),
             limit=int(limit) + 1,
         )
-        return {"object": "list", "data": found[: int(limit)], "has_more": len(found) > int(limit)}
+        return {"object": "list", "data": documents[: int(limit)], "has_more": len(documents) > int(limit)}
 
     async def delete(self, tenant: str, query: bytes) -> dict[str, Any]:
-        """Remove a document or a collection."""
+        """Delete a document or a collection."""
         self._settings()
-        asked = _query(query, {"collection", "source"})
-        if "collection" not in asked:
+        params = _query(query, {"collection", "source"})
+        if "collection" not in params:
             raise RequestError(400, "'collection' is required", param="collection", code="missing_collection")
-        source = asked.get("source")
-        gone = await self._call("delete", tenant=tenant, collection=asked["collection"], source=source)
-        if not gone:
-            what = f"document '{source}' in it" if source is not None else "such collection"
+        source = params.get("source")
+        deleted = await self._call("delete", tenant=tenant, collection=params["collection"], source=source)
+        if not deleted:
+            missing = f"document '{source}' in it" if source is not None else "such collection"
             raise RequestError(
-                404, f"collection '{asked['collection']}': there is no {what}", code="document_not_found"
+                404, f"collection '{params['collection']}': there is no {missing}", code="document_not_found"
             )
-        return {"deleted": gone}
+        return {"deleted": deleted}
 
     async def search(self, tenant: str, body: object) -> dict[str, Any]:
-        """Passages with their support."""
+        """Search passages, with their support scores."""
         self._settings()
-        asked = _parsed(Search, body)
+        request = _parsed(Search, body)
         try:
-            found = await self._call(
-                "search", tenant=tenant, collection=asked.collection, question=asked.query, top_k=asked.top_k,
-                mode=asked.mode, filters=asked.filters, min_score=asked.min_score,
+            result = await self._call(
+                "search", tenant=tenant, collection=request.collection, question=request.query, top_k=request.top_k,
+                mode=request.mode, filters=request.filters, min_score=request.min_score,
             )  # fmt: skip
         except RequestError as error:
-            error.param = error.param and error.param.removeprefix("retrieval.")  # a chat has these fields in there
+            error.param = error.param and error.param.removeprefix(
+                "retrieval."
+            )  # in a chat request these fields are below `retrieval`
             raise
         return {
-            "object": "list", "support": found["support"], "grounded": found["supported"], "data": found["passages"],
-            "timings_ms": found["timings_ms"], "ms": found["ms"],
+            "object": "list", "support": result["support"], "grounded": result["supported"], "data": result["passages"],
+            "timings_ms": result["timings_ms"], "ms": result["ms"],
         }  # fmt: skip
 
     async def embed(self, body: object) -> dict[str, Any]:
-        """Embeddings in OpenAI's shape."""
+        """Compute embeddings; the response has OpenAI's format."""
         settings = self._settings()
-        asked = _parsed(Embeddings, _with_text(body))
+        request = _parsed(Embeddings, _with_text(body))
         names = settings.embedding_models
-        if asked.model is not None and asked.model not in (*names, settings.embedder):
-            message = f"model '{asked.model[:200]}' does not exist; embeddings are made by '{names[0]}'"
+        if request.model is not None and request.model not in (*names, settings.embedder):
+            message = f"model '{request.model[:200]}' does not exist; embeddings are made by '{names[0]}'"
             raise RequestError(404, message, param="model", code="model_not_found")
-        texts = [asked.input] if isinstance(asked.input, str) else asked.input
+        texts = [request.input] if isinstance(request.input, str) else request.input
         if not texts or not all(texts):
             raise RequestError(400, "'input' must not be empty", param="input", code="invalid_input")
         if len(texts) > MAX_INPUTS or sum(map(len, texts)) > _MAX_INPUT_CHARS:
             limit = f"{MAX_INPUTS} texts, {_MAX_INPUT_CHARS} characters"
             raise RequestError(413, f"'input' is more than {limit}", param="input", code="input_too_large")
-        made = await self._call(
-            "embed", texts=texts, truncate=asked.truncate_prompt_tokens, side=asked.truncation_side,
-            dimensions=asked.dimensions,
+        result = await self._call(
+            "embed", texts=texts, truncate=request.truncate_prompt_tokens, side=request.truncation_side,
+            dimensions=request.dimensions,
         )  # fmt: skip
-        as_text = asked.encoding_format == "base64"
+        as_text = request.encoding_format == "base64"
         data = [
             {
                 "object": "embedding", "index": i,
                 "embedding": base64.b64encode(vector.tobytes()).decode() if as_text else vector.tolist(),
             }
-            for i, vector in enumerate(made["vectors"])
+            for i, vector in enumerate(result["vectors"])
         ]  # fmt: skip
-        usage = {"prompt_tokens": made["tokens"], "total_tokens": made["tokens"]}
-        return {"object": "list", "data": data, "model": asked.model or names[0], "usage": usage}
+        usage = {"prompt_tokens": result["tokens"], "total_tokens": result["tokens"]}
+        return {"object": "list", "data": data, "model": request.model or names[0], "usage": usage}
 
     async def _call(self, method: str, **arguments: Any) -> Any:
-        """Ask the retrieval deployment, which may be away, starting or busy."""
+        """Call the retrieval deployment, which may be unavailable, starting or busy."""
         try:
             async with asyncio.timeout(_WAIT_S):
                 return await self._retrieval.call(method, **arguments)
@@ -219,7 +221,7 @@ _M = TypeVar("_M", bound=BaseModel)
 
 
 def _parsed(shape: type[_M], body: object) -> _M:
-    """A body as `shape`; a field that is null is one that is left out. Raises `RequestError`."""
+    """Validate a body as `shape`; null fields count as absent. Raises `RequestError`."""
     if not isinstance(body, dict):
         raise RequestError(400, "the body must be a JSON object", code="invalid_body")
     try:
@@ -233,21 +235,21 @@ def _parsed(shape: type[_M], body: object) -> _M:
 
 def _query(query: bytes, known: set[str]) -> Mapping[str, str]:
     try:
-        asked = {name: values[-1] for name, values in parse_qs(query.decode(), keep_blank_values=True).items()}
+        params = {name: values[-1] for name, values in parse_qs(query.decode(), keep_blank_values=True).items()}
     except UnicodeDecodeError as error:
         raise RequestError(400, "the query is not UTF-8", code="invalid_query") from error
-    for name in asked.keys() - known:
+    for name in params.keys() - known:
         raise RequestError(400, f"unknown parameter '{name[:80]}'", param=name[:80], code="invalid_query")
-    for name, value in asked.items():
+    for name, value in params.items():
         if "\0" in value:
             raise RequestError(
                 400, f"'{name}' has a NUL character, which no name has", param=name, code="invalid_query"
             )
-    return asked
+    return params
 
 
 def _kind_of_text(source: str) -> str:
-    """By the name's ending; text of any other name is plain."""
+    """The text format by the file extension; plain text for all other names."""
     try:
         return kind_of(source)
     except ConversionError:
@@ -262,13 +264,13 @@ _DocumentFields = msgspec.defstruct(
 
 
 def _document(raw: bytes, limit: int) -> tuple[NewDocument, bytes, bool]:
-    """A document's fields without its content, its bytes, at most `limit`, and whether they were given as text.
+    """Parse an upload: the fields without the content, the content's bytes (at most `limit`), whether it was sent as text.
 
-    Meant for a thread. Fields are decoded one by one, each when its size is known: parsed whole, a body of many megabytes
-    could become many gigabytes of small objects, and no other thread runs meanwhile.
+    Runs in a thread. Each field is decoded by itself, after its size was checked: parsed as a whole, a body of many megabytes
+    could become many gigabytes of small objects, and parsing would hold the GIL for that long.
 
     Raises:
-        RequestError: 400 for a body that is no document, 413 for too large a one.
+        RequestError: 400 for a body that is not a document, 413 for a document that is too large.
     """
     try:
         views = {name: memoryview(value) for name, value in msgspec.structs.asdict(_fields(raw)).items()}
@@ -277,17 +279,17 @@ def _document(raw: bytes, limit: int) -> tuple[NewDocument, bytes, bool]:
         for name, value in fields.items():
             if len(value) > _FIELD_BYTES:
                 raise RequestError(400, f"'{name}' is too long", param=name, code="invalid_field")
-        asked = _parsed(NewDocument, {name: read_json(bytes(value)) for name, value in fields.items()})
+        document = _parsed(NewDocument, {name: read_json(bytes(value)) for name, value in fields.items()})
         if (content is None) == (data is None):
             raise RequestError(
                 400, "exactly one of 'content' and 'data' is needed", param="content", code="invalid_document"
             )
-        for name, given in (("content", content), ("data", data)):
-            if given is not None and bytes(given[:1]) != b'"':
+        for name, string in (("content", content), ("data", data)):
+            if string is not None and bytes(string[:1]) != b'"':
                 raise RequestError(400, f"'{name}' must be a string", param=name, code="invalid_field")
         if data is not None:
-            return asked, _decoded(data, limit), False
-        return asked, _text(content[1:-1] if content is not None else memoryview(b""), limit), True
+            return document, _decoded(data, limit), False
+        return document, _text(content[1:-1] if content is not None else memoryview(b""), limit), True
     except orjson.JSONDecodeError as error:
         raise _invalid_json(error) from error
 
@@ -297,8 +299,8 @@ def _fields(raw: bytes) -> msgspec.Struct:
     try:
         return msgspec.json.decode(raw, type=_DocumentFields)
     except msgspec.ValidationError as error:  # not an object, or "Object contains unknown field `NAME`"
-        _, found, unknown = str(error).partition("unknown field `")
-        if not found:
+        _, separator, unknown = str(error).partition("unknown field `")
+        if not separator:
             raise RequestError(400, "the body must be a JSON object", code="invalid_body") from error
         name = unknown.removesuffix("`")[:80]
         raise RequestError(400, f"unknown field '{name}'", param=name, code="invalid_field") from error
@@ -307,9 +309,9 @@ def _fields(raw: bytes) -> msgspec.Struct:
 
 
 def _text(value: memoryview, limit: int) -> bytes:
-    """The UTF-8 of what stands between a JSON string's quotes, a slice at a time.
+    """Decode the inside of a JSON string to UTF-8, slice by slice.
 
-    Before a space, or before a character of several bytes, no escape sequence is cut in two.
+    Slices end before a space or a multi-byte character, where no escape sequence is split.
     """
     parts, size, at = [], 0, 0
     while at < len(value):
@@ -326,8 +328,8 @@ def _text(value: memoryview, limit: int) -> bytes:
 
 
 def _decoded(value: memoryview, limit: int) -> bytes:
-    """The bytes that a JSON string has in base64, a slice at a time."""
-    escaped = re.search(rb"\\", value)  # a slash may be
+    """Decode a JSON string of base64 to bytes, slice by slice."""
+    escaped = re.search(rb"\\", value)  # JSON allows an escaped slash
     value = memoryview(orjson.loads(value).encode()) if escaped else value[1:-1]
     if len(value) > 4 * (limit // 3 + 1):
         raise _too_large(limit)
@@ -346,19 +348,21 @@ def _decoded(value: memoryview, limit: int) -> bytes:
 
 
 def _with_text(body: object) -> object:
-    """An embeddings body whose `input` is a string or a list of strings; anything else is refused in plain words.
+    """Check that `input` of an embeddings body is a string or a list of strings. Raises `RequestError`.
 
-    Token ids mean something only with the tokenizer that made them. Clients such as LangChain send those of OpenAI's, and
-    nothing in the request tells them from ours: the embedding would be that of another text.
+    Token IDs are rejected: clients such as LangChain send IDs of OpenAI's tokenizer, which a request does not identify, and the
+    embedding would be that of another text.
     """
     if not isinstance(body, dict):
         return body
     value = body.get("input")
     if value is None:
         raise RequestError(400, "'input' is required", param="input", code="invalid_input")
-    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value)):
+    if isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         return body
-    if isinstance(value, list) and all(_are_ids(one) if isinstance(one, list) else _are_ids([one]) for one in value):
+    if isinstance(value, list) and all(
+        _are_ids(item) if isinstance(item, list) else _are_ids([item]) for item in value
+    ):
         message = (
             "'input' has token ids, and which tokenizer made them is not known: send text. In LangChain: "
             "OpenAIEmbeddings(..., check_embedding_ctx_length=False)"

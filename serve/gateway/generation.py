@@ -36,16 +36,16 @@ from serve.routing.router import Decision, Router, too_many_sequences
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 
-MAX_FAULTS = 3  # replicas that may break over one request: it may be the request that breaks them
+MAX_FAULTS = 3  # replicas that may fail on one request, because the request itself may be the cause
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-_CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # of vLLM's errors
-_FIRST_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # of a message, and what is in quotes
+_CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # in vLLM's error messages
+_FIRST_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # the first word of a message, and words in quotes
 _FEWER_THAN_MIN = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
 _LOG = logging.getLogger("gearbox.gateway")
 
 
 class ContextTooLong(Exception):
-    """The engine counted more tokens than the variant's context holds; `param` is the field that it names, if any."""
+    """The prompt exceeds the variant's context, by the engine's count; `param` is the field that the engine names."""
 
     def __init__(self, message: str, param: object) -> None:
         super().__init__(message)
@@ -81,7 +81,7 @@ class Generation:
         self._config, self._router = config, router
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
-        """What `call` may spend, and that budget's name. Raises `RequestError` 404 for a model, variant or profile there is not."""
+        """The budget of `call` and its name. Raises `RequestError` 404 for an unknown model, variant or profile."""
         ref = call.ref
         if ref.model != self._config.model.name:
             known = self._config.model.name
@@ -104,13 +104,15 @@ class Generation:
     def decide(
         self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = (), more_chars: int = 0
     ) -> Decision:
-        """Choose a variant for `call`, with a prompt `more_chars` longer. Raises `RequestError` when none can take it."""
-        known = next(iter(self._variants.values()), None)
-        chars_per_token = known.card.chars_per_token if known else 4.0  # no variant is up: nowhere to go anyway
+        """Choose a variant for `call`, with a prompt `more_chars` longer. Raises `RequestError` when no variant is eligible."""
+        any_variant = next(iter(self._variants.values()), None)
+        chars_per_token = (
+            any_variant.card.chars_per_token if any_variant else 4.0
+        )  # without variants the router rejects the request anyway
         prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
         longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
-        most = min(call.max_output_tokens, longest)
-        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, most)
+        max_output = min(call.max_output_tokens, longest)
+        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, max_output)
         expected = max(expected, min(call.min_output_tokens, longest - round(prompt_tokens * call.longest)))
         context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
         features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
@@ -123,14 +125,18 @@ class Generation:
             raise
 
     def check_size(self, call: Call) -> None:
-        """Refuse what no variant could ever answer, though perhaps none is asked. Raises `RequestError` 400."""
-        variants = [one for one in self._variants.values() if call.ref.variant in (None, one.name)]
+        """Reject a request that exceeds every variant, even if no variant is needed. Raises `RequestError` 400."""
+        variants = [variant for variant in self._variants.values() if call.ref.variant in (None, variant.name)]
         if not variants:
-            return  # none is up: not known
-        if call.sequences > (most := max(one.max_running + one.max_waiting for one in variants)):
-            raise too_many_sequences(call.sequences, most)
-        if call.limits_output and call.max_output_tokens > (longest := max(one.max_model_len for one in variants)):
-            message = f"This model's maximum context length is {longest} tokens, fewer than the limit of the answer."
+            return  # no variant is up: limits are unknown
+        if call.sequences > (max_sequences := max(variant.max_running + variant.max_waiting for variant in variants)):
+            raise too_many_sequences(call.sequences, max_sequences)
+        if call.limits_output and call.max_output_tokens > (
+            max_context := max(variant.max_model_len for variant in variants)
+        ):
+            message = (
+                f"This model's maximum context length is {max_context} tokens, fewer than the limit of the answer."
+            )
             param = "max_tokens" if call.body.get("max_completion_tokens") is None else "max_completion_tokens"
             raise RequestError(400, message, param=param, code="context_length_exceeded")
 
@@ -163,7 +169,7 @@ class Generation:
         await self._gatekeeper.admit(caller)
         if options is not None:
             self.check_size(call)
-            if options.agent and not calls_function(call.body):  # its first step is a request like this one
+            if options.agent and not calls_function(call.body):  # the agent's first step is a request like this one
                 self.decide(call, caller, _remaining(request.budget, perf_counter() - request.arrived))
             fits = self._budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
@@ -173,20 +179,20 @@ class Generation:
             if grounding.direct is not None:
                 return await _send_synthetic_completion(request, grounding, grounding.direct, send)
         failed: set[str] = set()
-        short: set[str] = set()  # of them, those whose context is too short
+        short: set[str] = set()  # failed variants whose context is too short
         broken: set[str] = set()  # base URLs of replicas
         faults = 0
         moved_from: tuple[str, str] | None = None
         while True:
-            began = perf_counter()
-            decision = self.decide(call, caller, _remaining(request.budget, began - request.arrived), failed)
+            started = perf_counter()
+            decision = self.decide(call, caller, _remaining(request.budget, started - request.arrived), failed)
             decided = perf_counter()
             if moved_from is not None:
                 self._metrics.failovers.labels(*moved_from).inc()
                 moved_from = None
-            self._metrics.decision.observe(decided - began)
+            self._metrics.decision.observe(decided - started)
             self._telemetry.record_decision(request.profile, decision)
-            attempt = Attempt(request, decision, decided, decided - began)
+            attempt = Attempt(request, decision, decided, decided - started)
             request.attempts.append(attempt)
             name = decision.variant.name
             try:
@@ -216,7 +222,7 @@ class Generation:
                     short.clear()
 
     async def _shorten(self, request: Request) -> bool:
-        """Whether sources could be taken out of the prompt."""
+        """Whether sources could be removed from the prompt."""
         if (grounding := request.grounding) is None:
             return False
         return await self._grounder.shorten(
@@ -224,7 +230,7 @@ class Generation:
         )
 
     def planned(self, call: Call, caller: Caller, budget: Budget, headers: Headers) -> dict[str, int] | None:
-        """How many sources a request would get and how much longer its prompt would be; None: it asks for none."""
+        """The planned number of sources and characters added to the prompt; None for a request without grounding."""
         if (options := self._grounder.resolve_options(call, headers)) is None or options.collection is None:
             return None
 
@@ -255,7 +261,7 @@ class Generation:
         return fits
 
     def _rule_out_shorter(self, variant: Variant, failed: set[str], error: ContextTooLong, call: Call) -> None:
-        """After `variant` was too short: leave only variants with a longer context, or raise 400."""
+        """Exclude all variants whose context is not longer than that of `variant`, or raise 400."""
         longer = {v.name for v in self._variants.values() if v.max_model_len > variant.max_model_len}
         if call.ref.variant is not None or not longer - failed:
             raise _context_exceeded(error, variant, call) from error
@@ -267,10 +273,10 @@ class Generation:
         in_flight = self._metrics.in_flight.labels(variant.name)
         attempt.dispatched = perf_counter()
         self._metrics.overhead.observe(attempt.overhead_s)
-        more: Mapping[str, str] = {}
+        trace_headers: Mapping[str, str] = {}
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
-            more = request.trace.headers(attempt.span)
+            trace_headers = request.trace.headers(attempt.span)
         variant.live.on_dispatch(attempt.decision.chosen.uncached_tokens, call.sequences)
         in_flight.inc()
         try:  # the counters are decremented in `finally`
@@ -278,7 +284,7 @@ class Generation:
                 expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
                 asyncio.get_running_loop().call_later(expected_s, attempt.on_first_token)
             path = _PATHS[call.endpoint]
-            async with self._engines.post(variant, path, payload, request.id, more, broken) as response:
+            async with self._engines.post(variant, path, payload, request.id, trace_headers, broken) as response:
                 if response.status >= 400:
                     raise _refusal(response.status, await _read(response, variant), call)
                 if call.stream:
@@ -318,15 +324,15 @@ class Generation:
             attempt.text = choice["message"].get("content") if "message" in choice else choice.get("text")
         if request.grounding is not None:
             choices = Choice.all_of(document)
-            if more := await self._check(attempt, request.grounding, choices):
-                document["choices"][0]["message"]["content"] = choices[0].text + more
+            if appended := await self._check(attempt, request.grounding, choices):
+                document["choices"][0]["message"]["content"] = choices[0].text + appended
                 body = orjson.dumps(document)
         if (rename := self._rename(request.call)) is not None:
             body = body.replace(*rename, 1)
         await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
-        """Relay a stream; returns the outcome. The head goes out with the first token, until then it may fail over."""
+        """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over."""
         request = attempt.request
         collects = request.grounding is not None or self._telemetry.captures_content
         relay = StreamRelay(request.call.wants_usage, self._rename(request.call), collects=collects)
@@ -366,15 +372,15 @@ class Generation:
             payload = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
             await send({"type": "http.response.body", "body": error_event(payload)})
             return "interrupted"
-        more = ""
+        appended = ""
         if request.grounding is not None:
             choices = [choice for _, choice in sorted(relay.choices.items())]
-            more = await self._check(attempt, request.grounding, choices)
-        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), more)})
+            appended = await self._check(attempt, request.grounding, choices)
+        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), appended)})
         return "ok"
 
     def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
-        """The member `model` as engines write it, and as the client named it, where that is not the same."""
+        """The JSON member `model` as engines write it and as the client requested it; None when they are equal."""
         if call.model == (served := self._config.model.name):
             return None
         return b'"model":' + orjson.dumps(served), b'"model":' + orjson.dumps(call.model)
@@ -461,7 +467,7 @@ async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
 
 
 def _remaining(budget: Budget, elapsed_s: float) -> Budget:
-    """`budget` less the time that has passed; at least 1 ms of each limit is left so that it stays comparable."""
+    """`budget` less the elapsed time, with at least 1 ms of each limit, so that variants stay comparable."""
     if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
         return budget
     left = {
@@ -473,7 +479,7 @@ def _remaining(budget: Budget, elapsed_s: float) -> Budget:
 
 
 def _refusal(status: int, body: bytes, call: Call) -> Exception:
-    """The engine's own error in the documented shape; `ContextTooLong` when another variant might do."""
+    """An engine's error in the documented format; `ContextTooLong` when another variant may have enough context."""
     if status >= 500:
         return EngineUnreachable(f"the engine reported an error ({status})")
     try:
@@ -495,9 +501,9 @@ def _refusal(status: int, body: bytes, call: Call) -> Exception:
 
 
 def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
-    """An engine's refusal as the client's own fault: which field, and what is wrong with it, without pydantic's paths."""
-    count, found, details = message.partition("\n")
-    invalid = bool(found) and "validation error" in count
+    """Rewrite an engine's validation error: the message without pydantic's paths, and the invalid field."""
+    summary, separator, details = message.partition("\n")
+    invalid = bool(separator) and "validation error" in summary
     if call.endpoint == "chat" and (invalid or _without_object(message) != message):
         try:
             read_fields(call.body)
@@ -512,30 +518,32 @@ def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
 
 
 def _without_object(message: str) -> str:
-    """`message` without an object of the engine's own, as Python prints it."""
+    """`message` without the `repr` of an engine object."""
     start, end = message.find(" {'"), message.rfind("}")
     return message[:start].removesuffix(":") + message[end + 1 :] if 0 <= start < end else message
 
 
 def _first_invalid(lines: Sequence[str], call: Call) -> tuple[str, str | None] | None:
-    """The first of pydantic's errors, as vLLM's API writes them (one dict a line) or as pydantic itself does."""
+    """Message and field of the first pydantic error, as printed by vLLM's API (one dict per line) or by pydantic."""
     try:
         detail = ast.literal_eval(lines[0])
         loc, problem = str(detail["loc"]), str(detail["msg"])
     except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
-        problem, found, _ = lines[1].strip().partition(" [type=") if len(lines) > 1 else ("", "", "")
-        if not found:
+        problem, separator, _ = lines[1].strip().partition(" [type=") if len(lines) > 1 else ("", "", "")
+        if not separator:
             return None
         loc = lines[0]
-    whole = loc.startswith("body.")
-    steps = [step for step in loc.removeprefix("body.").split(".") if not step[:1].isupper()]  # classes of a union
+    in_body = loc.startswith("body.")
+    steps = [
+        step for step in loc.removeprefix("body.").split(".") if not step[:1].isupper()
+    ]  # omit class names of unions
     field = ".".join(steps)
-    return f"'{field}': {problem}", field if whole or (steps and steps[0] in call.body) else None
+    return f"'{field}': {problem}", field if in_body or (steps and steps[0] in call.body) else None
 
 
 def _field_in(message: str, call: Call) -> str | None:
-    """The field that an engine's message is about: it begins with the name, or has it in quotes."""
-    words = [found[1] for found in _FIRST_WORD.finditer(message)]
+    """The field that an engine's message is about: the message begins with its name or has it in quotes."""
+    words = [match[1] for match in _FIRST_WORD.finditer(message)]
     if (field := next((word for word in words if word in call.body), None)) is not None:
         return field
     prompt = "messages" if call.endpoint == "chat" else "prompt"
@@ -543,20 +551,20 @@ def _field_in(message: str, call: Call) -> str | None:
 
 
 def _fills_context(message: str, call: Call) -> ContextTooLong | None:
-    """The error of a prompt that leaves too few tokens of the context: vLLM takes what is left as the answer's limit.
+    """The error of a prompt that leaves too few tokens of the context, which vLLM reports as an invalid token limit.
 
-    The limit of the request itself is at least 1, and 0 only for an echo, for which vLLM puts 1.
+    A request's own limit is never the cause: it is at least 1, and an echo's 0 is set to 1 by vLLM.
     """
     if message.startswith("max_tokens must be at least 1, got 0"):
         return ContextTooLong("The input takes all of them, and none is left for an answer.", None)
-    found = _FEWER_THAN_MIN.match(message)
-    if found is not None and not (call.limits_output and call.max_output_tokens <= int(found[1])):
-        return ContextTooLong(f"The input leaves {found[1]} of them, fewer than 'min_tokens'.", "min_tokens")
+    match = _FEWER_THAN_MIN.match(message)
+    if match is not None and not (call.limits_output and call.max_output_tokens <= int(match[1])):
+        return ContextTooLong(f"The input leaves {match[1]} of them, fewer than 'min_tokens'.", "min_tokens")
     return None
 
 
 def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:
-    """400 as OpenAI and vLLM word it, which is how clients tell it from other errors: some see the message alone."""
+    """400 in the wording of OpenAI and vLLM, because some clients recognize this error by its message alone."""
     message = str(error)
     if "maximum context length" not in message:
         message = f"This model's maximum context length is {variant.max_model_len} tokens. {message}"

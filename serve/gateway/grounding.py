@@ -35,17 +35,17 @@ from serve.telemetry.metrics import Metrics
 from serve.tools.intent import detect
 
 HEADER = "x-gearbox-retrieval"
-_PASSAGE_CHARS = 1_000  # of a source in the prompt, until some were seen
-_FRAME_CHARS = 120  # of what is said around the sources
-_AGENT_MS = 120_000.0  # for all steps of an agent, where the budget sets no limit
-_EXPECTED_S = 0.1  # of a search, until some were seen
-#: Fields of a request that are not passed on with an agent's steps: each step has its own, or gives one whole answer.
+_PASSAGE_CHARS = 1_000  # initial estimate of a source's length in the prompt
+_FRAME_CHARS = 120  # length of the prompt's text around the sources
+_AGENT_MS = 120_000.0  # time limit for all steps of an agent, where the budget sets none
+_EXPECTED_S = 0.1  # initial estimate of a search's duration
+#: Request fields that are not passed to an agent's steps: each step sets its own, or returns one unstreamed answer.
 _NOT_AN_AGENTS = (
     "messages", "model", "stream", "stream_options", "cache_salt", "n", "logprobs", "top_logprobs", "prompt_logprobs",
     "logprob_token_ids", "return_token_ids",
 )  # fmt: skip
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call")
-_SEEN_S = 60.0  # for how long a search tells of the next
+_SEEN_S = 60.0  # age up to which measured searches are used for estimates
 
 BudgetCheck = Callable[[int, float], bool]
 
@@ -54,7 +54,7 @@ class Retrieval(Protocol):
     """The retrieval deployment."""
 
     async def call(self, method: str, **arguments: Any) -> Any:
-        """One of `serve.retrieval.service.Service`'s calls. Raises `RequestError`."""
+        """Call a method of `serve.retrieval.service.Service`. Raises `RequestError`."""
 
 
 class Grounder:
@@ -62,33 +62,33 @@ class Grounder:
 
     def __init__(self, config: RetrievalConfig | None, retrieval: Retrieval, metrics: Metrics, url: str) -> None:
         self._config = config
-        self._url = url  # of this gateway, for agents
+        self._url = url  # this gateway's base URL, for agents
         self._retrieval = retrieval
         self._metrics = metrics
-        self._searches: deque[tuple[float, float]] = deque(maxlen=64)  # when (perf_counter) and how long, seconds
-        self._chars: deque[float] = deque([_PASSAGE_CHARS], maxlen=64)  # of a source in a prompt
+        self._searches: deque[tuple[float, float]] = deque(maxlen=64)  # (end, perf_counter seconds; duration, seconds)
+        self._chars: deque[float] = deque([_PASSAGE_CHARS], maxlen=64)  # observed lengths of a source in the prompt
 
     @property
     def _settings(self) -> RetrievalConfig:
-        """The configuration of a deployment that has retrieval; without it nothing is grounded."""
+        """Retrieval settings. Raises `RuntimeError` in a deployment without retrieval."""
         if self._config is None:
             raise RuntimeError("this deployment has no retrieval")
         return self._config
 
     def resolve_options(self, call: Call, headers: Headers) -> GroundingOptions | None:
         """Grounding options of `call`; None if it is not grounded. Raises `RequestError` 400 for invalid options."""
-        asked, header = call.retrieval, headers.get(HEADER)
+        requested, header = call.retrieval, headers.get(HEADER)
         if call.ref.collection == "":
             raise _invalid("'model' ends in '+' without a collection's name", "model")
         if header is not None and header not in ("on", "off"):
             raise RequestError(400, f"{HEADER} is 'on' or 'off'", param=HEADER, code="invalid_retrieval")
-        if asked is not None and not isinstance(asked, bool | dict):
+        if requested is not None and not isinstance(requested, bool | dict):
             raise _invalid("'retrieval' must be an object, true or false", "retrieval")
-        said = header == "on" or bool(call.ref.collection) or (asked is not None and asked is not False)
-        off = header == "off" or (asked is False and header is None)
-        if off and asked in (None, False) and not call.ref.collection:
+        explicit = header == "on" or bool(call.ref.collection) or (requested is not None and requested is not False)
+        off = header == "off" or (requested is False and header is None)
+        if off and requested in (None, False) and not call.ref.collection:
             return None
-        if not said and (self._config is None or not self._config.ground_by_default or call.endpoint != "chat"):
+        if not explicit and (self._config is None or not self._config.ground_by_default or call.endpoint != "chat"):
             return None
         if self._config is None:
             if off:
@@ -100,7 +100,7 @@ class Grounder:
             name: getattr(self._config, name)
             for name in ("collection", "mode", "top_k", "on_budget", "on_unsupported", "unverified", "tools")
         }
-        fields = asked if isinstance(asked, dict) else {}
+        fields = requested if isinstance(requested, dict) else {}
         named = {"collection": call.ref.collection} if call.ref.collection else {}
         try:
             options = GroundingOptions.model_validate({**defaults, **named, **fields})
@@ -115,12 +115,12 @@ class Grounder:
             options._asked_by = "model"
         elif header == "on":
             options._asked_by = HEADER
-        elif said:
+        elif explicit:
             options._asked_by = "retrieval"
-        return None if off else options  # what the header switches off must be right all the same
+        return None if off else options  # options are validated even if the header turns grounding off
 
     def computed(self, call: Call, headers: Headers) -> Grounding | None:
-        """What computing makes of `call` before documents are searched: the answer, or another prompt. Raises `RequestError`."""
+        """Compute the answer, or the prompt, of a question that a tool answers, without a search. Raises `RequestError`."""
         options = self.resolve_options(call, headers)
         question = question_of(call) if options is not None else None
         if options is None or question is None or (options.agent and not calls_function(call.body)):
@@ -129,7 +129,7 @@ class Grounder:
         return grounding if self._compute(grounding, question, call) else None
 
     async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
-        """Whether there are documents to ground `call` with. Raises `RequestError` as `ground` does where there are none."""
+        """Whether the collection of `call` has documents. Raises the `RequestError` that `ground` would."""
         options = self.resolve_options(call, headers)
         if options is None or options.collection is None or await self._exists(options, tenant):
             return True
@@ -145,15 +145,15 @@ class Grounder:
             raise self._too_slow() from error
 
     def plan(self, options: GroundingOptions, fits: BudgetCheck) -> tuple[int, int]:
-        """Number of sources that fit the budget, and their characters; `fits(characters, seconds)` is the check."""
-        since = perf_counter() - _SEEN_S  # after a slow time, searching must be tried again
-        seen = sorted(took for when, took in self._searches if when > since) or [_EXPECTED_S]
+        """Number of sources that fit the budget, and their characters, by the check `fits(characters, seconds)`."""
+        oldest = perf_counter() - _SEEN_S  # older measurements expire, so that a slow period does not disable search
+        seen = sorted(duration for when, duration in self._searches if when > oldest) or [_EXPECTED_S]
         expected = seen[int(0.9 * (len(seen) - 1))]
         chars = sum(self._chars) / len(self._chars)
         for top_k in range(options.top_k, 0, -1):
-            more = _FRAME_CHARS + round(top_k * chars)
-            if fits(more, expected):
-                return top_k, more
+            chars_added = _FRAME_CHARS + round(top_k * chars)
+            if fits(chars_added, expected):
+                return top_k, chars_added
         return 0, 0
 
     async def ground(
@@ -169,13 +169,13 @@ class Grounder:
         """Search, and insert the retrieved passages into the prompt of `call`.
 
         Args:
-            key: of the client, for the requests that an agent makes for it.
-            budget: what the request may spend in all, from `arrived` (perf_counter seconds) on.
+            key: the client's API key, for an agent's requests.
+            budget: of the whole request, counted from `arrived` (perf_counter seconds).
             fits: see `plan`.
 
         Raises:
-            RequestError: 404 for a collection that does not exist; 422 where the budget can't carry it and the request said
-                `refuse`; 503 when retrieval is down.
+            RequestError: 404 for a collection that does not exist; 422 when sources do not fit the budget and `on_budget`
+                is `refuse`; 503 when retrieval is down.
         """
         grounding = Grounding(options)
         question = question_of(call)
@@ -199,10 +199,10 @@ class Grounder:
             if options.on_budget != "shrink":
                 return self._counted(self._without(grounding, f"the budget carries {top_k} of {options.top_k} sources"))
             grounding.why = f"the budget carries {top_k} of {options.top_k} sources"
-        if (found := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
+        if (result := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
             return self._counted(grounding)
-        grounding.support, grounding.passages = found["support"], found["passages"]
-        grounding.timings_ms, grounding.starts_ms = found["timings_ms"], found["starts_ms"]
+        grounding.support, grounding.passages = result["support"], result["passages"]
+        grounding.timings_ms, grounding.starts_ms = result["timings_ms"], result["starts_ms"]
         self._metrics.passages.observe(len(grounding.passages))
         for stage, took_ms in grounding.timings_ms.items():
             self._metrics.stage.labels(stage).observe(took_ms / 1000)
@@ -217,17 +217,17 @@ class Grounder:
                 grounding.outcome = "abstained"
             return self._counted(grounding)
         grounding.outcome = "used" if top_k == options.top_k else "shrunk"
-        self._put_in(grounding, call, found["prompt"])
+        self._put_in(grounding, call, result["prompt"])
         return grounding
 
     async def shorten(self, grounding: Grounding, call: Call, tenant: str, budget: Budget, arrived: float) -> bool:
-        """Take sources out of a prompt that is too long for the engine: half of them or all, as `on_budget` says.
+        """Remove half or all of the sources from a prompt that exceeds the context, according to `on_budget`.
 
         Returns:
-            Whether there were any; then `call` has the new prompt.
+            Whether the prompt had sources; then `call` has the new prompt.
 
         Raises:
-            RequestError: 422 where the request said `refuse`; what `ground` raises where sources are searched again.
+            RequestError: 422 when `on_budget` is `refuse`; errors of `ground` when sources are searched again.
         """
         if not (count := len(grounding.passages)):
             return False
@@ -235,26 +235,26 @@ class Grounder:
         call.body.update(grounding.bare)
         call.replace_messages(grounding.bare["messages"])
         grounding.passages, grounding.support = (), None
-        searched_ms, began, found = grounding.ms, grounding.began, None
+        searched_ms, started, result = grounding.ms, grounding.began, None
         if grounding.options.on_budget == "shrink" and count > 1:
-            found = await self._search(grounding, grounding.question, tenant, count // 2, budget, arrived)
-            grounding.ms, grounding.began = grounding.ms + searched_ms, began
-            if found is None:  # no time was left, or the documents are gone
+            result = await self._search(grounding, grounding.question, tenant, count // 2, budget, arrived)
+            grounding.ms, grounding.began = grounding.ms + searched_ms, started
+            if result is None:  # no time was left, or the documents were deleted
                 self._counted(grounding)
                 return True
-        what = "the source" if count == 1 else f"{count} sources"
-        if found is None or not found["passages"]:
-            self._counted(self._without(grounding, f"the context has no room for {what}"))
+        removed = "the source" if count == 1 else f"{count} sources"
+        if result is None or not result["passages"]:
+            self._counted(self._without(grounding, f"the context has no room for {removed}"))
             return True
-        grounding.support, grounding.passages = found["support"], found["passages"]
-        grounding.timings_ms, grounding.starts_ms = found["timings_ms"], found["starts_ms"]
+        grounding.support, grounding.passages = result["support"], result["passages"]
+        grounding.timings_ms, grounding.starts_ms = result["timings_ms"], result["starts_ms"]
         grounding.outcome = "shrunk"
         grounding.why = f"the context has room for {len(grounding.passages)} of {grounding.options.top_k} sources"
-        self._put_in(grounding, call, found["prompt"])
+        self._put_in(grounding, call, result["prompt"])
         return True
 
     def _put_in(self, grounding: Grounding, call: Call, prompt: Sequence[Mapping[str, str]]) -> None:
-        """Have `call` ask with its sources."""
+        """Replace the prompt of `call` by the prompt with its sources."""
         grounding.bare = {name: call.body[name] for name in ("messages", "temperature") if name in call.body}
         before = call.prompt_chars
         call.replace_messages(with_prompt(call, prompt))
@@ -262,7 +262,7 @@ class Grounder:
         self._chars.append(max(0, call.prompt_chars - before - _FRAME_CHARS) / len(grounding.passages))
 
     def count_sources(self, grounding: Grounding | None) -> None:
-        """Count a request that kept sources, when it is over: until then they may be taken out."""
+        """Count a request that used sources, at its end: until then `shorten` may remove them."""
         if grounding is not None and grounding.passages:
             self._counted(grounding)
 
@@ -271,19 +271,19 @@ class Grounder:
     ) -> str:
         """Check the sentences of all `choices` against their sources, within the budget's remaining time.
 
-        Returns the text to append to the answer: where not all of it is supported, what the best source says. That obeys
-        the request too: nothing is added to what a stop or the token limit ended, nor over it (`tokens` were written).
+        Returns the text to append to an answer that is not fully supported: a quote of the best source. Nothing is appended
+        to an answer that ended at a stop sequence or the token limit, or that would exceed it (`tokens` were generated).
         """
         await self._check(grounding, choices, budget, arrived)
-        claims = [one["supported"] for one in grounding.sentences or () if one["supported"] is not None]
+        claims = [sentence["supported"] for sentence in grounding.sentences or () if sentence["supported"] is not None]
         if not grounding.quotable or grounding.sentences is None or all(claims or [False]):
             return ""
         best = grounding.passages[0]
-        more = f"\n\nSource {best['n']} says: “{best['quote']}”"
-        if not may_grow(call.body, choices[0], tokens, more):
+        quote = f"\n\nSource {best['n']} says: “{best['quote']}”"
+        if not may_grow(call.body, choices[0], tokens, quote):
             return ""
         grounding.quoted = best["n"]
-        return more
+        return quote
 
     async def _check(self, grounding: Grounding, choices: Sequence[Choice], budget: Budget, arrived: float) -> None:
         if not grounding.passages:
@@ -297,29 +297,29 @@ class Grounder:
         if left <= 0:
             grounding.why = "no time was left to check the answer"
             return
-        began = perf_counter()
+        started = perf_counter()
         try:
             async with asyncio.timeout(left):
                 passages = [passage["content"] for passage in grounding.passages]
                 sentences: list[dict[str, Any]] = []
                 for number, choice in enumerate(choices):
-                    found = await self._retrieval.call(
+                    checked = await self._retrieval.call(
                         "check", answer=choice.text, passages=passages, question=grounding.question
                     )
-                    sentences += [{**one, "choice": number} for one in found]
+                    sentences += [{**sentence, "choice": number} for sentence in checked]
                 grounding.sentences = sentences
         except TimeoutError:
             grounding.why = f"the answer could not be checked within {left * 1000:.0f} ms"
         except RequestError as error:
             grounding.why = f"the answer could not be checked: {error.message}"
-        grounding.check_ms = _since(began)
-        self._metrics.check.observe(perf_counter() - began)
-        for one in grounding.sentences or ():
-            if one["supported"] is not None:
-                self._metrics.sentences.labels("yes" if one["supported"] else "no").inc()
+        grounding.check_ms = _since(started)
+        self._metrics.check.observe(perf_counter() - started)
+        for sentence in grounding.sentences or ():
+            if sentence["supported"] is not None:
+                self._metrics.sentences.labels("yes" if sentence["supported"] else "no").inc()
 
     def _compute(self, grounding: Grounding, question: str, call: Call) -> bool:
-        """Answer by computing where the question is a computation; whether that was all that was asked."""
+        """Answer a computation, or add its result to the prompt; returns whether the question is a computation."""
         config = self._settings
         zone = ZoneInfo(config.timezone)
         used = detect(question, grounding.options.tools, datetime.now(zone), zone)
@@ -344,53 +344,54 @@ class Grounder:
     async def _ask_agent(
         self, grounding: Grounding, call: Call, tenant: str, key: str, budget: Budget, arrived: float
     ) -> None:
-        """Let the model answer with the tools; each of its steps is a request of the client's own, routed by its budget."""
+        """Run the agent. Each step is a request in the client's name, routed by the client's budget."""
         options, ref = grounding.options, call.ref
         model = (
             f"{ref.model}:{ref.variant}" if ref.variant else f"{ref.model}@{ref.profile}" if ref.profile else ref.model
         )
-        own = call.body.get("tools") is not None  # and what is said of their use
-        fields = read_fields(call.body if own else {**call.body, "tool_choice": None})  # else it is about the agent's
-        taken = {*_NOT_AN_AGENTS, *(_OF_TOOLS if own else ())}
-        more = {name: value for name, value in call.body.items() if name not in taken}
+        own_tools = call.body.get("tools") is not None  # then fields about them are not passed to the agent
+        # Without them, `tool_choice` is about the agent's tools.
+        fields = read_fields(call.body if own_tools else {**call.body, "tool_choice": None})
+        taken = {*_NOT_AN_AGENTS, *(_OF_TOOLS if own_tools else ())}
+        fields_passed = {name: value for name, value in call.body.items() if name not in taken}
         left = (budget.e2e_ms or _AGENT_MS) / 1000 - (perf_counter() - arrived)
-        began = perf_counter()
-        made = await self._retrieval.call(
+        started = perf_counter()
+        result = await self._retrieval.call(
             "agent", tenant=tenant, collection=options.collection, messages=call.body["messages"], tools=options.tools,
             top_k=options.top_k, mode=options.mode, url=self._url, key=key, model=model,
-            more={**more, "budget": budget.model_dump(exclude_none=True)}, timeout_s=max(left, 0.001),
+            more={**fields_passed, "budget": budget.model_dump(exclude_none=True)}, timeout_s=max(left, 0.001),
         )  # fmt: skip
-        grounding.outcome, grounding.tools, grounding.ms = "agent", made["tools"], _since(began)
-        # stops, token limit and form were kept by the model that wrote it
+        grounding.outcome, grounding.tools, grounding.ms = "agent", result["tools"], _since(started)
+        # stop sequences, token limit and format were applied by the model's steps
         grounding.direct = SyntheticCompletion(
-            made["text"],
-            finish_reason=made.get("finish_reason", "stop"),
+            result["text"],
+            finish_reason=result.get("finish_reason", "stop"),
             choices=fields.choices,
-            usage=made["usage"],
-            cost_usd=made.get("cost_usd", 0.0),
-            attempts=made.get("attempts", 0),
+            usage=result["usage"],
+            cost_usd=result.get("cost_usd", 0.0),
+            attempts=result.get("attempts", 0),
         )
 
     async def _search(
         self, grounding: Grounding, question: str, tenant: str, top_k: int, budget: Budget, arrived: float
     ) -> dict[str, Any] | None:
-        """What was found; None where the request is to go on without.
+        """Search sources; returns None when the request continues without sources.
 
-        That is where the budget's time ended before, or where only `always` asked for a collection that has no documents.
+        That is when the search exceeds the budget's time, or when a request grounded by default has an empty collection.
         """
         options = grounding.options
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
         left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
-        grounding.began = began = perf_counter()
+        grounding.began = started = perf_counter()
         try:
             async with asyncio.timeout(max(0.0, min(left, self._settings.timeout_s))):
-                found: dict[str, Any] = await self._retrieval.call(
+                result: dict[str, Any] = await self._retrieval.call(
                     "ground", tenant=tenant, collection=options.collection, question=question, top_k=top_k,
                     mode=options.mode, filters=options.filters, min_score=options.min_score,
                 )  # fmt: skip
         except TimeoutError as error:
-            self._took(began)
-            grounding.ms = _since(began)
+            self._took(started)
+            grounding.ms = _since(started)
             if left > self._settings.timeout_s:
                 raise self._too_slow() from error
             self._without(grounding, "retrieval took longer than the budget")
@@ -400,21 +401,21 @@ class Grounder:
                 raise
             if options.asked_by is not None:
                 raise _no_collection(options) from error
-            grounding.ms = _since(began)
+            grounding.ms = _since(started)
             grounding.outcome, grounding.why = "skipped", f"the collection '{options.collection}' has no documents"
             return None
-        self._metrics.retrieval.observe(self._took(began))
-        grounding.ms = _since(began)
-        return found
+        self._metrics.retrieval.observe(self._took(started))
+        grounding.ms = _since(started)
+        return result
 
     def _too_slow(self) -> RequestError:
         message = f"retrieval took longer than {self._settings.timeout_s:g} s"
         return RequestError(504, message, code="retrieval_timeout", headers={"retry-after": "2"})
 
-    def _took(self, began: float) -> float:
+    def _took(self, started: float) -> float:
         now = perf_counter()
-        self._searches.append((now, now - began))
-        return now - began
+        self._searches.append((now, now - started))
+        return now - started
 
     def _without(self, grounding: Grounding, why: str) -> Grounding:
         if grounding.options.on_budget == "refuse":
@@ -437,5 +438,5 @@ def _invalid(message: str, param: str) -> RequestError:
     return RequestError(400, message, param=param, code="invalid_retrieval")
 
 
-def _since(began: float) -> float:
-    return round((perf_counter() - began) * 1000, 2)
+def _since(started: float) -> float:
+    return round((perf_counter() - started) * 1000, 2)

@@ -1,4 +1,4 @@
-"""ASGI in its plainest form: reading a bounded body, sending a reply. The gateway has few routes and a hot path."""
+"""Plain ASGI helpers for the gateway's hot path: read bounded request bodies, send responses."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -16,11 +16,11 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = Mapping[str, str]
 
 JSON = "application/json"
-_BODY_WAIT_S = 60.0  # for the next part of a body: a client that stops sending must not hold what it has sent for ever
+_BODY_WAIT_S = 60.0  # wait for the next part of a body, so that a stalled client does not hold memory for ever
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 
 
-_SINGLE = {  # headers that decide something: given twice, the parts of the platform might each follow another one
+_SINGLE = {  # headers that affect handling: of two values, parts of the platform might use different ones
     "authorization", "content-encoding", "content-length", "content-type", "host", "idempotency-key", "origin",
     "transfer-encoding", "traceparent", "x-request-id",
 }  # fmt: skip
@@ -28,7 +28,7 @@ _SINGLE_PREFIXES = ("x-gearbox-", "x-llm-d-", "sec-fetch-")
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """Request headers by lower-case name; of repeated ones the last. Raises `RequestError` 400 where they contradict."""
+    """Request headers by lower-case name; the last value of repeated headers. Raises `RequestError` 400 for conflicts."""
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
     if len(headers) != len(scope["headers"]):
         for raw_name, value in scope["headers"]:
@@ -40,12 +40,12 @@ def headers_of(scope: Scope) -> dict[str, str]:
 
 
 class BodyMemory:
-    """The memory for request bodies: how many are held at once, and how many bytes of them, whatever clients send.
+    """Memory limit for request bodies: the number of bodies held at once and their total bytes.
 
     Args:
-        most_bytes: at once; at least one body of the largest size that is allowed.
-        most_bodies: at once; None: any number.
-        code: of the error that a request gets which finds no room.
+        most_bytes: limit of bytes held at once; at least one body of the maximum size.
+        most_bodies: limit of bodies held at once; None: no limit.
+        code: error code of requests that exceed a limit.
     """
 
     def __init__(self, most_bytes: int, most_bodies: int | None = None, code: str = "too_many_bodies") -> None:
@@ -54,7 +54,7 @@ class BodyMemory:
 
     @contextmanager
     def body(self) -> Iterator["HeldBody"]:
-        """Room for one body, given back at the end. Raises `RequestError` 429."""
+        """Reserve a body, released at the end. Raises `RequestError` 429."""
         if self.bodies == self._most_bodies:
             raise self.full()
         held = HeldBody(self)
@@ -66,39 +66,39 @@ class BodyMemory:
             self.bytes -= held.bytes
 
     def fits(self, size: int) -> bool:
-        """Whether so many bytes more can be held."""
+        """Whether `size` more bytes fit into the memory."""
         return self.bytes + size <= self._most_bytes
 
     def full(self) -> RequestError:
-        """429: there is no room."""
+        """The 429 for a body that does not fit into the memory."""
         return overloaded("too many request bodies are held at once; retry later", 2, self._code)
 
 
 class HeldBody:
-    """One body's part of the memory. Only what has arrived counts: who declares much and sends little holds little."""
+    """Memory of one body. Only received bytes count, not the declared length."""
 
     def __init__(self, memory: BodyMemory) -> None:
         self._memory = memory
         self.bytes = 0
 
     def expect(self, size: int) -> None:
-        """Refuse a body before it is sent, where there is no room for what it declares. Raises `RequestError` 429."""
+        """Reject a body by its declared length, before reading it. Raises `RequestError` 429."""
         if not self._memory.fits(size):
             raise self._memory.full()
 
     def take(self, size: int) -> None:
-        """Room for the next part. Raises `RequestError` 429."""
+        """Count the next part of the body. Raises `RequestError` 429."""
         self.expect(size)
         self._memory.bytes += size
         self.bytes += size
 
 
 async def read_body(receive: Receive, headers: Headers, limit: int, held: HeldBody | None = None) -> bytes:
-    """The whole body, with room for it from `held`.
+    """Read a request's whole body, counted against `held`.
 
     Raises:
-        RequestError: 413 as soon as it is known to exceed `limit` bytes, 415 if it is compressed, 429 where there is no
-            room, 408 where the client stops sending.
+        RequestError: 413 as soon as the body is known to exceed `limit` bytes, 415 for a compressed body, 429 when the
+            memory is full, 408 when the client stops sending.
     """
     if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
         raise RequestError(
@@ -136,7 +136,7 @@ def body_too_large(limit: int) -> RequestError:
 
 
 async def start(send: Send, status: int, content_type: str, headers: Iterable[tuple[str, str]] = ()) -> None:
-    """Send the head of a reply."""
+    """Send the status and headers of a response."""
     raw = [(b"content-type", content_type.encode())]
     raw += [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in headers]
     await send({"type": "http.response.start", "status": status, "headers": raw})
@@ -145,7 +145,7 @@ async def start(send: Send, status: int, content_type: str, headers: Iterable[tu
 async def reply(
     send: Send, status: int, body: bytes, headers: Iterable[tuple[str, str]] = (), content_type: str = JSON
 ) -> None:
-    """Send a whole reply."""
+    """Send a complete response."""
     await start(send, status, content_type, [("content-length", str(len(body))), *headers])
     await send({"type": "http.response.body", "body": body})
 
@@ -156,7 +156,7 @@ async def reply_json(send: Send, document: object, headers: Iterable[tuple[str, 
 
 
 async def lifespan(receive: Receive, send: Send, on_shutdown: Callable[[], Awaitable[None]]) -> None:
-    """Answer the ASGI lifespan protocol; `on_shutdown` runs before the end is confirmed."""
+    """Handle the ASGI lifespan protocol; `on_shutdown` runs before shutdown is confirmed."""
     while True:
         message = await receive()
         if message["type"] == "lifespan.shutdown":

@@ -1,6 +1,6 @@
-"""The API description (OpenAPI 3.1): every path with its parameters, bodies, statuses and examples.
+"""OpenAPI 3.1 description of the API: every path with its parameters, bodies, statuses and examples.
 
-It is put together from the models that validate bodies (`serve.budget`, `serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`)
+It is built from the models that validate bodies (`serve.budget`, `serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`)
 and those of `serve.gateway.openapi_schemas`, for the model, profiles and variants of one configuration.
 """
 
@@ -42,8 +42,8 @@ _STATUSES: Mapping[int, str] = {
     503: "No variant, no retrieval or no rate-limit store can answer now.",
     504: "Retrieval did not answer in time.",
 }
-_GUARDED = (403, 503)  # of requests that need a key
-_SENT = (408, 413, 415, 429)  # of those with a body
+_GUARDED = (403, 503)  # statuses of operations that need a key
+_SENT = (408, 413, 415, 429)  # statuses of operations with a body
 _RETRY_AFTER = {"retry-after": ("seconds until it is worth trying again", {"type": "integer", "minimum": 1})}
 _STATUS_HEADERS: Mapping[int, Mapping[str, tuple[str, Document]]] = {
     401: {"www-authenticate": ("always `Bearer`", {"type": "string"})},
@@ -74,18 +74,18 @@ class Operation:
     tag: str
     summary: str
     answer: type[BaseModel] | str | None  # a model as JSON, or a content type
-    statuses: Sequence[int] = ()  # of errors, besides 500
-    body: Sequence[type[BaseModel]] = ()  # the body is one of them
-    examples: Mapping[str, Document] | None = None  # of the body, by summary
+    statuses: Sequence[int] = ()  # statuses of errors, besides 500
+    body: Sequence[type[BaseModel]] = ()  # alternative models of the body
+    examples: Mapping[str, Document] | None = None  # of the body, by their summary
     parameters: Sequence[Document] = ()
     description: str = ""
-    stream: type[BaseModel] | None = None  # the answer of a streamed request ends like this
+    stream: type[BaseModel] | None = None  # the model of a stream's last event with data
     open: bool = False  # needs no key
-    headers: Mapping[str, tuple[str, Document]] | None = None  # of the answer
+    headers: Mapping[str, tuple[str, Document]] | None = None  # of the response
 
 
 def describe(config: PlatformConfig) -> bytes:
-    """The OpenAPI document of a platform with `config`, as JSON. Written once for what it depends on: that takes 20 ms."""
+    """The OpenAPI document of a platform with `config`, as JSON; cached, because building it takes 20 ms."""
     variants = tuple(variant.name for variant in config.variants)
     return _written(config.model.name, tuple(config.profiles), variants, config.access.allow_anonymous)
 
@@ -191,16 +191,16 @@ def operations() -> Sequence[Operation]:
 
 
 def _allow_null(schema: Document) -> None:
-    """Let null stand for a field that is left out: `serve.gateway.documents_api` drops it before it validates."""
+    """Allow null for optional fields: `serve.gateway.documents_api` drops null fields before validation."""
     for name, field in schema["properties"].items():
         if name not in schema.get("required", ()) and {"type": "null"} not in field.get("anyOf", ()):
-            told = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
-            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **told}
+            annotations = {key: field.pop(key) for key in ("default", "description", "title") if key in field}
+            schema["properties"][name] = {"anyOf": [field, {"type": "null"}], **annotations}
 
 
 @cache
 def _common() -> Document:
-    """What does not depend on the configuration. Callers get the same object: copy before changing it."""
+    """The parts that do not depend on the configuration. The object is cached: copy it before changing it."""
     used: dict[type[BaseModel], Literal["validation", "serialization"]] = {schemas.Error: "serialization"}
     for operation in operations():
         used |= {model: "validation" for model in operation.body}
@@ -215,7 +215,7 @@ def _common() -> Document:
             if isinstance(field, dict):
                 field.pop("title", None)
                 if field.get("default", ...) is None:
-                    del field["default"]  # absent and null are the same, and the examples are clearer without
+                    del field["default"]  # null and absent mean the same; examples are clearer without it
     return {
         "openapi": "3.1.0",
         "info": {
@@ -224,7 +224,7 @@ def _common() -> Document:
             "summary": "One language model served as several variants; each request goes to the one that fits its budget.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "servers": [{"url": "."}],  # relative to this document, so that it holds behind any prefix
+        "servers": [{"url": "."}],  # relative to this document, so it works behind any path prefix
         "security": [{"bearer": []}],
         "tags": [{"name": name, "description": told} for name, told in _TAGS.items()],
         "paths": {},
@@ -243,7 +243,7 @@ def _common() -> Document:
 
 
 def _fill(paths: Document, model: str) -> None:
-    """Add every operation; in examples the served model's name stands for `MODEL`."""
+    """Add every operation, with `MODEL` in examples replaced by the served model's name."""
     for operation in operations():
         described: Document = {
             "operationId": operation.id,
@@ -263,7 +263,7 @@ def _fill(paths: Document, model: str) -> None:
         if operation.parameters:
             described["parameters"] = [dict(parameter) for parameter in operation.parameters]
         if operation.body:
-            refs = [_ref(one) for one in operation.body]
+            refs = [_ref(body_model) for body_model in operation.body]
             examples = {
                 title: {"summary": title, "value": value} for title, value in (operation.examples or {}).items()
             }
@@ -308,17 +308,17 @@ def _answer(operation: Operation) -> Document:
 
 
 def _error(status: int) -> Document:
-    found: Document = {
+    response: Document = {
         "description": _STATUSES[status],
         "content": {_JSON: {"schema": _ref(schemas.Error)}},
     }
     if headers := _STATUS_HEADERS.get(status):
-        found["headers"] = _headers(headers)
-    return found
+        response["headers"] = _headers(headers)
+    return response
 
 
-def _headers(told: Mapping[str, tuple[str, Document]]) -> Document:
-    return {name: {"description": description, "schema": schema} for name, (description, schema) in told.items()}
+def _headers(headers: Mapping[str, tuple[str, Document]]) -> Document:
+    return {name: {"description": description, "schema": schema} for name, (description, schema) in headers.items()}
 
 
 def _ref(model: type[BaseModel]) -> Document:
@@ -330,20 +330,20 @@ def _any(names: Sequence[str]) -> str:
 
 
 def _named(value: Any, model: str) -> Any:
-    """`value` with `MODEL` replaced in the texts of its examples."""
+    """`value` with `MODEL` replaced by `model` in all strings."""
     if isinstance(value, dict):
-        return {key: _named(one, model) for key, one in value.items()}
+        return {key: _named(item, model) for key, item in value.items()}
     if isinstance(value, list):
-        return [_named(one, model) for one in value]
+        return [_named(item, model) for item in value]
     return value.replace("MODEL", model) if isinstance(value, str) else value
 
 
 def _parameter(
     where: str, name: str, description: str, schema: Document, example: Any = None, *, required: bool = False
 ) -> Document:
-    more = {} if example is None else {"example": example}
+    extra = {} if example is None else {"example": example}
     needed = required or where == "path"
-    return {"in": where, "name": name, "description": description, "required": needed, "schema": schema, **more}
+    return {"in": where, "name": name, "description": description, "required": needed, "schema": schema, **extra}
 
 
 def _retrieval(values: list[str]) -> Document:
@@ -353,16 +353,16 @@ def _retrieval(values: list[str]) -> Document:
 
 
 def _budget_parameters() -> list[Document]:
-    """One header for each field of a budget."""
+    """Header parameters, one for each budget field."""
     fields = Budget.model_json_schema()["properties"]
-    made = []
+    parameters = []
     for header, name in HEADERS.items():
         field = fields[name]
-        told = f"{field['description']}; wins over the body's `budget.{name}`"
-        schema = next((one for one in field.get("anyOf", ()) if one["type"] != "null"), field)
+        description = f"{field['description']}; wins over the body's `budget.{name}`"
+        schema = next((option for option in field.get("anyOf", ()) if option["type"] != "null"), field)
         schema = {key: value for key, value in schema.items() if key not in ("title", "description", "default")}
-        made.append(_parameter("header", header, told, schema))
-    return made
+        parameters.append(_parameter("header", header, description, schema))
+    return parameters
 
 
 _TEXT: Document = {"type": "string"}

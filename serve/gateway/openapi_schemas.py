@@ -1,8 +1,8 @@
-"""Request and response models of the API description: what a body may hold, field by field.
+"""Request and response models of the OpenAPI description.
 
-The request path does not run these on chat and completions bodies: the gateway reads the few fields it uses
-(`serve.request.call`), the engine validates the rest, and a test holds both against the models here. Bodies that the gateway
-validates with pydantic (documents, search, embeddings, budgets, grounding) are described by the models that do it.
+The request path does not validate chat and completions bodies with these models: the gateway reads the few fields it uses
+(`serve.request.call`), the engine validates the others, and a test compares both with the models here. Bodies that the gateway
+validates with pydantic (documents, search, embeddings, budgets, grounding) are described by the models that validate them.
 """
 
 from typing import Annotated, Any, Literal
@@ -25,7 +25,7 @@ LogitBias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Annotated[Float, Field(ge=-100, le=100)]],
     Field(json_schema_extra={"additionalProperties": False}),
 ]
-_EXACT = 2**53  # up to there every JSON parser keeps an integer as it is
+_EXACT = 2**53  # up to this value, every JSON parser represents integers exactly
 
 
 class _Open(BaseModel):

@@ -1,4 +1,4 @@
-"""Requests and tokens per minute, counted in a store that may be down or slow without holding anything else up."""
+"""Rate limits: requests and tokens per minute, counted in a store whose outages do not block other requests."""
 
 import asyncio
 import logging
@@ -20,22 +20,22 @@ from serve.errors import RequestError, overloaded
 _T = TypeVar("_T")
 Operation = Literal["admit", "charge", "read"]
 
-_CONCURRENCY = 64  # operations under way at the store, each of which may hold a connection
-_TRIPS = 3  # failures in a row after which the store is taken to be down
-_PAUSE_S = 1.0  # how long a store that is down is left alone; then one operation tries it
+_CONCURRENCY = 64  # concurrent store operations; each may hold a connection
+_TRIPS = 3  # consecutive failures after which the store counts as down
+_PAUSE_S = 1.0  # time between two attempts at a store that is down
 _LOG_EACH_S = 10.0
 _LOG = logging.getLogger("gearbox.limits")
 
 
 class StoreUnavailable(Exception):
-    """The rate-limit store did not answer in time, or not sensibly. It is already logged and counted."""
+    """The rate-limit store timed out or failed. The failure is already logged and counted."""
 
 
 class Limits:
-    """The limits of tenants. Every operation on the store has a deadline, and a store that is down is left alone.
+    """Rate limits of tenants, with a deadline for every store operation and a circuit breaker.
 
-    While the store is down, one operation each second tries it; all others fail at once, so that requests neither pile
-    up in the gateway nor storm a store that comes back.
+    While the store is down, one operation per second tries it and all others fail at once, so that requests neither queue
+    in the gateway nor overload a store that recovers.
     """
 
     def __init__(self, access: AccessConfig, failures: Counter) -> None:
@@ -45,28 +45,30 @@ class Limits:
                 f"access.rate_limit_store: {access.rate_limit_store.split(':')[0]} is no asynchronous store"
             )
         self._requests = SlidingWindowCounterRateLimiter(storage)
-        self._tokens = FixedWindowRateLimiter(storage)  # the one that can be overdrawn: usage is known afterwards
+        self._tokens = FixedWindowRateLimiter(
+            storage
+        )  # a fixed window can be exceeded: token usage is known afterwards
         self._remote = not access.rate_limit_store.startswith("async+memory")
         self._slots = asyncio.Semaphore(_CONCURRENCY)
         self._failures = failures
-        self._failed = 0  # in a row
+        self._failed = 0  # consecutive failures
         self._retry_at = 0.0
         self._logged_at = -math.inf
         self._charging: set[asyncio.Task[None]] = set()
         self.reconfigure(access)
 
     def reconfigure(self, access: AccessConfig) -> None:
-        """Take another deadline and another answer to failures; the store is the one of the start."""
+        """Change the deadline and whether failures admit requests; the store set at start is not replaced."""
         self._timeout_s = access.rate_limit_store_timeout_s
         self._fails_open = access.on_rate_limit_store_failure == "fail_open"
 
     async def admit(
         self, tenant: str, requests: RateLimitItemPerMinute | None, tokens: RateLimitItemPerMinute | None
     ) -> None:
-        """Count one request of `tenant`; without limits the store is not asked.
+        """Count one request of `tenant`; without limits the store is not used.
 
         Raises:
-            RequestError: 429 with the time until there is room again; 503 when the store fails and that is not to let in.
+            RequestError: 429 with `Retry-After` when a limit is reached; 503 when the store fails and the limits fail closed.
         """
         if requests is None and tokens is None:
             return
@@ -85,7 +87,7 @@ class Limits:
             raise refusal
 
     async def charge(self, tenant: str, limit: RateLimitItemPerMinute | None, tokens: int) -> None:
-        """Count the tokens of a finished answer. A failure costs the count, never the answer; a cancelled caller is charged."""
+        """Count the tokens of a finished request. A store failure loses the count only; cancelled requests are charged."""
         if limit is None or not tokens:
             return
         charging = asyncio.ensure_future(self._charge(tenant, limit, tokens))
@@ -94,7 +96,7 @@ class Limits:
         await asyncio.shield(charging)
 
     async def used(self, tenant: str, kind: Literal["requests", "tokens"], limit: RateLimitItemPerMinute) -> float:
-        """The used share of a limit in this minute. Raises `StoreUnavailable`."""
+        """Utilization of a limit in the current minute. Raises `StoreUnavailable`."""
         limiter = self._requests if kind == "requests" else self._tokens
         _, left = await self._ask("read", lambda: limiter.get_window_stats(limit, kind, tenant))
         return 1 - left / limit.amount
@@ -114,18 +116,18 @@ class Limits:
         try:
             await self._ask("charge", lambda: self._tokens.hit(limit, "tokens", tenant, cost=tokens))
         except StoreUnavailable:
-            return  # logged and counted where it failed: the answer is out
+            return  # already logged and counted; the response was sent
 
     async def _ask(self, operation: Operation, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do `work` at the store before the deadline. Raises `StoreUnavailable`."""
+        """Run a store operation with the deadline and the circuit breaker. Raises `StoreUnavailable`."""
         if self._failed >= _TRIPS:
             if monotonic() < self._retry_at:
                 self._failures.labels(operation).inc()
                 raise StoreUnavailable("the store was down a moment ago")
-            self._retry_at = monotonic() + _PAUSE_S  # this operation tries it, the others go on failing at once
+            self._retry_at = monotonic() + _PAUSE_S  # this operation tries the store; others still fail at once
         try:
             result = await (self._before_deadline(work) if self._remote else work())
-        except Exception as error:  # of whatever client the store has: that it failed is all that counts
+        except Exception as error:  # store clients raise many types
             self._on_failure(operation, error)
             raise StoreUnavailable(type(error).__name__) from error
         if self._failed >= _TRIPS:
@@ -134,14 +136,16 @@ class Limits:
         return result
 
     async def _before_deadline(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do `work` in a task of its own: clients of stores have been seen to swallow a cancellation and wait on."""
+        """Run `work` in a separate task, because some store clients suppress cancellation and keep waiting."""
 
         async def do() -> _T:
             async with self._slots:
                 return await work()
 
         task = asyncio.ensure_future(do())
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())  # what is given up may fail unheard
+        task.add_done_callback(
+            lambda done: done.cancelled() or done.exception()
+        )  # ignore the result of an abandoned task
         try:
             if not (await asyncio.wait({task}, timeout=self._timeout_s))[0]:
                 raise TimeoutError(f"no answer within {self._timeout_s:g} s")
@@ -160,10 +164,10 @@ class Limits:
 
 
 def _options(access: AccessConfig) -> dict[str, Any]:
-    """Of redis-py, which is the client that is installed; `limits` would look for another.
+    """Options for redis-py, the installed client; `limits` would choose another by default.
 
-    It gives up what hangs when the gateway does. Its own retries have pauses: a Redis that refuses would look like one that
-    hangs. The one that is left is for connections that Redis closed while they idled.
+    Its timeout is the gateway's deadline. Its default retries have pauses, which would make a refused connection look like a
+    timeout. One retry is left for connections that Redis closed while they were idle.
     """
     if not access.rate_limit_store.startswith("async+redis"):
         return {}

@@ -1,4 +1,4 @@
-"""The web pages of the gateway, `/ui` and `/docs`: static files, read once, served by exact path and under a strict policy."""
+"""Static web pages `/ui` and `/docs`: files read at start, served by exact path with a strict content security policy."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -19,15 +19,15 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-#: Nothing from elsewhere, nothing inline, and no text that becomes markup.
+#: No resources of other origins, nothing inline, and no strings assigned as HTML.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
-#: Swagger UI turns the description's Markdown into markup and draws with images in its style sheet.
+#: Swagger UI renders the description's Markdown as HTML and has images in its style sheet.
 DOCS_POLICY = POLICY.split("; require-trusted-types-for")[0].replace("img-src 'self'", "img-src 'self' data:")
 _HEADERS = (
-    ("cache-control", "no-cache"),  # kept, but asked about each time: an upgrade is seen at once
+    ("cache-control", "no-cache"),  # cached, but revalidated on each use, so that an upgrade shows at once
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "no-referrer"),
     ("cross-origin-resource-policy", "same-origin"),
@@ -36,7 +36,7 @@ _HEADERS = (
 
 @dataclass(slots=True, frozen=True)
 class Page:
-    """One file: its bytes and what the head says of them."""
+    """A page: its bytes and the values of its response headers."""
 
     body: bytes
     content_type: str
@@ -45,25 +45,25 @@ class Page:
 
     @classmethod
     def of(cls, file: Path, policy: str = POLICY) -> "Page":
-        """Read `file`. Its name's ending says what it is."""
+        """Read `file`; the content type follows from its extension."""
         return cls.made(file.read_bytes(), _TYPES[file.suffix], policy)
 
     @classmethod
     def made(cls, body: bytes, content_type: str, policy: str = POLICY) -> "Page":
-        """A page that is no file."""
+        """A page with content that is not read from a file."""
         return cls(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
 
     async def answer(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        """Send it; only the head where the client has it already."""
-        told = [("etag", self.etag), ("content-security-policy", self.policy), *_HEADERS]
+        """Send the page, or 304 when the client's cached copy is current."""
+        response_headers = [("etag", self.etag), ("content-security-policy", self.policy), *_HEADERS]
         if _has(headers.get("if-none-match", ""), self.etag):
-            await start(send, 304, self.content_type, told)
+            await start(send, 304, self.content_type, response_headers)
             return await send({"type": "http.response.body", "body": b""})
-        await reply(send, 200, self.body, told, self.content_type)
+        await reply(send, 200, self.body, response_headers, self.content_type)
 
 
 def page_routes() -> dict[str, dict[str, Handler]]:
-    """Every path of the pages with its methods. No path is ever made from a request's, so none leads out of the folders."""
+    """Handlers of all pages by path and method. File paths are never built from request paths, so none can be traversed."""
     handlers: dict[str, Handler] = {"/ui/": _to("../ui"), "/docs/": _to("../docs")}
     for file in _FOLDER.iterdir():
         if file.suffix in _TYPES:
@@ -76,7 +76,7 @@ def page_routes() -> dict[str, dict[str, Handler]]:
 
 
 def _to(location: str) -> Handler:
-    """A page's links are relative to its path without a slash at the end, so that they hold behind any prefix."""
+    """Redirect to the path without a trailing slash: the pages' links are relative to it, to work behind any prefix."""
 
     async def answer(headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         await reply(send, 308, b"", [("location", location)])
@@ -85,13 +85,13 @@ def _to(location: str) -> Handler:
 
 
 def _swagger_ui() -> Path:
-    """Where fastapi-offline keeps its copy of Swagger UI. The package itself is not imported."""
-    found = find_spec("fastapi_offline")
-    if found is None or not found.submodule_search_locations:
+    """The folder of Swagger UI in the package fastapi-offline, which is not imported."""
+    spec = find_spec("fastapi_offline")
+    if spec is None or not spec.submodule_search_locations:
         raise RuntimeError("fastapi-offline, one of the platform's requirements, is not installed")
-    return Path(found.submodule_search_locations[0]) / "static"
+    return Path(spec.submodule_search_locations[0]) / "static"
 
 
 def _has(if_none_match: str, etag: str) -> bool:
-    known = {one.strip().removeprefix("W/") for one in if_none_match.split(",")}
-    return etag in known or "*" in known
+    etags = {value.strip().removeprefix("W/") for value in if_none_match.split(",")}
+    return etag in etags or "*" in etags

@@ -1,4 +1,4 @@
-"""Parse OpenAI request bodies, as far as the gateway needs them, and the `model` field's variant or profile.
+"""Parse chat and completions bodies as far as the gateway needs them, with the variant or profile in `model`.
 
 Everything else in the body is validated once, by the engine.
 """
@@ -15,8 +15,8 @@ from serve.routing.catalog import BLOCK_CHARS
 Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
 
-DEFAULT_OUTPUT_TOKENS = 256  # expected answer length when the request sets no limit
-_COMPLETION_TOKENS = 16  # the limit of a completion that names none, OpenAI's and vLLM's
+DEFAULT_OUTPUT_TOKENS = 256  # expected output length when the request sets no limit
+_COMPLETION_TOKENS = 16  # default `max_tokens` of completions in OpenAI's API and vLLM
 _MESSAGE_OVERHEAD_TOKENS = 4  # role and separators of one chat message in common templates
 
 
@@ -46,35 +46,35 @@ class Call:
     """A generation request, parsed as far as routing needs it."""
 
     endpoint: Endpoint
-    body: dict[str, object]  # what is sent on; `budget` and `retrieval` taken out
+    body: dict[str, object]  # the body for the engine, without `budget` and `retrieval`
     ref: ModelRef
     budget: object  # the body's `budget` field, not yet validated
     retrieval: object  # the body's `retrieval` field, not yet validated
     stream: bool
     wants_usage: bool
-    model: str  # as the client named it, and as answers name it
-    prompts: int  # 1 but for a list of them
-    choices: int  # answers to each prompt that the engine writes
-    min_output_tokens: int  # what each answer has at least, by the request
+    model: str  # as the client requested it, and as responses name it
+    prompts: int  # 1, or the length of a list of prompts
+    choices: int  # answers that the engine generates for each prompt
+    min_output_tokens: int  # minimum length of each answer, by the request
     prompt_chars: int  # of all prompts
-    prompt_tokens: int  # exactly known part of all prompts: token ids given by the client, template overhead
-    longest: float  # prompt's share of all
+    prompt_tokens: int  # exactly known tokens of all prompts: token IDs in the request, template overhead
+    longest: float  # the longest prompt's share of all prompts
     max_output_tokens: int
-    limits_output: bool  # whether that is a limit, and not only what is expected
-    blocks: tuple[int, ...]  # hashes of the whole blocks of the prompt's text, each with all that comes before it
+    limits_output: bool  # whether `max_output_tokens` is a limit, not only an expectation
+    blocks: tuple[int, ...]  # hashes of the prompt's complete blocks, each including all blocks before it
 
     @property
     def sequences(self) -> int:
-        """Answers that the engine writes at the same time."""
+        """Number of sequences that the engine generates concurrently."""
         return self.prompts * self.choices
 
     @property
     def messages(self) -> list[Any]:
-        """Of a chat: objects, of which there is one at least."""
+        """The messages of a chat: a non-empty list of objects."""
         return cast(list[Any], self.body["messages"])
 
     def constrain_tool_calls(self) -> None:
-        """Have the engine keep calls of the tools to their schemas, but for functions that say whether they want that."""
+        """Set `strict` on functions that do not set it, so that the engine constrains tool calls to their schemas."""
         tools = self.body.get("tools")
         if not isinstance(tools, list) or self.body.get("tool_choice") == "none":
             return
@@ -84,12 +84,12 @@ class Call:
                 function["strict"] = True
 
     def payload(self, served_name: str) -> bytes:
-        """The body for the engine: the logical model's name, and usage asked for at the end of every stream."""
+        """The body for the engine, with the logical model's name and with usage at the end of every stream."""
         self.body["model"] = served_name
         if self.stream:
             options = self.body.get("stream_options")
             options = dict(options) if isinstance(options, dict) else {}
-            if not self.wants_usage:  # usage of each chunk is part of the usage that was not asked for
+            if not self.wants_usage:  # the client did not request usage, nor usage in each chunk
                 options.pop("continuous_usage_stats", None)
             self.body["stream_options"] = {**options, "include_usage": True}
         return dump_json(self.body)
@@ -102,7 +102,7 @@ class Call:
 
 
 def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
-    """Read a chat-completions or completions body.
+    """Parse a chat-completions or completions body.
 
     The engine's prefix cache is salted with `tenant`: otherwise TTFT would reveal the prompts of other tenants.
 
@@ -133,7 +133,7 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
     if (salt := body.get("cache_salt")) is not None and not isinstance(salt, str):
         raise RequestError(400, "'cache_salt' must be a string", param="cache_salt", code="invalid_type")
-    # engines take short salts without some characters, clients may send any
+    # hashed, because engines restrict a salt's length and characters
     body["cache_salt"] = salt = f"{tenant} {hashlib.sha256(salt.encode()).hexdigest()[:32]}" if salt else tenant
     return Call(
         endpoint=endpoint,
@@ -157,17 +157,17 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
 
 
 def _max_output(body: dict[str, object], endpoint: Endpoint) -> int | None:
-    """The limit of one answer; 0 where an echoed prompt is all that is wanted."""
-    least = 0 if endpoint == "completions" and body.get("echo") is True else 1
+    """The output token limit of one answer; 0 for a completion that only echoes its prompt."""
+    minimum = 0 if endpoint == "completions" and body.get("echo") is True else 1
     names = ("max_completion_tokens", "max_tokens") if endpoint == "chat" else ("max_tokens",)
-    for value in [_integer(body, name, least) for name in names]:
+    for value in [_integer(body, name, minimum) for name in names]:
         if value is not None:
             return value
     return _COMPLETION_TOKENS if endpoint == "completions" and "max_tokens" not in body else None
 
 
 def _choices(body: dict[str, object], endpoint: Endpoint) -> int:
-    """How many answers to one prompt are written: `n`. The engine writes no others to choose the best from."""
+    """Number of answers to one prompt: `n`. The engine does not generate more of them for `best_of`."""
     choices = _integer(body, "n", 1) or 1
     best_of = None if endpoint == "chat" else _integer(body, "best_of", 1)
     if best_of is not None and best_of < choices:
@@ -183,26 +183,26 @@ def _choices(body: dict[str, object], endpoint: Endpoint) -> int:
 
 
 def _min_output(body: dict[str, object], limit: int | None) -> int:
-    """How long each answer is at least: it does not end before `min_tokens`, with `ignore_eos` not before its limit.
+    """Minimum length of each answer: `min_tokens`, or with `ignore_eos` the output limit.
 
-    Without a limit that is the context, whatever its length. Values of the wrong type are left for the engine to refuse.
+    Without a limit, `ignore_eos` fills the context. Values of the wrong type are left for the engine to reject.
     """
     if body.get("ignore_eos") is True:
         return sys.maxsize if limit is None else limit
-    fewest = body.get("min_tokens")
-    return int(fewest) if isinstance(fewest, int | float) and 0 <= fewest < 1 << 63 else 0
+    min_tokens = body.get("min_tokens")
+    return int(min_tokens) if isinstance(min_tokens, int | float) and 0 <= min_tokens < 1 << 63 else 0
 
 
-def _integer(body: dict[str, object], name: str, least: int) -> int | None:
+def _integer(body: dict[str, object], name: str, minimum: int) -> int | None:
     value = body.get(name)
     if value is None:
         return None
     if isinstance(value, float) and value.is_integer():
-        value = int(value)  # the same number in JSON
+        value = int(value)  # 8.0 and 8 are the same number in JSON
     if not isinstance(value, int) or isinstance(value, bool):
         raise RequestError(400, f"'{name}' must be an integer", param=name, code="invalid_type")
-    if value < least:
-        raise RequestError(400, f"'{name}' must be at least {least}", param=name, code="invalid_value")
+    if value < minimum:
+        raise RequestError(400, f"'{name}' must be at least {minimum}", param=name, code="invalid_value")
     if value >= 1 << 63:
         raise RequestError(400, f"'{name}' is too large", param=name, code="invalid_value")
     return value
@@ -227,14 +227,13 @@ def _chat_size(body: dict[str, object]) -> tuple[int, int]:
 
 
 def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
-    """How many prompts there are, the longest one's share of all, and the characters and the token ids of all.
+    """Number of prompts, the longest prompt's share of their size, and the characters and token IDs of all prompts.
 
     `prompt` is a string, token ids, or a list of either.
     """
     prompt = body.get("prompt")
-    if prompt == "" or (
-        isinstance(prompt, list) and [] in prompt
-    ):  # empty texts of a list may get a token to begin with
+    # An empty string inside a list is allowed: it may get a beginning-of-sequence token.
+    if prompt == "" or (isinstance(prompt, list) and [] in prompt):
         raise RequestError(400, "'prompt' must not be empty", param="prompt", code="invalid_value")
     if isinstance(prompt, str):
         return 1, 1.0, len(prompt), 0
@@ -257,14 +256,14 @@ def _are_ids(items: list[object]) -> bool:
     kinds = set(map(type, items))
     if kinds <= {int}:
         return True
-    return kinds <= {int, float} and all(float(item).is_integer() for item in items)  # type: ignore[arg-type]  # 8.0 is 8
+    return kinds <= {int, float} and all(float(item).is_integer() for item in items)  # type: ignore[arg-type]
 
 
 def _conversation(body: dict[str, object]) -> str:
-    """All texts of a chat in the order in which templates have them: a longer chat begins as the shorter one did."""
+    """All texts of a chat in the order of chat templates, so that continued chats share a prefix."""
     messages = body["messages"]
     parts = [dump_json(body["tools"]).decode()] if body.get("tools") else []
-    for message in messages:  # type: ignore[attr-defined]  # seen by _chat_size
+    for message in messages:  # type: ignore[attr-defined]  # checked by _chat_size
         content = message.get("content")
         parts.append(str(message.get("role")))
         parts.append(content if isinstance(content, str) else dump_json(content).decode())
@@ -272,8 +271,8 @@ def _conversation(body: dict[str, object]) -> str:
 
 
 def _blocks(text: str, salt: object) -> tuple[int, ...]:
-    found, before = [], hash(salt)
+    hashes, previous = [], hash(salt)
     for at in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
-        before = hash((before, text[at - BLOCK_CHARS : at]))
-        found.append(before)
-    return tuple(found)
+        previous = hash((previous, text[at - BLOCK_CHARS : at]))
+        hashes.append(previous)
+    return tuple(hashes)

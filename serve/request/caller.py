@@ -7,7 +7,7 @@ from limits import RateLimitItemPerMinute
 
 @dataclass(slots=True, frozen=True)
 class Caller:
-    """Whoever a request is counted for."""
+    """The caller of a request: the tenant it is counted for, with its default budget and limits."""
 
     tenant: str
     budget: str  # name of the default profile

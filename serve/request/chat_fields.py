@@ -1,6 +1,6 @@
-"""The fields of a chat completion with their types and bounds, for answers that no engine gives and so no engine checks.
+"""Validate the fields of chat completions that the gateway answers itself, because no engine validates them.
 
-Types are as lenient as the engine's ("0.5" is a number), unknown fields are left alone, and null is the same as none.
+Types are as lenient as the engine's ("0.5" is a number), unknown fields are ignored, and null means absent.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.errors import RequestError
 
-MAX_CHOICES = 128  # OpenAI's own limit
+MAX_CHOICES = 128  # OpenAI's limit
 _INT64 = 2**63
-_GREEDY = 1e-5  # vLLM takes a lower temperature for 0
+_GREEDY = 1e-5  # vLLM treats lower temperatures as 0
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
 
 
@@ -84,7 +84,7 @@ _Stop = Annotated[str, Field(min_length=1)]
 
 
 class ChatFields(_Fields):
-    """What a chat completion may ask for: OpenAI's fields, and the engine's that shape an answer."""
+    """Fields of a chat completion: OpenAI's, and those of the engine that affect an answer."""
 
     messages: Annotated[list[_Message], Field(min_length=1)]
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
@@ -134,22 +134,22 @@ class ChatFields(_Fields):
 
     @property
     def choices(self) -> int:
-        """How many are wanted."""
+        """Number of requested choices."""
         return self.n or 1
 
     @property
     def stops(self) -> Sequence[str]:
-        """Texts that end the answer."""
+        """Stop sequences."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     @property
     def token_limit(self) -> int | None:
-        """The most tokens that a choice may have."""
+        """Output token limit of one choice."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 def read_fields(body: Mapping[str, object]) -> ChatFields:
-    """The fields of a chat completion's `body`. Raises `RequestError` 400 for what an engine would refuse."""
+    """Validate a chat completion's `body`. Raises `RequestError` 400 for what an engine would reject."""
     try:
         fields = ChatFields.model_validate(body)
     except ValidationError as error:
@@ -160,13 +160,13 @@ def read_fields(body: Mapping[str, object]) -> ChatFields:
 
 
 def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
-    """What is wrong between fields that are right each for itself: the field, and the problem in the engine's words."""
-    for at, message in enumerate(fields.messages):
+    """Conflicts between fields that are valid by themselves: (field, problem in the engine's words)."""
+    for position, message in enumerate(fields.messages):
         if message.content is None and message.role not in ("assistant", "function"):
-            yield f"messages[{at}].content", f"a message of role '{message.role}' must have content"
+            yield f"messages[{position}].content", f"a message of role '{message.role}' must have content"
         for n, part in enumerate(message.content if isinstance(message.content, list) else ()):
             if isinstance(part, _Part) and part.type in ("text", "input_text", "output_text") and part.text is None:
-                yield f"messages[{at}].content[{n}].text", "a part of type 'text' must have a text"
+                yield f"messages[{position}].content[{n}].text", "a part of type 'text' must have a text"
     if fields.choices > 1 and fields.temperature is not None and fields.temperature < _GREEDY:
         yield "n", "'n' must be 1 where 'temperature' is 0: all choices would be the same"
     if fields.truncate_prompt_tokens == 0:
@@ -179,11 +179,15 @@ def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
         yield "prompt_logprobs", "'prompt_logprobs' are not available when 'stream' is true"
     if fields.token_limit is not None and fields.min_tokens > fields.token_limit:
         yield "min_tokens", f"'min_tokens' must be at most the token limit of {fields.token_limit}"
-    if (wanted := fields.response_format) and wanted.type == "json_schema" and wanted.json_schema is None:
+    if (
+        (response_format := fields.response_format)
+        and response_format.type == "json_schema"
+        and response_format.json_schema is None
+    ):
         yield "response_format.json_schema", "'json_schema' must be given for this type"
     if (constraints := fields.structured_outputs) is not None:
-        given = [name for name in _CONSTRAINTS if constraints.get(name) is not None]
-        if len(given) != 1:
+        constrained = [name for name in _CONSTRAINTS if constraints.get(name) is not None]
+        if len(constrained) != 1:
             yield "structured_outputs", f"exactly one of {', '.join(_CONSTRAINTS)} must be given"
     if fields.tool_choice not in (None, "none") and fields.tools is None:
         yield "tool_choice", "when using 'tool_choice', 'tools' must be set"
@@ -193,24 +197,24 @@ def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
 
 
 def _refused(error: ValidationError, body: Mapping[str, object]) -> RequestError:
-    """The field at fault as deep as it can be told, with all that it could have been."""
+    """The error for the most deeply nested invalid field, with all alternatives of its type."""
     problems: dict[tuple[str | int, ...], list[str]] = {}
-    for one in error.errors(include_url=False, include_input=False):
-        path = _path(one["loc"], body) + (one["loc"][-1:] if one["type"] == "missing" else ())
-        problems.setdefault(path, []).append(one["msg"][0].lower() + one["msg"][1:])
+    for detail in error.errors(include_url=False, include_input=False):
+        path = _path(detail["loc"], body) + (detail["loc"][-1:] if detail["type"] == "missing" else ())
+        problems.setdefault(path, []).append(detail["msg"][0].lower() + detail["msg"][1:])
     first = next(iter(problems))
-    path = max((one for one in problems if one[:1] == first[:1]), key=len)
+    path = max((detail for detail in problems if detail[:1] == first[:1]), key=len)
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
     return _invalid(", or ".join(dict.fromkeys(problems[path])), where)
 
 
 def _path(loc: Sequence[str | int], body: object) -> tuple[str | int, ...]:
-    """The part of `loc` that leads through `body`; pydantic's names for the members of a union do not."""
+    """The part of `loc` that is a path in `body`, without pydantic's names of union members."""
     path: list[str | int] = []
     for step in loc:
         known = step in body if isinstance(body, dict) else isinstance(body, list) and isinstance(step, int)
         if known:
-            body = body[step]  # type: ignore[index]  # a member of what it is
+            body = body[step]  # type: ignore[index]  # `step` was checked above
             path.append(step)
     return tuple(path)
 

@@ -1,4 +1,4 @@
-"""What an engine's answer contains: token usage, timings, and the text and finish reason of each choice."""
+"""Parse engine responses: token usage, timings, and the text and finish reason of each choice."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(slots=True)
 class EngineReport:
-    """What the engine says an answer took: tokens, and its own timings where it gives them."""
+    """Token usage of a response, and the engine's own timings where it reports them."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -16,12 +16,12 @@ class EngineReport:
 
     @property
     def total_tokens(self) -> int:
-        """Prompt and answer together."""
+        """Tokens of prompt and output together."""
         return self.prompt_tokens + self.completion_tokens
 
     @classmethod
     def of(cls, document: object) -> "EngineReport":
-        """Read `usage` and `metrics` from a decoded answer or from a stream's last chunk."""
+        """Read `usage` and `metrics` from a decoded response or from a stream's last chunk."""
         if not isinstance(document, dict):
             return cls()
         usage = document.get("usage") or {}
@@ -37,22 +37,22 @@ class EngineReport:
 
 @dataclass(slots=True)
 class Choice:
-    """One choice of an answer: its text, and why it ended."""
+    """One choice of a response: its text and its finish reason."""
 
     text: str = ""
     finish_reason: str | None = None
-    stop_reason: int | str | None = None  # the text of `stop`, or the token, that ended it
+    stop_reason: int | str | None = None  # the stop sequence or token that ended the choice
 
     def add(self, part: Mapping[str, Any]) -> None:
-        """Take in an answer's or a chunk's member of `choices`."""
-        said = part.get("message") or part.get("delta")
-        self.text += (part.get("text") if said is None else said.get("content")) or ""
+        """Append an item of `choices` of a response or of a chunk."""
+        message = part.get("message") or part.get("delta")
+        self.text += (part.get("text") if message is None else message.get("content")) or ""
         self.finish_reason = part.get("finish_reason") or self.finish_reason
         self.stop_reason = part.get("stop_reason") or self.stop_reason
 
     @classmethod
     def all_of(cls, document: Mapping[str, Any]) -> "list[Choice]":
-        """The choices of a whole answer."""
+        """All choices of a complete response."""
         choices = []
         for part in document["choices"]:
             choices.append(cls())

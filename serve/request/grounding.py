@@ -27,13 +27,13 @@ class GroundingOptions(BaseModel):
     on_unsupported: Literal["abstain", "answer"]
     unverified: Literal["quote", "mark"]
     tools: tuple[Literal["calculator", "clock"], ...]
-    agent: StrictBool = False  # the model calls the tools itself, and searches with one
-    # what of the request names the collection, or asks for the default one; None: `always` does
+    agent: StrictBool = False  # the model calls the tools itself, document search among them
+    # the parameter that requests grounding; None: the request is grounded by default
     _asked_by: str | None = PrivateAttr(default=None)
 
     @property
     def asked_by(self) -> str | None:
-        """The parameter that an error about the collection is of; None: the request asked for none."""
+        """The `param` of errors about the collection; None: the request is grounded by default."""
         return self._asked_by
 
     @property
@@ -48,36 +48,38 @@ class Grounding:
 
     options: GroundingOptions
     question: str = ""
-    quotable: bool = False  # whether text may be added to the answer
+    quotable: bool = False  # whether a quote may be appended to the answer
     outcome: Outcome = "off"
     why: str | None = None
     support: float | None = None
     passages: Sequence[Mapping[str, Any]] = ()
     bare: Mapping[str, Any] = field(
         default_factory=dict
-    )  # fields of the request that the sources changed, as they were
-    began: float = 0.0  # of searching, perf_counter seconds
-    ms: float = 0.0  # of searching
+    )  # original values of the request's fields that grounding changed
+    began: float = 0.0  # start of the search, perf_counter seconds
+    ms: float = 0.0  # duration of the search
     check_ms: float | None = None
-    timings_ms: Mapping[str, float] = field(default_factory=dict)  # by the pipeline's components
-    starts_ms: Mapping[str, float] = field(default_factory=dict)  # when they began, after the search did
+    timings_ms: Mapping[str, float] = field(default_factory=dict)  # durations by pipeline component
+    starts_ms: Mapping[str, float] = field(
+        default_factory=dict
+    )  # start of each component, from the start of the search
     tools: list[dict[str, Any]] = field(default_factory=list)
-    direct: SyntheticCompletion | None = None  # the answer itself, where it is known before a variant is asked
+    direct: SyntheticCompletion | None = None  # an answer without a variant
     sentences: list[dict[str, Any]] | None = None  # None: not checked
-    quoted: int | None = None  # number of the source that was quoted after an answer that no source supports
+    quoted: int | None = None  # number of the source quoted after an unsupported answer
 
     @property
     def answer(self) -> str | None:
-        """The text of the answer, where it is known before a variant is asked."""
+        """The text of an answer without a variant."""
         return self.direct.text if self.direct else None
 
     @property
     def reason(self) -> str:
-        """Why the answer was known before a variant was asked."""
+        """Why no variant was needed."""
         return self.outcome
 
     def public(self) -> dict[str, object]:
-        """What the answer's `gearbox` object says of it."""
+        """The grounding fields of the response's `gearbox` object."""
         return {
             "grounded": self._grounded(),
             "citations": self._citations(),
@@ -92,7 +94,7 @@ class Grounding:
         }  # fmt: skip
 
     def _grounded(self) -> bool | None:
-        """Whether sources support every claim of the answer; None where that was not checked."""
+        """Whether sources support every claim of the answer; None if unchecked."""
         if self.outcome == "computed":
             return True
         if self.outcome in ("agent", "off"):
@@ -101,12 +103,12 @@ class Grounding:
             return False
         if self.sentences is None:
             return None
-        claims = [one["supported"] for one in self.sentences if one["supported"] is not None]
+        claims = [sentence["supported"] for sentence in self.sentences if sentence["supported"] is not None]
         return bool(claims) and all(claims)
 
     def _citations(self) -> list[dict[str, Any]]:
-        """The sources that the answer's sentences rest on."""
-        cited = {one["source"] for one in self.sentences or () if one["supported"]} | {self.quoted}
+        """The sources that support sentences of the answer, or were quoted."""
+        cited = {sentence["source"] for sentence in self.sentences or () if sentence["supported"]} | {self.quoted}
         return [
             {name: passage[name] for name in ("n", "source", "title", "heading", "page", "score", "quote")}
             for passage in self.passages

@@ -7,13 +7,13 @@ import orjson
 
 from serve.errors import RequestError
 
-#: JSON nested deeper is refused: what handles it later, here and in engines, recurses. Real bodies stay far below.
+#: Deeper nesting is rejected, because later code, here and in engines, recurses. Real bodies are far below the limit.
 MAX_DEPTH = 64
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
 
 
 def read_json(raw: bytes) -> object:
-    """The JSON in a body. Raises `RequestError` 400. Of a member that is given twice, the last counts."""
+    """Parse a JSON body. Raises `RequestError` 400. The last of duplicate keys counts."""
     if not raw:
         raise RequestError(400, "the body is empty; it must be JSON", code="invalid_json")
     try:
@@ -22,16 +22,16 @@ def read_json(raw: bytes) -> object:
         raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
         raise RequestError(400, f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
-    if _LONG_NUMBER.search(raw):  # orjson makes floats of integers of more than 64 bits
+    if _LONG_NUMBER.search(raw):  # orjson parses integers of more than 64 bits as floats
         try:
             document = json.loads(raw)
-        except ValueError as error:  # thousands of digits
+        except ValueError as error:  # an integer of thousands of digits
             raise RequestError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     return document
 
 
 def dump_json(document: object) -> bytes:
-    """`document` as JSON, with integers of any size."""
+    """Serialize `document` as JSON, with integers of any size."""
     try:
         return orjson.dumps(document)
     except TypeError:

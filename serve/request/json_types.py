@@ -1,4 +1,4 @@
-"""JSON's numbers, where pydantic is laxer or stricter than JSON Schema."""
+"""Pydantic types for JSON numbers, where pydantic differs from JSON Schema."""
 
 from pydantic import BeforeValidator
 
@@ -7,5 +7,5 @@ def _integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-#: After a strict `int` and its bounds: what JSON Schema calls an integer. 8.0 is the same number as 8; "8" and true are none.
+#: Validates JSON Schema's integer; put after a strict `int` and its bounds. 8.0 is accepted as 8; "8" and true are not.
 INTEGRAL = BeforeValidator(_integral)

@@ -17,11 +17,11 @@ from serve.routing.prediction import Latency
 from serve.routing.router import Decision
 
 Outcome = Literal["ok", "client_error", "engine_error", "cancelled", "interrupted"]
-CUSTOM = "custom"  # profile of requests that name limits of their own
+CUSTOM = "custom"  # profile of requests that set limits themselves
 
 
 class Arrival(NamedTuple):
-    """Times of a request's arrival, perf_counter seconds: head received, authenticated, body read."""
+    """Timestamps of a request's arrival, perf_counter seconds: headers received, authenticated, body read."""
 
     received_at: float
     authenticated: float
@@ -37,25 +37,25 @@ class Request:
     id: str
     arrival: Arrival
     budget: Budget
-    profile: str  # its budget's name, or `CUSTOM`
+    profile: str  # name of the budget profile, or `CUSTOM`
     trace: Trace | None = None
     grounding: Grounding | None = None
     attempts: list["Attempt"] = field(default_factory=list)
-    answered: float = 0.0  # when the last byte of an answer without a variant was sent (perf_counter seconds)
+    answered: float = 0.0  # time of the last byte of an answer without a variant, perf_counter seconds
 
     @property
     def arrived(self) -> float:
-        """When its last byte was read, perf_counter seconds: its budget counts from here."""
+        """Time the body was read, perf_counter seconds; the budget counts from here."""
         return self.arrival.read
 
     @property
     def searched_s(self) -> float:
-        """How long documents were searched for it."""
+        """Duration of the document search."""
         return self.grounding.ms / 1000 if self.grounding else 0.0
 
     @property
     def violations(self) -> list[str]:
-        """The limits that its answer did not keep: ttft, tpot, e2e, cost, quality."""
+        """The budget limits that the request violated: ttft, tpot, e2e, cost, quality."""
         if not self.attempts:
             e2e_ms = (self.answered - self.arrived) * 1000
             direct = self.grounding.direct if self.grounding else None
@@ -92,39 +92,39 @@ class Attempt:
     last_token_at: float = 0.0
     outcome: Outcome = "cancelled"
     report: EngineReport = field(default_factory=EngineReport)
-    span: Span | None = None  # of the engine's part
-    text: str | None = None  # of the answer, where it is to be logged
-    prefill_pending: bool = True  # its prompt counts as not yet read by the engine
+    span: Span | None = None  # span of the engine call
+    text: str | None = None  # text of the answer, if it is logged
+    prefill_pending: bool = True  # whether the prompt counts as pending prefill
 
     @property
     def call(self) -> Call:
-        """What was asked."""
+        """The parsed request."""
         return self.request.call
 
     @property
     def variant(self) -> Variant:
-        """The variant this attempt is at."""
+        """The variant of this attempt."""
         return self.decision.variant
 
     @property
     def ttft_ms(self) -> float | None:
-        """From the request's arrival to the first token."""
+        """Time to first token, from the request's arrival."""
         return (self.first_token_at - self.request.arrived) * 1000 if self.first_token_at else None
 
     @property
     def tpot_ms(self) -> float | None:
-        """For each token after the first, of several sequences on average."""
+        """Time per output token after the first, averaged over sequences."""
         steps = self.report.completion_tokens / self.call.sequences - 1
         return (self.last_token_at - self.first_token_at) * 1000 / steps if self.first_token_at and steps > 0 else None
 
     @property
     def e2e_ms(self) -> float:
-        """From the request's arrival to the last token."""
+        """End-to-end time, from the request's arrival to the last token."""
         return (self.last_token_at - self.request.arrived) * 1000
 
     @property
     def latency(self) -> Latency | None:
-        """What the variant took, from the dispatch on; None where it said too little."""
+        """Measured latency of the variant, from the dispatch; None if the engine reported too little."""
         if not self.report.completion_tokens or not self.first_token_at:
             return None
         return Latency(
@@ -135,12 +135,12 @@ class Attempt:
 
     @property
     def overhead_s(self) -> float:
-        """From the request's arrival to its dispatch, less the search for documents."""
+        """Gateway overhead: from the request's arrival to its dispatch, without the document search."""
         return self.dispatched - self.request.arrived - self.request.searched_s
 
     @property
     def cost_usd(self) -> float:
-        """Of what was read and written, at the deployment's price."""
+        """Cost of the prompt and output tokens at the deployment's price."""
         return self.variant.cost_usd(self.report.prompt_tokens, self.report.completion_tokens)
 
     def on_first_token(self) -> None:

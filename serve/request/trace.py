@@ -14,11 +14,11 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 _W3C = TraceContextTextMapPropagator()
-Attributes = Mapping[str, Any]  # values that are None are left out
+Attributes = Mapping[str, Any]  # None values are omitted
 
 
 class Trace:
-    """The trace of one request: its root span, and what is hung below it. Times are perf_counter seconds."""
+    """The trace of one request: the root span and its child spans. Times are perf_counter seconds."""
 
     __slots__ = ("_offset_ns", "_root", "_tracer", "id")
 
@@ -31,17 +31,17 @@ class Trace:
 
     @property
     def sampled(self) -> bool:
-        """Whether it is recorded."""
+        """Whether the trace is sampled."""
         return self._root.is_recording()
 
     def span(self, name: str, began: float, ended: float, attributes: Attributes, parent: Span | None = None) -> Span:
-        """A span that has ended, below `parent` or the root."""
-        made = self.open(name, began, parent)
-        self.close(made, ended, attributes)
-        return made
+        """Record an ended span below `parent` or the root."""
+        span = self.open(name, began, parent)
+        self.close(span, ended, attributes)
+        return span
 
     def open(self, name: str, began: float, parent: Span | None = None, kind: SpanKind = SpanKind.INTERNAL) -> Span:
-        """A span that `close` ends."""
+        """Start a span; `close` ends it."""
         context = trace.set_span_in_context(parent or self._root)
         return self._tracer.start_span(name, context, kind, start_time=self._ns(began))
 
@@ -55,7 +55,7 @@ class Trace:
 
     @staticmethod
     def headers(span: Span) -> dict[str, str]:
-        """What tells the next service of `span` (W3C trace context)."""
+        """Headers that propagate `span` to the next service (W3C trace context)."""
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, trace.set_span_in_context(span))
         return carrier

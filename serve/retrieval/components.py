@@ -19,7 +19,7 @@ from serve.retrieval.store.postgres import Hit, Owner, Store
 from serve.retrieval.verify import support as scoring
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
-CANDIDATES = 20  # chunks that each way of searching finds
+CANDIDATES = 20  # chunks that each retriever returns
 
 
 @dataclass(slots=True, frozen=True)
@@ -34,8 +34,7 @@ _provided: ContextVar[Resources] = ContextVar("parts of retrieval components")
 
 
 def provide(store: Store, embed: Embed) -> None:
-    """Let the components that run from here on, in this task and in those it starts, use `store` and `embed` (texts to unit
-    vectors)."""
+    """Set the store and `embed` (texts to unit vectors) for components that run in this task and in tasks that it starts."""
     _provided.set(Resources(store, embed))
 
 
@@ -127,7 +126,7 @@ class KeywordRetriever:
 
 @component
 class SupportFilter:
-    """Keep the passages that support an answer to the question, newest first where several do about as well.
+    """Keep the passages that support an answer to the question; passages of similar support are ordered newest first.
 
     Args:
         min_support: probability of support below which a passage does not count; default: the calibrated threshold.
@@ -152,15 +151,15 @@ class SupportFilter:
         limit = self.min_support if min_score is None else min_score
         contents = [_with_heading(document) for document in documents]
         vectors = np.asarray([document.embedding for document in documents], np.float32)
-        asked = np.asarray(embedding, np.float32)
-        scores = scoring.support_scores(question, asked, contents, vectors) if documents else []
+        question_vector = np.asarray(embedding, np.float32)
+        scores = scoring.support_scores(question, question_vector, contents, vectors) if documents else []
         best = max(scores, default=0.0)
         ranked = sorted(zip(scores, documents, strict=True), key=lambda pair: -pair[0])
         near = [pair for pair in ranked if pair[0] >= best - self.margin]
         near.sort(key=lambda pair: str(pair[1].meta["meta"].get("date", "")), reverse=True)
-        kept = [(score, document) for score, document in near + ranked[len(near) :] if score >= limit][:top_k]
-        found = [Document(id=d.id, content=d.content, meta=d.meta, score=score) for score, d in kept]
-        return {"documents": found, "support": best, "supported": bool(found) and best >= self.min_support}
+        selected = [(score, document) for score, document in near + ranked[len(near) :] if score >= limit][:top_k]
+        filtered = [Document(id=d.id, content=d.content, meta=d.meta, score=score) for score, d in selected]
+        return {"documents": filtered, "support": best, "supported": bool(filtered) and best >= self.min_support}
 
 
 def _with_heading(document: Document) -> str:

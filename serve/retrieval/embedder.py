@@ -1,4 +1,4 @@
-"""Texts as vectors: a sentence-embedding model in ONNX, on the CPU."""
+"""Text embeddings: a sentence-embedding model in ONNX, on the CPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,16 +12,16 @@ from tokenizers import Tokenizer
 from serve.errors import RequestError
 
 Side = Literal["left", "right"]
-BATCH = 32  # texts in one pass, of about the same length
+BATCH = 32  # texts in one pass, sorted by length
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 
 class EmbeddingTokenizer:
-    """Texts as an embedding model reads them: token ids, between the model's special tokens.
+    """Tokenizer of an embedding model: texts to token IDs with the model's special tokens.
 
     Args:
-        folder: of the model, with `tokenizer.json` and `pooling.json`.
+        folder: the model's folder, with `tokenizer.json` and `pooling.json`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -32,7 +32,7 @@ class EmbeddingTokenizer:
         self._special = self._tokenizer.num_special_tokens_to_add(False)
 
     def ids(self, texts: Sequence[str], most: int | None = None, side: Side = "right") -> list[list[int]]:
-        """Token ids of each text; of a longer one `most`, special tokens included, with the others cut off at `side`."""
+        """Token IDs of each text, truncated at `side` to `most` tokens, special tokens included."""
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         if most is not None:
             for encoding in encodings:
@@ -40,14 +40,14 @@ class EmbeddingTokenizer:
         return [self._tokenizer.post_process(encoding).ids for encoding in encodings]
 
     def request_ids(self, texts: Sequence[str], truncate: int | None = None, side: Side = "right") -> list[list[int]]:
-        """Token ids for an embeddings request: nothing is cut off unless the request says so.
+        """Token IDs for an embeddings request, truncated only if the request asks for it.
 
         Args:
-            truncate: tokens that each text is cut to, special tokens included; -1: as many as the model reads.
-            side: where the others are cut off.
+            truncate: maximum tokens of each text, special tokens included; -1: the model's maximum.
+            side: the side at which texts are truncated.
 
         Raises:
-            RequestError: 400 for a text that is too long, or for a `truncate` that the model has no use for.
+            RequestError: 400 for a text that is too long, or for a `truncate` outside the model's range.
         """
         if truncate is not None and truncate != -1 and not self._special < truncate <= self.max_tokens:
             raise RequestError(
@@ -56,8 +56,8 @@ class EmbeddingTokenizer:
                 param="truncate_prompt_tokens",
                 code="invalid_field",
             )
-        found = self.ids(texts, self.max_tokens if truncate == -1 else truncate, side)
-        for i, ids in enumerate(found):
+        all_ids = self.ids(texts, self.max_tokens if truncate == -1 else truncate, side)
+        for i, ids in enumerate(all_ids):
             place = f"input[{i}]" if len(texts) > 1 else "the input"
             if not ids:
                 raise RequestError(400, f"{place} has no text", param="input", code="invalid_input")
@@ -70,23 +70,23 @@ class EmbeddingTokenizer:
                     param="input",
                     code="context_length_exceeded",
                 )
-        return found
+        return all_ids
 
 
 class Embedder:
     """A model folder as `compression.build.embedder` makes it: `model.onnx`, `tokenizer.json`, `pooling.json`.
 
     Args:
-        folder: of the model.
-        threads: that one pass uses.
+        folder: the model's folder.
+        threads: threads of one pass.
     """
 
     def __init__(self, folder: Path, threads: int = 1) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # engines want the cores
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # leave the cores to the engines
         self._session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
-        self._inputs = {one.name for one in self._session.get_inputs()}
+        self._inputs = {model_input.name for model_input in self._session.get_inputs()}
         pooling = orjson.loads((folder / "pooling.json").read_bytes())
         self._pooling: str = pooling["pooling"]  # "mean" or "cls"
         self.dimension: int = pooling["dimension"]
@@ -94,21 +94,21 @@ class Embedder:
 
     @staticmethod
     def dimension_of(folder: Path) -> int:
-        """Of the vectors that the model in `folder` makes."""
+        """Embedding dimension of the model in `folder`."""
         return int(orjson.loads((folder / "pooling.json").read_bytes())["dimension"])
 
     def embed(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of `texts`, (texts, dimension) in float32; what is longer than the model reads is cut off."""
+        """Unit vectors of `texts`, (texts, dimension) in float32; texts beyond the model's maximum length are truncated."""
         return self.embed_ids(self._tokenizer.ids(texts, self._tokenizer.max_tokens))
 
     def embed_ids(self, ids: Sequence[Sequence[int]]) -> Vectors:
-        """Unit vectors of texts that are token ids already, (texts, dimension) in float32."""
-        found = np.empty((len(ids), self.dimension), np.float32)
+        """Unit vectors of tokenized texts, (texts, dimension) in float32."""
+        vectors = np.empty((len(ids), self.dimension), np.float32)
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         for at in range(0, len(order), BATCH):
             batch = order[at : at + BATCH]
-            found[batch] = self._pass([ids[i] for i in batch])
-        return found
+            vectors[batch] = self._pass([ids[i] for i in batch])
+        return vectors
 
     def _pass(self, ids: Sequence[Sequence[int]]) -> Vectors:
         longest = max(map(len, ids))
@@ -116,8 +116,8 @@ class Embedder:
         mask = np.zeros((len(ids), longest), np.int64)
         for i, row in enumerate(ids):
             tokens[i, : len(row)], mask[i, : len(row)] = row, 1
-        given = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": np.zeros_like(tokens)}
-        states = self._session.run(None, {name: given[name] for name in self._inputs})[0]
+        inputs = {"input_ids": tokens, "attention_mask": mask, "token_type_ids": np.zeros_like(tokens)}
+        states = self._session.run(None, {name: inputs[name] for name in self._inputs})[0]
         if self._pooling == "cls":
             vectors = states[:, 0]
         else:

@@ -32,7 +32,9 @@ class RetrievalResult:
 
     prompt: tuple[ChatMessage, ...]  # the question with its sources, as the pipeline builds it
     documents: tuple[Document, ...]  # the numbered sources, in their order; score is support, 0 to 1
-    passages: tuple[Document, ...]  # all that the guard let through: a focus may leave some out of the prompt
+    passages: tuple[
+        Document, ...
+    ]  # all passages that passed the guard; a sentence selector may omit some from the prompt
     support: float
     supported: bool  # whether a passage supports an answer
     timings_ms: Mapping[str, float]  # by component
@@ -51,9 +53,9 @@ class RetrievalPipeline:
     def __init__(self, file: Path, allowed: Sequence[str] = ()) -> None:
         try:
             self._pipeline = Pipeline.loads(file.read_text(), allowed_modules=[*ALLOWED, *allowed])
-            self._pipeline.warm_up()  # models are loaded, or missing, at start and not at the first question
+            self._pipeline.warm_up()  # load models at start, not at the first question
             outputs = self._pipeline.outputs(include_components_with_connected_outputs=True)
-        except Exception as error:  # Haystack raises many kinds
+        except Exception as error:  # Haystack raises many types
             raise _load_error(file, error) from error
         for name, output in (("guard", "documents"), ("guard", "support"), ("prompt", "prompt")):
             if output not in outputs.get(name, {}):
@@ -82,7 +84,7 @@ class RetrievalPipeline:
             tuple(focus["documents"]),
             tuple(focus.get("passages", guard["documents"])),
             guard["support"],
-            guard.get("supported", bool(guard["documents"])),  # an operator's own guard need not say it
+            guard.get("supported", bool(guard["documents"])),  # an operator's guard component may not return it
             timings.took_ms,
             timings.starts_ms,
         )
@@ -97,7 +99,7 @@ def _load_error(file: Path, error: Exception) -> PipelineError:
 
 
 def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict[str, RetrievalPipeline]:
-    """Every `*.yaml` by its name; of two with one name, the later folder's. Raises `PipelineError`."""
+    """Load every `*.yaml`, by its name; later folders override earlier ones. Raises `PipelineError`."""
     enable_tracing(_TimingTracer())
     files = {file.stem: file for folder in folders for file in sorted(folder.glob("*.yaml"))}
     if not files:
@@ -107,7 +109,7 @@ def load_pipelines(folders: Sequence[Path], allowed: Sequence[str] = ()) -> dict
 
 @dataclass(slots=True, frozen=True)
 class _Timings:
-    """When each component of one search started_at, and how long it took."""
+    """Start and duration of each component in one search."""
 
     started_at: float  # perf_counter seconds
     starts_ms: dict[str, float] = field(default_factory=dict)
@@ -122,7 +124,7 @@ class _Span(Span):
 
 
 class _TimingTracer(Tracer):
-    """Times each component of a search. The gateway makes the spans of a trace from that, beside its own."""
+    """Haystack tracer that measures each component; the gateway creates the trace's spans from these times."""
 
     @contextmanager
     def trace(

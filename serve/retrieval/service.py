@@ -26,7 +26,7 @@ from serve.tools.http_tools import http_tools
 
 _LOG = logging.getLogger("gearbox.retrieval")
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
-_MAX_QUOTE_CHARS = 300  # characters of a source that nothing shortened
+_MAX_QUOTE_CHARS = 300  # quote length of a source without selected sentences
 _METHODS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent", "exists"}
 
 
@@ -82,7 +82,7 @@ class Service:
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None = None, min_score: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """All passages with at least the support that counts, as the guard orders them."""
+        """Search passages; returns those that passed the guard, in its order."""
         began = perf_counter()
         found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
         passages = _passages(found.passages)
@@ -92,7 +92,7 @@ class Service:
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None = None, min_score: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """As `search`, with the prompt: the messages that put the question with its sources."""
+        """Search passages and build the prompt: the messages with the question and its sources."""
         began = perf_counter()
         found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
         prompt = [{"role": message.role.value, "content": message.text or ""} for message in found.prompt]
@@ -109,7 +109,7 @@ class Service:
             )
         provide(self._store, self._embed)
         if filters:
-            parse_filters(filters)  # before Haystack copies them, value by value
+            parse_filters(filters)  # validate before Haystack makes deep copies
         try:
             found = await self._pipelines[mode].run(
                 question=question,
@@ -128,7 +128,7 @@ class Service:
         return found, described
 
     async def exists(self, tenant: str, collection: str) -> bool:
-        """Whether the tenant has a collection of this name; one without documents is none."""
+        """Whether the tenant has a collection of this name with at least one document."""
         return await self._store.exists(Owner(tenant, collection))
 
     async def check(self, answer: str, passages: Sequence[str], question: str = "") -> list[dict[str, Any]]:
@@ -155,14 +155,16 @@ class Service:
                 try:
                     _, described = await self._find(tenant, collection, query, most, mode, None, None)
                 except RequestError as error:
-                    if error.code == "collection_not_found":  # where the request names one, the gateway has looked
+                    if (
+                        error.code == "collection_not_found"
+                    ):  # the gateway has already checked a collection that the request names
                         return []
                     raise
                 return list(described["passages"])
 
             offered.append(search_documents(search, top_k))
         try:
-            made = await run_agent(
+            answer = await run_agent(
                 messages,
                 offered,
                 url,
@@ -175,47 +177,50 @@ class Service:
         except AgentError as fault:
             later = {"retry-after": "2"} if fault.status in (429, 503, 504) else {}
             raise RequestError(fault.status, str(fault), code="agent_failed", headers=later) from fault
-        used = [{"name": one.name, "input": dict(one.input), "output": one.output} for one in made.used]
+        used = [
+            {"name": tool_use.name, "input": dict(tool_use.input), "output": tool_use.output}
+            for tool_use in answer.used
+        ]
         return {
-            "text": made.text, "tools": used, "usage": dict(made.usage), "finish_reason": made.finish_reason,
-            "cost_usd": made.cost_usd, "attempts": made.attempts,
+            "text": answer.text, "tools": used, "usage": dict(answer.usage), "finish_reason": answer.finish_reason,
+            "cost_usd": answer.cost_usd, "attempts": answer.attempts,
         }  # fmt: skip
 
     async def index(
         self, tenant: str, collection: str, source: str, data: bytes, kind: str | None = None,
         title: str | None = None, meta: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
-        """Index a document in place of what `source` had."""
-        made = await self._indexer.index(Owner(tenant, collection), source, data, kind, title, meta or {})
+        """Index a document; it replaces the document of the same `source`."""
+        result = await self._indexer.index(Owner(tenant, collection), source, data, kind, title, meta or {})
         return {
-            "status": made.status, "chunks": made.chunks, "sha256": made.sha256, "ms": round(made.ms, 2),
-            "left_out": made.left_out,
+            "status": result.status, "chunks": result.chunks, "sha256": result.sha256, "ms": round(result.ms, 2),
+            "left_out": result.left_out,
         }  # fmt: skip
 
     async def documents(self, tenant: str, collection: str, after: str, limit: int) -> list[dict[str, Any]]:
-        """A page of the indexed documents, by name."""
+        """List one page of the indexed documents, by name."""
         return [
             {
-                "source": one.name, "title": one.title, "size": one.size, "chunks": one.chunks, "sha256": one.sha256.hex(),
-                "current": self._indexer.is_current(one), "meta": one.meta, "indexed_at": one.indexed_at,
+                "source": document.name, "title": document.title, "size": document.size, "chunks": document.chunks, "sha256": document.sha256.hex(),
+                "current": self._indexer.is_current(document), "meta": document.meta, "indexed_at": document.indexed_at,
             }
-            for one in await self._store.list_documents(Owner(tenant, collection), after, limit)
+            for document in await self._store.list_documents(Owner(tenant, collection), after, limit)
         ]  # fmt: skip
 
     async def collections(self, tenant: str) -> list[dict[str, Any]]:
         """The tenant's collections, with their numbers of documents and chunks."""
-        found = await self._store.collections(tenant)
-        return [{"collection": name, **counts} for name, counts in found.items()]
+        counts_by_name = await self._store.collections(tenant)
+        return [{"collection": name, **counts} for name, counts in counts_by_name.items()]
 
     async def delete(self, tenant: str, collection: str, source: str | None) -> int:
-        """Remove a document or, without `source`, the collection; returns how many documents went."""
+        """Delete a document or, without `source`, the collection; returns the number of deleted documents."""
         return await self._store.delete(Owner(tenant, collection), source)
 
 
-def _to_response(found: RetrievalResult) -> dict[str, Any]:
+def _to_response(result: RetrievalResult) -> dict[str, Any]:
     return {
-        "support": round(float(found.support), 4), "passages": _passages(found.documents),
-        "timings_ms": dict(found.timings_ms), "starts_ms": dict(found.starts_ms),
+        "support": round(float(result.support), 4), "passages": _passages(result.documents),
+        "timings_ms": dict(result.timings_ms), "starts_ms": dict(result.starts_ms),
     }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Prometheus metrics of the gateway, see docs/reference/metrics.md. Label values come from bounded sets, never from client text.
 
 With `PROMETHEUS_MULTIPROC_DIR` set before this process started, every gateway replica of a node writes to that folder
-and any of them exposes the sum. What replicas know alike, of the variants, is not summed: `serve.telemetry.metrics_server` adds it.
+and each of them exposes the sum. Metrics of variants, which all replicas know, are not summed:
+`serve.telemetry.metrics_server` adds them.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +20,12 @@ ERROR_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 QUALITY_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 1)
 PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 
-Ending = Literal["answered", "rejected", "failed", "cancelled"]  # of a request, whatever its attempts
+Ending = Literal[
+    "answered", "rejected", "failed", "cancelled"
+]  # final outcome of a request, independent of its attempts
 TIMES = ("ttft", "tpot", "e2e")
 EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "min_quality", "max_cost", *TIMES)
-REFUSALS = {  # what operators are alarmed by: status by code
+REFUSALS = {  # rejections that operators alert on: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
     "limits_unavailable": 503,
@@ -34,15 +37,15 @@ class Metrics:
     """All metrics of one gateway process."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # nobody asks when a counter was made
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # creation timestamps of counters are not used
         self.registry = registry = registry or CollectorRegistry()
-        self.exemplars: dict[tuple[str, frozenset[tuple[str, str]]], Exemplar] = {}  # the latest, by series
+        self.exemplars: dict[tuple[str, frozenset[tuple[str, str]]], Exemplar] = {}  # the latest exemplar by series
 
-        def counter(name: str, told: str, *labels: str) -> Counter:
-            return Counter(f"gearbox_{name}_total", told, labels, registry=registry)
+        def counter(name: str, help_text: str, *labels: str) -> Counter:
+            return Counter(f"gearbox_{name}_total", help_text, labels, registry=registry)
 
-        def histogram(name: str, told: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"gearbox_{name}", told, labels, buckets=buckets, registry=registry)
+        def histogram(name: str, help_text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"gearbox_{name}", help_text, labels, buckets=buckets, registry=registry)
 
         self.requests = counter("requests", "Requests by outcome", "variant", "profile", "outcome")
         self.attempts = counter(
@@ -134,7 +137,7 @@ class Metrics:
         )
 
     def begin(self, variants: Iterable[str], profiles: Iterable[str]) -> None:
-        """Show zeros for what has not happened yet: a counter that appears with its first event hides that event's rate."""
+        """Initialize series with zero: a counter that appears with its first event hides that event's rate."""
         for profile in profiles:
             for met in ("yes", "no"):
                 self.budgets.labels(profile, met)
@@ -160,7 +163,7 @@ class Metrics:
             self.sentences.labels(supported)
 
     def begin_tenants(self, tenants: Iterable[str]) -> None:
-        """The same for what is told by tenant."""
+        """Initialize the series of tenants with zero."""
         for tenant in tenants:
             for ending in get_args(Ending):
                 self.tenant_requests.labels(tenant, ending)
@@ -168,9 +171,9 @@ class Metrics:
     def observe(
         self, what: Literal["ttft", "e2e"], labels: tuple[str, str], seconds: float, trace_id: str | None
     ) -> None:
-        """Observe a time by (variant, profile), with its trace as the bucket's exemplar.
+        """Observe a latency by (variant, profile), with its trace as the bucket's exemplar.
 
-        Exemplars are kept here because prometheus_client has none where several processes are summed.
+        Exemplars are stored here because prometheus_client does not support them in multiprocess mode.
         """
         getattr(self, what).labels(*labels).observe(seconds)
         if trace_id is not None:
@@ -180,5 +183,5 @@ class Metrics:
 
 
 def series_of(name: str, labels: Mapping[str, str]) -> tuple[str, frozenset[tuple[str, str]]]:
-    """What tells one series from the others."""
+    """The identity of a series: name and labels."""
     return name, frozenset(labels.items())

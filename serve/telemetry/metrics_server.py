@@ -26,7 +26,7 @@ Variants = Callable[[], Iterable[Variant]]
 
 
 class MetricsServer(ThreadingMixIn, WSGIServer):
-    """Every gateway replica of a node binds the same port; the kernel hands each scrape to one, and any can answer."""
+    """Metrics server that shares its port (SO_REUSEPORT): all gateway replicas of a node bind it, and any answers a scrape."""
 
     daemon_threads = True
     allow_reuse_port = True
@@ -34,7 +34,7 @@ class MetricsServer(ThreadingMixIn, WSGIServer):
 
 
 class _Server6(MetricsServer):
-    """On an IPv6 address; `::` is all of IPv4's, too."""
+    """Metrics server on an IPv6 address; `::` includes all IPv4 addresses."""
 
     address_family = socket.AF_INET6
 
@@ -45,21 +45,21 @@ class _Server6(MetricsServer):
 
 class _Silent(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not worth a line each."""
+        """Do not log scrapes."""
 
 
 class Exposition(Collector):
-    """Everything this node's gateways have to say, each series with the `model` label.
+    """Collector of all metrics of this node's gateways, each series with the `model` label.
 
     Args:
-        folder: where all gateway processes of the node write; None: this one is alone.
+        folder: multiprocess folder of the node's gateways; None: only this process.
     """
 
     def __init__(self, metrics: Metrics, model: str, variants: Variants, folder: str | None) -> None:
         self._metrics, self._model, self._variants, self._folder = metrics, model, variants, folder
 
     def collect(self) -> Iterator[Metric]:
-        """The sum over all processes, then the variants as this process sees them."""
+        """Yield metrics summed over all processes, then those of the variants as known to this process."""
         exemplars = dict(self._metrics.exemplars)
         for metric in (*self._summed(), *_of_variants(self._variants())):
             metric.samples = [
@@ -72,7 +72,7 @@ class Exposition(Collector):
             yield metric
 
     def _summed(self) -> Iterable[Metric]:
-        """Live gauges of processes that are gone are dropped first; their counters stay."""
+        """Metrics summed over all processes. Live gauges of ended processes are dropped; their counters are kept."""
         if self._folder is None:
             return self._metrics.registry.collect()
         for file in Path(self._folder).glob("gauge_live*.db"):
@@ -94,8 +94,8 @@ def _of_variants(variants: Iterable[Variant]) -> Iterator[Metric]:
         ["variant", *facts],
         info,
     )
-    for name, told, value in _VARIANT_GAUGES:
-        yield _gauge(f"gearbox_{name}", told, ["variant"], [((v.name,), float(value(v))) for v in variants])
+    for name, help_text, value in _VARIANT_GAUGES:
+        yield _gauge(f"gearbox_{name}", help_text, ["variant"], [((v.name,), float(value(v))) for v in variants])
 
 
 _VARIANT_GAUGES: tuple[tuple[str, str, Callable[[Variant], float]], ...] = (
@@ -116,15 +116,15 @@ _VARIANT_GAUGES: tuple[tuple[str, str, Callable[[Variant], float]], ...] = (
 )
 
 
-def _gauge(name: str, told: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
-    family = GaugeMetricFamily(name, told, labels=labels)
-    for of, value in values:
-        family.add_metric(of, value)
+def _gauge(name: str, help_text: str, labels: list[str], values: Iterable[tuple[tuple[str, ...], float]]) -> Metric:
+    family = GaugeMetricFamily(name, help_text, labels=labels)
+    for label_values, value in values:
+        family.add_metric(label_values, value)
     return family
 
 
 def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
-    """The page of `collector`, and its content type: OpenMetrics, which has exemplars, where `accept` asks for it."""
+    """Render the metrics of `collector`, with the content type: OpenMetrics (with exemplars) if `accept` lists it."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     encode, content_type = choose_encoder(accept)
@@ -132,7 +132,7 @@ def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
 
 
 def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> MetricsServer:
-    """Serve what `collector` tells from a thread. On loopback, web pages that had their name rebound are refused."""
+    """Serve the metrics of `collector` from a thread. On loopback, other `Host` names are rejected (DNS rebinding)."""
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if is_loopback(host) and not host_allowed(environ.get("HTTP_HOST", host).lower(), {host}):

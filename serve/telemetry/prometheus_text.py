@@ -1,4 +1,4 @@
-"""Pages of a platform's metrics port, and what happened between them: rates and quantiles as Prometheus has them."""
+"""Scrape a platform's metrics port and compute rates and quantiles between scrapes, as Prometheus does."""
 
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-Series = frozenset[tuple[str, str]]  # its labels
-Samples = Mapping[str, Mapping[Series, float]]  # by name, such as gearbox_ttft_seconds_bucket
+Series = frozenset[tuple[str, str]]  # labels of a series
+Samples = Mapping[str, Mapping[Series, float]]  # by sample name, such as gearbox_ttft_seconds_bucket
 
 
 class ScrapeError(Exception):
-    """There is no page, or it is none of Gearbox; the message is one line."""
+    """The scrape failed, or the page is not of a Gearbox gateway; the message is one line."""
 
 
 def scrape(client: httpx.Client, url: str) -> Samples:
-    """The page at `url`. Raises `ScrapeError`."""
+    """Scrape the metrics at `url`. Raises `ScrapeError`."""
     try:
         answer = client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -33,7 +33,7 @@ def scrape(client: httpx.Client, url: str) -> Samples:
 
 
 def parse(text: str) -> Samples:
-    """The samples of a page in Prometheus' text format. Raises `ValueError`."""
+    """Parse Prometheus' text format. Raises `ValueError`."""
     samples: dict[str, dict[Series, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
@@ -42,22 +42,22 @@ def parse(text: str) -> Samples:
 
 
 def increases(before: Samples, now: Samples) -> Samples:
-    """What each counter rose by. One that fell began anew, and one that was not there began: both count from zero."""
-    found: dict[str, dict[Series, float]] = {}
+    """The increase of each counter. Counters that were reset or are new count from zero."""
+    result: dict[str, dict[Series, float]] = {}
     for name, values in now.items():
         earlier = before.get(name, {})
-        found[name] = {
+        result[name] = {
             series: value - was if value >= (was := earlier.get(series, 0.0)) else value
             for series, value in values.items()
         }
-    return found
+    return result
 
 
 def quantile(q: float, buckets: Mapping[float, float]) -> float | None:
     """The `q`-quantile of a histogram, linear inside its bucket; None without an observation.
 
-    As Prometheus' `histogram_quantile`: the lowest bucket begins at zero, and what is above the highest finite bound
-    is given as that bound.
+    As Prometheus' `histogram_quantile`: the lowest bucket starts at zero, and quantiles above the highest finite bound
+    are that bound.
 
     Args:
         buckets: count of observations at or below each upper bound, +Inf among them.
@@ -68,7 +68,7 @@ def quantile(q: float, buckets: Mapping[float, float]) -> float | None:
     rank = q * total
     lower, below = 0.0, 0.0
     for upper in sorted(buckets):
-        count = max(buckets[upper], below)  # a bucket that began anew alone must not make counts fall
+        count = max(buckets[upper], below)  # keep cumulative counts monotonic if a single bucket was reset
         if count >= rank and count > below:
             return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / (count - below)
         lower, below = upper, count
@@ -77,70 +77,70 @@ def quantile(q: float, buckets: Mapping[float, float]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """What counters rose by in `seconds`, and the values at its end. A single page has 0 seconds and no rates."""
+    """Counter increases over `seconds`, and the values at its end. With a single scrape, `seconds` is 0: no rates."""
 
     seconds: float
     counts: Samples
     values: Samples
 
     def count(self, name: str, **labels: str) -> float:
-        """What the series with these labels rose by, summed."""
-        wanted = frozenset(labels.items())
-        return sum(count for series, count in self.counts.get(name, {}).items() if wanted <= series)
+        """The summed increase of all series with these labels."""
+        selector = frozenset(labels.items())
+        return sum(count for series, count in self.counts.get(name, {}).items() if selector <= series)
 
     def count_by(self, label: str, name: str) -> dict[str, float]:
-        """The same for each value of `label`, those that did not rise among them."""
+        """The summed increase for each value of `label`, including zeros."""
         counts: dict[str, float] = defaultdict(float)
         for series, count in self.counts.get(name, {}).items():
             counts[dict(series)[label]] += count
         return dict(counts)
 
     def rate(self, name: str, **labels: str) -> float | None:
-        """Per second."""
+        """The increase per second."""
         return self.count(name, **labels) / self.seconds if self.seconds else None
 
     def mean(self, name: str, **labels: str) -> float | None:
-        """Of a histogram's observations."""
+        """The mean of a histogram's observations."""
         count = self.count(f"{name}_count", **labels)
         return self.count(f"{name}_sum", **labels) / count if count else None
 
     def quantile(self, q: float, name: str, **labels: str) -> float | None:
-        """Of a histogram's observations, over all series with these labels."""
-        wanted = frozenset(labels.items())
+        """The `q`-quantile of a histogram's observations, over all series with these labels."""
+        selector = frozenset(labels.items())
         buckets: dict[float, float] = defaultdict(float)
         for series, count in self.counts.get(f"{name}_bucket", {}).items():
-            if wanted <= series:
+            if selector <= series:
                 buckets[float(dict(series)["le"])] += count
         return quantile(q, buckets)
 
     def value(self, name: str, **labels: str) -> float | None:
-        """A gauge now; None where it has no such series."""
-        wanted = frozenset(labels.items())
-        return next((value for series, value in self.values.get(name, {}).items() if wanted <= series), None)
+        """The value of a gauge; None without such a series."""
+        selector = frozenset(labels.items())
+        return next((value for series, value in self.values.get(name, {}).items() if selector <= series), None)
 
     def label_values(self, label: str, *names: str) -> set[str]:
-        """The values that `label` has on the page."""
+        """All values of `label` in the last scrape."""
         series = (dict(series) for name in names for series in self.values.get(name, {}))
         return {labels[label] for labels in series if label in labels}
 
 
 class Window:
-    """The pages of the last `seconds`, never fewer than the last two."""
+    """The scrapes of the last `seconds`, at least the last two."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._pages: deque[tuple[float, Samples]] = deque()  # each with the increases since the page before
+        self._pages: deque[tuple[float, Samples]] = deque()  # (time, increases since the previous scrape)
         self._values: Samples = {}
 
     def add(self, at: float, samples: Samples) -> None:
-        """A page that was had at `at`, in seconds of any steady clock."""
+        """Add a scrape made at `at`, in seconds of any monotonic clock."""
         self._pages.append((at, increases(self._values, samples) if self._pages else {}))
         self._values = samples
         while len(self._pages) > 2 and self._pages[1][0] <= at - self._seconds:
             self._pages.popleft()
 
     def interval(self, pages: int = 0) -> Interval:
-        """Over the whole window, or its last `pages` only."""
+        """The interval over the whole window, or over its last `pages` scrapes."""
         chosen = list(self._pages)[-pages:]
         counts: dict[str, dict[Series, float]] = {}
         for _, rose in chosen[1:]:

@@ -16,9 +16,9 @@ from serve.telemetry.metrics import Ending, Metrics
 from serve.telemetry.tracing import Tracer
 
 _LOG = logging.getLogger("gearbox.requests")
-_SHED_CODES = {"overloaded", "budget_under_load", "impossible_budget"}  # refused for what the budget or the load is
+_SHED_CODES = {"overloaded", "budget_under_load", "impossible_budget"}  # rejections caused by the budget or by load
 OTHER = "other"
-NO_VARIANT = "none"  # of requests that were refused or answered before a variant was chosen
+NO_VARIANT = "none"  # `variant` label of requests that were rejected or answered without a variant
 
 
 class RequestTelemetry:
@@ -28,9 +28,9 @@ class RequestTelemetry:
         self, config: ObservabilityConfig, tenants: Iterable[str], metrics: Metrics, tracer: Tracer | None
     ) -> None:
         self._config, self._metrics, self._tracer = config, metrics, tracer
-        self.tenants: dict[str, None] = {}  # labelled by name, in the configuration's order
+        self.tenants: dict[str, None] = {}  # tenants labelled by name, in the configuration's order
         self.reconfigure(tenants)
-        self._last: dict[str, str] = {}  # variant by profile
+        self._last: dict[str, str] = {}  # last chosen variant by profile
 
     def reconfigure(self, tenants: Iterable[str]) -> None:
         """Label these tenants too, up to the limit of tenants; those already labelled stay."""
@@ -41,11 +41,11 @@ class RequestTelemetry:
 
     @property
     def captures_content(self) -> bool:
-        """Whether answers are to be kept for the log."""
+        """Whether prompts and answers are logged."""
         return self._config.capture_content
 
     def trace(self, headers: Any, name: str, began: float) -> Trace | None:
-        """The trace of a request with `headers`, if requests are traced."""
+        """Start the trace of a request with `headers`, if requests are traced."""
         return self._tracer.begin(name, headers, began) if self._tracer else None
 
     def record_decision(self, profile: str, decision: Decision) -> None:
@@ -127,12 +127,12 @@ class RequestTelemetry:
             _LOG.info("rejected", extra={"request": payload})
 
     def export_quotas(self, quotas: Iterable[tuple[str, str, float]]) -> None:
-        """Set the gauges of used rate limits: tenant, what is limited (requests, tokens), used share of it."""
+        """Set the rate-limit utilization gauges from (tenant, limit, used share), limit being requests or tokens."""
         for tenant, limited, used in quotas:
             self._metrics.ledger.labels(tenant, limited).set(used)
 
     def close(self) -> None:
-        """Send the traces that are left."""
+        """Flush pending traces."""
         if self._tracer:
             self._tracer.close()
 
@@ -141,7 +141,7 @@ class RequestTelemetry:
         return tenant if tenant in self.tenants else OTHER
 
     def _record_violations(self, request: Request, error: RequestError | None, ending: Ending) -> list[str] | None:
-        """The limits that were missed; None where the platform is not to be judged by this request."""
+        """The violated limits; None for requests that do not count for budget compliance."""
         if ending == "answered":
             missed = request.violations
         elif ending == "failed":
@@ -192,9 +192,9 @@ class RequestTelemetry:
         if request.grounding is not None:
             line["retrieval"] = _retrieval_fields(request.grounding)
         if self._config.capture_content:
-            asked = call.body.get("messages") if call.endpoint == "chat" else call.body.get("prompt")
+            prompt = call.body.get("messages") if call.endpoint == "chat" else call.body.get("prompt")
             known = request.grounding.answer if request.grounding else None
-            line |= {"prompt": asked, "completion": last.text if last else known}
+            line |= {"prompt": prompt, "completion": last.text if last else known}
         return line
 
 
@@ -271,7 +271,7 @@ def _record_spans(trace: Trace, request: Request, error: RequestError | None, en
 
 
 def _record_engine_spans(trace: Trace, attempt: Attempt, now: float) -> None:
-    """The engine's part: it says how long it queued and decoded; what lies between is the prefill."""
+    """Record the engine's queue, prefill and decode spans; prefill lies between the reported queue and decode times."""
     span, report = attempt.span, attempt.report
     if span is None:
         return

@@ -1,7 +1,7 @@
 """OpenTelemetry traces of requests, sent by OTLP; off unless an endpoint is configured.
 
-A request's spans are made when it has ended, from times that are known anyway: the request path itself only makes the ids
-that the engines are told.
+Spans are created when the request has ended, from times that are recorded anyway: the request path itself only creates the
+IDs that are propagated to the engines.
 """
 
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 
 from serve.request.trace import Trace
 
-_SEND_S = 3  # for a batch, repetitions included; what can't be sent by then is dropped
+_SEND_S = 3  # export timeout of a batch, retries included; then it is dropped
 
 
 class Tracer:
-    """Makes traces and sends them to `endpoint`, an OTLP/HTTP collector's base URL, in the background.
+    """Creates traces and exports them in the background to `endpoint`, an OTLP/HTTP collector's base URL.
 
     Args:
-        share: of requests that are traced, 0 to 1; what a client's own trace context says counts more.
+        share: sampling ratio, 0 to 1; a client's trace context overrides it.
     """
 
     def __init__(self, endpoint: str, share: float, service: str) -> None:
@@ -32,9 +32,9 @@ class Tracer:
         self._tracer = self._provider.get_tracer("gearbox.gateway")
 
     def begin(self, name: str, headers: Mapping[str, str], began: float) -> Trace:
-        """The trace of a request that came with `headers`."""
+        """Start the trace of a request with `headers`."""
         return Trace(self._tracer, name, headers, began)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Flush pending spans."""
         self._provider.shutdown()

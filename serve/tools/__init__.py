@@ -1,1 +1,1 @@
-"""Tools: calculator, clock, the intent detection that uses them without a model, HTTP tools, and the agent that calls tools."""
+"""Tools: calculator, clock, intent detection (tools without a model), HTTP tools, and the tool-calling agent."""

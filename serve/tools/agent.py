@@ -15,11 +15,11 @@ from haystack.hooks import hook
 from haystack.tools.tool import Tool
 from haystack.utils import Secret
 
-MAX_CALLS = 16  # of tools in one run
+MAX_CALLS = 16  # tool calls in one run
 
 
 class AgentError(Exception):
-    """A run without an answer. `status` is the model's HTTP status when it refused, 504 when time ran out, else 502."""
+    """The agent failed. `status` is the model's HTTP status for an error response, 504 for a timeout, else 502."""
 
     def __init__(self, message: str, status: int = 502) -> None:
         super().__init__(message)
@@ -44,8 +44,8 @@ class AgentAnswer:
     usage: Mapping[str, int]  # tokens of all steps together, as OpenAI names them
     steps: int
     finish_reason: str  # stop, length or content_filter
-    cost_usd: float = 0.0  # of all steps together, as the gateway that answered them says
-    attempts: int = 0  # at variants, of all steps
+    cost_usd: float = 0.0  # sum over all steps, as reported by the gateway
+    attempts: int = 0  # attempts at variants, sum over all steps
 
 
 async def run_agent(
@@ -58,21 +58,21 @@ async def run_agent(
     extra_body: Mapping[str, Any] | None = None,
     timeout_s: float = 60.0,
 ) -> AgentAnswer:
-    """Let `model` call `tools` until it answers `messages` (OpenAI's shape), at most `max_steps` times asked.
+    """Let `model` call `tools` until it answers `messages` (OpenAI's format), in at most `max_steps` steps.
 
-    An empty `api_key` is that of a client that has none. `base_url` ends in `/v1`. `extra_body` goes into every request's body (sampling, budget); a gateway that runs agents
-    itself must turn that off there. `timeout_s` is for all of it, tools included. Nothing is retried: the gateway does
-    that where it helps.
+    An empty `api_key` means that the client has none. `base_url` ends in `/v1`. `extra_body` is added to every request's body
+    (sampling, budget); it must turn off grounding on a gateway that runs agents itself. `timeout_s` covers the whole run, tools
+    included. Nothing is retried here: the gateway retries.
 
     Raises:
-        AgentError: messages it can't read, the model refused or can't be reached, no answer in time, within the steps
-            or within `MAX_CALLS` calls.
+        AgentError: invalid messages, an error response or no connection, or no answer within the time, the steps or
+            `MAX_CALLS` calls.
     """
     try:
         history = [ChatMessage.from_openai_dict_format(dict(message)) for message in messages]
     except (ValueError, TypeError, KeyError) as error:
         raise AgentError(f"the messages cannot be read: {error}", 400) from error
-    # OpenAI's client insists on a key; a platform that is open, and knows keys, refuses one that it does not know
+    # OpenAI's client requires a key, but a platform that allows anonymous access and has keys rejects unknown keys
     keyless = {} if api_key else {"extra_headers": {"Authorization": "none"}}
     spent: list[tuple[float, int]] = []
 
@@ -106,7 +106,7 @@ async def run_agent(
         raise AgentError("the model cannot be reached", 502) from error
     except AgentError:
         raise
-    except Exception as error:  # an answer that is no chat completion; Haystack raises many kinds
+    except Exception as error:  # not a chat completion; Haystack raises many types
         raise AgentError(f"the model's answer cannot be read ({type(error).__name__})") from error
     finally:
         await generator.close_async()
@@ -118,7 +118,7 @@ async def run_agent(
 
 
 def _spent(response: httpx.Response) -> tuple[float, int]:
-    """Cost and attempts of one step, from the answer's `gearbox` object; nothing where the answer has none."""
+    """Cost and attempts of one step, from the response's `gearbox` object; zeros without one."""
     try:
         gearbox = response.json()["gearbox"]
         return float(gearbox["cost_usd"]), int(gearbox["attempts"])
@@ -150,5 +150,5 @@ def _answer(result: Mapping[str, Any], history: Sequence[ChatMessage], max_steps
 def _message(error: openai.APIStatusError) -> str:
     """The message of an error in OpenAI's format."""
     body = error.body
-    said = body.get("message") if isinstance(body, dict) else None
-    return str(said or error.message)[:300]
+    message = body.get("message") if isinstance(body, dict) else None
+    return str(message or error.message)[:300]

@@ -1,7 +1,7 @@
 """Exact arithmetic for models that cannot compute: a safe calculator.
 
-Numbers are rational, so that sums, products, quotients and whole powers are exact; what is not rational is rounded to
-`DIGITS` digits and marked. Nothing is ever evaluated as code, and the size of every number on the way is bounded.
+Numbers are rational, so that sums, products, quotients and integer powers are exact; irrational results are rounded to
+`DIGITS` digits and marked. Nothing is evaluated as code, and the size of every intermediate number is bounded.
 Finding a computation in a question is `serve/tools/calculator_intent.py`.
 """
 
@@ -12,58 +12,60 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from fractions import Fraction
 
-DIGITS = 50  # of numbers that are not rational, and the most that are shown of any result
+DIGITS = 50  # precision of irrational numbers, and maximum digits shown of any result
 SHOWN_DIGITS = 14  # significant digits of a result whose decimals do not end
-MAX_CHARS = 400  # of an expression
-MAX_BITS = 14_000  # of numerator and denominator of every number on the way; Python writes at most 4300 digits
-_DEPTH = 60  # of nesting
+MAX_CHARS = 400  # limit on an expression
+MAX_BITS = 14_000  # of every intermediate numerator and denominator; Python converts at most 4300 digits to text
+_DEPTH = 60  # limit on nesting
 
 
 class CalculatorError(ValueError):
-    """An expression that has no result here; the message says why, for a person."""
+    """An expression without a result; the message says why and is for users."""
 
 
 class ExpressionSyntaxError(CalculatorError):
-    """What was given is no expression at all."""
+    """The input is not an arithmetic expression."""
 
 
 @dataclass(slots=True, frozen=True)
 class Result:
-    """What an expression gives. `expression` is written evenly, whatever spaces and signs were used."""
+    """Result of an expression. `expression` has normalized spaces and operators."""
 
     expression: str
     value: Fraction
-    exact: bool  # False when something was rounded on the way
+    exact: bool  # False when an intermediate result was rounded
 
     @property
     def text(self) -> str:
-        """Whole numbers and decimals that end as they are, others to `SHOWN_DIGITS` significant digits."""
+        """Integers and terminating decimals in full, others to `SHOWN_DIGITS` significant digits."""
         return self._shown[0]
 
     @property
     def fraction(self) -> str | None:
-        """Numerator/denominator, where that says more than `text`: an exact result whose decimals do not end."""
+        """Numerator/denominator of an exact result with non-terminating decimals, else None."""
         value = str(self.value)
         return value if self.exact and not self._shown[1] and len(value) <= 2 * DIGITS else None
 
     @property
     def answer(self) -> str:
-        """The whole line, with `≈` where `text` is not all of it: `40366 / 439 ≈ 91.949886104784`."""
+        """The answer as a line, with `≈` where `text` is rounded: `40366 / 439 ≈ 91.949886104784`."""
         return f"{self.expression} {'=' if self.exact and self._shown[1] else '≈'} {self.text}"
 
     @property
     def _shown(self) -> tuple[str, bool]:
-        """The text, and whether it is all of the value."""
+        """The value's text, and whether it is exact."""
         whole = len(str(abs(self.value.numerator) // self.value.denominator))
-        found, complete = _to_decimal(self.value, DIGITS)
+        decimal, complete = _to_decimal(self.value, DIGITS)
         if not (complete and self.exact):
-            found, complete = _to_decimal(self.value, SHOWN_DIGITS if whole > DIGITS else max(SHOWN_DIGITS, whole + 2))
-        number, mark, power = format(found, "f" if -20 <= found.adjusted() < DIGITS else "E").partition("E")
+            decimal, complete = _to_decimal(
+                self.value, SHOWN_DIGITS if whole > DIGITS else max(SHOWN_DIGITS, whole + 2)
+            )
+        number, mark, power = format(decimal, "f" if -20 <= decimal.adjusted() < DIGITS else "E").partition("E")
         return (number.rstrip("0").rstrip(".") if "." in number else number) + mark + power, complete and self.exact
 
 
 def compute(expression: str) -> Result:
-    """The value of an arithmetic expression.
+    """Evaluate an arithmetic expression.
 
     Understands `+ - * / // % ** ^`, their printed forms (`× ÷ − √ ²`), brackets, `sqrt`, `cbrt`, `root(x, n)`, `abs`,
     `round(x, digits)`, `min`, `max`, `mean`, `factorial`, group commas (`1,234.5`), percentages (`12%` is 0.12 unless
@@ -78,12 +80,12 @@ def compute(expression: str) -> Result:
     evaluation = _Evaluation(_tokens(expression))
     value = evaluation.whole()
     if not evaluation.exact and abs(value) * 10 ** (DIGITS - 15) < evaluation.largest:
-        value = Fraction(0)  # what is left of numbers that cancel is their rounding
+        value = Fraction(0)  # the remainder of cancelling numbers is rounding error
     return Result(_normalized(evaluation.tokens), value, evaluation.exact)
 
 
 def answer(expression: str) -> str:
-    """What to tell someone who asks for `expression`: the result, or why there is none."""
+    """The answer to `expression`: the result, or why there is none."""
     try:
         return compute(expression).answer
     except CalculatorError as fault:
@@ -98,7 +100,7 @@ class _Evaluation:
     at: int = 0
     depth: int = 0
     exact: bool = True
-    largest: Fraction = Fraction(0)  # magnitude on the way
+    largest: Fraction = Fraction(0)  # largest intermediate magnitude
 
     def whole(self) -> Fraction:
         value = self.sum()
@@ -111,12 +113,12 @@ class _Evaluation:
         return self.tokens[self.at] if self.at < len(self.tokens) else ""
 
     def take(self, *symbols: str) -> str:
-        """The next token when it is one of `symbols`, else nothing."""
-        found = self.next
-        if found not in symbols:
+        """Consume and return the next token if it is one of `symbols`, else return an empty string."""
+        token = self.next
+        if token not in symbols:
             return ""
         self.at += 1
-        return found
+        return token
 
     def expect(self, symbol: str) -> None:
         if not self.take(symbol):
@@ -240,8 +242,8 @@ class _Evaluation:
             return Fraction(root ** int(exponent.numerator))
         self.exact = False
         guarded = Context(prec=2 * DIGITS, Emax=10**8, Emin=-(10**8))
-        found = guarded.power(_to_decimal(base, guarded.prec)[0], _to_decimal(exponent, guarded.prec)[0])
-        return Fraction(Context(prec=DIGITS, rounding=ROUND_HALF_EVEN).plus(found))
+        result = guarded.power(_to_decimal(base, guarded.prec)[0], _to_decimal(exponent, guarded.prec)[0])
+        return Fraction(Context(prec=DIGITS, rounding=ROUND_HALF_EVEN).plus(result))
 
     def rooted(self, value: Fraction, degree: int) -> Fraction:
         if value < 0 and degree % 2:
@@ -249,7 +251,7 @@ class _Evaluation:
         return self.raised(value, Fraction(1, degree))
 
     def _bounded(self, value: Fraction) -> Fraction:
-        """`value`, unless it is too large."""
+        """Return `value`; raise `CalculatorError` if it is too large."""
         if value.numerator.bit_length() > MAX_BITS or value.denominator.bit_length() > MAX_BITS:
             raise CalculatorError("the result is too large to be given")
         self.largest = max(self.largest, abs(value))
@@ -257,7 +259,9 @@ class _Evaluation:
 
 
 _FUNCTIONS = frozenset({"sqrt", "cbrt", "root", "abs", "round", "min", "max", "mean", "factorial"})
-_LIST_FUNCTIONS = frozenset({"root", "round", "min", "max", "mean"})  # a comma between their numbers groups no digits
+_LIST_FUNCTIONS = frozenset(
+    {"root", "round", "min", "max", "mean"}
+)  # commas between their arguments do not group digits
 _SIGNS = str.maketrans(
     dict(zip("×·⋅∙÷∕⁄−–\u00a0\u202f", "****///--  ", strict=True))
     | {"√": " sqrt ", "∛": " cbrt ", "²": "^2", "³": "^3", "½": "(1/2)", "¼": "(1/4)", "¾": "(3/4)"}
@@ -271,7 +275,7 @@ _UNGROUPED = re.compile(r"\s*(?P<grouped>)(?P<number>\d+)(?P<name>)(?P<sign>)")
 
 
 def plain(text: str) -> str:
-    """`text` with printed signs (`× ÷ − √ ²`) as they are typed."""
+    """Replace printed signs (`× ÷ − √ ²`) by ASCII operators."""
     return text.translate(_SIGNS)
 
 
@@ -279,8 +283,8 @@ def _tokens(expression: str) -> list[str]:
     text = plain(expression).lower().rstrip()
     if (before := text.removesuffix("?").rstrip()).endswith("="):
         text = before[:-1].rstrip()
-    found: list[str] = []
-    lists: list[bool] = []  # of each open bracket: whether it holds a function's numbers
+    tokens: list[str] = []
+    lists: list[bool] = []  # open brackets: whether they contain a function's arguments
     at = 0
     while at < len(text):
         token = _TOKEN.match(text, at)
@@ -289,19 +293,21 @@ def _tokens(expression: str) -> list[str]:
         if token is None or (token["name"] and token["name"] not in _FUNCTIONS | {"of"}):
             raise ExpressionSyntaxError(f"'{_short(text[at:].strip())}' is not arithmetic")
         if token["sign"] == "(":
-            lists.append(bool(found) and found[-1] in _LIST_FUNCTIONS)
+            lists.append(bool(tokens) and tokens[-1] in _LIST_FUNCTIONS)
         elif token["sign"] == ")" and lists:
             lists.pop()
         number = token["number"] or (token["grouped"] or "").replace(",", "")
-        found.append(f"0{number}" if number[:1] == "." else number or token["name"] or token["sign"].replace("**", "^"))
+        tokens.append(
+            f"0{number}" if number[:1] == "." else number or token["name"] or token["sign"].replace("**", "^")
+        )
         at = token.end()
-    return found
+    return tokens
 
 
 def _normalized(tokens: Sequence[str]) -> str:
     """The expression with one space around operators and none elsewhere."""
     text = ""
-    operand = False  # whether what came last is one, so that a sign after it is an operator
+    operand = False  # whether the last token ends an operand, so that a following sign is an operator
     for at, token in enumerate(tokens):
         after = tokens[at + 1] if at + 1 < len(tokens) else ""
         ends = token == "%" and not (after == "(" or after[:1].isdigit() or after in _FUNCTIONS)
@@ -332,13 +338,13 @@ def _factorial(value: Fraction) -> Fraction:
 
 
 def _rational_root(value: Fraction, degree: int) -> Fraction | None:
-    """The root of a positive number, when it is rational."""
+    """The root of a positive number, or None if it is irrational."""
     top, bottom = (_whole_root(part, degree) for part in (value.numerator, value.denominator))
     return Fraction(top, bottom) if top**degree == value.numerator and bottom**degree == value.denominator else None
 
 
 def _whole_root(value: int, degree: int) -> int:
-    """The largest whole number whose `degree`-th power is at most `value` ≥ 1, by Newton's method from just above."""
+    """The largest integer whose `degree`-th power is at most `value` ≥ 1, by Newton's method from just above."""
     if degree == 2:
         return math.isqrt(value)
     if value.bit_length() <= degree:
@@ -352,9 +358,9 @@ def _whole_root(value: int, degree: int) -> int:
 
 
 def _to_decimal(value: Fraction, digits: int) -> tuple[Decimal, bool]:
-    """`value` to so many significant digits, and whether that is all of it."""
-    found = Context(prec=digits).divide(Decimal(value.numerator), Decimal(value.denominator))
-    return found, Fraction(found) == value
+    """`value` rounded to `digits` significant digits, and whether that is exact."""
+    decimal = Context(prec=digits).divide(Decimal(value.numerator), Decimal(value.denominator))
+    return decimal, Fraction(decimal) == value
 
 
 def _short(text: str) -> str:

@@ -1,8 +1,7 @@
 """Detect a question that is an arithmetic expression, for small models that neither compute well nor call tools.
 
-It fires only when the question is the computation and nothing else. Whatever has words left after those of arithmetic,
-or could as well be a date, a range, a telephone number, a size or a name, is left to the model: better to compute less
-than to answer the wrong question.
+It matches only when the whole question is a computation. Questions with other words, or that could be a date, a range, a
+telephone number, a size or a name, are left to the model: a missed computation is better than a wrong answer.
 """
 
 import re
@@ -12,17 +11,17 @@ from serve.tools.calculator import MAX_CHARS, CalculatorError, ExpressionSyntaxE
 
 
 def find_expression(text: str) -> str | None:
-    """The expression that `text` asks to compute, in the form `calculator.compute` takes; None when it asks for more.
+    """The expression that `text` asks to compute, in the syntax of `calculator.compute`; None for any other question.
 
     "What is 40366 divided by 439?" → `40366 / 439`, "20% off 50" → `50*(1-20/100)`, "What happened on 9/11?" → None.
-    An expression is also given when it has no result, such as a division by zero: that can be answered too.
+    An expression without a result, such as a division by zero, is returned too: the answer is the reason.
     """
     if not 3 <= len(text) <= MAX_CHARS:
         return None
     question = " ".join(plain(text).lower().replace("’", "'").split())
     question = _GREETING.sub("", question)
     question = _END.sub("", question).rstrip(" ?.,")
-    command = _COMMAND.match(question)  # "calculate": whoever says so wants a number, whatever else it may look like
+    command = _COMMAND.match(question)  # "calculate" makes it a computation, even if it looks like a date
     rest = _QUESTION_OPENING.sub("", question[command.end() :] if command else question, count=1)
     is_question = command is not None or rest != question
     equals = _EQUALS.search(rest)
@@ -46,7 +45,7 @@ def find_expression(text: str) -> str | None:
 
 
 def _to_expression(text: str) -> str | None:
-    """`text` with the words of arithmetic replaced by its signs; None when other words are left or it is ambiguous."""
+    """Replace words of arithmetic by operators; None if other words are left or `text` is ambiguous."""
     if _AMBIGUOUS.search(text):
         return None
     for pattern, replacement in _QUESTION_RULES:
@@ -59,15 +58,15 @@ def _to_expression(text: str) -> str | None:
 
 
 def _is_computation(text: str, expression: str, *, is_question: bool, is_explicit: bool) -> bool:
-    """Whether an expression is meant to be computed, and not only looks as if it could be."""
+    """Whether an expression is a computation, not a date, range or number that looks like one."""
     if not _OPERATOR.search(expression):
         return False
-    if expression.endswith("!"):  # an exclamation, unless a factorial is all there is
+    if expression.endswith("!"):  # an exclamation mark, unless the whole expression is a factorial
         return is_question and expression[:-1].isdecimal()
-    if is_explicit or expression != text.strip():  # said in words: "9 divided by 11"
+    if is_explicit or expression != text.strip():  # operators in words: "9 divided by 11"
         return not _NOT_ARITHMETIC.search(text)
     tight = re.fullmatch(r"\d+(?:\.\d+)*%?(?:[-/]\d+(?:\.\d+)*%?)+", text)
-    if tight:  # 9/11, 24/7, 2024-05-01, 555-1234, 802-11; but 40366/439 is nothing else
+    if tight:  # 9/11, 24/7, 2024-05-01, 555-1234, 802-11; but 40366/439 can only be a division
         fraction = _FRACTION.fullmatch(text) if is_question else _LONG_FRACTION.fullmatch(text)
         return fraction is not None and not _YEAR.match(text)
     spaced = re.fullmatch(r"(\d[\d.,]*) ?(-) ?(\d[\d.,]*)", text)
@@ -115,15 +114,15 @@ _SCALED = re.compile(r"(?<![\d.,])(\d+(?:\.\d+)?) (hundred|thousand|million|bill
 
 
 def _numbers(text: str) -> str:
-    """`text` with numbers spelled out written in digits: "twenty-one" is 21, "2 million" is 2000000."""
+    """Replace number words by digits: "twenty-one" is 21, "2 million" is 2000000."""
     text = _SCALED.sub(lambda match: f"({match[1]}*{_SCALES[match[2]]})", text)
     return _SPELLED.sub(_spelled, text)
 
 
 def _spelled(match: re.Match[str]) -> str:
-    """One number's digits, or its words again where they are no single number ("one two", "five and six")."""
+    """The digits of one number, or the unchanged words if they are several ("one two", "five and six")."""
     total = current = 0
-    last = None  # value of the word before
+    last = None  # value of the previous word
     words = re.findall(r"[a-z]+", match[0].removeprefix("a "))
     for word in words:
         if word == "and":
@@ -142,7 +141,7 @@ def _spelled(match: re.Match[str]) -> str:
 
 
 def _spelled_each(text: str) -> str:
-    """Small numbers on both sides of "and", each in digits."""
+    """Replace small numbers on both sides of "and" by digits."""
     parts = text.split(" and ")
     return " and ".join(_SPELLED.sub(_spelled, part) for part in parts) if len(parts) > 1 else text
 
@@ -166,10 +165,10 @@ def _list(function: str) -> Callable[[re.Match[str]], str]:
     return expression_of
 
 
-_LIST_ITEM = r"-?\d++(?:,\d++)*+(?:\.\d+)?"  # a number of a list: a comma at its end is the list's
+_LIST_ITEM = r"-?\d++(?:,\d++)*+(?:\.\d+)?"  # a number in a list: a trailing comma separates items
 _NUMBERS = rf"({_LIST_ITEM}(?:(?:, and |, | and ){_LIST_ITEM})+)"
 Rules = list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]]
-#: Forms that are the whole question.
+#: Patterns of whole questions.
 _QUESTION_RULES: Rules = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -206,7 +205,7 @@ _QUESTION_RULES: Rules = [
     )
 ]
 _OPERAND = r"(-?\d[\d,]*(?:\.\d+)?|\([^()]*\))"
-#: Words anywhere in an expression.
+#: Replacements of words anywhere in an expression.
 _WORD_RULES: Rules = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -239,7 +238,7 @@ _EXPRESSION = re.compile(r"(?:[\d\s.,+\-*/%^()!]|sqrt|cbrt|root|abs|round|min|ma
 _OPERATOR = re.compile(
     r"[\d)%!]\s*(?:\*\*|//|[-+*/^]|%(?: of)?)\s*[-\d(.a-z]|(?:sqrt|cbrt|root|abs|round|min|max|mean|factorial)\W|^\d+!$"
 )
-#: Words that can be read in two ways, with two results.
+#: Ambiguous words, with two possible results.
 _AMBIGUOUS = re.compile(
     r"root of [\d.,]+ (?:plus|minus|times|divided|multiplied|[-+*/])|(?:^|[(*/+-] ?)(?:minus |- ?)\d[\d.,]* squared"
     r"|(?<![\d.,])0[x\d]|[*/] ?\d[\d.]*(?: ?%| percent) of|\d ?[-+] ?\d[\d.]* ?(?:%|percent)(?! ?(?:of|[\d(]))"

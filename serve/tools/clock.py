@@ -1,6 +1,6 @@
 """Date and time for models that have no clock and cannot count days: answers, and detection of date and time questions.
 
-Dates are Gregorian, also before there was one. The time is passed in; time zones come from the system's database.
+Dates are proleptic Gregorian. The current time is a parameter; time zones come from the system's database.
 """
 
 import functools
@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from typing import Literal
 
-MAX_CHARS = 160  # of a question or a date; nothing longer is read
+MAX_CHARS = 160  # limit on a question or a date
 QuestionKind = Literal["time", "date", "weekday", "month", "year", "days"]
 
 
 class ClockError(ValueError):
-    """A date or time zone that does not exist; the message says which, for a person."""
+    """A date or time zone that does not exist; the message is for users."""
 
 
 @dataclass(slots=True, frozen=True)
 class Day:
-    """A day as it was named: with a year or without, or so many days from today."""
+    """A day as named in a question: a date with or without a year, or an offset from today."""
 
     month: int = 0
     day: int = 0
     year: int | None = None
-    offset: int | None = None  # days from today, instead of the others
+    offset: int | None = None  # days from today, instead of a date
 
     def on(self, today: date, *, next_one: bool | None = None) -> date:
-        """The date; without a year this year's, or the next or the last one. Raises `ClockError`."""
+        """The date; without a year, that of this year, or the next or the last such date. Raises `ClockError`."""
         try:
             if self.offset is not None:
                 return today + timedelta(self.offset)
@@ -38,9 +38,9 @@ class Day:
             for year in range(today.year, today.year + 9 * (step or 1), step or 1):  # 29 February: up to 8 years off
                 if not _exists(year, self.month, self.day):
                     continue
-                found = date(year, self.month, self.day)
-                if step == 0 or (found >= today if step > 0 else found <= today):
-                    return found
+                day = date(year, self.month, self.day)
+                if step == 0 or (day >= today if step > 0 else day <= today):
+                    return day
             raise ValueError
         except (ValueError, OverflowError) as error:
             written = f"{self.day} {_MONTHS[self.month - 1].capitalize()}{f' {self.year}' if self.year else ''}"
@@ -55,21 +55,21 @@ class ClockQuestion:
     """A question about date or time."""
 
     kind: QuestionKind
-    day: Day = TODAY  # whose date or weekday; for "days" the one counted from
+    day: Day = TODAY  # the day asked about; for "days" the first day
     until: Day | None = None  # for "days"; None with `day` in the past counts from it to today
     zone: str | None = None  # name in the time zone database, when a place is named
 
     @property
     def arguments(self) -> dict[str, str]:
         """The clock tool's arguments for this question."""
-        given = {"what": self.kind, "date": _iso(self.day), "until": _iso(self.until), "timezone": self.zone or ""}
-        return {name: value for name, value in given.items() if value and (name, value) != ("date", "today")}
+        arguments = {"what": self.kind, "date": _iso(self.day), "until": _iso(self.until), "timezone": self.zone or ""}
+        return {name: value for name, value in arguments.items() if value and (name, value) != ("date", "today")}
 
 
 def answer(question: ClockQuestion, now: datetime, zone: tzinfo) -> str:
-    """One sentence. `now` knows its offset; `zone` is where "today" is, unless the question names a place.
+    """Answer in one sentence. `now` is timezone-aware; `zone` determines "today", unless the question names a place.
 
-    A date or zone that does not exist is the sentence, not an exception.
+    For a date or zone that does not exist, the sentence says so; no exception is raised.
     """
     try:
         here = now.astimezone(time_zone(question.zone) if question.zone else zone)
@@ -84,19 +84,19 @@ def answer(question: ClockQuestion, now: datetime, zone: tzinfo) -> str:
                 return f"It is {here.year}."
             case "days":
                 return _days(question, today)
-        found = question.day.on(today)
+        day = question.day.on(today)
         names = {Day(offset=-1): "Yesterday was", TODAY: "Today is", Day(offset=1): "Tomorrow is"}
         if question.day in names:
-            return f"{names[question.day]} {_long(found)}."
+            return f"{names[question.day]} {_long(day)}."
         if question.kind == "date":
-            return f"That is {_long(found)}." if found >= today else f"That was {_long(found)}."
-        return f"{_short(found)} {'was' if found < today else 'is'} a {found:%A}."
+            return f"That is {_long(day)}." if day >= today else f"That was {_long(day)}."
+        return f"{_short(day)} {'was' if day < today else 'is'} a {day:%A}."
     except ClockError as fault:
         return f"{str(fault)[0].upper()}{str(fault)[1:]}."
 
 
 def time_zone(name: str) -> tzinfo:
-    """The time zone of that name. Raises `ClockError`."""
+    """The time zone named `name`. Raises `ClockError`."""
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
@@ -104,15 +104,15 @@ def time_zone(name: str) -> tzinfo:
 
 
 def parse_day(written: str) -> Day:
-    """The day that `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today` names. Raises `ClockError`."""
-    found = _day(" ".join(written.lower().split())) if len(written) <= MAX_CHARS else None
-    if found is None:
+    """Parse a day, such as `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today`. Raises `ClockError`."""
+    day = _day(" ".join(written.lower().split())) if len(written) <= MAX_CHARS else None
+    if day is None:
         raise ClockError(f"'{written[:40]}' is no date; write it like 2026-12-25")
-    return found
+    return day
 
 
 def find_question(text: str) -> ClockQuestion | None:
-    """The date or time question that `text` is; None when it asks for anything else.
+    """Parse a date or time question; None for any other text.
 
     "What day is it?", "how many days until 25 December 2026", "what day of the week was 4 July 1976".
     """
@@ -121,13 +121,13 @@ def find_question(text: str) -> ClockQuestion | None:
     question = " ".join(text.lower().replace("’", "'").replace("what's", "what is").replace("whats", "what is").split())
     question = _END.sub("", _START.sub("", question))
     for pattern, kind, default_day in _FIXED_QUESTIONS:
-        if found := pattern.fullmatch(question):
-            place = found.groupdict().get("place")
+        if match := pattern.fullmatch(question):
+            place = match.groupdict().get("place")
             zone = _zone(place) if place else None
             return None if place and zone is None else ClockQuestion(kind, default_day, zone=zone)
     for pattern, kind in _DATED_QUESTIONS:
-        if found := pattern.fullmatch(question):
-            clock_question = _question_from(kind, {name: part for name, part in found.groupdict().items() if part})
+        if match := pattern.fullmatch(question):
+            clock_question = _question_from(kind, {name: part for name, part in match.groupdict().items() if part})
             if clock_question is not None:
                 return clock_question
     return None
@@ -140,7 +140,7 @@ def _question_from(kind: QuestionKind, parts: dict[str, str]) -> ClockQuestion |
     if year := parts.get("year"):
         parts = {"day": parts["day"] + year}
     days_of = {name: _day(parts[name]) for name in ("day", "until") if name in parts}
-    if any(found is None for found in days_of.values()):
+    if any(day is None for day in days_of.values()):
         return None
     return ClockQuestion(kind, days_of.get("day") or TODAY, days_of.get("until"))
 
@@ -192,7 +192,7 @@ def _place(zone: str) -> str:
 
 @functools.cache
 def _places() -> dict[str, str]:
-    """Cities of the time zone database, in lower case: their zones."""
+    """Zone names by city, in lower case, from the time zone database."""
     areas = ("Africa/", "America/", "Asia/", "Atlantic/", "Australia/", "Europe/", "Indian/", "Pacific/")
     names = sorted(name for name in zoneinfo.available_timezones() if name.startswith(areas))
     return {_place(name).lower(): name for name in names} | {"utc": "UTC", "gmt": "UTC"}
@@ -238,14 +238,14 @@ def _day(text: str) -> Day | None:
     text = _WEEKDAY.sub("", text).strip()
     if text in ("today", "tomorrow", "yesterday", "now"):
         return Day(offset={"tomorrow": 1, "yesterday": -1}.get(text, 0))
-    if found := _OFFSET.fullmatch(text):
-        return Day(offset=int(found[1]))
+    if match := _OFFSET.fullmatch(text):
+        return Day(offset=int(match[1]))
     holiday = _HOLIDAY.fullmatch(text)
     if holiday and holiday[1] in _HOLIDAYS:
         return Day(*_HOLIDAYS[holiday[1]], int(holiday[2]) if holiday[2] else None)
     for pattern in _DATES:
-        if found := pattern.fullmatch(text):
-            parts = found.groupdict()
+        if match := pattern.fullmatch(text):
+            parts = match.groupdict()
             named = parts.get("month")
             month = _MONTH_NUMBERS[named[:3]] if named else int(parts["number"])
             year = parts["year"]
@@ -318,7 +318,7 @@ _FIXED_QUESTIONS: list[tuple[re.Pattern[str], QuestionKind, Day]] = [
     ),
     (re.compile(r"(?:what|which) day(?: of the week)? was (?:it )?yesterday"), "weekday", Day(offset=-1)),
 ]
-_PART, _REST = r"(?s:.+?)", r"(?s:.+)"  # of a question, and all that is left of it
+_PART, _REST = r"(?s:.+?)", r"(?s:.+)"  # a part of a question, and the remainder
 _WEEK = r"(?:what|which) (?:day of the week|weekday|day)"
 _DATED_QUESTIONS: list[tuple[re.Pattern[str], QuestionKind]] = [
     (

@@ -1,7 +1,7 @@
 """Haystack tools for models that call tools: calculator, clock, document search.
 
-A tool never raises: what goes wrong is its result, beginning with "error:", so that the model can mend its call, and
-Haystack neither logs nor repeats the arguments. What is computed without a model's call is in `serve/tools/intent.py`.
+A tool never raises: an error is its result, beginning with "error:", so that the model can correct its call, and
+Haystack neither logs nor repeats the arguments. Tools without a model's call are in `serve/tools/intent.py`.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from serve.tools import clock as clocks
 
 MAX_QUERY_CHARS = 2000
 Run = Callable[[dict[str, Any]], str | Awaitable[str]]
-#: Finds passages for a query, at most so many: each with `content`, and `title` and `source` where known.
+#: Searches (query, maximum number) and returns passages, each with `content`, and `title` and `source` where known.
 Search = Callable[[str, int], Awaitable[Sequence[Mapping[str, Any]]]]
 
 
@@ -37,7 +37,7 @@ def _linear(pattern: str) -> SchemaValidator | None:
 
 
 def _pattern(_: object, pattern: str, value: object, schema: object) -> Iterator[ValidationError]:
-    """JSON schema's `pattern`: operators' descriptions come with any, and models with any text."""
+    """Check JSON schema's `pattern` in linear time, because operators' patterns and models' texts are arbitrary."""
     matcher = _linear(pattern)
     if isinstance(value, str) and matcher is not None and not matcher.isinstance_python(value):
         yield ValidationError(f"{value[:80]!r} does not match {pattern!r}")
@@ -49,9 +49,10 @@ _Validator = validators.extend(Draft202012Validator, {"pattern": _pattern})
 def make_tool(name: str, description: str, parameters: dict[str, Any], run: Run) -> Tool:
     """A tool whose arguments are checked against the JSON schema `parameters` before `run` gets them.
 
-    A `pattern` with a look-around or a back reference is part of the schema that the model sees but is not enforced: matching could take exponential time.
+    A `pattern` with a look-around or a back reference is part of the schema that the model sees but is not enforced: matching
+    could take exponential time.
 
-    It can be called from an agent that runs asynchronously, and where `run` is a plain function from any.
+    An asynchronous `run` needs an agent that runs asynchronously; a plain function works in any agent.
     """
     validator = _Validator(parameters)
 
@@ -64,8 +65,8 @@ def make_tool(name: str, description: str, parameters: dict[str, Any], run: Run)
 
     async def call(**arguments: Any) -> str:
         try:
-            found = checked(arguments)
-            return found if isinstance(found, str) else await found
+            result = checked(arguments)
+            return result if isinstance(result, str) else await result
         except (ToolError, arithmetic.CalculatorError, clocks.ClockError) as fault:
             return f"error: {fault}"
 
@@ -101,7 +102,7 @@ def calculator() -> Tool:
 def clock(zone: tzinfo = UTC, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> Tool:
     """Date and time, weekdays, days between dates: `{"what": "weekday", "date": "1976-07-04"}`.
 
-    `zone` holds where a call names none.
+    `zone` is the default for calls without a time zone.
     """
 
     def run(arguments: dict[str, Any]) -> str:
@@ -142,14 +143,14 @@ def clock(zone: tzinfo = UTC, now: Callable[[], datetime] = lambda: datetime.now
 def search_documents(search: Search, top_k: int = 4) -> Tool:
     """Search the caller's documents; passages are numbered in the order of the search.
 
-    `search` raises `ToolError` for what it can't do.
+    `search` raises `ToolError` when it cannot search.
     """
 
     async def run(arguments: dict[str, Any]) -> str:
-        found = await search(arguments["query"], arguments.get("top_k", top_k))
-        if not found:
+        passages = await search(arguments["query"], arguments.get("top_k", top_k))
+        if not passages:
             return "nothing was found"
-        return "\n\n".join(_passage(number, passage) for number, passage in enumerate(found, 1))
+        return "\n\n".join(_passage(number, passage) for number, passage in enumerate(passages, 1))
 
     return make_tool(
         "search_documents",

@@ -1,8 +1,8 @@
 """HTTP tools from an operator's OpenAPI description, with limits on hosts, time, size and redirects.
 
-`openapi-llm` turns operations into JSON schemas. The calls are made here, because its client follows redirects to any
-host, puts path parameters into the path as they are, sends every argument as the body too, and has neither a limit of
-size nor a total time. References to other files are refused: resolving one would read any file or address.
+`openapi-llm` turns operations into JSON schemas. Its HTTP client is not used: it follows redirects to any host, does not escape
+path parameters, also sends every argument in the body, and has no limits on size or total time. References to other files are
+rejected: resolving one could read any file or address.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from serve.tools.haystack_tools import ToolError, make_tool
 MAX_RESPONSE_BYTES = 64 << 10
 MAX_DESCRIPTION_BYTES = 4 << 20
 MAX_REDIRECTS = 3
-_ERROR_CHARS = 300  # of an error's body
+_ERROR_CHARS = 300  # characters of an error's body
 
 
 class HttpToolError(ValueError):
@@ -39,18 +39,18 @@ class HttpToolError(ValueError):
 
 @dataclass(slots=True, frozen=True)
 class Operation:
-    """One operation of the service: how arguments become a request."""
+    """An operation of the service: mapping of arguments to a request."""
 
     method: str
-    base: str  # without a slash at its end
+    base: str  # without a trailing slash
     path: str  # with {parameters}
     parameters: tuple[tuple[str, str], ...]  # (where, name): path, query or header
     body: frozenset[str] | None  # names of the arguments that are the body's properties; None without body
-    is_whole_body: bool = False  # the argument `body` is all of it
+    is_whole_body: bool = False  # the argument `body` is the whole body
 
 
 def http_tools(config: HttpToolConfig, environment: Mapping[str, str]) -> list[Tool]:
-    """The tools of one service. Secrets are read from `environment` now, and appear in no message afterwards.
+    """Build the tools of one service. Secrets are read from `environment` once and never appear in messages.
 
     Raises:
         HttpToolError: the description can't be read, names a host that is not allowed or lacks an operation, or a
@@ -71,7 +71,7 @@ def http_tools(config: HttpToolConfig, environment: Mapping[str, str]) -> list[T
 
 
 def check_url(url: httpx.URL, hosts: tuple[str, ...]) -> None:
-    """Whether `url` may be called: an allowed host, by https unless it is this machine. Raises `HttpToolError`."""
+    """Check that `url` has an allowed host, and https unless it is this machine. Raises `HttpToolError`."""
     loopback = url.host == "localhost" or (_is_address(url.host) and ip_address(url.host).is_loopback)
     if url.scheme != "https" and not (url.scheme == "http" and loopback):
         raise HttpToolError(f"'{url.host}' must be called by https")
@@ -84,7 +84,7 @@ def check_url(url: httpx.URL, hosts: tuple[str, ...]) -> None:
 
 @dataclass(slots=True, frozen=True)
 class _Caller:
-    """Calls within bounds: hosts, time, size and kind of what comes back."""
+    """HTTP client with limits on hosts, time, response size and content type."""
 
     hosts: tuple[str, ...]
     timeout_s: float
@@ -92,7 +92,7 @@ class _Caller:
     tls: ssl.SSLContext
 
     async def call(self, operation: Operation, arguments: Mapping[str, Any]) -> str:
-        """The answer's text. Raises `ToolError` for whatever is not an answer."""
+        """Call an operation; returns the response's text. Raises `ToolError`."""
         try:
             async with asyncio.timeout(self.timeout_s):
                 return self._without_secrets(await self._call(operation, arguments))
@@ -101,7 +101,7 @@ class _Caller:
         except (TimeoutError, httpx.TimeoutException):
             raise ToolError(f"no answer within {self.timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.InvalidURL, HttpToolError, UnicodeError) as error:
-            # Not the error's own text where that could repeat a header.
+            # Omit the error's text, which could contain a header.
             message = str(error) if isinstance(error, HttpToolError) else f"the call failed ({type(error).__name__})"
             raise ToolError(message) from None
 
@@ -121,7 +121,7 @@ class _Caller:
         raise ToolError(f"more than {MAX_REDIRECTS} redirects")
 
     def _redirected(self, operation: Operation, url: httpx.URL, response: httpx.Response) -> httpx.URL:
-        """Where to go on: only on the same server, only for what reads."""
+        """The redirect's target: allowed only on the same server and for read-only methods."""
         target = url.join(response.headers["location"])
         if operation.method != "GET":
             raise ToolError(f"HTTP {response.status_code}: only a GET is redirected")
@@ -130,16 +130,16 @@ class _Caller:
         return target
 
     def _without_secrets(self, text: str) -> str:
-        """`text`, should the service repeat what it was sent."""
+        """`text` with secrets removed, in case the service echoes them."""
         for value in self.headers.values():
-            for secret in (value, value.rpartition(" ")[2]):  # "Bearer …" and what follows it
+            for secret in (value, value.rpartition(" ")[2]):  # the header's value, and the token after "Bearer"
                 if len(secret) >= 4:
                     text = text.replace(secret, "[secret]")
         return text
 
 
 async def _answer(response: httpx.Response) -> str:
-    """The text of a response, cut at the limit. Raises `ToolError`."""
+    """The text of a response, truncated at the limit. Raises `ToolError`."""
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
     if response.headers.get("content-encoding", "identity") != "identity":
@@ -170,7 +170,7 @@ async def _answer(response: httpx.Response) -> str:
 
 
 def _request(operation: Operation, arguments: Mapping[str, Any]) -> tuple[httpx.URL, dict[str, str], Any]:
-    """Address, headers and body (None without) for the arguments. Raises `ToolError`."""
+    """URL, headers and body (or None) for the arguments. Raises `ToolError`."""
     path = operation.path
     query: list[tuple[str, str | int | float | bool | None]] = []
     headers: dict[str, str] = {}
@@ -196,7 +196,7 @@ def _request(operation: Operation, arguments: Mapping[str, Any]) -> tuple[httpx.
 
 
 def _escaped(name: str, value: Any) -> str:
-    """`value` as one segment of a path, which it cannot leave however often a server decodes it."""
+    """Escape `value` as one path segment, safe even if a server decodes it repeatedly."""
     text = decoded = _text(value)
     for _ in range(3):
         decoded = unquote(decoded)
@@ -219,7 +219,7 @@ def _secret(environment: Mapping[str, str], variable: str) -> str:
 
 
 def _description(config: HttpToolConfig) -> dict[str, Any]:
-    """The description with its references resolved, all of them within itself."""
+    """The OpenAPI description with its references resolved; external references are rejected."""
     text = config.openapi_spec
     if "\n" not in text and not text.lstrip().startswith("{"):
         try:
@@ -304,7 +304,7 @@ def _tool(config: HttpToolConfig, spec: dict[str, Any], path: str, method: str, 
         schema["properties"]["body"] = {key: shape[key] for key in ("type", "description") if key in shape}
         if raw["requestBody"].get("required"):
             schema.setdefault("required", []).append("body")
-    for parameter in parameters:  # a path without its parameters is none, whatever the description says of them
+    for parameter in parameters:  # path parameters are always required, whatever the description says
         if parameter["in"] == "path" and parameter["name"] not in schema.setdefault("required", []):
             schema["required"].append(parameter["name"])
     schema["additionalProperties"] = False
@@ -327,7 +327,7 @@ def _tool(config: HttpToolConfig, spec: dict[str, Any], path: str, method: str, 
 
 
 def _base(config: HttpToolConfig, levels: list[dict[str, Any]]) -> str:
-    """The address that an operation's path is added to. Raises `HttpToolError` when it may not be called."""
+    """The base URL of an operation. Raises `HttpToolError` when it is not allowed."""
     server: dict[str, Any] = next((level["servers"][0] for level in levels if level.get("servers")), {"url": "/"})
     address = str(server["url"])
     for variable, about in (server.get("variables") or {}).items():

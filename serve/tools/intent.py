@@ -1,6 +1,6 @@
 """Intent detection: answer questions that are only a computation, a date or a time with a tool, without a model.
 
-For small models, which neither compute nor call tools. Tools that a model calls are in
+For small models, which neither compute reliably nor call tools. Tools that a model calls are in
 `serve/tools/haystack_tools.py`.
 """
 
@@ -17,7 +17,7 @@ DETECTED = ("calculator", "clock")
 
 @dataclass(slots=True, frozen=True)
 class ToolResult:
-    """One use of a tool. `input` is what the tool of that name takes; `answer` is a whole line or sentence."""
+    """The use of a tool. `input` has the arguments of the tool named `name`; `answer` is a complete line or sentence."""
 
     name: str
     input: Mapping[str, str]
@@ -26,7 +26,7 @@ class ToolResult:
 
 
 def detect(text: str, enabled: Sequence[str], now: datetime, zone: tzinfo) -> ToolResult | None:
-    """The tool's answer to `text`, when one of `enabled` answers all of it; else None. `now` knows its offset.
+    """The answer of the tool in `enabled` that answers `text` completely, else None. `now` is timezone-aware.
 
     A computation without a result, such as a division by zero, is answered with the reason.
     """

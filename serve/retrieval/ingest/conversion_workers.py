@@ -1,6 +1,6 @@
-"""Conversion workers: processes that convert documents to text, one at a time each, and can be killed while converting.
+"""Conversion workers: processes that convert one document at a time and can be killed while converting.
 
-(anyio's pool of processes ends with the task that used it first: in a server, in the middle of other requests.)
+anyio's process pool is not used: it ends with the task that used it first, which in a server is one request among others.
 """
 
 import asyncio
@@ -15,9 +15,9 @@ import orjson
 
 from serve.retrieval.ingest.convert import MAX_CHARS, ConversionError, Section, Text, convert_limited
 
-_IDLE_S = 120.0  # after which a process ends; its memory is the engines' then
+_IDLE_S = 120.0  # idle time after which a process ends, to free its memory for the engines
 _MAIN = "from serve.retrieval.ingest.conversion_workers import main; main()"
-#: What they have of the environment. The rest may be secrets, such as the database's password, and parsers need none.
+#: Environment variables that workers inherit. Others may be secrets, such as the database password.
 _INHERITED_ENVIRONMENT = (
     "GEARBOX_RUN_ID",
     "LANG",
@@ -33,8 +33,8 @@ class ConversionWorkers:
     """Convert documents in worker processes.
 
     Args:
-        processes: the most that run at once.
-        main: the program that they run.
+        processes: maximum number of processes.
+        main: the Python program that the processes run.
     """
 
     def __init__(self, processes: int = 2, main: str = _MAIN) -> None:
@@ -43,9 +43,9 @@ class ConversionWorkers:
         self._main = main
 
     async def convert(self, data: bytes, name: str, kind: str | None, timeout_s: float) -> Text:
-        """The text of a document. Raises `ConversionError`, also when it takes longer or breaks the process."""
+        """Convert a document. Raises `ConversionError`, also on a timeout or when the process crashes."""
         async with self._free:
-            while self._idle:  # one of these may have ended meanwhile
+            while self._idle:  # an idle process may have ended meanwhile
                 with suppress(_WorkerCrashedError):
                     return await self._convert(self._idle.pop(), data, name, kind, timeout_s)
             try:
@@ -54,7 +54,7 @@ class ConversionWorkers:
                 raise ConversionError("reading it broke the process that did") from error
 
     async def close(self) -> None:
-        """End the processes that wait."""
+        """End all idle processes."""
         while self._idle:
             await _end(self._idle.pop())
 
@@ -81,7 +81,7 @@ class ConversionWorkers:
         except TimeoutError as error:
             await _end(process)
             raise ConversionError(f"it took longer than {timeout_s:g} s to read") from error
-        except (OSError, EOFError, ValueError, RuntimeError) as error:  # the last is uvloop's, of a pipe that is closed
+        except (OSError, EOFError, ValueError, RuntimeError) as error:  # uvloop raises RuntimeError for a closed pipe
             await _end(process)
             raise _WorkerCrashedError from error
         except BaseException:
@@ -94,7 +94,7 @@ class ConversionWorkers:
 
 
 class _WorkerCrashedError(Exception):
-    """The process ended, or answered nonsense."""
+    """The worker process ended or returned an invalid response."""
 
 
 async def _end(process: Process) -> None:
@@ -104,24 +104,24 @@ async def _end(process: Process) -> None:
 
 
 def main() -> None:
-    """The worker's main loop: documents from stdin, texts to stdout, until it is left or has nothing to do for a while."""
-    given, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what parsers print is no answer
-    while _has_input(given) and (size := given.read(8)):
-        name, kind, timeout_s, length = orjson.loads(given.read(int(size)))
-        data = given.read(length)
+    """The worker's main loop: documents from stdin, texts to stdout, until stdin closes or the worker is idle."""
+    requests, responses = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # keep output that parsers print out of the responses
+    while _has_input(requests) and (size := requests.read(8)):
+        name, kind, timeout_s, length = orjson.loads(requests.read(int(size)))
+        data = requests.read(length)
         try:
             text = convert_limited(data, name, kind, timeout_s)
-            sections = [[one.text, one.heading, one.page] for one in text.sections]
-            answer = orjson.dumps([text.title, sections, text.left_out])
+            sections = [[section.text, section.heading, section.page] for section in text.sections]
+            response = orjson.dumps([text.title, sections, text.left_out])
         except ConversionError as error:
-            answer = orjson.dumps(str(error))
+            response = orjson.dumps(str(error))
         except MemoryError:
-            answer = orjson.dumps("reading it takes too much memory")
-        answers.write(b"%12d%b" % (len(answer), answer))
-        answers.flush()
-        del data, answer
+            response = orjson.dumps("reading it takes too much memory")
+        responses.write(b"%12d%b" % (len(response), response))
+        responses.flush()
+        del data, response
 
 
-def _has_input(given: BinaryIO) -> bool:
-    return bool(select.select([given], [], [], _IDLE_S)[0])
+def _has_input(stream: BinaryIO) -> bool:
+    return bool(select.select([stream], [], [], _IDLE_S)[0])

@@ -1,7 +1,7 @@
-"""Documents as text: Markdown, HTML, PDF, DOCX, reStructuredText and plain text, whoever made them.
+"""Convert untrusted documents to text: Markdown, HTML, PDF, DOCX, reStructuredText and plain text.
 
-What a reader would not see is left out: hidden elements, comments, scripts. What a reader may see and is left out all the same
-is told. Nothing outside the document is ever read.
+Invisible content (hidden elements, comments, scripts) is omitted. Visible content that is omitted is reported in `left_out`.
+Nothing outside the document is ever read.
 """
 
 import os
@@ -27,21 +27,21 @@ __all__ = [
     "kind_of",
 ]
 
-MAX_MEMORY = 4 << 30  # bytes, of a process that reads a document
-_MAX_NOTES = 50  # of a document
+MAX_MEMORY = 4 << 30  # bytes of a conversion process
+_MAX_NOTES = 50  # notes of a document
 _MAX_NOTE = 300  # characters
 
 
 def convert(data: bytes, name: str, kind: str | None = None) -> Text:
-    """The text of a document.
+    """Convert a document to text.
 
     Args:
         data: its bytes.
-        name: its file name or URL, whose ending says the type when `kind` does not.
+        name: its file name or URL, whose extension determines the type when `kind` does not.
         kind: one of `KINDS`, or its MIME type, either with a `charset`.
 
     Raises:
-        ConversionError: an unknown type, a broken or encrypted file, more than the limits, or no text in it.
+        ConversionError: unknown type, corrupt or encrypted file, exceeded limits, or no text.
     """
     charset = charset_of(kind)
     kind = kind_of(name, kind)
@@ -53,12 +53,12 @@ def convert(data: bytes, name: str, kind: str | None = None) -> Text:
     try:
         text: Text = import_module(f"serve.retrieval.ingest.formats.{kind}").read(
             data, charset
-        )  # each with heavy imports of its own
+        )  # imported on demand: parsers have heavy dependencies
     except (ConversionError, MemoryError):
         raise
     except RecursionError as error:
         raise ConversionError(f"the {kind} document is nested too deeply") from error
-    except Exception as error:  # parsers of foreign files raise anything
+    except Exception as error:  # parsers may raise any exception for untrusted files
         raise ConversionError(f"not a readable {kind} document ({type(error).__name__})") from error
     sections = tuple(section for section in text.sections if section.text)
     if not sections:
@@ -66,30 +66,30 @@ def convert(data: bytes, name: str, kind: str | None = None) -> Text:
     if sum(len(section.text) + len(section.heading) for section in sections) > document.MAX_CHARS:
         raise ConversionError(f"its text is longer than {document.MAX_CHARS} characters")
     title = " ".join(tidy(text.title).split())
-    told = tuple(" ".join(tidy(note).split())[:_MAX_NOTE] for note in text.left_out[:_MAX_NOTES])
+    notes = tuple(" ".join(tidy(line).split())[:_MAX_NOTE] for line in text.left_out[:_MAX_NOTES])
     if len(text.left_out) > _MAX_NOTES:
-        told += (f"and {len(text.left_out) - _MAX_NOTES} more",)
-    return Text(title[:200] or PurePosixPath(name).name[:200], sections, told)
+        notes += (f"and {len(text.left_out) - _MAX_NOTES} more",)
+    return Text(title[:200] or PurePosixPath(name).name[:200], sections, notes)
 
 
 def convert_limited(data: bytes, name: str, kind: str | None, seconds: float) -> Text:
-    """`convert` in a process of its own, which gives way to the engines and can't take all memory or run on for ever."""
+    """Run `convert` with limits on this process: low priority, CPU time and memory."""
     used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    for what, most in ((resource.RLIMIT_CPU, int(used + seconds) + 2), (resource.RLIMIT_AS, MAX_MEMORY)):
-        hard = resource.getrlimit(what)[1]
-        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    for resource_id, limit in ((resource.RLIMIT_CPU, int(used + seconds) + 2), (resource.RLIMIT_AS, MAX_MEMORY)):
+        hard = resource.getrlimit(resource_id)[1]
+        resource.setrlimit(resource_id, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     os.setpriority(os.PRIO_PROCESS, 0, 10)
     return convert(data, name, kind)
 
 
 def kind_of(name: str, kind: str | None = None) -> str:
-    """The kind of a document. Raises `ConversionError` for one that can't be read."""
+    """The format of a document. Raises `ConversionError` for unsupported formats."""
     if kind:
         plain = kind.partition(";")[0].strip().lower()
-        found = plain if plain in KINDS else _MIME.get(plain)
-        if found is None:
+        format_name = plain if plain in KINDS else _MIME.get(plain)
+        if format_name is None:
             raise ConversionError(f"documents of type '{plain[:80]}' are not read; there are {', '.join(KINDS)}")
-        return found
+        return format_name
     ending = PurePosixPath(urlsplit(name).path if "://" in name else name).suffix.lower()
     if ending not in _ENDINGS:
         raise ConversionError(f"files ending in '{ending[:20]}' are not read; there are {', '.join(_ENDINGS)}")
@@ -97,14 +97,14 @@ def kind_of(name: str, kind: str | None = None) -> str:
 
 
 def charset_of(kind: str | None) -> str | None:
-    """The encoding that a MIME type declares."""
+    """The charset of a MIME type."""
     header = Message()
     header["content-type"] = " ".join((kind or "").split())
     declared = header.get_param("charset")
     return declared or None if isinstance(declared, str) else None
 
 
-# what a file begins with that is something else than its name says
+# magic numbers of formats, to detect files with a wrong extension
 _BEGINNINGS = (
     (b"%PDF-", "a PDF", "pdf"), (b"PK\x03\x04", "a ZIP archive, perhaps an office document", "docx"), (b"{\\rtf", "RTF", ""),
     (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an old or encrypted office document", "docx"), (b"\x1f\x8b\x08", "compressed", ""),

@@ -1,6 +1,6 @@
-"""Indexing: convert a document in a worker process, split it into chunks, embed them, upsert them.
+"""Index documents: convert in a worker process, split into chunks, embed, upsert.
 
-A document that hangs, or that breaks the process that reads it, is that document's error and nobody else's.
+A document that hangs or crashes its worker process fails alone.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source
 CHUNK_TOKENS = 200
 MAX_NAME = 1024  # characters
 MAX_META = 16 << 10  # bytes, as JSON
-_FORMAT = 2  # of what is stored; a new number makes every document one that is not current
-_BATCH = 8  # texts embedded at once: a question that is asked meanwhile waits for them, and more at once is no faster
-_MARKDOWN_KINDS = ("markdown", "html", "docx")  # that are read as Markdown
+_FORMAT = 2  # version of the stored form; a new number makes all indexed documents outdated
+_BATCH = 8  # texts per embedding batch: questions wait for a batch, and larger ones are not faster
+_MARKDOWN_KINDS = ("markdown", "html", "docx")  # formats converted to Markdown
 
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """Of one document."""
+    """Limits on one document."""
 
     document_bytes: int = 32 << 20
     chunks: int = 20_000
@@ -44,20 +44,18 @@ class IndexResult:
     """Result of indexing a document."""
 
     status: Literal["added", "replaced", "unchanged"]
-    chunks: int  # 0 when it is unchanged
-    sha256: str  # of its bytes, in hex
+    chunks: int  # 0 when the document is unchanged
+    sha256: str  # of the document's bytes, in hex
     ms: float
-    left_out: tuple[str, ...] | None = (
-        None  # what a reader of the document may see and is not indexed; None: not read again
-    )
+    left_out: tuple[str, ...] | None = None  # notes on visible content that is not indexed; None: not converted again
 
 
 class Splitter:
-    """Cuts texts into chunks of at most `tokens` tokens, at the ends of paragraphs and sentences where that can be.
+    """Splits texts into chunks of at most `tokens` tokens, at the ends of paragraphs and sentences where possible.
 
     Args:
         tokenizer: the embedding model's `tokenizer.json`.
-        tokens: of a chunk, without its heading.
+        tokens: maximum tokens of a chunk, without its heading.
     """
 
     def __init__(self, tokenizer: Path | Tokenizer, tokens: int = CHUNK_TOKENS) -> None:
@@ -70,29 +68,29 @@ class Splitter:
         self._markdown = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, tokens)
 
     def chunks(self, text: Text, kind: str, max_chunks: int) -> list[Chunk]:
-        """The chunks of a document, in its order. Raises `RequestError` when there are more than `max_chunks`."""
+        """Split a document into chunks, in order. Raises `RequestError` when there are more than `max_chunks`."""
         splitter = self._markdown if kind in _MARKDOWN_KINDS else self._plain
-        found: list[Chunk] = []
+        chunks: list[Chunk] = []
         for section in text.sections:
             pieces = splitter.chunks(section.text)
-            found += [Chunk(piece, section.heading, section.page) for piece in pieces if piece.strip()]
-            if len(found) > max_chunks:
+            chunks += [Chunk(piece, section.heading, section.page) for piece in pieces if piece.strip()]
+            if len(chunks) > max_chunks:
                 raise RequestError(
                     413, f"the document has more than {max_chunks} chunks; split it", code="too_many_chunks"
                 )
-        return found
+        return chunks
 
 
 class Indexer:
     """Indexes documents.
 
     Args:
-        store: where they go.
-        embed: makes unit vectors of texts.
-        splitter: cuts them.
-        model: identity of the embedding model: another one's vectors can't be compared.
+        store: the document store.
+        embed: texts to unit vectors.
+        splitter: splits texts into chunks.
+        model: identity of the embedding model; vectors of different models can't be compared.
         limits: of one document.
-        workers: read documents.
+        workers: convert documents.
     """
 
     def __init__(
@@ -117,18 +115,18 @@ class Indexer:
         title: str | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> IndexResult:
-        """Index a document, in place of what its name had; one that is unchanged costs a look-up.
+        """Index a document; it replaces the document of the same name. An unchanged document costs one query.
 
         Raises:
-            RequestError: 400 for a name, title or metadata that can't be stored, 413 for too large a document, 415 for one
-                of an unknown type, 422 for one that can't be read, 503 when the store does not answer.
+            RequestError: 400 for a name, title or metadata that can't be stored, 413 for a document that is too large,
+                415 for an unknown type, 422 for a document that can't be converted, 503 when the store is unavailable.
         """
-        began = time.monotonic()
+        started = time.monotonic()
         check_name(name)
         title, meta = _title(title), check_meta(meta or {})
-        if len(data) > (most := self._limits.document_bytes):
+        if len(data) > (max_bytes := self._limits.document_bytes):
             raise RequestError(
-                413, f"the document is larger than {most} bytes", param="content", code="document_too_large"
+                413, f"the document is larger than {max_bytes} bytes", param="content", code="document_too_large"
             )
         try:
             plain = kind_of(name, kind)
@@ -140,7 +138,7 @@ class Indexer:
         def done(
             status: Literal["added", "replaced", "unchanged"], chunks: int, left_out: tuple[str, ...] | None
         ) -> IndexResult:
-            return IndexResult(status, chunks, sha256.hex(), 1000 * (time.monotonic() - began), left_out)
+            return IndexResult(status, chunks, sha256.hex(), 1000 * (time.monotonic() - started), left_out)
 
         if await self._store.indexed_version(owner, name) == (sha256, settings):
             return done("unchanged", 0, None)
@@ -160,27 +158,27 @@ class Indexer:
         return done(status, len(chunks), text.left_out)
 
     def is_current(self, document: IndexedDocument) -> bool:
-        """Whether a document is indexed as it would be now; one that is not should be indexed again."""
+        """Whether a document was indexed with the current settings; otherwise it should be indexed again."""
         return document.settings.startswith(f"{self._settings_prefix}-")
 
     async def close(self) -> None:
-        """End the processes that read documents."""
+        """End the conversion workers."""
         await self._workers.close()
 
 
 def check_name(name: str) -> None:
-    """Whether a document can have this name. Raises `RequestError`."""
+    """Validate a document's name. Raises `RequestError`."""
     if not name or len(name) > MAX_NAME or not name.isprintable():
         message = f"'source' must be a name of 1 to {MAX_NAME} printable characters"
         raise RequestError(400, message, param="source", code="invalid_source")
 
 
 def check_meta(meta: object) -> dict[str, Any]:
-    """Metadata that filters can use: names to texts, numbers, true, false, null, or lists of them. Raises `RequestError`."""
+    """Validate metadata: names to strings, numbers, booleans, null, or lists of them. Raises `RequestError`."""
 
     def plain(value: object) -> bool:
         if isinstance(value, float):
-            return abs(value) <= 1e300  # not so for NaN
+            return abs(value) <= 1e300  # false for NaN
         if isinstance(value, str):
             return "\0" not in value
         return value is None or isinstance(value, int)

@@ -1,4 +1,4 @@
-"""Haystack's metadata filters as conditions on a `jsonb` column, with every name and value a parameter."""
+"""Translate Haystack's metadata filters to SQL conditions on a `jsonb` column; names and values are parameters."""
 
 import math
 from collections.abc import Mapping
@@ -8,22 +8,22 @@ from psycopg import sql
 from psycopg.types.json import Jsonb
 
 _MAX_DEPTH = 10
-_MAX_VALUES = 1000  # in one filter, in all
+_MAX_VALUES = 1000  # total number of values in one filter
 _COMPARISONS: Mapping[str, LiteralString] = {">": ">", ">=": ">=", "<": "<", "<=": "<="}
 _OPERATORS = ("==", "!=", *_COMPARISONS, "in", "not in")
-_COLUMNS: Mapping[str, LiteralString] = {"source": "s.name", "title": "s.title"}  # that are not in the metadata
+_COLUMNS: Mapping[str, LiteralString] = {"source": "s.name", "title": "s.title"}  # fields outside the metadata
 
 
 class FilterError(ValueError):
-    """A filter that can't be used; the message says where and why."""
+    """An invalid filter; the message says where and why."""
 
 
 def where_clause(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
     """A condition on `s.meta` and its parameters. Raises `FilterError`.
 
     `{"field": "meta.year", "operator": ">=", "value": 2020}`, joined by
-    `{"operator": "AND" | "OR" | "NOT", "conditions": [...]}`. A document without the field equals `null`, and is
-    neither more nor less than anything. A list equals each of its values.
+    `{"operator": "AND" | "OR" | "NOT", "conditions": [...]}`. A missing field equals `null` and matches no order comparison.
+    A list equals each of its values.
     """
     params: dict[str, Any] = {}
     return _condition(filters, params, 0), params
@@ -65,12 +65,12 @@ def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composab
     if operator in ("==", "!=") and isinstance(value, list):
         raise FilterError(f"'{field[:80]}' can't be compared by '{operator}' with a list")
     if field in _COLUMNS:
-        params[right] = [item for item in values if isinstance(item, str)]  # text equals nothing else
+        params[right] = [item for item in values if isinstance(item, str)]  # text columns equal strings only
         kind = "text[]"
     else:
         params[right] = [Jsonb(item) for item in values]
         kind = "jsonb[]"
-    # a list contains each of its values, and anything else itself
+    # `@>`: a list contains each of its values, a scalar contains itself
     compared: LiteralString = "=" if field in _COLUMNS else "@>"
     equal = sql.SQL("{} " + compared + " ANY(CAST({} AS " + kind + "))").format(left, sql.Placeholder(right))
     return sql.SQL("(NOT ({}))" if operator in ("!=", "not in") else "({})").format(equal)
@@ -96,12 +96,14 @@ def _ordered(
         params[right] = value
         return sql.SQL("({} {} {})").format(left, comparison, sql.Placeholder(right))
     params[right] = Jsonb(value)
-    kind = sql.SQL("'string'" if isinstance(value, str) else "'number'")  # jsonb orders kinds: all texts below numbers
+    kind = sql.SQL(
+        "'string'" if isinstance(value, str) else "'number'"
+    )  # compare within one type: jsonb orders all strings below numbers
     return sql.SQL("(jsonb_typeof({0}) = {1} AND {0} {2} {3})").format(left, kind, comparison, sql.Placeholder(right))
 
 
 def _check_value(value: object, field: str) -> None:
-    """Whether PostgreSQL can hold a value of a comparison."""
+    """Validate a comparison value for PostgreSQL. Raises `FilterError`."""
     if value is None or isinstance(value, bool):
         return
     if isinstance(value, str):

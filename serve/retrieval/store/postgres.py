@@ -1,7 +1,7 @@
 """Document store: PostgreSQL with pgvector. Each document is written in one transaction, so it is indexed completely or not at all.
 
-Every statement names the tenant. Each has a connection of its own: Haystack's own store shares one cursor between all that ask at
-once, so that one could read another's rows.
+Every statement names the tenant. Concurrent operations have separate connections: Haystack's own store shares one cursor among
+them, so that a request could read another's rows.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ from psycopg.types.json import Jsonb
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.store.filters import FilterError, where_clause
 
-_CONNECT_TIMEOUT_S = 5.0  # for a connection: what the database cannot give by then is an error, not a hang
-_READ_TIMEOUT_S = 15.0  # for an answer
+_CONNECT_TIMEOUT_S = 5.0  # timeout for a connection
+_READ_TIMEOUT_S = 15.0  # timeout of a query
 _WRITE_TIMEOUT_S = 600.0
-_MIGRATION_LOCK = 7_276_432  # of migrations: one at a time, whichever process comes first
+_MIGRATION_LOCK = 7_276_432  # advisory lock: only one process migrates at a time
 _MAX_EXACT_CHUNKS = (
-    2_000  # chunks of a collection up to which all are compared: an index over all tenants' may miss some
+    2_000  # collections up to this many chunks are searched exactly: an index over all tenants may miss some
 )
 
 Vector = np.ndarray[Any, np.dtype[np.float32]]
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 
 
 class StoreUnavailable(RequestError):
-    """The database does not answer."""
+    """The database is unavailable."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -56,7 +56,7 @@ class Owner:
 
 @dataclass(slots=True, frozen=True)
 class Chunk:
-    """A piece of a document, as it is found and shown."""
+    """A piece of a document, the unit of search."""
 
     content: str
     heading: str = ""
@@ -65,11 +65,11 @@ class Chunk:
 
 @dataclass(slots=True, frozen=True)
 class Source:
-    """A document before it is indexed. Where its bytes and settings are those of what is indexed, nothing has changed."""
+    """A document to index. It is unchanged if its bytes and settings equal those of the indexed document."""
 
-    name: str  # path or URL: what is indexed again under the same name replaces it
-    sha256: bytes  # of its bytes
-    settings: str  # how they are read, cut and embedded, as a hash
+    name: str  # path or URL; indexing the same name again replaces the document
+    sha256: bytes  # of the document's bytes
+    settings: str  # hash of the settings for conversion, splitting and embedding
     title: str = ""
     size: int = 0  # bytes
     meta: Mapping[str, Any] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Source:
 
 @dataclass(slots=True, frozen=True)
 class IndexedDocument:
-    """A document that is indexed."""
+    """An indexed document."""
 
     id: int
     name: str
@@ -92,7 +92,7 @@ class IndexedDocument:
 
 @dataclass(slots=True, frozen=True)
 class Hit:
-    """A chunk that was found, with its score by one way of searching."""
+    """A chunk found by one search method, with its score."""
 
     source: str
     title: str
@@ -108,15 +108,15 @@ class Hit:
 class Store:
     """Documents of all tenants in one database.
 
-    It keeps idle connections itself. Where the server refuses connections, a caller of `psycopg_pool.AsyncConnectionPool` waits
-    for its whole timeout (5.0 s instead of 1 ms), and `AsyncNullConnectionPool` connects for every statement (19 ms or more
-    instead of 0.1 ms).
+    The store pools idle connections itself. When the server refuses connections, a caller of
+    `psycopg_pool.AsyncConnectionPool` waits for its whole timeout (5.0 s instead of 1 ms), and
+    `AsyncNullConnectionPool` connects for every statement (19 ms or more instead of 0.1 ms).
 
     Args:
         conninfo: libpq connection string.
         dimension: of the embeddings.
         language: a PostgreSQL text-search configuration, for the keyword index.
-        connections: the most that are open at once.
+        connections: maximum number of open connections.
     """
 
     def __init__(self, conninfo: str, dimension: int, language: str = "english", connections: int = 8) -> None:
@@ -129,8 +129,8 @@ class Store:
         """Bring the schema up to date. Raises `StoreUnavailable`, and may then be called again.
 
         Raises:
-            RequestError: 500 `retrieval_misconfigured`: the database lacks what is needed, or what is in it was made for
-                embeddings of another dimension, or for another language.
+            RequestError: 500 `retrieval_misconfigured`: the database lacks pgvector, a permission or the language, or was
+                created for embeddings of another dimension, or for another language.
         """
         self._closed = False
         try:
@@ -141,11 +141,11 @@ class Store:
         except (
             psycopg.ProgrammingError,
             psycopg.NotSupportedError,
-        ) as error:  # no pgvector, no right, no such language
+        ) as error:  # no pgvector, missing permission, unknown language
             raise _unusable(error) from error
 
     async def close(self) -> None:
-        """Give all connections back; those in use are closed when they are done."""
+        """Close all connections; those in use are closed after use."""
         self._closed = True
         await self._close_idle()
 
@@ -165,9 +165,9 @@ class Store:
     async def upsert(
         self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: np.ndarray[Any, Any]
     ) -> Literal["added", "replaced"]:
-        """Index a document in place of what its name had. `embeddings` is (chunks, dimension), float32.
+        """Insert a document or replace the document of the same name. `embeddings` is (chunks, dimension), float32.
 
-        ConversionWorkers see the old chunks or the new ones, never both. Two that write the same name come one after the other.
+        Concurrent searches see the old chunks or the new chunks, never both. Writes of the same name are serialized.
         """
         key = (owner.tenant, owner.collection, source.name)
 
@@ -209,7 +209,7 @@ class Store:
         return await self._with_retry(write, _WRITE_TIMEOUT_S)
 
     async def delete(self, owner: Owner, name: str | None = None) -> int:
-        """Remove a document, or all of the collection; returns how many went."""
+        """Delete a document, or the whole collection; returns the number of deleted documents."""
         query: LiteralString = "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s"
         params: tuple[str, ...] = (owner.tenant, owner.collection)
         if name is not None:
@@ -223,7 +223,7 @@ class Store:
         return await self._with_retry(write, _WRITE_TIMEOUT_S)
 
     async def list_documents(self, owner: Owner, after: str = "", limit: int = 100) -> list[IndexedDocument]:
-        """Documents by name, those after `after`."""
+        """List documents ordered by name, from the first name after `after`."""
 
         async def read(connection: AsyncConnection[Any]) -> list[IndexedDocument]:
             async with connection.cursor(row_factory=class_row(IndexedDocument)) as cursor:
@@ -238,7 +238,7 @@ class Store:
         return await self._with_retry(read, _READ_TIMEOUT_S)
 
     async def collections(self, tenant: str) -> dict[str, dict[str, int]]:
-        """Documents and chunks of each collection of `tenant`."""
+        """Numbers of documents and chunks in each collection of `tenant`."""
 
         async def read(connection: AsyncConnection[Any]) -> dict[str, dict[str, int]]:
             cursor = await connection.execute(
@@ -269,16 +269,16 @@ class Store:
     ) -> list[Hit]:
         """The chunks whose embeddings are nearest; scores are cosine similarities.
 
-        All of a small collection are compared. In a large one, the index finds the nearest of all tenants' and leaves the
-        others' out; where_clause it finds too few, all are compared after all.
+        Small collections are searched exactly. For large ones, the index over all tenants is used and its results are filtered;
+        if too few remain, the collection is searched exactly.
         """
         condition, params = _search_parameters(owner, top_k, filters)
         params["query"] = np.asarray(embedding, np.float32)
 
         async def read(connection: AsyncConnection[Any]) -> list[Hit]:
             large = await (await connection.execute(_IS_LARGE, params)).fetchone()
-            if large == (True,) and len(found := await _hits(connection, _VECTOR_SEARCH, condition, params)) == top_k:
-                return found
+            if large == (True,) and len(hits := await _hits(connection, _VECTOR_SEARCH, condition, params)) == top_k:
+                return hits
             return await _hits(connection, _EXACT_VECTOR_SEARCH, condition, params)
 
         return await self._with_retry(read, _READ_TIMEOUT_S)
@@ -286,7 +286,7 @@ class Store:
     async def keyword_search(
         self, owner: Owner, text: str, top_k: int, filters: Mapping[str, Any] | None = None
     ) -> list[Hit]:
-        """The chunks that best match the words of `text`, any of them; the rarer a word is, the more it counts."""
+        """The chunks that best match any words of `text`; rare words have a higher weight."""
         condition, params = _search_parameters(owner, top_k, filters)
         params |= {"query": text.replace("\0", " "), "language": self._language}
         return await self._with_retry(
@@ -294,11 +294,11 @@ class Store:
         )
 
     async def _with_retry(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
-        """Do `work`, which does all or nothing; once more where the connection broke under it.
+        """Run `work`, which is transactional; retried once if the connection breaks.
 
         Raises:
-            StoreUnavailable: the database does not answer.
-            RequestError: 400 for what PostgreSQL can't hold, 500 where_clause it is not the database that was opened.
+            StoreUnavailable: the database is unavailable.
+            RequestError: 400 for values that PostgreSQL can't store, 500 if the database is not the one that was opened.
         """
         for attempt in (1, 2):
             try:
@@ -306,21 +306,21 @@ class Store:
                     return await work(connection)
             except TimeoutError as error:
                 raise StoreUnavailable from error
-            except psycopg.errors.DataException as error:  # pgvector's: vectors of different dimensions
+            except psycopg.errors.DataException as error:  # from pgvector: vectors of different dimensions
                 raise _unusable(error) from error
-            except psycopg.ProgrammingError as error:  # e.g. the tables are gone
+            except psycopg.ProgrammingError as error:  # for example dropped tables
                 raise _unusable(error) from error
-            except psycopg.DataError as error:  # e.g. a character that PostgreSQL's text cannot hold
+            except psycopg.DataError as error:  # for example a character that PostgreSQL's text type can't store
                 raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-                await self._close_idle()  # they broke with it
+                await self._close_idle()  # other idle connections are probably broken too
                 if attempt == 2 or isinstance(error, psycopg.errors.QueryCanceled):
                     raise StoreUnavailable from error
         raise AssertionError
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[AsyncConnection[Any]]:
-        """A connection of one's own. One that broke, or that is left in the middle of something, is not used again."""
+        """An exclusive connection. A connection that broke or is inside a transaction is not reused."""
         async with asyncio.timeout(_CONNECT_TIMEOUT_S):
             await self._free.acquire()
         try:
@@ -342,7 +342,7 @@ class Store:
         connection = await self._open_connection()
         try:
             await register_vector_async(connection)
-            # iterative: with a condition, HNSW alone would find too few
+            # iterative scan: with a filter, a plain HNSW scan would return too few rows
             await connection.execute(
                 f"SET statement_timeout = '{_READ_TIMEOUT_S}s'; SET hnsw.iterative_scan = strict_order"
             )
@@ -357,7 +357,7 @@ class Store:
 
 
 def parse_filters(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str, Any]]:
-    """The condition that `filters` make, and its parameters. Raises `RequestError` 400."""
+    """Translate `filters` to an SQL condition and its parameters. Raises `RequestError` 400."""
     try:
         return where_clause(filters)
     except FilterError as error:
@@ -367,7 +367,7 @@ def parse_filters(filters: Mapping[str, Any]) -> tuple[sql.Composable, dict[str,
 def _search_parameters(
     owner: Owner, top_k: int, filters: Mapping[str, Any] | None
 ) -> tuple[sql.Composable, dict[str, Any]]:
-    """What is searched: the condition of the filters, and parameters. Raises `RequestError`."""
+    """The SQL condition and the parameters of a search. Raises `RequestError`."""
     condition, params = parse_filters(filters) if filters else (sql.SQL("TRUE"), {})
     return condition, {"tenant": owner.tenant, "collection": owner.collection, "top_k": top_k, **params}
 
@@ -399,15 +399,15 @@ _VECTOR_SEARCH: LiteralString = f"""
     FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_CONDITION}
     ORDER BY c.embedding <=> %(query)s LIMIT %(top_k)s"""
 
-# an order that the index of embeddings does not know
+# `+ 0` keeps the planner from using the index on embeddings
 _EXACT_VECTOR_SEARCH: LiteralString = f"""
     {_HIT_COLUMNS}, 1 - (c.embedding <=> %(query)s) AS score
     FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_CONDITION}
     ORDER BY (c.embedding <=> %(query)s) + 0, c.source_id, c.position LIMIT %(top_k)s"""
 
-# Any word is enough: of a whole question, a document rarely has all. But words that more than a twentieth of all chunks
-# have only rank what a rarer one finds. What counts is how rare a word is (`ts_rank` does not know), by the statistics
-# that the planner has anyway: of the most common words of all tenants; the others are as rare as can be.
+# Any word matches, because a document rarely contains all words of a question. Words in more than a twentieth of all chunks
+# are used only for ranking, unless all words are that common. Words are weighted by rarity, which `ts_rank` lacks, by the
+# planner's statistics of the most common words of all tenants; words without statistics count as rarest.
 _KEYWORD_SEARCH: LiteralString = rf"""
     WITH common AS MATERIALIZED (
         SELECT lexeme, share FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS of (lexeme, share)
@@ -425,7 +425,7 @@ _KEYWORD_SEARCH: LiteralString = rf"""
     WHERE c.words @@ asked.words AND {_CONDITION}
     ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
 
-# Each is applied once, in order, and never changed: a later one changes what it made.
+# Each migration is applied once, in order. Never edit one: add another.
 _MIGRATIONS: Sequence[LiteralString] = (
     """
     CREATE TABLE gearbox.made_for (dimension integer NOT NULL, language text NOT NULL);
@@ -465,25 +465,25 @@ async def _migrate(connection: AsyncConnection[Any], dimension: int, language: s
         row = await (await connection.execute("SELECT coalesce(max(number), 0) FROM gearbox.migrations")).fetchone()
         done = row[0] if row else 0
         for number, statements in enumerate(_MIGRATIONS[done:], done + 1):
-            made = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
-            await connection.execute(made)
+            statement = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
+            await connection.execute(statement)
             await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
         row = await (await connection.execute("SELECT dimension, language FROM gearbox.made_for")).fetchone()
     if row != (dimension, language):
-        kept = f"{row[0]} dimensions and the language '{row[1]}'" if row else "nothing"
+        stored = f"{row[0]} dimensions and the language '{row[1]}'" if row else "nothing"
         raise retrieval_misconfigured(
-            f"the document store was made for embeddings of {kept}, but the configuration's embedder makes {dimension} "
+            f"the document store was made for embeddings of {stored}, but the configuration's embedder makes {dimension} "
             f"dimensions and its language is '{language}': set retrieval.embedder and retrieval.language back, or use "
             "another database and index the documents again"
         )
 
 
 def _unusable(error: psycopg.Error) -> RequestError:
-    """What PostgreSQL says of itself or of its schema. What libpq says of a connection string may hold a password."""
-    said = error.diag.message_primary or f"{type(error).__name__}; look at its connection string"
-    return retrieval_misconfigured(f"the document store can't be used: {said}")
+    """The error for an unusable database, with the server's message. libpq's messages may contain a password."""
+    reason = error.diag.message_primary or f"{type(error).__name__}; look at its connection string"
+    return retrieval_misconfigured(f"the document store can't be used: {reason}")
 
 
 def _lock_key(*parts: str) -> int:
-    """A lock's 64 bits from a name."""
+    """The 64-bit key of an advisory lock, from a name."""
     return int.from_bytes(hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest(), signed=True)

@@ -1,1 +1,1 @@
-"""Whether passages support an answer: support and faithfulness scores, and the sentences that answer a question."""
+"""Answer verification: support and faithfulness scores, and sentence selection."""

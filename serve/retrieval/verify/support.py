@@ -1,7 +1,7 @@
 """Support scoring (do passages answer a question?) and faithfulness scoring (do passages entail an answer's sentences?).
 
-Both are logistic models of a few features: how near the texts are as vectors, and how much of what one says the other
-says too. The weights and thresholds below come from `python -m benchmarks.retrieval.support_scoring`, which prints them.
+Both are logistic models of a few features: cosine similarity of the texts' embeddings, and overlap of their terms.
+The weights and thresholds below come from `python -m benchmarks.retrieval.support_scoring`, which prints them.
 """
 
 import math
@@ -18,28 +18,28 @@ import numpy as np
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-# What is above the thresholds has the largest F1 on the calibration half, when half of what is asked has no support.
-MIN_SUPPORT = 0.6  # below it for every passage, nothing found answers the question
-MIN_ENTAILED = 0.71  # below it a sentence is marked as unsupported
+# Thresholds with the largest F1 on the calibration half, where half of the questions have no support.
+MIN_SUPPORT = 0.6  # if all passages are below it, no passage answers the question
+MIN_ENTAILED = 0.71  # sentences below it are marked as unsupported
 
 # Bias first, then a weight for each feature, in the order of `support_features` and `entailment_features`.
 SUPPORT = (-6.32, 9.008, 1.628, 2.618, -0.36, -0.816)
 ENTAILMENT = (-7.11, 0.225, 5.24, 2.827, -3.295, -1.935, -3.79, -3.893, 2.616)
 
-_MAX_CANDIDATES = 3  # sentences of the passages that one sentence of an answer is compared with as vectors
-_MAX_SENTENCES = 64  # of an answer that are checked; embedding more would take longer than writing them
-# What is longer is read only as far, whoever wrote it: nothing else bounds a question, an answer or a chunk of one long word.
+_MAX_CANDIDATES = 3  # passage sentences whose embeddings are compared with one answer sentence
+_MAX_SENTENCES = 64  # checked sentences of an answer; embedding more would take longer than generating them
+# Longer texts are truncated: nothing else bounds a question, an answer or a chunk of one long word.
 _MAX_ANSWER_CHARS = 100_000
 MAX_QUESTION_CHARS = 20_000
 MAX_PASSAGE_CHARS = 20_000
-_MAX_WORD_CHARS = 64  # of a word that tell it from others
+_MAX_WORD_CHARS = 64  # significant characters of a word
 
 _WORD = re.compile(r"\w+[+#]*")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,:]\d+)*")
 _NAME = re.compile(r"\b[A-Z]\w*")
 _THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
 _DECIMAL = re.compile(r"\d+\.\d+")
-_OPENING = re.compile(  # of a sentence in an answer: no part of what it claims
+_OPENING = re.compile(  # opening phrases of a sentence, which are not part of its claim
     r"^(?:[-*+•#>|]+|\d+[.)])\s+|^(?:(?:according to|based on) (?:the|this|these|your) (?:\w+ ){0,2}\w+"
     r"|in (?:short|summary|other words)|note that|yes|no|sure|answer)(?:[,:]\s*|(?<=that) )",
     re.I,
@@ -58,14 +58,14 @@ _STOP_WORDS = frozenset(
         which while who whom whose why will with within would you your""",
     )
 )
-_QUESTION_WORDS = frozenset(  # what a question is made of: it need not be in a passage
+_QUESTION_WORDS = frozenset(  # words of questions that passages need not contain
     re.findall(
         r"\w+",
         """answer called define definition describe description explain explanation find know mean meaning question refer
         say tell term understand word""",
     )
 )
-#: People and what belongs to them, where the country's name has another stem: a question says one, a text the other.
+#: Demonyms whose stem differs from the country's name: a question may use one and a text the other.
 _DEMONYMS: dict[str, str] = dict(
     re.findall(
         r"\b(\w+)/(\w+)",
@@ -86,7 +86,7 @@ _SUFFIXES = re.compile(
 
 # Dots after these never end a sentence; after `_ABBREVIATIONS` they do unless a lower-case letter follows.
 _TITLES = re.compile(r"(?:mrs?|ms|dr|prof|st|vs|cf|approx|e\.?g|i\.?e|viz|al)", re.I)
-_NUMBERED = re.compile(r"(?:figs?|nos?|vol|pp?|eq|sec|ch|v|ver)", re.I)  # only before a number: "No. 5"
+_NUMBERED = re.compile(r"(?:figs?|nos?|vol|pp?|eq|sec|ch|v|ver)", re.I)  # abbreviations only before a number: "No. 5"
 _ABBREVIATIONS = re.compile(
     r"(?:etc|inc|ltd|co|corp|jr|sr|[ap]\.m|u\.[sk]|est|dept|jan|feb|mar|apr|aug|sept?|oct|nov|dec)", re.I
 )
@@ -97,7 +97,7 @@ _MARKER = re.compile(r"(?:^|\n)[ \t]*\d+\.$")
 _WORD_BREAK = re.compile(r"[\s(\[\"'“]")
 _NON_SPACE = re.compile(r"\S")
 
-_REFUSAL = re.compile(  # the answer says that it is none
+_REFUSAL = re.compile(  # the answer states that it has no answer
     r"\b(?:i|we)(?:['’]m| am| do| can| could)?(?:\s?not|n['’]t|not| unable to| sorry\b| afraid\b)"
     r"(?: know| find| answer| say| tell| have| help| see| provide| determine|[.,]|$)"
     r"|\b(?:not|n['’]t) (?:mention|contain|say|state|specif|provide|give|found|cover)\w* (?:\w+ ){0,3}"
@@ -113,13 +113,13 @@ _PLEASANTRY = re.compile(  # possessive: what one phrase has taken, a rest of th
 
 @dataclass(slots=True, frozen=True)
 class CheckedSentence:
-    """A sentence of an answer, `answer[start:end]`. All three are None when it claims nothing that could be checked."""
+    """A sentence of an answer, `answer[start:end]`. The other fields are None when it makes no claim."""
 
     start: int
     end: int
-    score: float | None  # probability that the passages say so
+    score: float | None  # probability that the passages entail it
     supported: bool | None
-    passage: int | None  # index of the one that says so, or comes nearest
+    passage: int | None  # index of the passage that entails it, or comes nearest
 
 
 def support_scores(
@@ -128,9 +128,9 @@ def support_scores(
     """Probability that each passage supports an answer to the question.
 
     Args:
-        question: as it was asked.
+        question: the user's question.
         question_vector: its unit vector, (d,).
-        passages: that were found.
+        passages: texts of the passages.
         passage_vectors: their unit vectors, (n, d).
     """
     if not passages:
@@ -141,19 +141,19 @@ def support_scores(
 def support_features(
     question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors
 ) -> list[tuple[float, ...]]:
-    """For each passage: cosine, coverage of the question's words in it, coverage of its pairs of words, rarest and names missed."""
+    """For each passage: cosine, coverage of the question's words and word pairs, rarest missing word, missing names."""
     cosines = (np.asarray(passage_vectors) @ np.asarray(question_vector)).tolist()
     question = question[:MAX_QUESTION_CHARS]
-    asked = question_terms(question)
-    pairs = {pair for pair in pairwise(stems(question)) if asked.keys() >= set(pair)}
-    names = {stem for name in _names(question) if (stem := _stem(name.lower())) in asked}
+    question_weights = question_terms(question)
+    pairs = {pair for pair in pairwise(stems(question)) if question_weights.keys() >= set(pair)}
+    names = {stem for name in _names(question) if (stem := _stem(name.lower())) in question_weights}
     rows: list[tuple[float, ...]] = []
     for passage, cosine in zip(passages, cosines, strict=True):
         terms = stems(passage[:MAX_PASSAGE_CHARS])
         known = set(terms)
-        covered = coverage(asked, known)
+        covered = coverage(question_weights, known)
         together = len(pairs.intersection(pairwise(terms))) / len(pairs) if pairs else covered
-        missing = max((weight for stem, weight in asked.items() if stem not in known), default=0.0)
+        missing = max((weight for stem, weight in question_weights.items() if stem not in known), default=0.0)
         rows.append((cosine, covered, together, missing, float(min(len(names - known), 2))))
     return rows
 
@@ -168,24 +168,24 @@ async def check_answer(
     """Score each sentence of the answer against the passages.
 
     Args:
-        answer: what was generated; its first `_MAX_SENTENCES` sentences are checked, in its first `_MAX_ANSWER_CHARS` characters.
-        passages: that it was given.
+        answer: the generated text; at most `_MAX_SENTENCES` sentences in its first `_MAX_ANSWER_CHARS` characters are checked.
+        passages: texts of the sources in the prompt.
         embed: unit vectors of texts, (texts, d); called once, with at most a few sentences for each of the answer's.
-        question: what the answer repeats of it is no claim_text of its own.
+        question: content that the answer repeats from the question is not a claim of the answer.
     """
     spans = sentences(answer[:_MAX_ANSWER_CHARS])
     if len(answer) > _MAX_ANSWER_CHARS:
-        spans = spans[:-1]  # the last one may go on
+        spans = spans[:-1]  # the last sentence may be cut off
     spans = spans[:_MAX_SENTENCES]
     claimed = [claim_text(answer[start:end]) for start, end in spans]
     claims = {i: text for i, text in enumerate(claimed) if _has_claim(text)}
     evidence = Evidence(passages)
-    found = {i: evidence.candidates(text) for i, text in claims.items()}
-    wanted = [text.text for text in claims.values()] + [evidence.texts[j] for js in found.values() for j in js]
-    wanted = list(dict.fromkeys(wanted))
-    vectors = await embed(wanted) if wanted else np.empty((0, 1), np.float32)
-    row = dict(zip(wanted, vectors, strict=True))
-    asked = Text(question[:MAX_QUESTION_CHARS])
+    candidates = {i: evidence.candidates(text) for i, text in claims.items()}
+    texts = [text.text for text in claims.values()] + [evidence.texts[j] for js in candidates.values() for j in js]
+    texts = list(dict.fromkeys(texts))
+    vectors = await embed(texts) if texts else np.empty((0, 1), np.float32)
+    row = dict(zip(texts, vectors, strict=True))
+    question_text = Text(question[:MAX_QUESTION_CHARS])
 
     checked = []
     for i, (start, end) in enumerate(spans):
@@ -193,9 +193,9 @@ async def check_answer(
             checked.append(CheckedSentence(start, end, None, None, None))
             continue
         best, passage = 0.0, None
-        for j in found[i]:
+        for j in candidates[i]:
             cosine = float(row[claims[i].text] @ row[evidence.texts[j]])
-            score = _logistic(ENTAILMENT, entailment_features(claims[i], evidence, j, cosine, asked))
+            score = _logistic(ENTAILMENT, entailment_features(claims[i], evidence, j, cosine, question_text))
             if passage is None or score > best:
                 best, passage = score, evidence.passage[j]
         checked.append(CheckedSentence(start, end, best, best >= MIN_ENTAILED, passage))
@@ -203,12 +203,12 @@ async def check_answer(
 
 
 def claim_text(sentence: str) -> "Text":
-    """The claim of a sentence of an answer: the sentence without citations, marks of a list and phrases that open it."""
+    """The claim of an answer's sentence: the sentence without citations, list markers and opening phrases."""
     return Text(_OPENING.sub("", _OPENING.sub("", _CITATION.sub("", sentence).strip())))
 
 
 class Text:
-    """A sentence with the features that are compared: stems, numbers, negation."""
+    """A sentence with its compared features: stems, numbers, negation."""
 
     __slots__ = ("content", "negated", "numbers", "terms", "text")
 
@@ -221,14 +221,14 @@ class Text:
 
 
 class Evidence:
-    """The passages' sentences."""
+    """The passages' sentences, indexed by stem."""
 
     def __init__(self, passages: Sequence[str]) -> None:
         self.texts: list[str] = []
-        self.terms: list[AbstractSet[str]] = []  # stems and numbers of each
-        self.passage: list[int] = []  # of each of them
-        self.passage_terms: list[AbstractSet[str]] = []  # what each passage says
-        self._postings: dict[str, list[int]] = {}  # the sentences that say a stem
+        self.terms: list[AbstractSet[str]] = []  # stems and numbers of each sentence
+        self.passage: list[int] = []  # index of each sentence's passage
+        self.passage_terms: list[AbstractSet[str]] = []  # stems and numbers of each passage
+        self._postings: dict[str, list[int]] = {}  # sentences by stem
         for i, passage in enumerate(passages):
             passage = passage[:MAX_PASSAGE_CHARS]
             texts = [passage[start:end] for start, end in sentences(passage)]
@@ -242,7 +242,7 @@ class Evidence:
                 self._postings.setdefault(stem, []).append(j)
 
     def candidates(self, text: Text) -> list[int]:
-        """The sentences that share most of its words; the earlier one first where that is the same."""
+        """The sentences that share the most words with `text`, earlier sentences first among equals."""
         shared: dict[int, float] = {}
         for stem, weight in text.content.items():
             for j in self._postings.get(stem, ()):
@@ -252,12 +252,11 @@ class Evidence:
 
 
 def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, question: Text) -> tuple[float, ...]:
-    """How far sentence `at` of the evidence, and the passage around it, say what `text` says.
+    """Features for whether sentence `at` of the evidence, with its passage, entails `text`.
 
-    Cosine (the less the shorter the text is: the vector of a few words is far from any sentence's), coverage of its words in the
-    sentence and in the passage, numbers
-    and names that the passage lacks, a negation on one side only, numbers that are elsewhere in the passage only, and how
-    short the text is.
+    Cosine (reduced for short texts, whose vectors are far from any sentence's), coverage of the text's words in the sentence
+    and in the passage, numbers and names that the passage lacks, a negation on one side only, numbers that only other
+    sentences of the passage contain, and how short the text is.
     """
     terms, passage_terms = evidence.terms[at], evidence.passage_terms[evidence.passage[at]]
     new = {stem: weight for stem, weight in text.content.items() if stem not in question.content} or text.content
@@ -277,9 +276,9 @@ def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, 
 
 
 def sentences(answer: str) -> list[tuple[int, int]]:
-    """Spans of the sentences: in order, apart, without white space around them, and whatever is no space is in one.
+    """Spans of all sentences: ordered, disjoint, trimmed, covering all text but white space.
 
-    Items of a list, lines of a table and headings are one each, and so is a fenced block of code.
+    Each list item, table row, heading and fenced code block is one sentence.
     """
     cuts = {0, len(answer)}
     fences = [match.span() for match in _FENCE.finditer(answer)]
@@ -300,13 +299,13 @@ def sentences(answer: str) -> list[tuple[int, int]]:
 
 
 def _is_sentence_end(text: str, match: re.Match[str]) -> bool:
-    """Whether what looks like the end of a sentence is one."""
+    """Whether a candidate is the end of a sentence."""
     if not match[0].startswith(".") or match[0].startswith(".."):
         return True
     before = text[max(0, match.start() - 20) : match.start()]
     word = _WORD_BREAK.split(before)[-1]
-    found = _NON_SPACE.search(text, match.end())
-    following = found[0] if found else ""
+    next_char = _NON_SPACE.search(text, match.end())
+    following = next_char[0] if next_char else ""
     if _TITLES.fullmatch(word) or _MARKER.search(text[max(0, match.start() - 20) : match.start() + 1]):
         return False
     if _NUMBERED.fullmatch(word):
@@ -317,7 +316,7 @@ def _is_sentence_end(text: str, match: re.Match[str]) -> bool:
 
 
 def _has_claim(claimed: Text) -> bool:
-    """Whether there is something to check: no question, greeting, code, announcement or "I don't know"."""
+    """Whether a sentence makes a claim; questions, greetings, code, announcements and "I don't know" do not."""
     text = claimed.text.strip()
     if text.startswith("```") or text.endswith(("?", ":")) or _PLEASANTRY.fullmatch(text):
         return False
@@ -327,7 +326,7 @@ def _has_claim(claimed: Text) -> bool:
 
 
 def stems(text: str) -> list[str]:
-    """Of the words that say something, in order."""
+    """Stems of the content words, in order."""
     return [stem for stem in map(_stem, _words(text)) if stem]
 
 
@@ -337,45 +336,45 @@ def _words(text: str) -> list[str]:
 
 @lru_cache(maxsize=65_536)
 def _stem(word: str) -> str:
-    """The word without a common ending, so that most of its forms are the same; empty when it says nothing."""
+    """The word without a common suffix; empty for stop words."""
     return "" if word in _STOP_WORDS else _SUFFIXES.sub("", _SUFFIXES.sub("", _DEMONYMS.get(word, word)))
 
 
 @lru_cache(maxsize=65_536)
 def _weight(word: str) -> float:
-    """How rare it is, on the whole: the longer, the rarer."""
+    """Estimated rarity of a word: longer words are rarer."""
     return 1.0 if any(letter.isdigit() for letter in word) else min(len(word), 10) / 10
 
 
 def _content(text: str, filler: AbstractSet[str] = frozenset()) -> dict[str, float]:
-    """Stems of the words that say something, with how much each weighs. What is in `filler` counts if there is no other."""
+    """Stems of content words with their weights. Words in `filler` count only if there are no others."""
     words = _words(text)
-    found = {stem: _weight(word) for word in words if word not in filler and (stem := _stem(word))}
-    return found or {stem: _weight(word) for word in words if (stem := _stem(word))}
+    weights = {stem: _weight(word) for word in words if word not in filler and (stem := _stem(word))}
+    return weights or {stem: _weight(word) for word in words if (stem := _stem(word))}
 
 
 def question_terms(question: str) -> dict[str, float]:
-    """Stems of what a question is about, with how much each weighs."""
+    """Stems of a question's content words, with their weights."""
     return _content(question[:MAX_QUESTION_CHARS], _QUESTION_WORDS)
 
 
 def coverage(content: Mapping[str, float], known: AbstractSet[str]) -> float:
-    """How much of `content` is in `known`, by weight, 0 to 1."""
+    """Share of `content` that is in `known`, by weight, 0 to 1."""
     total = sum(content.values())
     return sum([content[stem] for stem in content if stem in known]) / total if total else 0.0
 
 
 def _numbers(text: str) -> set[str]:
-    """As they are compared: 1,000 is 1000, and 3.50 is 3.5."""
-    found = set()
+    """Normalized numbers in `text`: 1,000 is 1000, and 3.50 is 3.5."""
+    numbers = set()
     for number in _NUMBER.findall(text):
         plain = _THOUSANDS.sub("", number)
-        found.add(plain.rstrip("0").rstrip(".") if _DECIMAL.fullmatch(plain) else plain)
-    return found
+        numbers.add(plain.rstrip("0").rstrip(".") if _DECIMAL.fullmatch(plain) else plain)
+    return numbers
 
 
 def _names(text: str) -> Iterator[str]:
-    """Capitalised words; the first is one only when it has another capital."""
+    """Names in `text`: capitalized words; the first word only if it has a second capital."""
     opening = _WORD.search(text)
     for match in _NAME.finditer(text):
         first = opening is not None and match.start() == opening.start()

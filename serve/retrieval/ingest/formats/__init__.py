@@ -1,4 +1,4 @@
-"""One module a kind of document, each with `read(data, charset)`, and what they share: encodings, headings, equations.
+"""Document parsers: one module per format with `read(data, charset)`, and shared encodings, headings and equations.
 
-What decides the kind, and the limits around a reader, are in `serve.retrieval.ingest.convert`.
+Format detection and limits are in `serve.retrieval.ingest.convert`.
 """

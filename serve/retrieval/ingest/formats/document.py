@@ -1,16 +1,16 @@
-"""A document as text: its sections, how headings make them, and which characters a reader sees."""
+"""Text of a converted document: sections under headings, and normalization of invisible characters."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MAX_CHARS = 20_000_000  # of a document's text
-MAX_HEADING = 200  # characters of a heading with those above it
-_MAX_EXCERPT = 60  # characters of what is left out
+MAX_CHARS = 20_000_000  # limit on a document's text
+MAX_HEADING = 200  # characters of a heading path
+_MAX_EXCERPT = 60  # characters of an excerpt in `left_out`
 
 
 class ConversionError(ValueError):
-    """A document that can't be read; the message says why, for a person."""
+    """A document can't be converted; the message is for users."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -24,10 +24,10 @@ class Section:
 
 @dataclass(slots=True, frozen=True)
 class Text:
-    """A document as it reads.
+    """The text of a document.
 
     Attributes:
-        left_out: what a reader of the document may see and the sections lack or have otherwise, for a person.
+        left_out: notes for users on visible content that the sections omit or change.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Outline:
         self._sections: list[Section] = []
 
     def heading(self, level: int, name: str) -> None:
-        """Begin a section. What is too long for a heading is text."""
+        """Begin a section. A heading that is too long becomes text."""
         name = " ".join(tidy(name).split())
         if len(name) > MAX_HEADING:
             self.add(name)
@@ -61,7 +61,7 @@ class Outline:
         self._parts += (separator, text)
 
     def sections(self) -> tuple[Section, ...]:
-        """What was collected; nothing is added afterwards."""
+        """Close the outline and return its sections."""
         self._close(shown_below=False)
         return tuple(self._sections)
 
@@ -79,7 +79,7 @@ def _joined(path: Iterable[tuple[int, str]]) -> str:
 
 
 def _shortened(path: list[tuple[int, str]]) -> str:
-    """The nearest headings that fit; those above them are headings or text of a section of their own."""
+    """The nearest headings that fit; headings above them appear in their own sections."""
     while len(heading := _joined(path)) > MAX_HEADING:
         path = path[1:]
     return heading
@@ -93,19 +93,19 @@ def note(what: str, text: str) -> str:
 
 
 def superscript(text: str) -> str:
-    """Raised digits and signs as such (10⁶ is not 106); any other text as it is."""
+    """Convert digits and signs to superscript characters (10⁶ is not 106); other text is unchanged."""
     return text.translate(_RAISED) if text and not set(text) - set("0123456789+-−=()n") else text
 
 
 def tidy(text: str) -> str:
-    """Text as a reader sees it: without invisible characters, trailing blanks and runs of blanks or empty lines."""
+    """Remove invisible characters, trailing blanks and runs of blanks or empty lines."""
     text = _INVISIBLE.sub(_needed, _BREAK.sub("\n", text))
     lines = (_BLANKS.sub(" ", line.rstrip()) for line in _SPACE.sub(" ", text).split("\n"))
     return _EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip()
 
 
 def _needed(run: re.Match[str]) -> str:
-    """Of a run of characters that are invisible by themselves, those that change what is beside them."""
+    """The characters of an invisible run that affect visible neighbours, such as joiners."""
     hidden, before, after = run[0], run.string[run.start() - 1 : run.start()], run.string[run.end() : run.end() + 1]
     if not before:
         return ""
@@ -123,12 +123,12 @@ def _needed(run: re.Match[str]) -> str:
 _RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
-# zero-width, direction marks, fillers, selectors and tags: text for a model that no reader sees; and what is no text at all
+# zero-width characters, direction marks, fillers, selectors and tags, which could hide text from readers; and non-text
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"
     "\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff\x00-\x08\x0e-\x1b\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]+"
 )
-# scripts whose letters a joiner or a non-joiner shapes: Arabic to Thaana and N'Ko, of India and Tibet, Myanmar, Khmer, Mongolian
+# scripts whose letters are shaped by joiners and non-joiners: Arabic to Thaana and N'Ko, of India and Tibet, Myanmar, Khmer, Mongolian
 _JOINING = re.compile(
     "[\u0600-\u08ff\u0900-\u0dff\u0f00-\u109f\u1780-\u17ff\ua840-\ua8ff\uaa60-\uaa7f\ufb50-\ufdff\ufe70-\ufefc\U00010a00-\U00011fff]"
 )

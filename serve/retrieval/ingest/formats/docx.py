@@ -1,4 +1,4 @@
-"""Word documents as they read with all changes accepted: what is inserted, and not what is deleted or was moved away."""
+"""Word documents to text, with all tracked changes accepted."""
 
 import io
 import re
@@ -16,7 +16,7 @@ from serve.retrieval.ingest.formats.document import ConversionError, Outline, Se
 from serve.retrieval.ingest.formats.equations import linear
 from serve.retrieval.ingest.formats.numbering import Numbering
 
-MAX_UNPACKED = 200_000_000  # bytes of an archive's content
+MAX_UNPACKED = 200_000_000  # bytes of an archive's uncompressed content
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
 _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
@@ -24,7 +24,7 @@ _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
 def read(data: bytes, charset: str | None = None) -> Text:
-    """The text of body, notes, text boxes, headers and footers."""
+    """Read the text of body, notes, text boxes, headers and footers."""
     if data.startswith(_OLE):
         raise ConversionError("it is encrypted, or of a Word before 2007: save it as .docx without a password")
     _measured(data)
@@ -37,7 +37,7 @@ def read(data: bytes, charset: str | None = None) -> Text:
 
 
 def _measured(data: bytes) -> None:
-    """An archive's content is measured as it is unpacked: what its directory says may be a lie."""
+    """Check the uncompressed size by unpacking: the sizes in the archive's directory may be false."""
     left = MAX_UNPACKED
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         for entry in archive.infolist():
@@ -48,14 +48,14 @@ def _measured(data: bytes) -> None:
 
 
 def _checked(root: Any) -> Any:
-    """A part's root. Word's parts have no entities: they would multiply, name files, or hide text."""
+    """The root of a part. Parts with entities are rejected: Word writes none, and they could expand or read files."""
     if root.getroottree().docinfo.doctype:
         raise ConversionError("a part of it has a document type declaration")
     return root
 
 
 def _title(document: Any) -> str:
-    try:  # python-docx makes up properties where there are none
+    try:  # python-docx creates properties where there are none
         document.part.package.part_related_by(RELATIONSHIP_TYPE.CORE_PROPERTIES)
     except KeyError:
         return ""
@@ -69,7 +69,7 @@ class _Reader:
         self.outline = Outline()
         self.not_read: Counter[str] = Counter()
         self._document = document
-        self._part = document.part  # whose relationships are asked
+        self._part = document.part  # the part whose relationships are resolved
         styles = _checked(document.styles.element).findall(f"{_W}style")
         self._styles = {style.get(f"{_W}styleId"): style for style in styles}
         usual = (
@@ -82,14 +82,14 @@ class _Reader:
         }
         self._noted = 0
         self._numbering = Numbering(self._root_of(RELATIONSHIP_TYPE.NUMBERING))
-        self._listed = False  # whether the paragraph before has a number
-        self._below: list[Callable[[], None]] = []  # what stands below the paragraph that is read: text boxes, notes
+        self._listed = False  # whether the previous paragraph is a list item
+        self._below: list[Callable[[], None]] = []  # text boxes and notes to add after the current paragraph
         self._fields: list[bool] | None = (
-            None  # of those that are open, whether their text is shown yet; None: never mind
+            None  # open fields: whether their result has begun; None: fields span paragraphs
         )
 
     def blocks(self, parent: Any) -> None:
-        """Paragraphs and tables, wherever they are wrapped."""
+        """Add paragraphs and tables, also inside wrapper elements."""
         for block in _unwrapped(parent):
             if block.tag == f"{_W}tbl":
                 self._table(block)
@@ -108,7 +108,7 @@ class _Reader:
                 self._below.pop(0)()
 
     def around_pages(self) -> list[str]:
-        """The text above and below the pages, each once."""
+        """The texts of all headers and footers, without repetitions."""
         texts: dict[str, None] = {}
         also_even = self._document.settings.odd_and_even_pages_header_footer
         for section in self._document.sections:
@@ -121,11 +121,11 @@ class _Reader:
                 if not part.is_linked_to_previous:
                     self._part, self.outline = part.part, Outline()
                     self.blocks(_checked(part._element))
-                    texts |= dict.fromkeys(one.text for one in self.outline.sections())
+                    texts |= dict.fromkeys(section_text.text for section_text in self.outline.sections())
         return list(texts)
 
     def _table(self, table: Any) -> None:
-        """A line a row. A table in which others are only lays them out."""
+        """Add a table, one line per row. A table with nested tables is treated as layout."""
         lays_out = next(table.iterdescendants(f"{_W}tbl"), None) is not None
         rows = []
         for row in _unwrapped(table):
@@ -144,9 +144,9 @@ class _Reader:
         return f"{self._mark(paragraph)} {self._paragraph(paragraph)}"
 
     def _mark(self, paragraph: Any) -> str:
-        """The number or bullet before a paragraph, by itself or by its style."""
-        own = _value(paragraph, "pPr", "pStyle") or self._usual
-        for element in (paragraph, *self._with_bases(own)):
+        """The number or bullet of a paragraph, from its properties or its style."""
+        style = _value(paragraph, "pPr", "pStyle") or self._usual
+        for element in (paragraph, *self._with_bases(style)):
             if number := _value(element, "pPr", "numPr", "numId"):
                 level = _value(element, "pPr", "numPr", "ilvl")
                 name = None if element is paragraph else element.get(f"{_W}styleId")
@@ -157,7 +157,7 @@ class _Reader:
     def _paragraph(self, paragraph: Any) -> str:
         steps = {"begin": 1, "end": -1}
         depths = [*accumulate(steps.get(mark.get(f"{_W}fldCharType"), 0) for mark in paragraph.iter(f"{_W}fldChar"))]
-        whole = not depths or (min(depths) == 0 == depths[-1])  # not so for one that goes on in the next paragraph
+        whole = not depths or (min(depths) == 0 == depths[-1])  # false for a field that continues in the next paragraph
         self._fields = [] if whole else None
         return self._text(paragraph, _value(paragraph, "pPr", "pStyle") or self._usual)
 
@@ -182,7 +182,7 @@ class _Reader:
             return self._text(_chosen(element), style)
         elif name == "rt":
             return f"({self._children(element, style)})"
-        elif name == "ruby":  # what is above stands first
+        elif name == "ruby":  # ruby text comes before its base
             return "".join(self._text(child, style) for child in sorted(element, key=lambda one: _name(one) == "rt"))
         else:
             text = self._children(element, style)
@@ -193,7 +193,7 @@ class _Reader:
         return "".join(self._text(child, style) for child in element if isinstance(child.tag, str))
 
     def _field(self, mark: Any) -> str:
-        """Of a field its result is shown, and what is chosen in a list; not the instructions, which may hold fields."""
+        """Show a field's result, or the choice of a list, but not its instructions, which may contain fields."""
         kind = mark.get(f"{_W}fldCharType")
         if self._fields is not None:
             if kind == "begin":
@@ -231,11 +231,11 @@ class _Reader:
         part = self._part.related_parts.get(element.get(f"{_R}dm"))
         if part is None:
             return ""
-        texts = (one.text or "" for one in _checked(parse_xml(part.blob)).iter(f"{_A}t"))
+        texts = (node.text or "" for node in _checked(parse_xml(part.blob)).iter(f"{_A}t"))
         return "\n".join(text for text in texts if text.strip())
 
     def _level(self, paragraph: Any) -> int | None:
-        """Of a heading."""
+        """The heading level of a paragraph; None if it is not a heading."""
         level = _level(paragraph)
         for style in self._with_bases(_value(paragraph, "pPr", "pStyle")) if level is None else ():
             name = _HEADING.fullmatch(_value(style, "name") or "")
@@ -245,14 +245,14 @@ class _Reader:
         return level if level and level < 10 else None
 
     def _is_hidden(self, run: Any, style: str | None) -> bool:
-        """By the run itself, or else its style, or else the paragraph's."""
+        """Whether a run is hidden, by its properties, its style or its paragraph's style."""
         for element in (run, *self._with_bases(_value(run, "rPr", "rStyle")), *self._with_bases(style)):
             if (vanish := element.find(f"{_W}rPr/{_W}vanish")) is not None:
                 return vanish.get(f"{_W}val", "1") in _ON
         return False
 
     def _with_bases(self, name: str | None) -> Iterator[Any]:
-        """A style and those that it rests on."""
+        """A style and the styles that it is based on."""
         known = set()
         while name not in known and (style := self._styles.get(name)) is not None:
             known.add(name)
@@ -261,7 +261,7 @@ class _Reader:
 
 
 def _unwrapped(parent: Any) -> Iterator[Any]:
-    """What is in an element, with what content controls, insertions and the like only wrap."""
+    """The children of an element, with wrappers (content controls, insertions) replaced by their children."""
     for child in parent:
         if not isinstance(child.tag, str):
             continue
@@ -275,13 +275,16 @@ def _unwrapped(parent: Any) -> Iterator[Any]:
 
 
 def _chosen(alternatives: Any) -> Any:
-    """The first of alternatives; the others say the same for other programs."""
-    return next((one for one in alternatives if _name(one) == "Choice"), next(iter(alternatives), alternatives))
+    """The first `Choice` of alternatives; the others have the same content for other programs."""
+    return next(
+        (alternative for alternative in alternatives if _name(alternative) == "Choice"),
+        next(iter(alternatives), alternatives),
+    )
 
 
 def _is_gone(cell: Any) -> bool:
-    """A cell that is deleted, or that the one above or before it covers."""
-    properties = {_name(one): one.get(f"{_W}val", "continue") for one in cell.iterfind(f"{_W}tcPr/*")}
+    """Whether a cell is deleted, or merged into the cell above or before it."""
+    properties = {_name(property): property.get(f"{_W}val", "continue") for property in cell.iterfind(f"{_W}tcPr/*")}
     return "cellDel" in properties or "continue" in (properties.get("vMerge"), properties.get("hMerge"))
 
 
@@ -291,8 +294,8 @@ def _level(element: Any) -> int | None:
 
 
 def _value(element: Any, *path: str) -> str | None:
-    found = element.find("/".join(f"{_W}{name}" for name in path))
-    return None if found is None else found.get(f"{_W}val")
+    child = element.find("/".join(f"{_W}{name}" for name in path))
+    return None if child is None else child.get(f"{_W}val")
 
 
 def _name(element: Any) -> str:
@@ -300,7 +303,7 @@ def _name(element: Any) -> str:
 
 
 def _symbol(element: Any) -> str:
-    """A character of a symbol font; those in the private area have no meaning elsewhere."""
+    """A character of a symbol font; private-use characters are omitted, as they have no meaning in other fonts."""
     try:
         char = chr(int(element.get(f"{_W}char", ""), 16))
     except (ValueError, OverflowError):

@@ -1,23 +1,23 @@
-"""Bytes as text: what the bytes or their declaration say is honoured, UTF-8 survives a bad byte, the rest is detected or refused."""
+"""Decode documents: by byte order mark, declared charset or UTF-8 with few invalid bytes; otherwise detect or reject."""
 
 import codecs
 import re
 
 from serve.retrieval.ingest.formats.document import ConversionError
 
-_SAMPLE = 1 << 16  # bytes that an encoding is detected from
+_SAMPLE = 1 << 16  # bytes used to detect an encoding
 
 
 def decode(data: bytes, charset: str | None = None, inside: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """The text of a document, and what is to be told about it.
+    """Decode a document; returns its text and notes for users.
 
     Args:
-        data: its bytes. What a byte order mark says goes before everything else.
-        charset: the encoding that was declared beside the document.
-        inside: the one that it declares itself.
+        data: its bytes. A byte order mark takes precedence over declared encodings.
+        charset: the encoding declared outside the document.
+        inside: the encoding declared inside the document.
 
     Raises:
-        ConversionError: it is not text, the declared encoding is unknown, or which encoding it has can't be told.
+        ConversionError: it is not text, or its encoding is unknown or cannot be detected.
     """
     text, notes = _decoded(data, charset, inside)
     if text.count("\0") > 2 + len(text) // 100:
@@ -37,25 +37,25 @@ def _decoded(data: bytes, charset: str | None, inside: str | None) -> tuple[str,
             if name == charset:
                 raise ConversionError(f"the declared charset '{name[:40]}' is not known")
             notes = (f"the charset '{name[:40]}' that it declares is not known",)
-        elif known != "ascii":  # which is true of UTF-8 and of nearly all others, as far as it goes
+        elif known != "ascii":  # ASCII is a subset of UTF-8 and most others, so it is not decisive
             return _with_notes(*_decode_as(data, known), known)
     text, bad = _decode_as(data, "utf-8")
     beyond_ascii = len(text) - len(text.encode("ascii", "ignore"))
     if beyond_ascii - bad >= bad:
         return _with_notes(text, bad, "utf-8", notes)
-    encoding = _detect(data)  # a text in UTF-8 with some bad bytes would have more good characters than these
+    encoding = _detect(data)  # UTF-8 with some invalid bytes would have more valid characters
     notes += (f"not UTF-8, and no charset is declared: read as {encoding}, which is a guess",)
     return _with_notes(*_decode_as(data, encoding), encoding, notes)
 
 
 def _decode_as(data: bytes, encoding: str) -> tuple[str, int]:
-    """The text, and the number of places in it where the bytes are not of that encoding."""
+    """The text, and the number of invalid byte sequences in it."""
     try:
         return data.decode(encoding), 0
     except UnicodeDecodeError:
         text = data.decode(encoding, "replace")
-    own = "\ufffd".encode(encoding, "ignore")
-    return text, max(1, text.count("\ufffd") - (data.count(own) if own else 0))
+    replacement = "\ufffd".encode(encoding, "ignore")
+    return text, max(1, text.count("\ufffd") - (data.count(replacement) if replacement else 0))
 
 
 def _with_notes(text: str, bad: int, encoding: str, notes: tuple[str, ...] = ()) -> tuple[str, tuple[str, ...]]:
@@ -63,7 +63,7 @@ def _with_notes(text: str, bad: int, encoding: str, notes: tuple[str, ...] = ())
 
 
 def _detect(data: bytes) -> str:
-    """The encoding by its letters. Where nothing tells, Western where most letters are ASCII, else nobody knows."""
+    """Detect the encoding by its letters. If undecided, Windows-1252 where most letters are ASCII, else an error."""
     from charset_normalizer import from_bytes
 
     sample = bytearray()
@@ -74,11 +74,13 @@ def _detect(data: bytes) -> str:
                 break
     matches = sorted(
         from_bytes(bytes(sample), cp_isolation=list(_DETECTABLE), enable_fallback=False),
-        key=lambda one: (one.chaos, -one.coherence),
+        key=lambda match: (match.chaos, -match.coherence),
     )
     if matches and matches[0].coherence > 0:
         best = (matches[0].chaos, matches[0].coherence)
-        equal = [name for one in matches if (one.chaos, one.coherence) == best for name in one.could_be_from_charset]
+        equal = [
+            name for match in matches if (match.chaos, match.coherence) == best for name in match.could_be_from_charset
+        ]
         return "cp1252" if "cp1252" in equal else str(matches[0].encoding)
     if sum(map(sample.count, _ASCII_LETTERS)) >= sum(byte > 127 for byte in sample):
         return "cp1252"
@@ -88,7 +90,7 @@ def _detect(data: bytes) -> str:
 
 
 def _codec_name(charset: str) -> str | None:
-    """Python's name for an encoding of text that the web knows, as browsers take it."""
+    """Python's name of a text encoding, mapped as browsers do; None if unsupported."""
     try:
         name = codecs.lookup(charset.strip()).name
     except (LookupError, ValueError):
@@ -101,7 +103,7 @@ _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
 )  # fmt: skip
-# https://encoding.spec.whatwg.org/#names-and-labels: a label means the larger set that pages in fact use
+# https://encoding.spec.whatwg.org/#names-and-labels: labels map to the superset that pages use in practice
 _WHATWG_ENCODINGS = {
     "iso8859-1": "cp1252", "iso8859-9": "cp1254", "iso8859-11": "cp874", "tis-620": "cp874", "gb2312": "gb18030",
     "gbk": "gb18030", "shift_jis": "cp932", "euc_kr": "cp949", "big5": "big5hkscs", "utf-16": "utf-16-le", "utf-8-sig": "utf-8",

@@ -1,4 +1,4 @@
-"""Equations of Word (OMML) and of web pages (MathML) in a line of text: x² is x^2 and a fraction (a/b), never x2 and ab."""
+"""Equations of Word (OMML) and web pages (MathML) as linear text: x^2 and (a/b), not x2 and ab."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ _VALUE = "{http://schemas.openxmlformats.org/officeDocument/2006/math}val"
 
 
 def linear(element: Any) -> str:
-    """An equation as text."""
+    """Convert an equation to linear text."""
     name = _name(element)
     parts = [
         linear(child) for child in _children(element) if _name(child) not in _UNSEEN and not _name(child).endswith("Pr")
@@ -38,7 +38,7 @@ def _part(parts: list[str], at: int) -> str:
 
 
 def _scripts(*marks: str) -> Callable[[Any, list[str]], str]:
-    """The base, then each part behind its mark."""
+    """A writer for scripts: the base, then each part after its mark."""
 
     def write(_: Any, parts: list[str]) -> str:
         behind = (f"{mark}{_grouped(part)}" for mark, part in zip(marks, parts[1:], strict=False) if part)
@@ -69,9 +69,11 @@ def _operator(element: Any, parts: list[str]) -> str:
 
 
 def _said(element: Any, name: str, otherwise: str) -> str:
-    """What an element's properties say."""
-    properties = (one for child in _children(element) if _name(child).endswith("Pr") for one in _children(child))
-    return next((str(one.get(_VALUE, "")) for one in properties if _name(one) == name), otherwise)
+    """The value of an element's property `name`, or `otherwise`."""
+    properties = (
+        property for child in _children(element) if _name(child).endswith("Pr") for property in _children(child)
+    )
+    return next((str(property.get(_VALUE, "")) for property in properties if _name(property) == name), otherwise)
 
 
 _UNSEEN = {"annotation", "annotation-xml", "ctrlPr", "instrText", "delText", "del", "moveFrom", "none", "mprescripts"}

@@ -1,4 +1,4 @@
-"""Web pages as text with headings, lists and tables. What a page hides is left out; menus are left out and told of."""
+"""Web pages to text with headings, lists and tables. Hidden content is omitted; menus are omitted with a note."""
 
 import re
 from collections import defaultdict
@@ -13,12 +13,12 @@ from serve.retrieval.ingest.formats.document import ConversionError, Outline, Te
 from serve.retrieval.ingest.formats.encoding import decode
 from serve.retrieval.ingest.formats.equations import linear
 
-_HEAD = 1 << 16  # bytes in which a page says its encoding
-_MAX_DEPTH = 1000  # of elements in each other: the time that a page takes grows with it
+_HEAD = 1 << 16  # bytes searched for a declared encoding
+_MAX_DEPTH = 1000  # nesting depth of elements: processing time grows with it
 
 
 def read(data: bytes, charset: str | None = None) -> Text:
-    """What a page shows."""
+    """Read the visible text of a page."""
     text, notes = decode(data, charset, _declared(data))
     page = _parsed(_from_xml(text) if _XML_START.match(text) else text)
     if page.root is None:
@@ -31,20 +31,22 @@ def read(data: bytes, charset: str | None = None) -> Text:
 
 
 def _declared(data: bytes) -> str | None:
-    """The encoding that an XML declaration or a `meta` element says."""
+    """The encoding in an XML declaration or `meta` element."""
     start = data[:_HEAD]
-    if said := _XML.match(start):
-        return said[1].decode("ascii")
+    if declaration := _XML.match(start):
+        return declaration[1].decode("ascii")
     if b"charset" not in start.lower():
         return None
     for meta in _parsed(start.decode("latin-1")).css("meta"):
-        found = (meta.attributes.get("charset") or "").strip()
-        if not found and (meta.attributes.get("http-equiv") or "").strip().lower() == "content-type":
-            found = (
+        charset = (meta.attributes.get("charset") or "").strip()
+        if not charset and (meta.attributes.get("http-equiv") or "").strip().lower() == "content-type":
+            charset = (
                 (meta.attributes.get("content") or "").lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
             )
-        if found:
-            return "utf-8" if found.lower().startswith("utf-16") else found  # it was read as ASCII
+        if charset:
+            return (
+                "utf-8" if charset.lower().startswith("utf-16") else charset
+            )  # the declaration itself was readable as ASCII
     return None
 
 
@@ -59,14 +61,14 @@ def _parsed(page: str) -> LexborHTMLParser:
 
 
 def _from_xml(text: str) -> str:
-    """XML's ways to write what HTML writes otherwise: elements that end at once, and text without entities."""
+    """Convert XML syntax to HTML: self-closing elements and CDATA sections."""
     first, *parts = text.split("<![CDATA[")
     text = first + "".join(escape(inner) + rest for inner, _, rest in (part.partition("]]>") for part in parts))
     return _ENDED.sub(lambda tag: tag[0] if tag[1].lower() in _VOID else f"<{tag[1]}{tag[2]}></{tag[1]}>", text)
 
 
 def _walk(root: LexborNode, enter: Callable[[LexborNode], bool], leave: Callable[[LexborNode], None]) -> None:
-    """Visit a tree, however deep, but for what is below those nodes for which `enter` is false."""
+    """Visit a tree without recursion; nodes for which `enter` is false are not descended into."""
     entered: list[LexborNode] = []
     node: LexborNode | None = root
     while node is not None or entered:
@@ -86,26 +88,26 @@ _Attributes = Mapping[str, str | None]
 
 @dataclass(slots=True)
 class _Table:
-    """A table that is being read, to the row whose cells these are."""
+    """An open table with the cells of its current row."""
 
-    lays_out: bool  # and has no values
+    lays_out: bool  # a layout table, without data
     cells: list[str] = field(default_factory=list)
     rows: int = 0
 
 
 class _Page:
-    """One walk over a page, element by element, however deep they are nested."""
+    """One traversal of a page, without recursion."""
 
     def __init__(self, page: LexborHTMLParser, menus: bool) -> None:
         self._menus = menus
         self._outline = Outline()
-        self._pieces: list[str] = []  # of the paragraph that is being read
-        self._separator = "\n\n"  # before that paragraph
-        self._lists: list[tuple[int, int] | None] = []  # number and step of what is listed; None: a bullet
-        self._items: list[str] = []  # marks of the items that are open
-        self._marked = 0  # of them, those that are written
-        self._tables: list[_Table] = []  # that are open
-        self._raised: list[int] = []  # where raised text begins
+        self._pieces: list[str] = []  # pieces of the current paragraph
+        self._separator = "\n\n"  # separator before the current paragraph
+        self._lists: list[tuple[int, int] | None] = []  # open lists: number and step of the next item; None: bullets
+        self._items: list[str] = []  # marks of the open items
+        self._marked = 0  # number of open items whose mark is written
+        self._tables: list[_Table] = []  # open tables
+        self._raised: list[int] = []  # indices in `_pieces` where superscripts begin
         self._left: dict[str, list[str]] = defaultdict(list)
         self._pre = 0
         self._holders = _holders(page)
@@ -125,7 +127,7 @@ class _Page:
             return False
         tag, attributes = node.tag or "", node.attributes
         if tag in _UNSEEN or _is_hidden(tag, attributes) or "headerlink" in (attributes.get("class") or "").split():
-            return False  # the last is a pilcrow that is seen when pointed at
+            return False  # `headerlink` is a pilcrow that shows on hover
         if tag in ("math", "svg"):
             self._text(_equation(node) if tag == "math" else _drawn(node))
             return False
@@ -157,15 +159,15 @@ class _Page:
         elif tag in ("td", "th") and self._tables:
             if self._tables[-1].lays_out:
                 self._break()
-            else:  # a caption, or what stands where only cells can
+            else:  # a caption, or content misplaced outside cells
                 self._write(self._taken())
         elif tag in _PREFORMATTED:
             self._pre += 1
         elif tag == "sup":
             self._raised.append(len(self._pieces))
         elif tag == "img" or (tag == "input" and (attributes.get("type") or "").lower() in _SHOWN):
-            said = attributes.get("alt") if tag == "img" else attributes.get("value") or attributes.get("placeholder")
-            self._pieces.append(f" {said or ''} ")
+            label = attributes.get("alt") if tag == "img" else attributes.get("value") or attributes.get("placeholder")
+            self._pieces.append(f" {label or ''} ")
         elif tag == "br":
             self._pieces.append(_NEW_LINE)
         if (mark := _AROUND.get(tag)) and not self._pre:
@@ -175,10 +177,10 @@ class _Page:
         tag = node.tag or ""
         if (mark := _AROUND.get(tag)) and not self._pre:
             if self._pieces and self._pieces[-1] == mark[0]:
-                self._pieces.pop()  # there is nothing in it
+                self._pieces.pop()  # remove marks around empty content
             else:
                 self._pieces.append(mark[1])
-        table = self._tables[-1] if self._tables and not self._tables[-1].lays_out else None  # of values
+        table = self._tables[-1] if self._tables and not self._tables[-1].lays_out else None  # the current data table
         if tag in _HEADINGS and table is None:
             name = self._taken()
             self._outline.heading(int(tag[1]), name)
@@ -223,7 +225,7 @@ class _Page:
             self._pieces.append(_KEPT_LINES.sub(_NEW_LINE, text) if self._pre else _LINES.sub(" ", text))
 
     def _break(self) -> None:
-        """End the paragraph; in a table's cell, which is one line, a blank does, and in preformatted text a line's end."""
+        """End the paragraph: with a blank in table cells, which are one line, and with a newline in preformatted text."""
         if self._pre:
             self._pieces.append(_NEW_LINE)
         elif self._tables and not self._tables[-1].lays_out:
@@ -241,7 +243,7 @@ class _Page:
             text = f"{fence}\n{text}\n{fence}" if text.strip() else ""
         else:
             text = "\n".join(" ".join(line.split()) for line in text.split(_NEW_LINE)).strip()
-        if text not in _MARKS:  # left where an element of a line holds paragraphs
+        if text not in _MARKS:  # left over where an inline element contains paragraphs
             self._write(text)
 
     def _write(self, text: str) -> None:
@@ -257,7 +259,7 @@ class _Page:
         self._separator = "\n\n"
 
     def _taken(self) -> str:
-        """The text of a heading or a cell, in one line."""
+        """Take the text of a heading or cell, as one line."""
         text = " ".join("".join(self._pieces).replace(_NEW_LINE, " ").split())
         self._pieces.clear()
         self._raised.clear()
@@ -272,14 +274,14 @@ class _Page:
 
 
 def _holders(page: LexborHTMLParser) -> set[int]:
-    """What holds a main part or its heading: it is no menu, whatever it is called."""
-    found: set[int] = set()
+    """IDs of elements that contain main content or its heading, and so are not menus."""
+    holder_ids: set[int] = set()
     for part in page.css("main, article, h1"):
         holder: LexborNode | None = part
-        while holder is not None and holder.mem_id not in found:
-            found.add(holder.mem_id)
+        while holder is not None and holder.mem_id not in holder_ids:
+            holder_ids.add(holder.mem_id)
             holder = holder.parent
-    return found
+    return holder_ids
 
 
 def _text_of(node: LexborNode) -> str:
@@ -291,7 +293,7 @@ def _equation(node: LexborNode) -> str:
 
 
 def _drawn(drawing: LexborNode) -> str:
-    """The text in a drawing."""
+    """The text in an SVG drawing."""
     pieces: list[str] = []
     inside = 0
 
@@ -321,7 +323,7 @@ def _number(text: str | None, otherwise: int) -> int:
 
 
 def _only_lays_out(table: LexborNode) -> bool:
-    """Whether a table places parts of the page, and its cells are no values."""
+    """Whether a table is used for layout, not for data."""
     if (table.attributes.get("role") or "").lower() in ("presentation", "none"):
         return True
     return any(part.tag in _LAID_OUT and part.mem_id != table.mem_id for part in table.traverse())
@@ -336,7 +338,7 @@ def _is_hidden(tag: str, attributes: _Attributes) -> bool:
 
 
 def _declarations(style: str) -> Iterator[tuple[str, str]]:
-    """Names and values of a style, in lower case and without blanks and comments."""
+    """Names and values of an inline style, in lower case, without blanks and comments."""
     parts = style.lower().split("/*")
     bare = "".join([parts[0], *(part.partition("*/")[2] for part in parts[1:])])
     for declaration in "".join(bare.split()).split(";"):
@@ -364,8 +366,8 @@ def _hides(style: dict[str, str]) -> bool:
 
 
 def _size(value: str) -> float | None:
-    found = _SIZE.fullmatch(value) if len(value) <= 40 else None
-    return float(found[1]) if found else None
+    match = _SIZE.fullmatch(value) if len(value) <= 40 else None
+    return float(match[1]) if match else None
 
 
 _XML = re.compile(rb"\s{0,100}<\?xml[^>]{0,200}?encoding\s{0,9}=\s{0,9}[\"']([A-Za-z0-9._:-]{1,40})[\"']")
@@ -401,7 +403,7 @@ _AROUND = {
 }  # fmt: skip
 _MARKS = {mark for marks in _AROUND.values() for mark in marks}
 _PREFORMATTED = {"pre", "xmp", "listing", "plaintext"}
-_NEW_LINE = "\0"  # a line's end that is shown, among those that are not: no text has it
+_NEW_LINE = "\0"  # stands for a visible line break until whitespace is collapsed: no text contains it
 _LINES = re.compile(r"[ \t\r\n\f]+")
 _KEPT_LINES = re.compile(r"\r\n|[\r\n\f]")
 _TICKS = re.compile("`+")

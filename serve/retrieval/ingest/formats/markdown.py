@@ -1,4 +1,4 @@
-"""Markdown: its source is text for a model as it is; headings cut it, and what its readers do not see is removed."""
+"""Markdown: keep the source as text, split it at headings and remove invisible content (comments, scripts)."""
 
 import re
 import tomllib
@@ -12,22 +12,22 @@ from markdown_it.token import Token
 from serve.retrieval.ingest.formats.document import Outline, Text, note
 from serve.retrieval.ingest.formats.encoding import decode
 
-_MAX_FRONT = 1 << 16  # characters of front matter; more of it is text
+_MAX_FRONT = 1 << 16  # characters of front matter; longer front matter is text
 
 
 def read(data: bytes, charset: str | None = None) -> Text:
-    """The source without comments, under its headings."""
+    """Read the source without comments, split into sections."""
     text, notes = decode(data, charset)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     title, front = _front_matter(text)
     if front:
         notes += (note("front matter", front),)
     body = text[len(front) :]
-    found: dict[str, Any] = {}
-    # Only blocks are told apart: whether a `<!--` stands in code is seen below, in a time that grows with the text's length.
-    tokens = MarkdownIt("commonmark").disable("inline").parse(body, found)
+    environment: dict[str, Any] = {}
+    # Only blocks are parsed; `_in_text` finds comments outside code, in time linear in the text's length.
+    tokens = MarkdownIt("commonmark").disable("inline").parse(body, environment)
     lines: list[str | None] = list(body.split("\n"))
-    for start, end in _empty_links(found):
+    for start, end in _empty_links(environment):
         lines[start:end] = [None] * (end - start)
     outline, at, level, below = Outline(), 0, 0, 0
     for token in tokens:
@@ -50,14 +50,14 @@ def _source(lines: list[str | None]) -> str:
 
 
 def _seen(token: Token, source: str) -> str | None:
-    """A block's source without what is not shown; None where all of it is."""
+    """A block's source without invisible content; None if all of it is visible."""
     if token.type == "html_block":
         return _without(source, _in_html(source))
     return _commented(source, token.content) if "<!--" in token.content else None
 
 
 def _front_matter(text: str) -> tuple[str, str]:
-    """The title in a document's front matter, and the front matter; a `---` without it is a line across the page."""
+    """The title in the front matter, and the front matter; a `---` without it is a thematic break."""
     for begins, ends, load in _FRONT_MATTERS:
         if (opening := begins.match(text)) is None:
             continue
@@ -74,15 +74,15 @@ def _front_matter(text: str) -> tuple[str, str]:
     return "", ""
 
 
-def _empty_links(found: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    """Lines of `[//]: # (a comment)`: links to nowhere, of which nothing is shown."""
-    for link in [*found.get("references", {}).values(), *found.get("duplicate_refs", [])]:
+def _empty_links(environment: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    """Line ranges of `[//]: # (a comment)`: link definitions without target, used as comments."""
+    for link in [*environment.get("references", {}).values(), *environment.get("duplicate_refs", [])]:
         if link["href"] in ("", "#"):
             yield link["map"]
 
 
 def _commented(source: str, content: str) -> str:
-    """A paragraph's source without the comments of its content, which lacks the marks at the beginnings of lines."""
+    """A paragraph's source without comments, located by its content, which lacks the markers at line starts."""
     places, all_places = {start for start, _ in _in_text(content)}, _places(content, "<!--")
     numbers = {number for number, place in enumerate(all_places) if place in places}
     spans = []
@@ -93,16 +93,16 @@ def _commented(source: str, content: str) -> str:
 
 
 def _places(text: str, part: str) -> list[int]:
-    found, at = [], text.find(part)
+    positions, at = [], text.find(part)
     while at >= 0:
-        found.append(at)
+        positions.append(at)
         at = text.find(part, at + len(part))
-    return found
+    return positions
 
 
 def _in_text(content: str) -> Iterator[tuple[int, int]]:
-    """Where a paragraph has comments: not in code, not where the `<` is escaped, and only those that end."""
-    last = {len(run[0]): run.start() for run in _TICKS.finditer(content)}  # of every length
+    """Spans of a paragraph's closed comments, except in code and after an escaped `<`."""
+    last = {len(run[0]): run.start() for run in _TICKS.finditer(content)}  # last run of backticks by length
     at = 0
     while mark := _MARK.search(content, at):
         at = mark.end()
@@ -118,7 +118,7 @@ def _in_text(content: str) -> Iterator[tuple[int, int]]:
 
 
 def _in_html(source: str) -> Iterator[tuple[int, int]]:
-    """Comments, scripts and styles of a block of HTML."""
+    """Spans of comments, scripts and styles in an HTML block."""
     at = 0
     while opening := _UNSEEN.search(source, at):
         closing = _CLOSINGS[opening[0].lower()].search(source, opening.start() + 2)

@@ -1,37 +1,37 @@
-"""The numbers and bullets that Word puts before paragraphs: they are in no text, but readers see and cite them."""
+"""List numbers and bullets of Word documents, which are visible but not part of the paragraphs' text."""
 
 import re
 from collections import defaultdict
 from typing import Any
 
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
-_MAX = 100_000  # of a number that is written as letters or in Roman
+_MAX = 100_000  # limit on numbers written as letters or Roman numerals
 
 
 class Numbering:
     """Counts the paragraphs of every list.
 
     Args:
-        root: of the document's numbering part; None: it has none.
+        root: root of the document's numbering part; None: it has none.
     """
 
     def __init__(self, root: Any) -> None:
-        self._levels: dict[str, dict[int, Any]] = {}  # by abstract numbering
+        self._levels: dict[str, dict[int, Any]] = {}  # levels by abstract numbering
         self._numbered: dict[
             str, tuple[str, dict[int, int]]
-        ] = {}  # its abstract numbering, and where levels start anew
-        self._counts: dict[str, dict[int, int]] = defaultdict(dict)  # by abstract numbering and level
+        ] = {}  # by numbering: its abstract numbering, and start values that it overrides
+        self._counts: dict[str, dict[int, int]] = defaultdict(dict)  # current numbers by abstract numbering and level
         self._begun: set[str] = set()
-        for one in root.iterfind(f"{_W}abstractNum") if root is not None else ():
-            levels = {_number(level.get(f"{_W}ilvl")): level for level in one.iterfind(f"{_W}lvl")}
-            self._levels[one.get(f"{_W}abstractNumId")] = levels
-        for one in root.iterfind(f"{_W}num") if root is not None else ():
+        for element in root.iterfind(f"{_W}abstractNum") if root is not None else ():
+            levels = {_number(level.get(f"{_W}ilvl")): level for level in element.iterfind(f"{_W}lvl")}
+            self._levels[element.get(f"{_W}abstractNumId")] = levels
+        for element in root.iterfind(f"{_W}num") if root is not None else ():
             starts = {
                 _number(change.get(f"{_W}ilvl")): _number(_said(change, "startOverride"))
-                for change in one.iterfind(f"{_W}lvlOverride")
+                for change in element.iterfind(f"{_W}lvlOverride")
                 if _said(change, "startOverride") is not None
             }
-            self._numbered[one.get(f"{_W}numId")] = _said(one, "abstractNumId") or "", starts
+            self._numbered[element.get(f"{_W}numId")] = _said(element, "abstractNumId") or "", starts
 
     def level_of(self, number: str, style: str | None) -> int:
         """The level of a numbering that belongs to a paragraph style."""
@@ -39,7 +39,7 @@ class Numbering:
         return next((at for at, level in levels.items() if style and _said(level, "pStyle") == style), 0)
 
     def next(self, number: str, at: int) -> str:
-        """What stands before the next paragraph with that numbering and level; nothing where it has no number."""
+        """The label of the next paragraph with this numbering and level; empty if it has none."""
         name, starts = self._numbered.get(number, ("", {}))
         levels, counts = self._levels.get(name, {}), self._counts[name]
         if (level := levels.get(at)) is None:
@@ -84,8 +84,8 @@ def _written(number: int, kind: str) -> str:
 
 
 def _said(element: Any, name: str) -> str | None:
-    found = None if element is None else element.find(f"{_W}{name}")
-    return None if found is None else found.get(f"{_W}val")
+    child = None if element is None else element.find(f"{_W}{name}")
+    return None if child is None else child.get(f"{_W}val")
 
 
 def _number(text: str | None) -> int:

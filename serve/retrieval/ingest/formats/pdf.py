@@ -1,4 +1,4 @@
-"""PDF pages as text, with what is filled in and what is written beside it."""
+"""PDF pages to text, with form field values and annotations."""
 
 import io
 import re
@@ -11,13 +11,13 @@ from serve.retrieval.ingest.formats import document
 from serve.retrieval.ingest.formats.document import ConversionError, Section, Text, tidy
 
 MAX_PAGES = 5_000
-_HIDDEN = 0x02 | 0x20  # of an annotation's flags: hidden, not to be viewed
-_PASSWORD = 1 << 13  # of a field's flags
-_SHOWN = 20  # pages that are named
+_HIDDEN = 0x02 | 0x20  # annotation flags Hidden and NoView
+_PASSWORD = 1 << 13  # field flag Password
+_SHOWN = 20  # maximum number of page numbers in a note
 
 
 def read(data: bytes, charset: str | None = None) -> Text:
-    """The text of every page."""
+    """Read the text of every page."""
     reader = pypdf.PdfReader(io.BytesIO(data))
     if reader.is_encrypted and not reader.decrypt(""):
         raise ConversionError("the PDF is encrypted")
@@ -37,13 +37,13 @@ def read(data: bytes, charset: str | None = None) -> Text:
 
 
 def _told(pictures: list[int], attached: int) -> tuple[str, ...]:
-    told = []
+    notes = []
     if pictures:
         numbers = ", ".join(map(str, pictures[:_SHOWN])) + (", …" if len(pictures) > _SHOWN else "")
-        told.append(f"pages without text, of which pictures are not read ({len(pictures)}): {numbers}")
+        notes.append(f"pages without text, of which pictures are not read ({len(pictures)}): {numbers}")
     if attached:
-        told.append(f"attached files: {attached}")
-    return tuple(told)
+        notes.append(f"attached files: {attached}")
+    return tuple(notes)
 
 
 def _has_content(page: Any) -> bool:
@@ -52,7 +52,7 @@ def _has_content(page: Any) -> bool:
 
 
 def _written_on(page: Any) -> Iterator[str]:
-    """The values of form fields, and the text of notes."""
+    """The values of form fields and the text of annotations."""
     annotations = _resolved(page.get("/Annots"))
     for annotation in map(_resolved, annotations if isinstance(annotations, list) else []):
         if not isinstance(annotation, Mapping) or _number(annotation.get("/F")) & _HIDDEN:
@@ -65,7 +65,7 @@ def _written_on(page: Any) -> Iterator[str]:
 
 
 def _field(widget: Mapping[str, Any]) -> str:
-    """A field's label and value; of a box that is ticked, its label."""
+    """A form field's label and value; for a ticked checkbox, its label."""
     kind, flags = _inherited(widget, "/FT"), _number(_inherited(widget, "/Ff"))
     label = _said(_inherited(widget, "/TU")) or _said(_inherited(widget, "/T"))
     if kind == "/Btn":
@@ -74,12 +74,12 @@ def _field(widget: Mapping[str, Any]) -> str:
     if kind not in ("/Tx", "/Ch") or flags & _PASSWORD:
         return ""
     value = _inherited(widget, "/V")
-    values = [_said(one) for one in (value if isinstance(value, list) else [value])]
+    values = [_said(item) for item in (value if isinstance(value, list) else [value])]
     return f"{label}: {', '.join(filter(None, values))}" if any(values) else ""
 
 
 def _inherited(widget: Mapping[str, Any], name: str) -> Any:
-    """An entry of a field, or of the one that it is part of."""
+    """An entry of a field, or the entry inherited from its parents."""
     field: Any = widget
     for _ in range(32):
         if not isinstance(field, Mapping):
@@ -91,7 +91,7 @@ def _inherited(widget: Mapping[str, Any], name: str) -> Any:
 
 
 def _said(value: Any) -> str:
-    """A text, which a stream may hold."""
+    """A text value, which may be stored in a stream."""
     value = _resolved(value)
     if isinstance(value, pypdf.generic.StreamObject):
         value = value.get_data()

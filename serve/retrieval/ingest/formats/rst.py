@@ -1,4 +1,4 @@
-"""reStructuredText as it reads. No other file is read for it, and what Sphinx alone knows is kept."""
+"""reStructuredText to text. No other files are read, and the text of Sphinx-only directives and roles is kept."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ _SETTINGS = {
 
 
 def read(data: bytes, charset: str | None = None) -> Text:
-    """The text under its headings."""
+    """Read the text of all sections."""
     text, notes = decode(data, charset)
     left_out: list[str] = []
     with _sphinx(left_out):
@@ -41,10 +41,10 @@ def _add(parent: Any, level: int, outline: Outline) -> None:
 
 
 def _text(node: Any) -> str:
-    """The text of a node, with what a list or a table says by its form."""
+    """The text of a node; lists and tables keep their structure."""
     if isinstance(node, nodes.Text):
         return str(node.astext())
-    if isinstance(node, nodes.system_message):  # what a directive has that can't be read as its own
+    if isinstance(node, nodes.system_message):  # content of a directive that docutils cannot parse
         return "\n\n".join(literal.astext() for literal in node.findall(nodes.literal_block))
     if isinstance(node, nodes.Invisible | nodes.raw | nodes.colspec):
         return ""
@@ -67,7 +67,7 @@ def _text(node: Any) -> str:
         return "\n".join(_hanging(f"{number}. ", part) for number, part in enumerate(parts, node.get("start", 1)))
     if isinstance(node, nodes.footnote | nodes.citation) and parts:
         return _hanging(f"[{parts[0]}] ", "\n\n".join(parts[1:]))
-    if isinstance(node, nodes.docinfo):  # whose fields say what they are by their class
+    if isinstance(node, nodes.docinfo):  # docinfo fields are named by their class
         kinds = (child.__class__.__name__ for child in node.children)
         return "\n".join(
             part if kind == "field" else f"{kind}: {part}" for kind, part in zip(kinds, parts, strict=False)
@@ -84,7 +84,7 @@ def _hanging(mark: str, text: str) -> str:
 
 @contextmanager
 def _sphinx(left_out: list[str]) -> Iterator[None]:
-    """Directives and roles that docutils does not know are read for their text, and those that read files not at all."""
+    """Read unknown directives and roles as text, and skip directives that read files."""
     directive, role = directives.directive, roles.role
 
     class NotRead(Directive):  # type: ignore[misc]
@@ -115,7 +115,7 @@ def _sphinx(left_out: list[str]) -> Iterator[None]:
 
 
 class _AnyOption(dict[str, Any]):
-    """Options of any name."""
+    """An option specification that accepts any name."""
 
     def __bool__(self) -> bool:
         return True
@@ -125,7 +125,7 @@ class _AnyOption(dict[str, Any]):
 
 
 class _Unknown(Directive):  # type: ignore[misc]
-    """A directive that only Sphinx or an extension knows: its argument and its content are text."""
+    """A directive of Sphinx or an extension: its arguments and content are read as text."""
 
     has_content = True
     optional_arguments = 1
@@ -148,7 +148,7 @@ class _Unknown(Directive):  # type: ignore[misc]
 
 
 def _read_role(name: str, source: str, text: str, *_: Any, **__: Any) -> Any:
-    """The text of a role that only Sphinx knows, without its target."""
+    """Read a Sphinx role as its text, without the target."""
     shown = unescape(text)
     if shown.endswith(">") and (at := shown.rfind("<")) > 0:
         shown = shown[:at].rstrip()

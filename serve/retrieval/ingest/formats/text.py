@@ -1,4 +1,4 @@
-"""Plain text, and what terminals were given."""
+"""Plain text, with terminal control sequences removed."""
 
 import re
 
@@ -7,10 +7,10 @@ from serve.retrieval.ingest.formats.encoding import decode
 
 _TERMINAL = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b\n]*(?:\x07|\x1b\\)|[^\n\x08]\x08"
-)  # colours, titles, overprint
+)  # colours, window titles, overprinting
 
 
 def read(data: bytes, charset: str | None = None) -> Text:
-    """The text as it stands."""
+    """Read plain text."""
     text, notes = decode(data, charset)
     return Text("", (Section(tidy(_TERMINAL.sub("", text))),), notes)
