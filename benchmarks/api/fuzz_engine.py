@@ -1,4 +1,4 @@
-"""An engine for fuzzing: it answers at once and refuses, with vLLM's statuses, what the API description does not allow.
+"""Mock engine for fuzzing: answers at once, and rejects with vLLM's statuses what the API description does not allow.
 
 `python -m benchmarks.api.fuzz_engine --port N` serves it under uvicorn.
 """
@@ -18,8 +18,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CONTEXT = 8192  # tokens
-_SALT_CHARS = 1024  # the tenant's name is before the client's own
-_WORDS = 3  # of every answer
+_SALT_CHARS = 1024  # the tenant's name precedes the client's prefix
+_WORDS = 3  # characters of every answer
 _REQUESTS = {"/v1/chat/completions": ChatCompletionRequest, "/v1/completions": CompletionRequest}
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
@@ -72,7 +72,7 @@ async def engine(scope: Message, receive: Receive, send: Send) -> None:
 
 
 def _prompts(prompt: object) -> int:
-    """How many prompts a completions body has."""
+    """Number of prompts in a completions body."""
     return 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)  # type: ignore[index,arg-type]
 
 

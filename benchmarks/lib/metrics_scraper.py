@@ -1,4 +1,4 @@
-"""Reading metrics pages now and then while something else is measured, as Prometheus would."""
+"""Scrape metrics pages in the background of a measurement, as Prometheus would."""
 
 import threading
 import time
@@ -11,7 +11,7 @@ EACH_S = 1.0
 
 @contextmanager
 def scraped(pages: Sequence[str]) -> Iterator[list[float]]:
-    """Read every page each `EACH_S` from a thread meanwhile, the first time at once; how long each took, ms.
+    """Scrape every page each `EACH_S` in a thread, the first time at once; yields the durations in ms.
 
     An error ends the thread and is raised at the end.
     """

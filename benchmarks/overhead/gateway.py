@@ -1,7 +1,7 @@
-"""What Gearbox costs on top of an engine: `python -m benchmarks.overhead.gateway engine`, `… instant`, or both.
+"""Measure the gateway's overhead over a bare engine: `python -m benchmarks.overhead.gateway engine`, `… instant`, or both.
 
 engine   the same requests to one vLLM server, to Ray Serve LLM's own app, and to Gearbox (benchmarks.overhead.gateway_engine)
-instant  an engine that takes no time: CPU per request and per token of every process (benchmarks.overhead.gateway_mock_engine)
+instant  a mock engine that takes no time: CPU per request and per token of every process (benchmarks.overhead.gateway_mock_engine)
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""The figures of each result, and the aims they were given: variants, overhead, routing, upgrades, fuzzing.
+"""Figures and aims of each result: variants, overhead, routing, upgrades, fuzzing.
 
-Pure functions of a result as its benchmark saved it; `benchmarks.reporting.claims` makes rows of them.
+Pure functions of a result as its benchmark saved it; `benchmarks.reporting.claims` turns them into rows.
 """
 
 import math
@@ -12,7 +12,7 @@ from benchmarks.reporting.figures import Figure, Figures, figure
 
 TIMES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
 SPEEDS = {"decode_1": "decode, one stream", "decode_32": "decode, 32 streams", "prefill": "prefill"}
-STATIC = ("full everywhere", "lora-healed everywhere")  # policies of the simulator that never choose
+STATIC = ("full everywhere", "lora-healed everywhere")  # simulator policies with a fixed variant
 SATURATED = 1.0  # load from which `full` cannot keep up
 
 
@@ -46,7 +46,7 @@ def _quality(name: str, of: str, kl: float, low: float, high: float) -> Figure:
 
 
 def overhead_engine(result: Result) -> Iterator[Figure]:
-    """What Gearbox and Ray Serve LLM add to a bare engine."""
+    """Overhead of Gearbox and Ray Serve LLM over a bare engine."""
     aims = result["aims"]
     for name, points in result["systems"].items():
         for at, point in points.items():
@@ -72,7 +72,7 @@ INSTANT = {
 
 
 def overhead_instant(result: Result) -> Iterator[Figure]:
-    """CPU of a request and of a token with an engine that takes no time."""
+    """CPU per request and per token with a mock engine."""
     for name, system in result["systems"].items():
         points = system["points"]
         unary = points["unary-32"]
@@ -85,7 +85,7 @@ def overhead_instant(result: Result) -> Iterator[Figure]:
 
 
 def observing(result: Result) -> Iterator[Figure]:
-    """What metrics, log lines and traces add."""
+    """Overhead of metrics, log lines and traces."""
     off = result["systems"]["off"]["points"]
     for name, system in result["systems"].items():
         of, points = f"telemetry {name}, engine that takes no time", system["points"]
@@ -106,7 +106,7 @@ def observing(result: Result) -> Iterator[Figure]:
 
 
 def observing_engine(result: Result) -> Iterator[Figure]:
-    """The same on the real engine: none against everything."""
+    """Telemetry overhead on the real engine: none against all of it."""
     for name, points in result["systems"].items():
         for at, point in points.items():
             of, id = f"telemetry {name}, real engine, {at} streams", f"{name}.{at}"
@@ -187,7 +187,7 @@ def distillation(result: Result) -> Iterator[Figure]:
 
 
 def goodput(result: Result) -> Iterator[Figure]:
-    """Budgets kept by every policy on the live platform, and what its predictions were worth."""
+    """Budget attainment of every policy on the live platform, and the accuracy of its predictions."""
     yield figure("load_1", "routing", "requests that full on all cores sustains by its profile: load 1", result["full_per_s"], "requests/s")  # fmt: skip
     for load, by_label in result["live"].items():
         for label, row in by_label.items():
@@ -211,7 +211,7 @@ def goodput(result: Result) -> Iterator[Figure]:
 
 
 def simulate(result: Result) -> Iterator[Figure]:
-    """The same in the simulator, beside an oracle."""
+    """Budget attainment of every policy in the simulator, compared with an oracle."""
     yield figure("load_1", "routing", "simulated: requests that full everywhere sustains: load 1", result["requests_per_s_at_1"], "requests/s")  # fmt: skip
     for load, by_label in result["bursty"].items():
         for label, row in by_label.items():
@@ -243,14 +243,14 @@ def _median(row: Mapping[str, Any], what: str = "attainment") -> float:
 
 
 def _violations(id: str, of: str, its: Result, full: Result) -> Figure:
-    """Late or refused; the aim of the router from saturation on."""
+    """Requests late or rejected; the router's aim at saturation and above."""
     missed = 1 - _median(its)
     times = (1 - _median(full)) / missed if missed else math.inf
     return figure(f"{id}.fewer_violations", "routing", f"{of}: budgets missed (late or refused), how many times fewer than full's", min(times, 1e6), "times", aim=">= 5")  # fmt: skip
 
 
 def _predictions(id: str, of: str, row: Result, error: float) -> Iterator[Figure]:
-    """Errors and coverage of the default policy's predictions."""
+    """Prediction error and coverage of the default policy."""
     for what, words in TIMES.items():
         yield figure(f"{id}.{what}_error", "routing", f"{of}: median error of predicted {words}", row[f"{what}_error"], "share", aim=f"<= {error}")  # fmt: skip
         yield figure(f"{id}.{what}_covered", "routing", f"{of}: {words} within its predicted 95% bound", row[f"{what}_covered"], "share", aim="0.93 to 0.98")  # fmt: skip
@@ -258,7 +258,7 @@ def _predictions(id: str, of: str, row: Result, error: float) -> Iterator[Figure
 
 
 def decision(result: Result) -> Iterator[Figure]:
-    """Time of a decision."""
+    """Time per routing decision."""
     words = {"decide_us": "a decision", "nothing_fits_us": "a decision when nothing fits", "observe_us": "learning from an answer"}  # fmt: skip
     for count, row in result["variants"].items():
         for what, of in words.items():
@@ -269,7 +269,7 @@ def decision(result: Result) -> Iterator[Figure]:
 
 
 def upgrades(result: Result) -> Iterator[Figure]:
-    """What changes of a running cluster did to requests."""
+    """Failed and slow requests during changes of a running cluster."""
     yield figure("requests", "resilience", "requests during all changes of a cluster", result["requests"])
     yield figure("failed", "resilience", "requests that failed during all changes of a cluster", len(result["failed"]), aim="== 0")  # fmt: skip
     for step in result["steps"]:
@@ -284,7 +284,7 @@ def upgrades(result: Result) -> Iterator[Figure]:
 
 
 def fuzz_api(result: Result) -> Iterator[Figure]:
-    """Generated requests, valid and invalid, against the description of the API."""
+    """Failures found by fuzzing the API from its description."""
     yield figure("requests", "contract", "generated requests", result["requests"], aim=">= 100000")
     yield figure("server_errors", "contract", "generated requests answered 5xx", result["server_errors"], aim="== 0")
     yield figure("failures", "contract", "kinds of failed checks of generated requests", len(result["failures"]), aim="== 0")  # fmt: skip
@@ -296,7 +296,7 @@ def fuzz_api(result: Result) -> Iterator[Figure]:
 
 
 def startup(result: Result) -> Iterator[Figure]:
-    """How long `gearbox up` takes."""
+    """Start-up time of `gearbox up`."""
     for kind, words in (("built", "nothing in the cache"), ("cached", "variants in the cache")):
         of, row = f"gearbox up with {words}, {result['variants']} variants", result[kind]
         yield figure(f"{kind}.first_answer", "gears", f"{of}: until it can answer", row["first_answer_s"], "s")
@@ -304,7 +304,7 @@ def startup(result: Result) -> Iterator[Figure]:
         yield figure(f"{kind}.all_ready", "gears", f"{of}: until all are ready", row["all_ready_s"], "s", aim=aim)
 
 
-#: What makes the figures of a result, by the result's name.
+#: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {
     "variants": variants,
     "overhead-engine": overhead_engine,

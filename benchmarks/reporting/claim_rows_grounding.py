@@ -1,4 +1,4 @@
-"""The figures of the results about grounding: the guard, retrieval, grounded answers; as `benchmarks.reporting.claim_rows`."""
+"""Figures and aims of grounding results: support scoring, retrieval, grounded answers; like `benchmarks.reporting.claim_rows`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -42,7 +42,7 @@ INJECTION = {
 
 
 def grounded(result: Result) -> Iterator[Figure]:
-    """How often answers are right, bare and grounded, by variant."""
+    """Rate of correct answers, bare and grounded, by variant."""
     parts = {
         "facts": (result["facts"], FACTS),
         "arithmetic": (result["arithmetic"]["variants"], ARITHMETIC),
@@ -60,13 +60,13 @@ def grounded(result: Result) -> Iterator[Figure]:
 
 
 def _share(id: str, claim: str, its: Result) -> Iterator[Figure]:
-    """None where there was no item to take a share of."""
+    """A share as a figure's value; None without items."""
     if its["share"] is not None:
         yield figure(id, "grounding", f"{claim} ({its['hits']} of {its['items']})", its, "share")
 
 
 def grounded_ttft(result: Result) -> Iterator[Figure]:
-    """What grounding adds to the time to the first token."""
+    """TTFT added by grounding."""
     words = {"bare_ms": "TTFT bare", "grounded_ms": "TTFT grounded", "search_ms": "search", "check_ms": "check after the answer"}  # fmt: skip
     for name, row in result["variants"].items():
         of = f"{name}, {result['chunks']:,} chunks"
@@ -77,7 +77,7 @@ def grounded_ttft(result: Result) -> Iterator[Figure]:
 
 
 def guard(result: Result) -> Iterator[Figure]:
-    """What is marked as unsupported, on text of the benchmark's own."""
+    """Precision and recall of marking unsupported text, on the benchmark's own texts."""
     for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
         kinds = {"all": part["all"], **part["kinds"]}
         if mentioned := part.get("mentioned_elsewhere"):
@@ -99,7 +99,7 @@ SEARCH_P95_AIM = ("100000", "hybrid", "1", "< 120")  # chunks, mode, clients
 
 
 def retrieval(result: Result) -> Iterator[Figure]:
-    """How well and how fast passages are found, and documents indexed."""
+    """Search quality and latency, and indexing speed."""
     for subset, by_mode in result["quality"]["sets"].items():
         for mode, by_order in by_mode.items():
             for order, measures in (
@@ -132,7 +132,7 @@ def retrieval(result: Result) -> Iterator[Figure]:
             yield figure(f"indexing.{workers}.{key}", "grounding", f"indexing, {workers} at once: {key.replace('_', ' ')}", value, unit)  # fmt: skip
 
 
-#: What makes the figures of a result, by the result's name.
+#: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {
     "grounded": grounded,
     "grounded-ttft": grounded_ttft,

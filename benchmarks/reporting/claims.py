@@ -1,8 +1,8 @@
 """Every measured figure and every aim, one row each, in `benchmarks/results/claims.json`.
 
 `python -m benchmarks.reporting.claims` prints them, missed aims first. A benchmark that saves its result writes its rows
-(`benchmarks.reporting.results.save`); `--from-results` derives them all anew from the committed results and writes
-docs/reference/claims.md. Rows are never written by hand: a test holds them against the results, and the pages against the rows.
+(`benchmarks.reporting.results.save`); `--from-results` derives all rows from the committed results and writes
+docs/reference/claims.md. Rows are never written by hand: a test compares them with the results, and the pages with the rows.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "claims.md"
 Area = Literal["contract", "routing", "resilience", "grounding", "gears", "economics", "datapath", "tests"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
-#: What makes the rows of a result, by the result's name.
+#: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {**claim_rows.FIGURES, **claim_rows_grounding.FIGURES}
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
@@ -45,10 +45,10 @@ class ClaimsError(Exception):
 
 
 def meets(aim: str | None, measured: float) -> bool | None:
-    """Whether `measured` is what `aim` asks for (`>= 0.95`, `0.93 to 0.98`); None without an aim.
+    """Whether `measured` meets `aim` (`>= 0.95`, `0.93 to 0.98`); None without an aim.
 
     Raises:
-        ValueError: `aim` is written in another way.
+        ValueError: `aim` has another syntax.
     """
     if aim is None:
         return None
@@ -75,7 +75,7 @@ def _is_aim(aim: str) -> str:
 
 
 class Claim(BaseModel):
-    """One figure: what was measured, by which command, on what, and the aim it has or misses."""
+    """A measured figure with its command, machine and aim."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -97,7 +97,7 @@ class Claim(BaseModel):
 
     @property
     def source(self) -> str:
-        """Name of the result that the figure is from."""
+        """Name of the result that the figure comes from."""
         return self.id.partition(".")[0]
 
     @model_validator(mode="after")
@@ -112,10 +112,10 @@ class Claim(BaseModel):
 
 
 def rows(name: str, result: Mapping[str, Any], commit: str | None) -> list[Claim]:
-    """The claims of the result called `name`; none where it has no figures that anything states.
+    """The claims of the result called `name`; none where no page states its figures.
 
     Raises:
-        ClaimsError: the result lacks what its figures are made of, or two figures have one id.
+        ClaimsError: the result lacks a value, or two figures have the same id.
     """
     if name not in FIGURES:
         return []
@@ -146,12 +146,12 @@ def _fields(name: str, figure: Figure) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Eight significant digits: more than anything is measured to, and enough for every rounding of it."""
+    """Round to eight significant digits: beyond any measurement's precision, and enough for every later rounding."""
     return None if value is None else float(f"{value:.8g}")
 
 
 def read(folder: Path = RESULTS) -> list[Claim]:
-    """All claims in `folder`, none if there is no file. Raises `ClaimsError` where the file is not what was written."""
+    """All claims in `folder`, none if there is no file. Raises `ClaimsError` where the file is malformed."""
     path = folder / FILE
     if not path.exists():
         return []
@@ -173,10 +173,10 @@ def read(folder: Path = RESULTS) -> list[Claim]:
 
 
 def upsert(new: Iterable[Claim], folder: Path = RESULTS, replaced: Iterable[str] = ()) -> list[Claim]:
-    """Put `new` into the file of `folder`, each in the place of the row with its id; all rows then, in their order.
+    """Insert `new` into the file in `folder`, replacing rows with the same id; return all rows in their order.
 
-    Rows of the results called `replaced` that are not in `new` go: their figure is no longer made. The file is
-    written whole or not at all, and two benchmarks that end together do not lose each other's rows.
+    Rows of the results called `replaced` that are not in `new` are removed: their figure no longer exists. The file is
+    written atomically, and two benchmarks that end together do not lose each other's rows.
     """
     with _locked(folder):
         gone = set(replaced)
@@ -207,7 +207,7 @@ def _unique(found: Sequence[Claim], where: str) -> None:
 
 
 def record(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Write the claims of a result that was measured just now. A quick run proves nothing: it makes no claims."""
+    """Write the claims of a new result. A quick run makes no claims."""
     if name in FIGURES and not _quick(result):
         upsert(rows(name, result, result["machine"]["commit"]), folder, replaced=[name])
 
@@ -217,7 +217,7 @@ def from_results(folder: Path = RESULTS) -> list[Claim]:
     found = []
     for name in FIGURES:
         path = folder / f"{name}.json"
-        if not path.exists():  # never measured; a test holds that results which pages show are there
+        if not path.exists():  # never measured; a test checks that results shown on pages exist
             continue
         try:
             result = json.loads(path.read_text())
@@ -234,7 +234,7 @@ def _quick(result: Mapping[str, Any]) -> bool:
 
 
 def _brought_in(path: Path) -> str | None:
-    """The commit that changed the file last; None where it differs from that, or outside a repository."""
+    """The commit that changed the file last; None for uncommitted changes, or outside a repository."""
     git = ["git", "-C", str(path.parent)]
     changed = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True, text=True)
     if changed.returncode or changed.stdout:
@@ -251,13 +251,13 @@ def ordered(found: Iterable[Claim]) -> list[Claim]:
 
 
 def _natural(text: str) -> list[tuple[float, str]]:
-    """For sorting: numbers by their value, so that load 1 comes before load 1.5 and 2 before 10."""
+    """Natural sort key: load 1 comes before 1.5, and 2 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
 def said(value: float | None) -> str:
-    """A number with four significant digits, thousands set apart: 0.5534, 69.6, 12,265."""
+    """Format a number with four significant digits and thousands separators: 0.5534, 69.6, 12,265."""
     if value is None:
         return ""
     if value == 0 or not math.isfinite(value):
@@ -268,7 +268,7 @@ def said(value: float | None) -> str:
 
 
 def cells(claim: Claim) -> list[str]:
-    """Area, claim, aim, measured with its interval, baseline, when: of a line on the page or in the terminal."""
+    """Area, claim, aim, measured with its interval, baseline, when: the cells of a row on the page or in the terminal."""
     interval = "" if claim.low is None else f" [{said(claim.low)}, {said(claim.high)}]"
     baseline = "" if claim.baseline is None else f"{claim.baseline}: {said(claim.baseline_measured)}"
     return [
@@ -285,7 +285,7 @@ HEAD = ("area", "what was measured", "aim", "measured", "compared with", "on")
 
 
 def page(found: Sequence[Claim]) -> str:
-    """docs/reference/claims.md."""
+    """Content of docs/reference/claims.md."""
     missed, met, plain = ([c for c in ordered(found) if c.met is wanted] for wanted in (False, True, None))
     counts: dict[tuple[str, str, str], int] = {}
     for claim in found:
@@ -332,7 +332,7 @@ def show(found: Sequence[Claim]) -> None:
         shown.add_row(marks[claim.met], *(Text(cell) for cell in cells(claim)))
     console = Console()
     if not console.is_terminal:
-        console.width = 240  # into a file or a pipe: a row a line
+        console.width = 240  # for a file or a pipe: one line per row
     console.print(shown)
     missed, met = (sum(claim.met is wanted for claim in found) for wanted in (False, True))
     print(f"{missed} aims missed, {met} met, {len(found) - missed - met} figures without an aim")

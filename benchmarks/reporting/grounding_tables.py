@@ -1,4 +1,4 @@
-"""Tables of what grounding gives and costs: the guard, retrieval, grounded answers."""
+"""Tables of grounding results: support scoring, retrieval, grounded answers."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ from benchmarks.reporting.cells import Result, machine_line, mean_interval, medi
 
 
 def retrieval(result: Result) -> str:
-    """How well and how fast passages are found, and documents indexed."""
+    """Search quality and latency, and indexing speed."""
     parts = (retrieval_quality, retrieval_speed, retrieval_index, retrieval_indexing)
     notes = "".join(f"\n{note}" for note in result.get("notes", ()))
     return "\n\n".join(part(result) for part in parts) + f"\n\n{machine_line(result)}{notes}"
 
 
 def retrieval_quality(result: Result) -> str:
-    """How well each mode finds what answers, on each set of questions."""
+    """Ranking quality of each search mode on each set of questions."""
     rows = []
     for subset, by_mode in result["quality"]["sets"].items():
         for mode, by_order in by_mode.items():
@@ -40,7 +40,7 @@ def retrieval_quality(result: Result) -> str:
 
 
 def retrieval_speed(result: Result) -> str:
-    """What a query takes by mode, size and clients, and its parts."""
+    """Query latency by mode, size and clients, and its parts."""
     rows = []
     for chunks, by_mode in result["latency"].items():
         for mode, by_clients in by_mode.items():
@@ -60,7 +60,7 @@ def retrieval_speed(result: Result) -> str:
 
 
 def retrieval_index(result: Result) -> str:
-    """What the index of embeddings finds of the exact nearest."""
+    """Recall of the vector index against exact search."""
     rows = [
         [
             f"{row['tenant']}, {row['chunks']:,}",
@@ -77,7 +77,7 @@ def retrieval_index(result: Result) -> str:
 
 
 def retrieval_indexing(result: Result) -> str:
-    """How fast documents are indexed, and where the time goes."""
+    """Indexing speed, and the time of each stage."""
     rows = []
     for workers, its in result["indexing"].items():
         shares = ", ".join(f"{name[6:]} {its[name]['median']:.0%}" for name in its if name.startswith("share_"))
@@ -92,7 +92,7 @@ def retrieval_indexing(result: Result) -> str:
 
 
 def grounded_facts(result: Result) -> str:
-    """Facts that change: what is answered before a document, with one, and with a newer one."""
+    """Changing facts: answers without a document, with one, and with a newer one."""
     columns = {
         "bare": "bare", "older": "with a document", "newer_replaced": "replaced by a newer one",
         "newer_beside": "newer one beside it", "stale_beside": "of these stale", "in_own_words": "in the variant's own words",
@@ -115,7 +115,7 @@ def grounded_arithmetic(result: Result) -> str:
 
 
 def grounded_unanswerable(result: Result) -> str:
-    """Terms that a collection lacks, and terms that it has."""
+    """Answers about terms that a collection lacks, and terms that it has."""
     columns = {
         "bare_declined": "missing term: bare declines", "abstained": "missing term: abstains", "abstained_invented": "invented",
         "abstained_left_out": "of the same field", "abstained_elsewhere": "of other fields",
@@ -130,7 +130,7 @@ def grounded_unanswerable(result: Result) -> str:
 
 
 def grounded_injection(result: Result) -> str:
-    """Documents that give orders: how often they are obeyed, and whether the question is still answered."""
+    """Prompt injections in documents: how often they are obeyed, and whether the question is still answered."""
     rows = []
     for name, arms in result["injection"].items():
         for arm, its in arms.items():
@@ -158,7 +158,7 @@ def _share(its: Result) -> str:
 
 
 def grounded_ttft(result: Result) -> str:
-    """What grounding adds to the time to the first token."""
+    """TTFT added by grounding."""
     rows = [
         [
             f"`{name}`", *(median_range(row[what], 0) for what in ("bare_ms", "grounded_ms", "added_ms")),
@@ -180,7 +180,7 @@ def grounded_ttft(result: Result) -> str:
 
 
 def guard(result: Result) -> str:
-    """What the guard marks as unsupported, in questions and in sentences, by kind, on the half that it did not learn from."""
+    """Precision and recall of support scoring for questions and sentences, by kind, on the held-out half."""
     rows = []
     for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
         kinds = dict(part["kinds"])

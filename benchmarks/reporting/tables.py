@@ -1,6 +1,6 @@
-"""The tables of README and docs, made from the results: `python -m benchmarks.reporting.tables` writes them in place.
+"""Tables of README and docs, generated from the results: `python -m benchmarks.reporting.tables` writes them in place.
 
-A page marks the place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A test holds the pages against the results.
+A page marks the place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A test compares the pages with the results.
 """
 
 import re
@@ -18,11 +18,11 @@ from compression.report.page import quality_ci95
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
+TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # predicted times
 
 
 def variants(result: Result) -> str:
-    """What each variant costs and gives, for the README."""
+    """Quality, speed and cost of each variant, for the README."""
     rows = []
     for name, row in result["variants"].items():
         ratios = row["ratios"]
@@ -45,7 +45,7 @@ def variants(result: Result) -> str:
 
 
 def variants_details(result: Result) -> str:
-    """The same with intervals, spread and cost."""
+    """Quality and speed of each variant, with intervals, spread and cost."""
     rows = []
     for name, row in result["variants"].items():
         low, high = row["kl_ci95"]
@@ -77,7 +77,7 @@ def variants_details(result: Result) -> str:
 
 
 def overhead(engine: Result) -> str:
-    """Throughput and first-token time beside the bare server's, for the README."""
+    """Throughput and TTFT relative to the bare server, for the README."""
     streams = [str(point["streams"]) for point in engine["shape"]]
     rows = []
     for name, points in engine["systems"].items():
@@ -99,7 +99,7 @@ def _aims(name: str, result: Result) -> str:
 
 
 def overhead_instant(instant: Result) -> str:
-    """Requests per second and CPU time per request and token with an engine that takes no time."""
+    """Requests per second and CPU time per request and token with a mock engine."""
     rows = []
     for name, system in instant["systems"].items():
         points = system["points"]
@@ -127,7 +127,7 @@ def overhead_instant(instant: Result) -> str:
 
 
 def overhead_details(engine: Result, instant: Result) -> str:
-    """Both parts with their spread."""
+    """Both parts of the overhead benchmark, with their spread."""
     rows = []
     for name, points in engine["systems"].items():
         for at, point in points.items():
@@ -159,7 +159,7 @@ def overhead_details(engine: Result, instant: Result) -> str:
 
 
 def distillation(result: Result) -> str:
-    """The same student after the same training with each loss, and what that gives over hard labels."""
+    """The same student after the same training with each loss, and the improvement over hard labels."""
     before = result["before"]
     digits = {"kl_to_full": 3, "top1_agreement": 3, "perplexity": 2}
     rows = [["before training", *(f"{before[metric]:.{digit}f}" for metric, digit in digits.items()), "", ""]]
@@ -181,7 +181,7 @@ def distillation(result: Result) -> str:
 
 
 def compression(result: Result) -> str:
-    """Every technique beside `full`: what it gives, what it is worth."""
+    """Every technique compared with `full`: quality, speed and size."""
     cards = result["variants"]
     full = cards["full"]["profile"]
     shown = group(dict(result))
@@ -222,7 +222,7 @@ def compression(result: Result) -> str:
 
 
 def compression_large(result: Result) -> str:
-    """What techniques make of the speed of a larger model."""
+    """Speed of each technique on a larger model."""
     full = result["variants"]["full"]
     rows = []
     for name, row in result["variants"].items():
@@ -245,7 +245,7 @@ def compression_large(result: Result) -> str:
 
 
 def goodput(result: Result) -> str:
-    """Every policy at every load: live, and in brackets what the simulator says."""
+    """Every policy at every load: live, with the simulator's value in brackets."""
     rows = []
     for label in next(iter(result["live"].values())):
         row = [label]
@@ -264,7 +264,7 @@ def goodput(result: Result) -> str:
 
 
 def predictions(live: Result, simulated: Result) -> str:
-    """How well the default policy's predictions held; in the simulator, beside those of an oracle."""
+    """Prediction error and coverage of the default policy; in the simulator, compared with an oracle."""
     rows = []
     for where, by_load in (
         ("live, bursty", live["live"]),
@@ -303,7 +303,7 @@ def simulate(result: Result) -> str:
 
 
 def decision(result: Result) -> str:
-    """What a decision takes by the number of variants."""
+    """Time per routing decision by the number of variants."""
     rows = [
         [count, *(median_range(row[what], 1) for what in ("decide_us", "nothing_fits_us", "observe_us"))]
         for count, row in result["variants"].items()
@@ -317,12 +317,12 @@ def _policy_cell(row: Mapping[str, Any]) -> str:
 
 
 def _speeds(profile: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Tokens a second: written by one stream, by all together, and read."""
+    """Tokens per second: decode of one stream, decode of all streams together, and prefill."""
     return 1000 / profile["tpot"][0]["p50_ms"], profile["decode_tokens_per_s"], profile["prefill_tokens_per_s"]
 
 
 def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Steps with what tells them apart."""
+    """Compression steps with the settings that distinguish them."""
     names = []
     for step in steps:
         told = [step["parameters"].get(key) for key in ("scheme", "method", "pattern", "layers", "mlp_width", "dtype")]
@@ -332,7 +332,7 @@ def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def upgrades(result: Result) -> str:
-    """What each change of a running cluster did to requests."""
+    """Failed and slow requests during each change of a running cluster."""
     rows = []
     for step in result["steps"]:
         kinds = step["kinds"].values()
@@ -373,7 +373,7 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
 
 
 def filled(page: str) -> str:
-    """The page with every marked table made anew. Raises `KeyError` for a table there is not."""
+    """The page with every marked table regenerated. Raises `KeyError` for an unknown table."""
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
