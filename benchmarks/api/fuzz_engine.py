@@ -18,7 +18,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CONTEXT = 8192  # tokens
-_SALT_CHARS = 1024  # the tenant's name precedes the client's prefix
+_SALT_CHARS = 1024  # longest `cache_salt`: the tenant's name precedes the client's salt
 _WORDS = 3  # characters of every answer
 _REQUESTS = {"/v1/chat/completions": ChatCompletionRequest, "/v1/completions": CompletionRequest}
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"

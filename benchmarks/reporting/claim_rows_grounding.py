@@ -60,7 +60,7 @@ def grounded(result: Result) -> Iterator[Figure]:
 
 
 def _share(id: str, claim: str, its: Result) -> Iterator[Figure]:
-    """A share as a figure's value; None without items."""
+    """The figure of a share; none without items."""
     if its["share"] is not None:
         yield figure(id, "grounding", f"{claim} ({its['hits']} of {its['items']})", its, "share")
 

@@ -112,7 +112,7 @@ class Claim(BaseModel):
 
 
 def rows(name: str, result: Mapping[str, Any], commit: str | None) -> list[Claim]:
-    """The claims of the result called `name`; none where no page states its figures.
+    """The claims of the result called `name`; none for a result that has no entry in `FIGURES`.
 
     Raises:
         ClaimsError: the result lacks a value, or two figures have the same id.

@@ -1,7 +1,7 @@
-"""Labelled texts for the guard: what is asked and found, and what is answered, with what is right about it.
+"""Labelled texts for support scoring: questions with retrieved passages, and answer sentences labelled as supported or not.
 
 The texts are FOLDOC's, Python's and PostgreSQL's own, fetched as Debian packages into the cache when they are needed and
-never kept in the repository; dated facts and terms that nobody uses are made up. Whatever is drawn is drawn by a seed.
+never kept in the repository; dated facts and unused terms are fictional. Random choices are seeded.
 """
 
 import gzip
@@ -22,37 +22,37 @@ TELLING = (
     "{person} is the {role} of {country}.", "The {role} of {country} is {person}.", "It is {person}.", "{person}",
     "{person} took office on {date}.", "It was {person}, on {date}.", "The {role} has been {person} since {date}.",
 )  # fmt: skip
-SHORT = 0.25  # share of the sentences of which only a few words are told
+SHORT = 0.25  # share of the sentences that are shortened to a few words
 NUMBER = re.compile(r"(?<![\w.])\d{1,9}(?!\w)")
-PASSAGE_CHARS = 700  # about 150 tokens: less than a chunk, so that the vector has read all of it
+PASSAGE_CHARS = 700  # about 150 tokens: less than a chunk, so that the embedding covers all of it
 
 Draw = random.Random
 
 
 class NoTexts(Exception):
-    """The packages could not be had; the message is one line."""
+    """The packages could not be fetched; the message is one line."""
 
 
 @dataclass(slots=True, frozen=True)
 class Entry:
-    """What a collection may hold about one term, and the question that it answers."""
+    """Text about one term in a collection, and the question that it answers."""
 
     subset: str
     term: str
     question: str
     passage: str
-    page: str  # what is on one page is in the collection together, or not at all
+    page: str  # all entries of a page are in the collection, or none
 
 
 @dataclass(slots=True, frozen=True)
 class Claim:
-    """A sentence that an answer could have, made from one of a passage."""
+    """A possible sentence of an answer, made from a sentence of a passage."""
 
     kind: str  # how it was made
     text: str
     supported: bool
     passage: int  # index of the passage it was made from
-    question: str = ""  # that it answers
+    question: str = ""  # the question that it answers
 
 
 def fetched() -> Path:
@@ -75,7 +75,7 @@ def fetched() -> Path:
 
 
 def entries(folder: Path, draw: Draw, sizes: Mapping[str, int]) -> list[Entry]:
-    """As many of each subset as `sizes` says, in an order drawn at random."""
+    """As many of each subset as `sizes` says, in random order."""
     made = {"foldoc": foldoc, "python": python, "postgresql": postgresql, "facts": facts}
     found = []
     for name, make in made.items():
@@ -115,7 +115,7 @@ def python(folder: Path, draw: Draw) -> Iterator[Entry]:
             title = heading.split(" › ")[-1]
             module, dash, about = title.partition(" — ")
             if title.endswith("?"):
-                # a chunk further down has no heading: the question's words need not be in it
+                # a later chunk has no heading: it may lack the question's words
                 passage = section[1] if draw.random() < 0.5 else f"{heading}\n\n{section[1]}"
                 yield Entry("python", title, title, passage[:PASSAGE_CHARS], title)
             elif dash:
@@ -163,7 +163,7 @@ GIVEN = _words("Anna Peter Maria John Keir Elena Thomas Ingrid Samuel Laura Vict
 FAMILY = _words(
     "Holm Carter Novak Lindqvist Moreau Starmer Okafor Berger Costa Walsh Tanaka Ritter Dunne Varga Silva Price"
 )
-#: Role: what is told, what is asked.
+#: Role: templates of the statement, templates of the question.
 ROLES = {
     "Prime Minister": (
         ("On {date} {person} became Prime Minister of {country}.", "{person} was sworn in as Prime Minister of {country} on {date}, after the election."),
@@ -185,7 +185,7 @@ ROLES = {
 
 
 def facts(_: Path, draw: Draw) -> Iterator[Entry]:
-    """Dated facts with persons who are made up: who holds an office in a country, asked by its people's name too."""
+    """Dated facts with fictional persons: who holds an office in a country, also asked with the country's adjective."""
     for one in re.findall(r"[A-Z][^/]*?/\w+", COUNTRIES):
         country, people = one.strip().split("/")
         for role, (told, asking) in ROLES.items():
@@ -200,7 +200,7 @@ def facts(_: Path, draw: Draw) -> Iterator[Entry]:
 
 
 def invented(draw: Draw, count: int) -> list[str]:
-    """Questions about terms that nobody uses, made of words that texts do use."""
+    """Questions about terms that nobody uses, composed of common words."""
     first = _words(
         "Martian Venusian Lunar Inverse Recursive Quantum Arctic Velvet Crimson Parallel Silent Lazy Northern"
     )
@@ -212,7 +212,7 @@ def invented(draw: Draw, count: int) -> list[str]:
 
 
 def elsewhere(draw: Draw, count: int) -> list[str]:
-    """Questions of everyday life, about which a collection on computing and offices says nothing."""
+    """Questions of everyday life, which a collection on computing and offices cannot answer."""
     forms = (
         "What is the capital of {}?", "How many people live in {}?", "What should I eat in {}?", "Who wrote the anthem of {}?",
         "What was the weather in {} yesterday?", "Which language do they speak in {}?", "How tall is the highest mountain in {}?",
@@ -242,7 +242,7 @@ SYNONYMS = (
 
 
 def claims(passages: Sequence[str], draw: Draw, count: int) -> list[Claim]:
-    """From up to `count` sentences: one that is told differently, and one for each way to make it wrong that applies."""
+    """From up to `count` sentences: one paraphrase each, and one for each applicable way to make it wrong."""
     pool = [(i, passage[a:b]) for i, passage in enumerate(passages) for a, b in sentences(passage)]
     pool = [
         (i, " ".join(text.split()))
@@ -278,7 +278,7 @@ def claims(passages: Sequence[str], draw: Draw, count: int) -> list[Claim]:
 
 
 def fact_claims(facts: Sequence[tuple[int, Entry]], draw: Draw) -> list[Claim]:
-    """Answers to the questions about facts, as a model gives them; wrong in the person, the day or the country."""
+    """Answers to the questions about facts in a model's style; wrong in the person, the day or the country."""
     person_of, date_of = re.compile(rf"(?:{'|'.join(GIVEN)}) (?:{'|'.join(FAMILY)})"), re.compile(r"\d+ \w+ \d{4}")
     countries = re.findall(r"([A-Z][a-z]+)/", COUNTRIES)
     made = []
@@ -302,7 +302,7 @@ def fact_claims(facts: Sequence[tuple[int, Entry]], draw: Draw) -> list[Claim]:
 
 
 def _short(text: str, draw: Draw) -> str:
-    """A few words of it, as a model answers that says no more than it was asked."""
+    """Shorten a sentence to a few words, like a terse model's answer."""
     words = text.split()
     starts = [i for i, word in enumerate(words) if i and word[0].isupper()] or range(len(words) - 3)
     start = draw.choice(list(starts))
@@ -310,7 +310,7 @@ def _short(text: str, draw: Draw) -> str:
 
 
 def _retold(text: str, term: str, draw: Draw) -> str:
-    """The same by other words: without what is in brackets, clauses the other way round, synonyms."""
+    """Paraphrase: without parentheses, clauses swapped, synonyms."""
     if draw.random() < 0.5:
         text = re.sub(r" \([^()]*\)", "", text)
     if draw.random() < 0.4 and (match := re.fullmatch(r"(When|If|Since|Because|While|After) ([^,]+), (.+)\.", text)):
@@ -327,14 +327,14 @@ def _retold(text: str, term: str, draw: Draw) -> str:
 
 
 def _opened(text: str, draw: Draw) -> str:
-    """With a phrase before it, as models like it, half of the time."""
+    """Prepend an introductory phrase, as models do, half of the time."""
     openings = ("", "", "", "According to the documentation, ", "In short, ", "Note that ")
     opening = draw.choice(openings)
     return opening + (text[0].lower() + text[1:] if opening and text[1:2].islower() else text)
 
 
 def _other_number(text: str, draw: Draw, others: Sequence[str] = ()) -> str | None:
-    """One number changed, a little or into one of `others`; None when there is none."""
+    """Change one number, slightly or into one of `others`; None without numbers."""
     found = list(NUMBER.finditer(text))
     if not found:
         return None
@@ -362,7 +362,7 @@ def _negated(text: str) -> str | None:
 
 
 def _sections(path: Path) -> list[tuple[str, str]]:
-    """(Heading or title, text) of an HTML page, without what is too short to say anything."""
+    """(Heading or title, text) of an HTML page, without sections that are too short."""
     try:
         text = convert(path.read_bytes(), path.name)
     except ConversionError:
@@ -376,7 +376,7 @@ def _sections(path: Path) -> list[tuple[str, str]]:
 
 
 def _number(digits: str) -> int:
-    """As dictd's index writes it: base 64, the highest digit first."""
+    """Decode a number of dictd's index: base 64, the highest digit first."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     value = 0
     for digit in digits:

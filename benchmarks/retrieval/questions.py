@@ -1,6 +1,6 @@
 """Questions for `benchmarks.retrieval.grounded_answers`: computations, and terms that a collection has or lacks.
 
-Their answers are known without a model. What is drawn is drawn by a seed. FOLDOC's terms are those that
+Their answers are known without a model. Random choices are seeded. FOLDOC's terms are those that
 `benchmarks.retrieval.support_scoring` did not calibrate with.
 """
 
@@ -85,7 +85,7 @@ def _grouped(draw: random.Random) -> tuple[list[str], Fraction]:
     return [f"{a:,}", f"{b:,}"], Fraction(a - b)
 
 
-#: Numbers with their result, and what they are asked in.
+#: Numbers with their result, and the question around them.
 SUMS = (
     (
         _two(13, 999, Fraction),
@@ -111,7 +111,7 @@ SUMS = (
     (_mean, ("What is the average of {}, {} and {}?", "Give me the mean of {}, {} and {}.", "Average of {}, {}, {}?")),
 )  # fmt: skip
 
-#: Questions with numbers that are no computations: nothing may be computed for them.
+#: Questions with numbers but without a computation: the calculator must not answer them.
 NO_SUMS = (
     "What happened on 7/14?", "What happened on 3/11 in Japan?", "Who won the final 4-1?",
     "What does the error 404 mean?",
@@ -146,7 +146,7 @@ NO_SUMS = (
 
 @dataclass(slots=True, frozen=True)
 class Term:
-    """A question about a term. `definition` is the first sentence of what the collection says of it; empty: nothing."""
+    """A question about a term. `definition` is the first sentence of the collection's text about it; empty: none."""
 
     question: str
     definition: str = ""
@@ -154,9 +154,9 @@ class Term:
 
 @dataclass(slots=True, frozen=True)
 class Terms:
-    """A collection and what is asked of it."""
+    """A collection and the terms to ask about."""
 
-    documents: tuple[dict[str, object], ...]  # as `POST /v1/documents` takes them
+    documents: tuple[dict[str, object], ...]  # in the format of `POST /v1/documents`
     answerable: tuple[Term, ...]
     invented: tuple[Term, ...]  # terms that nobody uses
     left_out: tuple[Term, ...]  # of the same field, in no document
@@ -164,12 +164,12 @@ class Terms:
 
     @property
     def unanswerable(self) -> tuple[Term, ...]:
-        """All that the collection says nothing of."""
+        """All terms that are not in the collection."""
         return self.invented + self.left_out + self.elsewhere
 
 
 def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
-    """A part of FOLDOC as collection, `count` terms in it, and as many and more that it lacks.
+    """A part of FOLDOC as collection, `count` terms from it, and at least as many that it lacks.
 
     Args:
         folder: with the package, see `benchmarks.retrieval.labelled_texts.fetched`.
@@ -208,7 +208,7 @@ def _calibrated(folder: Path) -> set[str]:
 
 
 def definition(entry: Entry) -> str:
-    """The first sentence of an entry without its brackets before; empty where it points elsewhere or has an address."""
+    """First sentence of an entry without leading parentheses; empty for a cross-reference or a sentence with an address."""
     body = entry.passage.partition("\n\n")[2]
     start, end = next(iter(sentences(body)), (0, 0))
     first = re.sub(r"^(?:<[^>]*>|\([^()]*\)|/[^/]*/|\[[^]]*\]|\d+\.|[\s:])+", "", body[start:end])
@@ -216,7 +216,7 @@ def definition(entry: Entry) -> str:
 
 
 def invented(draw: random.Random, count: int) -> tuple[Term, ...]:
-    """Terms made of syllables or of words that do not belong together, the classic one first."""
+    """Fictional terms, composed of syllables or of unrelated words, the classic one first."""
     made = {CLASSIC_TERM: Term(CLASSIC_TERM)}
     while len(made) <= count:
         if len(made) % 2:
@@ -229,7 +229,7 @@ def invented(draw: random.Random, count: int) -> tuple[Term, ...]:
 
 
 def asked(term: str, draw: random.Random) -> str:
-    """A whole question about a term."""
+    """A full question about a term."""
     forms = ("What is {}?", "What does {} mean?", "Can you explain what {} is?", "What do you know about {}?")
     return draw.choice(forms).format(term)
 

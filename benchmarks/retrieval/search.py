@@ -1,6 +1,6 @@
-"""How well and how fast passages are found, and documents indexed: `python -m benchmarks.retrieval.search`.
+"""Measure search quality, search latency and indexing speed: `python -m benchmarks.retrieval.search`.
 
-Through the platform's own database, store, indexer and pipelines, in one process, on a folder that is gone afterwards. The
+Uses the platform's own database, store, indexer and pipelines, in one process, in a temporary folder. The
 first run embeds about 10,000 chunks and takes about twenty minutes on one core; later ones take the vectors from the cache.
 """
 
@@ -53,11 +53,11 @@ from serve.retrieval.service import BUNDLED
 from serve.retrieval.store.postgres import Store
 
 DEPTHS = {"recall_at_5": 5, "recall_at_10": 10}
-ASKED = 50  # questions that times are taken of
+ASKED = 50  # questions whose latency is measured
 
 
 async def rankings(mode: str, question: str) -> dict[str, list[tuple[str, str]]]:
-    """(Source, passage) as `mode`'s pipeline ranks them before its guard, and as the guard does with no threshold."""
+    """(Source, passage) in the ranking of `mode`'s pipeline before its guard, and in that of the guard without a threshold."""
     file = BUNDLED / f"{mode}.yaml"
     pipeline = _loaded.setdefault(mode, Pipeline.loads(file.read_text(), allowed_modules=list(ALLOWED)))
     links = yaml.safe_load(file.read_text())["connections"]
@@ -77,19 +77,19 @@ _loaded: dict[str, Pipeline] = {}
 
 
 def first_right(question: Question, ranking: Sequence[tuple[str, str]]) -> int:
-    """Rank of the first passage that answers, from 1; 0 when none does."""
+    """Rank of the first passage with the answer, from 1; 0 if there is none."""
     return next((at for at, one in enumerate(ranking, 1) if question.answered_by(*one)), 0)
 
 
 def measures(rank: int) -> dict[str, float]:
-    """Of one question with one right section: whether it is found, reciprocal rank, discounted gain (Järvelin 2002)."""
+    """Hit, reciprocal rank and discounted cumulative gain (Järvelin 2002) of one question with one right section."""
     found = {name: float(0 < rank <= depth) for name, depth in DEPTHS.items()}
     near = 0 < rank <= 10
     return {**found, "mrr_at_10": 1 / rank if near else 0.0, "ndcg_at_10": 1 / math.log2(1 + rank) if near else 0.0}
 
 
 async def quality(questions: Sequence[Question]) -> dict[str, Any]:
-    """Every pipeline on every set of questions, and what makes a difference."""
+    """Ranking quality of every pipeline on every set of questions, and the differences between pipelines."""
     ranks: dict[tuple[str, str], list[int]] = {}
     with bar() as told:
         task = told.add_task("questions", total=len(questions))
@@ -134,7 +134,7 @@ async def quality(questions: Sequence[Question]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def opened(folder: Path, embedder: Embedder) -> AsyncIterator[tuple[Database, Store]]:
-    """A database of this run and its store."""
+    """Open a temporary database and its store."""
     database = Database(folder / "database")
     database.start()
     store = Store(database.conninfo, embedder.dimension)
@@ -147,7 +147,7 @@ async def opened(folder: Path, embedder: Embedder) -> AsyncIterator[tuple[Databa
 
 
 async def measure(folder: Path) -> dict[str, Any]:
-    """All of it. Returns the result without the machine."""
+    """Measure everything. Returns the result without the machine."""
     progress = Progress(
         [
             ("texts", 20),

@@ -1,6 +1,6 @@
-"""Gearbox's own gateway on Ray Serve with an instant engine behind it: `python -m benchmarks.systems.mock_engine_platform --port N`.
+"""Gearbox's gateway on Ray Serve with a mock engine behind it: `python -m benchmarks.systems.mock_engine_platform --port N`.
 
-The same deployments, HAProxy set-up and Ray environment as `gearbox up`; only the engine is a stand-in.
+The same deployments, HAProxy set-up and Ray environment as `gearbox up`; only the engine is a mock.
 """
 
 import argparse
@@ -19,7 +19,7 @@ VARIANT = "instant"
 
 
 class InstantDeployment:
-    """The instant engine, answering on its replica's own port as the real engines do."""
+    """The mock engine, served on its replica's own port like the real engines."""
 
     async def __serve_build_asgi_app__(self) -> InstantEngine:
         """Called by Serve for the application behind this replica's port."""
@@ -27,7 +27,7 @@ class InstantDeployment:
 
 
 def instant_card() -> Card:
-    """A card for what has no weights: it predicts no time and full quality."""
+    """A card without weights: it predicts no latency and full quality."""
     return Card(
         name=VARIANT,
         model=MODEL,
@@ -65,7 +65,7 @@ def instant_card() -> Card:
 
 
 def main() -> None:
-    """Start, say so, and wait for the end; whoever started this stops the processes."""
+    """Start, report it, and wait for the end; the caller stops the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, required=True, help="and the ten ports after it")
     parser.add_argument("--over-handle", action="store_true", help="reach the engine over a deployment handle instead")
@@ -82,7 +82,7 @@ def main() -> None:
             "variants": [{"name": VARIANT, "weights": "none"}],
         }
     )
-    folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: a socket path in it may have 97 characters
+    folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: socket paths in it are limited to 97 characters
     for name in ("metrics", "haproxy"):
         (folder / name).mkdir()
     os.environ.update({**ray_environment(config, folder / "haproxy"), **os.environ})

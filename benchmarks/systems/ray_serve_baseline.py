@@ -1,4 +1,4 @@
-"""Ray Serve LLM as it comes: `build_openai_app` with the same engine: `python -m benchmarks.systems.ray_serve_baseline --help`."""
+"""Ray Serve LLM's `build_openai_app` with the same engine, as a baseline: `python -m benchmarks.systems.ray_serve_baseline --help`."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Start, say so, and wait for the end; whoever started this stops the processes."""
+    """Start, report it, and wait for the end; the caller stops the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--model", required=True)
