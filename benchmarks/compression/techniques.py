@@ -19,7 +19,7 @@ from compression.build.family import BuildError, Family, VariantSpec
 from compression.build.kernels import target_hardware, unsupported_reason
 from compression.build.source import SourceError
 from compression.build.subprocesses import compression_python
-from compression.progress import Progress as Reached
+from compression.progress import Progress as BuildProgress
 from compression.recipe.schema import RecipeError, load_recipe
 from compression.report.page import AXES
 from compression.report.plots import plot
@@ -93,7 +93,7 @@ class Stages:
     stage: str = ""
     said: float = field(default_factory=time.monotonic)
 
-    def __call__(self, reached: Reached) -> None:
+    def __call__(self, reached: BuildProgress) -> None:
         """Receive the subprocess's progress."""
         now = time.monotonic()
         if reached.stage != self.stage or now - self.said >= self.every_s:

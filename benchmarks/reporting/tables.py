@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import claims, grounding_tables
-from benchmarks.reporting import telemetry_tables as observing_tables
+from benchmarks.reporting import claims, grounding_tables, telemetry_tables
 from benchmarks.reporting.cells import Result, machine_line, median_range, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
@@ -351,8 +350,8 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
-    "observing": (observing_tables.observing, ("observing",)),
-    "observing-engine": (observing_tables.observing_engine, ("observing-engine",)),
+    "observing": (telemetry_tables.observing, ("observing",)),
+    "observing-engine": (telemetry_tables.observing_engine, ("observing-engine",)),
     "compression": (compression, ("compression",)),
     "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from benchmarks.retrieval import support_scoring as guard
+from benchmarks.retrieval import support_scoring
 from benchmarks.retrieval.labelled_texts import Entry, foldoc
 from serve.retrieval.verify.support import sentences
 
@@ -200,11 +200,11 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
 
 
 def _calibrated(folder: Path) -> set[str]:
-    """The terms of FOLDOC that `benchmarks.retrieval.support_scoring` fits and tests with: drawn as `guard_texts.entries` draws them."""
-    draw = random.Random(guard.SEED)
+    """The terms of FOLDOC that `benchmarks.retrieval.support_scoring` fits and tests with: drawn as `labelled_texts.entries` draws them."""
+    draw = random.Random(support_scoring.SEED)
     every = list(foldoc(folder, draw))
     draw.shuffle(every)
-    return set(list(dict.fromkeys(entry.term.lower() for entry in every))[: guard.SIZES["foldoc"]])
+    return set(list(dict.fromkeys(entry.term.lower() for entry in every))[: support_scoring.SIZES["foldoc"]])
 
 
 def definition(entry: Entry) -> str:

@@ -92,7 +92,7 @@ def main() -> None:
     from ray import serve as ray_serve
 
     import deployments.gateway
-    from benchmarks.systems import paired_gateways as side_by_side
+    from benchmarks.systems import paired_gateways
     from benchmarks.systems.handle_transport import HandleEngine, HandleGateway
     from deployments.replicas import app_name
 
@@ -110,7 +110,7 @@ def main() -> None:
     ).bind()
     cards, metrics = {VARIANT: instant_card()}, folder / "metrics"
     if given.side_by_side:
-        gateways = side_by_side.gateways(config, cards, {}, "none", metrics, given.side_by_side)
+        gateways = paired_gateways.gateways(config, cards, {}, "none", metrics, given.side_by_side)
     else:
         gateway = deployments.gateway.gateway_app(config, cards, {}, "none", str(metrics))
         gateways = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]

@@ -25,7 +25,7 @@ from benchmarks.reporting.results import Progress, load, save, spread
 from benchmarks.systems.full_weights import CONFIG, NoWeights
 from benchmarks.systems.mock_engine import answers, body
 from benchmarks.systems.paired_gateways import NAMES, metrics_port
-from benchmarks.telemetry import overhead_engine as observing_engine
+from benchmarks.telemetry import overhead_engine
 from benchmarks.telemetry.overhead_engine import FLUSH_S
 from deployments.ray_internals import replica_app
 
@@ -315,10 +315,10 @@ def main() -> int:
     given = parser.parse_args()
     with command((NotStarted, LoadError, NoWeights), "everything that was started is stopped"):
         if given.engine:
-            shape = observing_engine.QUICK if given.quick else observing_engine.FULL
+            shape = overhead_engine.QUICK if given.quick else overhead_engine.FULL
             shape = dataclasses.replace(shape, rounds=given.rounds or shape.rounds)
-            result = observing_engine.measure(shape, given.config, given.weights)
-            print(observing_engine.told(result))
+            result = overhead_engine.measure(shape, given.config, given.weights)
+            print(overhead_engine.told(result))
             save("observing-engine", result)
         else:
             size = QUICK if given.quick else FULL

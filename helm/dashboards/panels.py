@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grafana_foundation_sdk.builders import common as look
+from grafana_foundation_sdk.builders import common
 from grafana_foundation_sdk.builders import dashboard as grafana
 from grafana_foundation_sdk.builders import stat as stats
 from grafana_foundation_sdk.builders import table as tables
@@ -86,9 +86,9 @@ def chart(
     panel = (
         timeseries.Panel()
         .title(title).description(told).datasource(SOURCE).unit(unit).span(span).height(8)
-        .legend(look.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
+        .legend(common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
                 .placement(LegendPlacement.BOTTOM))
-        .tooltip(look.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
         .line_width(1).fill_opacity(10).targets([_range(line, i) for i, line in enumerate(lines)])
     )  # fmt: skip
     if floor:
@@ -96,10 +96,10 @@ def chart(
     if top is not None:
         panel.max(top)
     if stacked:
-        panel.stacking(look.StackingConfig().mode(StackingMode.NORMAL).group("A")).fill_opacity(60)
+        panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A")).fill_opacity(60)
     if levels:
         panel.thresholds(_thresholds(levels))
-        panel.thresholds_style(look.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
     return panel.build()
 
 
@@ -111,7 +111,7 @@ def stat(title: str, told: str, unit: str, expr: str, *, span: int = 6, levels: 
         stats.Panel()
         .title(title).description(told).datasource(SOURCE).unit(unit).span(span).height(4)
         .mappings([NOTHING]).no_value("-").graph_mode(BigValueGraphMode.NONE).thresholds(_thresholds(levels))
-        .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"])).targets([query])
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).targets([query])
     )  # fmt: skip
     if decimals is not None:
         panel.decimals(decimals)
@@ -149,9 +149,9 @@ def scatter(title: str, told: str, by: str, x: Column, y: Column, *, span: int =
         .targets([_instant(column, i) for i, column in enumerate((x, y))])
         .mapping(SeriesMapping.AUTO).show(XYShowMode.POINTS)
         .point_size(xychart.XychartFieldConfigPointSize().fixed(12))
-        .legend(look.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
+        .legend(common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
                 .placement(LegendPlacement.BOTTOM))
-        .tooltip(look.VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
     )  # fmt: skip
     for step in _rows(by, (x, y)):
         panel.with_transformation(step)

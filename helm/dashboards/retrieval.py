@@ -5,7 +5,9 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from helm.dashboards.panels import GREEN, RED, YELLOW, Line, chart, dashboard, stat
 from helm.dashboards.promql import MODEL, RANGE, count, mean, quantile, rate, share
 
-JUDGED = f'{MODEL}, outcome=~"used|shrunk|abstained|unsupported"'  # requests that searched in order to answer from sources
+JUDGED = (
+    f'{MODEL}, outcome=~"used|shrunk|abstained|unsupported"'  # requests that searched in order to answer from sources
+)
 UNAVAILABLE = f'{MODEL}, code=~"store_unavailable|retrieval_unavailable|retrieval_timeout"'
 # an error code has no series before its first rejection
 NONE_REJECTED = f'label_replace(0 * {rate("gearbox_retrieval_seconds_count", "", MODEL)}, "code", "none", "", "")'

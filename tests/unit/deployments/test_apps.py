@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from deployments import apps
-from helm import chart_render as charts
+from helm import chart_render
 
-EXAMPLE = charts.applications(charts.render(charts.example("high-availability")))
+EXAMPLE = chart_render.applications(chart_render.render(chart_render.example("high-availability")))
 
 
 @pytest.fixture(autouse=True)
