@@ -44,12 +44,12 @@ def example(name: str) -> Document:
 
 def merged(*values: Document) -> Document:
     """Merge values into values, as Helm merges values files."""
-    whole: Document = {}
+    result: Document = {}
     for part in values:
         for key, value in part.items():
-            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
-            whole[key] = merged(whole[key], value) if both else deepcopy(value)
-    return whole
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else deepcopy(value)
+    return result
 
 
 def render(values: Document | None = None, name: str = "demo", namespace: str = "models") -> list[Document]:

@@ -194,10 +194,10 @@ def _plain(part: Any) -> Any:
         return part.replace("#/$defs/", "#/definitions/")
     if not isinstance(part, dict):
         return part
-    kept = {key: value for key, value in part.items() if key not in ("title", "format", "default")}
-    if "properties" in kept:  # keys are property names, of which one may be "title"
-        kept["properties"] = {name: _plain(value) for name, value in part["properties"].items()}
-    return {key: value if key == "properties" else _plain(value) for key, value in kept.items()}
+    result = {key: value for key, value in part.items() if key not in ("title", "format", "default")}
+    if "properties" in result:  # keys are property names, of which one may be "title"
+        result["properties"] = {name: _plain(value) for name, value in part["properties"].items()}
+    return {key: value if key == "properties" else _plain(value) for key, value in result.items()}
 
 
 def renames() -> str:

@@ -270,9 +270,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=2_000, help="at least as many; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; default %(default)s")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NotStarted,), "nothing was saved"):
-        result = run(given.requests, given.seed)
+        result = run(args.requests, args.seed)
         save("fuzz-api", result)
         plots.fuzz_api(result)
     print(", ".join(f"{count:,} × {status}" for status, count in result["statuses"].items()))  # type: ignore[attr-defined]

@@ -57,8 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine", required=True, metavar="URL")
-    given = parser.parse_args()
-    uvicorn.run(gateway(given.engine), host="127.0.0.1", port=given.port, log_level="warning", access_log=False)
+    args = parser.parse_args()
+    uvicorn.run(gateway(args.engine), host="127.0.0.1", port=args.port, log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

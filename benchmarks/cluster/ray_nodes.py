@@ -38,9 +38,9 @@ def possible() -> str | None:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "ip is not installed (Debian package 'iproute2')"
-    made = subprocess.run(["ip", "netns", "add", "gbx-probe"], capture_output=True, text=True, check=False)
+    result = subprocess.run(["ip", "netns", "add", "gbx-probe"], capture_output=True, text=True, check=False)
     subprocess.run(["ip", "netns", "del", "gbx-probe"], capture_output=True, check=False)
-    return f"no network namespaces: {made.stderr.strip()}" if made.returncode else None
+    return f"no network namespaces: {result.stderr.strip()}" if result.returncode else None
 
 
 @dataclass
@@ -199,8 +199,8 @@ class Cluster:
         end = time.monotonic() + patience_s
         while time.monotonic() < end and node.process.poll() is None:
             with suppress(httpx.HTTPError, KeyError):
-                told = self.api("GET", "/nodes?view=summary").json()["data"]["summary"]
-                states = {row["ip"]: row["raylet"].get("state") for row in told}
+                nodes = self.api("GET", "/nodes?view=summary").json()["data"]["summary"]
+                states = {row["ip"]: row["raylet"].get("state") for row in nodes}
                 if states.get(node.address) == "ALIVE":
                     return True
             time.sleep(0.5)

@@ -78,8 +78,8 @@ def start(folder: Path, config: Path | None) -> dict[str, float]:
 
 def failures(state: PlatformState) -> dict[str, str]:
     """What failed, with why; empty where every part is ready."""
-    found = {name: part.error or "" for name, part in state.parts.items() if part.phase == "failed"}
-    return {"platform": state.error, **found} if state.error else found
+    errors = {name: part.error or "" for name, part in state.parts.items() if part.phase == "failed"}
+    return {"platform": state.error, **errors} if state.error else errors
 
 
 def main() -> int:

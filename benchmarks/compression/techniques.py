@@ -105,9 +105,9 @@ def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((ConfigError, RecipeError, SourceError, BuildError), RESUMES):
-        result = measure(given.variants)
+        result = measure(args.variants)
     if not result["variants"]:
         return 1
     save("compression", result)

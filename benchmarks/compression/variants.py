@@ -45,10 +45,10 @@ FULL = Size(5, 96, 64, 600, 3)
 
 async def measure(url: str, size: Size) -> dict[str, object]:
     """Measure all variants. Returns the result document without the machine. Raises `NoPlatform`, `StreamError`."""
-    model, found, prices = cards(url)
-    if not found:
+    model, by_name, prices = cards(url)
+    if not by_name:
         raise NoPlatform(f"no variant answers at {url}")
-    names = list(found)
+    names = list(by_name)
     progress = Progress([(name, size.seconds) for name in names * size.repeats])
     samples: dict[str, dict[str, list[float]]] = {name: {speed: [] for speed in SPEEDS} for name in names}
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
@@ -59,14 +59,14 @@ async def measure(url: str, size: Size) -> dict[str, object]:
                 progress.step(f"{name}, repeat {i + 1} of {size.repeats}")
                 for speed, value in (await _measure_once(session, f"{model}:{name}", size, i)).items():
                     samples[name][speed].append(value)
-    reference = "full" if "full" in found else names[0]
-    rows = {name: _row(name, found[name], prices[name], samples[name]) for name in names}
+    reference = "full" if "full" in by_name else names[0]
+    rows = {name: _row(name, by_name[name], prices[name], samples[name]) for name in names}
     return {
         "model": model,
         "reference": reference,
         "size": {"repeats": size.repeats, "crowd": CROWD, "prefill_words": size.prefill_words},
-        "quality_set": found[reference]["quality"]["set"],
-        "quality_derivation": found[reference]["quality"]["derivation"],
+        "quality_set": by_name[reference]["quality"]["set"],
+        "quality_derivation": by_name[reference]["quality"]["derivation"],
         "variants": {name: {**row, "ratios": _ratios(row, rows[reference])} for name, row in rows.items()},
     }
 
@@ -128,12 +128,12 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="what to start, if nothing runs")
     parser.add_argument("--quick", action="store_true", help="a few tokens, once: shows that it works, proves nothing")
     parser.add_argument("--repeats", type=int, help="rounds over all variants")
-    given = parser.parse_args()
-    size = QUICK if given.quick else FULL
-    if given.repeats:
-        size = Size(given.repeats, size.alone_tokens, size.crowd_tokens, size.prefill_words, size.prefills)
+    args = parser.parse_args()
+    size = QUICK if args.quick else FULL
+    if args.repeats:
+        size = Size(args.repeats, size.alone_tokens, size.crowd_tokens, size.prefill_words, size.prefills)
     known = (NoPlatform, NotStarted, StreamError, aiohttp.ClientError)
-    with command(known, "what was started for it is stopped"), platform(given.url, given.config) as url:
+    with command(known, "what was started for it is stopped"), platform(args.url, args.config) as url:
         result = asyncio.run(measure(url, size))
     save("variants", result)
     plots.variants(result)

@@ -22,7 +22,7 @@ def describe() -> dict[str, object]:
         "accelerator": _accelerator(),
         "os": f"{_distribution()}, Linux {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
         "load_average": round(os.getloadavg()[0], 2),
         "busy_share": round(psutil.cpu_percent(interval=1) / 100, 3),

@@ -15,7 +15,7 @@ def scraped(pages: Sequence[str]) -> Iterator[list[float]]:
 
     An error ends the thread and is raised at the end.
     """
-    seen: list[float] = []
+    durations_ms: list[float] = []
     errors: list[OSError] = []
     over = threading.Event()
 
@@ -29,14 +29,14 @@ def scraped(pages: Sequence[str]) -> Iterator[list[float]]:
                         response.read()
                 except OSError as error:
                     return errors.append(error)
-                seen.append((time.perf_counter() - began) * 1000)
+                durations_ms.append((time.perf_counter() - began) * 1000)
             due += EACH_S
             over.wait(max(due - time.monotonic(), 0))
 
     thread = threading.Thread(target=scrape, daemon=True)
     thread.start()
     try:
-        yield seen
+        yield durations_ms
     finally:
         over.set()
         thread.join()

@@ -118,12 +118,12 @@ class Hub(_Store):
 @contextmanager
 def serving(kind: type[_Store], folder: Path, **more: object) -> Iterator[tuple[str, list[str]]]:
     """Serve a store; yields its URL and the requested paths. `more` sets the store's attributes."""
-    asked: list[str] = []
-    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": asked, **more})
+    paths: list[str] = []
+    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": paths, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", paths
     finally:
         server.shutdown()

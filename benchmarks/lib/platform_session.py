@@ -65,13 +65,13 @@ def cards(url: str) -> tuple[str, dict[str, dict], dict[str, float]]:
     with httpx.Client(base_url=url, headers=headers(), timeout=30) as client:
         served = client.get("/v1/variants").raise_for_status().json()["data"]
         models = client.get("/v1/models").raise_for_status().json()["data"]
-    found = {row["name"]: row["card"] for row in served if row["replicas"]}
+    cards_by_name = {row["name"]: row["card"] for row in served if row["replicas"]}
     summaries = {model["id"].partition(":")[2]: model["gearbox"] for model in models if ":" in model["id"]}
     prices = {
         name: summaries[name]["usd_per_million_output_tokens"] / 1e6 * 3600 * card["profile"]["decode_tokens_per_s"]
-        for name, card in found.items()
+        for name, card in cards_by_name.items()
     }
-    return models[0]["id"], found, prices
+    return models[0]["id"], cards_by_name, prices
 
 
 def resident_bytes(variant: str) -> int | None:

@@ -90,14 +90,14 @@ class System:
 
     def processes(self) -> list[psutil.Process]:
         """All running processes of this system."""
-        found = []
+        running = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    running.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return found
+        return running
 
     def cpu(self) -> "Cpu":
         """CPU seconds used so far by every process."""

@@ -105,11 +105,11 @@ def bench_serve(url: str, model: str, tokenizer: Path, point: Point, seed: str, 
         switches = ["--ignore-eos", "--skip-chat-template", "--disable-shuffle", "--disable-tqdm", "--save-detailed"]
         with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             result = _run([part for flag in flags.items() for part in flag] + switches)
-    wanted = point.requests * point.output_tokens
-    if result["completed"] != point.requests or result["total_output_tokens"] != wanted:
+    expected = point.requests * point.output_tokens
+    if result["completed"] != point.requests or result["total_output_tokens"] != expected:
         errors = {error for error in result["errors"] if error}
         raise NotStarted(
-            f"{result['completed']} of {point.requests} requests and {result['total_output_tokens']} of {wanted} tokens "
+            f"{result['completed']} of {point.requests} requests and {result['total_output_tokens']} of {expected} tokens "
             f"came back from {url}: {' '.join(errors)[-300:]} (log: {log})"
         )
     return Outcome([1000 * s for s in result["ttfts"]], result["median_tpot_ms"], result["output_throughput"])

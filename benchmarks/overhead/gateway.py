@@ -26,18 +26,18 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, help="rounds over all systems")
     parser.add_argument("--config", type=Path, default=CONFIG, help="engine arguments, for both sides")
     parser.add_argument("--weights", type=Path, help="folder of `full`; else the one that `gearbox up` has built")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NotStarted, NoWeights), "everything that was started is stopped"):
-        if given.part in ("instant", "all"):
-            size = gateway_mock_engine.QUICK if given.quick else gateway_mock_engine.FULL
-            size = dataclasses.replace(size, repeats=given.repeats or size.repeats)
+        if args.part in ("instant", "all"):
+            size = gateway_mock_engine.QUICK if args.quick else gateway_mock_engine.FULL
+            size = dataclasses.replace(size, repeats=args.repeats or size.repeats)
             result = gateway_mock_engine.measure(size)
             save("overhead-instant", result)
             plots.overhead_instant(result)
-        if given.part in ("engine", "all"):
-            shape = gateway_engine.QUICK if given.quick else gateway_engine.FULL
-            shape = dataclasses.replace(shape, repeats=given.repeats or shape.repeats)
-            result = gateway_engine.measure(shape, given.config, given.weights)
+        if args.part in ("engine", "all"):
+            shape = gateway_engine.QUICK if args.quick else gateway_engine.FULL
+            shape = dataclasses.replace(shape, repeats=args.repeats or shape.repeats)
+            result = gateway_engine.measure(shape, args.config, args.weights)
             save("overhead-engine", result)
             plots.overhead_engine(result)
     return 0

@@ -88,16 +88,16 @@ def _measure_once(
 def _summary(outcomes: dict[int, list[Outcome]], bare: dict[int, list[Outcome]]) -> dict[str, object]:
     """By number of streams: medians over the rounds, and their ratios to and differences from the bare server in the same round."""
     points: dict[str, object] = {}
-    for streams, found in outcomes.items():
-        pairs = list(zip(found, bare[streams], strict=False))
-        ttft = [statistics.median(outcome.ttfts_ms) for outcome in found]
+    for streams, rounds in outcomes.items():
+        pairs = list(zip(rounds, bare[streams], strict=False))
+        ttft = [statistics.median(outcome.ttfts_ms) for outcome in rounds]
         points[str(streams)] = {
             "ttft_p50_ms": spread(ttft),
             "added_ttft_ms": spread(
                 [statistics.median(one.ttfts_ms) - statistics.median(base.ttfts_ms) for one, base in pairs]
             ),
-            "tpot_p50_ms": spread([outcome.tpot_ms for outcome in found]),
-            "tokens_per_s": spread([outcome.tokens_per_s for outcome in found], 1),
+            "tpot_p50_ms": spread([outcome.tpot_ms for outcome in rounds]),
+            "tokens_per_s": spread([outcome.tokens_per_s for outcome in rounds], 1),
             "ratio": spread([one.tokens_per_s / base.tokens_per_s for one, base in pairs], 3),
         }
     return points

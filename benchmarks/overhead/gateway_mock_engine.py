@@ -110,7 +110,7 @@ def measure(size: Size) -> dict[str, object]:
         "litellm": litellm_proxy.version() if baseline else None,
         "aims_us": AIMS_US,
         "notes": notes,
-        "systems": {name: _summary(found, records["bare"], idle[name]) for name, found in records.items()},
+        "systems": {name: _summary(repeats_of, records["bare"], idle[name]) for name, repeats_of in records.items()},
     }
 
 
@@ -179,20 +179,20 @@ def _summary(
     """Medians and spread over the repeats, and totals over the request path."""
     points: dict[str, object] = {}
     for point in records[0]:
-        found = [record[point] for record in records]
+        rows = [record[point] for record in records]
         bare_cpu = statistics.median(sum(record[point]["cpu_us"].values()) for record in bare)
         bare_p50 = statistics.median(record[point]["p50_ms"] for record in bare)
-        roles = sorted({role for one in found for role in one["cpu_us"]})
-        on_way = [sum(us for role, us in one["cpu_us"].items() if not role.startswith(BACKGROUND)) for one in found]
-        whole = [sum(one["cpu_us"].values()) for one in found]
+        roles = sorted({role for one in rows for role in one["cpu_us"]})
+        on_way = [sum(us for role, us in one["cpu_us"].items() if not role.startswith(BACKGROUND)) for one in rows]
+        total = [sum(one["cpu_us"].values()) for one in rows]
         points[point] = {
-            "per_s": spread([one["per_s"] for one in found], 1),
-            "p50_ms": spread([one["p50_ms"] for one in found], 3),
-            "added_p50_ms": spread([one["p50_ms"] - bare_p50 for one in found], 3),
-            "client_share": spread([one["client_share"] for one in found]),
-            "cpu_us": {role: spread([one["cpu_us"].get(role, 0.0) for one in found], 1) for role in roles},
+            "per_s": spread([one["per_s"] for one in rows], 1),
+            "p50_ms": spread([one["p50_ms"] for one in rows], 3),
+            "added_p50_ms": spread([one["p50_ms"] - bare_p50 for one in rows], 3),
+            "client_share": spread([one["client_share"] for one in rows]),
+            "cpu_us": {role: spread([one["cpu_us"].get(role, 0.0) for one in rows], 1) for role in roles},
             "on_the_way_us": spread(on_way, 1),
-            "with_background_us": spread(whole, 1),
+            "with_background_us": spread(total, 1),
             "added_us": spread([value - bare_cpu for value in on_way], 1),
         }
     return {"idle_cpu_share": {role: round(rate, 4) for role, rate in idle.items() if rate >= 0.0005}, "points": points}

@@ -200,8 +200,8 @@ def goodput(result: Result) -> Iterator[Figure]:
         full, id, of = by_label["full on all cores"], f"load-{load}", f"live, load {load}, policy budget"
         best = max(others, key=lambda label: others[label]["attainment"]["median"])
         yield figure(f"{id}.over_best", "routing", f"{of}: requests within budget, less the best other policy's ({best})", _median(its) - _median(others[best]), "share", aim=">= 0")  # fmt: skip
-        kept = _median(its) / (1 - _median(its, "refused"))
-        yield figure(f"{id}.kept_of_admitted", "routing", f"{of}: of the requests not refused, within budget", kept, "share", aim=">= 0.95")  # fmt: skip
+        kept_share = _median(its) / (1 - _median(its, "refused"))
+        yield figure(f"{id}.kept_of_admitted", "routing", f"{of}: of the requests not refused, within budget", kept_share, "share", aim=">= 0.95")  # fmt: skip
         if float(load) >= SATURATED:
             yield figure(f"{id}.over_full", "routing", f"{of}: requests within budget, over full on all cores'", _median(its) / _median(full), "times", aim=">= 2")  # fmt: skip
             yield _violations(id, of, its, full)
@@ -222,15 +222,15 @@ def simulate(result: Result) -> Iterator[Figure]:
         its, oracle = by_label["budget"], by_label["oracle"]
         id, of = f"bursty.load-{load}", f"simulated, bursty, load {load}, policy budget"
         yield figure(f"{id}.quality_of_oracle", "routing", f"{of}: mean quality, over the oracle's", _median(its, "quality") / _median(oracle, "quality"), "times", aim=">= 0.97")  # fmt: skip
-        for what, words in (("attainment", "requests within budget"), ("delivered", "quality times share within budget")):  # fmt: skip
-            best = max(STATIC, key=lambda label: _median(by_label[label], what))
-            more = _median(its, what) - _median(by_label[best], what)
-            yield figure(f"{id}.{what}_over_static", "routing", f"{of}: {words}, less the best static policy's ({best})", more, "share", aim=">= 0")  # fmt: skip
+        for metric, words in (("attainment", "requests within budget"), ("delivered", "quality times share within budget")):  # fmt: skip
+            best = max(STATIC, key=lambda label: _median(by_label[label], metric))
+            more = _median(its, metric) - _median(by_label[best], metric)
+            yield figure(f"{id}.{metric}_over_static", "routing", f"{of}: {words}, less the best static policy's ({best})", more, "share", aim=">= 0")  # fmt: skip
         if float(load) >= SATURATED:
             yield _violations(id, of, its, by_label["full everywhere"])
         yield from _predictions(f"{id}.predictions", f"simulated, bursty, load {load}", its, 0.05)
-        for what, words in TIMES.items():
-            yield figure(f"{id}.oracle.{what}_error", "routing", f"simulated, bursty, load {load}: median error of the oracle's {words}", oracle[f"{what}_error"], "share")  # fmt: skip
+        for metric, words in TIMES.items():
+            yield figure(f"{id}.oracle.{metric}_error", "routing", f"simulated, bursty, load {load}: median error of the oracle's {words}", oracle[f"{metric}_error"], "share")  # fmt: skip
     for load, by_label in result["poisson"].items():
         yield from _predictions(f"poisson.load-{load}.predictions", f"simulated, Poisson, load {load}", by_label["budget"], 0.05)  # fmt: skip
     scale = result["scale"]
@@ -251,9 +251,9 @@ def _violations(id: str, of: str, its: Result, full: Result) -> Figure:
 
 def _predictions(id: str, of: str, row: Result, error: float) -> Iterator[Figure]:
     """Prediction error and coverage of the default policy."""
-    for what, words in TIMES.items():
-        yield figure(f"{id}.{what}_error", "routing", f"{of}: median error of predicted {words}", row[f"{what}_error"], "share", aim=f"<= {error}")  # fmt: skip
-        yield figure(f"{id}.{what}_covered", "routing", f"{of}: {words} within its predicted 95% bound", row[f"{what}_covered"], "share", aim="0.93 to 0.98")  # fmt: skip
+    for time, words in TIMES.items():
+        yield figure(f"{id}.{time}_error", "routing", f"{of}: median error of predicted {words}", row[f"{time}_error"], "share", aim=f"<= {error}")  # fmt: skip
+        yield figure(f"{id}.{time}_covered", "routing", f"{of}: {words} within its predicted 95% bound", row[f"{time}_covered"], "share", aim="0.93 to 0.98")  # fmt: skip
     yield figure(f"{id}.known_length_error", "routing", f"{of}: median error of predicted E2E, were the length known", row["e2e_known_length_error"], "share")  # fmt: skip
 
 
@@ -261,9 +261,9 @@ def decision(result: Result) -> Iterator[Figure]:
     """Time per routing decision."""
     words = {"decide_us": "a decision", "nothing_fits_us": "a decision when nothing fits", "observe_us": "learning from an answer"}  # fmt: skip
     for count, row in result["variants"].items():
-        for what, of in words.items():
-            aim = f"< {result['aims_us'][count]:g}" if what == "decide_us" and count in result["aims_us"] else None
-            yield figure(f"{count}.{what}", "routing", f"{of} with {count} variants", row[what], "µs", aim=aim)
+        for case, of in words.items():
+            aim = f"< {result['aims_us'][count]:g}" if case == "decide_us" and count in result["aims_us"] else None
+            yield figure(f"{count}.{case}", "routing", f"{of} with {count} variants", row[case], "µs", aim=aim)
     for name, share in result["shares"].items():
         yield figure(f"share.{name}", "routing", f"share of a decision's time in {name}", share, "share")
 
@@ -276,8 +276,10 @@ def upgrades(result: Result) -> Iterator[Figure]:
         id, of = step["step"], f"change '{step['step']}'"
         kinds = step["kinds"]
         yield figure(f"{id}.seconds", "resilience", f"{of}: took", step["seconds"], "s")
-        for what in ("requests", "failed"):
-            yield figure(f"{id}.{what}", "resilience", f"{of}: {what}", sum(kind[what] for kind in kinds.values()))
+        for metric in ("requests", "failed"):
+            yield figure(
+                f"{id}.{metric}", "resilience", f"{of}: {metric}", sum(kind[metric] for kind in kinds.values())
+            )
         for name, kind in kinds.items():
             yield figure(f"{id}.{name}.median", "resilience", f"{of}: median time of a request, {name}", kind["median_s"], "s")  # fmt: skip
             yield figure(f"{id}.{name}.longest", "resilience", f"{of}: longest time of a request, {name}", kind["longest_s"], "s")  # fmt: skip

@@ -54,9 +54,9 @@ def grounded(result: Result) -> Iterator[Figure]:
                 yield from _share(f"{part}.{name}.{key}", f"{name}: {claim}", row[key])
     yield from _share("arithmetic.fired_falsely", "questions with numbers that are no computations, computed", result["arithmetic"]["fired_falsely"])  # fmt: skip
     for name, arms in result["injection"].items():
-        for arm, its in arms.items():
+        for arm, rates in arms.items():
             for key, claim in INJECTION.items():
-                yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", its[key])
+                yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", rates[key])
 
 
 def _share(id: str, claim: str, its: Result) -> Iterator[Figure]:
@@ -109,13 +109,13 @@ def retrieval(result: Result) -> Iterator[Figure]:
                 for measure in measures:
                     of = f"{subset}, {mode}, {order}: {measure.replace('_at_', '@')}"
                     yield figure(f"{subset}.{mode}.{order}.{measure}", "grounding", of, by_order[order][measure])
-    for name, its in result["quality"]["ndcg_gain"].items():
-        yield figure(f"gain.{name}", "grounding", f"difference in nDCG@10: {name}", its["all"])
+    for name, gain in result["quality"]["ndcg_gain"].items():
+        yield figure(f"gain.{name}", "grounding", f"difference in nDCG@10: {name}", gain["all"])
     for chunks, by_mode in result["latency"].items():
         for mode, by_clients in by_mode.items():
-            for clients, its in by_clients.items():
+            for clients, row in by_clients.items():
                 id, of = f"search.{chunks}.{mode}.{clients}", f"search, {int(chunks):,} chunks, {mode}, {clients} at once"  # fmt: skip
-                for key, value in its.items():
+                for key, value in row.items():
                     aim = SEARCH_P95_AIM[3] if (chunks, mode, clients) == SEARCH_P95_AIM[:3] and key == "p95_ms" else None  # fmt: skip
                     unit = "queries/s" if key == "per_s" else "ms"
                     yield figure(f"{id}.{key}", "grounding", f"{of}: {key.removesuffix('_ms')}", value, unit, aim=aim)
@@ -126,8 +126,8 @@ def retrieval(result: Result) -> Iterator[Figure]:
         for key in ("p50_ms", "p95_ms"):
             yield figure(f"{id}.{key}", "grounding", f"{of}: {key.removesuffix('_ms')}", row[key], "ms")
     units = {"documents_per_s": "documents/s", "chunks_per_s": "chunks/s", "mb_per_s": "MB/s", "cpu_ms_per_chunk": "ms"}
-    for workers, its in result["indexing"].items():
-        for key, value in its.items():
+    for workers, row in result["indexing"].items():
+        for key, value in row.items():
             unit = units.get(key, "share")
             yield figure(f"indexing.{workers}.{key}", "grounding", f"indexing, {workers} at once: {key.replace('_', ' ')}", value, unit)  # fmt: skip
 

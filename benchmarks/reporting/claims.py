@@ -121,7 +121,7 @@ def rows(name: str, result: Mapping[str, Any], commit: str | None) -> list[Claim
         return []
     machine = result["machine"]
     try:
-        found = [
+        claims = [
             Claim(
                 **_fields(name, figure),
                 command=result["command"],
@@ -133,8 +133,8 @@ def rows(name: str, result: Mapping[str, Any], commit: str | None) -> list[Claim
         ]
     except (KeyError, ValidationError) as error:
         raise ClaimsError(f"the result '{name}' cannot be made into claims: {error!r}") from error
-    _unique(found, f"the result '{name}'")
-    return found
+    _unique(claims, f"the result '{name}'")
+    return claims
 
 
 def _fields(name: str, figure: Figure) -> dict[str, Any]:
@@ -161,15 +161,15 @@ def read(folder: Path = RESULTS) -> list[Claim]:
         raise ClaimsError(f"{path} is no JSON: {error}") from error
     if not isinstance(document, list):
         raise ClaimsError(f"{path} is no list of claims")
-    found = []
+    claims = []
     for place, row in enumerate(document):
         try:
-            found.append(Claim.model_validate(row))
+            claims.append(Claim.model_validate(row))
         except ValidationError as error:
             name = row.get("id") if isinstance(row, dict) else None
             raise ClaimsError(f"{path}: row {place} ({name}): {error}") from error
-    _unique(found, str(path))
-    return found
+    _unique(claims, str(path))
+    return claims
 
 
 def upsert(new: Iterable[Claim], folder: Path = RESULTS, replaced: Iterable[str] = ()) -> list[Claim]:
@@ -179,13 +179,13 @@ def upsert(new: Iterable[Claim], folder: Path = RESULTS, replaced: Iterable[str]
     written atomically, and two benchmarks that end together do not lose each other's rows.
     """
     with _locked(folder):
-        gone = set(replaced)
-        kept = {claim.id: claim for claim in read(folder) if claim.source not in gone}
+        outdated = set(replaced)
+        kept = {claim.id: claim for claim in read(folder) if claim.source not in outdated}
         kept |= {claim.id: claim for claim in new}
-        found = [kept[key] for key in sorted(kept)]
-        lines = ",\n".join(json.dumps(claim.model_dump(mode="json"), ensure_ascii=False) for claim in found)
+        ordered_claims = [kept[key] for key in sorted(kept)]
+        lines = ",\n".join(json.dumps(claim.model_dump(mode="json"), ensure_ascii=False) for claim in ordered_claims)
         write_atomically(folder / FILE, f"[\n{lines}\n]\n")
-    return found
+    return ordered_claims
 
 
 @contextmanager
@@ -214,7 +214,7 @@ def record(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None
 
 def from_results(folder: Path = RESULTS) -> list[Claim]:
     """All claims, derived from the results that are in `folder`. Raises `ClaimsError` for a result that is broken."""
-    found = []
+    claims = []
     for name in FIGURES:
         path = folder / f"{name}.json"
         if not path.exists():  # never measured; a test checks that results shown on pages exist
@@ -225,8 +225,8 @@ def from_results(folder: Path = RESULTS) -> list[Claim]:
             raise ClaimsError(f"{path} cannot be read: {error}") from error
         if _quick(result):
             raise ClaimsError(f"{path} is of a quick run, which proves nothing: restore it, or measure it whole")
-        found += rows(name, result, _brought_in(path) or result["machine"]["commit"])
-    return found
+        claims += rows(name, result, _brought_in(path) or result["machine"]["commit"])
+    return claims
 
 
 def _quick(result: Mapping[str, Any]) -> bool:
@@ -286,7 +286,7 @@ HEAD = ("area", "what was measured", "aim", "measured", "compared with", "on")
 
 def page(found: Sequence[Claim]) -> str:
     """Content of docs/reference/claims.md."""
-    missed, met, plain = ([c for c in ordered(found) if c.met is wanted] for wanted in (False, True, None))
+    missed, met, plain = ([c for c in ordered(found) if c.met is state] for state in (False, True, None))
     counts: dict[tuple[str, str, str], int] = {}
     for claim in found:
         key = (claim.source, claim.command, claim.machine)
@@ -334,7 +334,7 @@ def show(found: Sequence[Claim]) -> None:
     if not console.is_terminal:
         console.width = 240  # for a file or a pipe: one line per row
     console.print(shown)
-    missed, met = (sum(claim.met is wanted for claim in found) for wanted in (False, True))
+    missed, met = (sum(claim.met is state for claim in found) for state in (False, True))
     print(f"{missed} aims missed, {met} met, {len(found) - missed - met} figures without an aim")
 
 
@@ -348,15 +348,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.from_results:
             upsert(from_results(), replaced=FIGURES)
-        found = read()
+        claims = read()
     except ClaimsError as error:
         print(error, file=sys.stderr)
         return 1
     if options.write or options.from_results:
-        write_atomically(PAGE, page(found))
+        write_atomically(PAGE, page(claims))
         print(f"wrote {PAGE}")
         return 0
-    show([claim for claim in found if options.area in (None, claim.area)])
+    show([claim for claim in claims if options.area in (None, claim.area)])
     return 0
 
 

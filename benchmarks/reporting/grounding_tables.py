@@ -79,14 +79,14 @@ def retrieval_index(result: Result) -> str:
 def retrieval_indexing(result: Result) -> str:
     """Indexing speed, and the time of each stage."""
     rows = []
-    for workers, its in result["indexing"].items():
-        shares = ", ".join(f"{name[6:]} {its[name]['median']:.0%}" for name in its if name.startswith("share_"))
+    for workers, row in result["indexing"].items():
+        shares = ", ".join(f"{name[6:]} {row[name]['median']:.0%}" for name in row if name.startswith("share_"))
         speeds = [
-            median_range(its["documents_per_s"], 1),
-            median_range(its["chunks_per_s"], 1),
-            median_range(its["mb_per_s"], 3),
+            median_range(row["documents_per_s"], 1),
+            median_range(row["chunks_per_s"], 1),
+            median_range(row["mb_per_s"], 3),
         ]
-        rows.append([workers, *speeds, f"{its['cpu_ms_per_chunk']['median']:.0f}", shares])
+        rows.append([workers, *speeds, f"{row['cpu_ms_per_chunk']['median']:.0f}", shares])
     head = ["concurrency", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
     return table(head, rows)
 
@@ -108,10 +108,10 @@ def grounded_facts(result: Result) -> str:
 
 def grounded_arithmetic(result: Result) -> str:
     """Computations by the bare model and by the platform."""
-    found = result["arithmetic"]
+    arithmetic = result["arithmetic"]
     columns = {"bare": "bare, right", "platform": "with the calculator, right", "detected": "computed"}
-    note = f"Of questions with numbers that are not computations, computed: {_share(found['fired_falsely'])}."
-    return f"{_rates(found['variants'], columns)}\n\n{note}\n{machine_line(result)}"
+    note = f"Of questions with numbers that are not computations, computed: {_share(arithmetic['fired_falsely'])}."
+    return f"{_rates(arithmetic['variants'], columns)}\n\n{note}\n{machine_line(result)}"
 
 
 def grounded_unanswerable(result: Result) -> str:
@@ -133,9 +133,9 @@ def grounded_injection(result: Result) -> str:
     """Prompt injections in documents: how often they are obeyed, and whether the question is still answered."""
     rows = []
     for name, arms in result["injection"].items():
-        for arm, its in arms.items():
+        for arm, rates in arms.items():
             shown = ("obeyed", "replaced", "quoted_order", "right", "right_in_own_words")
-            rows.append([f"`{name}`", _ARMS[arm], *(_share(its[key]) for key in shown)])
+            rows.append([f"`{name}`", _ARMS[arm], *(_share(rates[key]) for key in shown)])
     head = ["variant", "", "obeyed", "and the answer lost", "instruction only quoted", "right", "right in own words"]
     note = "Share [95%, Wilson] of documents. Obeyed: the instruction's word is in the variant's own text."
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
@@ -161,7 +161,7 @@ def grounded_ttft(result: Result) -> str:
     """TTFT added by grounding."""
     rows = [
         [
-            f"`{name}`", *(median_range(row[what], 0) for what in ("bare_ms", "grounded_ms", "added_ms")),
+            f"`{name}`", *(median_range(row[metric], 0) for metric in ("bare_ms", "grounded_ms", "added_ms")),
             f"{row['added_ms']['p95']:.0f}", f"{row['search_ms']['median']:.0f}", f"{row['check_ms']['median']:.0f}",
         ]
         for name, row in result["variants"].items()

@@ -64,10 +64,10 @@ def plot_dashboard(
 
     seconds = minutes * 60
     until = time.time() if end is None else end
-    asked = list(queries(dashboard_json_path, variables, rate_interval=rate_interval, shown=f"{round(seconds)}s"))
+    all_queries = list(queries(dashboard_json_path, variables, rate_interval=rate_interval, shown=f"{round(seconds)}s"))
     empty = []
     with httpx.Client(base_url=prometheus_url, timeout=30) as client:
-        answers = [(query, answer(client, query, until - seconds, until)) for query in asked]
+        answers = [(query, answer(client, query, until - seconds, until)) for query in all_queries]
     by_panel = {title: list(of) for title, of in groupby(answers, key=lambda pair: pair[0].panel)}
     document = json.loads(dashboard_json_path.read_text())
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in document["panels"])
@@ -200,9 +200,9 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--rate-interval", default="1m")
-    given = parser.parse_args()
+    args = parser.parse_args()
     empty = plot_dashboard(
-        given.dashboard, given.prometheus, given.picture, minutes=given.minutes, rate_interval=given.rate_interval
+        args.dashboard, args.prometheus, args.picture, minutes=args.minutes, rate_interval=args.rate_interval
     )
     print(*(f"no data: {title}" for title in empty), sep="\n")
 

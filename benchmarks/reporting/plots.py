@@ -173,9 +173,9 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
                 at = [float(load) for load, by_policy in source.items() if policy in by_policy]
                 rows = [by_policy[policy][metric] for by_policy in source.values() if policy in by_policy]
                 middle = [row["median"] for row in rows]
-                told = policy if source is by_load else None
+                legend = policy if source is by_load else None
                 ax.plot(
-                    at, middle, style, color=color, label=told, markersize=4, linewidth=2 if policy == "budget" else 1
+                    at, middle, style, color=color, label=legend, markersize=4, linewidth=2 if policy == "budget" else 1
                 )
                 if source is by_load:
                     ax.fill_between(
@@ -294,8 +294,8 @@ def _rate(row: Result, path: tuple[str, ...]) -> Result:
 
 def _roles(result: Result, system: str, point: str) -> dict[str, float]:
     """Microseconds by role on the request path, without background processes."""
-    found = result["systems"][system]["points"][point]["cpu_us"]
-    return {role: max(us["median"], 0.0) for role, us in found.items() if not role.startswith("background")}
+    cpu_us = result["systems"][system]["points"][point]["cpu_us"]
+    return {role: max(us["median"], 0.0) for role, us in cpu_us.items() if not role.startswith("background")}
 
 
 def _point(ax: "Axes", name: str, x: float, quality: float, xerr: object = None) -> None:

@@ -59,9 +59,9 @@ def save(name: str, result: dict[str, object]) -> Path:
     path = RESULTS / f"{name}.json"
     module = ".".join(Path(sys.argv[0]).resolve().with_suffix("").relative_to(ROOT).parts)
     command = " ".join(["python -m", module, *sys.argv[1:]])
-    whole = {"machine": describe(), "command": command, **result}
-    path.write_text(json.dumps(whole, indent=1) + "\n")
-    claims.record(name, whole, RESULTS)
+    document = {"machine": describe(), "command": command, **result}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    claims.record(name, document, RESULTS)
     print(
         f"wrote {path}; 'python -m benchmarks.reporting.claims --write' and '… benchmarks.reporting.tables' bring the pages up to date"
     )

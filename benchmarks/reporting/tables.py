@@ -91,9 +91,9 @@ def _aims(name: str, result: Result) -> str:
     """The aims of a result, missed ones first."""
     rows = [claim for claim in claims.ordered(claims.rows(name, result, None)) if claim.aim]
     parts = []
-    for heading, wanted in (("Missed aims", False), ("Met aims", True)):
-        if told := [f"{claim.claim} {claim.aim} {claim.unit}" for claim in rows if claim.met is wanted]:
-            parts.append(f"{heading}: {'; '.join(told)}.")
+    for heading, met in (("Missed aims", False), ("Met aims", True)):
+        if aims := [f"{claim.claim} {claim.aim} {claim.unit}" for claim in rows if claim.met is met]:
+            parts.append(f"{heading}: {'; '.join(aims)}.")
     return " ".join(parts)
 
 
@@ -250,8 +250,8 @@ def goodput(result: Result) -> str:
         row = [label]
         for at, by_label in result["live"].items():
             its, simulated = by_label[label], result["simulated"][at][label]
-            kept = f"{its['attainment']['median']:.0%} ({simulated['attainment']['median']:.0%})"
-            row.append(f"{kept}, {its['late']['median']:.0%} late, q {its['quality']['median']:.2f}")
+            attainment = f"{its['attainment']['median']:.0%} ({simulated['attainment']['median']:.0%})"
+            row.append(f"{attainment}, {its['late']['median']:.0%} late, q {its['quality']['median']:.2f}")
         rows.append(row)
     size = result["size"]
     note = (
@@ -274,8 +274,10 @@ def predictions(live: Result, simulated: Result) -> str:
             its, oracle = by_label["budget"], by_label.get("oracle")
             cells = [f"{its[f'{what}_error']['median']:.0%} ({its[f'{what}_covered']['median']:.0%})" for what in TIMES]
             known = f"{its['e2e_known_length_error']['median']:.0%}"
-            seen = " / ".join(f"{oracle[f'{what}_error']['median']:.0%}" for what in TIMES) if oracle else ""
-            rows.append([f"{where}, load {at}", *cells, known, seen])
+            errors_of_oracle = (
+                " / ".join(f"{oracle[f'{what}_error']['median']:.0%}" for what in TIMES) if oracle else ""
+            )
+            rows.append([f"{where}, load {at}", *cells, known, errors_of_oracle])
     note = (
         "Median absolute error of the predicted median, and in brackets the share of answers within the predicted 95% bound. "
         "The oracle knows the answer's length and all that is in the engines, and expects nothing to come after: its error in TPOT "
@@ -304,7 +306,7 @@ def simulate(result: Result) -> str:
 def decision(result: Result) -> str:
     """Time per routing decision by the number of variants."""
     rows = [
-        [count, *(median_range(row[what], 1) for what in ("decide_us", "nothing_fits_us", "observe_us"))]
+        [count, *(median_range(row[metric], 1) for metric in ("decide_us", "nothing_fits_us", "observe_us"))]
         for count, row in result["variants"].items()
     ]
     parts = ", ".join(f"`{name}` {share:.0%}" for name, share in result["shares"].items())
@@ -324,9 +326,11 @@ def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
     """Compression steps with the settings that distinguish them."""
     names = []
     for step in steps:
-        told = [step["parameters"].get(key) for key in ("scheme", "method", "pattern", "layers", "mlp_width", "dtype")]
+        settings = [
+            step["parameters"].get(key) for key in ("scheme", "method", "pattern", "layers", "mlp_width", "dtype")
+        ]
         smooth = "SmoothQuant" if step["parameters"].get("smoothquant") is not None else None
-        names.append(" ".join(str(part) for part in (step["technique"], *told, smooth) if part is not None))
+        names.append(" ".join(str(part) for part in (step["technique"], *settings, smooth) if part is not None))
     return " → ".join(names)
 
 
@@ -336,8 +340,8 @@ def upgrades(result: Result) -> str:
     for step in result["steps"]:
         kinds = step["kinds"].values()
         longest = [f"{kind['median_s']:.1f} / {kind['longest_s']:.1f}" for kind in kinds]
-        asked, failed = (sum(kind[what] for kind in kinds) for what in ("requests", "failed"))
-        rows.append([step["step"], f"{step['seconds']:.0f}", str(asked), str(failed), *longest])
+        sent, failed = (sum(kind[metric] for kind in kinds) for metric in ("requests", "failed"))
+        rows.append([step["step"], f"{step['seconds']:.0f}", str(sent), str(failed), *longest])
     clients = [f"{client['name']} ({client['tokens']} tokens), s" for client in result["clients"]]
     note = (
         f"{result['requests']} requests, {len(result['failed'])} failed. Times of a request: median / longest; one that lasts "
@@ -377,10 +381,10 @@ def filled(page: str) -> str:
     def fill(match: re.Match[str]) -> str:
         name = match[1]
         make, results = TABLES[name]
-        found = [load(result) for result in results]
-        if None in found:
+        documents = [load(result) for result in results]
+        if None in documents:
             return match[0]
-        return f"<!-- table:{name} -->\n{make(*found)}\n<!-- /table:{name} -->"
+        return f"<!-- table:{name} -->\n{make(*documents)}\n<!-- /table:{name} -->"
 
     return re.sub(r"<!-- table:(\S+) -->\n(?:.*?\n)?<!-- /table:\1 -->", fill, page, flags=re.DOTALL)
 

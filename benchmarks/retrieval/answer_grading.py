@@ -52,21 +52,21 @@ def _named(value: str) -> re.Pattern[str]:
 
 def computes(answer: str, value: Fraction, question: str) -> bool:
     """Whether a number that is not in the question is `value`, exactly or rounded to at least two decimals."""
-    asked = set(_NUMBER.findall(question))
+    in_question = set(_NUMBER.findall(question))
     for written in _NUMBER.findall(answer):
-        if written in asked:
+        if written in in_question:
             continue
         decimals = len(written.partition(".")[2])
-        given = Fraction(written.replace(",", ""))
-        if given == value or (decimals >= 2 and abs(given - value) <= Fraction(1, 2 * 10**decimals)):
+        number = Fraction(written.replace(",", ""))
+        if number == value or (decimals >= 2 and abs(number - value) <= Fraction(1, 2 * 10**decimals)):
             return True
     return False
 
 
 def tells(answer: str, definition: str, question: str) -> bool:
     """Whether an answer has enough of a definition's words, without those of the question, to give the same meaning."""
-    wanted = _words(definition) - _words(question)
-    return bool(wanted) and len(wanted & _words(answer)) >= TELLS * len(wanted)
+    expected = _words(definition) - _words(question)
+    return bool(expected) and len(expected & _words(answer)) >= TELLS * len(expected)
 
 
 def declines(answer: str) -> bool:

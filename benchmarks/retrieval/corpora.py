@@ -55,8 +55,8 @@ class Question:
         """Whether a passage is from the answer's section: half of either one's word triples are in the other."""
         if source != self.source or not self.section:
             return source == self.source
-        said = triples(content)
-        return len(said & self.section) >= 0.5 * min(len(said), len(self.section)) > 0
+        words = triples(content)
+        return len(words & self.section) >= 0.5 * min(len(words), len(self.section)) > 0
 
 
 def triples(text: str) -> frozenset[tuple[str, ...]]:
@@ -82,9 +82,9 @@ def python(folder: Path, draw: random.Random) -> tuple[list[Document], list[Ques
         for one, title in zip(headings, titles, strict=True)
         if titles.count(title) == 1 and len(re.findall(r"\b[A-Za-z]{3,}\b", title)) > 1
     ]
-    found = []
+    index_entries = []
     for number, (name, heading) in enumerate(draw.sample(clear, PER_SET), 1):
-        found.append(Question("section titles", _shown(heading), name, _section(heading.getparent())))
+        index_entries.append(Question("section titles", _shown(heading), name, _section(heading.getparent())))
         for child in heading.getchildren():
             child.drop_tree()
         heading.text = f"Section {number}"
@@ -92,14 +92,14 @@ def python(folder: Path, draw: random.Random) -> tuple[list[Document], list[Ques
         Document(name, lxml.html.tostring(tree, encoding="utf-8", doctype="<!DOCTYPE html>"), "html")
         for name, tree in trees.items()
     ]
-    return documents, found + draw.sample(sorted(_entries(html, trees), key=lambda one: one.text), PER_SET)
+    return documents, index_entries + draw.sample(sorted(_entries(html, trees), key=lambda one: one.text), PER_SET)
 
 
 def _entries(html: Path, trees: dict[str, lxml.html.HtmlElement]) -> Iterator[Question]:
     """Index entries that point to one place, with its section, or its definition where it has one."""
-    every = lxml.html.document_fromstring((html / "genindex-all.html").read_bytes())
+    index = lxml.html.document_fromstring((html / "genindex-all.html").read_bytes())
     links: dict[str, list[str]] = {}
-    for link in every.xpath("//table[contains(@class, 'genindextable')]/tr/td/ul/li/a[@href]"):
+    for link in index.xpath("//table[contains(@class, 'genindextable')]/tr/td/ul/li/a[@href]"):
         links.setdefault(_shown(link), []).append(link.get("href"))
     for text, places in links.items():
         name, _, anchor = places[0].partition("#")
@@ -130,15 +130,15 @@ def terms(folder: Path, draw: random.Random) -> tuple[list[Document], list[Quest
     One half of the first sentences are removed from their entries, so that only the remaining words can match.
     """
     entries = {entry.term.lower(): entry for entry in foldoc(folder, draw)}
-    every = draw.sample(sorted(entries.values(), key=lambda one: one.term), min(TERMS, len(entries)))
+    shuffled = draw.sample(sorted(entries.values(), key=lambda one: one.term), min(TERMS, len(entries)))
     documents, found = [], []
-    wanted = {"definitions": PER_SET, "definitions, not in the text": PER_SET, "terms": PER_SET}
-    for entry in every:
+    remaining = {"definitions": PER_SET, "definitions, not in the text": PER_SET, "terms": PER_SET}
+    for entry in shuffled:
         name, text = f"foldoc/{entry.term}", entry.passage
         head, _, body = text.partition("\n\n")
         start, end = next(iter(sentences(body)), (0, 0))
         first = _OPENING.sub("", body[start:end])
-        subset = next((one for one, left in wanted.items() if left), None)
+        subset = next((one for one, left in remaining.items() if left), None)
         if subset is not None and subset != "terms":
             if not 60 <= len(first) <= 300 or len(body) - end < _REST:
                 subset = None
@@ -150,7 +150,7 @@ def terms(folder: Path, draw: random.Random) -> tuple[list[Document], list[Quest
         elif subset is not None:
             found.append(Question(subset, asked(entry.term, draw), name))
         if subset is not None:
-            wanted[subset] -= 1
+            remaining[subset] -= 1
         documents.append(Document(name, text.encode(), "text", entry.term))
     return documents, found
 

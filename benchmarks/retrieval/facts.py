@@ -61,7 +61,7 @@ def facts(seed: int, count: int) -> list[Fact]:
     """`count` fictional facts of all kinds in turn; in every second one the older document is replaced."""
     draw = random.Random(seed)
     known: set[str] = set()  # subjects, so that no two facts are about the same
-    made = []
+    result = []
     for i in range(count):
         kind = KINDS[i % len(KINDS)]
         subject = _new(kind.subject, draw, known)
@@ -71,21 +71,21 @@ def facts(seed: int, count: int) -> list[Fact]:
             pair.sort(key=float)
         beside = _beside(kind, subject, draw, values)
         years = (draw.randint(2022, 2025), 2026)
-        told = zip(draw.sample(kind.told, 2), pair, years, strict=True)
-        old, new = (_told(sentence.format, subject, value, year, beside, draw) for sentence, value, year in told)
-        asked, title = draw.choice(kind.asked).format(subject=subject), kind.title.format(subject=subject)
+        statements = zip(draw.sample(kind.told, 2), pair, years, strict=True)
+        old, new = (_told(sentence.format, subject, value, year, beside, draw) for sentence, value, year in statements)
+        question, title = draw.choice(kind.asked).format(subject=subject), kind.title.format(subject=subject)
         replaced = i // len(KINDS) % 2 == i % 2  # kinds are even in number: each is in both halves
-        made.append(Fact(f"{kind.name}-{i}", title, asked, old, new, replaced))
-    return made
+        result.append(Fact(f"{kind.name}-{i}", title, question, old, new, replaced))
+    return result
 
 
 def real_facts() -> list[Fact]:
     """Real facts, the British Prime Minister first."""
-    made = []
+    result = []
     for i, row in enumerate(json.loads(REAL_FACTS.read_text())):
         old, new = (Told(one["date"], one["text"], tuple(one["values"])) for one in (row["old"], row["new"]))
-        made.append(Fact(row["name"], row["title"], row["question"], old, new, replaced=i % 2 == 0))
-    return made
+        result.append(Fact(row["name"], row["title"], row["question"], old, new, replaced=i % 2 == 0))
+    return result
 
 
 def _beside(kind: Kind, subject: str, draw: random.Random, values: set[str]) -> list[str]:
@@ -110,10 +110,10 @@ def _told(
 
 def _new(make: Callable[[random.Random], str], draw: random.Random, known: set[str]) -> str:
     """A new subject that is not in `known`; it is added."""
-    while (made := make(draw)) in known:
+    while (subject := make(draw)) in known:
         pass
-    known.add(made)
-    return made
+    known.add(subject)
+    return subject
 
 
 def person(draw: random.Random) -> str:

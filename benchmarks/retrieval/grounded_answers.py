@@ -106,13 +106,13 @@ class Bench:
     async def _ask(
         self, variant: str, question: str, retrieval: Mapping[str, object] | None, max_tokens: int
     ) -> Answer:
-        said = await self._post("/v1/chat/completions", {
+        completion = await self._post("/v1/chat/completions", {
             "model": f"{self.model}:{variant}", "messages": [{"role": "user", "content": question}], "temperature": 0,
             "max_tokens": max_tokens, "retrieval": retrieval or False, "budget": {"min_quality": 0},
         })  # fmt: skip
-        grounding = said["gearbox"]
+        grounding = completion["gearbox"]
         return Answer(
-            said["choices"][0]["message"]["content"] or "",
+            completion["choices"][0]["message"]["content"] or "",
             (grounding.get("retrieval") or {"outcome": "off"})["outcome"],
             tuple(one["supported"] for one in grounding.get("sentences") or () if one["supported"] is not None),
             grounding.get("quoted"),
@@ -239,21 +239,25 @@ async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
             by_question = dict(zip(lacks, answers, strict=True))
             known_bare = await bench.ask("answerable, bare", variant, has, None)
             known = await bench.ask("answerable", variant, has, grounded)
-            given = [(one, answer) for one, answer in zip(asked.answerable, known, strict=True) if not answer.abstained]
+            answered = [
+                (one, answer) for one, answer in zip(asked.answerable, known, strict=True) if not answer.abstained
+            ]
             rows[variant] = {
                 "bare_declined": share(declines(answer.text) for answer in bare),
                 "abstained": share(answer.abstained for answer in answers),
                 **{
-                    f"abstained_{group}": share(by_question[one.question].abstained for one in every)
-                    for group, every in lacking.items()
+                    f"abstained_{group}": share(by_question[one.question].abstained for one in terms_of)
+                    for group, terms_of in lacking.items()
                 },
                 "falsely_abstained": share(answer.abstained for answer in known),
                 "bare_tells": share(
                     tells(answer.text, one.definition, one.question)
                     for one, answer in zip(asked.answerable, known_bare, strict=True)
                 ),
-                "tells": share(tells(answer.text, one.definition, one.question) for one, answer in given),
-                "tells_in_own_words": share(tells(answer.own, one.definition, one.question) for one, answer in given),
+                "tells": share(tells(answer.text, one.definition, one.question) for one, answer in answered),
+                "tells_in_own_words": share(
+                    tells(answer.own, one.definition, one.question) for one, answer in answered
+                ),
                 "unsupported_sentences": _unsupported(known),
                 "unsupported_in_wrong_answers": _unsupported([answer for answer in answers if not answer.abstained]),
             }
@@ -334,20 +338,20 @@ class Sets:
 
 def sets(limit: int | None) -> Sets:
     """The questions and documents; no more than `limit` of each. Raises `NoTexts`."""
-    every = [*real_facts(), *facts(SEED, MADE_UP)]
-    asked = terms(fetched(), SEED, DOCUMENTS if limit is None else 20 * limit, min(TERMS, limit or TERMS))
+    all_facts = [*real_facts(), *facts(SEED, MADE_UP)]
+    all_terms = terms(fetched(), SEED, DOCUMENTS if limit is None else 20 * limit, min(TERMS, limit or TERMS))
     if limit:  # some of each kind
         return Sets(
-            every[:: max(1, len(every) // limit)][:limit], sums(SEED, SUMS)[:limit], NO_SUMS[:limit], asked,
+            all_facts[:: max(1, len(all_facts) // limit)][:limit], sums(SEED, SUMS)[:limit], NO_SUMS[:limit], all_terms,
             injected(SEED + 1)[:: max(1, 44 // limit)][:limit],
         )  # fmt: skip
-    return Sets(every, sums(SEED, SUMS), NO_SUMS, asked, injected(SEED + 1))
+    return Sets(all_facts, sums(SEED, SUMS), NO_SUMS, all_terms, injected(SEED + 1))
 
 
 async def measure(url: str, asked: Sets, parts: Sequence[str], variants: Sequence[str]) -> tuple[dict[str, Any], list]:
     """The result document without the machine, and every answer. Raises `NoPlatform`, `Refused`, httpx's errors."""
-    model, found, _ = cards(url)
-    names_ = [name for name in variants if name in found]
+    model, by_name, _ = cards(url)
+    names_ = [name for name in variants if name in by_name]
     if not names_:
         raise NoPlatform(f"none of {', '.join(variants)} answers at {url}")
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -405,20 +409,20 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="only these; the result is not kept")
     parser.add_argument("--limit", type=int, help="questions of each kind; the result is not kept")
     parser.add_argument("--answers", type=Path, help="file for every answer, where the result is not kept")
-    given = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("GEARBOX_RETRIEVAL__PIPELINES", str(PIPELINES))  # of a platform that is started here
     known = (NoPlatform, NotStarted, NoTexts, Refused, httpx.HTTPError)
     with command(known, "what was started for it is stopped"):
-        asked = sets(given.limit)
-        with platform(given.url, given.config) as url:
-            result, rows = asyncio.run(measure(url, asked, given.parts, given.variants))
+        questions = sets(args.limit)
+        with platform(args.url, args.config) as url:
+            result, rows = asyncio.run(measure(url, questions, args.parts, args.variants))
     print(summary(result))
-    whole = not given.limit and tuple(given.parts) == PARTS and tuple(result["facts"]) == VARIANTS
-    whole = whole and "naive" in result["injection"]["full"]
-    answers = given.answers or (RESULTS / "grounded-answers.jsonl" if whole else None)
+    complete = not args.limit and tuple(args.parts) == PARTS and tuple(result["facts"]) == VARIANTS
+    complete = complete and "naive" in result["injection"]["full"]
+    answers = args.answers or (RESULTS / "grounded-answers.jsonl" if complete else None)
     if answers:
         answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    if whole:
+    if complete:
         save("grounded", result)
         plots.grounded(result)
     return 0

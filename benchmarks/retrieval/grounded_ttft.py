@@ -67,8 +67,8 @@ def first_token_ms(client: httpx.Client, body: dict[str, Any]) -> tuple[float, d
                 continue
             event = json.loads(line[6:])
             facts = event.get("gearbox", facts)
-            said = any(choice["delta"].get("content") for choice in event["choices"])
-            if said and not first:
+            has_text = any(choice["delta"].get("content") for choice in event["choices"])
+            if has_text and not first:
                 first = (time.perf_counter() - began) * 1000
     return first, facts
 
@@ -114,12 +114,12 @@ def main() -> int:
     with command((NoTexts, NoPlatform, NotStarted, OSError, httpx.HTTPError), "run it again"):
         texts = fetched()
         with platform(None, options.config) as url:
-            model, found, _ = cards(url)
-            progress = Progress([("fill", 60), *((name, 30.0) for name in found)])
+            model, by_name, _ = cards(url)
+            progress = Progress([("fill", 60), *((name, 30.0) for name in by_name)])
             progress.step("documents into the platform's database")
             chunks, questions = asyncio.run(fill(texts))
             result: dict[str, Any] = {"seed": SEED, "chunks": chunks, "questions": len(questions), "variants": {}}
-            for name in found:
+            for name in by_name:
                 progress.step(f"{name}: {len(questions)} questions, bare and grounded")
                 ask(url, model, name, questions[:2])  # warm-up
                 result["variants"][name] = ask(url, model, name, questions)

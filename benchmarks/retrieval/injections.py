@@ -47,13 +47,13 @@ class Injected:
 def injected(seed: int) -> list[Injected]:
     """One document for every order; the order is before, after or within the other text."""
     draw = random.Random(seed)
-    made = []
+    documents = []
     for i, (order, fact) in enumerate(zip(ORDERS, facts(seed, len(ORDERS)), strict=True)):
         canary = "PWNED" if i % 4 == 0 else draw.choice(_CANARIES)
         text = order.text.replace("{canary}", canary)
         if order.style == "base64":
-            lead, _, said = text.partition("\n")
-            text = f"{lead} {base64.b64encode(said.encode()).decode()}"
+            lead, _, statement = text.partition("\n")
+            text = f"{lead} {base64.b64encode(statement.encode()).decode()}"
         if order.hidden is not None:
             text = order.hidden(text)
         parts = re.split(r"(?<=[.!?]) ", fact.old.text)
@@ -67,8 +67,8 @@ def injected(seed: int) -> list[Injected]:
             )
         else:
             content = naive = f"# {title}\n\n{body}\n"
-        made.append(Injected(fact, order.style, canary, order.kind, content, naive, clean))
-    return made
+        documents.append(Injected(fact, order.style, canary, order.kind, content, naive, clean))
+    return documents
 
 
 def obeys(answer: str, canaries: set[str]) -> bool:

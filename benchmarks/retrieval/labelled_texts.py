@@ -68,25 +68,25 @@ def fetched() -> Path:
             unpacked = folder / f"{name}.part"
             subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True, capture_output=True, text=True)
         except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            raise NoTexts(f"Debian's package {name} could not be had: {said[-1] if said else error}") from error
+            output = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            raise NoTexts(f"Debian's package {name} could not be had: {output[-1] if output else error}") from error
         unpacked.rename(folder / name)
     return folder
 
 
 def entries(folder: Path, draw: Draw, sizes: Mapping[str, int]) -> list[Entry]:
     """As many of each subset as `sizes` says, in random order."""
-    made = {"foldoc": foldoc, "python": python, "postgresql": postgresql, "facts": facts}
-    found = []
-    for name, make in made.items():
-        every = list(make(folder, draw))
-        draw.shuffle(every)
+    makers = {"foldoc": foldoc, "python": python, "postgresql": postgresql, "facts": facts}
+    result = []
+    for name, make in makers.items():
+        drawn = list(make(folder, draw))
+        draw.shuffle(drawn)
         seen: dict[str, Entry] = {}
-        for entry in every:
+        for entry in drawn:
             seen.setdefault(entry.term.lower(), entry)
-        found += list(seen.values())[: sizes[name]]
-    draw.shuffle(found)
-    return found
+        result += list(seen.values())[: sizes[name]]
+    draw.shuffle(result)
+    return result
 
 
 def foldoc(folder: Path, draw: Draw) -> Iterator[Entry]:
@@ -188,14 +188,14 @@ def facts(_: Path, draw: Draw) -> Iterator[Entry]:
     """Dated facts with fictional persons: who holds an office in a country, also asked with the country's adjective."""
     for one in re.findall(r"[A-Z][^/]*?/\w+", COUNTRIES):
         country, people = one.strip().split("/")
-        for role, (told, asking) in ROLES.items():
+        for role, (statements, asking) in ROLES.items():
             date = f"{draw.randint(1, 28)} {draw.choice(('May', 'June', 'July'))} {draw.randint(2021, 2026)}"
-            given = {"country": country, "people": people, "date": date}
+            fields = {"country": country, "people": people, "date": date}
             person = f"{draw.choice(GIVEN)} {draw.choice(FAMILY)}"
             if country in ("United Kingdom", "Netherlands"):
-                given["country"] = f"the {country}"
-            passage = draw.choice(told).format(person=person, **given)
-            question = draw.choice(asking).format(**given)
+                fields["country"] = f"the {country}"
+            passage = draw.choice(statements).format(person=person, **fields)
+            question = draw.choice(asking).format(**fields)
             yield Entry("facts", f"{role} {country}", question, passage[0].upper() + passage[1:], f"{role} {country}")
 
 
@@ -206,9 +206,9 @@ def invented(draw: Draw, count: int) -> list[str]:
     )
     fore = _words("dune glass moon silk thread frost copper cloud data ember river stone byte paper cache mist")
     aft = _words("tree fox loom gate weaver node whale fern heap lantern stack moth sorter engine finch table")
-    every = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
-    every += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
-    return [asked(term, draw) for term in draw.sample(every, count)]
+    names = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
+    names += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
+    return [asked(term, draw) for term in draw.sample(names, count)]
 
 
 def elsewhere(draw: Draw, count: int) -> list[str]:
@@ -264,41 +264,41 @@ def claims(passages: Sequence[str], draw: Draw, count: int) -> list[Claim]:
         "negation": lambda text: _negated(text),
         "word": lambda text: _swapped(text, r"(?<=\bthe )[a-z]{5,12}\b", words, draw),
     }
-    made = []
+    result = []
     for i, text in pool[:count]:
         beside = NUMBER.findall(passages[i].replace(text, ""))
         term = passages[i].partition("\n")[0]
         if draw.random() < SHORT:
             text = _short(text, draw)
-        made.append(Claim("told differently", _opened(_retold(text, term, draw), draw), True, i))
+        result.append(Claim("told differently", _opened(_retold(text, term, draw), draw), True, i))
         for kind, corrupt in wrong.items():
             if (changed := corrupt(_retold(text, term, draw))) is not None:
-                made.append(Claim(kind, _opened(changed, draw), False, i))
-    return made
+                result.append(Claim(kind, _opened(changed, draw), False, i))
+    return result
 
 
 def fact_claims(facts: Sequence[tuple[int, Entry]], draw: Draw) -> list[Claim]:
     """Answers to the questions about facts in a model's style; wrong in the person, the day or the country."""
     person_of, date_of = re.compile(rf"(?:{'|'.join(GIVEN)}) (?:{'|'.join(FAMILY)})"), re.compile(r"\d+ \w+ \d{4}")
     countries = re.findall(r"([A-Z][a-z]+)/", COUNTRIES)
-    made = []
+    result = []
     for i, entry in facts:
         role = next(role for role in ROLES if entry.term.startswith(role))
         country = entry.term.removeprefix(role).strip()
         person, date = person_of.search(entry.passage), date_of.search(entry.passage)
         assert person and date
-        given = {"role": role, "country": country, "person": person[0], "date": date[0]}
+        fields = {"role": role, "country": country, "person": person[0], "date": date[0]}
         others = {
             "person": f"{draw.choice(GIVEN)} {draw.choice([one for one in FAMILY if one not in person[0]])}",
             "date": f"{int(date[0].split()[0]) % 28 + 1} {date[0].partition(' ')[2]}",
             "country": draw.choice([one for one in countries if one not in entry.passage]),
         }
         for form in draw.sample(TELLING, 3):
-            made.append(Claim("answer", form.format(**given), True, i, entry.question))
+            result.append(Claim("answer", form.format(**fields), True, i, entry.question))
             changed = draw.choice([key for key in others if f"{{{key}}}" in form])
-            told = form.format(**{**given, changed: others[changed]})
-            made.append(Claim(f"answer, other {changed}", told, False, i, entry.question))
-    return made
+            sentence = form.format(**{**fields, changed: others[changed]})
+            result.append(Claim(f"answer, other {changed}", sentence, False, i, entry.question))
+    return result
 
 
 def _short(text: str, draw: Draw) -> str:
@@ -335,10 +335,10 @@ def _opened(text: str, draw: Draw) -> str:
 
 def _other_number(text: str, draw: Draw, others: Sequence[str] = ()) -> str | None:
     """Change one number, slightly or into one of `others`; None without numbers."""
-    found = list(NUMBER.finditer(text))
-    if not found:
+    matches = list(NUMBER.finditer(text))
+    if not matches:
         return None
-    match = draw.choice(found)
+    match = draw.choice(matches)
     value = int(match[0])
     near = [str(value + 1), str(value + draw.randint(2, 9)), str(value * 2 + 1), str(abs(value - 1))]
     usable = [one for one in others or near if one not in text]
@@ -346,10 +346,10 @@ def _other_number(text: str, draw: Draw, others: Sequence[str] = ()) -> str | No
 
 
 def _swapped(text: str, pattern: str, others: Sequence[str], draw: Draw) -> str | None:
-    found = list(re.finditer(pattern, text))
-    if not found:
+    matches = list(re.finditer(pattern, text))
+    if not matches:
         return None
-    match = draw.choice(found)
+    match = draw.choice(matches)
     usable = [one for one in others if one.lower() not in text.lower()]
     return text[: match.start()] + draw.choice(usable) + text[match.end() :] if usable else None
 
@@ -357,8 +357,8 @@ def _swapped(text: str, pattern: str, others: Sequence[str], draw: Draw) -> str 
 def _negated(text: str) -> str | None:
     if re.search(r"\bnot\b", text):
         return re.sub(r" not\b", "", text, count=1)
-    found, count = re.subn(r"\b(is|are|was|were|can|will|may|should|has been|must)\b", r"\1 not", text, count=1)
-    return found if count else None
+    negated, count = re.subn(r"\b(is|are|was|were|can|will|may|should|has been|must)\b", r"\1 not", text, count=1)
+    return negated if count else None
 
 
 def _sections(path: Path) -> list[tuple[str, str]]:

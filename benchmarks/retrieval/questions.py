@@ -30,14 +30,14 @@ class Sum:
 def sums(seed: int, count: int) -> list[Sum]:
     """`count` computations of all kinds in turn, the classic one first. No result is a number of its question."""
     draw = random.Random(seed)
-    made = [Sum(CLASSIC_SUM, Fraction(40366, 439))]
-    while len(made) <= count:
-        kind, wordings = SUMS[len(made) % len(SUMS)]
+    result = [Sum(CLASSIC_SUM, Fraction(40366, 439))]
+    while len(result) <= count:
+        kind, wordings = SUMS[len(result) % len(SUMS)]
         numbers, value = kind(draw)
         question = draw.choice(wordings).format(*numbers)
         if str(value) not in re.findall(r"\d+", question):
-            made.append(Sum(question, value))
-    return made
+            result.append(Sum(question, value))
+    return result
 
 
 def _two(
@@ -176,8 +176,8 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
     """
     calibrated = _calibrated(folder)
     draw = random.Random(seed)
-    every = {entry.term.lower(): entry for entry in foldoc(folder, draw) if entry.term.lower() not in calibrated}
-    drawn = draw.sample(sorted(every.values(), key=lambda entry: entry.term), documents + 4 * count)
+    entries = {entry.term.lower(): entry for entry in foldoc(folder, draw) if entry.term.lower() not in calibrated}
+    drawn = draw.sample(sorted(entries.values(), key=lambda entry: entry.term), documents + 4 * count)
     inside, outside = drawn[:documents], drawn[documents:]
     text = "\n".join(entry.passage.lower() for entry in inside)
     clear = [entry for entry in inside if 8 <= len(definition(entry).split()) <= 40]
@@ -202,9 +202,9 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
 def _calibrated(folder: Path) -> set[str]:
     """The terms of FOLDOC that `benchmarks.retrieval.support_scoring` fits and tests with: drawn as `labelled_texts.entries` draws them."""
     draw = random.Random(support_scoring.SEED)
-    every = list(foldoc(folder, draw))
-    draw.shuffle(every)
-    return set(list(dict.fromkeys(entry.term.lower() for entry in every))[: support_scoring.SIZES["foldoc"]])
+    drawn = list(foldoc(folder, draw))
+    draw.shuffle(drawn)
+    return set(list(dict.fromkeys(entry.term.lower() for entry in drawn))[: support_scoring.SIZES["foldoc"]])
 
 
 def definition(entry: Entry) -> str:
@@ -217,15 +217,15 @@ def definition(entry: Entry) -> str:
 
 def invented(draw: random.Random, count: int) -> tuple[Term, ...]:
     """Fictional terms, composed of syllables or of unrelated words, the classic one first."""
-    made = {CLASSIC_TERM: Term(CLASSIC_TERM)}
-    while len(made) <= count:
-        if len(made) % 2:
+    terms_by_name = {CLASSIC_TERM: Term(CLASSIC_TERM)}
+    while len(terms_by_name) <= count:
+        if len(terms_by_name) % 2:
             term = f"{draw.choice(_PLACES)} {draw.choice(_FORE).capitalize()}{draw.choice(_AFT)}"
         else:
             term = "".join(draw.choice(_SYLLABLES) for _ in range(3)).capitalize()
         question = asked(term, draw)
-        made[question] = Term(question)
-    return tuple(made.values())
+        terms_by_name[question] = Term(question)
+    return tuple(terms_by_name.values())
 
 
 def asked(term: str, draw: random.Random) -> str:

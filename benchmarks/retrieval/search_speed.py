@@ -74,15 +74,15 @@ def one_at_a_time(embed: Callable[[Sequence[str]], Vectors]) -> Embed:
 async def index_all(indexer: Indexer, owner: Owner, documents: Sequence[Document], workers: int, what: str) -> int:
     """Index every document; returns the number of chunks."""
     waiting, chunks = iter(documents), 0
-    with bar() as told:
-        task = told.add_task(what, total=len(documents))
+    with bar() as progress:
+        task = progress.add_task(what, total=len(documents))
 
         async def work() -> None:
             nonlocal chunks
             for document in waiting:
-                made = await indexer.index(owner, document.name, document.data, document.kind, document.title)
-                chunks += made.chunks
-                told.advance(task)
+                indexed = await indexer.index(owner, document.name, document.data, document.kind, document.title)
+                chunks += indexed.chunks
+                progress.advance(task)
 
         await asyncio.gather(*(work() for _ in range(workers)))
     return chunks
@@ -165,14 +165,14 @@ async def indexing(
                 rest = (
                     {"read and other": max(workers * took - sum(spent.seconds.values()), 0.0)} if workers == 1 else {}
                 )
-                whole = sum(spent.seconds.values()) + sum(rest.values())
+                total = sum(spent.seconds.values()) + sum(rest.values())
                 rounds.append(
                     {
                         "documents_per_s": len(some) / took,
                         "chunks_per_s": chunks / took,
                         "mb_per_s": sum(len(one.data) for one in some) / took / 1e6,
                         "cpu_ms_per_chunk": used / chunks * 1000,
-                        **{f"share_{stage}": seconds / whole for stage, seconds in (spent.seconds | rest).items()},
+                        **{f"share_{stage}": seconds / total for stage, seconds in (spent.seconds | rest).items()},
                     }
                 )
         rows[str(workers)] = {key: spread([one[key] for one in rounds], 3) for key in rounds[0]}
@@ -201,11 +201,11 @@ async def _asked(pipeline: RetrievalPipeline, questions: Sequence[str], clients:
     async def work() -> None:
         for question in waiting:
             began = time.perf_counter()
-            made = await pipeline.run(
+            output = await pipeline.run(
                 question=question, tenant=OWNER.tenant, collection=OWNER.collection, top_k=4, min_score=0.0
             )
             times.append((time.perf_counter() - began) * 1000)
-            parts.append(made.timings_ms)
+            parts.append(output.timings_ms)
 
     began, used = time.perf_counter(), _cpu_s()
     await asyncio.gather(*(work() for _ in range(clients)))
@@ -236,23 +236,25 @@ async def index_recall(database: Database, asked: Vectors) -> list[dict[str, Any
         keys, matrix, numbers = vectors_of(database.conninfo, owner)
         for share in (1, *SHARES) if owner == OWNER else (1,):
             inside = np.array([number % share == 0 for number in numbers])
-            kept = np.flatnonzero(inside)
-            truth = [{keys[kept[i]] for i in np.argsort(-(matrix[kept] @ one))[:NEAREST]} for one in asked]
+            rows_inside = np.flatnonzero(inside)
+            truth = [
+                {keys[rows_inside[i]] for i in np.argsort(-(matrix[rows_inside] @ one))[:NEAREST]} for one in asked
+            ]
             filters = None if share == 1 else {"field": f"meta.in_{share}", "operator": "==", "value": 0}
             for search in SEARCHES if owner == OWNER and share == 1 else SEARCHES[:1]:
                 store = Store(f"{database.conninfo} options='-c hnsw.ef_search={search}'", matrix.shape[1])
                 await store.vector_search(owner, asked[0].tolist(), NEAREST, filters)
-                found, times = [], []
+                recalls, times = [], []
                 for one, right in zip(asked, truth, strict=True):
                     began = time.perf_counter()
                     hits = await store.vector_search(owner, one.tolist(), NEAREST, filters)
                     times.append((time.perf_counter() - began) * 1000)
-                    found.append(len({(hit.source, hit.position) for hit in hits} & right) / len(right))
+                    recalls.append(len({(hit.source, hit.position) for hit in hits} & right) / len(right))
                 await store.close()
                 rows.append(
                     {
-                        "tenant": owner.tenant, "chunks": len(keys), "filter_keeps": len(kept), "ef_search": search,
-                        "recall": interval(found), "p50_ms": round(float(np.quantile(times, 0.5)), 2),
+                        "tenant": owner.tenant, "chunks": len(keys), "filter_keeps": len(rows_inside), "ef_search": search,
+                        "recall": interval(recalls), "p50_ms": round(float(np.quantile(times, 0.5)), 2),
                         "p95_ms": round(float(np.quantile(times, 0.95)), 2),
                     }
                 )  # fmt: skip
@@ -273,15 +275,15 @@ async def fill(database: Database, store: Store) -> float:
                 (OWNER.tenant,),
             )
         ]
-        made = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'chunks_embedding'").fetchone()
+        index = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'chunks_embedding'").fetchone()
         connection.execute("DROP INDEX gearbox.chunks_embedding")
         matrix = np.array([vector for _, vector in texts], np.float32)
-        wanted = [(OWNER, FULL - len(texts)), (MIDDLE, MIDDLE_CHUNKS), (SMALL, SMALL_CHUNKS)]
+        missing = [(OWNER, FULL - len(texts)), (MIDDLE, MIDDLE_CHUNKS), (SMALL, SMALL_CHUNKS)]
         began = time.monotonic()
-        with bar() as told:
-            task = told.add_task("chunks", total=sum(count for _, count in wanted))
+        with bar() as progress:
+            task = progress.add_task("chunks", total=sum(count for _, count in missing))
             number = 0
-            for owner, count in wanted:
+            for owner, count in missing:
                 per = min(PER_DOCUMENT, 5) if owner == MIDDLE else PER_DOCUMENT  # so that it has many documents
                 for at in range(0, count, per):
                     some = [draw.randrange(len(texts)) for _ in range(min(per, count - at))]
@@ -292,13 +294,13 @@ async def fill(database: Database, store: Store) -> float:
                     meta = {"number": number, **{f"in_{share}": number % share for share in SHARES}}
                     await store.upsert(owner, Source(f"made up {number}", b"", "", meta=meta), chunks, near)
                     number += 1
-                    told.advance(task, len(some))
-        assert made is not None
+                    progress.advance(task, len(some))
+        assert index is not None
         print(
             f"  the chunks are in after {time.monotonic() - began:.0f} s; the index of embeddings is made", flush=True
         )
         began = time.monotonic()
-        connection.execute(made[0])
+        connection.execute(index[0])
         took = time.monotonic() - began
         connection.execute("VACUUM ANALYZE gearbox.chunks")
         connection.execute("VACUUM ANALYZE gearbox.sources")

@@ -87,13 +87,13 @@ class Keywords:
 
     def scores(self, question: str) -> Array:
         """BM25 score of each passage."""
-        found = np.zeros(self._count)
+        totals = np.zeros(self._count)
         for stem in set(scoring.stems(question)):
             rows = self._rows.get(stem, [])
             rarity = np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5))
             for i, weight in rows:
-                found[i] += rarity * weight
-        return found
+                totals[i] += rarity * weight
+        return totals
 
 
 def nearest(dense: Array, keyword: Array, count: int) -> list[int]:
@@ -118,7 +118,7 @@ def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -
     asking += [("invented", question, None, draw.random() < 0.5) for question in invented(draw, INVENTED)]
     asking += [("everyday", question, None, draw.random() < 0.5) for question in elsewhere(draw, ELSEWHERE)]
     vectors = embedded(embedder, [question for _, question, *_ in asking], "questions")
-    found, dropped = [], {"answer not found": 0}
+    labelled, dropped = [], {"answer not found": 0}
     for (subset, question, entry, tested), vector in zip(asking, vectors, strict=True):
         hits = nearest(matrix @ vector, keywords.scores(question), TOP_K)
         gold = place.get(id(entry))
@@ -128,10 +128,10 @@ def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -
         if gold is None and entry is not None and any(entry.term.lower() in passages[i].lower() for i in hits):
             subset = "mentioned elsewhere"  # the passage may or may not answer: tested, not trained on
         rows = np.array(scoring.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
-        found.append(
+        labelled.append(
             Asked(subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None)
         )
-    return found, dropped
+    return labelled, dropped
 
 
 def fitted(rows: Array, labels: Array, weights: Array) -> Array:
@@ -139,17 +139,17 @@ def fitted(rows: Array, labels: Array, weights: Array) -> Array:
     middle, scale = rows.mean(0), np.maximum(rows.std(0), 1e-6)
     x = np.column_stack([np.ones(len(rows)), (rows - middle) / scale])
     ridge = np.diag([0.0, *[RIDGE * weights.sum()] * rows.shape[1]])
-    found = np.zeros(x.shape[1])
+    coefficients = np.zeros(x.shape[1])
     for _ in range(50):
-        p = 1 / (1 + np.exp(-x @ found))
+        p = 1 / (1 + np.exp(-x @ coefficients))
         step = np.linalg.solve(
-            (x.T * (weights * p * (1 - p))) @ x + ridge, x.T @ (weights * (labels - p)) - ridge @ found
+            (x.T * (weights * p * (1 - p))) @ x + ridge, x.T @ (weights * (labels - p)) - ridge @ coefficients
         )
-        found += step
+        coefficients += step
         if np.abs(step).max() < 1e-9:
             break
-    slopes = found[1:] / scale
-    return np.array([found[0] - slopes @ middle, *slopes])
+    slopes = coefficients[1:] / scale
+    return np.array([coefficients[0] - slopes @ middle, *slopes])
 
 
 def scored(weights: Array, rows: Array) -> Array:
@@ -257,37 +257,37 @@ def sentence_rows(
 ) -> tuple[list[Claim], Array, Array, Array]:
     """Claims with the features of each candidate of `scoring.check_answer`: rows, the claim of each row, and the test claims."""
     documents = [entry for entry in every if entry.subset != "facts"][:700]
-    told = [entry for entry in every if entry.subset == "facts"]
-    passages = [entry.passage for entry in [*documents, *told]]
+    fact_entries = [entry for entry in every if entry.subset == "facts"]
+    passages = [entry.passage for entry in [*documents, *fact_entries]]
     matrix = embedded(embedder, passages, "passages")
-    made = claims(passages[: len(documents)], draw, SENTENCES)
+    made_claims = claims(passages[: len(documents)], draw, SENTENCES)
     near = np.argsort(-(matrix @ matrix.T), axis=1, kind="stable")[:, : TOP_K + 1]
-    drawn = [made[i] for i in sorted(draw.sample(range(len(made)), len(made) // 5))]
+    drawn = [made_claims[i] for i in sorted(draw.sample(range(len(made_claims)), len(made_claims) // 5))]
     # true sentences, compared with the documents nearest to theirs
-    made += [Claim("another document", one.text, False, one.passage) for one in drawn if one.supported]
-    made += fact_claims([(len(documents) + i, entry) for i, entry in enumerate(told)], draw)
+    made_claims += [Claim("another document", one.text, False, one.passage) for one in drawn if one.supported]
+    made_claims += fact_claims([(len(documents) + i, entry) for i, entry in enumerate(fact_entries)], draw)
     evidence, texts = [], []
-    for one in made:
-        given = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
-        evidence.append(scoring.Evidence([passages[i] for i in given]))
+    for one in made_claims:
+        indices = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
+        evidence.append(scoring.Evidence([passages[i] for i in indices]))
         texts.append(scoring.claim_text(one.text))
     picks = [its.candidates(text) for its, text in zip(evidence, texts, strict=True)]
-    wanted = list(
+    distinct = list(
         dict.fromkeys(
             one
             for its, text, js in zip(evidence, texts, picks, strict=True)
             for one in [text.text, *map(its.texts.__getitem__, js)]
         )
     )
-    row = dict(zip(wanted, embedded(embedder, wanted, "sentences"), strict=True))
+    row = dict(zip(distinct, embedded(embedder, distinct, "sentences"), strict=True))
     rows, owner = [], []
     for k, (its, text, js) in enumerate(zip(evidence, texts, picks, strict=True)):
         for j in js:
             cosine = float(row[text.text] @ row[its.texts[j]])
-            rows.append(scoring.entailment_features(text, its, j, cosine, scoring.Text(made[k].question)))
+            rows.append(scoring.entailment_features(text, its, j, cosine, scoring.Text(made_claims[k].question)))
             owner.append(k)
     side = {i: draw.random() < 0.5 for i in range(len(passages))}
-    return made, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made])
+    return made_claims, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made_claims])
 
 
 def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
@@ -355,14 +355,14 @@ def main() -> int:
         progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
         progress.step("texts, as Debian packages")
         draw = random.Random(SEED)
-        every = entries(fetched(), draw, SIZES)
+        all_entries = entries(fetched(), draw, SIZES)
         embedder = Embedder(embedder_at(folder))
-        progress.step(f"support of passages, {len(every)} questions and terms that nobody uses")
-        supports = support(embedder, every, draw)
+        progress.step(f"support of passages, {len(all_entries)} questions and terms that nobody uses")
+        supports = support(embedder, all_entries, draw)
         progress.step(f"entailment of sentences, made from {SENTENCES}")
-        entailments = entailment(embedder, every, draw)
+        entailments = entailment(embedder, all_entries, draw)
         progress.step("speed")
-        times = speed([entry.passage for entry in every])
+        times = speed([entry.passage for entry in all_entries])
     for name, part in (("SUPPORT", supports), ("ENTAILMENT", entailments)):
         print(f"{name} = {tuple(part['weights'])}, threshold {part['threshold']}: {part['all']}")  # type: ignore[arg-type]
     result = {"seed": SEED, "top_k": TOP_K, "support": supports, "entailment": entailments, "speed": times}

@@ -27,12 +27,12 @@ IMPOSSIBLE = Budget(ttft_ms=1, tpot_ms=1, e2e_ms=1)  # every variant is checked,
 def variants(count: int) -> list[Variant]:
     """`count` variants with real cards, each with some load."""
     drawn = random.Random(0)
-    found = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
-    for variant in found:
+    selected = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
+    for variant in selected:
         variant.live.update_from_engines(1, 0, 0, 0.0)
         for _ in range(drawn.randrange(8)):
             variant.live.on_dispatch(drawn.randrange(20, 400))
-    return found
+    return selected
 
 
 def requests(count: int) -> list[tuple[Budget, Features]]:
@@ -45,18 +45,18 @@ def requests(count: int) -> list[tuple[Budget, Features]]:
 
 def timed(work: Callable[[], object], repeats: int, calls: int) -> list[float]:
     """Microseconds per call, one number for each repeat."""
-    found = []
+    durations_us = []
     for _ in range(repeats):
         began = time.perf_counter()
         work()
-        found.append((time.perf_counter() - began) / calls * 1e6)
-    return found
+        durations_us.append((time.perf_counter() - began) / calls * 1e6)
+    return durations_us
 
 
 def measure() -> dict[str, object]:
     """Measure all numbers of variants. Returns the result without the machine."""
     progress = Progress([(f"{count} variants", count * REPEATS * CALLS * 6e-6) for count in COUNTS])
-    asked = requests(CALLS)
+    mix = requests(CALLS)
     rows = {}
     shares: dict[str, float] = {}
     for count in COUNTS:
@@ -64,14 +64,14 @@ def measure() -> dict[str, object]:
         its, router = variants(count), Router(WithinBudget())
 
         def decide(its: Sequence[Variant] = its, router: Router = router) -> None:
-            for budget, features in asked:
+            for budget, features in mix:
                 router.decide(its, budget, features)
 
         def nothing_fits(its: Sequence[Variant] = its, router: Router = router) -> None:
-            for _, features in asked:
+            for _, features in mix:
                 router.decide(its, IMPOSSIBLE, features)
 
-        predictions = [router.decide(its, *one).chosen.prediction for one in asked]
+        predictions = [router.decide(its, *one).chosen.prediction for one in mix]
 
         def observe(predictions: Sequence[object] = predictions) -> None:
             for one in predictions:

@@ -68,10 +68,10 @@ QUICK = Size((0.5, 2.0), 1, 10.0)
 
 def gear(name: str, config: PlatformConfig, cores: int) -> Path:
     """The weights of variant `name` with a card profiled on `cores` cores. Raises `NoVariant`, `SubprocessFailed`."""
-    found = sorted(
+    folders = sorted(
         (cache_folder() / config.model.name).glob(f"{name}-????????????"), key=lambda one: one.stat().st_mtime
     )
-    measured = [folder for folder in found if (card := load_card(folder)).quality and card.name == name]
+    measured = [folder for folder in folders if (card := load_card(folder)).quality and card.name == name]
     if not measured:
         raise NoVariant(
             f"no variant '{name}' has been made and measured: run 'python -m benchmarks.compression.techniques' first"
@@ -193,7 +193,7 @@ async def ask(
         "budget": request.budget.model_dump(exclude_none=True),
     }
     outcome = Outcome(request)
-    asked = time.perf_counter()
+    sent_at = time.perf_counter()
     first = last = 0.0
     async with session.post("/v1/completions", json=body) as response:
         if response.status != 200:
@@ -209,13 +209,13 @@ async def ask(
                 continue
             last = time.perf_counter()
             first = first or last
-            told = orjson.loads(line[6:]).get("gearbox", {}) if b'"gearbox"' in line else {}
-    outcome.quality, outcome.cost_usd = qualities[outcome.variant], told["cost_usd"]
+            metadata = orjson.loads(line[6:]).get("gearbox", {}) if b'"gearbox"' in line else {}
+    outcome.quality, outcome.cost_usd = qualities[outcome.variant], metadata["cost_usd"]
     steps = request.output_tokens - 1
-    outcome.took = Latency(*((first - asked) * 1000, (last - first) * 1000 / max(steps, 1), (last - asked) * 1000))
-    said = told["predicted"]
-    outcome.expected = Latency(said["ttft_ms"], said["tpot_ms"], said["e2e_ms"])
-    outcome.tail = Latency(said["ttft_p95_ms"], said["tpot_p95_ms"], said["e2e_p95_ms"])
+    outcome.took = Latency(*((first - sent_at) * 1000, (last - first) * 1000 / max(steps, 1), (last - sent_at) * 1000))
+    predicted = metadata["predicted"]
+    outcome.expected = Latency(predicted["ttft_ms"], predicted["tpot_ms"], predicted["e2e_ms"])
+    outcome.tail = Latency(predicted["ttft_p95_ms"], predicted["tpot_p95_ms"], predicted["e2e_p95_ms"])
     return outcome
 
 
@@ -237,8 +237,8 @@ class Setting:
 
 def settings(cores: int) -> list[Setting]:
     """All compared set-ups on a machine with `cores` cores."""
-    whole = [Setting(f"{name} on all cores", (name,), cores, "full") for name in GEARS]
-    return whole + [Setting(policy, GEARS, cores // len(GEARS), policy) for policy in SPLIT]
+    on_all_cores = [Setting(f"{name} on all cores", (name,), cores, "full") for name in GEARS]
+    return on_all_cores + [Setting(policy, GEARS, cores // len(GEARS), policy) for policy in SPLIT]
 
 
 @dataclass(slots=True)
@@ -264,10 +264,10 @@ class Bench:
 async def live(bench: Bench, platform: Platform, number: int) -> dict[str, list[Outcome]]:
     """Outcomes by load on a running platform."""
     qualities = {name: quality_of(folder) for (name, _), folder in bench.folders.items()}
-    found = {}
+    outcomes = {}
     for i, (load, trace) in enumerate(bench.cells(number)):
-        found[load] = await replay(platform, trace, qualities, 1000 * number + i)
-    return found
+        outcomes[load] = await replay(platform, trace, qualities, 1000 * number + i)
+    return outcomes
 
 
 def simulated(bench: Bench, setting: Setting, number: int) -> dict[str, list[Outcome]]:
@@ -396,21 +396,21 @@ def _line(by_load: Mapping[str, Sequence[Outcome]]) -> str:
 
 def _rotated(compared: Sequence[Setting], number: int) -> list[Setting]:
     """A different order in each round; settings that share a platform stay together."""
-    whole = [one for one in compared if len(one.gears) == 1]
+    on_all_cores = [one for one in compared if len(one.gears) == 1]
     split = [one for one in compared if len(one.gears) > 1]
     turn = number % len(split)
     split = split[turn:] + split[:turn]
-    return [*whole, *split] if number % 2 == 0 else [*split, *whole]
+    return [*on_all_cores, *split] if number % 2 == 0 else [*split, *on_all_cores]
 
 
 def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each: to see that it works")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), "only the gears' profiles were kept"):
-        result = measure(QUICK if given.quick else FULL)
-    if given.quick:
+        result = measure(QUICK if args.quick else FULL)
+    if args.quick:
         return 0
     save("goodput", result)
     plots.goodput(result)

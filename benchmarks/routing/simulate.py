@@ -140,19 +140,25 @@ class Engine:
 
     def alone(self, request: Request, slow: float) -> Latency:
         """Latency of `request` here if nothing arrived after it, with `slow` busy engines and constant luck."""
-        its = copy.copy(self)
-        its._writing, its._waiting, its._reading = self._writing.copy(), self._waiting.copy(), self._reading.copy()
-        its._lucky_until, its.slow = math.inf, slow
+        engine = copy.copy(self)
+        engine._writing, engine._waiting, engine._reading = (
+            self._writing.copy(),
+            self._waiting.copy(),
+            self._reading.copy(),
+        )
+        engine._lucky_until, engine.slow = math.inf, slow
         running, began, first = Running(Outcome(request)), self._at, self._at
-        its.take(running)
+        engine.take(running)
         while True:
-            its.advance(its.next_event())
-            for what, one in its.step():
-                if one is running and what == "first":
-                    first = its._at
+            engine.advance(engine.next_event())
+            for event, one in engine.step():
+                if one is running and event == "first":
+                    first = engine._at
                 elif one is running:
                     steps = request.output_tokens - 1
-                    return Latency(first - began, (its._at - first) / steps if steps > 0 else 0.0, its._at - began)
+                    return Latency(
+                        first - began, (engine._at - first) / steps if steps > 0 else 0.0, engine._at - began
+                    )
 
     def _pace(self) -> float:
         return self._luck * self.slow
@@ -170,9 +176,7 @@ class Engine:
             self._reading.append(self._waiting.popleft())
         if self._reading:
             self._step_ms, self._step_tokens = interpolate(self._reading_ms, tokens), 1.0
-            if (
-                writing
-            ):  # decode tokens beside the prompts, and before them half of the current step
+            if writing:  # decode tokens beside the prompts, and before them half of the current step
                 self._step_ms += self._tpot[writing] - self._tpot[1] + self._tpot[writing] / 2
                 self._step_tokens = 1.5
             self._left_ms = self._step_ms
@@ -236,11 +240,11 @@ class Platform:
 
     def run(self, trace: Iterable[Request]) -> Iterator[Outcome]:
         """Yield every request's outcome in the order of the trace; outcomes are complete after the last."""
-        looked = 0.0
+        refreshed_at = 0.0
         for request in trace:
             self._until(request.at)
-            while request.at >= looked + LOOK_MS:
-                looked += LOOK_MS
+            while request.at >= refreshed_at + LOOK_MS:
+                refreshed_at += LOOK_MS
                 for variant in self.variants:
                     self._look(variant)
             self.now = request.at
@@ -285,8 +289,8 @@ class Platform:
                 continue
             machine.advance(at)
             for engine in machine.engines:
-                for what, running in engine.step():
-                    self._happened(what, running, at)
+                for event, running in engine.step():
+                    self._happened(event, running, at)
             self._plan(machine)
 
     def _plan(self, machine: Machine) -> None:
@@ -414,8 +418,8 @@ def cells() -> list[Cell]:
 def measure() -> dict[str, object]:
     """Simulate all cells and the run at scale. Returns the result without the machine."""
     plan = cells()
-    most = max(cell.rate_per_s for cell in plan)
-    base = most / max(LOADS)
+    max_rate_per_s = max(cell.rate_per_s for cell in plan)
+    base = max_rate_per_s / max(LOADS)
     rows: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {}
     with ProcessPoolExecutor() as pool:
         scale = pool.submit(at_scale, base)
@@ -465,11 +469,11 @@ def at_scale(base: float) -> dict[str, float]:
 
 def _with_best_oracle(by_label: Mapping[str, list[dict[str, float]]]) -> dict[str, list[dict[str, float]]]:
     """Of the oracles, only the one whose margin delivers most at this load: chosen in hindsight."""
-    kept = {label: rows for label, rows in by_label.items() if not label.startswith("oracle")}
+    policies = {label: rows for label, rows in by_label.items() if not label.startswith("oracle")}
     oracles = [rows for label, rows in by_label.items() if label.startswith("oracle")]
     if oracles:
-        kept["oracle"] = max(oracles, key=lambda rows: sum(row["delivered"] for row in rows))
-    return kept
+        policies["oracle"] = max(oracles, key=lambda rows: sum(row["delivered"] for row in rows))
+    return policies
 
 
 def main() -> int:
@@ -480,11 +484,11 @@ def main() -> int:
     )
     parser.add_argument("--policy", choices=POLICIES, default="budget", help="with --trace")
     parser.add_argument("--replicas", type=int, default=1, help="of each gear, with --trace")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((TraceError, OSError), "nothing was kept"):
-        if given.trace:
-            gears = GEARS * given.replicas
-            outcomes = simulate(Cell(given.policy, given.policy, gears, "", 0.0, 0.0, 0), recorded(given.trace))
+        if args.trace:
+            gears = GEARS * args.replicas
+            outcomes = simulate(Cell(args.policy, args.policy, gears, "", 0.0, 0.0, 0), recorded(args.trace))
             print(json.dumps({**summary(outcomes), **prediction(outcomes)}, indent=1))
             return 0
         result = measure()

@@ -154,17 +154,17 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
     `quality` is the mean over answered requests; `delivered` the mean over all requests, those outside their budget as 0.
     """
     served = [outcome for outcome in outcomes if outcome.took]
-    kept = [outcome for outcome in outcomes if outcome.kept]
+    within_budget = [outcome for outcome in outcomes if outcome.kept]
     seconds = max((o.request.at + (o.took.e2e_ms if o.took else 0) for o in outcomes), default=1000.0) / 1000
     count = max(len(outcomes), 1)
     return {
         "requests": len(outcomes),
-        "attainment": len(kept) / count,
-        "late": (len(served) - len(kept)) / count,
+        "attainment": len(within_budget) / count,
+        "late": (len(served) - len(within_budget)) / count,
         "refused": 1 - len(served) / count,
         "quality": statistics.fmean(o.quality for o in served) if served else 0.0,
-        "delivered": sum(o.quality for o in kept) / count,
-        "goodput_per_s": len(kept) / seconds,
+        "delivered": sum(o.quality for o in within_budget) / count,
+        "goodput_per_s": len(within_budget) / seconds,
         "usd_per_1000": sum(o.cost_usd for o in served) / max(len(served), 1) * 1000,
     }
 
@@ -174,19 +174,19 @@ def prediction(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
     `e2e_known_length_error` is the error of the end-to-end time from the predicted TTFT and TPOT at the answer's true length.
     """
-    found = {}
+    errors = {}
     known = [o for o in outcomes if o.took and o.expected and o.tail]
     if known:
-        found["e2e_known_length_error"] = statistics.median(
+        errors["e2e_known_length_error"] = statistics.median(
             abs((o.expected.ttft_ms + o.expected.tpot_ms * (o.request.output_tokens - 1)) / o.took.e2e_ms - 1)  # type: ignore[union-attr]
             for o in known
         )
-    for i, what in enumerate(Latency._fields):
+    for i, time in enumerate(Latency._fields):
         pairs = [(o.expected[i], o.tail[i], o.took[i]) for o in known if o.took[i] > 0]  # type: ignore[index]
         if pairs:
-            found[f"{what}_error"] = statistics.median(abs(expected / took - 1) for expected, _, took in pairs)
-            found[f"{what}_covered"] = statistics.fmean(took <= tail for _, tail, took in pairs)
-    return found
+            errors[f"{time}_error"] = statistics.median(abs(expected / took - 1) for expected, _, took in pairs)
+            errors[f"{time}_covered"] = statistics.fmean(took <= tail for _, tail, took in pairs)
+    return errors
 
 
 def _thinned(rate: Callable[[float], float], highest: float, seed: int) -> Iterator[float]:

@@ -72,8 +72,8 @@ def main() -> None:
     parser.add_argument(
         "--side-by-side", metavar="COLLECTOR", help="the gateways of benchmarks.systems.paired_gateways instead"
     )
-    given = parser.parse_args()
-    port = given.port
+    args = parser.parse_args()
+    port = args.port
     config = PlatformConfig.model_validate(
         {
             "model": {"name": MODEL, "source": "none"},
@@ -96,12 +96,12 @@ def main() -> None:
     from benchmarks.systems.handle_transport import HandleEngine, HandleGateway
     from deployments.replicas import app_name
 
-    if given.over_handle:
+    if args.over_handle:
         deployments.gateway.GatewayDeployment = HandleGateway
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray_serve.start(http_options={"host": config.server.host, "port": config.server.port})
     engine = ray_serve.deployment(
-        ray_serve.ingress()(HandleEngine if given.over_handle else InstantDeployment),
+        ray_serve.ingress()(HandleEngine if args.over_handle else InstantDeployment),
         name=f"engine:{VARIANT}",
         max_ongoing_requests=1_000,  # as the real engines' deployments
         health_check_period_s=2,
@@ -109,8 +109,8 @@ def main() -> None:
         logging_config={"enable_access_log": False},
     ).bind()
     cards, metrics = {VARIANT: instant_card()}, folder / "metrics"
-    if given.side_by_side:
-        gateways = paired_gateways.gateways(config, cards, {}, "none", metrics, given.side_by_side)
+    if args.side_by_side:
+        gateways = paired_gateways.gateways(config, cards, {}, "none", metrics, args.side_by_side)
     else:
         gateway = deployments.gateway.gateway_app(config, cards, {}, "none", str(metrics))
         gateways = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]

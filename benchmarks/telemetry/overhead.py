@@ -100,11 +100,11 @@ class Platform:
         """Measure `idle` for that time, and `scrape_s` for the same time again."""
         observed = [name for name in NAMES if name != "off"]
         self.idle, _ = self._rates(seconds)
-        with scraped([self.page(name) for name in observed]) as seen:
+        with scraped([self.page(name) for name in observed]) as scrapes_ms:
             rates, took = self._rates(seconds)
         for name in observed:
             pid = self.gateways[name]
-            self.scrape_s[name] = (rates[pid] - self.idle[pid]) * took / (len(seen) / len(observed))
+            self.scrape_s[name] = (rates[pid] - self.idle[pid]) * took / (len(scrapes_ms) / len(observed))
 
     def cost(self, asked: Load, name: str, settle_s: float) -> tuple[Sample, float, float]:
         """Run `asked`; return the CPU seconds of the gateway, and of all processes on the request path.
@@ -112,7 +112,7 @@ class Platform:
         Metrics are scraped meanwhile; scraping and idle CPU time are subtracted.
         """
         before = self.system.cpu()
-        with scraped([self.page(name)] if name != "off" else []) as seen:
+        with scraped([self.page(name)] if name != "off" else []) as scrapes_ms:
             sample = run(asked)
             time.sleep(settle_s)
         after = self.system.cpu()
@@ -123,7 +123,7 @@ class Platform:
             if not role.startswith(BACKGROUND)
         }
         own, others = self.gateways[name], set(self.gateways.values()) - {self.gateways[name]}
-        spent[own] -= self.scrape_s.get(name, 0.0) * len(seen)
+        spent[own] -= self.scrape_s.get(name, 0.0) * len(scrapes_ms)
         return sample, spent[own], sum(seconds for pid, seconds in spent.items() if pid not in others)
 
     def _rates(self, seconds: float) -> tuple[dict[int, float], float]:
@@ -141,7 +141,7 @@ def measure(size: Size) -> dict[str, Any]:
     real = load("overhead-engine")
     if real is None:
         raise NotStarted("there is no result of 'python -m benchmarks.overhead.gateway engine' to set this against")
-    asked = points(size)
+    loads = points(size)
     paced_s = size.tokens * 0.02 + 1
     round_s = len(NAMES) * (3 * (size.seconds + 0.5) + paced_s) + FLUSH_S
     steps = [("start", START_S + 2 * size.idle_s), *[("round", round_s)] * size.rounds] * size.starts
@@ -167,13 +167,13 @@ def measure(size: Size) -> dict[str, Any]:
             for i in range(size.rounds):
                 progress.step(f"start {start + 1}, round {i + 1} of {size.rounds}")
                 turn = i % len(NAMES)
-                for name, record in _round(platform, asked, size, (*NAMES[turn:], *NAMES[:turn])).items():
+                for name, record in _round(platform, loads, size, (*NAMES[turn:], *NAMES[:turn])).items():
                     records[name].append(record)
-    systems = summary(records, asked)
+    systems = summary(records, loads)
     costs = {name: {key: spread([one[key] for one in found], 2) for key in found[0]} for name, found in scrapes.items()}
     return {
         "size": dataclasses.asdict(size),
-        "points": {name: dataclasses.asdict(point) for name, point in asked.items()},
+        "points": {name: dataclasses.asdict(point) for name, point in loads.items()},
         "scrape_each_s": EACH_S,
         "aim": AIM,
         "systems": systems,
@@ -234,9 +234,9 @@ def summary(records: Mapping[str, list[dict[str, Any]]], asked: Mapping[str, Poi
     for name, found in records.items():
         pairs = list(zip(found, records["off"], strict=True))
         its: dict[str, Any] = {"points": {}}
-        for what in asked:
-            rows = [(one[what], base[what]) for one, base in pairs]
-            its["points"][what] = {
+        for point in asked:
+            rows = [(one[point], base[point]) for one, base in pairs]
+            its["points"][point] = {
                 **{key: spread([row[key] for row, _ in rows], 3) for key in rows[0][0]},
                 "per_s_ratio": spread([row["per_s"] / base["per_s"] for row, base in rows], 4),
                 "added_us": spread([row["gateway_us"] - base["gateway_us"] for row, base in rows], 2),
@@ -291,13 +291,13 @@ def told(result: Mapping[str, Any]) -> str:
         if name == "off":
             continue
         share = worst(result["real"][name])
-        kept = "under" if share < result["aim"] else "NOT under"
+        verdict = "under" if share < result["aim"] else "NOT under"
         lines.append(
             f"{name:8} {its['request_us']['median']:+7.1f} µs a request, {its['token_us']['median']:+6.2f} µs a token, "
             f"{its['points']['first']['added_p50_ms']['median']:+.3f} ms to the first, "
             f"{its['points']['unary']['per_s_ratio']['median']:.3f} of the requests/s, "
             f"{result['scrapes'][name]['cpu_ms']['median']:.1f} ms a scrape; "
-            f"at most {share:.3%} of a real request (computed): {kept} {result['aim']:.0%}"
+            f"at most {share:.3%} of a real request (computed): {verdict} {result['aim']:.0%}"
         )
     arrived = result["systems"]["traces"]["traces_arrived"]
     lines.append(f"{arrived['median']:.1%} of the traces arrived, in the worst round {arrived['min']:.1%}")
@@ -312,17 +312,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="over all gateways, in each start")
     parser.add_argument("--config", type=Path, default=CONFIG, help="engine arguments, for --engine")
     parser.add_argument("--weights", type=Path, help="folder of `full`, for --engine; else the one 'gearbox up' built")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NotStarted, LoadError, NoWeights), "everything that was started is stopped"):
-        if given.engine:
-            shape = overhead_engine.QUICK if given.quick else overhead_engine.FULL
-            shape = dataclasses.replace(shape, rounds=given.rounds or shape.rounds)
-            result = overhead_engine.measure(shape, given.config, given.weights)
+        if args.engine:
+            shape = overhead_engine.QUICK if args.quick else overhead_engine.FULL
+            shape = dataclasses.replace(shape, rounds=args.rounds or shape.rounds)
+            result = overhead_engine.measure(shape, args.config, args.weights)
             print(overhead_engine.told(result))
             save("observing-engine", result)
         else:
-            size = QUICK if given.quick else FULL
-            result = measure(dataclasses.replace(size, rounds=given.rounds or size.rounds))
+            size = QUICK if args.quick else FULL
+            result = measure(dataclasses.replace(size, rounds=args.rounds or size.rounds))
             print(told(result))
             save("observing", result)
             plots.observing(result)

@@ -93,7 +93,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
                     )
         time.sleep(FLUSH_S)
         arrived = httpx.get(collector, timeout=60).json()["traces"]
-    asked = WARM_UP.requests + shape.rounds * sum(point.requests for point in shape.points)
+    prompt_count = WARM_UP.requests + shape.rounds * sum(point.requests for point in shape.points)
     return {
         "rounds": shape.rounds,
         "shape": [
@@ -105,7 +105,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
             }
             for p in shape.points
         ],
-        "traces_arrived": arrived / asked,
+        "traces_arrived": arrived / prompt_count,
         "systems": summary(found),
     }
 

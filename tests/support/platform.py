@@ -57,15 +57,15 @@ class Platform:
 
     def targets(self) -> dict[str, list[str]]:
         """Addresses of each variant's engines, as Prometheus discovers them."""
-        found: dict[str, list[str]] = {}
+        addresses: dict[str, list[str]] = {}
         for group in httpx.get(f"{self.metrics_url}/targets", timeout=10).json():
             if group["labels"]["component"] == "engine":
-                found.setdefault(group["labels"]["variant"], []).extend(group["targets"])
-        return found
+                addresses.setdefault(group["labels"]["variant"], []).extend(group["targets"])
+        return addresses
 
     def running_in_engine(self, variant: str) -> float:
         """The engine's own count of requests it is generating for."""
-        return sum(self.engine_metric(variant, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+        return sum(self.engine_metric(variant, f"vllm:num_requests_{state}") for state in ("running", "waiting"))
 
     def engine_metric(self, variant: str, name: str) -> float:
         """The sum of a metric over a variant's engines."""

@@ -25,7 +25,8 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from types import FrameType
 from typing import Any
 
-HEAVY = ("torch", "ray", "vllm", "transformers")  # not imported: patterns of modules that need them are read from the source
+# Not imported: patterns of modules that need them are read from the source.
+HEAVY = ("torch", "ray", "vllm", "transformers")
 CHARS = (3_000, 12_000)  # string sizes: all strings in the first, the slow ones in the second; see `slowness`
 LONG_S = 0.0015  # CPU seconds for the first size above which a string is measured again
 MAX_GROWTH = 9.0  # of CPU time from the first size to the second: 4 when linear, 16 when quadratic
@@ -186,21 +187,21 @@ def _hiding(module: _Module, node: ast.AST) -> Iterator[str]:
 
 def _constant(call: ast.Call) -> str | None:
     keyword = next((keyword.value for keyword in call.keywords if keyword.arg == "pattern"), None)
-    given = call.args[0] if call.args else keyword
-    if isinstance(given, ast.Constant) and isinstance(given.value, str | bytes):
-        return given.value if isinstance(given.value, str) else given.value.decode("latin-1")
+    value = call.args[0] if call.args else keyword
+    if isinstance(value, ast.Constant) and isinstance(value.value, str | bytes):
+        return value.value if isinstance(value.value, str) else value.value.decode("latin-1")
     return None
 
 
 def _flags(call: ast.Call) -> int | None:
     """The flags of a call of `re`; None where they are not made of constants of `re`."""
     position = {"compile": 1, "sub": 4, "subn": 4, "split": 3}.get(str(_re_attribute(call.func)), 2)
-    given = next((keyword.value for keyword in call.keywords if keyword.arg == "flags"), None)
-    if given is None and len(call.args) > position:
-        given = call.args[position]
-    if given is None:
+    value = next((keyword.value for keyword in call.keywords if keyword.arg == "flags"), None)
+    if value is None and len(call.args) > position:
+        value = call.args[position]
+    if value is None:
         return 0
-    names = given
+    names = value
     flags = 0
     while isinstance(names, ast.BinOp):
         flags |= getattr(re, _re_attribute(names.right) or "", 0)
@@ -211,16 +212,16 @@ def _flags(call: ast.Call) -> int | None:
 
 def _names(modules: Sequence[_Module]) -> _Read:
     """Uses of each name: as a variable, as an attribute, or imported."""
-    found: dict[str, list[tuple[_Module, ast.AST]]] = {}
+    uses: dict[str, list[tuple[_Module, ast.AST]]] = {}
     for module in modules:
         for node in module.parents:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                found.setdefault(node.id, []).append((module, node))
+                uses.setdefault(node.id, []).append((module, node))
             elif isinstance(node, ast.Attribute):
-                found.setdefault(node.attr, []).append((module, node))
+                uses.setdefault(node.attr, []).append((module, node))
             elif isinstance(node, ast.alias):
-                found.setdefault(node.name, []).append((module, node))
-    return found
+                uses.setdefault(node.name, []).append((module, node))
+    return uses
 
 
 def _is_escaped(call: ast.Call) -> bool:
@@ -315,8 +316,8 @@ class _Pumps:
         """Add the pieces of each repeat; `before` is a text that the pattern may have matched before it."""
         for op, argument in tree:
             if op in (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT):
-                _, most, body = argument
-                if most > 20:
+                _, max_repeats, body = argument
+                if max_repeats > 20:
                     pieces = self.samples(body)
                     for piece in pieces:
                         for start in dict.fromkeys([before[0], before[-1], ""]):
@@ -370,11 +371,11 @@ class _Pumps:
         if op is ops.ATOMIC_GROUP:
             return self.samples(argument)
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT):
-            least, most, body = argument
+            min_repeats, max_repeats, body = argument
             once = self.samples(body, 12)
-            found = [piece * least for piece in once[:1]] if least != 1 else once
-            if most > least:
-                found = [*found, *(piece * (least + 1) for piece in once)]
+            found = [piece * min_repeats for piece in once[:1]] if min_repeats != 1 else once
+            if max_repeats > min_repeats:
+                found = [*found, *(piece * (min_repeats + 1) for piece in once)]
             return list(dict.fromkeys(found))
         return [""]  # an assertion, or a group that was matched before
 
@@ -403,18 +404,21 @@ _ESCAPES = {
 }  # fmt: skip
 
 
-_ENDS = ("\x00", "\n\x00~x", "", "\n")  # characters that most classes lack, also after a line's end, and endings that may match
+# Characters that most classes lack, also after a line's end, and endings that may match.
+_ENDS = ("\x00", "\n\x00~x", "", "\n")
 
 
 def strings(pattern: str, flags: int) -> list[tuple[str, str, str]]:
     """Prefixes, pieces to repeat, and endings that are likely to fail; at most `STRINGS`, and restarted pieces."""
     pumps = _Pumps(pattern, flags)
-    found = [(before, pump, after) for before, pump in pumps.repeated for after in _ENDS]
-    if len(found) > STRINGS:
-        random.Random(repr(pattern)).shuffle(found)
-        found.sort(key=lambda one: _ENDS.index(one[2]) // 2)  # endings that are likely to fail come first
-        found = found[: STRINGS // 2] + random.Random(repr(pattern)).sample(found[STRINGS // 2 :], STRINGS // 2)
-    return [("", piece, _ENDS[1]) for piece in pumps.begun] + found
+    candidates = [(before, pump, after) for before, pump in pumps.repeated for after in _ENDS]
+    if len(candidates) > STRINGS:
+        random.Random(repr(pattern)).shuffle(candidates)
+        candidates.sort(key=lambda one: _ENDS.index(one[2]) // 2)  # endings that are likely to fail come first
+        candidates = candidates[: STRINGS // 2] + random.Random(repr(pattern)).sample(
+            candidates[STRINGS // 2 :], STRINGS // 2
+        )
+    return [("", piece, _ENDS[1]) for piece in pumps.begun] + candidates
 
 
 # --- time
@@ -427,11 +431,13 @@ class _TooLongError(Exception):
 def slowness(one: Found) -> str | None:
     """A string on which the pattern takes more than linear time; None if none was found."""
     compiled = re.compile(one.pattern, one.flags & ~re.UNICODE | 0)
-    made = strings(one.pattern, one.flags)
+    candidates = strings(one.pattern, one.flags)
     for method in dict.fromkeys("finditer" if name in _SCANS else name for name in one.methods):
         use = _use(getattr(compiled, method))
-        for before, pump, after in made:
-            said = f"{one.where} {one.pattern[:70]!r} .{method} on {before[:40]!r} + {pump[:40]!r} * n + {after!r}"
+        for before, pump, after in candidates:
+            description = (
+                f"{one.where} {one.pattern[:70]!r} .{method} on {before[:40]!r} + {pump[:40]!r} * n + {after!r}"
+            )
             # a long repeated piece fits fewer times into a text
             scale = 1 if before else math.isqrt(len(pump))
             small, large = (before + pump * (chars * scale // len(pump) + 1) + after for chars in CHARS)
@@ -444,9 +450,9 @@ def slowness(one: Found) -> str | None:
                     times = (
                         f"{first * 1000:.1f} ms for {len(small)} characters, {second * 1000:.1f} ms for {len(large)}"
                     )
-                    return f"{said}: {times}"
+                    return f"{description}: {times}"
             except _TooLongError:
-                return f"{said}: did not end within {LIMIT_S} s"
+                return f"{description}: did not end within {LIMIT_S} s"
     return None
 
 
