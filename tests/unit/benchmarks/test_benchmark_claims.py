@@ -1,4 +1,4 @@
-"""The claims: how aims are judged and rows kept, and that results, rows, tables and docs/reference/claims.md agree."""
+"""Claims: evaluation of aims, updates of rows, and agreement of results, rows, tables and docs/reference/claims.md."""
 
 import json
 import re

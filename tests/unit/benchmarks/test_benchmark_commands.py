@@ -1,4 +1,4 @@
-"""How benchmark commands end, and what one of them keeps between its runs."""
+"""Exit codes of benchmark commands on errors and interruption, and resumption of a benchmark."""
 
 import os
 import signal

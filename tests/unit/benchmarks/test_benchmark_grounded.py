@@ -1,4 +1,4 @@
-"""The grounded-answers benchmark: its questions have one right answer, and its judges know it."""
+"""The grounded-answers benchmark: its questions have one right answer, and its grading recognises it."""
 
 import re
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""What observing costs: what the stand-ins still do, how the numbers are made, and that stand-ins fit what they replace."""
+"""The telemetry overhead benchmark: behaviour of its gateways, its calculations, and that replaced classes keep their interface."""
 
 import inspect
 import threading

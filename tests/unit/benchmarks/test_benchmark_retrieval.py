@@ -1,4 +1,4 @@
-"""What the retrieval benchmark counts as found, and the vectors it keeps."""
+"""The retrieval benchmark: what counts as a hit, and its cache of vectors."""
 
 from collections.abc import Sequence
 from pathlib import Path

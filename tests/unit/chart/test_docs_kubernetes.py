@@ -1,6 +1,6 @@
-"""The commands of docs/how-to/kubernetes.md, as far as they can be held against the chart without a cluster.
+"""The commands of docs/how-to/kubernetes.md, as far as they can be checked against the chart without a cluster.
 
-What `bash` blocks say is run by tests/e2e/test_docs.py; `sh` blocks need a cluster.
+`bash` blocks are run by tests/e2e/test_docs.py; `sh` blocks need a cluster.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""gearbox documents add, list, delete: against a small real server that keeps documents as the platform does."""
+"""`gearbox documents` add, list and delete, against a small HTTP server that stores documents like the platform."""
 
 import base64
 import hashlib

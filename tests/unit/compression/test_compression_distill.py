@@ -1,4 +1,4 @@
-"""Training on tiny random models: it learns, resumes exactly, and stops with one clear line."""
+"""Distillation of tiny random models: it learns, resumes exactly, and fails with one clear line."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The builders that the rendered Serve config names. That they deploy and answer is `tests/cluster`'s; retrieval only here."""
+"""Application builders named in the rendered Serve config. `tests/cluster` tests that they deploy and answer, except retrieval."""
 
 from typing import Any
 

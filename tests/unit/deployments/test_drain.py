@@ -1,4 +1,4 @@
-"""When a node that leaves may go. That Ray does what is asked of it is `tests/integration/test_cluster.py`'s."""
+"""Graceful draining: when a node that is shut down may stop. `tests/cluster` tests it with Ray."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator

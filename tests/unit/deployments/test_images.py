@@ -1,4 +1,4 @@
-"""What the images promise, read from the Dockerfile; the chart relies on it."""
+"""Properties of the images that the chart relies on, read from the Dockerfile."""
 
 import re
 import subprocess

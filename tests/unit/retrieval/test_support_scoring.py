@@ -1,4 +1,4 @@
-"""What sources carry: which passages support an answer to a question, and which sentences of an answer are in them."""
+"""Support scoring: which passages support an answer to a question, and which sentences of an answer they entail."""
 
 import asyncio
 import random

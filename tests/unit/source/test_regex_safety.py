@@ -1,6 +1,6 @@
-"""No text from clients, models or documents makes a regular expression, or a loop around one, take more than linear time.
+"""Regular expressions, and loops around them, take linear time for any text from clients, models or documents (no ReDoS).
 
-`regex_probe` finds the patterns and tries each on texts made from itself; here is what it must see and what it must catch.
+`regex_probe` finds the patterns and tests each with texts generated from it; tests check what it must find and report.
 """
 
 import asyncio
