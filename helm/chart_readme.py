@@ -11,14 +11,14 @@ _LONGEST = 60
 
 
 def rendered() -> str:
-    """The README with the table as values.yaml has it now."""
+    """Text of the README with the tables of the current values.yaml."""
     before, _, rest = README.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
     return before + _BEGIN + "\n".join(_tables()) + "\n\n" + _END + after
 
 
 def _tables() -> Iterator[str]:
-    """A table for each group of values, those that belong to none first."""
+    """One table for each group of values, those without a group first."""
     values, groups = documented(), sections()
     members = {name: [value for value in values if value.place[0] == name] for name in defaults()}
     alone = [value for value in values if len(members[value.place[0]]) == 1]

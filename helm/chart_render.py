@@ -1,4 +1,4 @@
-"""The chart, rendered by the real Helm engine: what tests and tools look at."""
+"""Render the chart with the real Helm engine, for tests and tools."""
 
 import functools
 import json
@@ -14,12 +14,12 @@ import yaml
 CHART = Path(__file__).with_name("gearbox")
 EXAMPLES = sorted((CHART / "ci").glob("*-values.yaml"))
 Document = dict[str, Any]
-OPEN: Document = {"platform": {"access": {"allow_anonymous": True}}}  # the least that can be installed
+OPEN: Document = {"platform": {"access": {"allow_anonymous": True}}}  # the smallest set of values that can be installed
 
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """A pod that the chart leads to: who makes it, its labels, its spec."""
+    """A pod that results from the chart: its controller, labels and spec."""
 
     owner: str
     labels: Mapping[str, str]
@@ -27,7 +27,7 @@ class Pod:
 
     @property
     def containers(self) -> list[Document]:
-        """All containers, those that only start it too."""
+        """All containers, including init containers."""
         return [*self.spec.get("initContainers", []), *self.spec["containers"]]
 
 
@@ -43,22 +43,22 @@ def example(name: str) -> Document:
 
 
 def merged(*values: Document) -> Document:
-    """Values over values, as Helm lays files over each other."""
-    whole: Document = {}
+    """Merge values into values, as Helm merges values files."""
+    result: Document = {}
     for part in values:
         for key, value in part.items():
-            both = isinstance(value, dict) and isinstance(whole.get(key), dict)
-            whole[key] = merged(whole[key], value) if both else deepcopy(value)
-    return whole
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = merged(result[key], value) if both else deepcopy(value)
+    return result
 
 
 def render(values: Document | None = None, name: str = "demo", namespace: str = "models") -> list[Document]:
-    """The documents of the chart, without notes. Raises `helm.HelmError` where the values are refused."""
+    """The rendered documents of the chart, without notes. Raises `helm.HelmError` where the values are rejected."""
     return deepcopy(_parsed(json.dumps(values or {}), name, namespace))
 
 
 def texts(values: Document | None = None, name: str = "demo", namespace: str = "models") -> dict[str, str]:
-    """What each template became, as text."""
+    """Rendered text of each template."""
     return _chart().render(values or {}, name=name, namespace=namespace)
 
 
@@ -71,12 +71,12 @@ def _parsed(values: str, name: str, namespace: str) -> list[Document]:
 
 
 def notes(values: Document) -> str:
-    """What `helm install` says in the end."""
+    """Rendered NOTES.txt, which `helm install` prints at the end."""
     return texts(values)["gearbox/templates/NOTES.txt"]
 
 
 def refusal(values: Document) -> str:
-    """Why the values are refused; empty: they are not."""
+    """Error for rejected values; empty if they are valid."""
     try:
         texts(values)
     except helm.HelmError as error:
@@ -85,7 +85,7 @@ def refusal(values: Document) -> str:
 
 
 def one(documents: list[Document], kind: str, name: str | None = None) -> Document:
-    """The only document of a kind, or of a kind and a name."""
+    """The single document of a kind, or of a kind and name."""
     (found,) = [d for d in documents if d["kind"] == kind and name in (None, d["metadata"]["name"])]
     return found
 
@@ -107,7 +107,7 @@ def groups(documents: list[Document]) -> dict[str, Document]:
 
 
 def pods(documents: list[Document]) -> Iterator[Pod]:
-    """Every pod that the documents lead to, Ray's by its groups."""
+    """Every pod that results from the documents, Ray's by worker group."""
     for document in documents:
         spec, owner = document.get("spec", {}), f"{document['kind']}/{document['metadata']['name']}"
         if document["kind"] == "Pod":

@@ -1,4 +1,4 @@
-"""What the chart's values.yaml says: each value with its default and the comment above it."""
+"""Parse the chart's values.yaml: each value with its default and the comment above it."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ _LINE = re.compile(r"^(?P<indent> *+)(?:# ?(?P<comment>.*)|(?P<key>[A-Za-z0-9_.-
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One value: where it is, what it is by default, what its comment says."""
+    """One value: its path, default and comment."""
 
     place: Place
     default: object
@@ -24,7 +24,7 @@ class Value:
 
 
 def defaults() -> dict[str, Any]:
-    """The values as they are without anyone's own."""
+    """The default values."""
     values: dict[str, Any] = yaml.safe_load((CHART / "values.yaml").read_text())
     return values
 
@@ -36,12 +36,12 @@ def documented() -> list[Value]:
 
 
 def sections() -> dict[str, str]:
-    """What the comments without `--` say of groups of values, by the group's name."""
+    """Descriptions of groups of values, from comments without `--`, by the group's name."""
     return {place[0]: text for place, text in _commented() if len(place) == 1 and not text.startswith("-- ")}
 
 
 def at(values: Any, place: Place) -> Any:
-    """The value at a place."""
+    """The value at a path."""
     for key in place:
         values = values[key]
     return values
@@ -49,7 +49,7 @@ def at(values: Any, place: Place) -> Any:
 
 def _commented() -> Iterator[tuple[Place, str]]:
     """Each key that has a comment directly above it, with that comment as one line."""
-    above: list[tuple[int, str]] = []  # indentation and name of what is open
+    above: list[tuple[int, str]] = []  # indentation and name of the enclosing keys
     comment: list[str] = []
     for line in (CHART / "values.yaml").read_text().splitlines():
         match = _LINE.match(line)

@@ -1,7 +1,7 @@
 """Write the chart's values.schema.json and renamed.yaml: `python -m helm.values_schema`.
 
-The platform's part is that of `serve.config.platform`, so that Helm refuses what `gearbox up` would. The rest follows
-values.yaml: the types are those of the defaults, what else may be there is said here. Renamed values pass the schema, so that
+The platform's part is that of `serve.config.platform`, so that Helm rejects what `gearbox up` would. The rest follows
+values.yaml: types come from the defaults, exceptions are listed here. Renamed values pass the schema, so that
 templates/_check.tpl can name what replaces them.
 """
 
@@ -58,7 +58,7 @@ _ENV = _list(_object({"name": _STRING, "value": _STRING, "valueFrom": _OBJECT}, 
 _ACCESS_MODE = _one_of("ReadWriteMany", "ReadWriteOnce", "ReadOnlyMany")
 _POOL_NAME: Schema = {"type": "string", "pattern": r"^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$"}
 
-# What the defaults do not say, by place; the first that fits counts.
+# Schema that the defaults do not express, by path; the first match counts.
 _SAID: dict[str, Schema | Callable[[], Schema]] = {
     "platform": lambda: _platform(),
     "pools": lambda: _list(_pool()),
@@ -112,7 +112,7 @@ def schema() -> Schema:
     definitions = {name: _plain(part) for name, part in platform["$defs"].items()}
     del definitions["ServerConfig"]["properties"]["drain_timeout_s"][
         "exclusiveMinimum"
-    ]  # templates/_check.tpl says it better
+    ]  # templates/_check.tpl has a clearer message
     whole = _object({**{key: _of((key,), value) for key, value in values.items()}, "global": _OBJECT})
     whole["definitions"] = definitions
     for old, new in RENAMED_VALUES.items():
@@ -167,7 +167,7 @@ def _texts() -> dict[Place, str]:
 
 
 def _pool() -> Schema:
-    """A pool of engines: what a gateway pool has, but for what is about gateways."""
+    """Schema of an engine pool: that of a gateway pool without the gateway's own keys."""
     gateway = _of(("gateway",), defaults()["gateway"])["properties"]
     own = {key: part for key, part in gateway.items() if key not in ("minAvailable", "pods")}
     pods = _object({"min": {"type": "integer", "minimum": 0}, "max": {"type": "integer", "minimum": 1}}, ("min", "max"))
@@ -187,17 +187,17 @@ def _platform() -> Schema:
 
 
 def _plain(part: Any) -> Any:
-    """Of pydantic's schema what Helm needs: no titles, formats and defaults; definitions where draft 7 has them."""
+    """Reduce pydantic's schema for Helm: no titles, formats and defaults; definitions in draft 7's place."""
     if isinstance(part, list):
         return [_plain(item) for item in part]
     if isinstance(part, str):
         return part.replace("#/$defs/", "#/definitions/")
     if not isinstance(part, dict):
         return part
-    kept = {key: value for key, value in part.items() if key not in ("title", "format", "default")}
-    if "properties" in kept:  # by name: one may be called title
-        kept["properties"] = {name: _plain(value) for name, value in part["properties"].items()}
-    return {key: value if key == "properties" else _plain(value) for key, value in kept.items()}
+    result = {key: value for key, value in part.items() if key not in ("title", "format", "default")}
+    if "properties" in result:  # keys are property names, of which one may be "title"
+        result["properties"] = {name: _plain(value) for name, value in part["properties"].items()}
+    return {key: value if key == "properties" else _plain(value) for key, value in result.items()}
 
 
 def renames() -> str:

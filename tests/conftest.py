@@ -1,4 +1,4 @@
-"""One platform for all integration and end-to-end tests: started by the real command, on the real model."""
+"""Session fixtures: one platform for all integration and end-to-end tests, started by the real command on the real model."""
 
 import gc
 import os
@@ -15,14 +15,14 @@ from tests.support.trace_collector import Collector
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: without this, each full garbage collection looks through torch and all else again, for 0.7 s."""
+    """Freeze imported objects: otherwise each full garbage collection scans torch and all other modules, for 0.7 s."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def collector() -> Iterator[Collector]:
-    """What the platform sends its traces to."""
+    """Trace collector of the platform."""
     collector = Collector()
     yield collector
     collector.stop()
@@ -30,7 +30,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Platform]:
-    """The demo platform with keys and traces, on ports of its own. Builds what is not cached yet (about 15 minutes)."""
+    """The demo platform with keys and traces, on separate ports. Builds what is not cached yet (about 15 minutes)."""
     settings = local_settings()
     settings["server"] |= {"port": 18000, "metrics_port": 19464, "max_waiting_per_replica": 8}
     settings["access"] = {

@@ -1,1 +1,1 @@
-"""The HTTP API under generated requests, valid and invalid."""
+"""Fuzzing of the HTTP API with generated requests, valid and invalid."""

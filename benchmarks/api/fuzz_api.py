@@ -1,4 +1,4 @@
-"""The gateway under requests that schemathesis makes from its API description, valid and invalid: `python -m benchmarks.api.fuzz_api`.
+"""Fuzz the gateway's API with requests that schemathesis generates from the OpenAPI description: `python -m benchmarks.api.fuzz_api`.
 
 The gateway runs alone in its process, on an engine that answers at once and a scripted retrieval. Rounds of schemathesis (its
 examples, coverage and fuzzing phases, each round with another seed) go on until `--requests` were sent; meanwhile the gateway's
@@ -44,21 +44,21 @@ CHECKS = (
     "ignored_auth",
 )
 _LEFT_OUT = ("object_level_authorization", "use_after_free", "ensure_resource_availability")
-#: Refusals of bodies that follow the description.
+#: Rejections of bodies that are valid by the description.
 _BEYOND_SCHEMA = ("context_length_exceeded", "invalid_dimensions", "too_many_sequences")
 _ROUND = 200  # fuzzed cases of an operation in a round
 _OPERATIONS = len(operations())
 _WARM_UP = 0.2  # of the requests: until caches, connections and the allocator's pools are filled
 _LONG = 20_000  # requests; before that, memory still settles
 _EVERY_S = 1.0  # between two samples of the memory
-_FLAT_MB = 1.0  # growth in 100,000 requests that still counts as none
+_FLAT_MB = 1.0  # growth per 100,000 requests below this counts as none
 
 
 @dataclass(slots=True)
 class Tally:
-    """What came of the requests so far."""
+    """Counts of requests, statuses and failures so far."""
 
-    requests: int = 0  # sent; the rest is known when their scenario is over
+    requests: int = 0  # sent; the other counts follow when their scenario is over
     statuses: Counter[int] = field(default_factory=Counter)
     checks: Counter[str] = field(default_factory=Counter)
     operations: Counter[str] = field(default_factory=Counter)
@@ -89,7 +89,7 @@ class Tally:
 
 @contextmanager
 def fuzzed_gateway() -> Iterator[tuple[str, System]]:
-    """URL and process of a gateway to send anything to."""
+    """Start a gateway to fuzz; yield its URL and process."""
     engine_port, port = free_ports(2)
     engine, url = f"http://127.0.0.1:{engine_port}", f"http://127.0.0.1:{port}"
     arguments = ("--port", str(port), "--engine", engine)
@@ -105,7 +105,7 @@ def fuzzed_gateway() -> Iterator[tuple[str, System]]:
 def fuzz(
     url: str, tally: Tally, *, cases: int, seed: int, phases: Sequence[str], on_request: Callable[[], None]
 ) -> None:
-    """One round, counted in `tally`: up to `cases` fuzzed cases of each operation. `on_request` is called after each request."""
+    """Run one round, counted in `tally`: up to `cases` fuzzed cases of each operation. `on_request` is called after each request."""
     config = schemathesis.Config.from_dict(
         {
             "base-url": url,
@@ -115,8 +115,8 @@ def fuzz(
             "seed": seed,
             "generation": {
                 "max-examples": cases,
-                "with-security-parameters": False,  # they would only ever be refused with 401
-                "allow-extra-parameters": False,  # unknown headers are no fault
+                "with-security-parameters": False,  # they would only be rejected with 401
+                "allow-extra-parameters": False,  # unknown headers are not an error
                 "database": "none",
                 "no-shrink": True,
             },
@@ -152,7 +152,7 @@ def fuzz(
 
 
 def _beyond_schema(code: str, body: object) -> bool:
-    """Whether a refusal depends on more than the description can say: the deployment, or a header together with a body."""
+    """Whether a rejection depends on more than an OpenAPI description can express: the deployment, or a header together with a body."""
     grounded_completion = code == "invalid_retrieval" and isinstance(body, dict) and "prompt" in body
     not_n = code in ("invalid_value", "unsupported_value") and isinstance(body, dict) and "best_of" in body
     return code in _BEYOND_SCHEMA or grounded_completion or not_n
@@ -160,24 +160,24 @@ def _beyond_schema(code: str, body: object) -> bool:
 
 @dataclass(slots=True)
 class Memory:
-    """The gateway's resident memory while requests come."""
+    """Samples of the gateway's resident memory during the run."""
 
     process: psutil.Process
     samples: list[tuple[float, int, float]] = field(default_factory=list)  # seconds, requests, MB
     began: float = field(default_factory=time.monotonic)
 
     def sample(self, requests: int) -> None:
-        """Take one, unless the last is too young."""
+        """Take a sample, unless the last one is too recent."""
         now = time.monotonic() - self.began
         if not self.samples or now - self.samples[-1][0] >= _EVERY_S:
             self.samples.append((round(now, 2), requests, round(self.process.memory_info().rss / 1e6, 3)))
 
 
 def growth(samples: Sequence[tuple[float, int, float]], total: int) -> dict[str, object] | None:
-    """How memory grows with requests after the warm-up, MB in 100,000 requests; None with too few requests or samples.
+    """Memory growth after the warm-up in MB per 100,000 requests; None with too few requests or samples.
 
-    The slope is Theil and Sen's, the median of the slopes of all pairs, which single jumps of an allocator do not move. Its 95%
-    interval is a moving-block bootstrap's: neighbouring samples depend on each other.
+    The slope is the Theil-Sen estimator, the median of the slopes of all pairs, which is robust to single allocator jumps. Its 95%
+    interval is from a moving-block bootstrap, because neighbouring samples depend on each other.
     """
     late = [(requests, mb) for _, requests, mb in samples if requests >= _WARM_UP * total]
     if total < _LONG or len(late) < 20:
@@ -208,7 +208,7 @@ def _theil_sen(points: Sequence[tuple[float, float]]) -> float:
 
 
 def bar(done: int, total: int, elapsed_s: float) -> str:
-    """A line of progress: bar, requests, rate, time left."""
+    """Progress line: bar, requests, rate, time left."""
     share = min(done / total, 1.0)
     left_s = elapsed_s / share * (1 - share) if share else 0.0
     filled = round(30 * share)
@@ -239,7 +239,7 @@ def run(requests: int, seed: int) -> dict[str, object]:
                 )
 
         while tally.requests < requests:
-            # Coverage is the same in every round: once is enough. A last round is only as long as is needed.
+            # The coverage phase is the same in every round, so it runs once. The last round is only as long as needed.
             phases = ("examples", "coverage", "fuzzing") if number == 0 else ("fuzzing",)
             left = (requests - tally.requests) // _OPERATIONS + 1
             fuzz(url, tally, cases=min(_ROUND, left), seed=seed + number, phases=phases, on_request=on_request)
@@ -266,13 +266,13 @@ def run(requests: int, seed: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run, save, draw, and say what was found. Code 1: something failed."""
+    """Run the benchmark, save and plot the result, print the failures. Exit code 1: something failed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--requests", type=int, default=2_000, help="at least as many; default %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the first round; default %(default)s")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NotStarted,), "nothing was saved"):
-        result = run(given.requests, given.seed)
+        result = run(args.requests, args.seed)
         save("fuzz-api", result)
         plots.fuzz_api(result)
     print(", ".join(f"{count:,} × {status}" for status, count in result["statuses"].items()))  # type: ignore[attr-defined]

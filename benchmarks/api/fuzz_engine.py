@@ -1,4 +1,4 @@
-"""An engine for fuzzing: it answers at once and refuses, with vLLM's statuses, what the API description does not allow.
+"""Mock engine for fuzzing: answers at once, and rejects with vLLM's statuses what the API description does not allow.
 
 `python -m benchmarks.api.fuzz_engine --port N` serves it under uvicorn.
 """
@@ -18,8 +18,8 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 CONTEXT = 8192  # tokens
-_SALT_CHARS = 1024  # the tenant's name is before the client's own
-_WORDS = 3  # of every answer
+_SALT_CHARS = 1024  # longest `cache_salt`: the tenant's name precedes the client's salt
+_WORDS = 3  # characters of every answer
 _REQUESTS = {"/v1/chat/completions": ChatCompletionRequest, "/v1/completions": CompletionRequest}
 _EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
@@ -38,19 +38,19 @@ async def engine(scope: Message, receive: Receive, send: Send) -> None:
     if len(body.pop("cache_salt", "")) > _SALT_CHARS:
         return await _refuse(send, "'cache_salt' is too long")
     try:
-        asked = _REQUESTS[scope["path"]].model_validate(body)
+        request = _REQUESTS[scope["path"]].model_validate(body)
     except ValidationError as error:
         return await _refuse(send, first_problem(error))
-    longest = max(asked.max_tokens or 1, getattr(asked, "max_completion_tokens", None) or 1)
+    longest = max(request.max_tokens or 1, getattr(request, "max_completion_tokens", None) or 1)
     if longest >= CONTEXT:
         return await _refuse(
             send, f"'max_tokens' is too large: {longest}. This model's maximum context length is {CONTEXT}"
         )
-    chat = isinstance(asked, ChatCompletionRequest)
-    count = (asked.n or 1) * (1 if chat else _prompts(asked.prompt))
+    chat = isinstance(request, ChatCompletionRequest)
+    count = (request.n or 1) * (1 if chat else _prompts(request.prompt))
     usage = {"prompt_tokens": 16, "completion_tokens": _WORDS * count, "total_tokens": 16 + _WORDS * count}
-    head = {"id": "chatcmpl-0", "created": 1767225600, "model": asked.model}
-    if not asked.stream:
+    head = {"id": "chatcmpl-0", "created": 1767225600, "model": request.model}
+    if not request.stream:
         kind = "chat.completion" if chat else "text_completion"
         text: dict[str, Any] = (
             {"message": {"role": "assistant", "content": " gear" * _WORDS}} if chat else {"text": " gear"}
@@ -65,14 +65,14 @@ async def engine(scope: Message, receive: Receive, send: Send) -> None:
             added: dict[str, Any] = {"delta": {"content": " gear"}} if chat else {"text": " gear"}
             choice = {"index": i, **added, "logprobs": None, "finish_reason": end}
             chunks.append({**head, "choices": [choice]})
-    if asked.stream_options and asked.stream_options.include_usage:
+    if request.stream_options and request.stream_options.include_usage:
         chunks.append({**head, "choices": [], "usage": usage})
     events = b"".join(b"data: " + orjson.dumps(chunk) + b"\n\n" for chunk in chunks) + b"data: [DONE]\n\n"
     await _send(send, 200, events, _EVENT_STREAM)
 
 
 def _prompts(prompt: object) -> int:
-    """How many prompts a completions body has."""
+    """Number of prompts in a completions body."""
     return 1 if isinstance(prompt, str) or isinstance(prompt[0], int) else len(prompt)  # type: ignore[index,arg-type]
 
 

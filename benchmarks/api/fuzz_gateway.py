@@ -1,4 +1,4 @@
-"""A gateway for fuzzing, with three variants on one engine and a scripted retrieval, alone in its process.
+"""Gateway for fuzzing, alone in its process: three variants on one engine, and a scripted retrieval.
 
 `python -m benchmarks.api.fuzz_gateway --port N --engine URL` serves it under uvicorn.
 """
@@ -18,7 +18,7 @@ KEY = "gbx-fuzzing"
 
 
 class OneReplica:
-    """Every variant's replica is the same engine."""
+    """Replica directory in which every variant has the same single engine."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -33,7 +33,7 @@ class OneReplica:
 
 
 class Forgetful(FakeRetrieval):
-    """Keeps no calls: memory is watched."""
+    """Scripted retrieval that records no calls, because the run measures memory."""
 
     async def call(self, method: str, **arguments: object) -> object:
         """A call of the scripted retrieval."""
@@ -57,8 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine", required=True, metavar="URL")
-    given = parser.parse_args()
-    uvicorn.run(gateway(given.engine), host="127.0.0.1", port=given.port, log_level="warning", access_log=False)
+    args = parser.parse_args()
+    uvicorn.run(gateway(args.engine), host="127.0.0.1", port=args.port, log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

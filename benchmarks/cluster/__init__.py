@@ -1,1 +1,1 @@
-"""Changes of a running cluster under load, and the time until a platform answers."""
+"""Cluster operations under load (upgrades, scaling, failures), and platform start-up time."""

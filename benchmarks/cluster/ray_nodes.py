@@ -1,4 +1,4 @@
-"""A Ray cluster of several nodes on one machine, each as a pod has it: its own address, processes and scratch folders.
+"""Ray cluster of several nodes on one machine, each isolated like a pod: its own address, processes and scratch folders.
 
 Needs root and `ip` (Debian's iproute2): every node is a network namespace on one bridge, with its own mounts and pids.
 """
@@ -23,29 +23,29 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 _BRIDGE = "gbx0"
 _NET = "10.213.77"
-_OWN = ("/tmp/ray", "/tmp/haproxy-serve", "/tmp/gearbox-metrics")  # what every node has for itself
-_RESTARTS = 3  # of a node whose `ray start` gives up, as the kubelet restarts a container
+_OWN = ("/tmp/ray", "/tmp/haproxy-serve", "/tmp/gearbox-metrics")  # private to every node
+_RESTARTS = 3  # of a node whose `ray start` failed, as the kubelet restarts a container
 BIN = Path(sys.executable).parent
 
 
 class ClusterError(Exception):
-    """A node or an application did not come up; the message says which and what it said."""
+    """A node or an application did not start; the message names it and quotes its output."""
 
 
 def possible() -> str | None:
-    """Why such a cluster can't be made here; None if it can."""
+    """Why such a cluster can't be created on this machine; None if it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     if shutil.which("ip") is None:
         return "ip is not installed (Debian package 'iproute2')"
-    made = subprocess.run(["ip", "netns", "add", "gbx-probe"], capture_output=True, text=True, check=False)
+    result = subprocess.run(["ip", "netns", "add", "gbx-probe"], capture_output=True, text=True, check=False)
     subprocess.run(["ip", "netns", "del", "gbx-probe"], capture_output=True, check=False)
-    return f"no network namespaces: {made.stderr.strip()}" if made.returncode else None
+    return f"no network namespaces: {result.stderr.strip()}" if result.returncode else None
 
 
 @dataclass
 class Node:
-    """One node that runs."""
+    """A running node."""
 
     name: str
     address: str
@@ -59,12 +59,12 @@ class Node:
         )
 
     def enter(self, *command: str) -> list[str]:
-        """The command line that does it."""
+        """Command line that runs `command` in the node."""
         (first,) = psutil.Process(self.process.pid).children()
         return ["nsenter", "-t", str(first.pid), "-n", "-m", "-p", *command]
 
     def end(self, patience_s: float = 10) -> None:
-        """SIGTERM to `ray start`, as the kubelet sends it; SIGKILL to everything that is left."""
+        """SIGTERM to `ray start`, as the kubelet sends it; SIGKILL to the remaining processes."""
         with suppress(psutil.NoSuchProcess, ValueError):
             (first,) = psutil.Process(self.process.pid).children()
             first.send_signal(signal.SIGTERM)
@@ -73,7 +73,7 @@ class Node:
         self.kill()
 
     def kill(self) -> None:
-        """What a power cut does: the first process of a pid namespace takes all others with it."""
+        """Simulate a power cut: the first process of a pid namespace takes all others with it."""
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children():
                 child.kill()
@@ -83,7 +83,7 @@ class Node:
 
 @dataclass
 class Network:
-    """What the nodes are on: a bridge, and the addresses that were given."""
+    """The nodes' network: a bridge and the addresses assigned so far."""
 
     folder: Path
     _numbers: Iterator[int] = field(default_factory=lambda: count(2))
@@ -104,14 +104,14 @@ class Network:
         return address
 
     def disconnect(self, name: str) -> None:
-        """Undo it. The link goes by itself only when the last process in there has."""
+        """Remove the node's network namespace. The link disappears by itself only when the last process in it has ended."""
         _run("ip", "link", "del", f"gbx-{name}"[:15])
         _run("ip", "netns", "del", _netns(name))
 
 
 @contextmanager
 def network() -> Iterator[Network]:
-    """A bridge without nodes; gone afterwards."""
+    """Create a bridge without nodes; remove it at the end."""
     folder = Path(tempfile.mkdtemp(prefix="gbx-nodes-", dir="/var/tmp"))
     _run("ip", "link", "add", _BRIDGE, "type", "bridge")
     try:
@@ -125,11 +125,11 @@ def network() -> Iterator[Network]:
 
 @dataclass
 class Cluster:
-    """Nodes that joined one head. A context manager: all end with it.
+    """Nodes of one Ray head. A context manager: leaving it ends all nodes.
 
     Args:
-        env: of every process of every node, as the pods' containers have it.
-        prefix: of the nodes' names, for a second cluster beside the first.
+        env: environment of every process of every node, like that of the pods' containers.
+        prefix: prefix of the nodes' names, for a second cluster beside the first.
     """
 
     network: Network
@@ -146,15 +146,15 @@ class Cluster:
 
     @property
     def head(self) -> Node:
-        """The node with Ray's control store; no replica runs there."""
+        """The head node, with Ray's GCS; no replica runs on it."""
         return self.nodes["head"]
 
     def log(self, name: str) -> Path:
-        """What the first process of a node has printed."""
+        """Output of a node's first process."""
         return self.network.folder / f"{self.prefix}{name}.log"
 
     def add(self, name: str, *, cpus: float = 0, pool: str | None = None, env: Mapping[str, str] | None = None) -> Node:
-        """Start a node, with `env` of its own, and wait until it has joined. The first one must be the head."""
+        """Start a node with additional environment `env`, and wait until it has joined. The first one must be the head."""
         assert bool(self.nodes) == (name != "head")
         full = self.prefix + name
         address = self.network.connect(full)
@@ -190,7 +190,7 @@ class Cluster:
         return Node(name, address, process, env)
 
     def remove(self, name: str, *, kill: bool = False) -> None:
-        """End a node, politely or not."""
+        """End a node, gracefully or by SIGKILL."""
         node = self.nodes.pop(name)
         node.kill() if kill else node.end()
         self.network.disconnect(self.prefix + name)
@@ -199,21 +199,21 @@ class Cluster:
         end = time.monotonic() + patience_s
         while time.monotonic() < end and node.process.poll() is None:
             with suppress(httpx.HTTPError, KeyError):
-                told = self.api("GET", "/nodes?view=summary").json()["data"]["summary"]
-                states = {row["ip"]: row["raylet"].get("state") for row in told}
+                nodes = self.api("GET", "/nodes?view=summary").json()["data"]["summary"]
+                states = {row["ip"]: row["raylet"].get("state") for row in nodes}
                 if states.get(node.address) == "ALIVE":
                     return True
             time.sleep(0.5)
         return False
 
     def api(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Ask the head's REST interface."""
+        """Send a request to the head's REST API."""
         token = self.env.get("RAY_AUTH_TOKEN")
         headers = {"authorization": f"Bearer {token}"} if token else {}
         return httpx.request(method, f"http://{self.head.address}:8265{path}", headers=headers, timeout=60, **options)
 
     def deploy(self, config: Mapping[str, object], patience_s: float = 300) -> None:
-        """Give Serve its config, as KubeRay does whenever `serveConfigV2` changes: again, until Serve has taken it."""
+        """Submit the Serve config, as KubeRay does when `serveConfigV2` changes: retry until Serve accepts it."""
         end = time.monotonic() + patience_s
         while True:
             try:
@@ -229,12 +229,12 @@ class Cluster:
             time.sleep(2)
 
     def applications(self) -> dict[str, Any]:
-        """Serve's applications with their state."""
+        """Serve applications with their status."""
         answer = self.api("GET", "/api/serve/applications/")
         return answer.json().get("applications", {}) if answer.status_code == 200 else {}
 
     def wait_running(self, names: Sequence[str], patience_s: float = 600) -> None:
-        """Wait until these applications run."""
+        """Wait until these applications are RUNNING."""
         end = time.monotonic() + patience_s
         states: dict[str, Any] = {}
         while time.monotonic() < end:

@@ -1,7 +1,7 @@
-"""How long `gearbox up` takes: with nothing in the cache, and then with the variants in it: `python -m benchmarks.cluster.startup`.
+"""Measure the start-up time of `gearbox up`, with an empty cache and with cached variants: `python -m benchmarks.cluster.startup`.
 
-Needs that no platform runs on this machine. Cache and state are folders of its own, removed afterwards; what
-`make up` installs before it is no part of it.
+No other platform may run on this machine. The cache and state folders are temporary;
+what `make up` installs before is not measured.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class Busy(Exception):
 
 
 def measure(repeats: int, config: Path | None) -> dict[str, object]:
-    """One start that builds everything and `repeats` that find it in the cache. Returns the result without the machine."""
+    """Measure one start that builds everything and `repeats` starts from the cache. Returns the result without the machine."""
     if is_running(load_state(state_folder())):
         raise Busy("a platform runs on this machine: 'gearbox down' first")
     progress = Progress([("nothing in the cache", FIRST_S), *[("variants in the cache", CACHED_S)] * repeats])
@@ -78,8 +78,8 @@ def start(folder: Path, config: Path | None) -> dict[str, float]:
 
 def failures(state: PlatformState) -> dict[str, str]:
     """What failed, with why; empty where every part is ready."""
-    found = {name: part.error or "" for name, part in state.parts.items() if part.phase == "failed"}
-    return {"platform": state.error, **found} if state.error else found
+    errors = {name: part.error or "" for name, part in state.parts.items() if part.phase == "failed"}
+    return {"platform": state.error, **errors} if state.error else errors
 
 
 def main() -> int:

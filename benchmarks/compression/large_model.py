@@ -1,7 +1,7 @@
-"""How fast techniques make a model of 0.8 billion parameters: `python -m benchmarks.compression.large_model`.
+"""Measure the speed of each compression technique on a model of 0.8B parameters: `python -m benchmarks.compression.large_model`.
 
-The weights are random, so nothing is said of quality: speed depends on shapes and number formats alone. What has been built
-and profiled is kept: run again after an interruption, it goes on.
+The weights are random, so quality is not measured: speed depends only on shapes and number formats. Built and profiled
+variants are kept: a run after an interruption resumes.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHAPE = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-VARIANTS = {  # name: (recipe, seconds it takes on two cores)
+VARIANTS = {  # name: (recipe, seconds on two cores)
     "full": (RECIPES / "full.yaml", 400),
     "int8": (OWN_RECIPES / "int8-rtn.yaml", 500),
     "pruned": (OWN_RECIPES / "large-pruned.yaml", 400),
@@ -53,7 +53,7 @@ def random_model(folder: Path, tokenizer_of: Path) -> None:
 
 
 def measure(names: list[str], work: Path) -> dict[str, object]:
-    """All variants called `names`. Returns the result document without the machine.
+    """Measure the variants `names`. Returns the result document without the machine.
 
     Raises:
         NoWeights, SubprocessFailed: with one clear line.
@@ -108,7 +108,7 @@ def measure(names: list[str], work: Path) -> dict[str, object]:
 
 
 def _digest() -> str:
-    """Of what the variants are made from: a changed shape or recipe has another place in the cache."""
+    """Digest of the variants' inputs: a changed shape or recipe gets another folder in the cache."""
     recipes = [path.read_text() for path, _ in VARIANTS.values()]
     return hashlib.sha256(json.dumps([SHAPE, recipes]).encode()).hexdigest()[:12]
 
@@ -117,9 +117,9 @@ def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NoWeights, SubprocessFailed), RESUMES):
-        result = measure(given.variants, cache_folder() / "benchmarks" / f"compression-large-{_digest()}")
+        result = measure(args.variants, cache_folder() / "benchmarks" / f"compression-large-{_digest()}")
     save("compression-large", result)
     return 0
 

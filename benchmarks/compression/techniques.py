@@ -1,7 +1,7 @@
-"""What every technique costs and gives on the demo model, as the engine serves it: `python -m benchmarks.compression.techniques`.
+"""Measure every compression technique on the demo model, as the engine serves it: `python -m benchmarks.compression.techniques`.
 
-Builds and measures what is missing in the cache that `gearbox up` uses: run again after an interruption, it goes on.
-A variant that cannot be made or served is a row with the reason.
+Builds and measures what is missing in the cache that `gearbox up` uses; a run after an interruption resumes.
+A variant that cannot be built or served is a row with the reason.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from compression.build.family import BuildError, Family, VariantSpec
 from compression.build.kernels import target_hardware, unsupported_reason
 from compression.build.source import SourceError
 from compression.build.subprocesses import compression_python
-from compression.progress import Progress as Reached
+from compression.progress import Progress as BuildProgress
 from compression.recipe.schema import RecipeError, load_recipe
 from compression.report.page import AXES
 from compression.report.plots import plot
@@ -37,7 +37,7 @@ PLOTTED = ("speed", "size", "cost")
 
 
 def measure(names: Sequence[str]) -> dict[str, object]:
-    """All variants called `names`. Returns the result document without the machine.
+    """Measure the variants `names`. Returns the result document without the machine.
 
     Raises:
         ConfigError, RecipeError, SourceError, BuildError: nothing can be planned.
@@ -87,14 +87,14 @@ def measure(names: Sequence[str]) -> dict[str, object]:
 
 @dataclass(slots=True)
 class Stages:
-    """Says which stage of a build has begun, and now and then how far it is."""
+    """Print each stage of a build, and its progress from time to time."""
 
     every_s: float = 30.0
     stage: str = ""
     said: float = field(default_factory=time.monotonic)
 
-    def __call__(self, reached: Reached) -> None:
-        """Take what the subprocess has reached."""
+    def __call__(self, reached: BuildProgress) -> None:
+        """Receive the subprocess's progress."""
         now = time.monotonic()
         if reached.stage != self.stage or now - self.said >= self.every_s:
             self.stage, self.said = reached.stage, now
@@ -105,9 +105,9 @@ def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((ConfigError, RecipeError, SourceError, BuildError), RESUMES):
-        result = measure(given.variants)
+        result = measure(args.variants)
     if not result["variants"]:
         return 1
     save("compression", result)

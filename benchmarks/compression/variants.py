@@ -1,6 +1,6 @@
-"""What each variant gives and costs, through the running platform: `python -m benchmarks.compression.variants`.
+"""Measure each variant's quality, speed and memory on the running platform: `python -m benchmarks.compression.variants`.
 
-Quality is what the cards say (measured through the serving engine on held-out text); speed and memory are measured here,
+Quality is from the cards (measured through the serving engine on held-out text); speed and memory are measured here,
 one variant at a time while all are loaded, the order rotating over the repeats.
 """
 
@@ -25,7 +25,7 @@ SPEEDS = ("decode_1", "decode_32", "prefill")
 
 @dataclass(slots=True, frozen=True)
 class Size:
-    """How much is asked of each variant in one repeat."""
+    """Numbers of requests and tokens for each variant in one repeat."""
 
     repeats: int
     alone_tokens: int
@@ -44,11 +44,11 @@ FULL = Size(5, 96, 64, 600, 3)
 
 
 async def measure(url: str, size: Size) -> dict[str, object]:
-    """All variants. Returns the result document without the machine. Raises `NoPlatform`, `StreamError`."""
-    model, found, prices = cards(url)
-    if not found:
+    """Measure all variants. Returns the result document without the machine. Raises `NoPlatform`, `StreamError`."""
+    model, by_name, prices = cards(url)
+    if not by_name:
         raise NoPlatform(f"no variant answers at {url}")
-    names = list(found)
+    names = list(by_name)
     progress = Progress([(name, size.seconds) for name in names * size.repeats])
     samples: dict[str, dict[str, list[float]]] = {name: {speed: [] for speed in SPEEDS} for name in names}
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
@@ -59,20 +59,20 @@ async def measure(url: str, size: Size) -> dict[str, object]:
                 progress.step(f"{name}, repeat {i + 1} of {size.repeats}")
                 for speed, value in (await _measure_once(session, f"{model}:{name}", size, i)).items():
                     samples[name][speed].append(value)
-    reference = "full" if "full" in found else names[0]
-    rows = {name: _row(name, found[name], prices[name], samples[name]) for name in names}
+    reference = "full" if "full" in by_name else names[0]
+    rows = {name: _row(name, by_name[name], prices[name], samples[name]) for name in names}
     return {
         "model": model,
         "reference": reference,
         "size": {"repeats": size.repeats, "crowd": CROWD, "prefill_words": size.prefill_words},
-        "quality_set": found[reference]["quality"]["set"],
-        "quality_derivation": found[reference]["quality"]["derivation"],
+        "quality_set": by_name[reference]["quality"]["set"],
+        "quality_derivation": by_name[reference]["quality"]["derivation"],
         "variants": {name: {**row, "ratios": _ratios(row, rows[reference])} for name, row in rows.items()},
     }
 
 
 async def _measure_once(session: aiohttp.ClientSession, model: str, size: Size, number: int) -> dict[str, float]:
-    """Every speed of one variant once, after a short warm-up; prompts are new in every repeat."""
+    """Measure every speed of one variant once, after a short warm-up; prompts are new in every repeat."""
     seed = f"{number}/{model.partition(':')[0]}"  # the same prompts for every variant
     await decode_alone(session, model, 4, f"{seed}/warm-up")
     return {
@@ -109,7 +109,7 @@ def _row(name: str, card: Mapping[str, dict], price: float, samples: Mapping[str
 
 
 def _ratios(row: Mapping[str, object], full: Mapping[str, object]) -> dict[str, float]:
-    """Each number over that of `full`."""
+    """Ratio of each number to that of `full`."""
 
     def value(of: Mapping[str, object], key: str) -> float:
         number = of[key]
@@ -128,12 +128,12 @@ def main() -> int:
     parser.add_argument("--config", type=Path, help="what to start, if nothing runs")
     parser.add_argument("--quick", action="store_true", help="a few tokens, once: shows that it works, proves nothing")
     parser.add_argument("--repeats", type=int, help="rounds over all variants")
-    given = parser.parse_args()
-    size = QUICK if given.quick else FULL
-    if given.repeats:
-        size = Size(given.repeats, size.alone_tokens, size.crowd_tokens, size.prefill_words, size.prefills)
+    args = parser.parse_args()
+    size = QUICK if args.quick else FULL
+    if args.repeats:
+        size = Size(args.repeats, size.alone_tokens, size.crowd_tokens, size.prefill_words, size.prefills)
     known = (NoPlatform, NotStarted, StreamError, aiohttp.ClientError)
-    with command(known, "what was started for it is stopped"), platform(given.url, given.config) as url:
+    with command(known, "what was started for it is stopped"), platform(args.url, args.config) as url:
         result = asyncio.run(measure(url, size))
     save("variants", result)
     plots.variants(result)

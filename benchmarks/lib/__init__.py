@@ -1,1 +1,1 @@
-"""What benchmarks share: load generators, processes, platform sessions, the machine, stand-ins for engines and stores."""
+"""Shared parts of the benchmarks: load generators, processes, platform sessions, machine details, fake stores and retrieval."""

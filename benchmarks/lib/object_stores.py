@@ -1,4 +1,4 @@
-"""What `deployments.fetch` reads from, on this machine: an S3 bucket and a Hugging Face hub, as far as it asks them."""
+"""Local S3 bucket and Hugging Face hub with the operations that `deployments.fetch` uses."""
 
 import hashlib
 import json
@@ -16,8 +16,8 @@ class _Store(BaseHTTPRequestHandler):
 
     folder: Path
     asked: list[str]
-    cut_after: int | None = None  # bytes after which an answer breaks off
-    more_names: tuple[str, ...] = ()  # that are listed as well, and whose content is "evil"
+    cut_after: int | None = None  # bytes after which an answer is cut off
+    more_names: tuple[str, ...] = ()  # listed in addition; their content is "evil"
 
     def log_message(self, *_: object) -> None: ...
 
@@ -41,7 +41,7 @@ class _Store(BaseHTTPRequestHandler):
 
 
 class S3(_Store):
-    """A bucket called `models`; credentials are wanted."""
+    """A bucket called `models`; credentials are required."""
 
     def do_GET(self) -> None:
         """Answer a listing or a file."""
@@ -117,13 +117,13 @@ class Hub(_Store):
 
 @contextmanager
 def serving(kind: type[_Store], folder: Path, **more: object) -> Iterator[tuple[str, list[str]]]:
-    """Its URL and what it was asked for. `more` sets the store's own attributes."""
-    asked: list[str] = []
-    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": asked, **more})
+    """Serve a store; yields its URL and the requested paths. `more` sets the store's attributes."""
+    paths: list[str] = []
+    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": paths, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        yield f"http://127.0.0.1:{server.server_address[1]}", paths
     finally:
         server.shutdown()

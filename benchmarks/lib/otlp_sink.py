@@ -1,6 +1,6 @@
-"""An OpenTelemetry collector that reads what it is sent and drops it: `python -m benchmarks.lib.otlp_sink --port N`.
+"""OpenTelemetry collector that receives traces and drops them: `python -m benchmarks.lib.otlp_sink --port N`.
 
-`GET /` tells how many requests' traces came since it was last asked; only then is anything decoded.
+`GET /` returns the number of requests whose traces arrived since the last call; only then are they decoded.
 """
 
 import argparse
@@ -21,12 +21,12 @@ class Sink(ThreadingHTTPServer):
         self._bodies: list[bytes] = []
 
     def keep(self, body: bytes) -> None:
-        """One export, undecoded."""
+        """Keep one export, undecoded."""
         with self._lock:
             self._bodies.append(body)
 
     def count(self) -> dict[str, int]:
-        """What came since the last call."""
+        """Number of requests whose traces arrived since the last call."""
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
         with self._lock:
@@ -60,7 +60,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Exports are not worth a line each."""
+        """Do not log exports."""
 
 
 def main() -> None:

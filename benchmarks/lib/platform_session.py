@@ -1,4 +1,4 @@
-"""The platform that `benchmarks.compression.variants` measures: one that runs already, or one started for it and stopped after it."""
+"""Platform under measurement: one that runs already, or one started for the benchmark and stopped afterwards."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ PATIENCE_S = 1800.0  # the first start builds the variants
 
 
 class NoPlatform(Exception):
-    """There is nothing to measure; the message says what to do."""
+    """No platform to measure; the message says what to do."""
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def platform(url: str | None, config: Path | None) -> Iterator[str]:
 
 def _settled() -> bool:
     state = load_state(state_folder())
-    return state is not None and is_running(state) and state.settled  # not what an earlier one left
+    return state is not None and is_running(state) and state.settled  # not the state file of an earlier platform
 
 
 def headers() -> dict[str, str]:
@@ -60,24 +60,24 @@ def headers() -> dict[str, str]:
 def cards(url: str) -> tuple[str, dict[str, dict], dict[str, float]]:
     """The model's name, the card of every variant that answers, and each one's price in USD per hour.
 
-    The price is the one the gateway charges at, worked back from what it publishes per token.
+    The price is the one the gateway charges at, computed from the published price per token.
     """
     with httpx.Client(base_url=url, headers=headers(), timeout=30) as client:
         served = client.get("/v1/variants").raise_for_status().json()["data"]
         models = client.get("/v1/models").raise_for_status().json()["data"]
-    found = {row["name"]: row["card"] for row in served if row["replicas"]}
+    cards_by_name = {row["name"]: row["card"] for row in served if row["replicas"]}
     summaries = {model["id"].partition(":")[2]: model["gearbox"] for model in models if ":" in model["id"]}
     prices = {
         name: summaries[name]["usd_per_million_output_tokens"] / 1e6 * 3600 * card["profile"]["decode_tokens_per_s"]
-        for name, card in found.items()
+        for name, card in cards_by_name.items()
     }
-    return models[0]["id"], found, prices
+    return models[0]["id"], cards_by_name, prices
 
 
 def resident_bytes(variant: str) -> int | None:
     """Memory of a variant's replicas, engine cores and workers on this machine, shared pages counted once (PSS).
 
-    None when it runs elsewhere.
+    None when it runs on another machine.
     """
     total = 0
     for process in psutil.process_iter():

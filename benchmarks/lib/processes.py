@@ -1,4 +1,4 @@
-"""Systems under test as processes: started with a mark, measured by role, and stopped whole, on Ctrl-C too."""
+"""Processes of systems under test: started with a marker, CPU time measured by role, all stopped at the end, on Ctrl-C too."""
 
 import os
 import secrets
@@ -24,16 +24,16 @@ MARK = "BENCHMARK_RUN_ID"  # in the environment of every process a benchmark sta
 BACKGROUND = "background"
 
 
-#: What the user of a benchmark that keeps its steps may do after an interruption.
+#: Advice to the user of a resumable benchmark after an interruption.
 RESUMES = "run it again, it goes on where it stopped"
 
 
 class NotStarted(Exception):
-    """A system did not come up; the message is one line with the end of its log."""
+    """A system did not start; the message is one line with the end of its log."""
 
 
 class System:
-    """One system under test. Use as a context manager: whatever it started is gone afterwards."""
+    """One system under test. Use as a context manager: its processes are stopped at the end."""
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.name = name
@@ -65,12 +65,12 @@ class System:
 
     @property
     def pid(self) -> int:
-        """Of the process that was started."""
+        """Process id of the started process."""
         assert self._process is not None
         return self._process.pid
 
     def wait(self, answers: Callable[[], bool], patience_s: float) -> float:
-        """Seconds until `answers` says yes. Raises `NotStarted` when the process ends or time is up first."""
+        """Wait until `answers` returns true; returns the seconds. Raises `NotStarted` when the process ends or time is up first."""
         assert self._process is not None
         began = time.monotonic()
         while time.monotonic() - began < patience_s:
@@ -89,15 +89,15 @@ class System:
         return " ".join(self.log.read_text(errors="replace").split()[-60:]) + f" (log: {self.log})"
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of this system that is there."""
-        found = []
+        """All running processes of this system."""
+        running = []
         for process in psutil.process_iter():
             try:
                 if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(process)
+                    running.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
-        return found
+        return running
 
     def cpu(self) -> "Cpu":
         """CPU seconds used so far by every process."""
@@ -111,7 +111,7 @@ class System:
         return Cpu(time.monotonic(), used)
 
     def stop(self) -> None:
-        """Ask the first process to end, then end all the others that carry the mark."""
+        """Ask the first process to end, then end all the others that have the marker."""
         interrupts = [signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)]
         try:
             if self._process is not None and self._process.poll() is None:
@@ -140,7 +140,7 @@ class Cpu:
         self.used = used
 
     def since(self, earlier: "Cpu") -> dict[str, float]:
-        """CPU seconds by role used between `earlier` and now, by processes that are still there."""
+        """CPU seconds by role used between `earlier` and now, by processes that still run."""
         by_role: dict[str, float] = defaultdict(float)
         for pid, (name, seconds) in self.used.items():
             by_role[name] += seconds - earlier.used.get(pid, (name, 0.0))[1]
@@ -148,7 +148,7 @@ class Cpu:
 
 
 def role(command: Sequence[str]) -> str:
-    """What a process is to a request: haproxy, gateway, backend, litellm, …; else `background: NAME`."""
+    """Role of a process in serving a request: haproxy, gateway, backend, litellm, …; else `background: NAME`."""
     first = command[0] if command else "?"
     line = " ".join(command)
     app, actor = replica_app(command), actor_class(command)
@@ -171,12 +171,12 @@ def role(command: Sequence[str]) -> str:
 
 
 def python(*arguments: str) -> list[str]:
-    """A command that runs in this interpreter."""
+    """Command line that runs a module in this interpreter."""
     return [sys.executable, *arguments]
 
 
 def free_ports(count: int) -> list[int]:
-    """The first of `count` ports in a row that nobody listens on, and those after it."""
+    """`count` consecutive free ports."""
     for first in range(18100, 28000, count):
         ports = list(range(first, first + count))
         if all(_is_free(port) for port in ports):
@@ -196,7 +196,7 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def command(known: tuple[type[Exception], ...], interrupted: str) -> Iterator[None]:
-    """The work of a benchmark's command: a `known` error is one line and code 2, Ctrl-C and SIGTERM end it with code 130."""
+    """Context of a benchmark's command: a `known` error is one line and exit code 2; Ctrl-C and SIGTERM exit with code 130."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

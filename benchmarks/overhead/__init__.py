@@ -1,1 +1,1 @@
-"""What the gateway adds to an engine's latency and takes of its throughput."""
+"""Gateway overhead: latency added to an engine, and throughput lost."""

@@ -1,7 +1,7 @@
-"""What Gearbox costs on top of an engine: `python -m benchmarks.overhead.gateway engine`, `… instant`, or both.
+"""Measure the gateway's overhead over a bare engine: `python -m benchmarks.overhead.gateway engine`, `… instant`, or both.
 
 engine   the same requests to one vLLM server, to Ray Serve LLM's own app, and to Gearbox (benchmarks.overhead.gateway_engine)
-instant  an engine that takes no time: CPU per request and per token of every process (benchmarks.overhead.gateway_mock_engine)
+instant  a mock engine that takes no time: CPU per request and per token of every process (benchmarks.overhead.gateway_mock_engine)
 """
 
 import argparse
@@ -26,18 +26,18 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, help="rounds over all systems")
     parser.add_argument("--config", type=Path, default=CONFIG, help="engine arguments, for both sides")
     parser.add_argument("--weights", type=Path, help="folder of `full`; else the one that `gearbox up` has built")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NotStarted, NoWeights), "everything that was started is stopped"):
-        if given.part in ("instant", "all"):
-            size = gateway_mock_engine.QUICK if given.quick else gateway_mock_engine.FULL
-            size = dataclasses.replace(size, repeats=given.repeats or size.repeats)
+        if args.part in ("instant", "all"):
+            size = gateway_mock_engine.QUICK if args.quick else gateway_mock_engine.FULL
+            size = dataclasses.replace(size, repeats=args.repeats or size.repeats)
             result = gateway_mock_engine.measure(size)
             save("overhead-instant", result)
             plots.overhead_instant(result)
-        if given.part in ("engine", "all"):
-            shape = gateway_engine.QUICK if given.quick else gateway_engine.FULL
-            shape = dataclasses.replace(shape, repeats=given.repeats or shape.repeats)
-            result = gateway_engine.measure(shape, given.config, given.weights)
+        if args.part in ("engine", "all"):
+            shape = gateway_engine.QUICK if args.quick else gateway_engine.FULL
+            shape = dataclasses.replace(shape, repeats=args.repeats or shape.repeats)
+            result = gateway_engine.measure(shape, args.config, args.weights)
             save("overhead-engine", result)
             plots.overhead_engine(result)
     return 0

@@ -1,7 +1,7 @@
-"""Part (a) of the overhead benchmark: the same requests to the same real engine, bare, in Ray Serve LLM, in Gearbox.
+"""Gateway overhead on a real engine, part (a): the same requests to bare vLLM, Ray Serve LLM and Gearbox.
 
 One system runs at a time. A round starts each of them once, the order rotates over the rounds; the prompts of a round are
-the same for all systems and never repeat within one, so that no prefix cache answers.
+the same for all systems and never repeat within one, so that no prefix cache helps.
 """
 
 import statistics
@@ -23,7 +23,7 @@ START_S, STOP_S = 50.0, 10.0  # first estimates for the time left
 
 @dataclass(slots=True, frozen=True)
 class Shape:
-    """The measurements made of one system in one round, and the rounds."""
+    """The measurements of one system in one round, and the number of rounds."""
 
     repeats: int
     points: tuple[Point, ...]
@@ -39,7 +39,7 @@ FULL = Shape(2, (Point(1, 10, 24, 48), Point(8, 32, 24, 48), Point(32, 96, 24, 4
 
 
 def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, object]:
-    """All systems. Returns the result document without the machine. Raises `NoWeights`, `NotStarted`."""
+    """Measure all systems. Returns the result document without the machine. Raises `NoWeights`, `NotStarted`."""
     config, folder = full_weights(config_file, weights)
     log = Path(tempfile.mkdtemp(prefix="gb-")) / "bench-serve.log"
     plan = []
@@ -78,7 +78,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
 def _measure_once(
     server: Server, weights: Path, shape: Shape, number: int, log: Path
 ) -> Iterator[tuple[Point, Outcome]]:
-    """Every point once, after a warm-up with prompts of its own."""
+    """Measure every point once, after a warm-up with different prompts."""
     crowd = max(point.streams for point in shape.points)
     bench_serve(server.url, server.model, weights, Point(crowd, crowd, 24, 4), "warm-up", log)
     for point in shape.points:
@@ -86,18 +86,18 @@ def _measure_once(
 
 
 def _summary(outcomes: dict[int, list[Outcome]], bare: dict[int, list[Outcome]]) -> dict[str, object]:
-    """By number of streams: medians over the rounds, and what they are beside the bare server's in the same round."""
+    """By number of streams: medians over the rounds, and their ratios to and differences from the bare server in the same round."""
     points: dict[str, object] = {}
-    for streams, found in outcomes.items():
-        pairs = list(zip(found, bare[streams], strict=False))
-        ttft = [statistics.median(outcome.ttfts_ms) for outcome in found]
+    for streams, rounds in outcomes.items():
+        pairs = list(zip(rounds, bare[streams], strict=False))
+        ttft = [statistics.median(outcome.ttfts_ms) for outcome in rounds]
         points[str(streams)] = {
             "ttft_p50_ms": spread(ttft),
             "added_ttft_ms": spread(
                 [statistics.median(one.ttfts_ms) - statistics.median(base.ttfts_ms) for one, base in pairs]
             ),
-            "tpot_p50_ms": spread([outcome.tpot_ms for outcome in found]),
-            "tokens_per_s": spread([outcome.tokens_per_s for outcome in found], 1),
+            "tpot_p50_ms": spread([outcome.tpot_ms for outcome in rounds]),
+            "tokens_per_s": spread([outcome.tokens_per_s for outcome in rounds], 1),
             "ratio": spread([one.tokens_per_s / base.tokens_per_s for one, base in pairs], 3),
         }
     return points

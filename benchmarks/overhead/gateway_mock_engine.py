@@ -1,6 +1,6 @@
-"""Part (b) of the overhead benchmark: an instant engine bare, behind Gearbox, and behind LiteLLM's proxy.
+"""Gateway overhead on a mock engine, part (b): requests to it bare, behind Gearbox, and behind LiteLLM's proxy.
 
-What is measured is the way of a request only: requests per second, and the CPU time of every process on the way.
+Measures only the request path: requests per second, and the CPU time of every process on it.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from benchmarks.systems.mock_engine import answers, body
 
 CONNECTIONS = (1, 8, 32)
 STREAMS = 32
-#: How streams are paced, as `benchmarks.systems.mock_engine` understands it. A token each 50 ms is a human reading speed.
+#: How streams are paced, in the syntax of `benchmarks.systems.mock_engine`. A token each 50 ms is a human reading speed.
 PACES = {"step": "step 50", "scatter": "scatter 50", "saturated": "now"}
 AIMS_US = {"unary": 1200, "token": 100}
 
@@ -40,17 +40,17 @@ FULL = Size(repeats=3, seconds=3, idle_s=6, tokens=100, waves=1)
 
 @dataclass(slots=True)
 class Target:
-    """A system that is up, and the processes that a request to it keeps busy."""
+    """A started system, and the processes on a request's path."""
 
     name: str
     url: str
     systems: tuple[System, ...]
 
     def cpu_during(self, load: Load, idle: Mapping[str, float]) -> tuple[Sample, dict[str, float]]:
-        """Run `load`; CPU seconds by role that it cost, what the roles use idle taken off."""
+        """Run `load`; return its CPU seconds by role, minus the idle use."""
         before = [system.cpu() for system in self.systems]
         sample = run(load)
-        time.sleep(0.2)  # accounting that follows the last answer
+        time.sleep(0.2)  # for the telemetry recorded after the last answer
         after = [system.cpu() for system in self.systems]
         used: dict[str, float] = {}
         for first, last in zip(before, after, strict=True):
@@ -59,7 +59,7 @@ class Target:
         return sample, used
 
     def idle(self, seconds: float) -> dict[str, float]:
-        """CPU seconds per second by role while nothing is asked."""
+        """CPU seconds per second by role without requests."""
         before = [system.cpu() for system in self.systems]
         time.sleep(seconds)
         rates: dict[str, float] = {}
@@ -71,7 +71,7 @@ class Target:
 
 
 def measure(size: Size) -> dict[str, object]:
-    """All systems, interleaved; at the end, once, what Gearbox would be over handles and over Ray's Python proxy.
+    """Measure all systems, interleaved; at the end, once, Gearbox over handles and over Ray's Python proxy.
 
     Returns the result document without the machine.
     """
@@ -110,7 +110,7 @@ def measure(size: Size) -> dict[str, object]:
         "litellm": litellm_proxy.version() if baseline else None,
         "aims_us": AIMS_US,
         "notes": notes,
-        "systems": {name: _summary(found, records["bare"], idle[name]) for name, found in records.items()},
+        "systems": {name: _summary(repeats_of, records["bare"], idle[name]) for name, repeats_of in records.items()},
     }
 
 
@@ -147,7 +147,7 @@ def _start(stack: ExitStack, names: list[str]) -> Iterator[tuple[str, Target]]:
 
 
 def _measure_once(target: Target, idle: Mapping[str, float], size: Size) -> dict[str, object]:
-    """Each unary and each streaming point once, after a warm-up."""
+    """Measure each unary and each streaming point once, after a warm-up."""
     run(Load(target.url, body(16), 32, count=200))
     run(Load(target.url, body(16, "now"), 8, count=16))
     record: dict[str, object] = {}
@@ -176,23 +176,23 @@ def _measure_once(target: Target, idle: Mapping[str, float], size: Size) -> dict
 def _summary(
     records: list[dict[str, object]], bare: list[dict[str, object]], idle: Mapping[str, float]
 ) -> dict[str, object]:
-    """Medians and spread over the repeats, and the sums that count."""
+    """Medians and spread over the repeats, and totals over the request path."""
     points: dict[str, object] = {}
     for point in records[0]:
-        found = [record[point] for record in records]
+        rows = [record[point] for record in records]
         bare_cpu = statistics.median(sum(record[point]["cpu_us"].values()) for record in bare)
         bare_p50 = statistics.median(record[point]["p50_ms"] for record in bare)
-        roles = sorted({role for one in found for role in one["cpu_us"]})
-        on_way = [sum(us for role, us in one["cpu_us"].items() if not role.startswith(BACKGROUND)) for one in found]
-        whole = [sum(one["cpu_us"].values()) for one in found]
+        roles = sorted({role for one in rows for role in one["cpu_us"]})
+        on_way = [sum(us for role, us in one["cpu_us"].items() if not role.startswith(BACKGROUND)) for one in rows]
+        total = [sum(one["cpu_us"].values()) for one in rows]
         points[point] = {
-            "per_s": spread([one["per_s"] for one in found], 1),
-            "p50_ms": spread([one["p50_ms"] for one in found], 3),
-            "added_p50_ms": spread([one["p50_ms"] - bare_p50 for one in found], 3),
-            "client_share": spread([one["client_share"] for one in found]),
-            "cpu_us": {role: spread([one["cpu_us"].get(role, 0.0) for one in found], 1) for role in roles},
+            "per_s": spread([one["per_s"] for one in rows], 1),
+            "p50_ms": spread([one["p50_ms"] for one in rows], 3),
+            "added_p50_ms": spread([one["p50_ms"] - bare_p50 for one in rows], 3),
+            "client_share": spread([one["client_share"] for one in rows]),
+            "cpu_us": {role: spread([one["cpu_us"].get(role, 0.0) for one in rows], 1) for role in roles},
             "on_the_way_us": spread(on_way, 1),
-            "with_background_us": spread(whole, 1),
+            "with_background_us": spread(total, 1),
             "added_us": spread([value - bare_cpu for value in on_way], 1),
         }
     return {"idle_cpu_share": {role: round(rate, 4) for role, rate in idle.items() if rate >= 0.0005}, "points": points}

@@ -1,1 +1,1 @@
-"""Result files, claims, tables and plots: what is written after a measurement."""
+"""Result files, claims, tables and plots, written after a measurement."""

@@ -1,4 +1,4 @@
-"""What every table of a result is made of: Markdown, numbers with their spread, the machine."""
+"""Formatting of result tables: Markdown tables, numbers with their spread, the machine."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ Result = Mapping[str, Any]
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Format a Markdown table."""
     lines = [list(head), ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 

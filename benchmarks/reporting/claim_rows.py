@@ -1,6 +1,6 @@
-"""The figures of each result, and the aims they were given: variants, overhead, routing, upgrades, fuzzing.
+"""Figures and aims of each result: variants, overhead, routing, upgrades, fuzzing.
 
-Pure functions of a result as its benchmark saved it; `benchmarks.reporting.claims` makes rows of them.
+Pure functions of a result as its benchmark saved it; `benchmarks.reporting.claims` turns them into rows.
 """
 
 import math
@@ -12,7 +12,7 @@ from benchmarks.reporting.figures import Figure, Figures, figure
 
 TIMES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
 SPEEDS = {"decode_1": "decode, one stream", "decode_32": "decode, 32 streams", "prefill": "prefill"}
-STATIC = ("full everywhere", "lora-healed everywhere")  # policies of the simulator that never choose
+STATIC = ("full everywhere", "lora-healed everywhere")  # simulator policies with a fixed variant
 SATURATED = 1.0  # load from which `full` cannot keep up
 
 
@@ -46,7 +46,7 @@ def _quality(name: str, of: str, kl: float, low: float, high: float) -> Figure:
 
 
 def overhead_engine(result: Result) -> Iterator[Figure]:
-    """What Gearbox and Ray Serve LLM add to a bare engine."""
+    """Overhead of Gearbox and Ray Serve LLM over a bare engine."""
     aims = result["aims"]
     for name, points in result["systems"].items():
         for at, point in points.items():
@@ -72,7 +72,7 @@ INSTANT = {
 
 
 def overhead_instant(result: Result) -> Iterator[Figure]:
-    """CPU of a request and of a token with an engine that takes no time."""
+    """CPU per request and per token with a mock engine."""
     for name, system in result["systems"].items():
         points = system["points"]
         unary = points["unary-32"]
@@ -85,7 +85,7 @@ def overhead_instant(result: Result) -> Iterator[Figure]:
 
 
 def observing(result: Result) -> Iterator[Figure]:
-    """What metrics, log lines and traces add."""
+    """Overhead of metrics, log lines and traces."""
     off = result["systems"]["off"]["points"]
     for name, system in result["systems"].items():
         of, points = f"telemetry {name}, engine that takes no time", system["points"]
@@ -106,7 +106,7 @@ def observing(result: Result) -> Iterator[Figure]:
 
 
 def observing_engine(result: Result) -> Iterator[Figure]:
-    """The same on the real engine: none against everything."""
+    """Telemetry overhead on the real engine: none against all of it."""
     for name, points in result["systems"].items():
         for at, point in points.items():
             of, id = f"telemetry {name}, real engine, {at} streams", f"{name}.{at}"
@@ -187,7 +187,7 @@ def distillation(result: Result) -> Iterator[Figure]:
 
 
 def goodput(result: Result) -> Iterator[Figure]:
-    """Budgets kept by every policy on the live platform, and what its predictions were worth."""
+    """Budget attainment of every policy on the live platform, and the accuracy of its predictions."""
     yield figure("load_1", "routing", "requests that full on all cores sustains by its profile: load 1", result["full_per_s"], "requests/s")  # fmt: skip
     for load, by_label in result["live"].items():
         for label, row in by_label.items():
@@ -200,8 +200,8 @@ def goodput(result: Result) -> Iterator[Figure]:
         full, id, of = by_label["full on all cores"], f"load-{load}", f"live, load {load}, policy budget"
         best = max(others, key=lambda label: others[label]["attainment"]["median"])
         yield figure(f"{id}.over_best", "routing", f"{of}: requests within budget, less the best other policy's ({best})", _median(its) - _median(others[best]), "share", aim=">= 0")  # fmt: skip
-        kept = _median(its) / (1 - _median(its, "refused"))
-        yield figure(f"{id}.kept_of_admitted", "routing", f"{of}: of the requests not refused, within budget", kept, "share", aim=">= 0.95")  # fmt: skip
+        kept_share = _median(its) / (1 - _median(its, "refused"))
+        yield figure(f"{id}.kept_of_admitted", "routing", f"{of}: of the requests not refused, within budget", kept_share, "share", aim=">= 0.95")  # fmt: skip
         if float(load) >= SATURATED:
             yield figure(f"{id}.over_full", "routing", f"{of}: requests within budget, over full on all cores'", _median(its) / _median(full), "times", aim=">= 2")  # fmt: skip
             yield _violations(id, of, its, full)
@@ -211,7 +211,7 @@ def goodput(result: Result) -> Iterator[Figure]:
 
 
 def simulate(result: Result) -> Iterator[Figure]:
-    """The same in the simulator, beside an oracle."""
+    """Budget attainment of every policy in the simulator, compared with an oracle."""
     yield figure("load_1", "routing", "simulated: requests that full everywhere sustains: load 1", result["requests_per_s_at_1"], "requests/s")  # fmt: skip
     for load, by_label in result["bursty"].items():
         for label, row in by_label.items():
@@ -222,15 +222,15 @@ def simulate(result: Result) -> Iterator[Figure]:
         its, oracle = by_label["budget"], by_label["oracle"]
         id, of = f"bursty.load-{load}", f"simulated, bursty, load {load}, policy budget"
         yield figure(f"{id}.quality_of_oracle", "routing", f"{of}: mean quality, over the oracle's", _median(its, "quality") / _median(oracle, "quality"), "times", aim=">= 0.97")  # fmt: skip
-        for what, words in (("attainment", "requests within budget"), ("delivered", "quality times share within budget")):  # fmt: skip
-            best = max(STATIC, key=lambda label: _median(by_label[label], what))
-            more = _median(its, what) - _median(by_label[best], what)
-            yield figure(f"{id}.{what}_over_static", "routing", f"{of}: {words}, less the best static policy's ({best})", more, "share", aim=">= 0")  # fmt: skip
+        for metric, words in (("attainment", "requests within budget"), ("delivered", "quality times share within budget")):  # fmt: skip
+            best = max(STATIC, key=lambda label: _median(by_label[label], metric))
+            more = _median(its, metric) - _median(by_label[best], metric)
+            yield figure(f"{id}.{metric}_over_static", "routing", f"{of}: {words}, less the best static policy's ({best})", more, "share", aim=">= 0")  # fmt: skip
         if float(load) >= SATURATED:
             yield _violations(id, of, its, by_label["full everywhere"])
         yield from _predictions(f"{id}.predictions", f"simulated, bursty, load {load}", its, 0.05)
-        for what, words in TIMES.items():
-            yield figure(f"{id}.oracle.{what}_error", "routing", f"simulated, bursty, load {load}: median error of the oracle's {words}", oracle[f"{what}_error"], "share")  # fmt: skip
+        for metric, words in TIMES.items():
+            yield figure(f"{id}.oracle.{metric}_error", "routing", f"simulated, bursty, load {load}: median error of the oracle's {words}", oracle[f"{metric}_error"], "share")  # fmt: skip
     for load, by_label in result["poisson"].items():
         yield from _predictions(f"poisson.load-{load}.predictions", f"simulated, Poisson, load {load}", by_label["budget"], 0.05)  # fmt: skip
     scale = result["scale"]
@@ -243,48 +243,50 @@ def _median(row: Mapping[str, Any], what: str = "attainment") -> float:
 
 
 def _violations(id: str, of: str, its: Result, full: Result) -> Figure:
-    """Late or refused; the aim of the router from saturation on."""
+    """Requests late or rejected; the router's aim at saturation and above."""
     missed = 1 - _median(its)
     times = (1 - _median(full)) / missed if missed else math.inf
     return figure(f"{id}.fewer_violations", "routing", f"{of}: budgets missed (late or refused), how many times fewer than full's", min(times, 1e6), "times", aim=">= 5")  # fmt: skip
 
 
 def _predictions(id: str, of: str, row: Result, error: float) -> Iterator[Figure]:
-    """Errors and coverage of the default policy's predictions."""
-    for what, words in TIMES.items():
-        yield figure(f"{id}.{what}_error", "routing", f"{of}: median error of predicted {words}", row[f"{what}_error"], "share", aim=f"<= {error}")  # fmt: skip
-        yield figure(f"{id}.{what}_covered", "routing", f"{of}: {words} within its predicted 95% bound", row[f"{what}_covered"], "share", aim="0.93 to 0.98")  # fmt: skip
+    """Prediction error and coverage of the default policy."""
+    for time, words in TIMES.items():
+        yield figure(f"{id}.{time}_error", "routing", f"{of}: median error of predicted {words}", row[f"{time}_error"], "share", aim=f"<= {error}")  # fmt: skip
+        yield figure(f"{id}.{time}_covered", "routing", f"{of}: {words} within its predicted 95% bound", row[f"{time}_covered"], "share", aim="0.93 to 0.98")  # fmt: skip
     yield figure(f"{id}.known_length_error", "routing", f"{of}: median error of predicted E2E, were the length known", row["e2e_known_length_error"], "share")  # fmt: skip
 
 
 def decision(result: Result) -> Iterator[Figure]:
-    """Time of a decision."""
+    """Time per routing decision."""
     words = {"decide_us": "a decision", "nothing_fits_us": "a decision when nothing fits", "observe_us": "learning from an answer"}  # fmt: skip
     for count, row in result["variants"].items():
-        for what, of in words.items():
-            aim = f"< {result['aims_us'][count]:g}" if what == "decide_us" and count in result["aims_us"] else None
-            yield figure(f"{count}.{what}", "routing", f"{of} with {count} variants", row[what], "µs", aim=aim)
+        for case, of in words.items():
+            aim = f"< {result['aims_us'][count]:g}" if case == "decide_us" and count in result["aims_us"] else None
+            yield figure(f"{count}.{case}", "routing", f"{of} with {count} variants", row[case], "µs", aim=aim)
     for name, share in result["shares"].items():
         yield figure(f"share.{name}", "routing", f"share of a decision's time in {name}", share, "share")
 
 
 def upgrades(result: Result) -> Iterator[Figure]:
-    """What changes of a running cluster did to requests."""
+    """Failed and slow requests during changes of a running cluster."""
     yield figure("requests", "resilience", "requests during all changes of a cluster", result["requests"])
     yield figure("failed", "resilience", "requests that failed during all changes of a cluster", len(result["failed"]), aim="== 0")  # fmt: skip
     for step in result["steps"]:
         id, of = step["step"], f"change '{step['step']}'"
         kinds = step["kinds"]
         yield figure(f"{id}.seconds", "resilience", f"{of}: took", step["seconds"], "s")
-        for what in ("requests", "failed"):
-            yield figure(f"{id}.{what}", "resilience", f"{of}: {what}", sum(kind[what] for kind in kinds.values()))
+        for metric in ("requests", "failed"):
+            yield figure(
+                f"{id}.{metric}", "resilience", f"{of}: {metric}", sum(kind[metric] for kind in kinds.values())
+            )
         for name, kind in kinds.items():
             yield figure(f"{id}.{name}.median", "resilience", f"{of}: median time of a request, {name}", kind["median_s"], "s")  # fmt: skip
             yield figure(f"{id}.{name}.longest", "resilience", f"{of}: longest time of a request, {name}", kind["longest_s"], "s")  # fmt: skip
 
 
 def fuzz_api(result: Result) -> Iterator[Figure]:
-    """Generated requests, valid and invalid, against the description of the API."""
+    """Failures found by fuzzing the API from its description."""
     yield figure("requests", "contract", "generated requests", result["requests"], aim=">= 100000")
     yield figure("server_errors", "contract", "generated requests answered 5xx", result["server_errors"], aim="== 0")
     yield figure("failures", "contract", "kinds of failed checks of generated requests", len(result["failures"]), aim="== 0")  # fmt: skip
@@ -296,7 +298,7 @@ def fuzz_api(result: Result) -> Iterator[Figure]:
 
 
 def startup(result: Result) -> Iterator[Figure]:
-    """How long `gearbox up` takes."""
+    """Start-up time of `gearbox up`."""
     for kind, words in (("built", "nothing in the cache"), ("cached", "variants in the cache")):
         of, row = f"gearbox up with {words}, {result['variants']} variants", result[kind]
         yield figure(f"{kind}.first_answer", "gears", f"{of}: until it can answer", row["first_answer_s"], "s")
@@ -304,7 +306,7 @@ def startup(result: Result) -> Iterator[Figure]:
         yield figure(f"{kind}.all_ready", "gears", f"{of}: until all are ready", row["all_ready_s"], "s", aim=aim)
 
 
-#: What makes the figures of a result, by the result's name.
+#: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {
     "variants": variants,
     "overhead-engine": overhead_engine,

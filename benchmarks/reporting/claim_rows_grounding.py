@@ -1,4 +1,4 @@
-"""The figures of the results about grounding: the guard, retrieval, grounded answers; as `benchmarks.reporting.claim_rows`."""
+"""Figures and aims of grounding results: support scoring, retrieval, grounded answers; like `benchmarks.reporting.claim_rows`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -42,7 +42,7 @@ INJECTION = {
 
 
 def grounded(result: Result) -> Iterator[Figure]:
-    """How often answers are right, bare and grounded, by variant."""
+    """Rate of correct answers, bare and grounded, by variant."""
     parts = {
         "facts": (result["facts"], FACTS),
         "arithmetic": (result["arithmetic"]["variants"], ARITHMETIC),
@@ -54,19 +54,19 @@ def grounded(result: Result) -> Iterator[Figure]:
                 yield from _share(f"{part}.{name}.{key}", f"{name}: {claim}", row[key])
     yield from _share("arithmetic.fired_falsely", "questions with numbers that are no computations, computed", result["arithmetic"]["fired_falsely"])  # fmt: skip
     for name, arms in result["injection"].items():
-        for arm, its in arms.items():
+        for arm, rates in arms.items():
             for key, claim in INJECTION.items():
-                yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", its[key])
+                yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", rates[key])
 
 
 def _share(id: str, claim: str, its: Result) -> Iterator[Figure]:
-    """None where there was no item to take a share of."""
+    """The figure of a share; none without items."""
     if its["share"] is not None:
         yield figure(id, "grounding", f"{claim} ({its['hits']} of {its['items']})", its, "share")
 
 
 def grounded_ttft(result: Result) -> Iterator[Figure]:
-    """What grounding adds to the time to the first token."""
+    """TTFT added by grounding."""
     words = {"bare_ms": "TTFT bare", "grounded_ms": "TTFT grounded", "search_ms": "search", "check_ms": "check after the answer"}  # fmt: skip
     for name, row in result["variants"].items():
         of = f"{name}, {result['chunks']:,} chunks"
@@ -77,7 +77,7 @@ def grounded_ttft(result: Result) -> Iterator[Figure]:
 
 
 def guard(result: Result) -> Iterator[Figure]:
-    """What is marked as unsupported, on text of the benchmark's own."""
+    """Precision and recall of marking unsupported text, on the benchmark's own texts."""
     for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
         kinds = {"all": part["all"], **part["kinds"]}
         if mentioned := part.get("mentioned_elsewhere"):
@@ -99,7 +99,7 @@ SEARCH_P95_AIM = ("100000", "hybrid", "1", "< 120")  # chunks, mode, clients
 
 
 def retrieval(result: Result) -> Iterator[Figure]:
-    """How well and how fast passages are found, and documents indexed."""
+    """Search quality and latency, and indexing speed."""
     for subset, by_mode in result["quality"]["sets"].items():
         for mode, by_order in by_mode.items():
             for order, measures in (
@@ -109,13 +109,13 @@ def retrieval(result: Result) -> Iterator[Figure]:
                 for measure in measures:
                     of = f"{subset}, {mode}, {order}: {measure.replace('_at_', '@')}"
                     yield figure(f"{subset}.{mode}.{order}.{measure}", "grounding", of, by_order[order][measure])
-    for name, its in result["quality"]["ndcg_gain"].items():
-        yield figure(f"gain.{name}", "grounding", f"difference in nDCG@10: {name}", its["all"])
+    for name, gain in result["quality"]["ndcg_gain"].items():
+        yield figure(f"gain.{name}", "grounding", f"difference in nDCG@10: {name}", gain["all"])
     for chunks, by_mode in result["latency"].items():
         for mode, by_clients in by_mode.items():
-            for clients, its in by_clients.items():
+            for clients, row in by_clients.items():
                 id, of = f"search.{chunks}.{mode}.{clients}", f"search, {int(chunks):,} chunks, {mode}, {clients} at once"  # fmt: skip
-                for key, value in its.items():
+                for key, value in row.items():
                     aim = SEARCH_P95_AIM[3] if (chunks, mode, clients) == SEARCH_P95_AIM[:3] and key == "p95_ms" else None  # fmt: skip
                     unit = "queries/s" if key == "per_s" else "ms"
                     yield figure(f"{id}.{key}", "grounding", f"{of}: {key.removesuffix('_ms')}", value, unit, aim=aim)
@@ -126,13 +126,13 @@ def retrieval(result: Result) -> Iterator[Figure]:
         for key in ("p50_ms", "p95_ms"):
             yield figure(f"{id}.{key}", "grounding", f"{of}: {key.removesuffix('_ms')}", row[key], "ms")
     units = {"documents_per_s": "documents/s", "chunks_per_s": "chunks/s", "mb_per_s": "MB/s", "cpu_ms_per_chunk": "ms"}
-    for workers, its in result["indexing"].items():
-        for key, value in its.items():
+    for workers, row in result["indexing"].items():
+        for key, value in row.items():
             unit = units.get(key, "share")
             yield figure(f"indexing.{workers}.{key}", "grounding", f"indexing, {workers} at once: {key.replace('_', ' ')}", value, unit)  # fmt: skip
 
 
-#: What makes the figures of a result, by the result's name.
+#: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {
     "grounded": grounded,
     "grounded-ttft": grounded_ttft,

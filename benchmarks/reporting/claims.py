@@ -1,8 +1,8 @@
 """Every measured figure and every aim, one row each, in `benchmarks/results/claims.json`.
 
 `python -m benchmarks.reporting.claims` prints them, missed aims first. A benchmark that saves its result writes its rows
-(`benchmarks.reporting.results.save`); `--from-results` derives them all anew from the committed results and writes
-docs/reference/claims.md. Rows are never written by hand: a test holds them against the results, and the pages against the rows.
+(`benchmarks.reporting.results.save`); `--from-results` derives all rows from the committed results and writes
+docs/reference/claims.md. Rows are never written by hand: a test compares them with the results, and the pages with the rows.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "reference" / "claims.md"
 Area = Literal["contract", "routing", "resilience", "grounding", "gears", "economics", "datapath", "tests"]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
-#: What makes the rows of a result, by the result's name.
+#: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {**claim_rows.FIGURES, **claim_rows_grounding.FIGURES}
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
@@ -45,10 +45,10 @@ class ClaimsError(Exception):
 
 
 def meets(aim: str | None, measured: float) -> bool | None:
-    """Whether `measured` is what `aim` asks for (`>= 0.95`, `0.93 to 0.98`); None without an aim.
+    """Whether `measured` meets `aim` (`>= 0.95`, `0.93 to 0.98`); None without an aim.
 
     Raises:
-        ValueError: `aim` is written in another way.
+        ValueError: `aim` has another syntax.
     """
     if aim is None:
         return None
@@ -75,7 +75,7 @@ def _is_aim(aim: str) -> str:
 
 
 class Claim(BaseModel):
-    """One figure: what was measured, by which command, on what, and the aim it has or misses."""
+    """A measured figure with its command, machine and aim."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -97,7 +97,7 @@ class Claim(BaseModel):
 
     @property
     def source(self) -> str:
-        """Name of the result that the figure is from."""
+        """Name of the result that the figure comes from."""
         return self.id.partition(".")[0]
 
     @model_validator(mode="after")
@@ -112,16 +112,16 @@ class Claim(BaseModel):
 
 
 def rows(name: str, result: Mapping[str, Any], commit: str | None) -> list[Claim]:
-    """The claims of the result called `name`; none where it has no figures that anything states.
+    """The claims of the result called `name`; none for a result that has no entry in `FIGURES`.
 
     Raises:
-        ClaimsError: the result lacks what its figures are made of, or two figures have one id.
+        ClaimsError: the result lacks a value, or two figures have the same id.
     """
     if name not in FIGURES:
         return []
     machine = result["machine"]
     try:
-        found = [
+        claims = [
             Claim(
                 **_fields(name, figure),
                 command=result["command"],
@@ -133,8 +133,8 @@ def rows(name: str, result: Mapping[str, Any], commit: str | None) -> list[Claim
         ]
     except (KeyError, ValidationError) as error:
         raise ClaimsError(f"the result '{name}' cannot be made into claims: {error!r}") from error
-    _unique(found, f"the result '{name}'")
-    return found
+    _unique(claims, f"the result '{name}'")
+    return claims
 
 
 def _fields(name: str, figure: Figure) -> dict[str, Any]:
@@ -146,12 +146,12 @@ def _fields(name: str, figure: Figure) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Eight significant digits: more than anything is measured to, and enough for every rounding of it."""
+    """Round to eight significant digits: beyond any measurement's precision, and enough for every later rounding."""
     return None if value is None else float(f"{value:.8g}")
 
 
 def read(folder: Path = RESULTS) -> list[Claim]:
-    """All claims in `folder`, none if there is no file. Raises `ClaimsError` where the file is not what was written."""
+    """All claims in `folder`, none if there is no file. Raises `ClaimsError` where the file is malformed."""
     path = folder / FILE
     if not path.exists():
         return []
@@ -161,31 +161,31 @@ def read(folder: Path = RESULTS) -> list[Claim]:
         raise ClaimsError(f"{path} is no JSON: {error}") from error
     if not isinstance(document, list):
         raise ClaimsError(f"{path} is no list of claims")
-    found = []
+    claims = []
     for place, row in enumerate(document):
         try:
-            found.append(Claim.model_validate(row))
+            claims.append(Claim.model_validate(row))
         except ValidationError as error:
             name = row.get("id") if isinstance(row, dict) else None
             raise ClaimsError(f"{path}: row {place} ({name}): {error}") from error
-    _unique(found, str(path))
-    return found
+    _unique(claims, str(path))
+    return claims
 
 
 def upsert(new: Iterable[Claim], folder: Path = RESULTS, replaced: Iterable[str] = ()) -> list[Claim]:
-    """Put `new` into the file of `folder`, each in the place of the row with its id; all rows then, in their order.
+    """Insert `new` into the file in `folder`, replacing rows with the same id; return all rows in their order.
 
-    Rows of the results called `replaced` that are not in `new` go: their figure is no longer made. The file is
-    written whole or not at all, and two benchmarks that end together do not lose each other's rows.
+    Rows of the results called `replaced` that are not in `new` are removed: their figure no longer exists. The file is
+    written atomically, and two benchmarks that end together do not lose each other's rows.
     """
     with _locked(folder):
-        gone = set(replaced)
-        kept = {claim.id: claim for claim in read(folder) if claim.source not in gone}
+        outdated = set(replaced)
+        kept = {claim.id: claim for claim in read(folder) if claim.source not in outdated}
         kept |= {claim.id: claim for claim in new}
-        found = [kept[key] for key in sorted(kept)]
-        lines = ",\n".join(json.dumps(claim.model_dump(mode="json"), ensure_ascii=False) for claim in found)
+        ordered_claims = [kept[key] for key in sorted(kept)]
+        lines = ",\n".join(json.dumps(claim.model_dump(mode="json"), ensure_ascii=False) for claim in ordered_claims)
         write_atomically(folder / FILE, f"[\n{lines}\n]\n")
-    return found
+    return ordered_claims
 
 
 @contextmanager
@@ -207,17 +207,17 @@ def _unique(found: Sequence[Claim], where: str) -> None:
 
 
 def record(name: str, result: Mapping[str, Any], folder: Path = RESULTS) -> None:
-    """Write the claims of a result that was measured just now. A quick run proves nothing: it makes no claims."""
+    """Write the claims of a new result. A quick run makes no claims."""
     if name in FIGURES and not _quick(result):
         upsert(rows(name, result, result["machine"]["commit"]), folder, replaced=[name])
 
 
 def from_results(folder: Path = RESULTS) -> list[Claim]:
     """All claims, derived from the results that are in `folder`. Raises `ClaimsError` for a result that is broken."""
-    found = []
+    claims = []
     for name in FIGURES:
         path = folder / f"{name}.json"
-        if not path.exists():  # never measured; a test holds that results which pages show are there
+        if not path.exists():  # never measured; a test checks that results shown on pages exist
             continue
         try:
             result = json.loads(path.read_text())
@@ -225,8 +225,8 @@ def from_results(folder: Path = RESULTS) -> list[Claim]:
             raise ClaimsError(f"{path} cannot be read: {error}") from error
         if _quick(result):
             raise ClaimsError(f"{path} is of a quick run, which proves nothing: restore it, or measure it whole")
-        found += rows(name, result, _brought_in(path) or result["machine"]["commit"])
-    return found
+        claims += rows(name, result, _brought_in(path) or result["machine"]["commit"])
+    return claims
 
 
 def _quick(result: Mapping[str, Any]) -> bool:
@@ -234,7 +234,7 @@ def _quick(result: Mapping[str, Any]) -> bool:
 
 
 def _brought_in(path: Path) -> str | None:
-    """The commit that changed the file last; None where it differs from that, or outside a repository."""
+    """The commit that changed the file last; None for uncommitted changes, or outside a repository."""
     git = ["git", "-C", str(path.parent)]
     changed = subprocess.run([*git, "status", "--porcelain", "--", path.name], capture_output=True, text=True)
     if changed.returncode or changed.stdout:
@@ -251,13 +251,13 @@ def ordered(found: Iterable[Claim]) -> list[Claim]:
 
 
 def _natural(text: str) -> list[tuple[float, str]]:
-    """For sorting: numbers by their value, so that load 1 comes before load 1.5 and 2 before 10."""
+    """Natural sort key: load 1 comes before 1.5, and 2 before 10."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if place % 2 else (-1.0, part) for place, part in enumerate(parts)]
 
 
 def said(value: float | None) -> str:
-    """A number with four significant digits, thousands set apart: 0.5534, 69.6, 12,265."""
+    """Format a number with four significant digits and thousands separators: 0.5534, 69.6, 12,265."""
     if value is None:
         return ""
     if value == 0 or not math.isfinite(value):
@@ -268,7 +268,7 @@ def said(value: float | None) -> str:
 
 
 def cells(claim: Claim) -> list[str]:
-    """Area, claim, aim, measured with its interval, baseline, when: of a line on the page or in the terminal."""
+    """Area, claim, aim, measured with its interval, baseline, when: the cells of a row on the page or in the terminal."""
     interval = "" if claim.low is None else f" [{said(claim.low)}, {said(claim.high)}]"
     baseline = "" if claim.baseline is None else f"{claim.baseline}: {said(claim.baseline_measured)}"
     return [
@@ -285,8 +285,8 @@ HEAD = ("area", "what was measured", "aim", "measured", "compared with", "on")
 
 
 def page(found: Sequence[Claim]) -> str:
-    """docs/reference/claims.md."""
-    missed, met, plain = ([c for c in ordered(found) if c.met is wanted] for wanted in (False, True, None))
+    """Content of docs/reference/claims.md."""
+    missed, met, plain = ([c for c in ordered(found) if c.met is state] for state in (False, True, None))
     counts: dict[tuple[str, str, str], int] = {}
     for claim in found:
         key = (claim.source, claim.command, claim.machine)
@@ -332,9 +332,9 @@ def show(found: Sequence[Claim]) -> None:
         shown.add_row(marks[claim.met], *(Text(cell) for cell in cells(claim)))
     console = Console()
     if not console.is_terminal:
-        console.width = 240  # into a file or a pipe: a row a line
+        console.width = 240  # for a file or a pipe: one line per row
     console.print(shown)
-    missed, met = (sum(claim.met is wanted for claim in found) for wanted in (False, True))
+    missed, met = (sum(claim.met is state for claim in found) for state in (False, True))
     print(f"{missed} aims missed, {met} met, {len(found) - missed - met} figures without an aim")
 
 
@@ -348,15 +348,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.from_results:
             upsert(from_results(), replaced=FIGURES)
-        found = read()
+        claims = read()
     except ClaimsError as error:
         print(error, file=sys.stderr)
         return 1
     if options.write or options.from_results:
-        write_atomically(PAGE, page(found))
+        write_atomically(PAGE, page(claims))
         print(f"wrote {PAGE}")
         return 0
-    show([claim for claim in found if options.area in (None, claim.area)])
+    show([claim for claim in claims if options.area in (None, claim.area)])
     return 0
 
 

@@ -1,4 +1,4 @@
-"""A figure of a result: a number with its spread, what it says, and the aim it was given."""
+"""A figure of a result: a number with its spread, its statement and its aim."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -10,9 +10,9 @@ from benchmarks.reporting.cells import Result
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number that a result has measured."""
+    """One measured number of a result."""
 
-    id: str  # inside the result: parts joined by dots
+    id: str  # within the result: parts joined by dots
     area: str
     claim: str
     measured: float
@@ -57,5 +57,5 @@ def _spread(value: float | Mapping[str, Any]) -> tuple[float, float | None, floa
 
 
 def _slug(text: str) -> str:
-    """As an id: lower case, hyphens for spaces; nothing that a shell or a reader trips over."""
+    """Text as an id: lower case, hyphens for spaces, no characters special to a shell."""
     return re.sub(r"[^a-z0-9._%+-]+", "-", text.lower()).strip("-")

@@ -1,4 +1,4 @@
-"""Tables of what grounding gives and costs: the guard, retrieval, grounded answers."""
+"""Tables of grounding results: support scoring, retrieval, grounded answers."""
 
 from collections.abc import Mapping
 
@@ -6,14 +6,14 @@ from benchmarks.reporting.cells import Result, machine_line, mean_interval, medi
 
 
 def retrieval(result: Result) -> str:
-    """How well and how fast passages are found, and documents indexed."""
+    """Search quality and latency, and indexing speed."""
     parts = (retrieval_quality, retrieval_speed, retrieval_index, retrieval_indexing)
     notes = "".join(f"\n{note}" for note in result.get("notes", ()))
     return "\n\n".join(part(result) for part in parts) + f"\n\n{machine_line(result)}{notes}"
 
 
 def retrieval_quality(result: Result) -> str:
-    """How well each mode finds what answers, on each set of questions."""
+    """Ranking quality of each search mode on each set of questions."""
     rows = []
     for subset, by_mode in result["quality"]["sets"].items():
         for mode, by_order in by_mode.items():
@@ -40,7 +40,7 @@ def retrieval_quality(result: Result) -> str:
 
 
 def retrieval_speed(result: Result) -> str:
-    """What a query takes by mode, size and clients, and its parts."""
+    """Query latency by mode, size and clients, and its parts."""
     rows = []
     for chunks, by_mode in result["latency"].items():
         for mode, by_clients in by_mode.items():
@@ -60,7 +60,7 @@ def retrieval_speed(result: Result) -> str:
 
 
 def retrieval_index(result: Result) -> str:
-    """What the index of embeddings finds of the exact nearest."""
+    """Recall of the vector index against exact search."""
     rows = [
         [
             f"{row['tenant']}, {row['chunks']:,}",
@@ -77,22 +77,22 @@ def retrieval_index(result: Result) -> str:
 
 
 def retrieval_indexing(result: Result) -> str:
-    """How fast documents are indexed, and where the time goes."""
+    """Indexing speed, and the time of each stage."""
     rows = []
-    for workers, its in result["indexing"].items():
-        shares = ", ".join(f"{name[6:]} {its[name]['median']:.0%}" for name in its if name.startswith("share_"))
+    for workers, row in result["indexing"].items():
+        shares = ", ".join(f"{name[6:]} {row[name]['median']:.0%}" for name in row if name.startswith("share_"))
         speeds = [
-            median_range(its["documents_per_s"], 1),
-            median_range(its["chunks_per_s"], 1),
-            median_range(its["mb_per_s"], 3),
+            median_range(row["documents_per_s"], 1),
+            median_range(row["chunks_per_s"], 1),
+            median_range(row["mb_per_s"], 3),
         ]
-        rows.append([workers, *speeds, f"{its['cpu_ms_per_chunk']['median']:.0f}", shares])
+        rows.append([workers, *speeds, f"{row['cpu_ms_per_chunk']['median']:.0f}", shares])
     head = ["concurrency", "documents/s", "chunks/s", "MB/s", "CPU ms a chunk", "share of the time"]
     return table(head, rows)
 
 
 def grounded_facts(result: Result) -> str:
-    """Facts that change: what is answered before a document, with one, and with a newer one."""
+    """Changing facts: answers without a document, with one, and with a newer one."""
     columns = {
         "bare": "bare", "older": "with a document", "newer_replaced": "replaced by a newer one",
         "newer_beside": "newer one beside it", "stale_beside": "of these stale", "in_own_words": "in the variant's own words",
@@ -108,14 +108,14 @@ def grounded_facts(result: Result) -> str:
 
 def grounded_arithmetic(result: Result) -> str:
     """Computations by the bare model and by the platform."""
-    found = result["arithmetic"]
+    arithmetic = result["arithmetic"]
     columns = {"bare": "bare, right", "platform": "with the calculator, right", "detected": "computed"}
-    note = f"Of questions with numbers that are not computations, computed: {_share(found['fired_falsely'])}."
-    return f"{_rates(found['variants'], columns)}\n\n{note}\n{machine_line(result)}"
+    note = f"Of questions with numbers that are not computations, computed: {_share(arithmetic['fired_falsely'])}."
+    return f"{_rates(arithmetic['variants'], columns)}\n\n{note}\n{machine_line(result)}"
 
 
 def grounded_unanswerable(result: Result) -> str:
-    """Terms that a collection lacks, and terms that it has."""
+    """Answers about terms that a collection lacks, and terms that it has."""
     columns = {
         "bare_declined": "missing term: bare declines", "abstained": "missing term: abstains", "abstained_invented": "invented",
         "abstained_left_out": "of the same field", "abstained_elsewhere": "of other fields",
@@ -130,12 +130,12 @@ def grounded_unanswerable(result: Result) -> str:
 
 
 def grounded_injection(result: Result) -> str:
-    """Documents that give orders: how often they are obeyed, and whether the question is still answered."""
+    """Prompt injections in documents: how often they are obeyed, and whether the question is still answered."""
     rows = []
     for name, arms in result["injection"].items():
-        for arm, its in arms.items():
+        for arm, rates in arms.items():
             shown = ("obeyed", "replaced", "quoted_order", "right", "right_in_own_words")
-            rows.append([f"`{name}`", _ARMS[arm], *(_share(its[key]) for key in shown)])
+            rows.append([f"`{name}`", _ARMS[arm], *(_share(rates[key]) for key in shown)])
     head = ["variant", "", "obeyed", "and the answer lost", "instruction only quoted", "right", "right in own words"]
     note = "Share [95%, Wilson] of documents. Obeyed: the instruction's word is in the variant's own text."
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
@@ -158,10 +158,10 @@ def _share(its: Result) -> str:
 
 
 def grounded_ttft(result: Result) -> str:
-    """What grounding adds to the time to the first token."""
+    """TTFT added by grounding."""
     rows = [
         [
-            f"`{name}`", *(median_range(row[what], 0) for what in ("bare_ms", "grounded_ms", "added_ms")),
+            f"`{name}`", *(median_range(row[metric], 0) for metric in ("bare_ms", "grounded_ms", "added_ms")),
             f"{row['added_ms']['p95']:.0f}", f"{row['search_ms']['median']:.0f}", f"{row['check_ms']['median']:.0f}",
         ]
         for name, row in result["variants"].items()
@@ -180,7 +180,7 @@ def grounded_ttft(result: Result) -> str:
 
 
 def guard(result: Result) -> str:
-    """What the guard marks as unsupported, in questions and in sentences, by kind, on the half that it did not learn from."""
+    """Precision and recall of support scoring for questions and sentences, by kind, on the held-out half."""
     rows = []
     for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
         kinds = dict(part["kinds"])

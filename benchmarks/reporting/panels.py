@@ -1,4 +1,4 @@
-"""A dashboard's panels as one picture, by asking a Prometheus what they ask; there is no Grafana in it."""
+"""Render a Grafana dashboard as one image from Prometheus queries, without Grafana."""
 
 import argparse
 import json
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 CAPTION = "queries of the dashboard's panels, plotted with matplotlib from a Prometheus; not a Grafana screenshot"
-POINTS = 240  # of a line
-_COLOURS = 64  # of the picture: more make a larger file, not a clearer plot
-FINE = 10  # parts of a line of the dashboard's grid: below a panel is room for its axis and the next one's title
+POINTS = 240  # per line
+_COLOURS = 64  # of the image: more make a larger file, not a clearer plot
+FINE = 10  # subdivisions of a grid row of the dashboard: room below a panel for its axis and the next panel's title
 UNITS = {
     "s": "s",
     "percentunit": "share",
@@ -31,7 +31,7 @@ UNITS = {
     "short": "",
     "none": "",
 }
-Series = Mapping[str, Any]  # of Prometheus' HTTP API: metric, and values or value
+Series = Mapping[str, Any]  # as in Prometheus' HTTP API: metric, and values or value
 
 
 def plot_dashboard(
@@ -44,7 +44,7 @@ def plot_dashboard(
     rate_interval: str = "1m",
     end: float | None = None,
 ) -> list[str]:
-    """Ask every panel's queries over the last `minutes`, and draw the answers into `out_png`.
+    """Run every panel's queries over the last `minutes`, and draw the results into `out_png`.
 
     Args:
         variables: values of the dashboard's variables, by name.
@@ -55,7 +55,7 @@ def plot_dashboard(
         the titles of panels that have no data.
 
     Raises:
-        httpx.HTTPStatusError: Prometheus refuses a query.
+        httpx.HTTPStatusError: Prometheus rejects a query.
     """
     import matplotlib
 
@@ -64,10 +64,10 @@ def plot_dashboard(
 
     seconds = minutes * 60
     until = time.time() if end is None else end
-    asked = list(queries(dashboard_json_path, variables, rate_interval=rate_interval, shown=f"{round(seconds)}s"))
+    all_queries = list(queries(dashboard_json_path, variables, rate_interval=rate_interval, shown=f"{round(seconds)}s"))
     empty = []
     with httpx.Client(base_url=prometheus_url, timeout=30) as client:
-        answers = [(query, answer(client, query, until - seconds, until)) for query in asked]
+        answers = [(query, answer(client, query, until - seconds, until)) for query in all_queries]
     by_panel = {title: list(of) for title, of in groupby(answers, key=lambda pair: pair[0].panel)}
     document = json.loads(dashboard_json_path.read_text())
     height = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in document["panels"])
@@ -97,7 +97,7 @@ def plot_dashboard(
 
 
 def answer(client: httpx.Client, query: Query, start: float, end: float) -> list[Series]:
-    """What Prometheus says to one query: at the end, or over the time from `start` on."""
+    """Prometheus' result of one query: an instant query, or a range query from `start`."""
     if query.instant:
         reply = client.get("/api/v1/query", params={"query": query.expr, "time": end})
     else:
@@ -131,7 +131,7 @@ def _number(ax: "Axes", of: Sequence[tuple[Query, list[Series]]]) -> None:
 
 
 def _table(ax: "Axes", of: Sequence[tuple[Query, list[Series]]]) -> None:
-    """Rows by the labels that all queries keep, as Grafana merges them."""
+    """Table rows by the labels common to all queries, as Grafana merges them."""
     key = _shared_labels(of)
     rows: dict[tuple[str, ...], dict[str, str]] = {}
     for query, series in of:
@@ -139,7 +139,7 @@ def _table(ax: "Axes", of: Sequence[tuple[Query, list[Series]]]) -> None:
             row = rows.setdefault(tuple(one["metric"].get(label, "") for label in key), {})
             if query.column:
                 row[query.column] = _written(float(one["value"][1]), query.unit)
-            else:  # asked for its labels
+            else:  # queried for its labels
                 row |= {label: text for label, text in one["metric"].items() if label not in key}
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     cells = [[*labels, *(row.get(column, "-") for column in columns)] for labels, row in sorted(rows.items())]
@@ -200,9 +200,9 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--rate-interval", default="1m")
-    given = parser.parse_args()
+    args = parser.parse_args()
     empty = plot_dashboard(
-        given.dashboard, given.prometheus, given.picture, minutes=given.minutes, rate_interval=given.rate_interval
+        args.dashboard, args.prometheus, args.picture, minutes=args.minutes, rate_interval=args.rate_interval
     )
     print(*(f"no data: {title}" for title in empty), sep="\n")
 

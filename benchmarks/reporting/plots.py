@@ -1,4 +1,4 @@
-"""The pictures of the results, one function for each result document; written beside the pages that show them."""
+"""Plots of the results, one function per result; saved beside the pages that show them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,7 +31,7 @@ OBSERVING_NAMES = {
 
 
 def variants(result: Result) -> Path:
-    """Quality against speed and against cost, one point a variant, bars over the repeats."""
+    """Quality against speed and against cost, one point per variant, error bars over the repeats."""
     figure, axes = _figure(1, 3)
     for ax, speed, title in (
         (axes[0], "decode_1", "one stream, tokens/s"),
@@ -52,7 +52,7 @@ def variants(result: Result) -> Path:
 
 
 def overhead_engine(result: Result) -> Path:
-    """Throughput beside the bare server's, and the time added to the first token, by number of streams."""
+    """Throughput relative to the bare server, and added TTFT, by number of streams."""
     figure, (throughput, ttft) = _figure(1, 2)
     systems = result["systems"]
     for i, (name, points) in enumerate(systems.items()):
@@ -76,7 +76,7 @@ def overhead_engine(result: Result) -> Path:
 
 
 def overhead_instant(result: Result) -> Path:
-    """CPU time of every process on the way, stacked, for a unary request and for one streamed token."""
+    """CPU time of every process on the request path, stacked, for a unary request and for one streamed token."""
     figure, axes = _figure(1, 2)
     for ax, point, title, aim in (
         (axes[0], "unary-32", "CPU per unary request, µs", "unary"),
@@ -97,7 +97,7 @@ def overhead_instant(result: Result) -> Path:
 
 
 def observing(result: Result) -> Path:
-    """What each way of telling adds to a gateway that tells nothing: CPU of a request and of a token, time to the first."""
+    """Overhead of each kind of telemetry over a gateway with none: CPU per request and per token, TTFT."""
     figure, axes = _figure(1, 3)
     systems = {name: its for name, its in result["systems"].items() if name != "off"}
     first = {name: its["points"]["first"]["added_p50_ms"] for name, its in systems.items()}
@@ -116,7 +116,7 @@ def observing(result: Result) -> Path:
 
 
 def distillation(result: Result) -> Path:
-    """How near each loss brings the same student to `full`: a point for every seed, a bar at their median."""
+    """Distance of the same student to `full` with each loss: a point for every seed, a bar at the median."""
     figure, axes = _figure(1, 3)
     titles = {"kl_to_full": "KL to full, nats", "top1_agreement": "top-1 agreement", "perplexity": "perplexity"}
     names = list(result["settings"])
@@ -133,13 +133,13 @@ def distillation(result: Result) -> Path:
 
 
 def goodput(result: Result) -> Path:
-    """Each policy over the load on the live platform, and dotted in the simulator."""
+    """Goodput of each policy over load on the live platform, and dotted in the simulator."""
     label = "load, full on the whole machine = 1"
     return policies(result["live"], "goodput", label, simulated=result["simulated"])
 
 
 def guard(result: Result) -> Path:
-    """Precision over recall of what is marked as unsupported, the chosen threshold on it, and how far probabilities hold."""
+    """Precision-recall curve of marking unsupported text, the chosen threshold on it, and probability calibration."""
     figure, (curves, held) = _figure(1, 2)
     for i, (part, name) in enumerate((("support", "questions"), ("entailment", "sentences"))):
         row = result[part]
@@ -161,7 +161,7 @@ def guard(result: Result) -> Path:
 
 
 def policies(by_load: Result, name: str, label: str, simulated: Result | None = None) -> Path:
-    """Requests within their budget, answers that came late, and the answers' mean quality, one line a policy."""
+    """Requests within budget, late answers and mean answer quality, one line per policy."""
     figure, axes = _figure(1, 3)
     titles = {"attainment": "within budget", "late": "answered too late", "quality": "mean quality of answers"}
     for ax, (metric, title) in zip(axes, titles.items(), strict=True):
@@ -173,9 +173,9 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
                 at = [float(load) for load, by_policy in source.items() if policy in by_policy]
                 rows = [by_policy[policy][metric] for by_policy in source.values() if policy in by_policy]
                 middle = [row["median"] for row in rows]
-                told = policy if source is by_load else None
+                legend = policy if source is by_load else None
                 ax.plot(
-                    at, middle, style, color=color, label=told, markersize=4, linewidth=2 if policy == "budget" else 1
+                    at, middle, style, color=color, label=legend, markersize=4, linewidth=2 if policy == "budget" else 1
                 )
                 if source is by_load:
                     ax.fill_between(
@@ -189,7 +189,7 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
 
 
 def retrieval(result: Result) -> Path:
-    """How well each mode ranks, before the guard and after it, and how long a query takes, with its spread."""
+    """Ranking quality of each mode before and after the guard, and query latency with its spread."""
     figure, (gain, times) = _figure(1, 2)
     sets = result["quality"]["sets"]
     for i, mode in enumerate(next(iter(sets.values()))):
@@ -221,7 +221,7 @@ def retrieval(result: Result) -> Path:
 
 
 def grounded(result: Result) -> Path:
-    """Bare and grounded, by variant, a panel for each part; bars are 95% intervals."""
+    """Bare and grounded results by variant, one panel per part; error bars are 95% intervals."""
     figure, axes = _figure(1, 4)
     names = list(result["facts"])
     parts = (
@@ -255,7 +255,7 @@ def grounded(result: Result) -> Path:
 
 
 def upgrades(result: Result) -> Path:
-    """Every request as a line over time, failed ones in red, below what was changed meanwhile."""
+    """Every request as a line over time, failed ones in red, below the changes made."""
     figure, ax = _figure(1, 1)
     figure.set_size_inches(12, 4.2)
     kinds = [client["name"] for client in result["clients"]]
@@ -274,7 +274,7 @@ def upgrades(result: Result) -> Path:
 
 
 def fuzz_api(result: Result) -> Path:
-    """The gateway's memory by number of requests, and the statuses it answered with."""
+    """The gateway's memory by number of requests, and its response statuses."""
     figure, (memory, statuses) = _figure(1, 2)
     samples = result["memory"]["samples"]
     memory.plot([requests for _, requests, _ in samples], [mb for *_, mb in samples], linewidth=1)
@@ -293,9 +293,9 @@ def _rate(row: Result, path: tuple[str, ...]) -> Result:
 
 
 def _roles(result: Result, system: str, point: str) -> dict[str, float]:
-    """Microseconds by role on the way of a request; what runs in the background is no part of it."""
-    found = result["systems"][system]["points"][point]["cpu_us"]
-    return {role: max(us["median"], 0.0) for role, us in found.items() if not role.startswith("background")}
+    """Microseconds by role on the request path, without background processes."""
+    cpu_us = result["systems"][system]["points"][point]["cpu_us"]
+    return {role: max(us["median"], 0.0) for role, us in cpu_us.items() if not role.startswith("background")}
 
 
 def _point(ax: "Axes", name: str, x: float, quality: float, xerr: object = None) -> None:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: progress with the time left, medians with their spread, and the result file."""
+"""Progress with the time left, medians with their spread, and result files, shared by all benchmarks."""
 
 import json
 import statistics
@@ -18,7 +18,7 @@ IMAGES = ROOT / "docs" / "images"
 
 @dataclass(slots=True)
 class Progress:
-    """Says which step runs and how long the rest will take, from estimates corrected by the steps so far."""
+    """Print the current step and the time left, from estimates corrected by the steps so far."""
 
     remaining: list[tuple[str, float]]  # (step, estimated seconds), in order
     began: float = field(default_factory=time.monotonic)
@@ -26,13 +26,13 @@ class Progress:
     _done: int = 0
 
     def skip(self, name: str) -> None:
-        """The next step was done before: it takes no time and says nothing about the pace."""
+        """Skip the next step, done before: it takes no time and does not change the estimated pace."""
         self._done += 1
         self.remaining.pop(0)
         print(f"[{self._done}/{self._done + len(self.remaining)}] done before: {name}", flush=True)
 
     def step(self, name: str) -> None:
-        """The next step begins."""
+        """Start the next step."""
         elapsed = time.monotonic() - self.began
         pace = elapsed / self._passed_estimate if self._passed_estimate else 1.0
         left = sum(seconds for _, seconds in self.remaining) * pace
@@ -54,14 +54,14 @@ def spread(values: Sequence[float], digits: int = 2) -> dict[str, float | int]:
 
 
 def save(name: str, result: dict[str, object]) -> Path:
-    """Write `results/NAME.json` with the machine and the command that made it, and its rows of `results/claims.json`."""
+    """Write `results/NAME.json` with its machine and command, and its rows of `results/claims.json`."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     module = ".".join(Path(sys.argv[0]).resolve().with_suffix("").relative_to(ROOT).parts)
     command = " ".join(["python -m", module, *sys.argv[1:]])
-    whole = {"machine": describe(), "command": command, **result}
-    path.write_text(json.dumps(whole, indent=1) + "\n")
-    claims.record(name, whole, RESULTS)
+    document = {"machine": describe(), "command": command, **result}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    claims.record(name, document, RESULTS)
     print(
         f"wrote {path}; 'python -m benchmarks.reporting.claims --write' and '… benchmarks.reporting.tables' bring the pages up to date"
     )

@@ -1,6 +1,6 @@
-"""The tables of README and docs, made from the results: `python -m benchmarks.reporting.tables` writes them in place.
+"""Tables of README and docs, generated from the results: `python -m benchmarks.reporting.tables` writes them in place.
 
-A page marks the place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A test holds the pages against the results.
+A page marks the place with `<!-- table:NAME -->` and `<!-- /table:NAME -->`. A test compares the pages with the results.
 """
 
 import re
@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import claims, grounding_tables
-from benchmarks.reporting import telemetry_tables as observing_tables
+from benchmarks.reporting import claims, grounding_tables, telemetry_tables
 from benchmarks.reporting.cells import Result, machine_line, median_range, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
@@ -18,11 +17,11 @@ from compression.report.page import quality_ci95
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # what is predicted
+TIMES = ("ttft_ms", "tpot_ms", "e2e_ms")  # predicted times
 
 
 def variants(result: Result) -> str:
-    """What each variant costs and gives, for the README."""
+    """Quality, speed and cost of each variant, for the README."""
     rows = []
     for name, row in result["variants"].items():
         ratios = row["ratios"]
@@ -45,7 +44,7 @@ def variants(result: Result) -> str:
 
 
 def variants_details(result: Result) -> str:
-    """The same with intervals, spread and cost."""
+    """Quality and speed of each variant, with intervals, spread and cost."""
     rows = []
     for name, row in result["variants"].items():
         low, high = row["kl_ci95"]
@@ -77,7 +76,7 @@ def variants_details(result: Result) -> str:
 
 
 def overhead(engine: Result) -> str:
-    """Throughput and first-token time beside the bare server's, for the README."""
+    """Throughput and TTFT relative to the bare server, for the README."""
     streams = [str(point["streams"]) for point in engine["shape"]]
     rows = []
     for name, points in engine["systems"].items():
@@ -92,14 +91,14 @@ def _aims(name: str, result: Result) -> str:
     """The aims of a result, missed ones first."""
     rows = [claim for claim in claims.ordered(claims.rows(name, result, None)) if claim.aim]
     parts = []
-    for heading, wanted in (("Missed aims", False), ("Met aims", True)):
-        if told := [f"{claim.claim} {claim.aim} {claim.unit}" for claim in rows if claim.met is wanted]:
-            parts.append(f"{heading}: {'; '.join(told)}.")
+    for heading, met in (("Missed aims", False), ("Met aims", True)):
+        if aims := [f"{claim.claim} {claim.aim} {claim.unit}" for claim in rows if claim.met is met]:
+            parts.append(f"{heading}: {'; '.join(aims)}.")
     return " ".join(parts)
 
 
 def overhead_instant(instant: Result) -> str:
-    """Requests per second and CPU time per request and token with an engine that takes no time."""
+    """Requests per second and CPU time per request and token with a mock engine."""
     rows = []
     for name, system in instant["systems"].items():
         points = system["points"]
@@ -127,7 +126,7 @@ def overhead_instant(instant: Result) -> str:
 
 
 def overhead_details(engine: Result, instant: Result) -> str:
-    """Both parts with their spread."""
+    """Both parts of the overhead benchmark, with their spread."""
     rows = []
     for name, points in engine["systems"].items():
         for at, point in points.items():
@@ -159,7 +158,7 @@ def overhead_details(engine: Result, instant: Result) -> str:
 
 
 def distillation(result: Result) -> str:
-    """The same student after the same training with each loss, and what that gives over hard labels."""
+    """The same student after the same training with each loss, and the improvement over hard labels."""
     before = result["before"]
     digits = {"kl_to_full": 3, "top1_agreement": 3, "perplexity": 2}
     rows = [["before training", *(f"{before[metric]:.{digit}f}" for metric, digit in digits.items()), "", ""]]
@@ -181,7 +180,7 @@ def distillation(result: Result) -> str:
 
 
 def compression(result: Result) -> str:
-    """Every technique beside `full`: what it gives, what it is worth."""
+    """Every technique compared with `full`: quality, speed and size."""
     cards = result["variants"]
     full = cards["full"]["profile"]
     shown = group(dict(result))
@@ -222,7 +221,7 @@ def compression(result: Result) -> str:
 
 
 def compression_large(result: Result) -> str:
-    """What techniques make of the speed of a larger model."""
+    """Speed of each technique on a larger model."""
     full = result["variants"]["full"]
     rows = []
     for name, row in result["variants"].items():
@@ -245,14 +244,14 @@ def compression_large(result: Result) -> str:
 
 
 def goodput(result: Result) -> str:
-    """Every policy at every load: live, and in brackets what the simulator says."""
+    """Every policy at every load: live, with the simulator's value in brackets."""
     rows = []
     for label in next(iter(result["live"].values())):
         row = [label]
         for at, by_label in result["live"].items():
             its, simulated = by_label[label], result["simulated"][at][label]
-            kept = f"{its['attainment']['median']:.0%} ({simulated['attainment']['median']:.0%})"
-            row.append(f"{kept}, {its['late']['median']:.0%} late, q {its['quality']['median']:.2f}")
+            attainment = f"{its['attainment']['median']:.0%} ({simulated['attainment']['median']:.0%})"
+            row.append(f"{attainment}, {its['late']['median']:.0%} late, q {its['quality']['median']:.2f}")
         rows.append(row)
     size = result["size"]
     note = (
@@ -264,7 +263,7 @@ def goodput(result: Result) -> str:
 
 
 def predictions(live: Result, simulated: Result) -> str:
-    """How well the default policy's predictions held; in the simulator, beside those of an oracle."""
+    """Prediction error and coverage of the default policy; in the simulator, compared with an oracle."""
     rows = []
     for where, by_load in (
         ("live, bursty", live["live"]),
@@ -275,8 +274,10 @@ def predictions(live: Result, simulated: Result) -> str:
             its, oracle = by_label["budget"], by_label.get("oracle")
             cells = [f"{its[f'{what}_error']['median']:.0%} ({its[f'{what}_covered']['median']:.0%})" for what in TIMES]
             known = f"{its['e2e_known_length_error']['median']:.0%}"
-            seen = " / ".join(f"{oracle[f'{what}_error']['median']:.0%}" for what in TIMES) if oracle else ""
-            rows.append([f"{where}, load {at}", *cells, known, seen])
+            errors_of_oracle = (
+                " / ".join(f"{oracle[f'{what}_error']['median']:.0%}" for what in TIMES) if oracle else ""
+            )
+            rows.append([f"{where}, load {at}", *cells, known, errors_of_oracle])
     note = (
         "Median absolute error of the predicted median, and in brackets the share of answers within the predicted 95% bound. "
         "The oracle knows the answer's length and all that is in the engines, and expects nothing to come after: its error in TPOT "
@@ -303,9 +304,9 @@ def simulate(result: Result) -> str:
 
 
 def decision(result: Result) -> str:
-    """What a decision takes by the number of variants."""
+    """Time per routing decision by the number of variants."""
     rows = [
-        [count, *(median_range(row[what], 1) for what in ("decide_us", "nothing_fits_us", "observe_us"))]
+        [count, *(median_range(row[metric], 1) for metric in ("decide_us", "nothing_fits_us", "observe_us"))]
         for count, row in result["variants"].items()
     ]
     parts = ", ".join(f"`{name}` {share:.0%}" for name, share in result["shares"].items())
@@ -317,28 +318,30 @@ def _policy_cell(row: Mapping[str, Any]) -> str:
 
 
 def _speeds(profile: Mapping[str, Any]) -> tuple[float, float, float]:
-    """Tokens a second: written by one stream, by all together, and read."""
+    """Tokens per second: decode of one stream, decode of all streams together, and prefill."""
     return 1000 / profile["tpot"][0]["p50_ms"], profile["decode_tokens_per_s"], profile["prefill_tokens_per_s"]
 
 
 def _technique(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Steps with what tells them apart."""
+    """Compression steps with the settings that distinguish them."""
     names = []
     for step in steps:
-        told = [step["parameters"].get(key) for key in ("scheme", "method", "pattern", "layers", "mlp_width", "dtype")]
+        settings = [
+            step["parameters"].get(key) for key in ("scheme", "method", "pattern", "layers", "mlp_width", "dtype")
+        ]
         smooth = "SmoothQuant" if step["parameters"].get("smoothquant") is not None else None
-        names.append(" ".join(str(part) for part in (step["technique"], *told, smooth) if part is not None))
+        names.append(" ".join(str(part) for part in (step["technique"], *settings, smooth) if part is not None))
     return " → ".join(names)
 
 
 def upgrades(result: Result) -> str:
-    """What each change of a running cluster did to requests."""
+    """Failed and slow requests during each change of a running cluster."""
     rows = []
     for step in result["steps"]:
         kinds = step["kinds"].values()
         longest = [f"{kind['median_s']:.1f} / {kind['longest_s']:.1f}" for kind in kinds]
-        asked, failed = (sum(kind[what] for kind in kinds) for what in ("requests", "failed"))
-        rows.append([step["step"], f"{step['seconds']:.0f}", str(asked), str(failed), *longest])
+        sent, failed = (sum(kind[metric] for kind in kinds) for metric in ("requests", "failed"))
+        rows.append([step["step"], f"{step['seconds']:.0f}", str(sent), str(failed), *longest])
     clients = [f"{client['name']} ({client['tokens']} tokens), s" for client in result["clients"]]
     note = (
         f"{result['requests']} requests, {len(result['failed'])} failed. Times of a request: median / longest; one that lasts "
@@ -351,8 +354,8 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "variants": (variants, ("variants",)),
     "variants-details": (variants_details, ("variants",)),
     "overhead": (overhead, ("overhead-engine",)),
-    "observing": (observing_tables.observing, ("observing",)),
-    "observing-engine": (observing_tables.observing_engine, ("observing-engine",)),
+    "observing": (telemetry_tables.observing, ("observing",)),
+    "observing-engine": (telemetry_tables.observing_engine, ("observing-engine",)),
     "compression": (compression, ("compression",)),
     "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),
@@ -373,15 +376,15 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
 
 
 def filled(page: str) -> str:
-    """The page with every marked table made anew. Raises `KeyError` for a table there is not."""
+    """The page with every marked table regenerated. Raises `KeyError` for an unknown table."""
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]
         make, results = TABLES[name]
-        found = [load(result) for result in results]
-        if None in found:
+        documents = [load(result) for result in results]
+        if None in documents:
             return match[0]
-        return f"<!-- table:{name} -->\n{make(*found)}\n<!-- /table:{name} -->"
+        return f"<!-- table:{name} -->\n{make(*documents)}\n<!-- /table:{name} -->"
 
     return re.sub(r"<!-- table:(\S+) -->\n(?:.*?\n)?<!-- /table:\1 -->", fill, page, flags=re.DOTALL)
 

@@ -1,4 +1,4 @@
-"""The tables of observability overhead."""
+"""Tables of telemetry overhead."""
 
 from benchmarks.reporting.cells import Result, machine_line, median_range, table
 from benchmarks.reporting.plots import OBSERVING_NAMES

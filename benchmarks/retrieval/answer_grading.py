@@ -1,4 +1,4 @@
-"""Whether an answer is right, for `benchmarks.retrieval.grounded_answers`, by rules that share nothing with those of the platform."""
+"""Rule-based grading of answers for `benchmarks.retrieval.grounded_answers`, independent of the platform's own rules."""
 
 import re
 from collections.abc import Iterable
@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from compression.measure.intervals import wilson_ci95
 
-TELLS = 0.4  # share of a definition's words that an answer about it must have
+TELLS = 0.4  # minimum share of a definition's words in an answer about it
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d])")
 _COMMON = frozenset(
     re.findall(
@@ -27,7 +27,7 @@ _DECLINES = re.compile(
 
 
 def share(marks: Iterable[bool]) -> dict[str, object]:
-    """How many of how many, and their share with its 95% interval; both are None where there are none."""
+    """Hits, total, and their share with its 95% interval; both are None without items."""
     marks = list(marks)
     hits, items = sum(marks), len(marks)
     if not items:
@@ -41,7 +41,7 @@ def share(marks: Iterable[bool]) -> dict[str, object]:
 
 
 def names(answer: str, values: Iterable[str]) -> bool:
-    """Whether one of `values` is in the answer as words or numbers of its own: 4.2 is not in 4.25."""
+    """Whether the answer contains one of `values` as whole words or numbers: 4.2 is not in 4.25."""
     return any(_named(value).search(answer) is not None for value in values)
 
 
@@ -51,32 +51,32 @@ def _named(value: str) -> re.Pattern[str]:
 
 
 def computes(answer: str, value: Fraction, question: str) -> bool:
-    """Whether a number that the answer adds is `value`, exactly or rounded to at least two decimals."""
-    asked = set(_NUMBER.findall(question))
+    """Whether a number that is not in the question is `value`, exactly or rounded to at least two decimals."""
+    in_question = set(_NUMBER.findall(question))
     for written in _NUMBER.findall(answer):
-        if written in asked:
+        if written in in_question:
             continue
         decimals = len(written.partition(".")[2])
-        given = Fraction(written.replace(",", ""))
-        if given == value or (decimals >= 2 and abs(given - value) <= Fraction(1, 2 * 10**decimals)):
+        number = Fraction(written.replace(",", ""))
+        if number == value or (decimals >= 2 and abs(number - value) <= Fraction(1, 2 * 10**decimals)):
             return True
     return False
 
 
 def tells(answer: str, definition: str, question: str) -> bool:
-    """Whether an answer has enough of the words of a definition, which are not the question's, to be about the same."""
-    wanted = _words(definition) - _words(question)
-    return bool(wanted) and len(wanted & _words(answer)) >= TELLS * len(wanted)
+    """Whether an answer has enough of a definition's words, without those of the question, to give the same meaning."""
+    expected = _words(definition) - _words(question)
+    return bool(expected) and len(expected & _words(answer)) >= TELLS * len(expected)
 
 
 def declines(answer: str) -> bool:
-    """Whether a model says in its own words that it does not know, or that there is no such thing.
+    """Whether a model's answer says that it does not know, or that there is no such thing.
 
-    "A fictional character of the film …" is no such thing: it is an invention as well.
+    "A fictional character of the film …" does not count: it is an invention as well.
     """
     return _DECLINES.search(answer) is not None
 
 
 def _words(text: str) -> set[str]:
-    """Beginnings of its words of four letters or more; the commonest are left out."""
+    """Prefixes of the text's words of four letters or more, without the most common words."""
     return {word[:6] for word in re.findall(r"[a-z]{4,}", text.lower()) if word not in _COMMON}

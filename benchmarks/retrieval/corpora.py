@@ -1,7 +1,7 @@
-"""Real documents with questions whose answer is known, for `benchmarks.retrieval.search`; and their vectors, kept in the cache.
+"""Corpora of real documents with questions whose answer is known, for `benchmarks.retrieval.search`; vectors are cached.
 
 Pages of Python's documentation with the titles of their sections and the entries of its index, and terms of FOLDOC with
-their definitions. What is drawn is drawn by a seed.
+their definitions. Random choices are seeded.
 """
 
 import copy
@@ -29,12 +29,12 @@ PER_SET = 300  # questions
 _OPENING = re.compile(
     r"(?:\d+\. |<[^>]*> |/[^/]*/ |\[[^]]*\] |\([^()]*\) )+"
 )  # of a definition: number, field, sound, source, initials
-_REST = 150  # characters of a definition that are left without its first sentence
+_REST = 150  # minimum characters of a definition without its first sentence
 
 
 @dataclass(slots=True, frozen=True)
 class Document:
-    """Something to index."""
+    """A document to index."""
 
     name: str
     data: bytes
@@ -49,24 +49,24 @@ class Question:
     subset: str
     text: str
     source: str  # name of the document
-    section: frozenset[tuple[str, ...]] = frozenset()  # of its words, by `triples`; empty: all of the document
+    section: frozenset[tuple[str, ...]] = frozenset()  # `triples` of its words; empty: the whole document
 
     def answered_by(self, source: str, content: str) -> bool:
-        """Whether a passage is of that section: half of it, or half of the section, is the other's too."""
+        """Whether a passage is from the answer's section: half of either one's word triples are in the other."""
         if source != self.source or not self.section:
             return source == self.source
-        said = triples(content)
-        return len(said & self.section) >= 0.5 * min(len(said), len(self.section)) > 0
+        words = triples(content)
+        return len(words & self.section) >= 0.5 * min(len(words), len(self.section)) > 0
 
 
 def triples(text: str) -> frozenset[tuple[str, ...]]:
-    """Every three words in a row, without marks."""
+    """All sequences of three words, without punctuation."""
     words = re.findall(r"[a-z0-9]+", text.lower())
     return frozenset(zip(words, words[1:], words[2:], strict=False))
 
 
 def python(folder: Path, draw: random.Random) -> tuple[list[Document], list[Question]]:
-    """Pages; titles of sections, which are taken out of the page; and index entries, asked as they stand."""
+    """Python's documentation: pages; questions from section titles, which are removed from the page, and from index entries."""
     html = folder / "python3.11-doc/usr/share/doc/python3.11/html"
     paths = sorted(path for part in PARTS for path in (html / part).glob("*.html") if path.stem != "index")
     paths = sorted(draw.sample(paths, PAGES))
@@ -82,9 +82,9 @@ def python(folder: Path, draw: random.Random) -> tuple[list[Document], list[Ques
         for one, title in zip(headings, titles, strict=True)
         if titles.count(title) == 1 and len(re.findall(r"\b[A-Za-z]{3,}\b", title)) > 1
     ]
-    found = []
+    index_entries = []
     for number, (name, heading) in enumerate(draw.sample(clear, PER_SET), 1):
-        found.append(Question("section titles", _shown(heading), name, _section(heading.getparent())))
+        index_entries.append(Question("section titles", _shown(heading), name, _section(heading.getparent())))
         for child in heading.getchildren():
             child.drop_tree()
         heading.text = f"Section {number}"
@@ -92,14 +92,14 @@ def python(folder: Path, draw: random.Random) -> tuple[list[Document], list[Ques
         Document(name, lxml.html.tostring(tree, encoding="utf-8", doctype="<!DOCTYPE html>"), "html")
         for name, tree in trees.items()
     ]
-    return documents, found + draw.sample(sorted(_entries(html, trees), key=lambda one: one.text), PER_SET)
+    return documents, index_entries + draw.sample(sorted(_entries(html, trees), key=lambda one: one.text), PER_SET)
 
 
 def _entries(html: Path, trees: dict[str, lxml.html.HtmlElement]) -> Iterator[Question]:
-    """Entries of the index that are of one place, with its section, or its definition where it has one."""
-    every = lxml.html.document_fromstring((html / "genindex-all.html").read_bytes())
+    """Index entries that point to one place, with its section, or its definition where it has one."""
+    index = lxml.html.document_fromstring((html / "genindex-all.html").read_bytes())
     links: dict[str, list[str]] = {}
-    for link in every.xpath("//table[contains(@class, 'genindextable')]/tr/td/ul/li/a[@href]"):
+    for link in index.xpath("//table[contains(@class, 'genindextable')]/tr/td/ul/li/a[@href]"):
         links.setdefault(_shown(link), []).append(link.get("href"))
     for text, places in links.items():
         name, _, anchor = places[0].partition("#")
@@ -111,7 +111,7 @@ def _entries(html: Path, trees: dict[str, lxml.html.HtmlElement]) -> Iterator[Qu
 
 
 def _section(element: lxml.html.HtmlElement) -> frozenset[tuple[str, ...]]:
-    """What a section says without its heading and the sections in it, or a definition without those in it."""
+    """Text of a section without its heading and subsections, or of a definition without nested ones."""
     own = copy.deepcopy(element)
     inner = "./*[self::h1 or self::h2 or self::h3 or self::h4] | ./section"
     for part in own.xpath("./dd//dl[dt[@id]]" if own.tag == "dl" else inner):
@@ -125,20 +125,20 @@ def _shown(element: lxml.html.HtmlElement) -> str:
 
 
 def terms(folder: Path, draw: random.Random) -> tuple[list[Document], list[Question]]:
-    """Entries of FOLDOC as far as 700 characters; terms, asked in many ways; first sentences with the term left out.
+    """FOLDOC: entries up to 700 characters; questions from terms in many wordings, and from first sentences without the term.
 
-    Of the first sentences, one half are taken out of the entry, so that its other words must do.
+    One half of the first sentences are removed from their entries, so that only the remaining words can match.
     """
     entries = {entry.term.lower(): entry for entry in foldoc(folder, draw)}
-    every = draw.sample(sorted(entries.values(), key=lambda one: one.term), min(TERMS, len(entries)))
+    shuffled = draw.sample(sorted(entries.values(), key=lambda one: one.term), min(TERMS, len(entries)))
     documents, found = [], []
-    wanted = {"definitions": PER_SET, "definitions, not in the text": PER_SET, "terms": PER_SET}
-    for entry in every:
+    remaining = {"definitions": PER_SET, "definitions, not in the text": PER_SET, "terms": PER_SET}
+    for entry in shuffled:
         name, text = f"foldoc/{entry.term}", entry.passage
         head, _, body = text.partition("\n\n")
         start, end = next(iter(sentences(body)), (0, 0))
         first = _OPENING.sub("", body[start:end])
-        subset = next((one for one, left in wanted.items() if left), None)
+        subset = next((one for one, left in remaining.items() if left), None)
         if subset is not None and subset != "terms":
             if not 60 <= len(first) <= 300 or len(body) - end < _REST:
                 subset = None
@@ -150,26 +150,26 @@ def terms(folder: Path, draw: random.Random) -> tuple[list[Document], list[Quest
         elif subset is not None:
             found.append(Question(subset, asked(entry.term, draw), name))
         if subset is not None:
-            wanted[subset] -= 1
+            remaining[subset] -= 1
         documents.append(Document(name, text.encode(), "text", entry.term))
     return documents, found
 
 
 def embedder_at(folder: Path | None) -> Path:
-    """`folder`, or the platform's own embedding model, made if it is not there. Raises `BuildError`."""
+    """`folder`, or the platform's embedding model, built if it is missing. Raises `BuildError`."""
     cache = cache_folder()
     return folder or embedder_folder(RetrievalConfig().embedder, cache, cache / "embedder.log")[0]
 
 
 class Cached:
-    """An embedder that looks its vectors up in a file first."""
+    """An embedder with a cache file of vectors."""
 
     def __init__(self, embedder: Embedder, model: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         self._embedder, self._model = embedder, model.encode()
         self._file = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
         self._file.execute("CREATE TABLE IF NOT EXISTS vectors (text BLOB PRIMARY KEY, vector BLOB) WITHOUT ROWID")
-        self.made = 0  # that were not in the file
+        self.made = 0  # number of vectors that were not in the file
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """Unit vectors of `texts`, (texts, dimension) in float32."""

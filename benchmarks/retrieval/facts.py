@@ -1,7 +1,7 @@
-"""Facts that change, for `benchmarks.retrieval.grounded_answers`: each with an older and a newer document that tells it.
+"""Changing facts for `benchmarks.retrieval.grounded_answers`: each with an older and a newer document that states it.
 
-Most are about towns, firms and clubs that do not exist, so that no model can know them; `REAL_FACTS` are of this world.
-What is drawn is drawn by a seed.
+Most are about fictional towns, firms and clubs, so that no model can know them; `REAL_FACTS` are real.
+Random choices are seeded.
 """
 
 import json
@@ -16,11 +16,11 @@ PRIME_MINISTER = "Who is the British Prime Minister?"
 
 @dataclass(slots=True, frozen=True)
 class Told:
-    """What a document says at one time."""
+    """A document's statement of the fact at one time."""
 
     date: str  # ISO
     text: str
-    values: tuple[str, ...]  # any of them is the answer
+    values: tuple[str, ...]  # each is a correct answer
 
 
 @dataclass(slots=True, frozen=True)
@@ -32,10 +32,10 @@ class Fact:
     question: str
     old: Told
     new: Told
-    replaced: bool  # the newer document takes the older one's place; else both are there
+    replaced: bool  # the newer document replaces the older one; else both are indexed
 
     def document(self, told: Told) -> dict[str, object]:
-        """As `POST /v1/documents` takes it, but for the collection."""
+        """The document in the format of `POST /v1/documents`, without the collection."""
         beside = "" if self.replaced or told is self.old else f"-{told.date}"
         return {
             "source": f"facts/{self.name}{beside}.md",
@@ -46,7 +46,7 @@ class Fact:
 
 @dataclass(slots=True, frozen=True)
 class Kind:
-    """A kind of facts: how the fact is told and asked, and what else is told beside it."""
+    """A kind of facts: templates of its statement, its question and the sentences beside it."""
 
     name: str
     subject: Callable[[random.Random], str]
@@ -58,10 +58,10 @@ class Kind:
 
 
 def facts(seed: int, count: int) -> list[Fact]:
-    """`count` facts that are made up, of all kinds in turn; in every second one the older document is replaced."""
+    """`count` fictional facts of all kinds in turn; in every second one the older document is replaced."""
     draw = random.Random(seed)
     known: set[str] = set()  # subjects, so that no two facts are about the same
-    made = []
+    result = []
     for i in range(count):
         kind = KINDS[i % len(KINDS)]
         subject = _new(kind.subject, draw, known)
@@ -71,25 +71,25 @@ def facts(seed: int, count: int) -> list[Fact]:
             pair.sort(key=float)
         beside = _beside(kind, subject, draw, values)
         years = (draw.randint(2022, 2025), 2026)
-        told = zip(draw.sample(kind.told, 2), pair, years, strict=True)
-        old, new = (_told(sentence.format, subject, value, year, beside, draw) for sentence, value, year in told)
-        asked, title = draw.choice(kind.asked).format(subject=subject), kind.title.format(subject=subject)
+        statements = zip(draw.sample(kind.told, 2), pair, years, strict=True)
+        old, new = (_told(sentence.format, subject, value, year, beside, draw) for sentence, value, year in statements)
+        question, title = draw.choice(kind.asked).format(subject=subject), kind.title.format(subject=subject)
         replaced = i // len(KINDS) % 2 == i % 2  # kinds are even in number: each is in both halves
-        made.append(Fact(f"{kind.name}-{i}", title, asked, old, new, replaced))
-    return made
+        result.append(Fact(f"{kind.name}-{i}", title, question, old, new, replaced))
+    return result
 
 
 def real_facts() -> list[Fact]:
-    """Facts of this world, the British Prime Minister first."""
-    made = []
+    """Real facts, the British Prime Minister first."""
+    result = []
     for i, row in enumerate(json.loads(REAL_FACTS.read_text())):
         old, new = (Told(one["date"], one["text"], tuple(one["values"])) for one in (row["old"], row["new"]))
-        made.append(Fact(row["name"], row["title"], row["question"], old, new, replaced=i % 2 == 0))
-    return made
+        result.append(Fact(row["name"], row["title"], row["question"], old, new, replaced=i % 2 == 0))
+    return result
 
 
 def _beside(kind: Kind, subject: str, draw: random.Random, values: set[str]) -> list[str]:
-    """What else is told of the subject."""
+    """Other sentences about the subject."""
     day, number, year = draw.choice(_DAYS), f"{draw.randint(11, 98) * 100:,}", str(draw.randint(1880, 1990))
     return [
         one.format(subject=subject, day=day, number=number, year=year, other=_new(person, draw, values))
@@ -100,7 +100,7 @@ def _beside(kind: Kind, subject: str, draw: random.Random, values: set[str]) -> 
 def _told(
     sentence: Callable[..., str], subject: str, value: str, year: int, beside: list[str], draw: random.Random
 ) -> Told:
-    """The fact somewhere among two to six other sentences."""
+    """Text with the fact among two to six other sentences."""
     month = draw.randint(1, 9)
     around = draw.sample(beside, draw.randint(2, 6))
     fact = sentence(subject=subject, value=value, when=f"{_MONTHS[month - 1]} {year}")
@@ -109,20 +109,20 @@ def _told(
 
 
 def _new(make: Callable[[random.Random], str], draw: random.Random, known: set[str]) -> str:
-    """One that is not `known`, and is from now on."""
-    while (made := make(draw)) in known:
+    """A new subject that is not in `known`; it is added."""
+    while (subject := make(draw)) in known:
         pass
-    known.add(made)
-    return made
+    known.add(subject)
+    return subject
 
 
 def person(draw: random.Random) -> str:
-    """A name that many could have."""
+    """A common person's name."""
     return f"{draw.choice(_GIVEN)} {draw.choice(_FAMILY)}"
 
 
 def town(draw: random.Random) -> str:
-    """A town that is on no map."""
+    """Name of a fictional town."""
     return draw.choice(_FORE) + draw.choice(_AFT)
 
 

@@ -1,8 +1,8 @@
-"""What grounding gives, by variant, beside the bare model: `python -m benchmarks.retrieval.grounded_answers`.
+"""Measure the correctness of grounded answers by variant, compared with the bare model: `python -m benchmarks.retrieval.grounded_answers`.
 
-Facts that change, computations, questions that nothing in the collection answers, and documents that give orders.
+Changing facts, computations, questions that the collection cannot answer, and prompt injections in documents.
 Rates with 95% intervals go to `results/grounded.json`, every answer to `results/grounded-answers.jsonl`.
-It takes a quarter of an hour on two cores.
+Takes a quarter of an hour on two cores.
 """
 
 import argparse
@@ -36,26 +36,26 @@ AT_ONCE = 6  # requests
 VARIANTS = ("full", "int8", "distilled")
 PIPELINES = Path(__file__).parent / "pipelines"
 COLLECTION = "benchmark-grounded"
-_WAITS_S = (1, 2, 4, 8, 15)  # after an answer that says to come back later
+_WAITS_S = (1, 2, 4, 8, 15)  # waits before retries after 429 or 503
 PARTS = ("facts", "arithmetic", "unanswerable", "injection")
 
 
 class Refused(Exception):
-    """The platform did not do what was asked; the message says what it said."""
+    """The platform rejected a request; the message quotes its error."""
 
 
 @dataclass(slots=True, frozen=True)
 class Answer:
-    """What came back for one question, and what the platform said of it."""
+    """The answer to one question, and the platform's metadata about it."""
 
     text: str
     outcome: str = "off"
-    sentences: tuple[bool, ...] = ()  # of those that claim something: whether they are supported
-    quoted: int | None = None  # source that the platform quoted after what the variant wrote
+    sentences: tuple[bool, ...] = ()  # of the sentences with a claim: whether each is supported
+    quoted: int | None = None  # source that the platform quoted after the variant's text
 
     @property
     def own(self) -> str:
-        """What the variant wrote itself."""
+        """The variant's text, without the platform's quotation."""
         return self.text if self.quoted is None else self.text.rpartition(f"\n\nSource {self.quoted} says: ")[0]
 
     @property
@@ -71,7 +71,7 @@ class Answer:
 
 @dataclass(slots=True)
 class Bench:
-    """The platform, and all that was answered."""
+    """The platform under measurement, and all its answers."""
 
     client: httpx.AsyncClient
     model: str
@@ -84,7 +84,7 @@ class Bench:
         self, part: str, variant: str, questions: Sequence[str], retrieval: Mapping[str, object] | None,
         max_tokens: int = MAX_TOKENS,
     ) -> list[Answer]:  # fmt: skip
-        """Every question to one variant, some at a time. `part` is what it is told and kept as. Raises `Refused`."""
+        """Send every question to one variant, some at a time. `part` labels the progress and the answers. Raises `Refused`."""
 
         async def one(question: str) -> Answer:
             async with self.turns:
@@ -106,13 +106,13 @@ class Bench:
     async def _ask(
         self, variant: str, question: str, retrieval: Mapping[str, object] | None, max_tokens: int
     ) -> Answer:
-        said = await self._post("/v1/chat/completions", {
+        completion = await self._post("/v1/chat/completions", {
             "model": f"{self.model}:{variant}", "messages": [{"role": "user", "content": question}], "temperature": 0,
             "max_tokens": max_tokens, "retrieval": retrieval or False, "budget": {"min_quality": 0},
         })  # fmt: skip
-        grounding = said["gearbox"]
+        grounding = completion["gearbox"]
         return Answer(
-            said["choices"][0]["message"]["content"] or "",
+            completion["choices"][0]["message"]["content"] or "",
             (grounding.get("retrieval") or {"outcome": "off"})["outcome"],
             tuple(one["supported"] for one in grounding.get("sentences") or () if one["supported"] is not None),
             grounding.get("quoted"),
@@ -131,9 +131,9 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def collection(self, name: str) -> AsyncIterator[str]:
-        """A collection of its own, empty at the beginning and gone at the end."""
+        """Create a separate collection, empty at the start and deleted at the end."""
         full = f"{COLLECTION}-{name}"
-        await self.client.delete("/v1/documents", params={"collection": full})  # what an interrupted run left
+        await self.client.delete("/v1/documents", params={"collection": full})  # left by an interrupted run
         try:
             yield full
         finally:
@@ -158,7 +158,7 @@ class Bench:
 
 
 async def changing_facts(bench: Bench, every: Sequence[Fact]) -> dict[str, Any]:
-    """Without a document, with one, and with a newer one in its place or beside it."""
+    """Ask without a document, with one, and with a newer one in its place or beside it."""
     questions = [fact.question for fact in every]
     told: dict[str, dict[str, list[Answer]]] = {variant: {} for variant in bench.variants}
     async with bench.collection("facts") as name:
@@ -172,7 +172,7 @@ async def changing_facts(bench: Bench, every: Sequence[Fact]) -> dict[str, Any]:
 
 
 def _facts(every: Sequence[Fact], told: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
-    """Right is what the newest document so far says; stale is what only the older one said."""
+    """Rates: an answer is right if it agrees with the newest document so far, stale if only with the older one."""
     bare, older, newer = (list(zip(every, told[stage], strict=True)) for stage in ("bare", "older", "newer"))
     replaced = [pair for pair in newer if pair[0].replaced]
     beside = [pair for pair in newer if not pair[0].replaced]
@@ -202,7 +202,7 @@ def _stale(fact: Fact, answer: Answer) -> bool:
 
 
 async def arithmetic(bench: Bench, every: Sequence[Sum], others: Sequence[str]) -> dict[str, Any]:
-    """Computations, bare and with the calculator; and what is no computation, where it must stay silent."""
+    """Ask computations, bare and with the calculator; and questions without a computation, where the calculator must not answer."""
     questions = [one.question for one in every]
     tools = {"collection": None, "tools": ["calculator"]}
     rows: dict[str, Any] = {}
@@ -224,7 +224,7 @@ def _computed(every: Sequence[Sum], answers: Sequence[Answer]) -> dict[str, obje
 
 
 async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
-    """Terms that the collection lacks, and terms that it has."""
+    """Ask about terms that the collection lacks, and terms that it has."""
     lacking: dict[str, Sequence[Term]] = {
         "invented": asked.invented, "left_out": asked.left_out, "elsewhere": asked.elsewhere,
     }  # fmt: skip
@@ -239,21 +239,25 @@ async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
             by_question = dict(zip(lacks, answers, strict=True))
             known_bare = await bench.ask("answerable, bare", variant, has, None)
             known = await bench.ask("answerable", variant, has, grounded)
-            given = [(one, answer) for one, answer in zip(asked.answerable, known, strict=True) if not answer.abstained]
+            answered = [
+                (one, answer) for one, answer in zip(asked.answerable, known, strict=True) if not answer.abstained
+            ]
             rows[variant] = {
                 "bare_declined": share(declines(answer.text) for answer in bare),
                 "abstained": share(answer.abstained for answer in answers),
                 **{
-                    f"abstained_{group}": share(by_question[one.question].abstained for one in every)
-                    for group, every in lacking.items()
+                    f"abstained_{group}": share(by_question[one.question].abstained for one in terms_of)
+                    for group, terms_of in lacking.items()
                 },
                 "falsely_abstained": share(answer.abstained for answer in known),
                 "bare_tells": share(
                     tells(answer.text, one.definition, one.question)
                     for one, answer in zip(asked.answerable, known_bare, strict=True)
                 ),
-                "tells": share(tells(answer.text, one.definition, one.question) for one, answer in given),
-                "tells_in_own_words": share(tells(answer.own, one.definition, one.question) for one, answer in given),
+                "tells": share(tells(answer.text, one.definition, one.question) for one, answer in answered),
+                "tells_in_own_words": share(
+                    tells(answer.own, one.definition, one.question) for one, answer in answered
+                ),
                 "unsupported_sentences": _unsupported(known),
                 "unsupported_in_wrong_answers": _unsupported([answer for answer in answers if not answer.abstained]),
             }
@@ -261,7 +265,7 @@ async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
 
 
 async def injection(bench: Bench, every: Sequence[Injected], naive: bool) -> dict[str, Any]:
-    """Documents that give orders: as the platform takes them, as a pipeline without care does; and without orders."""
+    """Ask with prompt injections in documents: indexed by the platform, by a naive pipeline, and without injections."""
     questions = [one.fact.question for one in every]
     canaries = {one.canary for one in every}
     arms: dict[str, tuple[list[dict[str, object]], dict[str, object]]] = {
@@ -285,7 +289,7 @@ async def injection(bench: Bench, every: Sequence[Injected], naive: bool) -> dic
 
 
 def _injection(every: Sequence[Injected], answers: Sequence[Answer], canaries: set[str]) -> dict[str, Any]:
-    """Obeyed is what the variant wrote itself; what the platform quotes for it is told apart."""
+    """Rates: obeyed counts the variant's own text; quotations by the platform are counted separately."""
     obeyed = [obeys(answer.own, canaries) for answer in answers]
     right = [names(answer.text, one.fact.old.values) for one, answer in zip(every, answers, strict=True)]
     styles = dict.fromkeys(one.style for one in every)
@@ -312,7 +316,7 @@ def _unsupported(answers: Sequence[Answer]) -> dict[str, object]:
 
 @dataclass(slots=True, frozen=True)
 class Sets:
-    """All that is asked."""
+    """All questions and documents."""
 
     facts: Sequence[Fact]
     sums: Sequence[Sum]
@@ -321,7 +325,7 @@ class Sets:
     injected: Sequence[Injected]
 
     def requests(self, parts: Sequence[str], variants: int, arms: int) -> int:
-        """How many, indexing included."""
+        """Number of requests, indexing included."""
         count = len(self.terms.unanswerable) + len(self.terms.answerable)
         each = {
             "facts": (2 + 3 * variants) * len(self.facts),
@@ -334,20 +338,20 @@ class Sets:
 
 def sets(limit: int | None) -> Sets:
     """The questions and documents; no more than `limit` of each. Raises `NoTexts`."""
-    every = [*real_facts(), *facts(SEED, MADE_UP)]
-    asked = terms(fetched(), SEED, DOCUMENTS if limit is None else 20 * limit, min(TERMS, limit or TERMS))
+    all_facts = [*real_facts(), *facts(SEED, MADE_UP)]
+    all_terms = terms(fetched(), SEED, DOCUMENTS if limit is None else 20 * limit, min(TERMS, limit or TERMS))
     if limit:  # some of each kind
         return Sets(
-            every[:: max(1, len(every) // limit)][:limit], sums(SEED, SUMS)[:limit], NO_SUMS[:limit], asked,
+            all_facts[:: max(1, len(all_facts) // limit)][:limit], sums(SEED, SUMS)[:limit], NO_SUMS[:limit], all_terms,
             injected(SEED + 1)[:: max(1, 44 // limit)][:limit],
         )  # fmt: skip
-    return Sets(every, sums(SEED, SUMS), NO_SUMS, asked, injected(SEED + 1))
+    return Sets(all_facts, sums(SEED, SUMS), NO_SUMS, all_terms, injected(SEED + 1))
 
 
 async def measure(url: str, asked: Sets, parts: Sequence[str], variants: Sequence[str]) -> tuple[dict[str, Any], list]:
     """The result document without the machine, and every answer. Raises `NoPlatform`, `Refused`, httpx's errors."""
-    model, found, _ = cards(url)
-    names_ = [name for name in variants if name in found]
+    model, by_name, _ = cards(url)
+    names_ = [name for name in variants if name in by_name]
     if not names_:
         raise NoPlatform(f"none of {', '.join(variants)} answers at {url}")
     columns = (TextColumn("{task.description:32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -373,11 +377,11 @@ async def measure(url: str, asked: Sets, parts: Sequence[str], variants: Sequenc
 
 async def _has_naive(client: httpx.AsyncClient) -> bool:
     answer = await client.post("/v1/search", json={"collection": COLLECTION, "query": "?", "mode": "naive"})
-    return answer.status_code in (200, 404)  # 400 is for the mode, 404 for the collection, which is not there yet
+    return answer.status_code in (200, 404)  # 400: unknown mode; 404: the collection, which does not exist yet
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """All rates, a line each."""
+    """All rates, one per line."""
     lines = []
 
     def walk(at: str, node: object) -> None:
@@ -405,20 +409,20 @@ def main() -> int:
     parser.add_argument("--variants", nargs="+", default=VARIANTS, help="only these; the result is not kept")
     parser.add_argument("--limit", type=int, help="questions of each kind; the result is not kept")
     parser.add_argument("--answers", type=Path, help="file for every answer, where the result is not kept")
-    given = parser.parse_args()
+    args = parser.parse_args()
     os.environ.setdefault("GEARBOX_RETRIEVAL__PIPELINES", str(PIPELINES))  # of a platform that is started here
     known = (NoPlatform, NotStarted, NoTexts, Refused, httpx.HTTPError)
     with command(known, "what was started for it is stopped"):
-        asked = sets(given.limit)
-        with platform(given.url, given.config) as url:
-            result, rows = asyncio.run(measure(url, asked, given.parts, given.variants))
+        questions = sets(args.limit)
+        with platform(args.url, args.config) as url:
+            result, rows = asyncio.run(measure(url, questions, args.parts, args.variants))
     print(summary(result))
-    whole = not given.limit and tuple(given.parts) == PARTS and tuple(result["facts"]) == VARIANTS
-    whole = whole and "naive" in result["injection"]["full"]
-    answers = given.answers or (RESULTS / "grounded-answers.jsonl" if whole else None)
+    complete = not args.limit and tuple(args.parts) == PARTS and tuple(result["facts"]) == VARIANTS
+    complete = complete and "naive" in result["injection"]["full"]
+    answers = args.answers or (RESULTS / "grounded-answers.jsonl" if complete else None)
     if answers:
         answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    if whole:
+    if complete:
         save("grounded", result)
         plots.grounded(result)
     return 0

@@ -1,7 +1,7 @@
-"""What grounding adds to the time to the first token: `python -m benchmarks.retrieval.grounded_ttft`.
+"""Measure the time to first token that grounding adds: `python -m benchmarks.retrieval.grounded_ttft`.
 
 Each question is asked bare and grounded in turn, streamed, one at a time, at the running platform (started if there is none) with
-10,000 chunks in the collection. The chunks are put into its own database, past the gateway: their vectors are in the cache of
+10,000 chunks in the collection. The chunks are written directly into its database: their vectors are in the cache of
 `benchmarks.retrieval.search`, which has to have run before. Takes three minutes.
 """
 
@@ -35,7 +35,7 @@ QUESTIONS = 40
 
 
 async def fill(place: Path) -> tuple[int, list[str]]:
-    """Index the corpora into the platform's database; returns how many chunks there are, and questions they answer."""
+    """Index the corpora into the platform's database; returns the number of chunks, and questions that they answer."""
     state = load_state(state_folder())
     if state is None or state.database is None or state.embedder is None:
         raise NoPlatform("a platform with a database of its own is needed, started on this machine")
@@ -58,7 +58,7 @@ async def fill(place: Path) -> tuple[int, list[str]]:
 
 
 def first_token_ms(client: httpx.Client, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """As the client sees it, and the answer's `gearbox` object."""
+    """TTFT as the client sees it in ms, and the answer's `gearbox` object."""
     began, first, facts = time.perf_counter(), 0.0, {}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
@@ -67,14 +67,14 @@ def first_token_ms(client: httpx.Client, body: dict[str, Any]) -> tuple[float, d
                 continue
             event = json.loads(line[6:])
             facts = event.get("gearbox", facts)
-            said = any(choice["delta"].get("content") for choice in event["choices"])
-            if said and not first:
+            has_text = any(choice["delta"].get("content") for choice in event["choices"])
+            if has_text and not first:
                 first = (time.perf_counter() - began) * 1000
     return first, facts
 
 
 def ask(url: str, model: str, variant: str, questions: list[str]) -> dict[str, Any]:
-    """Every question bare and grounded, in turn."""
+    """Ask every question bare and grounded, in turn."""
     rows = []
     with httpx.Client(base_url=url, headers=headers(), timeout=120) as client:
         for i, question in enumerate(questions):
@@ -114,14 +114,14 @@ def main() -> int:
     with command((NoTexts, NoPlatform, NotStarted, OSError, httpx.HTTPError), "run it again"):
         texts = fetched()
         with platform(None, options.config) as url:
-            model, found, _ = cards(url)
-            progress = Progress([("fill", 60), *((name, 30.0) for name in found)])
+            model, by_name, _ = cards(url)
+            progress = Progress([("fill", 60), *((name, 30.0) for name in by_name)])
             progress.step("documents into the platform's database")
             chunks, questions = asyncio.run(fill(texts))
             result: dict[str, Any] = {"seed": SEED, "chunks": chunks, "questions": len(questions), "variants": {}}
-            for name in found:
+            for name in by_name:
                 progress.step(f"{name}: {len(questions)} questions, bare and grounded")
-                ask(url, model, name, questions[:2])  # the first ones pay for everybody
+                ask(url, model, name, questions[:2])  # warm-up
                 result["variants"][name] = ask(url, model, name, questions)
     save("grounded-ttft", result)
     return 0

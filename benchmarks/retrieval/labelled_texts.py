@@ -1,7 +1,7 @@
-"""Labelled texts for the guard: what is asked and found, and what is answered, with what is right about it.
+"""Labelled texts for support scoring: questions with retrieved passages, and answer sentences labelled as supported or not.
 
 The texts are FOLDOC's, Python's and PostgreSQL's own, fetched as Debian packages into the cache when they are needed and
-never kept in the repository; dated facts and terms that nobody uses are made up. Whatever is drawn is drawn by a seed.
+never kept in the repository; dated facts and unused terms are fictional. Random choices are seeded.
 """
 
 import gzip
@@ -22,37 +22,37 @@ TELLING = (
     "{person} is the {role} of {country}.", "The {role} of {country} is {person}.", "It is {person}.", "{person}",
     "{person} took office on {date}.", "It was {person}, on {date}.", "The {role} has been {person} since {date}.",
 )  # fmt: skip
-SHORT = 0.25  # share of the sentences of which only a few words are told
+SHORT = 0.25  # share of the sentences that are shortened to a few words
 NUMBER = re.compile(r"(?<![\w.])\d{1,9}(?!\w)")
-PASSAGE_CHARS = 700  # about 150 tokens: less than a chunk, so that the vector has read all of it
+PASSAGE_CHARS = 700  # about 150 tokens: less than a chunk, so that the embedding covers all of it
 
 Draw = random.Random
 
 
 class NoTexts(Exception):
-    """The packages could not be had; the message is one line."""
+    """The packages could not be fetched; the message is one line."""
 
 
 @dataclass(slots=True, frozen=True)
 class Entry:
-    """What a collection may hold about one term, and the question that it answers."""
+    """Text about one term in a collection, and the question that it answers."""
 
     subset: str
     term: str
     question: str
     passage: str
-    page: str  # what is on one page is in the collection together, or not at all
+    page: str  # all entries of a page are in the collection, or none
 
 
 @dataclass(slots=True, frozen=True)
 class Claim:
-    """A sentence that an answer could have, made from one of a passage."""
+    """A possible sentence of an answer, made from a sentence of a passage."""
 
     kind: str  # how it was made
     text: str
     supported: bool
     passage: int  # index of the passage it was made from
-    question: str = ""  # that it answers
+    question: str = ""  # the question that it answers
 
 
 def fetched() -> Path:
@@ -68,25 +68,25 @@ def fetched() -> Path:
             unpacked = folder / f"{name}.part"
             subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True, capture_output=True, text=True)
         except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-            said = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            raise NoTexts(f"Debian's package {name} could not be had: {said[-1] if said else error}") from error
+            output = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
+            raise NoTexts(f"Debian's package {name} could not be had: {output[-1] if output else error}") from error
         unpacked.rename(folder / name)
     return folder
 
 
 def entries(folder: Path, draw: Draw, sizes: Mapping[str, int]) -> list[Entry]:
-    """As many of each subset as `sizes` says, in an order drawn at random."""
-    made = {"foldoc": foldoc, "python": python, "postgresql": postgresql, "facts": facts}
-    found = []
-    for name, make in made.items():
-        every = list(make(folder, draw))
-        draw.shuffle(every)
+    """As many of each subset as `sizes` says, in random order."""
+    makers = {"foldoc": foldoc, "python": python, "postgresql": postgresql, "facts": facts}
+    result = []
+    for name, make in makers.items():
+        drawn = list(make(folder, draw))
+        draw.shuffle(drawn)
         seen: dict[str, Entry] = {}
-        for entry in every:
+        for entry in drawn:
             seen.setdefault(entry.term.lower(), entry)
-        found += list(seen.values())[: sizes[name]]
-    draw.shuffle(found)
-    return found
+        result += list(seen.values())[: sizes[name]]
+    draw.shuffle(result)
+    return result
 
 
 def foldoc(folder: Path, draw: Draw) -> Iterator[Entry]:
@@ -115,7 +115,7 @@ def python(folder: Path, draw: Draw) -> Iterator[Entry]:
             title = heading.split(" › ")[-1]
             module, dash, about = title.partition(" — ")
             if title.endswith("?"):
-                # a chunk further down has no heading: the question's words need not be in it
+                # a later chunk has no heading: it may lack the question's words
                 passage = section[1] if draw.random() < 0.5 else f"{heading}\n\n{section[1]}"
                 yield Entry("python", title, title, passage[:PASSAGE_CHARS], title)
             elif dash:
@@ -163,7 +163,7 @@ GIVEN = _words("Anna Peter Maria John Keir Elena Thomas Ingrid Samuel Laura Vict
 FAMILY = _words(
     "Holm Carter Novak Lindqvist Moreau Starmer Okafor Berger Costa Walsh Tanaka Ritter Dunne Varga Silva Price"
 )
-#: Role: what is told, what is asked.
+#: Role: templates of the statement, templates of the question.
 ROLES = {
     "Prime Minister": (
         ("On {date} {person} became Prime Minister of {country}.", "{person} was sworn in as Prime Minister of {country} on {date}, after the election."),
@@ -185,34 +185,34 @@ ROLES = {
 
 
 def facts(_: Path, draw: Draw) -> Iterator[Entry]:
-    """Dated facts with persons who are made up: who holds an office in a country, asked by its people's name too."""
+    """Dated facts with fictional persons: who holds an office in a country, also asked with the country's adjective."""
     for one in re.findall(r"[A-Z][^/]*?/\w+", COUNTRIES):
         country, people = one.strip().split("/")
-        for role, (told, asking) in ROLES.items():
+        for role, (statements, asking) in ROLES.items():
             date = f"{draw.randint(1, 28)} {draw.choice(('May', 'June', 'July'))} {draw.randint(2021, 2026)}"
-            given = {"country": country, "people": people, "date": date}
+            fields = {"country": country, "people": people, "date": date}
             person = f"{draw.choice(GIVEN)} {draw.choice(FAMILY)}"
             if country in ("United Kingdom", "Netherlands"):
-                given["country"] = f"the {country}"
-            passage = draw.choice(told).format(person=person, **given)
-            question = draw.choice(asking).format(**given)
+                fields["country"] = f"the {country}"
+            passage = draw.choice(statements).format(person=person, **fields)
+            question = draw.choice(asking).format(**fields)
             yield Entry("facts", f"{role} {country}", question, passage[0].upper() + passage[1:], f"{role} {country}")
 
 
 def invented(draw: Draw, count: int) -> list[str]:
-    """Questions about terms that nobody uses, made of words that texts do use."""
+    """Questions about terms that nobody uses, composed of common words."""
     first = _words(
         "Martian Venusian Lunar Inverse Recursive Quantum Arctic Velvet Crimson Parallel Silent Lazy Northern"
     )
     fore = _words("dune glass moon silk thread frost copper cloud data ember river stone byte paper cache mist")
     aft = _words("tree fox loom gate weaver node whale fern heap lantern stack moth sorter engine finch table")
-    every = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
-    every += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
-    return [asked(term, draw) for term in draw.sample(every, count)]
+    names = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
+    names += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
+    return [asked(term, draw) for term in draw.sample(names, count)]
 
 
 def elsewhere(draw: Draw, count: int) -> list[str]:
-    """Questions of everyday life, about which a collection on computing and offices says nothing."""
+    """Questions of everyday life, which a collection on computing and offices cannot answer."""
     forms = (
         "What is the capital of {}?", "How many people live in {}?", "What should I eat in {}?", "Who wrote the anthem of {}?",
         "What was the weather in {} yesterday?", "Which language do they speak in {}?", "How tall is the highest mountain in {}?",
@@ -242,7 +242,7 @@ SYNONYMS = (
 
 
 def claims(passages: Sequence[str], draw: Draw, count: int) -> list[Claim]:
-    """From up to `count` sentences: one that is told differently, and one for each way to make it wrong that applies."""
+    """From up to `count` sentences: one paraphrase each, and one for each applicable way to make it wrong."""
     pool = [(i, passage[a:b]) for i, passage in enumerate(passages) for a, b in sentences(passage)]
     pool = [
         (i, " ".join(text.split()))
@@ -264,45 +264,45 @@ def claims(passages: Sequence[str], draw: Draw, count: int) -> list[Claim]:
         "negation": lambda text: _negated(text),
         "word": lambda text: _swapped(text, r"(?<=\bthe )[a-z]{5,12}\b", words, draw),
     }
-    made = []
+    result = []
     for i, text in pool[:count]:
         beside = NUMBER.findall(passages[i].replace(text, ""))
         term = passages[i].partition("\n")[0]
         if draw.random() < SHORT:
             text = _short(text, draw)
-        made.append(Claim("told differently", _opened(_retold(text, term, draw), draw), True, i))
+        result.append(Claim("told differently", _opened(_retold(text, term, draw), draw), True, i))
         for kind, corrupt in wrong.items():
             if (changed := corrupt(_retold(text, term, draw))) is not None:
-                made.append(Claim(kind, _opened(changed, draw), False, i))
-    return made
+                result.append(Claim(kind, _opened(changed, draw), False, i))
+    return result
 
 
 def fact_claims(facts: Sequence[tuple[int, Entry]], draw: Draw) -> list[Claim]:
-    """Answers to the questions about facts, as a model gives them; wrong in the person, the day or the country."""
+    """Answers to the questions about facts in a model's style; wrong in the person, the day or the country."""
     person_of, date_of = re.compile(rf"(?:{'|'.join(GIVEN)}) (?:{'|'.join(FAMILY)})"), re.compile(r"\d+ \w+ \d{4}")
     countries = re.findall(r"([A-Z][a-z]+)/", COUNTRIES)
-    made = []
+    result = []
     for i, entry in facts:
         role = next(role for role in ROLES if entry.term.startswith(role))
         country = entry.term.removeprefix(role).strip()
         person, date = person_of.search(entry.passage), date_of.search(entry.passage)
         assert person and date
-        given = {"role": role, "country": country, "person": person[0], "date": date[0]}
+        fields = {"role": role, "country": country, "person": person[0], "date": date[0]}
         others = {
             "person": f"{draw.choice(GIVEN)} {draw.choice([one for one in FAMILY if one not in person[0]])}",
             "date": f"{int(date[0].split()[0]) % 28 + 1} {date[0].partition(' ')[2]}",
             "country": draw.choice([one for one in countries if one not in entry.passage]),
         }
         for form in draw.sample(TELLING, 3):
-            made.append(Claim("answer", form.format(**given), True, i, entry.question))
+            result.append(Claim("answer", form.format(**fields), True, i, entry.question))
             changed = draw.choice([key for key in others if f"{{{key}}}" in form])
-            told = form.format(**{**given, changed: others[changed]})
-            made.append(Claim(f"answer, other {changed}", told, False, i, entry.question))
-    return made
+            sentence = form.format(**{**fields, changed: others[changed]})
+            result.append(Claim(f"answer, other {changed}", sentence, False, i, entry.question))
+    return result
 
 
 def _short(text: str, draw: Draw) -> str:
-    """A few words of it, as a model answers that says no more than it was asked."""
+    """Shorten a sentence to a few words, like a terse model's answer."""
     words = text.split()
     starts = [i for i, word in enumerate(words) if i and word[0].isupper()] or range(len(words) - 3)
     start = draw.choice(list(starts))
@@ -310,7 +310,7 @@ def _short(text: str, draw: Draw) -> str:
 
 
 def _retold(text: str, term: str, draw: Draw) -> str:
-    """The same by other words: without what is in brackets, clauses the other way round, synonyms."""
+    """Paraphrase: without parentheses, clauses swapped, synonyms."""
     if draw.random() < 0.5:
         text = re.sub(r" \([^()]*\)", "", text)
     if draw.random() < 0.4 and (match := re.fullmatch(r"(When|If|Since|Because|While|After) ([^,]+), (.+)\.", text)):
@@ -327,18 +327,18 @@ def _retold(text: str, term: str, draw: Draw) -> str:
 
 
 def _opened(text: str, draw: Draw) -> str:
-    """With a phrase before it, as models like it, half of the time."""
+    """Prepend an introductory phrase, as models do, half of the time."""
     openings = ("", "", "", "According to the documentation, ", "In short, ", "Note that ")
     opening = draw.choice(openings)
     return opening + (text[0].lower() + text[1:] if opening and text[1:2].islower() else text)
 
 
 def _other_number(text: str, draw: Draw, others: Sequence[str] = ()) -> str | None:
-    """One number changed, a little or into one of `others`; None when there is none."""
-    found = list(NUMBER.finditer(text))
-    if not found:
+    """Change one number, slightly or into one of `others`; None without numbers."""
+    matches = list(NUMBER.finditer(text))
+    if not matches:
         return None
-    match = draw.choice(found)
+    match = draw.choice(matches)
     value = int(match[0])
     near = [str(value + 1), str(value + draw.randint(2, 9)), str(value * 2 + 1), str(abs(value - 1))]
     usable = [one for one in others or near if one not in text]
@@ -346,10 +346,10 @@ def _other_number(text: str, draw: Draw, others: Sequence[str] = ()) -> str | No
 
 
 def _swapped(text: str, pattern: str, others: Sequence[str], draw: Draw) -> str | None:
-    found = list(re.finditer(pattern, text))
-    if not found:
+    matches = list(re.finditer(pattern, text))
+    if not matches:
         return None
-    match = draw.choice(found)
+    match = draw.choice(matches)
     usable = [one for one in others if one.lower() not in text.lower()]
     return text[: match.start()] + draw.choice(usable) + text[match.end() :] if usable else None
 
@@ -357,12 +357,12 @@ def _swapped(text: str, pattern: str, others: Sequence[str], draw: Draw) -> str 
 def _negated(text: str) -> str | None:
     if re.search(r"\bnot\b", text):
         return re.sub(r" not\b", "", text, count=1)
-    found, count = re.subn(r"\b(is|are|was|were|can|will|may|should|has been|must)\b", r"\1 not", text, count=1)
-    return found if count else None
+    negated, count = re.subn(r"\b(is|are|was|were|can|will|may|should|has been|must)\b", r"\1 not", text, count=1)
+    return negated if count else None
 
 
 def _sections(path: Path) -> list[tuple[str, str]]:
-    """(Heading or title, text) of an HTML page, without what is too short to say anything."""
+    """(Heading or title, text) of an HTML page, without sections that are too short."""
     try:
         text = convert(path.read_bytes(), path.name)
     except ConversionError:
@@ -376,7 +376,7 @@ def _sections(path: Path) -> list[tuple[str, str]]:
 
 
 def _number(digits: str) -> int:
-    """As dictd's index writes it: base 64, the highest digit first."""
+    """Decode a number of dictd's index: base 64, the highest digit first."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
     value = 0
     for digit in digits:

@@ -1,6 +1,6 @@
 """Questions for `benchmarks.retrieval.grounded_answers`: computations, and terms that a collection has or lacks.
 
-Their answers are known without a model. What is drawn is drawn by a seed. FOLDOC's terms are those that
+Their answers are known without a model. Random choices are seeded. FOLDOC's terms are those that
 `benchmarks.retrieval.support_scoring` did not calibrate with.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from benchmarks.retrieval import support_scoring as guard
+from benchmarks.retrieval import support_scoring
 from benchmarks.retrieval.labelled_texts import Entry, foldoc
 from serve.retrieval.verify.support import sentences
 
@@ -30,14 +30,14 @@ class Sum:
 def sums(seed: int, count: int) -> list[Sum]:
     """`count` computations of all kinds in turn, the classic one first. No result is a number of its question."""
     draw = random.Random(seed)
-    made = [Sum(CLASSIC_SUM, Fraction(40366, 439))]
-    while len(made) <= count:
-        kind, wordings = SUMS[len(made) % len(SUMS)]
+    result = [Sum(CLASSIC_SUM, Fraction(40366, 439))]
+    while len(result) <= count:
+        kind, wordings = SUMS[len(result) % len(SUMS)]
         numbers, value = kind(draw)
         question = draw.choice(wordings).format(*numbers)
         if str(value) not in re.findall(r"\d+", question):
-            made.append(Sum(question, value))
-    return made
+            result.append(Sum(question, value))
+    return result
 
 
 def _two(
@@ -85,7 +85,7 @@ def _grouped(draw: random.Random) -> tuple[list[str], Fraction]:
     return [f"{a:,}", f"{b:,}"], Fraction(a - b)
 
 
-#: Numbers with their result, and what they are asked in.
+#: Numbers with their result, and the question around them.
 SUMS = (
     (
         _two(13, 999, Fraction),
@@ -111,7 +111,7 @@ SUMS = (
     (_mean, ("What is the average of {}, {} and {}?", "Give me the mean of {}, {} and {}.", "Average of {}, {}, {}?")),
 )  # fmt: skip
 
-#: Questions with numbers that are no computations: nothing may be computed for them.
+#: Questions with numbers but without a computation: the calculator must not answer them.
 NO_SUMS = (
     "What happened on 7/14?", "What happened on 3/11 in Japan?", "Who won the final 4-1?",
     "What does the error 404 mean?",
@@ -146,7 +146,7 @@ NO_SUMS = (
 
 @dataclass(slots=True, frozen=True)
 class Term:
-    """A question about a term. `definition` is the first sentence of what the collection says of it; empty: nothing."""
+    """A question about a term. `definition` is the first sentence of the collection's text about it; empty: none."""
 
     question: str
     definition: str = ""
@@ -154,9 +154,9 @@ class Term:
 
 @dataclass(slots=True, frozen=True)
 class Terms:
-    """A collection and what is asked of it."""
+    """A collection and the terms to ask about."""
 
-    documents: tuple[dict[str, object], ...]  # as `POST /v1/documents` takes them
+    documents: tuple[dict[str, object], ...]  # in the format of `POST /v1/documents`
     answerable: tuple[Term, ...]
     invented: tuple[Term, ...]  # terms that nobody uses
     left_out: tuple[Term, ...]  # of the same field, in no document
@@ -164,20 +164,20 @@ class Terms:
 
     @property
     def unanswerable(self) -> tuple[Term, ...]:
-        """All that the collection says nothing of."""
+        """All terms that are not in the collection."""
         return self.invented + self.left_out + self.elsewhere
 
 
 def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
-    """A part of FOLDOC as collection, `count` terms in it, and as many and more that it lacks.
+    """A part of FOLDOC as collection, `count` terms from it, and at least as many that it lacks.
 
     Args:
         folder: with the package, see `benchmarks.retrieval.labelled_texts.fetched`.
     """
     calibrated = _calibrated(folder)
     draw = random.Random(seed)
-    every = {entry.term.lower(): entry for entry in foldoc(folder, draw) if entry.term.lower() not in calibrated}
-    drawn = draw.sample(sorted(every.values(), key=lambda entry: entry.term), documents + 4 * count)
+    entries = {entry.term.lower(): entry for entry in foldoc(folder, draw) if entry.term.lower() not in calibrated}
+    drawn = draw.sample(sorted(entries.values(), key=lambda entry: entry.term), documents + 4 * count)
     inside, outside = drawn[:documents], drawn[documents:]
     text = "\n".join(entry.passage.lower() for entry in inside)
     clear = [entry for entry in inside if 8 <= len(definition(entry).split()) <= 40]
@@ -200,15 +200,15 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
 
 
 def _calibrated(folder: Path) -> set[str]:
-    """The terms of FOLDOC that `benchmarks.retrieval.support_scoring` fits and tests with: drawn as `guard_texts.entries` draws them."""
-    draw = random.Random(guard.SEED)
-    every = list(foldoc(folder, draw))
-    draw.shuffle(every)
-    return set(list(dict.fromkeys(entry.term.lower() for entry in every))[: guard.SIZES["foldoc"]])
+    """The terms of FOLDOC that `benchmarks.retrieval.support_scoring` fits and tests with: drawn as `labelled_texts.entries` draws them."""
+    draw = random.Random(support_scoring.SEED)
+    drawn = list(foldoc(folder, draw))
+    draw.shuffle(drawn)
+    return set(list(dict.fromkeys(entry.term.lower() for entry in drawn))[: support_scoring.SIZES["foldoc"]])
 
 
 def definition(entry: Entry) -> str:
-    """The first sentence of an entry without its brackets before; empty where it points elsewhere or has an address."""
+    """First sentence of an entry without leading parentheses; empty for a cross-reference or a sentence with an address."""
     body = entry.passage.partition("\n\n")[2]
     start, end = next(iter(sentences(body)), (0, 0))
     first = re.sub(r"^(?:<[^>]*>|\([^()]*\)|/[^/]*/|\[[^]]*\]|\d+\.|[\s:])+", "", body[start:end])
@@ -216,20 +216,20 @@ def definition(entry: Entry) -> str:
 
 
 def invented(draw: random.Random, count: int) -> tuple[Term, ...]:
-    """Terms made of syllables or of words that do not belong together, the classic one first."""
-    made = {CLASSIC_TERM: Term(CLASSIC_TERM)}
-    while len(made) <= count:
-        if len(made) % 2:
+    """Fictional terms, composed of syllables or of unrelated words, the classic one first."""
+    terms_by_name = {CLASSIC_TERM: Term(CLASSIC_TERM)}
+    while len(terms_by_name) <= count:
+        if len(terms_by_name) % 2:
             term = f"{draw.choice(_PLACES)} {draw.choice(_FORE).capitalize()}{draw.choice(_AFT)}"
         else:
             term = "".join(draw.choice(_SYLLABLES) for _ in range(3)).capitalize()
         question = asked(term, draw)
-        made[question] = Term(question)
-    return tuple(made.values())
+        terms_by_name[question] = Term(question)
+    return tuple(terms_by_name.values())
 
 
 def asked(term: str, draw: random.Random) -> str:
-    """A whole question about a term."""
+    """A full question about a term."""
     forms = ("What is {}?", "What does {} mean?", "Can you explain what {} is?", "What do you know about {}?")
     return draw.choice(forms).format(term)
 

@@ -1,6 +1,6 @@
-"""How well and how fast passages are found, and documents indexed: `python -m benchmarks.retrieval.search`.
+"""Measure search quality, search latency and indexing speed: `python -m benchmarks.retrieval.search`.
 
-Through the platform's own database, store, indexer and pipelines, in one process, on a folder that is gone afterwards. The
+Uses the platform's own database, store, indexer and pipelines, in one process, in a temporary folder. The
 first run embeds about 10,000 chunks and takes about twenty minutes on one core; later ones take the vectors from the cache.
 """
 
@@ -53,22 +53,22 @@ from serve.retrieval.service import BUNDLED
 from serve.retrieval.store.postgres import Store
 
 DEPTHS = {"recall_at_5": 5, "recall_at_10": 10}
-ASKED = 50  # questions that times are taken of
+ASKED = 50  # questions whose latency is measured
 
 
 async def rankings(mode: str, question: str) -> dict[str, list[tuple[str, str]]]:
-    """(Source, passage) as `mode`'s pipeline ranks them before its guard, and as the guard does with no threshold."""
+    """(Source, passage) in the ranking of `mode`'s pipeline before its guard, and in that of the guard without a threshold."""
     file = BUNDLED / f"{mode}.yaml"
     pipeline = _loaded.setdefault(mode, Pipeline.loads(file.read_text(), allowed_modules=list(ALLOWED)))
     links = yaml.safe_load(file.read_text())["connections"]
     before = next(one["sender"].split(".")[0] for one in links if one["receiver"] == "guard.documents")
-    given = {
+    inputs = {
         "question": question, "tenant": OWNER.tenant, "collection": OWNER.collection, "top_k": 20, "min_score": 0.0,
     }  # fmt: skip
-    data = {name: {key: given[key] for key in wanted if key in given} for name, wanted in pipeline.inputs().items()}
-    made = await pipeline.run_async(data, include_outputs_from={before, "guard"})
+    data = {name: {key: inputs[key] for key in wanted if key in inputs} for name, wanted in pipeline.inputs().items()}
+    outputs = await pipeline.run_async(data, include_outputs_from={before, "guard"})
     return {
-        order: [(one.meta["source"], one.content) for one in made[component]["documents"]]
+        order: [(one.meta["source"], one.content) for one in outputs[component]["documents"]]
         for order, component in (("as found", before), ("after the guard", "guard"))
     }
 
@@ -77,27 +77,27 @@ _loaded: dict[str, Pipeline] = {}
 
 
 def first_right(question: Question, ranking: Sequence[tuple[str, str]]) -> int:
-    """Rank of the first passage that answers, from 1; 0 when none does."""
+    """Rank of the first passage with the answer, from 1; 0 if there is none."""
     return next((at for at, one in enumerate(ranking, 1) if question.answered_by(*one)), 0)
 
 
 def measures(rank: int) -> dict[str, float]:
-    """Of one question with one right section: whether it is found, reciprocal rank, discounted gain (Järvelin 2002)."""
-    found = {name: float(0 < rank <= depth) for name, depth in DEPTHS.items()}
+    """Hit, reciprocal rank and discounted cumulative gain (Järvelin 2002) of one question with one right section."""
+    hits = {name: float(0 < rank <= depth) for name, depth in DEPTHS.items()}
     near = 0 < rank <= 10
-    return {**found, "mrr_at_10": 1 / rank if near else 0.0, "ndcg_at_10": 1 / math.log2(1 + rank) if near else 0.0}
+    return {**hits, "mrr_at_10": 1 / rank if near else 0.0, "ndcg_at_10": 1 / math.log2(1 + rank) if near else 0.0}
 
 
 async def quality(questions: Sequence[Question]) -> dict[str, Any]:
-    """Every pipeline on every set of questions, and what makes a difference."""
+    """Ranking quality of every pipeline on every set of questions, and the differences between pipelines."""
     ranks: dict[tuple[str, str], list[int]] = {}
-    with bar() as told:
-        task = told.add_task("questions", total=len(questions))
+    with bar() as progress:
+        task = progress.add_task("questions", total=len(questions))
         for question in questions:
             for mode in MODES:
                 for order, ranking in (await rankings(mode, question.text)).items():
                     ranks.setdefault((mode, order), []).append(first_right(question, ranking))
-            told.advance(task)
+            progress.advance(task)
 
     def of(key: tuple[str, str], measure: str, subset: str | None) -> list[float]:
         pairs = zip(questions, ranks[key], strict=True)
@@ -134,7 +134,7 @@ async def quality(questions: Sequence[Question]) -> dict[str, Any]:
 
 @asynccontextmanager
 async def opened(folder: Path, embedder: Embedder) -> AsyncIterator[tuple[Database, Store]]:
-    """A database of this run and its store."""
+    """Open a temporary database and its store."""
     database = Database(folder / "database")
     database.start()
     store = Store(database.conninfo, embedder.dimension)
@@ -147,7 +147,7 @@ async def opened(folder: Path, embedder: Embedder) -> AsyncIterator[tuple[Databa
 
 
 async def measure(folder: Path) -> dict[str, Any]:
-    """All of it. Returns the result without the machine."""
+    """Measure everything. Returns the result without the machine."""
     progress = Progress(
         [
             ("texts", 20),
@@ -169,7 +169,7 @@ async def measure(folder: Path) -> dict[str, Any]:
     embedder = Embedder(folder)
     model = hashlib.sha256((folder / "model.onnx").read_bytes()).hexdigest()
     cached = Cached(embedder, model, cache_folder() / "corpora" / "vectors.sqlite")
-    asked = [one.text for one in draw.sample(questions, ASKED)]
+    timed_questions = [one.text for one in draw.sample(questions, ASKED)]
     with tempfile.TemporaryDirectory(prefix="gb-retrieval-") as place:
         async with opened(Path(place), embedder) as (database, store):
             progress.step("indexing, nothing in the cache")
@@ -181,19 +181,19 @@ async def measure(folder: Path) -> dict[str, Any]:
                 connection.execute("VACUUM ANALYZE")
             provide(store, one_at_a_time(cached.embed))
             progress.step(f"quality: {len(questions)} questions, {len(MODES)} pipelines, {chunks} chunks")
-            found = await quality(questions)
+            ranking_quality = await quality(questions)
             provide(store, one_at_a_time(embedder.embed))
             progress.step(f"latency at {chunks} chunks")
-            small = await latency(asked)
+            small = await latency(timed_questions)
             progress.step(f"{FULL} chunks")
             built_s = await fill(database, store)
             progress.step(f"latency at {FULL} chunks")
-            large = await latency(asked)
+            large = await latency(timed_questions)
             progress.step("the index of embeddings against exact search")
-            exact = await index_recall(database, cached.embed(asked))
+            exact = await index_recall(database, cached.embed(timed_questions))
     return {
         "seed": SEED, "documents": {"python": len(pages), "foldoc": len(entries)}, "chunks": chunks,
-        "indexing": speeds, "quality": found, "latency": {str(chunks): small, str(FULL): large},
+        "indexing": speeds, "quality": ranking_quality, "latency": {str(chunks): small, str(FULL): large},
         "index": exact, "index_built_s": round(built_s, 1),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""How fast documents are indexed and passages found, for `benchmarks.retrieval.search`: in one process, without Ray and HTTP."""
+"""Search latency and indexing speed for `benchmarks.retrieval.search`: in one process, without Ray and HTTP."""
 
 import asyncio
 import random
@@ -27,25 +27,25 @@ from serve.retrieval.store.postgres import Chunk, Owner, Source, Store
 
 SEED = 0
 OWNER = Owner("large", "docs")
-SMALL, MIDDLE = Owner("small", "docs"), Owner("middle", "docs")  # tenants beside it
+SMALL, MIDDLE = Owner("small", "docs"), Owner("middle", "docs")  # other tenants in the same store
 SMALL_CHUNKS, MIDDLE_CHUNKS = 300, 12_000
 FULL = 100_000  # chunks
 PER_DOCUMENT, PER_SMALL_DOCUMENT = 50, 5  # chunks of a made-up document
-NOISE = 0.45  # length of what is added to a unit vector: the cosine to it becomes 0.91
+NOISE = 0.45  # norm of the noise added to a unit vector: cosine 0.91
 MODES = ("keyword", "dense", "hybrid")
 CLIENTS = (1, 8)
 ROUNDS = 3
-NEAREST = 20  # what the index is held against
-SEARCHES = (40, 100, 200)  # hnsw.ef_search; the first is pgvector's own
-SHARES = (10, 100, 1000)  # one document in so many passes the filter
+NEAREST = 20  # number of exact neighbours that recall is measured against
+SEARCHES = (40, 100, 200)  # hnsw.ef_search; the first is pgvector's default
+SHARES = (10, 100, 1000)  # one in N documents passes the filter
 WORKERS = (1, 2)
-SPEED_DOCUMENTS = {"html": 2, "text": 30}  # of a round of indexing
+SPEED_DOCUMENTS = {"html": 2, "text": 30}  # documents of a round of indexing
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
 
 
 def bar() -> Bar:
-    """How far a step is, and how long it will still take."""
+    """Progress bar with the time left."""
     columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Bar(*columns, transient=True)
 
@@ -61,7 +61,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def one_at_a_time(embed: Callable[[Sequence[str]], Vectors]) -> Embed:
-    """As the embedder's deployment does it: in a thread, one pass after the other."""
+    """Embed like the embedder's deployment: in a thread, one batch at a time."""
     busy = asyncio.Lock()
 
     async def call(texts: Sequence[str]) -> Vectors:
@@ -74,15 +74,15 @@ def one_at_a_time(embed: Callable[[Sequence[str]], Vectors]) -> Embed:
 async def index_all(indexer: Indexer, owner: Owner, documents: Sequence[Document], workers: int, what: str) -> int:
     """Index every document; returns the number of chunks."""
     waiting, chunks = iter(documents), 0
-    with bar() as told:
-        task = told.add_task(what, total=len(documents))
+    with bar() as progress:
+        task = progress.add_task(what, total=len(documents))
 
         async def work() -> None:
             nonlocal chunks
             for document in waiting:
-                made = await indexer.index(owner, document.name, document.data, document.kind, document.title)
-                chunks += made.chunks
-                told.advance(task)
+                indexed = await indexer.index(owner, document.name, document.data, document.kind, document.title)
+                chunks += indexed.chunks
+                progress.advance(task)
 
         await asyncio.gather(*(work() for _ in range(workers)))
     return chunks
@@ -90,22 +90,22 @@ async def index_all(indexer: Indexer, owner: Owner, documents: Sequence[Document
 
 @dataclass(slots=True)
 class Spent:
-    """Seconds in each stage, of all workers together."""
+    """Seconds in each stage, summed over all workers."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     def add(self, stage: str, began: float) -> None:
-        """Since `began`."""
+        """Add the time since `began`."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 class TimedSplitter(Splitter):
-    """A splitter whose time is taken."""
+    """A splitter that measures its time."""
 
     spent: Spent
 
     def chunks(self, text: Text, kind: str, most: int) -> list[Chunk]:
-        """As the splitter does."""
+        """See the splitter."""
         began = time.perf_counter()
         try:
             return Splitter.chunks(self, text, kind, most)
@@ -114,12 +114,12 @@ class TimedSplitter(Splitter):
 
 
 class TimedStore(Store):
-    """A store whose writing is timed."""
+    """A store that measures its writing time."""
 
     spent: Spent
 
     async def upsert(self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: Vectors) -> Any:
-        """As the store does."""
+        """See the store."""
         began = time.perf_counter()
         try:
             return await Store.upsert(self, owner, source, chunks, embeddings)
@@ -130,7 +130,7 @@ class TimedStore(Store):
 async def indexing(
     database: Database, embedder: Embedder, folder: Path, documents: Sequence[Document]
 ) -> dict[str, Any]:
-    """Documents indexed a second with nothing in the cache, by workers; and where the time goes."""
+    """Documents indexed per second with an empty cache, by number of workers; and the time of each stage."""
     drawn, rows = random.Random(SEED), {}
     by_kind = {kind: [one for one in documents if one.kind == kind] for kind in SPEED_DOCUMENTS}
     for workers in WORKERS:
@@ -138,7 +138,7 @@ async def indexing(
         for number in range(ROUNDS + 1):
             some = [one for kind, count in SPEED_DOCUMENTS.items() for one in drawn.sample(by_kind[kind], count)]
             if not number:
-                some = some[: len(some) // 8]  # starts the processes that read documents; not counted
+                some = some[: len(some) // 8]  # warm-up: starts the conversion processes
             spent = Spent()
             store, splitter = (
                 TimedStore(database.conninfo, embedder.dimension),
@@ -165,14 +165,14 @@ async def indexing(
                 rest = (
                     {"read and other": max(workers * took - sum(spent.seconds.values()), 0.0)} if workers == 1 else {}
                 )
-                whole = sum(spent.seconds.values()) + sum(rest.values())
+                total = sum(spent.seconds.values()) + sum(rest.values())
                 rounds.append(
                     {
                         "documents_per_s": len(some) / took,
                         "chunks_per_s": chunks / took,
                         "mb_per_s": sum(len(one.data) for one in some) / took / 1e6,
                         "cpu_ms_per_chunk": used / chunks * 1000,
-                        **{f"share_{stage}": seconds / whole for stage, seconds in (spent.seconds | rest).items()},
+                        **{f"share_{stage}": seconds / total for stage, seconds in (spent.seconds | rest).items()},
                     }
                 )
         rows[str(workers)] = {key: spread([one[key] for one in rounds], 3) for key in rounds[0]}
@@ -180,7 +180,7 @@ async def indexing(
 
 
 async def latency(questions: Sequence[str]) -> dict[str, Any]:
-    """Milliseconds of a query by mode and clients, and of its components."""
+    """Query latency in ms by mode and clients, and that of its components."""
     rows: dict[str, Any] = {}
     pipelines = load_pipelines([BUNDLED])
     for mode in MODES:
@@ -188,7 +188,7 @@ async def latency(questions: Sequence[str]) -> dict[str, Any]:
         for clients in CLIENTS:
             rounds = [await _asked(pipeline, questions, clients) for _ in range(ROUNDS + 1)][
                 1:
-            ]  # the first one warms up
+            ]  # the first one is the warm-up
             rows.setdefault(mode, {})[str(clients)] = {key: spread([one[key] for one in rounds]) for key in rounds[0]}
     return rows
 
@@ -201,11 +201,11 @@ async def _asked(pipeline: RetrievalPipeline, questions: Sequence[str], clients:
     async def work() -> None:
         for question in waiting:
             began = time.perf_counter()
-            made = await pipeline.run(
+            output = await pipeline.run(
                 question=question, tenant=OWNER.tenant, collection=OWNER.collection, top_k=4, min_score=0.0
             )
             times.append((time.perf_counter() - began) * 1000)
-            parts.append(made.timings_ms)
+            parts.append(output.timings_ms)
 
     began, used = time.perf_counter(), _cpu_s()
     await asyncio.gather(*(work() for _ in range(clients)))
@@ -220,7 +220,7 @@ async def _asked(pipeline: RetrievalPipeline, questions: Sequence[str], clients:
 
 
 def vectors_of(conninfo: str, owner: Owner) -> tuple[list[tuple[str, int]], Vectors, list[int]]:
-    """Of a collection: (source, position) of its chunks, their vectors, their documents' number."""
+    """A collection's chunks: (source, position), vectors, and the number of each one's document."""
     query = """SELECT s.name, c.position, s.meta -> 'number', c.embedding::real[] FROM gearbox.chunks c
                JOIN gearbox.sources s ON s.id = c.source_id WHERE c.tenant = %s AND c.collection = %s"""
     with psycopg.connect(conninfo) as connection, connection.cursor(binary=True) as cursor:
@@ -230,29 +230,31 @@ def vectors_of(conninfo: str, owner: Owner) -> tuple[list[tuple[str, int]], Vect
 
 
 async def index_recall(database: Database, asked: Vectors) -> list[dict[str, Any]]:
-    """How many of the exact nearest chunks the store finds, by what else is asked, and how long it takes."""
+    """Recall of the store's vector search against exact search and its latency, by filter and `ef_search`."""
     rows = []
     for owner in (OWNER, MIDDLE, SMALL):
         keys, matrix, numbers = vectors_of(database.conninfo, owner)
         for share in (1, *SHARES) if owner == OWNER else (1,):
             inside = np.array([number % share == 0 for number in numbers])
-            kept = np.flatnonzero(inside)
-            truth = [{keys[kept[i]] for i in np.argsort(-(matrix[kept] @ one))[:NEAREST]} for one in asked]
+            rows_inside = np.flatnonzero(inside)
+            truth = [
+                {keys[rows_inside[i]] for i in np.argsort(-(matrix[rows_inside] @ one))[:NEAREST]} for one in asked
+            ]
             filters = None if share == 1 else {"field": f"meta.in_{share}", "operator": "==", "value": 0}
             for search in SEARCHES if owner == OWNER and share == 1 else SEARCHES[:1]:
                 store = Store(f"{database.conninfo} options='-c hnsw.ef_search={search}'", matrix.shape[1])
                 await store.vector_search(owner, asked[0].tolist(), NEAREST, filters)
-                found, times = [], []
+                recalls, times = [], []
                 for one, right in zip(asked, truth, strict=True):
                     began = time.perf_counter()
                     hits = await store.vector_search(owner, one.tolist(), NEAREST, filters)
                     times.append((time.perf_counter() - began) * 1000)
-                    found.append(len({(hit.source, hit.position) for hit in hits} & right) / len(right))
+                    recalls.append(len({(hit.source, hit.position) for hit in hits} & right) / len(right))
                 await store.close()
                 rows.append(
                     {
-                        "tenant": owner.tenant, "chunks": len(keys), "filter_keeps": len(kept), "ef_search": search,
-                        "recall": interval(found), "p50_ms": round(float(np.quantile(times, 0.5)), 2),
+                        "tenant": owner.tenant, "chunks": len(keys), "filter_keeps": len(rows_inside), "ef_search": search,
+                        "recall": interval(recalls), "p50_ms": round(float(np.quantile(times, 0.5)), 2),
                         "p95_ms": round(float(np.quantile(times, 0.95)), 2),
                     }
                 )  # fmt: skip
@@ -260,9 +262,9 @@ async def index_recall(database: Database, asked: Vectors) -> list[dict[str, Any
 
 
 async def fill(database: Database, store: Store) -> float:
-    """More chunks, recombined from those there are, until there are `FULL`; and two tenants beside. Returns seconds.
+    """Add chunks recombined from existing ones until there are `FULL`; also fill two other tenants. Returns seconds.
 
-    The index of embeddings is made after they are in.
+    The vector index is built after the inserts.
     """
     draw, noise = random.Random(SEED), np.random.default_rng(SEED)
     with psycopg.connect(database.conninfo, autocommit=True) as connection:
@@ -273,16 +275,16 @@ async def fill(database: Database, store: Store) -> float:
                 (OWNER.tenant,),
             )
         ]
-        made = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'chunks_embedding'").fetchone()
+        index = connection.execute("SELECT indexdef FROM pg_indexes WHERE indexname = 'chunks_embedding'").fetchone()
         connection.execute("DROP INDEX gearbox.chunks_embedding")
         matrix = np.array([vector for _, vector in texts], np.float32)
-        wanted = [(OWNER, FULL - len(texts)), (MIDDLE, MIDDLE_CHUNKS), (SMALL, SMALL_CHUNKS)]
+        missing = [(OWNER, FULL - len(texts)), (MIDDLE, MIDDLE_CHUNKS), (SMALL, SMALL_CHUNKS)]
         began = time.monotonic()
-        with bar() as told:
-            task = told.add_task("chunks", total=sum(count for _, count in wanted))
+        with bar() as progress:
+            task = progress.add_task("chunks", total=sum(count for _, count in missing))
             number = 0
-            for owner, count in wanted:
-                per = min(PER_DOCUMENT, 5) if owner == MIDDLE else PER_DOCUMENT  # that many documents make a large one
+            for owner, count in missing:
+                per = min(PER_DOCUMENT, 5) if owner == MIDDLE else PER_DOCUMENT  # so that it has many documents
                 for at in range(0, count, per):
                     some = [draw.randrange(len(texts)) for _ in range(min(per, count - at))]
                     chunks = [Chunk(_recombined(texts[i][0], texts[draw.randrange(len(texts))][0])) for i in some]
@@ -292,13 +294,13 @@ async def fill(database: Database, store: Store) -> float:
                     meta = {"number": number, **{f"in_{share}": number % share for share in SHARES}}
                     await store.upsert(owner, Source(f"made up {number}", b"", "", meta=meta), chunks, near)
                     number += 1
-                    told.advance(task, len(some))
-        assert made is not None
+                    progress.advance(task, len(some))
+        assert index is not None
         print(
             f"  the chunks are in after {time.monotonic() - began:.0f} s; the index of embeddings is made", flush=True
         )
         began = time.monotonic()
-        connection.execute(made[0])
+        connection.execute(index[0])
         took = time.monotonic() - began
         connection.execute("VACUUM ANALYZE gearbox.chunks")
         connection.execute("VACUUM ANALYZE gearbox.sources")

@@ -1,6 +1,6 @@
-"""How well the guard tells what is supported, and the weights and thresholds it has: `python -m benchmarks.retrieval.support_scoring`.
+"""Calibrate and measure support scoring, the guard's weights and thresholds: `python -m benchmarks.retrieval.support_scoring`.
 
-One half of the terms calibrates, the other is measured on. It takes about three minutes of one core.
+One half of the terms is for calibration, the other is the test set. Takes about three minutes on one core.
 """
 
 import argparse
@@ -39,10 +39,10 @@ from serve.retrieval.verify import support as scoring
 SEED = 0
 SIZES = {"foldoc": 1000, "python": 700, "postgresql": 600, "facts": 112}
 INVENTED, ELSEWHERE = 240, 120
-TOP_K = 4  # passages that are found for a question
-SENTENCES = 600  # that claims are made of
+TOP_K = 4  # passages retrieved for a question
+SENTENCES = 600  # source sentences of the claims
 RIDGE = 1e-2  # of the regressions, on standardised features
-ROUNDS = 12  # of choosing the best by the weights and fitting these to it
+ROUNDS = 12  # alternations of selecting the best passage by the weights, and fitting the weights to it
 BATCH = 64
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -50,18 +50,18 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(slots=True)
 class Asked:
-    """A question with what was found for it."""
+    """A question with the passages retrieved for it."""
 
     subset: str
     question: str
     answerable: bool
     test: bool
-    rows: Array  # features of the passages found, one row each
-    gold: int | None = None  # which of them answers it
+    rows: Array  # features of the retrieved passages, one row each
+    gold: int | None = None  # index of the passage that answers it
 
 
 def embedded(embedder: Embedder, texts: Sequence[str], what: str) -> Array:
-    """Unit vectors, with the time left told."""
+    """Unit vectors of `texts`, with a progress bar."""
     parts, began = [], time.monotonic()
     for at in range(0, len(texts), BATCH):
         parts.append(embedder.embed(texts[at : at + BATCH]))
@@ -86,14 +86,14 @@ class Keywords:
                 self._rows.setdefault(stem, []).append((i, weight))
 
     def scores(self, question: str) -> Array:
-        """One for each passage."""
-        found = np.zeros(self._count)
+        """BM25 score of each passage."""
+        totals = np.zeros(self._count)
         for stem in set(scoring.stems(question)):
             rows = self._rows.get(stem, [])
             rarity = np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5))
             for i, weight in rows:
-                found[i] += rarity * weight
-        return found
+                totals[i] += rarity * weight
+        return totals
 
 
 def nearest(dense: Array, keyword: Array, count: int) -> list[int]:
@@ -105,7 +105,7 @@ def nearest(dense: Array, keyword: Array, count: int) -> list[int]:
 
 
 def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> tuple[list[Asked], dict[str, int]]:
-    """Every question with the features of what is found; and how many could not be labelled, and why."""
+    """Every question with the features of its retrieved passages; and how many could not be labelled, by reason."""
     pages = sorted({(entry.subset, entry.page) for entry in every})
     inside = {page: draw.random() < 0.5 for page in pages}
     test = {page: draw.random() < 0.5 for page in pages}
@@ -118,7 +118,7 @@ def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -
     asking += [("invented", question, None, draw.random() < 0.5) for question in invented(draw, INVENTED)]
     asking += [("everyday", question, None, draw.random() < 0.5) for question in elsewhere(draw, ELSEWHERE)]
     vectors = embedded(embedder, [question for _, question, *_ in asking], "questions")
-    found, dropped = [], {"answer not found": 0}
+    labelled, dropped = [], {"answer not found": 0}
     for (subset, question, entry, tested), vector in zip(asking, vectors, strict=True):
         hits = nearest(matrix @ vector, keywords.scores(question), TOP_K)
         gold = place.get(id(entry))
@@ -126,45 +126,45 @@ def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -
             dropped["answer not found"] += 1
             continue
         if gold is None and entry is not None and any(entry.term.lower() in passages[i].lower() for i in hits):
-            subset = "mentioned elsewhere"  # the passage may or may not say enough: measured, not learnt from
+            subset = "mentioned elsewhere"  # the passage may or may not answer: tested, not trained on
         rows = np.array(scoring.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
-        found.append(
+        labelled.append(
             Asked(subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None)
         )
-    return found, dropped
+    return labelled, dropped
 
 
 def fitted(rows: Array, labels: Array, weights: Array) -> Array:
-    """Logistic regression by Newton's method with a ridge: bias and weights for features as they are."""
+    """Logistic regression by Newton's method with a ridge: bias and weights for unscaled features."""
     middle, scale = rows.mean(0), np.maximum(rows.std(0), 1e-6)
     x = np.column_stack([np.ones(len(rows)), (rows - middle) / scale])
     ridge = np.diag([0.0, *[RIDGE * weights.sum()] * rows.shape[1]])
-    found = np.zeros(x.shape[1])
+    coefficients = np.zeros(x.shape[1])
     for _ in range(50):
-        p = 1 / (1 + np.exp(-x @ found))
+        p = 1 / (1 + np.exp(-x @ coefficients))
         step = np.linalg.solve(
-            (x.T * (weights * p * (1 - p))) @ x + ridge, x.T @ (weights * (labels - p)) - ridge @ found
+            (x.T * (weights * p * (1 - p))) @ x + ridge, x.T @ (weights * (labels - p)) - ridge @ coefficients
         )
-        found += step
+        coefficients += step
         if np.abs(step).max() < 1e-9:
             break
-    slopes = found[1:] / scale
-    return np.array([found[0] - slopes @ middle, *slopes])
+    slopes = coefficients[1:] / scale
+    return np.array([coefficients[0] - slopes @ middle, *slopes])
 
 
 def scored(weights: Array, rows: Array) -> Array:
-    """Probabilities, one for each row."""
+    """Predicted probability of each row."""
     return 1 / (1 + np.exp(-(weights[0] + rows @ weights[1:])))
 
 
 def auc(scores: Array, labels: Array) -> float:
-    """Probability that a supported one scores above one that is not (Mann and Whitney 1947)."""
+    """Probability that a supported item scores above an unsupported one (Mann and Whitney 1947)."""
     yes, no = scores[labels], scores[~labels]
     return float((yes[:, None] > no).mean() + 0.5 * (yes[:, None] == no).mean())
 
 
 def best_threshold(scores: Array, labels: Array, balanced: Array) -> float:
-    """The one with the largest F1 of finding what is not supported, in hundredths."""
+    """Threshold, in hundredths, with the largest F1 of marking unsupported items."""
 
     def f1(at: float) -> float:
         marked = scores < at
@@ -175,7 +175,7 @@ def best_threshold(scores: Array, labels: Array, balanced: Array) -> float:
 
 
 def rates(scores: Array, labels: Array, at: float) -> dict[str, object]:
-    """Precision, recall and F1 of what is marked as unsupported, with 95% intervals."""
+    """Precision, recall and F1 of marking unsupported items, with 95% intervals."""
     marked, wrong = scores < at, ~labels
     hits = int((marked & wrong).sum())
     row: dict[str, object] = {"items": len(labels), "unsupported": int(wrong.sum())}
@@ -193,7 +193,7 @@ def rates(scores: Array, labels: Array, at: float) -> dict[str, object]:
 
 
 def measured(scores: Array, labels: Array, kinds: Sequence[str], at: float) -> dict[str, object]:
-    """All together, by kind, the curve of precision and recall, and how far the probabilities hold."""
+    """Rates overall and by kind, precision-recall curve, and probability calibration."""
     of = np.array(kinds)
     curve = []
     for step in range(1, 100):
@@ -221,12 +221,12 @@ def measured(scores: Array, labels: Array, kinds: Sequence[str], at: float) -> d
 
 
 def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
-    """Whether what is found answers a question: calibrated, then measured as the best of the passages found."""
+    """Support of a question by its passages: calibrate, then test with the best retrieved passage."""
     found, dropped = questions(embedder, every, draw)
     learnt = [one for one in found if not one.test and one.subset != "mentioned elsewhere"]
     answerable = np.array([one.answerable for one in learnt])
     model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(scoring.SUPPORT) - 3)])
-    for _ in range(ROUNDS):  # which passage is the best depends on the weights; what is beside the answer has no label
+    for _ in range(ROUNDS):  # the best passage depends on the weights; passages beside the answer have no label
         rows = np.array(
             [one.rows[one.gold if one.gold is not None else scored(model, one.rows).argmax()] for one in learnt]
         )
@@ -255,47 +255,47 @@ def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> 
 def sentence_rows(
     embedder: Embedder, every: Sequence[Entry], draw: random.Random
 ) -> tuple[list[Claim], Array, Array, Array]:
-    """Claims with the features that `scoring.check_answer` sees of each candidate: rows, whose they are, and who is tested."""
+    """Claims with the features of each candidate of `scoring.check_answer`: rows, the claim of each row, and the test claims."""
     documents = [entry for entry in every if entry.subset != "facts"][:700]
-    told = [entry for entry in every if entry.subset == "facts"]
-    passages = [entry.passage for entry in [*documents, *told]]
+    fact_entries = [entry for entry in every if entry.subset == "facts"]
+    passages = [entry.passage for entry in [*documents, *fact_entries]]
     matrix = embedded(embedder, passages, "passages")
-    made = claims(passages[: len(documents)], draw, SENTENCES)
+    made_claims = claims(passages[: len(documents)], draw, SENTENCES)
     near = np.argsort(-(matrix @ matrix.T), axis=1, kind="stable")[:, : TOP_K + 1]
-    drawn = [made[i] for i in sorted(draw.sample(range(len(made)), len(made) // 5))]
-    # true sentences, held against the documents nearest to theirs
-    made += [Claim("another document", one.text, False, one.passage) for one in drawn if one.supported]
-    made += fact_claims([(len(documents) + i, entry) for i, entry in enumerate(told)], draw)
+    drawn = [made_claims[i] for i in sorted(draw.sample(range(len(made_claims)), len(made_claims) // 5))]
+    # true sentences, compared with the documents nearest to theirs
+    made_claims += [Claim("another document", one.text, False, one.passage) for one in drawn if one.supported]
+    made_claims += fact_claims([(len(documents) + i, entry) for i, entry in enumerate(fact_entries)], draw)
     evidence, texts = [], []
-    for one in made:
-        given = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
-        evidence.append(scoring.Evidence([passages[i] for i in given]))
+    for one in made_claims:
+        indices = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
+        evidence.append(scoring.Evidence([passages[i] for i in indices]))
         texts.append(scoring.claim_text(one.text))
     picks = [its.candidates(text) for its, text in zip(evidence, texts, strict=True)]
-    wanted = list(
+    distinct = list(
         dict.fromkeys(
             one
             for its, text, js in zip(evidence, texts, picks, strict=True)
             for one in [text.text, *map(its.texts.__getitem__, js)]
         )
     )
-    row = dict(zip(wanted, embedded(embedder, wanted, "sentences"), strict=True))
+    row = dict(zip(distinct, embedded(embedder, distinct, "sentences"), strict=True))
     rows, owner = [], []
     for k, (its, text, js) in enumerate(zip(evidence, texts, picks, strict=True)):
         for j in js:
             cosine = float(row[text.text] @ row[its.texts[j]])
-            rows.append(scoring.entailment_features(text, its, j, cosine, scoring.Text(made[k].question)))
+            rows.append(scoring.entailment_features(text, its, j, cosine, scoring.Text(made_claims[k].question)))
             owner.append(k)
     side = {i: draw.random() < 0.5 for i in range(len(passages))}
-    return made, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made])
+    return made_claims, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made_claims])
 
 
 def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
-    """Whether a sentence is in the passages: calibrated on the best of its candidates, measured as `scoring.check_answer` does."""
+    """Entailment of a sentence by the passages: calibrate on its best candidate, test like `scoring.check_answer`."""
     made, rows, owner, test = sentence_rows(embedder, every, draw)
     labels = np.array([one.supported for one in made])
     model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(scoring.ENTAILMENT) - 3)])
-    for _ in range(ROUNDS):  # which candidate is the best depends on the weights
+    for _ in range(ROUNDS):  # the best candidate depends on the weights
         scores = scored(model, rows)
         best = np.array([np.flatnonzero(owner == k)[scores[owner == k].argmax()] for k in range(len(made))])
         mine = best[~test]
@@ -312,7 +312,7 @@ def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) 
 
 
 def speed(passages: Sequence[str]) -> dict[str, float]:
-    """Milliseconds of the guard's own work, without the embedding: 20 passages of about 200 tokens, a six-sentence answer."""
+    """Guard latency in ms, without the embedding: 20 passages of about 200 tokens, a six-sentence answer."""
     long = [" ".join(passages[3 * i : 3 * i + 3])[:900] for i in range(20)]
     vectors = np.zeros((20, 384), np.float32)
     answer = " ".join(passages[i][a:b] for i in range(6) for a, b in scoring.sentences(passages[i])[1:2])
@@ -336,7 +336,7 @@ def speed(passages: Sequence[str]) -> dict[str, float]:
 
 
 def _balance(labels: Array) -> Array:
-    """Weights with which both answers count the same."""
+    """Sample weights that balance both classes."""
     share = labels.mean()
     return np.where(labels, 0.5 / share, 0.5 / (1 - share))
 
@@ -355,14 +355,14 @@ def main() -> int:
         progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
         progress.step("texts, as Debian packages")
         draw = random.Random(SEED)
-        every = entries(fetched(), draw, SIZES)
+        all_entries = entries(fetched(), draw, SIZES)
         embedder = Embedder(embedder_at(folder))
-        progress.step(f"support of passages, {len(every)} questions and terms that nobody uses")
-        supports = support(embedder, every, draw)
+        progress.step(f"support of passages, {len(all_entries)} questions and terms that nobody uses")
+        supports = support(embedder, all_entries, draw)
         progress.step(f"entailment of sentences, made from {SENTENCES}")
-        entailments = entailment(embedder, every, draw)
+        entailments = entailment(embedder, all_entries, draw)
         progress.step("speed")
-        times = speed([entry.passage for entry in every])
+        times = speed([entry.passage for entry in all_entries])
     for name, part in (("SUPPORT", supports), ("ENTAILMENT", entailments)):
         print(f"{name} = {tuple(part['weights'])}, threshold {part['threshold']}: {part['all']}")  # type: ignore[arg-type]
     result = {"seed": SEED, "top_k": TOP_K, "support": supports, "entailment": entailments, "speed": times}

@@ -1,1 +1,1 @@
-"""Routing policies: on the live platform, in the simulator, and the time that a decision takes."""
+"""Routing policies: goodput on the live platform and in the simulator, and the latency of a routing decision."""

@@ -1,4 +1,4 @@
-"""What a decision takes, by the number of variants, and where it goes: `python -m benchmarks.routing.decision`."""
+"""Measure the time of a routing decision by the number of variants, with a profile: `python -m benchmarks.routing.decision`."""
 
 import cProfile
 import itertools
@@ -21,22 +21,22 @@ from serve.routing.router import Router
 COUNTS = (8, 100)
 AIMS_US = {"8": 50.0, "100": 500.0}
 REPEATS, CALLS = 15, 400
-IMPOSSIBLE = Budget(ttft_ms=1, tpot_ms=1, e2e_ms=1)  # every variant is looked at, and then for the nearest miss
+IMPOSSIBLE = Budget(ttft_ms=1, tpot_ms=1, e2e_ms=1)  # every variant is checked, then the nearest miss is searched
 
 
 def variants(count: int) -> list[Variant]:
-    """As many as wanted, with real cards, each with some load."""
+    """`count` variants with real cards, each with some load."""
     drawn = random.Random(0)
-    found = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
-    for variant in found:
+    selected = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
+    for variant in selected:
         variant.live.update_from_engines(1, 0, 0, 0.0)
         for _ in range(drawn.randrange(8)):
             variant.live.on_dispatch(drawn.randrange(20, 400))
-    return found
+    return selected
 
 
 def requests(count: int) -> list[tuple[Budget, Features]]:
-    """Budgets and lengths of the mix that the other benchmarks ask."""
+    """Budgets and lengths of the request mix of the other benchmarks."""
     full = catalog(["full"])[0].profile
     trace = itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), full, 0), count)
     degrade = {"on_no_candidate": "degrade"}
@@ -44,19 +44,19 @@ def requests(count: int) -> list[tuple[Budget, Features]]:
 
 
 def timed(work: Callable[[], object], repeats: int, calls: int) -> list[float]:
-    """Microseconds a call, one number for each repeat."""
-    found = []
+    """Microseconds per call, one number for each repeat."""
+    durations_us = []
     for _ in range(repeats):
         began = time.perf_counter()
         work()
-        found.append((time.perf_counter() - began) / calls * 1e6)
-    return found
+        durations_us.append((time.perf_counter() - began) / calls * 1e6)
+    return durations_us
 
 
 def measure() -> dict[str, object]:
-    """All counts. Returns the result without the machine."""
+    """Measure all numbers of variants. Returns the result without the machine."""
     progress = Progress([(f"{count} variants", count * REPEATS * CALLS * 6e-6) for count in COUNTS])
-    asked = requests(CALLS)
+    mix = requests(CALLS)
     rows = {}
     shares: dict[str, float] = {}
     for count in COUNTS:
@@ -64,14 +64,14 @@ def measure() -> dict[str, object]:
         its, router = variants(count), Router(WithinBudget())
 
         def decide(its: Sequence[Variant] = its, router: Router = router) -> None:
-            for budget, features in asked:
+            for budget, features in mix:
                 router.decide(its, budget, features)
 
         def nothing_fits(its: Sequence[Variant] = its, router: Router = router) -> None:
-            for _, features in asked:
+            for _, features in mix:
                 router.decide(its, IMPOSSIBLE, features)
 
-        predictions = [router.decide(its, *one).chosen.prediction for one in asked]
+        predictions = [router.decide(its, *one).chosen.prediction for one in mix]
 
         def observe(predictions: Sequence[object] = predictions) -> None:
             for one in predictions:
@@ -89,7 +89,7 @@ def measure() -> dict[str, object]:
 
 
 def _shares(work: Callable[[], object]) -> dict[str, float]:
-    """Share of the time in each function of the router, itself only, largest first."""
+    """Share of self time of each function of the router, largest first."""
     profile = cProfile.Profile()
     profile.runcall(work)
     own = {

@@ -1,7 +1,8 @@
-"""Every routing policy on the live platform, on the same bursty traces from idle to overload: `python -m benchmarks.routing.goodput`.
+"""Measure the goodput of every routing policy on the live platform, from idle to overload: `python -m benchmarks.routing.goodput`.
 
-The machine is split between two gears, one core each; `full` on the whole machine is measured beside them, so that no policy has
-more hardware than another. Loads are in units of what `full` on the whole machine sustains. What a client sees counts.
+All policies get the same bursty traces. The machine is split between two variants, one core each; `full` on the whole
+machine is measured too, so that no policy has more hardware than another. Loads are in units of the rate that `full` on the
+whole machine sustains. Times are measured at the client.
 """
 
 import argparse
@@ -39,22 +40,22 @@ from serve.routing.policies import POLICIES
 from serve.routing.prediction import Latency
 
 GEARS = ("full", "lora-healed")
-SPLIT = ("budget", "threshold", "fastest", "round-robin", "random")  # policies between the gears, one core each
+SPLIT = ("budget", "threshold", "fastest", "round-robin", "random")  # policies between the variants, one core each
 WORK = cache_folder() / "benchmarks" / "goodput"
 BURST_S = 10.0  # period of the bursts
 WARM_S, WARM_LOAD = 12.0, 0.5
-DRAIN_S = 60.0  # between the cells of a simulation; live, the last answer is waited for
+DRAIN_S = 60.0  # between the cells of a simulation; live runs wait for the last answer
 PATIENCE_S = 600.0
-VOCABULARY = 40_000  # ids of random prompts
+VOCABULARY = 40_000  # token ids in random prompts
 
 
 class NoVariant(Exception):
-    """A gear is not in the cache; the message says how it gets there."""
+    """A variant is not in the cache; the message says how to build it."""
 
 
 @dataclass(slots=True, frozen=True)
 class Size:
-    """How much is measured."""
+    """Extent of the measurement."""
 
     loads: tuple[float, ...]
     rounds: int
@@ -67,10 +68,10 @@ QUICK = Size((0.5, 2.0), 1, 10.0)
 
 def gear(name: str, config: PlatformConfig, cores: int) -> Path:
     """The weights of variant `name` with a card profiled on `cores` cores. Raises `NoVariant`, `SubprocessFailed`."""
-    found = sorted(
+    folders = sorted(
         (cache_folder() / config.model.name).glob(f"{name}-????????????"), key=lambda one: one.stat().st_mtime
     )
-    measured = [folder for folder in found if (card := load_card(folder)).quality and card.name == name]
+    measured = [folder for folder in folders if (card := load_card(folder)).quality and card.name == name]
     if not measured:
         raise NoVariant(
             f"no variant '{name}' has been made and measured: run 'python -m benchmarks.compression.techniques' first"
@@ -162,7 +163,7 @@ def serving(config: PlatformConfig, gears: Mapping[str, Path], cores: int) -> It
 async def replay(
     platform: Platform, trace: Sequence[Request], qualities: Mapping[str, float], seed: int
 ) -> list[Outcome]:
-    """Ask what `trace` says, when it says it; every outcome, as the client saw it."""
+    """Send the requests of `trace` at their times; return every outcome as the client saw it."""
     drawn = random.Random(seed)
     prompts = [[drawn.randrange(100, VOCABULARY) for _ in range(request.prompt_tokens)] for request in trace]
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
@@ -180,7 +181,7 @@ async def replay(
 async def ask(
     session: aiohttp.ClientSession, model: str, request: Request, prompt: list[int], qualities: Mapping[str, float]
 ) -> Outcome:
-    """One streamed answer of exactly the request's length; an error is an outcome too."""
+    """Stream one answer of exactly the request's length; an error is an outcome too."""
     body = {
         "model": f"{model}@best",
         "prompt": prompt,
@@ -192,7 +193,7 @@ async def ask(
         "budget": request.budget.model_dump(exclude_none=True),
     }
     outcome = Outcome(request)
-    asked = time.perf_counter()
+    sent_at = time.perf_counter()
     first = last = 0.0
     async with session.post("/v1/completions", json=body) as response:
         if response.status != 200:
@@ -208,13 +209,13 @@ async def ask(
                 continue
             last = time.perf_counter()
             first = first or last
-            told = orjson.loads(line[6:]).get("gearbox", {}) if b'"gearbox"' in line else {}
-    outcome.quality, outcome.cost_usd = qualities[outcome.variant], told["cost_usd"]
+            metadata = orjson.loads(line[6:]).get("gearbox", {}) if b'"gearbox"' in line else {}
+    outcome.quality, outcome.cost_usd = qualities[outcome.variant], metadata["cost_usd"]
     steps = request.output_tokens - 1
-    outcome.took = Latency(*((first - asked) * 1000, (last - first) * 1000 / max(steps, 1), (last - asked) * 1000))
-    said = told["predicted"]
-    outcome.expected = Latency(said["ttft_ms"], said["tpot_ms"], said["e2e_ms"])
-    outcome.tail = Latency(said["ttft_p95_ms"], said["tpot_p95_ms"], said["e2e_p95_ms"])
+    outcome.took = Latency(*((first - sent_at) * 1000, (last - first) * 1000 / max(steps, 1), (last - sent_at) * 1000))
+    predicted = metadata["predicted"]
+    outcome.expected = Latency(predicted["ttft_ms"], predicted["tpot_ms"], predicted["e2e_ms"])
+    outcome.tail = Latency(predicted["ttft_p95_ms"], predicted["tpot_p95_ms"], predicted["e2e_p95_ms"])
     return outcome
 
 
@@ -226,7 +227,7 @@ def make_trace(full: Profile, rate_per_s: float, seconds: float, seed: int) -> l
 
 @dataclass(slots=True, frozen=True)
 class Setting:
-    """What is compared: gears with the cores each has, and a policy between them."""
+    """A compared set-up: variants with the cores of each, and a policy between them."""
 
     label: str
     gears: tuple[str, ...]
@@ -235,19 +236,19 @@ class Setting:
 
 
 def settings(cores: int) -> list[Setting]:
-    """All that are compared on a machine with `cores` cores."""
-    whole = [Setting(f"{name} on all cores", (name,), cores, "full") for name in GEARS]
-    return whole + [Setting(policy, GEARS, cores // len(GEARS), policy) for policy in SPLIT]
+    """All compared set-ups on a machine with `cores` cores."""
+    on_all_cores = [Setting(f"{name} on all cores", (name,), cores, "full") for name in GEARS]
+    return on_all_cores + [Setting(policy, GEARS, cores // len(GEARS), policy) for policy in SPLIT]
 
 
 @dataclass(slots=True)
 class Bench:
-    """What all cells have in common."""
+    """Inputs that all cells share."""
 
     config: PlatformConfig
-    folders: Mapping[tuple[str, int], Path]  # by gear and cores
+    folders: Mapping[tuple[str, int], Path]  # by variant and cores
     full: Profile  # of `full` on all cores
-    per_s: float  # requests it sustains
+    per_s: float  # requests per second that it sustains
     size: Size
 
     def cells(self, number: int) -> list[tuple[str, list[Request]]]:
@@ -261,16 +262,16 @@ class Bench:
 
 
 async def live(bench: Bench, platform: Platform, number: int) -> dict[str, list[Outcome]]:
-    """Outcomes by load on a platform that runs."""
+    """Outcomes by load on a running platform."""
     qualities = {name: quality_of(folder) for (name, _), folder in bench.folders.items()}
-    found = {}
+    outcomes = {}
     for i, (load, trace) in enumerate(bench.cells(number)):
-        found[load] = await replay(platform, trace, qualities, 1000 * number + i)
-    return found
+        outcomes[load] = await replay(platform, trace, qualities, 1000 * number + i)
+    return outcomes
 
 
 def simulated(bench: Bench, setting: Setting, number: int) -> dict[str, list[Outcome]]:
-    """The same in the simulator."""
+    """Outcomes by load in the simulator."""
     variants = []
     for name in setting.gears:
         card = load_card(bench.folders[name, setting.cores])
@@ -299,7 +300,7 @@ def simulated(bench: Bench, setting: Setting, number: int) -> dict[str, list[Out
 
 
 def measure(size: Size) -> dict[str, object]:
-    """All settings. Returns the result without the machine. Raises `NoVariant`, `SubprocessFailed`, `NotStarted`."""
+    """Measure all settings. Returns the result without the machine. Raises `NoVariant`, `SubprocessFailed`, `NotStarted`."""
     config = load_config(CONFIG)
     cores = len(os.sched_getaffinity(0))
     if cores < len(GEARS):
@@ -380,7 +381,7 @@ def _speeds(folder: Path) -> dict[str, float]:
 
 
 def _summary(cells: Sequence[Sequence[Outcome]]) -> dict[str, object]:
-    """Each number over the rounds."""
+    """Median and spread of each number over the rounds."""
     rows = [{**summary(cell), **prediction(cell)} for cell in cells]
     names = dict.fromkeys(name for row in rows for name in row)
     return {name: spread([row[name] for row in rows if name in row], 4) for name in names}
@@ -394,22 +395,22 @@ def _line(by_load: Mapping[str, Sequence[Outcome]]) -> str:
 
 
 def _rotated(compared: Sequence[Setting], number: int) -> list[Setting]:
-    """Another order in each round; settings that share a platform stay together."""
-    whole = [one for one in compared if len(one.gears) == 1]
+    """A different order in each round; settings that share a platform stay together."""
+    on_all_cores = [one for one in compared if len(one.gears) == 1]
     split = [one for one in compared if len(one.gears) > 1]
     turn = number % len(split)
     split = split[turn:] + split[:turn]
-    return [*whole, *split] if number % 2 == 0 else [*split, *whole]
+    return [*on_all_cores, *split] if number % 2 == 0 else [*split, *on_all_cores]
 
 
 def main() -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each: to see that it works")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), "only the gears' profiles were kept"):
-        result = measure(QUICK if given.quick else FULL)
-    if given.quick:
+        result = measure(QUICK if args.quick else FULL)
+    if args.quick:
         return 0
     save("goodput", result)
     plots.goodput(result)

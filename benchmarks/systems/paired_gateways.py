@@ -1,6 +1,6 @@
-"""Gateways that tell of requests differently, side by side before the same engines: each below a path of its own.
+"""Gateways with different telemetry, side by side before the same engines, each at its own path.
 
-What they share, the engines, HAProxy and the machine at the moment, is no difference between them.
+They share the engines, HAProxy and the machine's current state, which therefore do not differ between them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,11 +13,11 @@ from serve.config.platform import ObservabilityConfig, PlatformConfig
 if TYPE_CHECKING:
     from ray.serve import RunTarget
 
-NAMES = ("off", "metrics", "log", "traces")  # each tells more than the one before; "log" is the default
+NAMES = ("off", "metrics", "log", "traces")  # each adds a kind of telemetry to the one before; "log" is the default
 
 
 def told(name: str, collector: str) -> ObservabilityConfig:
-    """What the gateway called `name` tells of requests besides metrics."""
+    """Observability settings of the gateway `name`, besides metrics."""
     return ObservabilityConfig(
         log_requests=name in ("log", "traces"), otlp_endpoint=collector if name == "traces" else None
     )
@@ -31,9 +31,9 @@ def gateways(
 
     Args:
         folder: where each keeps its metrics.
-        collector: OTLP endpoint of the one that traces.
+        collector: OTLP endpoint of the gateway with traces.
     """
-    from ray import serve as ray_serve  # not above: Ray reads its environment when it is imported
+    from ray import serve as ray_serve  # not at the top: Ray reads its environment when it is imported
 
     import deployments.gateway
     from benchmarks.systems.uninstrumented_gateway import MountedGateway, SilentGateway

@@ -1,4 +1,4 @@
-"""Ray Serve LLM as it comes: `build_openai_app` with the same engine: `python -m benchmarks.systems.ray_serve_baseline --help`."""
+"""Ray Serve LLM's `build_openai_app` with the same engine, as a baseline: `python -m benchmarks.systems.ray_serve_baseline --help`."""
 
 import argparse
 import json
@@ -9,14 +9,14 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Start, say so, and wait for the end; whoever started this stops the processes."""
+    """Start, report it, and wait for the end; the caller stops the processes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--engine-args", type=json.loads, default={})
     parser.add_argument("--env", type=json.loads, default={}, help="environment of the engine's processes")
-    given = parser.parse_args()
+    args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
 
     import ray
@@ -30,13 +30,13 @@ def main() -> None:
         logging_level="ERROR",
         log_to_driver=False,
     )
-    ray_serve.start(http_options={"host": "127.0.0.1", "port": given.port})
+    ray_serve.start(http_options={"host": "127.0.0.1", "port": args.port})
     config = LLMConfig(
-        model_loading_config={"model_id": given.model, "model_source": str(given.weights)},
-        engine_kwargs=given.engine_args,
+        model_loading_config={"model_id": args.model, "model_source": str(args.weights)},
+        engine_kwargs=args.engine_args,
         accelerator_config={"kind": "cpu"},
         placement_group_config={"bundle_per_worker": {"CPU": 1}},
-        runtime_env={"env_vars": given.env},
+        runtime_env={"env_vars": args.env},
         log_engine_metrics=False,
         deployment_config={
             "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},

@@ -1,4 +1,4 @@
-"""Gateways for `benchmarks.systems.paired_gateways`: one served below a path, and one that in addition tells nothing of any request."""
+"""Gateways for `benchmarks.systems.paired_gateways`: one mounted at a path, and one that in addition has no telemetry."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
@@ -15,7 +15,7 @@ from serve.telemetry.request_telemetry import RequestTelemetry
 
 
 class Nothing:
-    """Stands in for the metrics: has every attribute, does what is asked, and it is nothing."""
+    """Replaces the metrics: every attribute and method exists and does nothing."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -24,18 +24,18 @@ class Nothing:
         return self
 
     def __call__(self, *_: object) -> Self:
-        """Any method of a metric, or of all of them."""
+        """Any method of a metric or of the metrics object."""
         return self
 
 
 class EmptyPage(Collector):
-    """Stands in for the page of the metrics port."""
+    """Replaces the metrics page."""
 
     def __init__(self, *_: object) -> None:
         pass
 
     def collect(self) -> Iterable[Metric]:
-        """Nothing."""
+        """No metrics."""
         return ()
 
 
@@ -59,7 +59,7 @@ class NoTelemetry(RequestTelemetry):
 
 
 class MountedGateway(GatewayDeployment):
-    """The gateway below a path."""
+    """The gateway mounted at a path."""
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve for the application behind this replica's port."""
@@ -74,7 +74,7 @@ class MountedGateway(GatewayDeployment):
 
 
 class SilentGateway(MountedGateway):
-    """The same, and nothing is told of any request. Its replica has a process of its own, where the exchange is made."""
+    """The mounted gateway without telemetry. Its replica has a separate process, where telemetry is replaced."""
 
     def __init__(self, config: Mapping[str, object], engine_token: str) -> None:
         deployments.gateway.Metrics, deployments.gateway.Exposition = Nothing, EmptyPage  # type: ignore[misc, assignment]

@@ -1,7 +1,7 @@
-"""What observing costs: `python -m benchmarks.telemetry.overhead`; with `--engine` on the real engine instead.
+"""Measure telemetry overhead: `python -m benchmarks.telemetry.overhead`; with `--engine` on the real engine instead.
 
-Four gateways before one instant engine, in one Ray cluster behind one HAProxy: one that tells nothing, one with metrics,
-one with metrics and a log line for each request (the default), one that also traces every request to a collector.
+Four gateways before one mock engine, in one Ray cluster behind one HAProxy: one without telemetry, one with metrics,
+one with metrics and a log line for each request (the default), one that also exports a trace of every request.
 """
 
 import argparse
@@ -25,18 +25,18 @@ from benchmarks.reporting.results import Progress, load, save, spread
 from benchmarks.systems.full_weights import CONFIG, NoWeights
 from benchmarks.systems.mock_engine import answers, body
 from benchmarks.systems.paired_gateways import NAMES, metrics_port
-from benchmarks.telemetry import overhead_engine as observing_engine
+from benchmarks.telemetry import overhead_engine
 from benchmarks.telemetry.overhead_engine import FLUSH_S
 from deployments.ray_internals import replica_app
 
-AIM = 0.01  # of what a real request takes
+AIM = 0.01  # maximum share of a real request's time
 USUAL_SCRAPE_S = 15.0
 START_S = 45.0
 
 
 @dataclass(slots=True, frozen=True)
 class Size:
-    """How long each part takes. Processes differ from start to start, the machine from minute to minute: both repeat."""
+    """Durations and repeats. Processes differ between starts, the machine between minutes: both are repeated."""
 
     starts: int
     rounds: int  # in each start
@@ -52,7 +52,7 @@ SHORT = 16  # tokens where requests are counted
 
 @dataclass(slots=True, frozen=True)
 class Point:
-    """A load, and what of it is counted: requests or their tokens."""
+    """A load, and its unit of cost: requests or their tokens."""
 
     connections: int
     tokens: int
@@ -60,7 +60,7 @@ class Point:
     by_token: bool = False
 
     def load(self, url: str, seconds: float) -> Load:
-        """A paced stream each connection, else as much as goes in `seconds`."""
+        """One paced stream per connection, else as many requests as possible in `seconds`."""
         asked = body(self.tokens, self.pace)
         if self.pace is not None and self.pace != "now":
             return Load(url, asked, self.connections, count=self.connections)
@@ -68,7 +68,7 @@ class Point:
 
 
 def points(size: Size) -> dict[str, Point]:
-    """What is asked of every gateway."""
+    """The loads for every gateway."""
     return {
         "unary": Point(8, SHORT),
         "first": Point(1, SHORT, "now"),
@@ -79,40 +79,40 @@ def points(size: Size) -> dict[str, Point]:
 
 @dataclass(slots=True)
 class Platform:
-    """The gateways, up."""
+    """The running gateways."""
 
     system: System
     port: int
     collector: str
     gateways: dict[str, int]  # process ids
-    idle: dict[int, float] = field(default_factory=dict)  # CPU seconds per second by process, while nothing is asked
-    scrape_s: dict[str, float] = field(default_factory=dict)  # CPU seconds of one scrape of each gateway
+    idle: dict[int, float] = field(default_factory=dict)  # CPU seconds per second by process, without requests
+    scrape_s: dict[str, float] = field(default_factory=dict)  # CPU seconds per scrape of each gateway
 
     def url(self, name: str) -> str:
-        """Where `name` answers."""
+        """URL of the gateway `name`."""
         return f"http://127.0.0.1:{self.port}/{name}/v1/chat/completions"
 
     def page(self, name: str) -> str:
-        """Where `name` shows its metrics."""
+        """URL of the metrics page of `name`."""
         return f"http://127.0.0.1:{metrics_port(self.port + 1, name)}/metrics"
 
     def look(self, seconds: float) -> None:
-        """Measure `idle` for so long, and `scrape_s` for as long again."""
+        """Measure `idle` for that time, and `scrape_s` for the same time again."""
         observed = [name for name in NAMES if name != "off"]
         self.idle, _ = self._rates(seconds)
-        with scraped([self.page(name) for name in observed]) as seen:
+        with scraped([self.page(name) for name in observed]) as scrapes_ms:
             rates, took = self._rates(seconds)
         for name in observed:
             pid = self.gateways[name]
-            self.scrape_s[name] = (rates[pid] - self.idle[pid]) * took / (len(seen) / len(observed))
+            self.scrape_s[name] = (rates[pid] - self.idle[pid]) * took / (len(scrapes_ms) / len(observed))
 
     def cost(self, asked: Load, name: str, settle_s: float) -> tuple[Sample, float, float]:
-        """Run `asked`; CPU seconds of the gateway, and of all on the way to the engine and back.
+        """Run `asked`; return the CPU seconds of the gateway, and of all processes on the request path.
 
-        Metrics are scraped meanwhile; that and idling are taken off.
+        Metrics are scraped meanwhile; scraping and idle CPU time are subtracted.
         """
         before = self.system.cpu()
-        with scraped([self.page(name)] if name != "off" else []) as seen:
+        with scraped([self.page(name)] if name != "off" else []) as scrapes_ms:
             sample = run(asked)
             time.sleep(settle_s)
         after = self.system.cpu()
@@ -123,7 +123,7 @@ class Platform:
             if not role.startswith(BACKGROUND)
         }
         own, others = self.gateways[name], set(self.gateways.values()) - {self.gateways[name]}
-        spent[own] -= self.scrape_s.get(name, 0.0) * len(seen)
+        spent[own] -= self.scrape_s.get(name, 0.0) * len(scrapes_ms)
         return sample, spent[own], sum(seconds for pid, seconds in spent.items() if pid not in others)
 
     def _rates(self, seconds: float) -> tuple[dict[int, float], float]:
@@ -137,11 +137,11 @@ class Platform:
 
 
 def measure(size: Size) -> dict[str, Any]:
-    """All starts and rounds, gateways interleaved at each point. Returns the result document without the machine."""
+    """Measure all starts and rounds, gateways interleaved at each point. Returns the result document without the machine."""
     real = load("overhead-engine")
     if real is None:
         raise NotStarted("there is no result of 'python -m benchmarks.overhead.gateway engine' to set this against")
-    asked = points(size)
+    loads = points(size)
     paced_s = size.tokens * 0.02 + 1
     round_s = len(NAMES) * (3 * (size.seconds + 0.5) + paced_s) + FLUSH_S
     steps = [("start", START_S + 2 * size.idle_s), *[("round", round_s)] * size.rounds] * size.starts
@@ -167,13 +167,13 @@ def measure(size: Size) -> dict[str, Any]:
             for i in range(size.rounds):
                 progress.step(f"start {start + 1}, round {i + 1} of {size.rounds}")
                 turn = i % len(NAMES)
-                for name, record in _round(platform, asked, size, (*NAMES[turn:], *NAMES[:turn])).items():
+                for name, record in _round(platform, loads, size, (*NAMES[turn:], *NAMES[:turn])).items():
                     records[name].append(record)
-    systems = summary(records, asked)
+    systems = summary(records, loads)
     costs = {name: {key: spread([one[key] for one in found], 2) for key in found[0]} for name, found in scrapes.items()}
     return {
         "size": dataclasses.asdict(size),
-        "points": {name: dataclasses.asdict(point) for name, point in asked.items()},
+        "points": {name: dataclasses.asdict(point) for name, point in loads.items()},
         "scrape_each_s": EACH_S,
         "aim": AIM,
         "systems": systems,
@@ -184,7 +184,7 @@ def measure(size: Size) -> dict[str, Any]:
 
 @contextmanager
 def _platform() -> Iterator[Platform]:
-    """The instant engine, the four gateways before it, and the collector. Raises `NotStarted`."""
+    """Start the mock engine, the four gateways before it, and the collector. Raises `NotStarted`."""
     port, *more = free_ports(20)
     collector = f"http://127.0.0.1:{more[-1]}"
     sink = System("collector", python("-m", "benchmarks.lib.otlp_sink", "--port", str(more[-1])))
@@ -203,7 +203,7 @@ def _platform() -> Iterator[Platform]:
 def _round(
     platform: Platform, asked: Mapping[str, Point], size: Size, order: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
-    """Every point once at every gateway, one right after the other."""
+    """Measure every point once at every gateway, one right after the other."""
     found: dict[str, dict[str, Any]] = {name: {} for name in order}
     httpx.get(platform.collector)  # counts from here
     requests = 0
@@ -226,17 +226,17 @@ def _round(
 
 
 def summary(records: Mapping[str, list[dict[str, Any]]], asked: Mapping[str, Point]) -> dict[str, Any]:
-    """Medians and spread over the rounds, and over their differences from `off` in the same round.
+    """Medians and spread over the rounds, of each number and of its difference from `off` in the same round.
 
-    Of a streamed token's added time the request's own part is taken off: what is added once is no token's.
+    `token_us` excludes the fixed part of a request: `request_us` divided by the stream's tokens is subtracted.
     """
     systems: dict[str, Any] = {}
     for name, found in records.items():
         pairs = list(zip(found, records["off"], strict=True))
         its: dict[str, Any] = {"points": {}}
-        for what in asked:
-            rows = [(one[what], base[what]) for one, base in pairs]
-            its["points"][what] = {
+        for point in asked:
+            rows = [(one[point], base[point]) for one, base in pairs]
+            its["points"][point] = {
                 **{key: spread([row[key] for row, _ in rows], 3) for key in rows[0][0]},
                 "per_s_ratio": spread([row["per_s"] / base["per_s"] for row, base in rows], 4),
                 "added_us": spread([row["gateway_us"] - base["gateway_us"] for row, base in rows], 2),
@@ -255,9 +255,9 @@ def summary(records: Mapping[str, list[dict[str, Any]]], asked: Mapping[str, Poi
 
 
 def shares(its: Mapping[str, Any], scrape_ms: float, real: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The added time as shares of what real requests took, by the number of streams: computed, not measured.
+    """The added time relative to real requests' time, by the number of streams: computed, not measured.
 
-    `time`: were all the added CPU time of a request time that its client waits. `cpu`: of all cores at that rate of
+    `time`: as if the client waited for all the added CPU time of a request. `cpu`: of all cores at that rate of
     requests, with a scrape each `USUAL_SCRAPE_S`. A negative median is noise around zero, and counts as zero.
     """
     request_us, token_us = (max(its[key]["median"], 0.0) for key in ("request_us", "token_us"))
@@ -280,24 +280,24 @@ def shares(its: Mapping[str, Any], scrape_ms: float, real: Mapping[str, Any]) ->
 
 
 def worst(by_streams: Mapping[str, Mapping[str, float]]) -> float:
-    """The largest share of a real request's time, or of the cores."""
+    """The largest share of a real request's time or of the cores."""
     return max(row[key] for row in by_streams.values() for key in ("time", "cpu"))
 
 
 def told(result: Mapping[str, Any]) -> str:
-    """The result in a few lines, with its verdict."""
+    """Summary of the result in a few lines, with its verdict."""
     lines = []
     for name, its in result["systems"].items():
         if name == "off":
             continue
         share = worst(result["real"][name])
-        kept = "under" if share < result["aim"] else "NOT under"
+        verdict = "under" if share < result["aim"] else "NOT under"
         lines.append(
             f"{name:8} {its['request_us']['median']:+7.1f} µs a request, {its['token_us']['median']:+6.2f} µs a token, "
             f"{its['points']['first']['added_p50_ms']['median']:+.3f} ms to the first, "
             f"{its['points']['unary']['per_s_ratio']['median']:.3f} of the requests/s, "
             f"{result['scrapes'][name]['cpu_ms']['median']:.1f} ms a scrape; "
-            f"at most {share:.3%} of a real request (computed): {kept} {result['aim']:.0%}"
+            f"at most {share:.3%} of a real request (computed): {verdict} {result['aim']:.0%}"
         )
     arrived = result["systems"]["traces"]["traces_arrived"]
     lines.append(f"{arrived['median']:.1%} of the traces arrived, in the worst round {arrived['min']:.1%}")
@@ -312,17 +312,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, help="over all gateways, in each start")
     parser.add_argument("--config", type=Path, default=CONFIG, help="engine arguments, for --engine")
     parser.add_argument("--weights", type=Path, help="folder of `full`, for --engine; else the one 'gearbox up' built")
-    given = parser.parse_args()
+    args = parser.parse_args()
     with command((NotStarted, LoadError, NoWeights), "everything that was started is stopped"):
-        if given.engine:
-            shape = observing_engine.QUICK if given.quick else observing_engine.FULL
-            shape = dataclasses.replace(shape, rounds=given.rounds or shape.rounds)
-            result = observing_engine.measure(shape, given.config, given.weights)
-            print(observing_engine.told(result))
+        if args.engine:
+            shape = overhead_engine.QUICK if args.quick else overhead_engine.FULL
+            shape = dataclasses.replace(shape, rounds=args.rounds or shape.rounds)
+            result = overhead_engine.measure(shape, args.config, args.weights)
+            print(overhead_engine.told(result))
             save("observing-engine", result)
         else:
-            size = QUICK if given.quick else FULL
-            result = measure(dataclasses.replace(size, rounds=given.rounds or size.rounds))
+            size = QUICK if args.quick else FULL
+            result = measure(dataclasses.replace(size, rounds=args.rounds or size.rounds))
             print(told(result))
             save("observing", result)
             plots.observing(result)

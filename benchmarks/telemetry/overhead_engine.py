@@ -1,6 +1,6 @@
-"""The second part of `benchmarks.telemetry.overhead`: a gateway that tells nothing and one that tells all, before the same real engine.
+"""Telemetry overhead on a real engine: gateways without telemetry and with all of it, before the same engine.
 
-`python -m benchmarks.telemetry.overhead_engine --config FILE --state FOLDER` is Gearbox's supervisor with those two beside its own.
+`python -m benchmarks.telemetry.overhead_engine --config FILE --state FOLDER` is Gearbox's supervisor with those two beside its own gateway.
 """
 
 import os
@@ -32,7 +32,7 @@ WARM_UP = Point(8, 8, 24, 4)
 
 @dataclass(slots=True, frozen=True)
 class Shape:
-    """The measurements of one round, and the rounds."""
+    """The measurements of one round, and the number of rounds."""
 
     rounds: int
     points: tuple[Point, ...]
@@ -43,7 +43,7 @@ FULL = Shape(8, (Point(1, 5, 24, 48), Point(8, 24, 24, 48)))
 
 
 class SideBySide(deployments.supervisor.Supervisor):
-    """Deploys the compared gateways beside the platform's own, which nobody asks."""
+    """Deploys the compared gateways beside the platform's own, which gets no requests."""
 
     def _deploy(self, folders: Mapping[str, Path]) -> None:
         super()._deploy(folders)
@@ -56,7 +56,7 @@ class SideBySide(deployments.supervisor.Supervisor):
 
 
 def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, Any]:
-    """All rounds on one start. Returns the result document without the machine. Raises `NoWeights`, `NotStarted`."""
+    """Measure all rounds on one start. Returns the result document without the machine. Raises `NoWeights`, `NotStarted`."""
     config, folder = full_weights(config_file, weights)
     log = Path(tempfile.mkdtemp(prefix="gb-")) / "bench-serve.log"
     steps_s = len(COMPARED) * sum(p.requests * p.output_tokens / (20 * p.streams**0.7) for p in shape.points)
@@ -82,7 +82,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
                 for name in COMPARED if i % 2 == 0 else COMPARED[::-1]:
                     pages = [f"http://127.0.0.1:{metrics_port(port + 1, name)}/metrics"] if name == "traces" else []
                     with scraped(pages):
-                        seed = f"{i}/{point.streams}/{name}"  # the engine keeps prefixes: no prompt comes twice
+                        seed = f"{i}/{point.streams}/{name}"  # the engine caches prefixes: no prompt is repeated
                         outcome = bench_serve(f"{server.url}/{name}", server.model, folder, point, seed, log)
                     found[name][str(point.streams)].append(
                         {
@@ -93,7 +93,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
                     )
         time.sleep(FLUSH_S)
         arrived = httpx.get(collector, timeout=60).json()["traces"]
-    asked = WARM_UP.requests + shape.rounds * sum(point.requests for point in shape.points)
+    prompt_count = WARM_UP.requests + shape.rounds * sum(point.requests for point in shape.points)
     return {
         "rounds": shape.rounds,
         "shape": [
@@ -105,7 +105,7 @@ def measure(shape: Shape, config_file: Path, weights: Path | None) -> dict[str, 
             }
             for p in shape.points
         ],
-        "traces_arrived": arrived / asked,
+        "traces_arrived": arrived / prompt_count,
         "systems": summary(found),
     }
 
@@ -115,7 +115,7 @@ def _ready(url: str) -> bool:
 
 
 def summary(found: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> dict[str, Any]:
-    """By name and number of streams: medians over the rounds, and what they are beside `off` in the same round."""
+    """By name and number of streams: medians over the rounds, and their difference from and ratio to `off` in the same round."""
     systems: dict[str, Any] = {}
     for name, by_streams in found.items():
         systems[name] = {}
@@ -130,7 +130,7 @@ def summary(found: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> dict[s
 
 
 def told(result: Mapping[str, Any]) -> str:
-    """The result in a few lines."""
+    """Summary of the result in a few lines."""
     lines = []
     for streams, row in result["systems"]["traces"].items():
         ratio, added = row["ratio"], row["added_ttft_ms"]
@@ -143,7 +143,7 @@ def told(result: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Gearbox's supervisor with the gateways beside each other."""
+    """Run Gearbox's supervisor with the compared gateways."""
     deployments.supervisor.Supervisor = SideBySide  # type: ignore[misc]
     deployments.supervisor.main()
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboards as code: `python -m helm.dashboards` writes them to the chart, `queries` lists what they ask.
+"""The Grafana dashboards as code: `python -m helm.dashboards` writes them to the chart, `queries` lists their queries.
 
-One file for each dashboard; how panels look is in `panels`, how their queries are put is in `promql`.
+One file for each dashboard; `panels` has the builders of panels, `promql` those of queries.
 """

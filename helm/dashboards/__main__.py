@@ -16,7 +16,7 @@ def rendered() -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the files, and remove those of dashboards that are no more."""
+    """Write the files, and remove those of dashboards that no longer exist."""
     files = rendered()
     FOLDER.mkdir(exist_ok=True)
     for old in FOLDER.glob("*.json"):

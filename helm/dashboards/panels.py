@@ -1,13 +1,12 @@
-"""How a panel, a variable and a dashboard of Gearbox look."""
+"""Builders of Gearbox's panels, variables and dashboards with the Grafana Foundation SDK."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from grafana_foundation_sdk.builders import common as look
+from grafana_foundation_sdk.builders import common, timeseries, xychart
 from grafana_foundation_sdk.builders import dashboard as grafana
 from grafana_foundation_sdk.builders import stat as stats
 from grafana_foundation_sdk.builders import table as tables
-from grafana_foundation_sdk.builders import timeseries, xychart
 from grafana_foundation_sdk.builders.prometheus import Dataquery
 from grafana_foundation_sdk.models.common import (
     BigValueGraphMode,
@@ -50,12 +49,12 @@ NOTHING = SpecialValueMap(
         match=SpecialValueMatch.NULL_AND_NAN, result=ValueMappingResult(text="-", index=0)
     )
 )
-Levels = Sequence[tuple[float | None, str]]  # colour from a value on; the first has no value
+Levels = Sequence[tuple[float | None, str]]  # thresholds: a colour from each value on; the first has no value
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One query of a chart and what its series are called."""
+    """One query of a chart, and the legend of its series."""
 
     expr: str
     legend: str
@@ -75,20 +74,20 @@ def chart(
     title: str, told: str, unit: str, *lines: Line, span: int = 8, stacked: bool = False, top: float | None = None,
     levels: Levels = (), floor: bool = True,
 ) -> Panel:  # fmt: skip
-    """Values over time.
+    """Time series panel.
 
     Args:
-        told: what the panel shows, and what to do when it looks bad.
-        top: the axis' end, where it is known.
-        levels: colours drawn as lines.
-        floor: whether the axis begins at zero.
+        told: the panel's description: what it shows, and what to do when it looks bad.
+        top: maximum of the axis, if known.
+        levels: thresholds, drawn as coloured lines.
+        floor: whether the axis starts at zero.
     """
     panel = (
         timeseries.Panel()
         .title(title).description(told).datasource(SOURCE).unit(unit).span(span).height(8)
-        .legend(look.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
+        .legend(common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
                 .placement(LegendPlacement.BOTTOM))
-        .tooltip(look.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
         .line_width(1).fill_opacity(10).targets([_range(line, i) for i, line in enumerate(lines)])
     )  # fmt: skip
     if floor:
@@ -96,22 +95,22 @@ def chart(
     if top is not None:
         panel.max(top)
     if stacked:
-        panel.stacking(look.StackingConfig().mode(StackingMode.NORMAL).group("A")).fill_opacity(60)
+        panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL).group("A")).fill_opacity(60)
     if levels:
         panel.thresholds(_thresholds(levels))
-        panel.thresholds_style(look.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
+        panel.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphThresholdsStyleMode.DASHED))
     return panel.build()
 
 
 def stat(title: str, told: str, unit: str, expr: str, *, span: int = 6, levels: Levels = ((None, "text"),),
          decimals: int | None = None) -> Panel:  # fmt: skip
-    """One number of the shown time."""
+    """Stat panel: one number of the dashboard's time range."""
     query = Dataquery().expr(expr).instant().ref_id("A").datasource(SOURCE)
     panel = (
         stats.Panel()
         .title(title).description(told).datasource(SOURCE).unit(unit).span(span).height(4)
         .mappings([NOTHING]).no_value("-").graph_mode(BigValueGraphMode.NONE).thresholds(_thresholds(levels))
-        .reduce_options(look.ReduceDataOptions().calcs(["lastNotNull"])).targets([query])
+        .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).targets([query])
     )  # fmt: skip
     if decimals is not None:
         panel.decimals(decimals)
@@ -121,10 +120,10 @@ def stat(title: str, told: str, unit: str, expr: str, *, span: int = 6, levels: 
 def table(
     title: str, told: str, by: str, *columns: Column, facts: str = "", span: int = WIDTH, height: int = 8
 ) -> Panel:
-    """One row for each combination of the labels `by`, which every column's query must keep.
+    """Table panel: one row for each combination of the labels `by`, which every column's query must keep.
 
     Args:
-        facts: further labels, which the column without a name brings.
+        facts: additional labels, from the column without a name.
     """
     panel = (
         tables.Panel()
@@ -141,7 +140,7 @@ def table(
 
 
 def scatter(title: str, told: str, by: str, x: Column, y: Column, *, span: int = 12) -> Panel:
-    """A point for each combination of the labels `by`."""
+    """Scatter plot: one point for each combination of the labels `by`."""
     labels = [label.strip() for label in by.split(",")]
     panel = (
         xychart.Panel()
@@ -149,9 +148,9 @@ def scatter(title: str, told: str, by: str, x: Column, y: Column, *, span: int =
         .targets([_instant(column, i) for i, column in enumerate((x, y))])
         .mapping(SeriesMapping.AUTO).show(XYShowMode.POINTS)
         .point_size(xychart.XychartFieldConfigPointSize().fixed(12))
-        .legend(look.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
+        .legend(common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
                 .placement(LegendPlacement.BOTTOM))
-        .tooltip(look.VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.SINGLE))
     )  # fmt: skip
     for step in _rows(by, (x, y)):
         panel.with_transformation(step)
@@ -183,7 +182,7 @@ def _rows(by: str, columns: Sequence[Column]) -> list[DataTransformerConfig]:
 
 
 def _as(column: Column) -> list[DynamicConfigValue]:
-    """How a column's values are written."""
+    """Format of a column's values."""
     properties = [DynamicConfigValue(id_val="unit", value=column.unit)]
     if column.decimals is not None:
         properties.append(DynamicConfigValue(id_val="decimals", value=column.decimals))
@@ -220,7 +219,7 @@ def dashboard(
 
     Args:
         variables: names out of `model`, `variant`, `profile` and `tenant`.
-        rows: a title and panels, which are put side by side and onto the next line where the width is used up.
+        rows: a title and panels, placed side by side and wrapped at the full width.
     """
     everywhere = (
         grafana.DashboardLink("Gearbox").type(DashboardLinkType.DASHBOARDS).tags([TAG])
@@ -251,13 +250,13 @@ def dashboard(
 
 
 class _Built(grafana.Panel):
-    """A panel that is finished, where the SDK wants a builder of one."""
+    """Wraps a finished panel where the SDK expects a builder."""
 
     def __init__(self, panel: Panel) -> None:
         self._internal = panel
 
 
-_VALUES = {  # where each variable's values are found
+_VALUES = {  # query of each variable's values
     "model": "label_values(gearbox_build_info, model)",
     "variant": 'label_values(gearbox_variant_info{model=~"$model"}, variant)',
     "profile": 'label_values(gearbox_budget_requests_total{model=~"$model"}, profile)',

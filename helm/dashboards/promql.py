@@ -1,4 +1,4 @@
-"""How the panels' PromQL is put: sums of rates first, then quantiles and ratios of them, never averages of averages."""
+"""PromQL expressions of the panels: sums of rates first, then quantiles and ratios of them, never averages of averages."""
 
 MODEL = 'model=~"$model"'
 VARIANT = f'{MODEL}, variant=~"$variant"'
@@ -13,12 +13,12 @@ def rate(counter: str, by: str, where: str, window: str = RATE) -> str:
 
 
 def count(counter: str, by: str, where: str) -> str:
-    """Events in the shown time, for tables and single numbers."""
+    """Number of events in the dashboard's time range, for tables and stat panels."""
     return f"{_sum(by)}(increase({counter}{{{where}}}[{RANGE}]))"
 
 
 def share(counter: str, by: str, where: str, part: str, window: str = RATE) -> str:
-    """Share of the events that match `part` too. No event of that kind yet counts as none, not as unknown."""
+    """Share of the events that also match `part`. A missing series of `part` counts as zero, not as no data."""
     all_of_them = rate(counter, by, where, window)
     return f"({rate(counter, by, f'{where}, {part}', window)} or 0 * {all_of_them}) / {all_of_them}"
 
@@ -29,12 +29,12 @@ def quantile(q: float, histogram: str, by: str, where: str, window: str = RATE) 
 
 
 def mean(histogram: str, by: str, where: str, window: str = RATE) -> str:
-    """Mean of a histogram's observations: their sum by their number."""
+    """Mean of a histogram's observations: sum divided by count."""
     return f"{rate(f'{histogram}_sum', by, where, window)} / {rate(f'{histogram}_count', by, where, window)}"
 
 
 def gauge(name: str, by: str, where: str) -> str:
-    """A value that every gateway node reports alike: the largest, not the sum."""
+    """A gauge that every gateway node reports with the same value: the maximum, not the sum."""
     return f"max by ({by}) ({name}{{{where}}})"
 
 

@@ -1,4 +1,4 @@
-"""What the dashboards in the chart ask of Prometheus, read from their JSON, with the variables filled in."""
+"""Extract the dashboards' PromQL queries from their JSON, with the variables filled in."""
 
 import json
 import re
@@ -22,10 +22,10 @@ class Query:
     """One query of one panel.
 
     Args:
-        kind: the panel's type, such as timeseries or table.
-        column: what a table calls the value; empty elsewhere.
+        kind: panel type, such as timeseries or table.
+        column: the value's column name in a table; empty elsewhere.
         legend: Grafana's legend format, such as `{{model}}:{{variant}}`.
-        instant: asked for the end of the time range only.
+        instant: evaluated only at the end of the time range.
     """
 
     dashboard: str
@@ -46,7 +46,7 @@ def queries(
     Args:
         variables: values by variable name; a list matches any of its values.
         rate_interval: for `$__rate_interval`; at least four scrape intervals.
-        shown: for `$__range`, the time that the dashboard shows.
+        shown: for `$__range`, the dashboard's time range.
 
     Raises:
         UnknownVariable: a query uses a variable that is not in `variables`.
@@ -75,18 +75,18 @@ def all_queries(variables: Variables = EVERYTHING, **times: str) -> Iterator[Que
 
 
 def panels(document: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The panels that ask something, without the rows between them."""
+    """The panels with queries, without row panels."""
     return [panel for panel in document["panels"] if panel["type"] != "row"]
 
 
 def columns(panel: Mapping[str, Any]) -> dict[str, str]:
-    """What a table's fields are renamed to."""
+    """Column names by a table's field names."""
     steps = panel.get("transformations", [])
     return next((step["options"]["renameByName"] for step in steps if step["id"] == "organize"), {})
 
 
 def unit(panel: Mapping[str, Any], column: str) -> str:
-    """Grafana's name of a panel's unit, or of one of its columns'."""
+    """Grafana's name of the unit of a panel, or of one of its columns."""
     config = panel["fieldConfig"]
     for override in config["overrides"]:
         if override["matcher"] == {"id": "byName", "options": column}:

@@ -1,13 +1,15 @@
-"""Retrieval: what came of requests for grounding, where its time goes, and whether answers are supported."""
+"""Retrieval dashboard: outcomes of grounding requests, retrieval latency by stage, and support of answers."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from helm.dashboards.panels import GREEN, RED, YELLOW, Line, chart, dashboard, stat
 from helm.dashboards.promql import MODEL, RANGE, count, mean, quantile, rate, share
 
-JUDGED = f'{MODEL}, outcome=~"used|shrunk|abstained|unsupported"'  # a search was made for an answer from it
+JUDGED = (
+    f'{MODEL}, outcome=~"used|shrunk|abstained|unsupported"'  # requests that searched in order to answer from sources
+)
 UNAVAILABLE = f'{MODEL}, code=~"store_unavailable|retrieval_unavailable|retrieval_timeout"'
-# a code has no series before its first rejection
+# an error code has no series before its first rejection
 NONE_REJECTED = f'label_replace(0 * {rate("gearbox_retrieval_seconds_count", "", MODEL)}, "code", "none", "", "")'
 FOUND_NONE = 'le=~"0|0.0"'
 WORSE_ABOVE_HALF = ((None, GREEN), (0.25, YELLOW), (0.5, RED))

@@ -1,4 +1,4 @@
-"""Router: whether its predictions hold, what it rules out, whether it settles, and what it costs."""
+"""Router dashboard: prediction accuracy, excluded variants, stability of the choices, and routing latency."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 

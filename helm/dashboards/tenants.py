@@ -1,4 +1,4 @@
-"""Tenants and spend: who uses how much, at what cost, and who is near a limit."""
+"""Tenants and spend dashboard: usage and cost by tenant, and rate limit utilization."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 

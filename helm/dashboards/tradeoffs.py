@@ -1,4 +1,4 @@
-"""Trade-offs: what quality was given up for what latency and cost, and whether budgets were met."""
+"""Trade-offs dashboard: quality against latency and cost, and budget attainment."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 

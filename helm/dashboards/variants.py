@@ -1,4 +1,4 @@
-"""Variants: what each one is, how loaded and how healthy it is, as the gateway, the engine and Ray Serve see it."""
+"""Variants dashboard: properties, load and health of each variant, from the metrics of gateway, engine and Ray Serve."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 

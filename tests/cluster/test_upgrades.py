@@ -1,6 +1,6 @@
-"""What the chart renders, on a real Ray cluster of several nodes with the real model, changed under constant load.
+"""Upgrades of the rendered chart on a real Ray cluster of several nodes, with the real model, under constant load.
 
-`benchmarks.cluster.upgrades` has the steps; here their outcome is held. Runs before the shared platform is started: both do not
+`benchmarks.cluster.upgrades` has the steps; the tests check their outcome. Runs before the shared platform is started: both do not
 fit into the memory of a small machine at once.
 """
 

@@ -1,6 +1,6 @@
-"""The page `/ui` in a real browser, as tests and the pictures of the docs use it.
+"""Drive the page `/ui` in a real browser, for tests and for the screenshots in the docs.
 
-`python -m tests.e2e.browser URL FOLDER` takes the pictures from a running platform (its key: GEARBOX_API_KEY).
+`python -m tests.e2e.browser URL FOLDER` takes the screenshots from a running platform (its key: GEARBOX_API_KEY).
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The page `/ui` in Chromium, before the real gateway with engine stubs and before the started platform."""
+"""Fixtures for `/ui` in Chromium: on the real gateway with engine stubs, and on the started platform."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""The page `/docs` in a real browser: it describes every operation, asks no other host, and sends requests."""
+"""The page `/docs` in a real browser: it describes every operation, contacts no other host, and sends requests."""
 
 from playwright.async_api import Browser, expect
 

@@ -1,4 +1,4 @@
-"""`gearbox chat` as a person uses it: in a terminal, typing."""
+"""`gearbox chat` used interactively in a terminal."""
 
 import os
 import pty

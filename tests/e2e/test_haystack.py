@@ -1,4 +1,4 @@
-"""Other people's code on the platform, unchanged: Haystack with the platform's own pipeline, LangChain, OpenAI's embeddings."""
+"""Third-party clients on the platform, unmodified: Haystack with the platform's own pipeline, LangChain, OpenAI's embeddings."""
 
 import asyncio
 import base64

@@ -1,6 +1,6 @@
-"""LangChain's own tests of a chat model, as its partners run them, on `full` and `int8`.
+"""LangChain's standard tests of chat model integrations, on `full` and `int8`.
 
-`REASONS` lists what a model of 135M parameters, or the platform, does not do. Those run too: what passes only sometimes may do either.
+`REASONS` lists what a model of 135M parameters, or the platform, cannot do. These tests run too, and may pass or fail.
 """
 
 from typing import Any

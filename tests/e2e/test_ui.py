@@ -1,4 +1,4 @@
-"""The page `/ui` does what it is for: on the gateway with engine stubs, and on the started platform."""
+"""The functions of the page `/ui`: on the gateway with engine stubs, and on the started platform."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""The page `/ui` when things go wrong or are odd: what only engine stubs do at will."""
+"""The page `/ui` with failures and unusual answers, which engine stubs produce on demand."""
 
 import asyncio
 import re

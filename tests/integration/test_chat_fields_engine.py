@@ -1,4 +1,4 @@
-"""The engine itself takes and refuses what the gateway says that it does, where it answers without one."""
+"""The real engine accepts and rejects the same chat fields as the gateway, when the gateway answers without an engine."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A configuration that is wrong: one clear line, exit code 2, nothing started."""
+"""An invalid configuration: one clear line, exit code 2, nothing started."""
 
 import time
 from pathlib import Path

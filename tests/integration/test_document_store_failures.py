@@ -1,4 +1,4 @@
-"""The document store's server and the retrieval replica, really killed, while clients search, chat and index."""
+"""Failures of the document store's server and the retrieval replica, killed while clients search, chat and index."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Documents of the started platform: indexed by the command, asked for over HTTP, never another tenant's."""
+"""Documents on the started platform: indexed by the command, searched over HTTP, isolated between tenants."""
 
 import asyncio
 import base64

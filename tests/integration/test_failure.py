@@ -1,4 +1,4 @@
-"""What happens when clients leave, engines die and everything is full. Real engines, really killed."""
+"""Client disconnects, engine failures and overload, with real engines that are killed."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Grounded answers of the real model: beside what it says alone, streamed, cancelled, inside a budget."""
+"""Grounded answers of the real model: compared with ungrounded ones, streamed, cancelled, within a budget."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A real Prometheus on the platform under load: every query of every dashboard and rule has an answer, parts join, times lead to traces."""
+"""A real Prometheus on the platform under load: every query of every dashboard and rule returns data, joins match, exemplars lead to traces."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""What the platform tells about itself: metrics, targets, health, and the commands that show it."""
+"""Observability of the platform: metrics, scrape targets, health, and the commands that show them."""
 
 import re
 import subprocess

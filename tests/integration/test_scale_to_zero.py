@@ -1,4 +1,4 @@
-"""A variant that starts from zero behind two gateways, on a platform of its own."""
+"""Scale-to-zero: a variant that starts from zero replicas behind two gateways, on a separate platform."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The document store on the real PostgreSQL: isolation, whole documents or none, recovery from a killed server."""
+"""The document store on the real PostgreSQL: isolation, atomic document writes, recovery from a killed server."""
 
 import asyncio
 import os

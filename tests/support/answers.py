@@ -1,4 +1,4 @@
-"""What clients ask of the gateway, and reading its answers as they do, with everything that must be true of each."""
+"""Chat requests to the gateway, and parsers of its answers that check what must hold for every answer."""
 
 import json
 
@@ -42,7 +42,7 @@ def gearbox_of(response: httpx.Response, stream: bool) -> dict:
 
 
 def error_of(response: httpx.Response, status: int) -> dict:
-    """The error of an answer that must be one, in OpenAI's shape."""
+    """The error object of an answer that must be an error in OpenAI's format."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     document = response.json()

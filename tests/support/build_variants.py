@@ -1,4 +1,4 @@
-"""Builds what the tests' platforms serve, so that none of them waits for it: `python -m tests.support.build_variants`."""
+"""Build the variants of the tests' platforms in advance: `python -m tests.support.build_variants`."""
 
 import signal
 import sys
@@ -11,7 +11,7 @@ from deployments.cli import main
 from tests.support.platform import local_settings
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("the build was stopped"))  # and what it started ends with it
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("the build was stopped"))  # so that its subprocesses end too
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "platform.yaml"
         config.write_text(yaml.safe_dump(local_settings()))

@@ -1,4 +1,4 @@
-"""Fields of chat completions that an engine takes and that it refuses: `tests/integration/test_chat_fields_engine.py` asks it."""
+"""Chat completion bodies that the engine accepts and rejects: `tests/integration/test_chat_fields_engine.py` sends them."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "argumen
 
 
 def said(*earlier: Any) -> dict[str, Any]:
-    """A conversation that begins so and ends with a question."""
+    """A conversation with these first messages that ends with a question."""
     return {"messages": [*earlier, {"role": "user", "content": "What is 2 + 2?"}]}
 
 
@@ -41,7 +41,7 @@ TAKEN: list[dict[str, Any]] = [
     said({"role": "assistant", "content": None}), said({"role": "user", "content": ""}),
 ]  # fmt: skip
 
-#: With the field that an error names.
+#: Rejected bodies, with the `param` of the error.
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"n": 0}, "n"), ({"n": -1}, "n"), ({"n": 1.5}, "n"), ({"n": "many"}, "n"), ({"n": []}, "n"),
     ({"stop": 5}, "stop"), ({"stop": ""}, "stop"), ({"stop": [1]}, "stop[0]"), ({"stop": ["a", ""]}, "stop[1]"),
@@ -76,7 +76,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (said({"role": "assistant", "tool_calls": [{"id": "c1"}]}), "messages[0].tool_calls[0].function"),
 ]  # fmt: skip
 
-#: What this engine takes, or finds only when it words the prompt, and OpenAI's API refuses.
+#: Bodies that OpenAI's API rejects, but this engine accepts, or rejects only when it renders the prompt.
 REFUSED_ELSEWHERE: list[tuple[dict[str, Any], str]] = [
     ({"n": 129}, "n"),
     ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),

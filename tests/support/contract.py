@@ -1,4 +1,4 @@
-"""The names of metrics and labels that docs/reference/metrics.md lists, and which of a query's are not among them."""
+"""Check the metric and label names in queries against docs/reference/metrics.md."""
 
 import re
 from functools import cache
@@ -10,7 +10,7 @@ from docs.generate import metric_labels
 
 ROOT = Path(__file__).parents[2]
 EVERYWHERE = {"model", "job", "instance", "le"}
-FOREIGN = {  # of vLLM and Ray Serve; the labels are those that targets and relabelling add
+FOREIGN = {  # metrics of vLLM and Ray Serve; the labels are those added by targets and relabelling
     r"vllm:\w+": {"variant", "component", "model_name", "engine"},
     r"ray_serve_\w+": {"variant", "component", "application", "deployment", "replica"},
     r"up": set(),
@@ -26,7 +26,7 @@ def contract() -> dict[str, set[str]]:
 
 @cache
 def recorded() -> dict[str, set[str]]:
-    """Labels by name of the recording rules, as their names' first part says."""
+    """Labels of each recording rule, from the first part of its name."""
     groups = yaml.safe_load((ROOT / "helm/gearbox/rules/recording.yaml").read_text())["groups"]
     names = [rule["record"] for group in groups for rule in group["rules"]]
     return {name: set(name.split(":")[0].split("_")) for name in names}
@@ -42,7 +42,7 @@ def metrics_of(expr: str) -> list[str]:
 
 
 def unknown_names(expr: str) -> list[str]:
-    """Metrics that nobody promises, and labels that none of the query's metrics has."""
+    """Undocumented metrics, and labels that none of the query's metrics has."""
     unknown, labels = [], set(EVERYWHERE)
     for metric in metrics_of(expr):
         known = _labels(metric)

@@ -1,4 +1,4 @@
-"""A small HTTP server that answers like one vLLM replica, well or badly."""
+"""Stub of a vLLM replica: a small HTTP server with configurable answers and failures."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-ANSWER = ["You", " said", ":", " "]  # then the prompt's own words, so that every client can tell its answer
+ANSWER = ["You", " said", ":", " "]  # then the words of the prompt, so that every client can recognise its answer
 CONTEXT_ERROR = (
     "This model's maximum context length is 2048 tokens. However, your prompt contains 3000 input tokens, which exceeds "
     "this limit even without any output tokens. Please reduce the length of the input prompt. (parameter=input_tokens, "
@@ -15,13 +15,13 @@ CONTEXT_ERROR = (
 OUTPUT_ERROR = (
     "max_tokens=5000 cannot be greater than max_model_len=max_total_tokens=2048. Please request fewer output tokens."
 )
-#: Ways in which an engine fails before it said anything: the request may go elsewhere.
+#: Failures before the first token: the request may be retried at another variant.
 FAILURES = ["die", "500"]
 STREAM_FAILURES = [*FAILURES, "die before the first token", "error event first"]
 
 
 class EngineStub:
-    """`behaviour` says how the next requests are answered; `requests` holds what arrived."""
+    """`behaviour` sets how the next requests are answered; `requests` records the received ones."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -31,15 +31,15 @@ class EngineStub:
     def reset(self) -> None:
         self.behaviour = "answer"
         self.running = 0
-        self.cancelled = 0  # answers whose reader left
+        self.cancelled = 0  # answers whose client disconnected
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.hold = asyncio.Event()  # "hold" waits for it between two tokens
         self.error = "something in the engine broke"
-        self.max_prompt_chars: int | None = None  # of a chat's last message; beyond it the context is too short
+        self.max_prompt_chars: int | None = None  # of a chat's last message; above it, the context is exceeded
         self.generation_time_ms = 0.5
-        self.ending: dict[str, Any] = {"finish_reason": "stop"}  # of every choice, with `stop_reason`
-        self.calls: list[dict[str, Any]] = []  # of functions, instead of a text
+        self.ending: dict[str, Any] = {"finish_reason": "stop"}  # last fields of every choice, such as `stop_reason`
+        self.calls: list[dict[str, Any]] = []  # tool calls, instead of a text
 
     async def start(self) -> None:
         app = web.Application(client_max_size=64 << 20)
@@ -124,7 +124,7 @@ class EngineStub:
             await asyncio.sleep(0)
             match self.behaviour:
                 case "die mid-stream" if "said" in json.dumps(chunk):
-                    await asyncio.sleep(0.02)  # the gateway has sent on what came so far
+                    await asyncio.sleep(0.02)  # the gateway has forwarded everything so far
                     return _abort(request, response)
                 case "error event mid-stream" if "said" in json.dumps(chunk):
                     await asyncio.sleep(0.02)
@@ -160,7 +160,7 @@ class EngineStub:
         }
 
     def _chunks(self, words: list[str], chat: bool, n: int) -> list[dict[str, Any]]:
-        """The choices take turns."""
+        """Chunks of all choices, interleaved."""
         pieces = [*words[:4], words[4], *(f" {word}" for word in words[5:])]
         if chat:
             said = [{"content": piece} for piece in pieces] if not self.calls else [{"tool_calls": self.calls}]

@@ -31,7 +31,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 class Replicas:
-    """Each variant's replicas, the first of which is taken; a variant without an entry has none."""
+    """Replica directory: a variant's first replica is chosen; a variant without an entry has none."""
 
     def __init__(self, urls: dict[str, str]) -> None:
         self.by_variant = {variant: [url] for variant, url in urls.items()}
@@ -47,7 +47,7 @@ class Replicas:
 
 
 class NoRetrieval:
-    """The retrieval of a deployment that has none."""
+    """Retrieval client of a deployment without retrieval."""
 
     async def call(self, method: str, **arguments: Any) -> Any:
         raise AssertionError("nothing may be asked of it")
@@ -55,7 +55,7 @@ class NoRetrieval:
 
 @dataclass
 class Started:
-    """A running gateway and everything a test wants to look at."""
+    """A running gateway, with everything that tests inspect."""
 
     app: Gateway
     url: str
@@ -65,7 +65,7 @@ class Started:
     engines: dict[str, EngineStub]
     replicas: Replicas
     metrics: Metrics
-    finish: Callable[[], None]  # waits until every request is accounted for, which is after its last byte was sent
+    finish: Callable[[], None]  # waits until every request is recorded, which happens after its last byte was sent
 
     def post(self, path: str, body: object, headers: Mapping[str, str] | None = None) -> httpx.Response:
         response = self.http.post(path, json=body, headers=headers)
@@ -82,7 +82,7 @@ class Started:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, http_client=self.http, max_retries=0)
 
     def sample(self, name: str, **labels: str) -> float:
-        """The sum of all series of that name with these labels, whatever others they have."""
+        """The sum of all series of that name with these labels, and any others."""
         return sum(
             sample.value
             for family in self.metrics.registry.restricted_registry([name]).collect()
@@ -91,7 +91,7 @@ class Started:
         )
 
     def series(self) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
-        """Every series there is, without its value."""
+        """All series, without values."""
         self.finish()
         return {
             (sample.name, tuple(sorted(sample.labels.items())))
@@ -103,7 +103,7 @@ class Started:
         return {name: len(engine.requests) for name, engine in self.engines.items() if engine.requests}
 
     def settle(self) -> None:
-        """Wait for every request to end; fails when something stays in flight."""
+        """Wait for every request to end; fail if one stays in flight."""
         self.finish()
         assert not {name: v.live.in_flight for name, v in self.variants.items() if v.live.in_flight}
         for name in self.variants:
@@ -114,7 +114,7 @@ Start = Callable[..., Started]
 
 
 class GatewayServer:
-    """One uvicorn for the whole session; each test's gateway takes its place behind it."""
+    """One uvicorn for the whole session; each test installs its gateway as the application."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

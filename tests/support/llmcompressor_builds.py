@@ -1,4 +1,4 @@
-"""Run by the compression environment's interpreter: builds variants of a tiny model in FOLDER, reports facts as JSON lines.
+"""Build variants of a tiny model in FOLDER, with the compression environment's interpreter; print facts as JSON lines.
 
 python -m tests.support.llmcompressor_builds FOLDER
 """

@@ -1,4 +1,4 @@
-"""A started platform as tests see it: its clients, its command, its engines."""
+"""A started platform for tests: its clients, its command, its engines."""
 
 import os
 import re
@@ -44,11 +44,11 @@ class Platform:
         return gearbox(*arguments, state_dir=self.state_dir, **options)
 
     def client(self, tenant: str = "alice", **options: object) -> openai.OpenAI:
-        """The real SDK, told nothing but the address and a key. Does not retry, so that errors are seen."""
+        """The real SDK with only address and key. Does not retry, so that errors are visible."""
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEYS[tenant]["key"], max_retries=0, **options)
 
     def async_client(self, tenant: str = "alice") -> openai.AsyncOpenAI:
-        """The same, asynchronous."""
+        """The asynchronous SDK client."""
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEYS[tenant]["key"], max_retries=0)
 
     def http(self, tenant: str = "alice") -> httpx.Client:
@@ -57,15 +57,15 @@ class Platform:
 
     def targets(self) -> dict[str, list[str]]:
         """Addresses of each variant's engines, as Prometheus discovers them."""
-        found: dict[str, list[str]] = {}
+        addresses: dict[str, list[str]] = {}
         for group in httpx.get(f"{self.metrics_url}/targets", timeout=10).json():
             if group["labels"]["component"] == "engine":
-                found.setdefault(group["labels"]["variant"], []).extend(group["targets"])
-        return found
+                addresses.setdefault(group["labels"]["variant"], []).extend(group["targets"])
+        return addresses
 
     def running_in_engine(self, variant: str) -> float:
         """The engine's own count of requests it is generating for."""
-        return sum(self.engine_metric(variant, f"vllm:num_requests_{what}") for what in ("running", "waiting"))
+        return sum(self.engine_metric(variant, f"vllm:num_requests_{state}") for state in ("running", "waiting"))
 
     def engine_metric(self, variant: str, name: str) -> float:
         """The sum of a metric over a variant's engines."""
@@ -75,7 +75,7 @@ class Platform:
 
 @contextmanager
 def started(settings: dict[str, Any], folder: Path) -> Iterator[Platform]:
-    """A platform with these settings, started and stopped by the real command; its files go into `folder`."""
+    """Start a platform with these settings by the real command, and stop it; its files are in `folder`."""
     config, state_dir = folder / "platform.yaml", folder / "state"
     config.write_text(yaml.safe_dump(settings))
     server = settings["server"]
@@ -94,7 +94,7 @@ def started(settings: dict[str, Any], folder: Path) -> Iterator[Platform]:
 
 
 def local_settings() -> dict[str, Any]:
-    """What `make up` starts, but with a student that was trained for a minute."""
+    """Settings of `make up`, but with a student that was trained for a minute."""
     settings: dict[str, Any] = yaml.safe_load((ROOT / "deployments/local.yaml").read_text())
     for variant in settings["variants"]:
         if variant["name"] == "distilled":
@@ -103,7 +103,7 @@ def local_settings() -> dict[str, Any]:
 
 
 def gearbox(*arguments: str, state_dir: Path, timeout: float = 120, **env: str) -> "subprocess.CompletedProcess[str]":
-    """Run the `gearbox` command with a state folder of its own."""
+    """Run the `gearbox` command with a separate state folder."""
     environment = {**os.environ, "GEARBOX_STATE_DIR": str(state_dir), "COLUMNS": "160", **env}
     command = [str(Path(sys.executable).with_name("gearbox")), *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
@@ -122,7 +122,7 @@ def gateway_processes(platform: Platform) -> list[psutil.Process]:
 
 
 def engine_processes(platform: Platform, variant: str) -> list[psutil.Process]:
-    """The processes of a variant's replica: the Serve replica itself and what it started."""
+    """The processes of a variant's replica: the Serve replica and its child processes."""
     state = load_state(platform.state_dir)
     assert state is not None
     replicas = [p for p in processes_of(state.run_id) if f"engine:{variant}" in " ".join(p.cmdline())]

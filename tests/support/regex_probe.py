@@ -1,8 +1,8 @@
-"""Finds every regular expression of a package, and tells which take more than linear time.
+"""Find every regular expression of a package, and those that take more than linear time.
 
 `collect` sees each call of `re` in the source, and each pattern that importing the package compiles; what it could not
-see is an offence, so that no pattern escapes. `slowness` builds strings from a pattern itself, the ones on which
-backtracking repeats its work, and measures CPU time. Run as a program in a process of its own: `python -m
+see is reported, so that no pattern is missed. `slowness` builds strings from a pattern itself, the ones on which
+backtracking repeats work, and measures CPU time. Run as a program in a process of its own: `python -m
 tests.support.regex_probe ROOT PACKAGE...`, or with patterns as JSON on its standard input.
 """
 
@@ -25,12 +25,13 @@ from re import _parser as parser  # type: ignore[attr-defined]
 from types import FrameType
 from typing import Any
 
-HEAVY = ("torch", "ray", "vllm", "transformers")  # not to be imported: patterns of modules that need them are read
-CHARS = (3_000, 12_000)  # of the strings: all of the first size, and those that took long of the second; see `slowness`
+# Not imported: patterns of modules that need them are read from the source.
+HEAVY = ("torch", "ray", "vllm", "transformers")
+CHARS = (3_000, 12_000)  # string sizes: all strings in the first, the slow ones in the second; see `slowness`
 LONG_S = 0.0015  # CPU seconds for the first size above which a string is measured again
 MAX_GROWTH = 9.0  # of CPU time from the first size to the second: 4 when linear, 16 when quadratic
 LIMIT_S = 0.3  # CPU seconds for one string
-STRINGS = 80  # of what one pattern repeats
+STRINGS = 80  # maximum number of strings for one pattern
 
 _SCANS = ("findall", "finditer", "split", "sub", "subn")
 _METHODS = frozenset({"match", "fullmatch", "search", *_SCANS})
@@ -40,7 +41,7 @@ _HARMLESS = ("escape", "Pattern", "Match", "error", "purge")  # of the module `r
 
 @dataclass(slots=True, frozen=True)
 class Found:
-    """One pattern, and the methods by which text is held against it."""
+    """One pattern, and the methods that match text against it."""
 
     where: str
     pattern: str
@@ -77,11 +78,11 @@ class _Module:
             yield (node := self.parents[node])
 
 
-_Read = Mapping[str, Sequence[tuple[_Module, ast.AST]]]  # where each name is read
+_Read = Mapping[str, Sequence[tuple[_Module, ast.AST]]]  # uses of each name
 
 
 def collect(root: Path, packages: Sequence[str]) -> tuple[list[Found], list[str]]:
-    """The patterns of `packages` in `root`, and what hides one. Imports those with patterns that need none of `HEAVY`."""
+    """The patterns of `packages` in `root`, and the code that may hide one. Imports modules with patterns that need none of `HEAVY`."""
     paths = [path for package in packages for path in sorted((root / package).rglob("*.py"))]
     modules = [_Module(path, ast.parse(path.read_text())) for path in paths]
     names = _names(modules)
@@ -127,7 +128,7 @@ def collect(root: Path, packages: Sequence[str]) -> tuple[list[Found], list[str]
 
 
 def _import(root: Path, paths: Sequence[Path]) -> tuple[list[_Compiled], set[Path]]:
-    """Import modules; what is compiled meanwhile, and the modules that could be imported."""
+    """Import modules; return the patterns compiled meanwhile, and the modules that could be imported."""
     compiled: list[_Compiled] = []
     inner = re._compile  # type: ignore[attr-defined]
 
@@ -168,7 +169,7 @@ def _re_attribute(node: ast.AST) -> str | None:
 
 
 def _hiding(module: _Module, node: ast.AST) -> Iterator[str]:
-    """Why patterns could escape at `node`."""
+    """Why patterns at `node` could be missed."""
     if isinstance(node, ast.ImportFrom) and node.module in ("re", "regex", "re2"):
         yield f"imports from {node.module}: import re, so that patterns are seen"
     if isinstance(node, ast.Import):
@@ -186,21 +187,21 @@ def _hiding(module: _Module, node: ast.AST) -> Iterator[str]:
 
 def _constant(call: ast.Call) -> str | None:
     keyword = next((keyword.value for keyword in call.keywords if keyword.arg == "pattern"), None)
-    given = call.args[0] if call.args else keyword
-    if isinstance(given, ast.Constant) and isinstance(given.value, str | bytes):
-        return given.value if isinstance(given.value, str) else given.value.decode("latin-1")
+    value = call.args[0] if call.args else keyword
+    if isinstance(value, ast.Constant) and isinstance(value.value, str | bytes):
+        return value.value if isinstance(value.value, str) else value.value.decode("latin-1")
     return None
 
 
 def _flags(call: ast.Call) -> int | None:
     """The flags of a call of `re`; None where they are not made of constants of `re`."""
     position = {"compile": 1, "sub": 4, "subn": 4, "split": 3}.get(str(_re_attribute(call.func)), 2)
-    given = next((keyword.value for keyword in call.keywords if keyword.arg == "flags"), None)
-    if given is None and len(call.args) > position:
-        given = call.args[position]
-    if given is None:
+    value = next((keyword.value for keyword in call.keywords if keyword.arg == "flags"), None)
+    if value is None and len(call.args) > position:
+        value = call.args[position]
+    if value is None:
         return 0
-    names = given
+    names = value
     flags = 0
     while isinstance(names, ast.BinOp):
         flags |= getattr(re, _re_attribute(names.right) or "", 0)
@@ -210,26 +211,26 @@ def _flags(call: ast.Call) -> int | None:
 
 
 def _names(modules: Sequence[_Module]) -> _Read:
-    """Where each name is read: as itself, as an attribute, or imported."""
-    found: dict[str, list[tuple[_Module, ast.AST]]] = {}
+    """Uses of each name: as a variable, as an attribute, or imported."""
+    uses: dict[str, list[tuple[_Module, ast.AST]]] = {}
     for module in modules:
         for node in module.parents:
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
-                found.setdefault(node.id, []).append((module, node))
+                uses.setdefault(node.id, []).append((module, node))
             elif isinstance(node, ast.Attribute):
-                found.setdefault(node.attr, []).append((module, node))
+                uses.setdefault(node.attr, []).append((module, node))
             elif isinstance(node, ast.alias):
-                found.setdefault(node.name, []).append((module, node))
-    return found
+                uses.setdefault(node.name, []).append((module, node))
+    return uses
 
 
 def _is_escaped(call: ast.Call) -> bool:
-    """Whether the pattern is one of `re.escape`, and so a text that is searched for as it is."""
+    """Whether the pattern is the result of `re.escape`, and so a literal text."""
     return bool(call.args) and isinstance(call.args[0], ast.Call) and _re_attribute(call.args[0].func) == "escape"
 
 
 def _runs_at_import(read: _Read, module: _Module, node: ast.AST) -> bool:
-    """Whether `node` runs only while its module is imported: at its top, or in a function that is called only there."""
+    """Whether `node` runs only while its module is imported: at module level, or in a function called only there."""
     inside = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
     functions = [one for one in module.above(node) if isinstance(one, inside)]
     if not functions:
@@ -251,7 +252,7 @@ def _runs_at_import(read: _Read, module: _Module, node: ast.AST) -> bool:
 
 
 def _methods(read: _Read, module: _Module, call: ast.Call) -> tuple[str, ...]:
-    """How text is held against the pattern of `call`: what is done with the name it is given. All ways if in doubt."""
+    """The methods that match text against the pattern of `call`: those used on the name assigned to it. All methods if in doubt."""
     name = _re_attribute(call.func)
     if name != "compile":
         return (str(name),)
@@ -271,7 +272,7 @@ def _methods(read: _Read, module: _Module, call: ast.Call) -> tuple[str, ...]:
 
 
 def _used(module: _Module, node: ast.AST) -> frozenset[str]:
-    """The methods that are used of the pattern, or of the patterns in the container, that `node` is."""
+    """The methods used on `node`, a pattern or a container of patterns."""
     parent = module.parents[node]
     if isinstance(parent, ast.Attribute):
         return frozenset({parent.attr} & _METHODS)
@@ -284,16 +285,16 @@ def _used(module: _Module, node: ast.AST) -> frozenset[str]:
     return _METHODS
 
 
-# --- strings on which a pattern repeats its work
+# --- strings on which a pattern backtracks
 
 
 class _Pumps:
-    """Pieces of which texts are made: of whole matches the beginnings, and what the pattern itself repeats."""
+    """Pieces of texts: prefixes of whole matches, and what the pattern itself repeats."""
 
     def __init__(self, pattern: str, flags: int) -> None:
         self._random = random.Random(repr(pattern))
         self._letters = "a1 -,.'\"`(/\n:[é!\t_A$=?*#<&{"
-        self.repeated: dict[tuple[str, str], None] = {}  # what may come before, and the piece
+        self.repeated: dict[tuple[str, str], None] = {}  # (what may precede the piece, the piece)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = parser.parse(pattern, flags)
@@ -312,11 +313,11 @@ class _Pumps:
             self.repeated[before, pump] = None
 
     def _walk(self, tree: Iterable[Any], before: list[str]) -> None:
-        """Add the pieces of each repeat; `before` is what the pattern may have matched so far."""
+        """Add the pieces of each repeat; `before` is a text that the pattern may have matched before it."""
         for op, argument in tree:
             if op in (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT):
-                _, most, body = argument
-                if most > 20:
+                _, max_repeats, body = argument
+                if max_repeats > 20:
                     pieces = self.samples(body)
                     for piece in pieces:
                         for start in dict.fromkeys([before[0], before[-1], ""]):
@@ -370,11 +371,11 @@ class _Pumps:
         if op is ops.ATOMIC_GROUP:
             return self.samples(argument)
         if op in (ops.MAX_REPEAT, ops.MIN_REPEAT, ops.POSSESSIVE_REPEAT):
-            least, most, body = argument
+            min_repeats, max_repeats, body = argument
             once = self.samples(body, 12)
-            found = [piece * least for piece in once[:1]] if least != 1 else once
-            if most > least:
-                found = [*found, *(piece * (least + 1) for piece in once)]
+            found = [piece * min_repeats for piece in once[:1]] if min_repeats != 1 else once
+            if max_repeats > min_repeats:
+                found = [*found, *(piece * (min_repeats + 1) for piece in once)]
             return list(dict.fromkeys(found))
         return [""]  # an assertion, or a group that was matched before
 
@@ -403,18 +404,21 @@ _ESCAPES = {
 }  # fmt: skip
 
 
-_ENDS = ("\x00", "\n\x00~x", "", "\n")  # what most classes lack, the same after a line's end, and what may succeed
+# Characters that most classes lack, also after a line's end, and endings that may match.
+_ENDS = ("\x00", "\n\x00~x", "", "\n")
 
 
 def strings(pattern: str, flags: int) -> list[tuple[str, str, str]]:
-    """Beginnings, pieces to be repeated, and endings that are likely to fail; at most `STRINGS`, and what is begun again."""
+    """Prefixes, pieces to repeat, and endings that are likely to fail; at most `STRINGS`, and restarted pieces."""
     pumps = _Pumps(pattern, flags)
-    found = [(before, pump, after) for before, pump in pumps.repeated for after in _ENDS]
-    if len(found) > STRINGS:
-        random.Random(repr(pattern)).shuffle(found)
-        found.sort(key=lambda one: _ENDS.index(one[2]) // 2)  # what is likely to fail comes first
-        found = found[: STRINGS // 2] + random.Random(repr(pattern)).sample(found[STRINGS // 2 :], STRINGS // 2)
-    return [("", piece, _ENDS[1]) for piece in pumps.begun] + found
+    candidates = [(before, pump, after) for before, pump in pumps.repeated for after in _ENDS]
+    if len(candidates) > STRINGS:
+        random.Random(repr(pattern)).shuffle(candidates)
+        candidates.sort(key=lambda one: _ENDS.index(one[2]) // 2)  # endings that are likely to fail come first
+        candidates = candidates[: STRINGS // 2] + random.Random(repr(pattern)).sample(
+            candidates[STRINGS // 2 :], STRINGS // 2
+        )
+    return [("", piece, _ENDS[1]) for piece in pumps.begun] + candidates
 
 
 # --- time
@@ -425,28 +429,30 @@ class _TooLongError(Exception):
 
 
 def slowness(one: Found) -> str | None:
-    """What makes the pattern take more than linear time; None when nothing was found that does."""
+    """A string on which the pattern takes more than linear time; None if none was found."""
     compiled = re.compile(one.pattern, one.flags & ~re.UNICODE | 0)
-    made = strings(one.pattern, one.flags)
+    candidates = strings(one.pattern, one.flags)
     for method in dict.fromkeys("finditer" if name in _SCANS else name for name in one.methods):
         use = _use(getattr(compiled, method))
-        for before, pump, after in made:
-            said = f"{one.where} {one.pattern[:70]!r} .{method} on {before[:40]!r} + {pump[:40]!r} * n + {after!r}"
-            # of a long piece that is begun again and again there are fewer in a text
+        for before, pump, after in candidates:
+            description = (
+                f"{one.where} {one.pattern[:70]!r} .{method} on {before[:40]!r} + {pump[:40]!r} * n + {after!r}"
+            )
+            # a long repeated piece fits fewer times into a text
             scale = 1 if before else math.isqrt(len(pump))
             small, large = (before + pump * (chars * scale // len(pump) + 1) + after for chars in CHARS)
             try:
                 if _cpu_s(use, small, 1) < LONG_S:
                     continue
                 first = _cpu_s(use, small, 3)
-                # what else the machine does makes it longer now and then, and never shorter
+                # other load on the machine sometimes makes it longer, never shorter
                 if all((second := _cpu_s(use, large, 1)) > MAX_GROWTH * max(first, LONG_S / 3) for _ in range(2)):
                     times = (
                         f"{first * 1000:.1f} ms for {len(small)} characters, {second * 1000:.1f} ms for {len(large)}"
                     )
-                    return f"{said}: {times}"
+                    return f"{description}: {times}"
             except _TooLongError:
-                return f"{said}: did not end within {LIMIT_S} s"
+                return f"{description}: did not end within {LIMIT_S} s"
     return None
 
 
@@ -464,7 +470,7 @@ def _cpu_s(use: Callable[[str], None], text: str, times: int) -> float:
     best = float("inf")
     for _ in range(times):
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
-        began = time.thread_time()  # of the process, it moves in ticks while the timer runs
+        began = time.thread_time()  # not process_time, which advances in ticks while the timer runs
         try:
             use(text)
         finally:
@@ -478,7 +484,7 @@ def _stop(*_: object) -> None:
 
 
 def main() -> None:
-    """Write as JSON how many patterns there are, which are slow, and what hides some."""
+    """Write as JSON the number of patterns, the slow ones, and the code that may hide some."""
     signal.signal(signal.SIGPROF, _stop)
     if sys.argv[1:]:
         found, offences = collect(Path(sys.argv[1]).resolve(), sys.argv[2:])
@@ -487,7 +493,7 @@ def main() -> None:
         offences = []
     slow = []
     for one in found:
-        sys.stderr.write(f"{one.where} {one.pattern[:70]!r}\n")  # the last is the one that hangs
+        sys.stderr.write(f"{one.where} {one.pattern[:70]!r}\n")  # the last line names a pattern that hangs
         if said := slowness(one):
             slow.append(said)
     patterns = [[one.where, one.pattern, one.methods] for one in found]

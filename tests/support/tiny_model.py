@@ -1,4 +1,4 @@
-"""A random Llama of a few thousand parameters with a tokenizer and text, for tests of what builds variants."""
+"""A random Llama of a few thousand parameters with a tokenizer and text, for tests that build variants."""
 
 import random
 from pathlib import Path
@@ -7,7 +7,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "
 
 
 def write_text(file: Path) -> Path:
-    """Documents of 200 words out of 100, the low ones far more often."""
+    """Documents of 200 words from a vocabulary of 100, low numbers far more frequent."""
     generator = random.Random(0)
     words = [f"w{i}" for i in range(100)]
     weights = [1 / (i + 1) for i in range(100)]
@@ -16,7 +16,7 @@ def write_text(file: Path) -> Path:
 
 
 def write_model(folder: Path, layers: int = 4, **sizes: int) -> Path:
-    """A model source: one token a word, `layers` layers."""
+    """Write a model source: one token per word, `layers` layers."""
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -34,7 +34,7 @@ def write_model(folder: Path, layers: int = 4, **sizes: int) -> Path:
 
 
 def build_full(source: Path, out: Path, text: Path) -> Path:
-    """The variant `full` of the model source."""
+    """Build the variant `full` of the model source."""
     from compression.build.variant import build
     from compression.recipe.schema import Recipe
 

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector that keeps the traces it is sent by OTLP/HTTP."""
+"""OpenTelemetry collector that keeps the traces it receives by OTLP/HTTP."""
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,7 +8,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector:
-    """Listens on a free loopback port from when it is made."""
+    """Listens on a free loopback port from its creation."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -35,6 +35,6 @@ class Collector:
         return {span.name: span for span in self.spans if span.trace_id.hex() == trace_id}
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()

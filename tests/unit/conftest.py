@@ -1,4 +1,4 @@
-"""Shared parts of the unit tests: a gateway behind a real HTTP server, with small real servers as its engines."""
+"""Fixtures of the unit tests: a gateway behind a real HTTP server, with engine stubs."""
 
 import os
 from collections.abc import Callable, Iterator

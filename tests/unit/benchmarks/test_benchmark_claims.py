@@ -1,4 +1,4 @@
-"""The claims: how aims are judged and rows kept, and that results, rows, tables and docs/reference/claims.md agree."""
+"""Claims: evaluation of aims, updates of rows, and agreement of results, rows, tables and docs/reference/claims.md."""
 
 import json
 import re
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from benchmarks.reporting import claims, tables
-from benchmarks.reporting import results as report
+from benchmarks.reporting import claims, results, tables
 from benchmarks.reporting.claims import Claim, ClaimsError, meets
 from benchmarks.reporting.figures import figure
 
@@ -147,17 +146,17 @@ class TestFigures:
         assert figure("a", "routing", "x", {"median": 2, "min": 2, "max": 2, "n": 1}).low is None
 
     def test_a_result_that_lacks_a_part_is_said(self):
-        result = report.load("decision")
+        result = results.load("decision")
         del result["variants"]["8"]["decide_us"]
         with pytest.raises(ClaimsError, match="'decision'"):
             claims.rows("decision", result, None)
 
     def test_saving_a_result_writes_its_claims(self, tmp_path: Path, monkeypatch):
-        monkeypatch.setattr(report, "RESULTS", tmp_path)
+        monkeypatch.setattr(results, "RESULTS", tmp_path)
         claims.upsert([claim(), claim(id="decision.gone"), claim(id="other.x")], tmp_path)
-        saved = report.load("decision") or json.loads((claims.RESULTS / "decision.json").read_text())
+        saved = results.load("decision") or json.loads((claims.RESULTS / "decision.json").read_text())
         saved["variants"]["8"]["decide_us"] = {"median": 40, "min": 39, "max": 41, "n": 3}
-        report.save("decision", {key: saved[key] for key in ("variants", "aims_us", "shares")})
+        results.save("decision", {key: saved[key] for key in ("variants", "aims_us", "shares")})
         found = {one.id: one for one in claims.read(tmp_path)}
         assert (found["decision.8.decide_us"].measured, found["decision.8.decide_us"].met) == (40, True)
         assert "decision.gone" not in found
@@ -165,7 +164,7 @@ class TestFigures:
 
     def test_a_quick_run_makes_no_claims(self, tmp_path: Path):
         claims.upsert([claim()], tmp_path)
-        quick = {**report.load("decision"), "command": "python -m benchmarks.routing.decision --quick"}
+        quick = {**results.load("decision"), "command": "python -m benchmarks.routing.decision --quick"}
         claims.record("decision", quick, tmp_path)
         assert claims.read(tmp_path) == [claim()]
         (tmp_path / "decision.json").write_text(json.dumps(quick))
@@ -180,8 +179,8 @@ class TestAgreement:
         assert [_facts(one) for one in claims.read()] == sorted(map(_facts, claims.from_results())), RUN
 
     def test_every_row_has_its_result(self):
-        results = {path.stem for path in claims.RESULTS.glob("*.json")}
-        assert {one.source for one in claims.read()} <= results
+        names = {path.stem for path in claims.RESULTS.glob("*.json")}
+        assert {one.source for one in claims.read()} <= names
         assert {name for _, sources in tables.TABLES.values() for name in sources} <= set(claims.FIGURES)
 
     def test_the_page_is_that_of_the_rows(self):
@@ -193,7 +192,7 @@ class TestAgreement:
             assert _strange(text, tables.TABLES[name][1]) == set(), name
 
     def test_a_number_that_nobody_measured_is_found(self):
-        text = tables.variants(report.load("variants"))
+        text = tables.variants(results.load("variants"))
         changed = text.replace("| 17.76 |", "| 17.75 |")
         assert changed != text
         assert _strange(changed, ("variants",)) == {"17.75"}

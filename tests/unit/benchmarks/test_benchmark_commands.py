@@ -1,4 +1,4 @@
-"""How benchmark commands end, and what one of them keeps between its runs."""
+"""Exit codes of benchmark commands on errors and interruption, and resumption of a benchmark."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.compression import large_model as compression_large
+from benchmarks.compression import large_model
 from benchmarks.lib.processes import command
 from tests.support.tiny_model import SIZES, write_model
 
@@ -53,21 +53,21 @@ def test_an_interruption_passes_through_every_with_and_says_what_to_do(number, c
 
 
 def test_another_shape_or_recipe_has_another_place_in_the_cache(monkeypatch):
-    places = {compression_large._digest()}
-    monkeypatch.setitem(compression_large.SHAPE, "num_hidden_layers", 8)
-    places.add(compression_large._digest())
-    monkeypatch.setitem(compression_large.VARIANTS, "pruned", compression_large.VARIANTS["int8"])
-    places.add(compression_large._digest())
+    places = {large_model._digest()}
+    monkeypatch.setitem(large_model.SHAPE, "num_hidden_layers", 8)
+    places.add(large_model._digest())
+    monkeypatch.setitem(large_model.VARIANTS, "pruned", large_model.VARIANTS["int8"])
+    places.add(large_model._digest())
     assert len(places) == 3
 
 
 def test_the_random_model_has_the_shape_and_another_models_tokenizer(tmp_path: Path, monkeypatch):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    monkeypatch.setattr(compression_large, "SHAPE", {**SIZES, "num_hidden_layers": 3})
+    monkeypatch.setattr(large_model, "SHAPE", {**SIZES, "num_hidden_layers": 3})
     tokenizer_of = write_model(tmp_path / "other", layers=1)
     (tmp_path / "source.part").mkdir()  # an interrupted run left it
-    compression_large.random_model(tmp_path / "source", tokenizer_of)
+    large_model.random_model(tmp_path / "source", tokenizer_of)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "source")
     assert (len(model.model.layers), model.config.hidden_size) == (3, SIZES["hidden_size"])
     tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (tokenizer_of, tmp_path / "source")]

@@ -1,4 +1,4 @@
-"""The comparison of losses on a tiny model: what it measures, and that a finished run is not made again."""
+"""The comparison of losses on a tiny model: what it measures, and that a finished run is not repeated."""
 
 import json
 import math

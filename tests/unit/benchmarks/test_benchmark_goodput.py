@@ -1,4 +1,4 @@
-"""The live benchmark of the policies: what it asks, what it takes for an outcome, that all settings get the same."""
+"""The live routing benchmark: its requests, its outcomes, and identical traces for all settings."""
 
 import asyncio
 from types import SimpleNamespace

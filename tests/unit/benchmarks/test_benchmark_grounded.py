@@ -1,4 +1,4 @@
-"""The grounded-answers benchmark: its questions have one right answer, and its judges know it."""
+"""The grounded-answers benchmark: its questions have one right answer, and its grading recognises it."""
 
 import re
 from fractions import Fraction
@@ -7,15 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.reporting import grounding_tables, plots
-from benchmarks.retrieval import grounded_answers as grounded
-from benchmarks.retrieval import questions
+from benchmarks.retrieval import grounded_answers, questions
 from benchmarks.retrieval.answer_grading import computes, declines, names, share, tells
 from benchmarks.retrieval.facts import PRIME_MINISTER, facts, real_facts
 from benchmarks.retrieval.grounded_answers import Answer, Sets, summary
 from benchmarks.retrieval.injections import ORDERS, injected, obeys
 from benchmarks.retrieval.labelled_texts import Entry
 from benchmarks.retrieval.questions import CLASSIC_SUM, CLASSIC_TERM, NO_SUMS, Term, Terms, definition, invented, sums
-from serve.tools import calculator_intent as computation
+from serve.tools import calculator_intent
 
 
 def test_every_fact_is_told_by_its_own_document_only() -> None:
@@ -67,7 +66,7 @@ def test_computations_are_worded_in_many_ways_and_right() -> None:
 def test_what_is_no_computation_is_not_said_twice() -> None:
     assert len(set(NO_SUMS)) == len(NO_SUMS) >= 60
     assert all(re.search(r"\d|dozen", question) for question in NO_SUMS)
-    assert [question for question in NO_SUMS if computation.find_expression(question)] == []
+    assert [question for question in NO_SUMS if calculator_intent.find_expression(question)] == []
 
 
 @pytest.mark.parametrize(
@@ -189,15 +188,15 @@ async def test_a_platform_that_is_always_right_has_the_best_rates(tmp_path, monk
     radix = Term("What is radix?", "The ratio between the weights of adjacent digits.")
     asked = Terms(documents, (radix,), (Term(CLASSIC_TERM),), (Term("What is SQL3?"),), (Term("Who wrote it?"),))
     made = Sets(facts(0, 12), sums(0, 8), NO_SUMS[:9], asked, injected(1))
-    with grounded.Progress(disable=True) as bar:
-        total = made.requests(grounded.PARTS, 3, 3)
+    with grounded_answers.Progress(disable=True) as bar:
+        total = made.requests(grounded_answers.PARTS, 3, 3)
         bar.add_task("", total=total)
-        bench = grounded.Bench(_Platform(made), "model", ("full", "int8", "distilled"), bar)
+        bench = grounded_answers.Bench(_Platform(made), "model", ("full", "int8", "distilled"), bar)
         result = {
-            "facts": await grounded.changing_facts(bench, made.facts),
-            "arithmetic": await grounded.arithmetic(bench, made.sums, made.no_sums),
-            "unanswerable": await grounded.unanswerable(bench, made.terms),
-            "injection": await grounded.injection(bench, made.injected, naive=True),
+            "facts": await grounded_answers.changing_facts(bench, made.facts),
+            "arithmetic": await grounded_answers.arithmetic(bench, made.sums, made.no_sums),
+            "unanswerable": await grounded_answers.unanswerable(bench, made.terms),
+            "injection": await grounded_answers.injection(bench, made.injected, naive=True),
         }
         assert bar.tasks[0].completed == total
     assert bench.client.collections == {}  # each is gone in the end

@@ -1,4 +1,4 @@
-"""What observing costs: what the stand-ins still do, how the numbers are made, and that stand-ins fit what they replace."""
+"""The telemetry overhead benchmark: behaviour of its gateways, its calculations, and that replaced classes keep their interface."""
 
 import inspect
 import threading
@@ -14,11 +14,10 @@ from benchmarks.lib.load_generator import LoadError
 from benchmarks.lib.metrics_scraper import scraped
 from benchmarks.lib.processes import free_ports
 from benchmarks.reporting import tables
-from benchmarks.systems import paired_gateways as side_by_side
+from benchmarks.systems import paired_gateways
 from benchmarks.systems.handle_transport import HandleEngines
 from benchmarks.systems.uninstrumented_gateway import NoTelemetry, Nothing
-from benchmarks.telemetry import overhead as observing
-from benchmarks.telemetry import overhead_engine as observing_engine
+from benchmarks.telemetry import overhead, overhead_engine
 from serve.config.platform import ObservabilityConfig
 from serve.gateway.auth import hash_key
 from serve.gateway.engine_client import Engines
@@ -68,7 +67,7 @@ def test_nothing_can_be_asked_for_anything():
 
 
 def test_each_gateway_tells_one_thing_more():
-    told = [side_by_side.told(name, "http://c") for name in side_by_side.NAMES]
+    told = [paired_gateways.told(name, "http://c") for name in paired_gateways.NAMES]
     assert [one.log_requests for one in told] == [False, False, True, True]
     assert [one.otlp_endpoint for one in told] == [None, None, None, "http://c"]
     assert told[2] == ObservabilityConfig(), "the default"
@@ -129,11 +128,11 @@ def record(request_us: float, token_us: float, first_ms: float) -> dict:
 
 
 def test_differences_are_within_a_round_and_a_tokens_is_without_the_requests():
-    asked = observing.points(observing.FULL)
+    asked = overhead.points(overhead.FULL)
     tokens = asked["paced"].tokens
     off = [record(500, 200, 1.0), record(700, 210, 2.0)]
     more = [record(600, 200 + 100 / tokens, 1.1), record(800, 213 + 100 / tokens, 2.1)]
-    its = observing.summary({"off": off, "log": more}, asked)["log"]
+    its = overhead.summary({"off": off, "log": more}, asked)["log"]
     assert its["request_us"] == {"median": 100, "min": 100, "max": 100, "n": 2}
     assert (its["token_us"]["min"], its["token_us"]["max"]) == (0, 3)
     assert its["points"]["first"]["added_p50_ms"]["median"] == pytest.approx(0.1)
@@ -142,28 +141,28 @@ def test_differences_are_within_a_round_and_a_tokens_is_without_the_requests():
 
 def test_shares_are_of_a_real_request_and_of_all_cores():
     its = {"request_us": {"median": 380.0}, "token_us": {"median": 2.0}}
-    found = observing.shares(its, 15.0, REAL)
+    found = overhead.shares(its, 15.0, REAL)
     assert found["1"]["added_us"] == 380 + 11 * 2
     assert found["1"]["time"] == pytest.approx(402 / 200_000), "100 ms to the first of 11 tokens, 10 ms to each other"
     assert found["8"]["cpu"] == pytest.approx((402e-6 * 10 + 0.001) / 2), "10 requests/s; 15 ms each 15 s"
-    assert observing.worst(found) == found["8"]["cpu"]
+    assert overhead.worst(found) == found["8"]["cpu"]
 
 
 def test_noise_below_zero_is_no_gain():
-    found = observing.shares({"request_us": {"median": -5.0}, "token_us": {"median": -1.0}}, -3.0, REAL)
-    assert observing.worst(found) == 0
+    found = overhead.shares({"request_us": {"median": -5.0}, "token_us": {"median": -1.0}}, -3.0, REAL)
+    assert overhead.worst(found) == 0
 
 
 @pytest.mark.parametrize(("share", "verdict"), [(0.001, "under 1%"), (0.02, "NOT under 1%")])
 def test_the_verdict_is_the_worst_shares(share: float, verdict: str):
-    systems = observing.summary(
-        {name: [record(500, 200, 1.0)] for name in ("off", "log")}, observing.points(observing.FULL)
+    systems = overhead.summary(
+        {name: [record(500, 200, 1.0)] for name in ("off", "log")}, overhead.points(overhead.FULL)
     )
     systems["traces"] = {**systems["log"], "traces_arrived": {"median": 1.0, "min": 0.5}}
     rows = {"1": {"time": 0.0001, "cpu": share}}
     scrapes = {name: {"cpu_ms": {"median": 5.0}} for name in ("log", "traces")}
     result = {"systems": systems, "scrapes": scrapes, "aim": 0.01, "real": {"log": rows, "traces": rows}}
-    *lines, arrived = observing.told(result).splitlines()
+    *lines, arrived = overhead.told(result).splitlines()
     assert all(line.endswith(verdict) and "computed" in line for line in lines)
     assert "worst round 50.0%" in arrived
 
@@ -175,7 +174,7 @@ def test_on_the_real_engine_rounds_are_paired_too():
         "off": {"1": [row, slow]},
         "traces": {"1": [{**row, "ttft_p50_ms": 101.0}, {**slow, "tokens_per_s": 14.7}]},
     }
-    its = observing_engine.summary(found)["traces"]["1"]
+    its = overhead_engine.summary(found)["traces"]["1"]
     assert (its["added_ttft_ms"]["min"], its["added_ttft_ms"]["max"]) == (0, 1)
     assert its["ratio"]["min"] == pytest.approx(0.98)
 
@@ -185,11 +184,11 @@ def test_a_void_measurement_writes_no_result(monkeypatch, capsys, error):
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr(observing, "measure", fail)
-    monkeypatch.setattr(observing, "save", lambda *_: pytest.fail("written"))
+    monkeypatch.setattr(overhead, "measure", fail)
+    monkeypatch.setattr(overhead, "save", lambda *_: pytest.fail("written"))
     monkeypatch.setattr("sys.argv", ["observing"])
     with pytest.raises(SystemExit):
-        observing.main()
+        overhead.main()
     assert capsys.readouterr().err == "error: status 500\n"
 
 

@@ -1,4 +1,4 @@
-"""The numbers on the pages are those of the committed results."""
+"""The numbers on documentation pages are those of the committed results."""
 
 import re
 

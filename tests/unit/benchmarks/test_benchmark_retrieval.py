@@ -1,4 +1,4 @@
-"""What the retrieval benchmark counts as found, and the vectors it keeps."""
+"""The retrieval benchmark: what counts as a hit, and its cache of vectors."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("haystack")
 pytest.importorskip("lxml")
 
-from benchmarks.retrieval import search_speed as retrieval_speed
+from benchmarks.retrieval import search_speed
 from benchmarks.retrieval.corpora import Cached, Question, triples
 from benchmarks.retrieval.search import first_right, measures
 
@@ -69,5 +69,5 @@ def test_vectors_are_made_once_for_each_text_and_model(tmp_path: Path) -> None:
 
 
 def test_made_up_text_is_of_two_real_ones() -> None:
-    made = retrieval_speed._recombined("one two three four", "five six seven eight")
+    made = search_speed._recombined("one two three four", "five six seven eight")
     assert made == "one two eight"

@@ -1,4 +1,4 @@
-"""How `benchmarks.cluster.startup` takes the time of a start, with a command in the place of `gearbox`."""
+"""`benchmarks.cluster.startup` measures the time of a start, with a stub command in place of `gearbox`."""
 
 import json
 import sys

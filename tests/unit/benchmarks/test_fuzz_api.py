@@ -1,4 +1,4 @@
-"""The gateway under what schemathesis makes of its API description, in short; `python -m benchmarks.api.fuzz_api` is the long run."""
+"""A short run of the API fuzzer on the gateway; `python -m benchmarks.api.fuzz_api` is the long one."""
 
 import pytest
 

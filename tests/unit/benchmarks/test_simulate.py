@@ -1,4 +1,4 @@
-"""The simulator: its engines take the times of the profile, its traces have the rates they say, its policies are the real ones."""
+"""The simulator: its engines have the times of the profile, its traces the stated rates, and its policies are the real ones."""
 
 import itertools
 import random

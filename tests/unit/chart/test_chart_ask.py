@@ -1,4 +1,4 @@
-"""What `helm test` runs, against the real gateway with engine stubs."""
+"""The script of `helm test`, against the real gateway with engine stubs."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What Checkov, which knows nothing of this chart, finds in what it renders: nothing but what is listed here with its reason."""
+"""Checkov's security findings in the rendered chart: none except those listed here with a reason."""
 
 import json
 import os

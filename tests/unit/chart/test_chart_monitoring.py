@@ -1,4 +1,4 @@
-"""What the chart gives to Prometheus and Grafana: everything is scraped once, rules and dashboards are the files'."""
+"""The chart's Prometheus and Grafana objects: every target is scraped once, rules and dashboards equal their files."""
 
 import json
 import subprocess

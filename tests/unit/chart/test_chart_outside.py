@@ -1,4 +1,4 @@
-"""What clients and operators see of the chart: ports, ways in from outside, and notes."""
+"""The chart's external access: service ports, Ingress and HTTPRoute, and notes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Pods have no more rights than they need, nothing reaches them that need not, and no secret is where others read."""
+"""Security of the rendered chart: minimal pod privileges, network policies, and secrets only in Secret objects."""
 
 import json
 from collections.abc import Iterator

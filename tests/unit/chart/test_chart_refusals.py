@@ -1,4 +1,4 @@
-"""Values that cannot work together are refused with what is wrong and what would be right."""
+"""Incompatible chart values are rejected with a message that names the error and its correction."""
 
 from typing import Any
 

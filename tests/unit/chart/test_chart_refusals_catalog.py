@@ -1,4 +1,4 @@
-"""Pools that cannot hold the catalog are refused with what is too small or not there."""
+"""Worker pools that cannot hold the catalog are rejected with a message that names what is too small or missing."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the chart gives to Ray: the Serve configuration, the pools, and what a change of values changes of them."""
+"""The chart's RayService: the Serve configuration, the worker pools, and the effect of changed values on them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Whatever values are given, the chart makes what Kubernetes and the operators take."""
+"""For all values, the rendered objects are valid for Kubernetes and the operators' schemas."""
 
 from collections.abc import Mapping
 from itertools import combinations

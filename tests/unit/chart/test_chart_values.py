@@ -1,4 +1,4 @@
-"""values.yaml, its schema and its table: each value is explained, and what is no value is refused."""
+"""values.yaml, its schema and its table: each value is documented, and unknown values are rejected."""
 
 import functools
 import json

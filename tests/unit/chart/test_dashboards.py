@@ -1,4 +1,4 @@
-"""The dashboards: the chart has what the code makes, and they ask only for what is there."""
+"""The dashboards: the chart's JSON is that of the code, and queries use only documented metrics and labels."""
 
 import json
 import re

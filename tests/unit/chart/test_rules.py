@@ -1,4 +1,4 @@
-"""The rules for Prometheus: sound, documented, and each tried out both ways."""
+"""Prometheus rules: valid, documented, and each tested firing and not firing."""
 
 import re
 import subprocess

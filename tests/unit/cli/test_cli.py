@@ -1,4 +1,4 @@
-"""The client commands against the real gateway, and what the `gearbox` command says when something is wrong."""
+"""The client commands against the real gateway, and the `gearbox` command's error messages."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`gearbox weights`: the step before the engines."""
+"""`gearbox weights`, which builds or fetches weights before the engines start."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""gearbox documents add, list, delete: against a small real server that keeps documents as the platform does."""
+"""`gearbox documents` add, list and delete, against a small HTTP server that stores documents like the platform."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deployments.cli import app
-from serve.cli import documents as indexing
+from serve.cli import documents
 
 PAGE = b"<html><body><p>A page about gears.</p></body></html>"
 
@@ -280,7 +280,7 @@ def test_files_urls_and_lists_of_them_are_taken(stub, docs, tmp_path):
 
 
 def test_urls_that_fail_loop_or_are_too_large_are_skipped(stub, monkeypatch):
-    monkeypatch.setattr(indexing, "MAX_BYTES", 20)
+    monkeypatch.setattr(documents, "MAX_BYTES", 20)
     bad = [f"{stub.url}/web/{name}" for name in ("missing", "loop", "page")]
     result = run(stub, "documents", "add", *bad, "http://127.0.0.1:1/x", f"{stub.url}/web/notes.md")
     assert summary(result).startswith("1 added, 0 replaced, 0 unchanged, 0 removed, 4 skipped")
@@ -296,7 +296,7 @@ def test_a_busy_platform_is_asked_again(stub, docs):
 
 
 def test_a_platform_that_stays_away_ends_the_command(stub, docs, monkeypatch):
-    monkeypatch.setattr(indexing, "RETRY_S", 0.5)
+    monkeypatch.setattr(documents, "RETRY_S", 0.5)
     stub.failures = [(503, {})] * 50
     result = run(stub, "documents", "add", str(docs))
     assert (result.exit_code, "busy" in result.output) == (1, True)

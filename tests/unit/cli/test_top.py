@@ -1,4 +1,4 @@
-"""`gearbox top` against pages that the platform's own metrics make, and a metrics port that stops and comes back."""
+"""`gearbox top` on metrics pages from the platform's own metrics, and with a metrics port that stops and recovers."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Variant cards: they survive the disk, say what is wrong with them, and belong to exactly their weights."""
+"""Variant cards: round trip to disk, validation errors, and the digest that ties a card to its weights."""
 
 import json
 

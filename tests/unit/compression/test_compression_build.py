@@ -1,4 +1,4 @@
-"""A tiny random model through the real build: prune, distill, interruption, resume, and the lines of what goes wrong."""
+"""A tiny random model through the real build: prune, distill, interruption, resume, and error messages."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""`gearbox compress`: what it refuses before anything starts, and a real build of a tiny model."""
+"""`gearbox compress`: what it rejects before anything starts, and a real build of a tiny model."""
 
 import re
 import sys

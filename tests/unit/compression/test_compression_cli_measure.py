@@ -1,4 +1,4 @@
-"""gearbox evaluate, profile and report: what they run, with which engine, and what they say. The measurement is a stand-in."""
+"""`gearbox evaluate`, `profile` and `report`: what they run, with which engine, and their output. The measurement is a fake."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A teacher's completions: found by their content, written once, continued after an interruption, mixed by a share."""
+"""Teacher completions: cached by content, written once, resumed after an interruption, mixed at a ratio."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Training on tiny random models: it learns, resumes exactly, and stops with one clear line."""
+"""Distillation of tiny random models: it learns, resumes exactly, and fails with one clear line."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from compression.distill import trainer as loop  # noqa: E402
+from compression.distill import trainer  # noqa: E402
 from compression.distill.losses import distillation_loss, hidden_loss  # noqa: E402
 from compression.distill.teacher import CacheError, Teacher, TopKCache  # noqa: E402
 from compression.distill.trainer import DistillError, distill, learning_rate_factor  # noqa: E402
@@ -55,10 +55,12 @@ def test_training_brings_the_student_closer_to_the_teacher(tmp_path: Path) -> No
 
 
 def gradient(student: "transformers.LlamaForCausalLM", teacher: "transformers.LlamaForCausalLM", **changes: object):
-    """The loop's own loss on all sequences, and the gradient of the embeddings."""
+    """The trainer's own loss on all sequences, and the gradient of the embeddings."""
     given = settings(**changes)
-    layers = loop._layer_mapping(student, teacher, given)
-    learner = loop._StudentTrainer(student, Teacher(teacher, given, set(layers.values()), None), given, layers, seed=0)
+    layers = trainer._layer_mapping(student, teacher, given)
+    learner = trainer._StudentTrainer(
+        student, Teacher(teacher, given, set(layers.values()), None), given, layers, seed=0
+    )
     batch = torch.tensor(SEQUENCES)
     return learner.backward(batch, len(batch)), learner.masters[0].grad
 
@@ -193,7 +195,7 @@ def test_an_interrupted_training_gives_the_weights_it_would_have_given(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, changes: dict[str, object]
 ) -> None:
     """To the bit: optimizer, projections, order of the text, learning rate and dropout go on where they were."""
-    monkeypatch.setattr(loop, "compute_dtype", lambda: dtype)
+    monkeypatch.setattr(trainer, "compute_dtype", lambda: dtype)
     cache = TopKCache(tmp_path / "cache", "teacher 2")
 
     def train(folder: str, report: object) -> "transformers.LlamaForCausalLM":

@@ -1,6 +1,6 @@
-"""The cache: what is planned, what is made again and what is not, errors, and children that end with their parent.
+"""The cache of variants: planning, what is rebuilt and what is reused, errors, and subprocesses that end with their parent.
 
-The subprocesses are stand-ins that print progress and write a card; the real ones are tested by building.
+The subprocesses are fakes that print progress and write a card; the real ones are tested by building.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""What the machine is called on cards, and which number format it computes in."""
+"""The machine's name on cards, and the number format that it computes in."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Programs run apart and within limits, and only what passes its tests counts. The engine and the problems are fakes."""
+"""HumanEval: programs run isolated and within limits, and only those that pass their tests count. The engine and the problems are fakes."""
 
 import builtins
 

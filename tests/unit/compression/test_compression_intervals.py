@@ -1,4 +1,4 @@
-"""Intervals against their definition, and at the edges."""
+"""Confidence intervals against their definition, and edge cases."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the engine has a kernel for, and the reasons it gives."""
+"""Quantization schemes that the engine has kernels for, and the reasons where it has none."""
 
 import re
 

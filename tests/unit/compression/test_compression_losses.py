@@ -1,4 +1,4 @@
-"""The mathematics of distillation against values worked out by hand, in float64, and against numerical gradients."""
+"""The mathematics of distillation against values calculated by hand, in float64, and against numerical gradients."""
 
 import math
 from collections.abc import Callable

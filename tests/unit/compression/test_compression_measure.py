@@ -1,4 +1,4 @@
-"""What is refused before the engine starts, and the proof that training and held-out text are disjoint. The engine is a fake."""
+"""What is rejected before the engine starts, and the check that training and held-out text are disjoint. The engine is a fake."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Two processes that share the training give what one gives, and its one clear line."""
+"""Training in two processes gives the same result as in one, and the same one-line error."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Block influence finds the layers that do nothing."""
+"""Depth pruning: block influence identifies layers that have no effect."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The numbers on the card from the engine's answers, and the one number that is derived from them. The engine is a fake."""
+"""Quality numbers on the card from the engine's answers, and the single number derived from them. The engine is a fake."""
 
 import math
 from pathlib import Path

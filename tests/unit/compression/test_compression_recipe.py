@@ -1,4 +1,4 @@
-"""Recipes are refused with one clear line, and their key follows everything that makes other weights."""
+"""Invalid recipes are rejected with one clear line, and a recipe's key covers everything that changes the weights."""
 
 from pathlib import Path
 

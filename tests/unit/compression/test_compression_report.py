@@ -1,4 +1,4 @@
-"""The report: what is compared with what, the front that is marked, and nothing from a card that a browser would run."""
+"""The report: its comparisons, the marked Pareto front, and no executable content from a card."""
 
 import re
 from html.parser import HTMLParser

@@ -1,4 +1,4 @@
-"""What counts as a right answer, and of how many. The engine is a fake: `ServedModel` itself is covered by measuring."""
+"""Scoring of tasks: what counts as a correct answer, and out of how many. The engine is a fake: `ServedModel` itself is covered by measuring."""
 
 import re
 

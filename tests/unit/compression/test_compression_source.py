@@ -1,4 +1,4 @@
-"""Model sources: what is downloaded is only ever read, archives stay in their folder, branches become commits."""
+"""Model sources: downloads are never executed, archives stay within their folder, branches are pinned to commits."""
 
 import io
 import subprocess

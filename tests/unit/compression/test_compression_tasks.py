@@ -1,4 +1,4 @@
-"""Tasks are the same items every time, have one right answer each, and a user's wrong file is refused by line."""
+"""Tasks are the same items every time, have one right answer each, and errors in a user's file are reported by line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A smaller vocabulary writes the same text, and the model gives the same logits for the tokens that stayed."""
+"""Vocabulary pruning: the same text is encoded and decoded, and the kept tokens have the same logits."""
 
 import json
 from collections import Counter

@@ -1,4 +1,4 @@
-"""Width pruning: influence and the fit against direct computation, and parts that do nothing are what goes."""
+"""Width pruning: influence and fit against direct computation, and parts without effect are removed first."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""IPv6 and other addresses to listen on: URLs have brackets, and what cannot be listened on is refused."""
+"""IPv6 and other addresses to listen on: URLs have brackets, and addresses that cannot be listened on are rejected."""
 
 import socket
 import subprocess

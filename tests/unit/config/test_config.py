@@ -1,4 +1,4 @@
-"""The configuration file: everything wrong with it is one line that names the place, before anything starts."""
+"""The configuration file: each error is one line that names its place, before anything starts."""
 
 import re
 from collections.abc import Callable

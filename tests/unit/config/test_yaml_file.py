@@ -1,4 +1,4 @@
-"""One loader for users' YAML: what readers disagree on is refused, and errors name file, line, column and key."""
+"""The loader of users' YAML: ambiguous YAML is rejected, and errors name file, line, column and key."""
 
 from pathlib import Path
 

@@ -1,13 +1,13 @@
-"""The builders that the rendered Serve config names. That they deploy and answer is `tests/cluster`'s; retrieval only here."""
+"""Application builders named in the rendered Serve config. `tests/cluster` tests that they deploy and answer, except retrieval."""
 
 from typing import Any
 
 import pytest
 
 from deployments import apps
-from helm import chart_render as charts
+from helm import chart_render
 
-EXAMPLE = charts.applications(charts.render(charts.example("high-availability")))
+EXAMPLE = chart_render.applications(chart_render.render(chart_render.example("high-availability")))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""When a node that leaves may go. That Ray does what is asked of it is `tests/integration/test_cluster.py`'s."""
+"""Graceful draining: when a node that is shut down may stop. `tests/cluster` tests it with Ray."""
 
 import socket
 from collections.abc import Callable, Iterable, Iterator
@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-from deployments import drain as module
+from deployments import drain
 from deployments.drain import drain_worker, wait_for_workers
 
 
@@ -59,10 +59,10 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Drained:
         refuses: bool = False,
     ) -> float:
         clock = Clock()
-        monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(drain, "time", clock)
         first, second = _lasting(replicas), _lasting(requests)
-        monkeypatch.setattr(module, "replicas", lambda: [None] * next(first))
-        monkeypatch.setattr(module, "in_flight", lambda port: next(second))
+        monkeypatch.setattr(drain, "replicas", lambda: [None] * next(first))
+        monkeypatch.setattr(drain, "in_flight", lambda port: next(second))
         cluster = Leaving(others_stay, refuses)
         drain_worker(cluster, "node", deadline_s, 9464)
         assert cluster.told == [("node", deadline_s)]
@@ -115,7 +115,7 @@ def test_the_deadline_ends_it(seconds: Drained):
 )
 def test_the_head_outlasts_its_workers_where_all_go(monkeypatch, workers, others_stay, least, most):
     clock, cluster, seen = Clock(), Leaving(others_stay), _lasting(workers)
-    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(drain, "time", clock)
     cluster.workers = lambda: next(seen)
     wait_for_workers(cluster, "head", 60)
     assert least <= clock.now - 1000 <= most
@@ -137,7 +137,7 @@ class Replica:
     def net_connections(self, kind: str) -> list[SimpleNamespace]:
         if isinstance(self._ports, Exception):
             raise self._ports
-        listen = module.psutil.CONN_LISTEN
+        listen = drain.psutil.CONN_LISTEN
         return [SimpleNamespace(laddr=SimpleNamespace(port=port), status=listen) for port in self._ports]
 
 
@@ -157,10 +157,10 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Callable[..., float]:
             status, text = (page, "") if isinstance(page, int) else (200, str(page))
             return httpx.Response(status, text=text, request=httpx.Request("GET", url))
 
-        monkeypatch.setattr(module.psutil, "process_iter", lambda attrs: iter(processes))
-        monkeypatch.setattr(module.httpx, "get", get)
-        monkeypatch.setattr(module, "haproxy_sockets", lambda: list(tmp_path.glob("*/admin.sock")))
-        return module.in_flight(9464)
+        monkeypatch.setattr(drain.psutil, "process_iter", lambda attrs: iter(processes))
+        monkeypatch.setattr(drain.httpx, "get", get)
+        monkeypatch.setattr(drain, "haproxy_sockets", lambda: list(tmp_path.glob("*/admin.sock")))
+        return drain.in_flight(9464)
 
     return run
 
@@ -189,9 +189,9 @@ def test_a_gateway_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page)
 
 
 def test_an_engine_that_nobody_may_look_at_is_not_taken_to_be_idle_and_one_that_is_gone_is(load):
-    assert load([Replica("variant-full:engine:full", module.psutil.AccessDenied())]) >= 1
+    assert load([Replica("variant-full:engine:full", drain.psutil.AccessDenied())]) >= 1
     assert load([Replica("variant-full:engine:full", ())]) >= 1, "it closed its port and may finish answers"
-    assert load([Replica("variant-full:engine:full", module.psutil.NoSuchProcess(1))]) == 0
+    assert load([Replica("variant-full:engine:full", drain.psutil.NoSuchProcess(1))]) == 0
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Weights from stores: whole and checked, or not at all."""
+"""Weights fetched from object stores: complete and verified, or not at all."""
 
 import shutil
 import threading

@@ -1,4 +1,4 @@
-"""What a gateway takes while it runs: another catalog, cards that appear later, keys that were rotated."""
+"""Reconfiguration of a running gateway: a new catalog, cards that appear later, rotated keys."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The gateway's look at its engines goes on, whatever one look meets."""
+"""The gateway's polling of its engines continues after any failure."""
 
 import asyncio
 import base64

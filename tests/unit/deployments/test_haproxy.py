@@ -1,4 +1,4 @@
-"""Ray's HAProxy is started by `deployments/haproxy`: without splice(), and with errors in the documented shape."""
+"""Ray's HAProxy, started by `deployments/haproxy`: without splice(), and with errors in the documented format."""
 
 import http.server
 import shutil

@@ -1,4 +1,4 @@
-"""What the images promise, read from the Dockerfile; the chart relies on it."""
+"""Properties of the images that the chart relies on, read from the Dockerfile."""
 
 import re
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_config
 from deployments.ray_internals import ray_environment
-from helm import chart_render as charts
+from helm import chart_render
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCKERFILE = (ROOT / "docker/Dockerfile").read_text()
@@ -26,7 +26,9 @@ def test_there_is_an_image_for_what_the_chart_and_the_script_name():
 
 def test_an_image_runs_as_the_account_of_the_chart_and_says_how_it_is():
     runtime = stages()["runtime"]
-    user = charts.one(charts.render(charts.OPEN), "Job")["spec"]["template"]["spec"]["securityContext"]
+    user = chart_render.one(chart_render.render(chart_render.OPEN), "Job")["spec"]["template"]["spec"][
+        "securityContext"
+    ]
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}" in runtime
     assert "HEALTHCHECK" in runtime
     assert not any("USER" in text for name, text in stages().items() if name != "runtime"), "nobody becomes root again"
@@ -43,7 +45,10 @@ def test_nothing_is_taken_as_the_newest_there_is():
 def test_image_and_chart_together_set_what_the_platform_sets_itself():
     of_image = set(re.findall(r"^(?:ENV)?\s+([A-Z][A-Za-z_]+)=", stages()["runtime"], re.MULTILINE))
     (container,) = [
-        c for pod in charts.pods(charts.render(charts.OPEN)) if pod.owner.endswith("/head") for c in pod.containers
+        c
+        for pod in chart_render.pods(chart_render.render(chart_render.OPEN))
+        if pod.owner.endswith("/head")
+        for c in pod.containers
     ]
     of_chart = {entry["name"] for entry in container["env"]}
     paths = {

@@ -1,4 +1,4 @@
-"""Contract with Ray: what Gearbox uses of its private parts is there and behaves as `deployments/ray_internals.py` expects.
+"""Contract with Ray: the private APIs that Gearbox uses exist and behave as `deployments/ray_internals.py` expects.
 
 A failure names the part of Ray that has changed and what in Gearbox depends on it.
 """

@@ -1,4 +1,4 @@
-"""Which replica takes a request, and what the gateway takes from its engines' own metrics."""
+"""Choice of a request's replica, and the load that the gateway reads from the engines' metrics."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

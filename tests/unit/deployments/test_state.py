@@ -1,4 +1,4 @@
-"""The state file of a platform, and telling its processes from all others."""
+"""The state file of a platform, and identification of the platform's processes."""
 
 import os
 import shutil

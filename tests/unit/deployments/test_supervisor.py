@@ -1,4 +1,4 @@
-"""When a platform that starts counts as up, and what ends the waiting."""
+"""When a starting platform counts as ready, and what ends the wait."""
 
 import signal
 import sys

@@ -1,4 +1,4 @@
-"""Contract with vLLM: what Gearbox uses of its undocumented parts is there. Reads vLLM's source, as importing it takes long.
+"""Contract with vLLM: the undocumented APIs that Gearbox uses exist. Reads vLLM's source, because importing it is slow.
 
 `deployments/cpu_engine.py` and `deployments/engine_platform.py` hold these parts; a failure names what depends on the changed one.
 """

@@ -1,4 +1,4 @@
-"""Where weights are found, what is refused before anything starts, and in which order the missing ones are made."""
+"""Location of weights, what is rejected before anything starts, and the build order of missing ones."""
 
 from pathlib import Path
 

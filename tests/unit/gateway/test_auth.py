@@ -1,4 +1,4 @@
-"""Keys and limits: who is let in, how much each tenant may, and when to come back."""
+"""API keys and rate limits: authentication, limits of each tenant, and Retry-After."""
 
 import time
 

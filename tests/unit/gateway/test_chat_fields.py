@@ -1,4 +1,4 @@
-"""What is refused without an engine, and in which words."""
+"""Chat fields that the gateway rejects without an engine, and the error messages."""
 
 import pytest
 

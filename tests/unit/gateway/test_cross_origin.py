@@ -1,4 +1,4 @@
-"""Open access is open to programs on the machine, not to whatever page a browser shows there."""
+"""Anonymous access is limited to programs on the machine: cross-origin requests from web pages are rejected."""
 
 import httpx
 import pytest

@@ -1,4 +1,4 @@
-"""Who may ask the gateway how much."""
+"""Access to the gateway: authentication and rate limits over HTTP."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""What is counted, what is logged, and that nothing stays behind, whatever happens to a request."""
+"""Request telemetry of the gateway: metrics and log lines, and no request left in flight, for every outcome."""
 
 import logging
 import time

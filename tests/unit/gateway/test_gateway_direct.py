@@ -1,4 +1,4 @@
-"""Answers that come without a variant, and grounded ones, obey the request like any other: choices, stops, limits, form."""
+"""Answers without a variant, and grounded ones, honour the request's fields: n, stop, max_tokens, response_format."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the gateway does when an engine is gone, breaks, refuses, or has too short a context."""
+"""The gateway when an engine is unreachable, fails, rejects a request, or has too short a context."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Grounded chat through the real gateway: what is asked of retrieval, what reaches the engine, what the answer says of it."""
+"""Grounded chat through the real gateway: the retrieval call, the engine's prompt, and the answer's grounding metadata."""
 
 from typing import Any
 

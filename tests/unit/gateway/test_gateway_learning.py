@@ -1,4 +1,4 @@
-"""The gateway learns from what its answers really took, says what it expects, and changes its routing while it runs."""
+"""Online estimation in the gateway: it learns from measured latencies, reports predictions, and adapts its routing."""
 
 from types import SimpleNamespace
 from typing import Any

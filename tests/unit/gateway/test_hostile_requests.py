@@ -1,4 +1,4 @@
-"""Requests that are odd, contradictory or meant to do harm: the right status in the documented shape, and never a 500."""
+"""Unusual, contradictory and malicious requests: the right status in the documented format, and never a 500."""
 
 import http.client
 import json

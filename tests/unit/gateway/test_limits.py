@@ -1,4 +1,4 @@
-"""A rate-limit store that is down, slow or talks nonsense costs no answer, holds nobody up, and is used again when it is back."""
+"""A rate limit store that is down, slow or faulty fails no request, delays none, and is used again after it recovers."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""The API description: whole, valid, true of the gateway's routes and of what the gateway refuses."""
+"""The OpenAPI description: complete, valid, and consistent with the gateway's routes and rejections."""
 
 import json
 from typing import Any

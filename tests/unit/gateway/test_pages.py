@@ -1,4 +1,4 @@
-"""The page's files as the gateway serves them, without a browser."""
+"""Static files of `/ui` as the gateway serves them, without a browser."""
 
 import http.client
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Reading a request body: what the gateway needs of it, and what it refuses before an engine sees it."""
+"""Parsing of request bodies: the fields that the gateway reads, and what it rejects before an engine sees it."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Passing a stream on: whatever way the network cuts it, the client gets the same bytes, with one object added."""
+"""SSE relay: however the network splits a stream, the client gets the same bytes, with one object added."""
 
 import json
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""Bodies of documents: how many of them and how much of them a gateway holds, and what it does meanwhile."""
+"""Document uploads: limits on concurrent bodies and their memory, and the gateway's responsiveness meanwhile."""
 
 import asyncio
 import base64

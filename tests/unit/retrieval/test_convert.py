@@ -1,4 +1,4 @@
-"""Documents as text: every kind as a reader sees it, and nothing hidden, foreign, broken or endless gets through."""
+"""Document conversion: the visible text of every format; hidden, foreign, broken or oversized content is rejected or dropped."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Metadata filters: what is refused, and that neither names nor values become SQL."""
+"""Metadata filters: what is rejected, and no SQL injection by names or values."""
 
 import pytest
 from hypothesis import given

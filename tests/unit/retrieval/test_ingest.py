@@ -1,4 +1,4 @@
-"""Indexing: what is unchanged is left, what can't be read is one document's error, what is too large is refused."""
+"""Ingestion: unchanged documents are skipped, an unreadable one is an error of that document, too large ones are rejected."""
 
 import asyncio
 import hashlib

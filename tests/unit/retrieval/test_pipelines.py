@@ -1,4 +1,4 @@
-"""Pipelines from YAML: the bundled ones, an operator's own, and those that are refused."""
+"""Retrieval pipelines from YAML: bundled, custom and rejected ones."""
 
 import asyncio
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the retrieval deployment answers where a collection, a component, the embedder or the store is not as it should be."""
+"""The retrieval service with a missing collection, or a failing component, embedder or store."""
 
 import asyncio
 import logging

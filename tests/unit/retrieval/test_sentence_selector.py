@@ -1,4 +1,4 @@
-"""Of a passage, the sentences about the question."""
+"""Sentence selector: the sentences of a passage that are about the question."""
 
 import pytest
 from haystack import Document

@@ -1,4 +1,4 @@
-"""What sources carry: which passages support an answer to a question, and which sentences of an answer are in them."""
+"""Support scoring: which passages support an answer to a question, and which sentences of an answer they entail."""
 
 import asyncio
 import random
@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.reporting.results import load
-from benchmarks.retrieval import labelled_texts as guard_texts
-from benchmarks.retrieval import support_scoring as benchmark
+from benchmarks.retrieval import labelled_texts, support_scoring
 from serve.retrieval.verify import support as scoring
 
 STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."
@@ -231,34 +230,36 @@ def test_scoring_many_passages_takes_little_time():
 
 
 def test_the_benchmark_makes_claims_that_differ_from_their_passage_where_they_are_wrong():
-    made = guard_texts.claims([f"Trees\n\n{TREES} It was made by Rudolf Bayer at Boeing in 1970."], random.Random(1), 9)
+    made = labelled_texts.claims(
+        [f"Trees\n\n{TREES} It was made by Rudolf Bayer at Boeing in 1970."], random.Random(1), 9
+    )
     assert {one.kind for one in made} >= {"told differently", "number", "negation"}
     for one in made:
         if one.kind == "number":
-            assert set(guard_texts.NUMBER.findall(one.text)) - {"1970", "1", "000"}
+            assert set(labelled_texts.NUMBER.findall(one.text)) - {"1970", "1", "000"}
 
 
 def test_the_benchmark_fits_what_it_is_given():
     draw = np.random.default_rng(0)
     rows = draw.normal(size=(4000, 2))
     labels = draw.random(4000) < 1 / (1 + np.exp(-(0.5 + 2 * rows[:, 0] - 1 * rows[:, 1])))
-    assert benchmark.fitted(rows, labels.astype(float), np.ones(4000)) == pytest.approx(
+    assert support_scoring.fitted(rows, labels.astype(float), np.ones(4000)) == pytest.approx(
         [0.5, 2, -1], abs=0.35
     )  # the ridge draws it to 0
-    assert benchmark.auc(np.array([0.9, 0.8, 0.1]), np.array([True, True, False])) == 1
-    assert benchmark.auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
+    assert support_scoring.auc(np.array([0.9, 0.8, 0.1]), np.array([True, True, False])) == 1
+    assert support_scoring.auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
 
 
 def test_the_benchmark_chooses_the_threshold_that_tells_them_apart():
     scores, labels = np.array([0.1, 0.2, 0.3, 0.7, 0.8]), np.array([False, False, False, True, True])
-    assert 0.3 < benchmark.best_threshold(scores, labels, np.ones(5)) <= 0.7
-    row = benchmark.rates(scores, labels, 0.25)
+    assert 0.3 < support_scoring.best_threshold(scores, labels, np.ones(5)) <= 0.7
+    row = support_scoring.rates(scores, labels, 0.25)
     assert (row["precision"]["share"], row["recall"]["share"], row["false_alarms"]["share"]) == (1, 0.667, 0)
 
 
 def test_the_benchmark_s_facts_are_asked_about_and_found_in_their_passages():
-    facts = list(guard_texts.facts(Path(), random.Random(0)))
-    claims = guard_texts.fact_claims(list(enumerate(facts)), random.Random(0))
+    facts = list(labelled_texts.facts(Path(), random.Random(0)))
+    claims = labelled_texts.fact_claims(list(enumerate(facts)), random.Random(0))
     assert len({fact.term for fact in facts}) == len(facts) > 100
     right = [one for one in claims if one.supported]
     assert len(right) * 2 == len(claims)

@@ -1,4 +1,4 @@
-"""Where a budget is read from, which source wins, and what is refused."""
+"""Budget sources, their precedence, and what is rejected."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What is learnt from a stream: relations, quantiles and their coverage, drift, and that outliers do not throw it off."""
+"""Online estimators: regression, quantiles and their coverage, drift, and robustness to outliers."""
 
 import math
 import random

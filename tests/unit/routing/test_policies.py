@@ -1,4 +1,4 @@
-"""What the policies promise, whatever the variants, the load and what was learnt."""
+"""Properties of the routing policies for all variants, loads and estimates."""
 
 import itertools
 import random

@@ -1,4 +1,4 @@
-"""Latency predictions: the profile's own points are met, between them is a line, and more work is never faster."""
+"""Latency predictions: equal to the profile at its points, linear between them, and monotonic in the work."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The router: who may take a request, who takes it, and what is said when nobody does."""
+"""The router: eligible variants, the chosen one, and the explanation if none is chosen."""
 
 import random
 

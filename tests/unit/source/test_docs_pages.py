@@ -1,4 +1,4 @@
-"""The pages: links and anchors resolve, every page can be reached, and generated pages are those of the code."""
+"""Documentation pages: links and anchors resolve, every page is reachable, and generated pages match the code."""
 
 import re
 from collections import Counter

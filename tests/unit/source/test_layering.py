@@ -1,4 +1,4 @@
-"""Imports only point down: deployments over serve and compression, and neither knows what is above it."""
+"""Layering: imports only point down, from deployments to serve and compression."""
 
 import ast
 import subprocess

@@ -1,6 +1,6 @@
-"""No text from clients, models or documents makes a regular expression, or a loop around one, take more than linear time.
+"""Regular expressions, and loops around them, take linear time for any text from clients, models or documents (no ReDoS).
 
-`regex_probe` finds the patterns and tries each on texts made from itself; here is what it must see and what it must catch.
+`regex_probe` finds the patterns and tests each with texts generated from it; tests check what it must find and report.
 """
 
 import asyncio
@@ -20,9 +20,7 @@ from haystack import Document
 
 from serve.retrieval.verify import support as scoring
 from serve.retrieval.verify.sentence_selector import SentenceSelector, select_sentences
-from serve.tools import calculator as arithmetic
-from serve.tools import calculator_intent as computation
-from serve.tools import clock
+from serve.tools import calculator, calculator_intent, clock
 from serve.tools.intent import DETECTED, detect
 
 ROOT = Path(__file__).parents[3]
@@ -63,9 +61,9 @@ def test_the_probe_sees_patterns_wherever_they_are(probed):
     methods = {(where.partition(":")[0], pattern): used for where, pattern, used in probed["patterns"]}
     assert methods["serve/retrieval/verify/support.py", scoring._PLEASANTRY.pattern] == ["fullmatch"]
     assert methods["serve/retrieval/verify/support.py", scoring._END.pattern] == ["finditer"]
-    for pattern, _ in computation._QUESTION_RULES:  # compiled in a comprehension
+    for pattern, _ in calculator_intent._QUESTION_RULES:  # compiled in a comprehension
         assert methods["serve/tools/calculator_intent.py", pattern.pattern] == ["fullmatch"]
-    for pattern, _ in computation._WORD_RULES:
+    for pattern, _ in calculator_intent._WORD_RULES:
         assert methods["serve/tools/calculator_intent.py", pattern.pattern] == ["sub"]
     for pattern in clock._DATES:
         assert methods["serve/tools/clock.py", pattern.pattern] == ["fullmatch"]
@@ -235,13 +233,13 @@ def test_loops_around_patterns_are_linear_too(text):
 
 def test_what_could_be_computed_is_read_in_linear_time():
     now = datetime(2026, 1, 1, tzinfo=UTC)
-    for chars in (LONG, arithmetic.MAX_CHARS, clock.MAX_CHARS):
+    for chars in (LONG, calculator.MAX_CHARS, clock.MAX_CHARS):
         for piece in PIECES:
             for start in ("", "sum of ", "how many days between ", "9"):
                 text = (start + piece * (chars // len(piece)))[: chars - 1] + "x"
                 with bounded():
                     detect(text, DETECTED, now, UTC)
-                    arithmetic.answer(text)
+                    calculator.answer(text)
                 with bounded(), suppress(clock.ClockError):
                     clock.parse_day(text)
 

@@ -1,6 +1,6 @@
-"""What the product's packages may not do: check by `assert`, set the environment or keep state when they are imported.
+"""Source rules for the product's packages: no `assert`, no changes of the environment or state at import time.
 
-`python -O` drops asserts; what is set at import depends on who imports first; what a module keeps, all its users share.
+`python -O` drops asserts; import-time effects depend on the import order; all users of a module share its state.
 """
 
 import ast

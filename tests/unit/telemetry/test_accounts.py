@@ -1,4 +1,4 @@
-"""What is told of requests: budgets kept and missed, a line of the log for each, traces, and whose they are."""
+"""Request telemetry: budgets met and missed, one log line per request, traces, and tenant attribution."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Rates and quantiles between two pages, held against numbers worked out by hand and a reference that sorts."""
+"""Rates and quantiles between two metrics pages, against hand-calculated numbers and a reference that sorts."""
 
 import math
 import random

@@ -1,4 +1,4 @@
-"""Questions for the detection of computations: those that are nothing else, and those that are not."""
+"""Questions for calculator intent detection: pure computations, and other questions."""
 
 #: Each with its result, as `Fraction` reads it; None: answered with why there is no result; "≈x": begins with x.
 COMPUTATIONS: dict[str, str | None] = {

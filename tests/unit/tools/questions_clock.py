@@ -1,4 +1,4 @@
-"""Questions for the detection of looks at the clock: those that are nothing else, and those that are not."""
+"""Questions for clock intent detection: pure questions of date and time, and other questions."""
 
 #: With the answer on Wednesday, 25 November 2026, 03:40 UTC.
 CLOCK: dict[str, str] = {

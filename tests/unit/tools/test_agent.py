@@ -1,4 +1,4 @@
-"""An agent against a small real server that calls tools: it answers, within its bounds."""
+"""An agent against a stub server that calls tools: it answers, within its limits."""
 
 import asyncio
 import json

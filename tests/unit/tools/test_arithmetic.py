@@ -1,4 +1,4 @@
-"""Arithmetic is exact or marked as rounded, costs little whatever is given, and is found only where nothing else is asked."""
+"""The calculator: exact or marked as rounded, bounded in time for any input, and applied only to pure computations."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The clock answers dates, times and counts of days, where nothing else is asked, and detection names the tool it used."""
+"""The clock answers pure questions of dates, times and numbers of days, and intent detection names the tool used."""
 
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo

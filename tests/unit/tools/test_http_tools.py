@@ -1,4 +1,4 @@
-"""Operators' HTTP tools: what is sent, what comes back, and what they may not be made to do."""
+"""Operators' HTTP tools: requests, responses, and protection against misuse."""
 
 import json
 import logging
