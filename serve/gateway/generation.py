@@ -21,6 +21,7 @@ from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
 from serve.gateway.grounding import BudgetCheck, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
@@ -316,7 +317,7 @@ class Generation:
                 body = orjson.dumps(document)
         if (rename := self._rename(request.call)) is not None:
             body = body.replace(*rename, 1)
-        await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
+        await reply(send, 200, splice(body, gearbox_object(attempt)), routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
         """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over."""
@@ -335,7 +336,7 @@ class Generation:
             raise EngineUnreachable("the stream ended before the first token")
         attempt.first_token_at = attempt.last_token_at = perf_counter()
         attempt.on_first_token()
-        await start(send, 200, EVENT_STREAM, [*_routing_headers(attempt), ("cache-control", "no-cache")])
+        await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
         try:
             while True:
                 if chunk:
@@ -363,7 +364,7 @@ class Generation:
         if request.grounding is not None:
             choices = [choice for _, choice in sorted(relay.choices.items())]
             appended = await self._check(attempt, request.grounding, choices)
-        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), appended)})
+        await send({"type": "http.response.body", "body": relay.finish(gearbox_object(attempt), appended)})
         return "ok"
 
     def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
@@ -394,56 +395,14 @@ async def _send_synthetic_completion(
     """Send a completion that the gateway produced without a variant."""
     call = request.call
     request.answered = perf_counter()
-    e2e_ms = round((request.answered - request.arrived) * 1000, 2)
-    gearbox = {
-        "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
-        "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "predicted": {}, **grounding.public(),
-    }  # fmt: skip
+    e2e_ms = (request.answered - request.arrived) * 1000
+    gearbox = synthetic_gearbox_object(grounding, answer, e2e_ms)
     parts = [orjson.dumps(document) for document in documents(answer, call, gearbox, request.id)]
-    headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
+    headers = synthetic_headers(grounding)
     if not call.stream:
         return await reply(send, 200, parts[0], headers)
     events = b"".join(b"data: " + part + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
     await reply(send, 200, events, [*headers, ("cache-control", "no-cache")], EVENT_STREAM)
-
-
-def _grounding_headers(grounding: Grounding | None) -> list[tuple[str, str]]:
-    return [("x-gearbox-retrieval", grounding.outcome)] if grounding else []
-
-
-def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
-    decision = attempt.decision
-    return [
-        ("x-gearbox-variant", decision.variant.name),
-        ("x-gearbox-reason", decision.reason),
-        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.prediction.expected.ttft_ms:.1f}"),
-        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.prediction.expected.e2e_ms:.1f}"),
-        ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
-        ("x-gearbox-overhead-ms", f"{attempt.overhead_s * 1000:.3f}"),
-        *_grounding_headers(attempt.request.grounding),
-    ]
-
-
-def _gearbox(attempt: Attempt) -> dict[str, object]:
-    """The `gearbox` object of a response: decision, predictions and measurements, times in ms."""
-    request = attempt.request
-    return {
-        "variant": attempt.variant.name,
-        "reason": attempt.decision.reason,
-        "quality": attempt.variant.quality.quality,
-        "missed": attempt.decision.chosen.explanation,
-        "ttft_ms": _rounded(attempt.ttft_ms),
-        "tpot_ms": _rounded(attempt.tpot_ms),
-        "e2e_ms": _rounded(attempt.e2e_ms),
-        "cost_usd": attempt.cost_usd,
-        "attempts": len(request.attempts),
-        "predicted": attempt.decision.chosen.predictions(),
-        **(request.grounding.public() if request.grounding else {}),
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
 
 
 async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
