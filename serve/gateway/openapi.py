@@ -1,7 +1,7 @@
 """OpenAPI 3.1 description of the API: every path with its parameters, bodies, statuses and examples.
 
 It is built from the models that validate bodies (`serve.budget`, `serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`)
-and those of `serve.gateway.openapi_schemas`, for the model, profiles and variants of one configuration.
+and those of `serve.gateway.openapi_responses`, for the model, profiles and variants of one configuration.
 """
 
 import re
@@ -18,7 +18,7 @@ from pydantic.json_schema import models_json_schema
 
 from serve.budget import HEADERS, Budget
 from serve.config.platform import PlatformConfig
-from serve.gateway import openapi_schemas as schemas
+from serve.gateway import openapi_responses as schemas
 from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
 from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
 
