@@ -40,7 +40,8 @@ from deployments.weights import Weights
 from serve.cli import documents as indexing
 from serve.cli.client import app, fail
 from serve.config.addresses import authority, socket_address
-from serve.config.platform import ConfigError, PlatformConfig, ServerConfig, load_config
+from serve.config.platform import ConfigError, PlatformConfig, load_config
+from serve.config.sections import ServerConfig
 
 DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]

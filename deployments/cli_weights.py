@@ -19,7 +19,8 @@ from deployments.state import cache_folder
 from deployments.weights import Weights
 from serve.card import CardError
 from serve.cli.client import fail
-from serve.config.platform import ConfigError, PlatformConfig, VariantConfig, load_config
+from serve.config.platform import ConfigError, PlatformConfig, load_config
+from serve.config.sections import VariantConfig
 
 EMBEDDER = "embedder"
 

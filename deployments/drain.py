@@ -18,7 +18,7 @@ import psutil
 from ray.exceptions import RayError
 
 from deployments.ray_internals import ControlStore, haproxy_sockets, raylet_node_id, replica_app
-from serve.config.platform import REPLICA_PORTS
+from serve.config.sections import REPLICA_PORTS
 
 _POLL_S = 1.0
 _SETTLE_S = 10.0  # until load balancers have removed this node, and other nodes that stop have been marked as draining

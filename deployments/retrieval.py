@@ -17,7 +17,8 @@ from deployments.embedder import IDENTITY_FILE, READY_FILE
 from deployments.fetch import wait_for_file
 from deployments.placement import LOCAL
 from deployments.replicas import app_handle
-from serve.config.platform import ReplicaBounds, RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
+from serve.config.sections import ReplicaBounds
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.embedder import Embedder, EmbeddingTokenizer, Side, Vectors
 

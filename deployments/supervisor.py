@@ -28,7 +28,8 @@ from deployments.ray_internals import metrics_port_argument, ray_environment
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
-from serve.config.platform import ROUTING, ConfigError, PlatformConfig, VariantConfig, load_config
+from serve.config.platform import ROUTING, ConfigError, PlatformConfig, load_config
+from serve.config.sections import VariantConfig
 
 if TYPE_CHECKING:
     from ray.serve import RunTarget

@@ -9,7 +9,8 @@ from deployments.fetch import wait_for_file
 from deployments.placement import POOL
 from deployments.ray_internals import before_engine_start
 from serve.card import CARD_FILE
-from serve.config.platform import PlatformConfig, VariantConfig
+from serve.config.platform import PlatformConfig
+from serve.config.sections import VariantConfig
 
 #: Environment of every engine: no telemetry, no download at run time.
 ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}

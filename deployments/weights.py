@@ -15,7 +15,8 @@ from compression.recipe.schema import RecipeError
 from deployments.fetch import FetchError, fetch, is_uri
 from deployments.fetch import pinned as pinned_uri
 from serve.card import CARD_FILE, CardError, Step, check_card, load_card
-from serve.config.platform import ConfigError, PlatformConfig, VariantConfig
+from serve.config.platform import ConfigError, PlatformConfig
+from serve.config.sections import VariantConfig
 
 RECIPES = Path(__file__).resolve().parent.parent / "compression" / "recipes"
 

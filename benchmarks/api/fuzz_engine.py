@@ -11,7 +11,7 @@ import orjson
 from pydantic import ValidationError
 
 from serve.card import first_problem
-from serve.gateway.openapi_schemas import ChatCompletionRequest, CompletionRequest
+from serve.gateway.openapi_requests import ChatCompletionRequest, CompletionRequest
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

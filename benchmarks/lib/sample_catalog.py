@@ -5,7 +5,8 @@ from typing import Any
 
 from serve.budget import Budget
 from serve.card import Card, Peak, Profile, Quality, Step, TpotPoint, TtftPoint, weights_digest
-from serve.config.platform import PlatformConfig, VariantConfig
+from serve.config.platform import PlatformConfig
+from serve.config.sections import VariantConfig
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.policies import WithinBudget
 from serve.routing.prediction import Features

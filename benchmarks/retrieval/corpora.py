@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.retrieval.labelled_texts import asked, foldoc
 from deployments.embedder import embedder_folder
 from deployments.state import cache_folder
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.retrieval.embedder import Embedder, Vectors
 from serve.retrieval.verify.support import sentences
 

@@ -34,7 +34,8 @@ from benchmarks.systems.full_weights import CONFIG
 from compression.build.subprocesses import SubprocessFailed, run_subprocess
 from deployments.state import cache_folder, load_state
 from serve.card import Profile, load_card
-from serve.config.platform import ConfigError, PlatformConfig, VariantConfig, load_config
+from serve.config.platform import ConfigError, PlatformConfig, load_config
+from serve.config.sections import VariantConfig
 from serve.routing.catalog import make_variant
 from serve.routing.policies import POLICIES
 from serve.routing.prediction import Latency

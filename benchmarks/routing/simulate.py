@@ -38,7 +38,7 @@ from benchmarks.routing.workloads import (
 )
 from serve.budget import Budget
 from serve.card import Card
-from serve.config.platform import VariantConfig
+from serve.config.sections import VariantConfig
 from serve.errors import RequestError
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.policies import POLICIES

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from serve.card import Card
-from serve.config.platform import ObservabilityConfig, PlatformConfig
+from serve.config.platform import PlatformConfig
+from serve.config.sections import ObservabilityConfig
 
 if TYPE_CHECKING:
     from ray.serve import RunTarget

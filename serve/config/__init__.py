@@ -1,1 +1,1 @@
-"""Configuration: the platform's YAML file, overrides from environment variables, addresses, HTTP tool settings."""
+"""Configuration: the platform's YAML file, its sections, overrides from environment variables, addresses, HTTP tool settings."""

@@ -7,7 +7,7 @@ from typing import Literal
 
 from limits import RateLimitItemPerMinute
 
-from serve.config.platform import AccessConfig, ServerConfig
+from serve.config.sections import AccessConfig, ServerConfig
 from serve.errors import RequestError
 from serve.gateway.cross_origin import CrossOriginProtection
 from serve.gateway.rate_limits import Limits

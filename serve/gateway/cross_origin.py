@@ -6,7 +6,7 @@ origin (against cross-site request forgery), and must declare a body type that r
 """
 
 from serve.config.addresses import ANY_HOST, host_allowed
-from serve.config.platform import ServerConfig
+from serve.config.sections import ServerConfig
 from serve.errors import RequestError
 from serve.gateway.http import JSON, Headers
 

@@ -13,7 +13,8 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from serve.card import first_problem
-from serve.config.platform import Name, RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
+from serve.config.sections import Name
 from serve.errors import RequestError
 from serve.gateway.grounding import Retrieval
 from serve.gateway.http import BodyMemory

@@ -4,10 +4,8 @@ A request whose replica fails before the first token is routed again with the re
 variant if there is one, else to another variant.
 """
 
-import ast
 import asyncio
 import logging
-import re
 from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
@@ -20,12 +18,13 @@ from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
 from serve.gateway.engine_client import Engines, EngineUnreachable
+from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
 from serve.gateway.grounding import BudgetCheck, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
-from serve.request.chat_fields import read_fields
 from serve.request.engine_report import Choice, EngineReport
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
@@ -38,18 +37,7 @@ from serve.telemetry.request_telemetry import RequestTelemetry
 
 MAX_FAULTS = 3  # replicas that may fail on one request, because the request itself may be the cause
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
-_CONTEXT_WORDS = ("maximum context length", "maximum model length", "max_model_len")  # in vLLM's error messages
-_FIRST_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # the first word of a message, and words in quotes
-_FEWER_THAN_MIN = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
 _LOG = logging.getLogger("gearbox.gateway")
-
-
-class ContextTooLong(Exception):
-    """The prompt exceeds the variant's context, by the engine's count; `param` is the field that the engine names."""
-
-    def __init__(self, message: str, param: object) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 class Generation:
@@ -264,7 +252,7 @@ class Generation:
         """Exclude all variants whose context is not longer than that of `variant`, or raise 400."""
         longer = {v.name for v in self._variants.values() if v.max_model_len > variant.max_model_len}
         if call.ref.variant is not None or not longer - failed:
-            raise _context_exceeded(error, variant, call) from error
+            raise context_length_error(error, variant, call) from error
         failed.update(name for name in self._variants if name not in longer)
 
     async def _attempt(self, attempt: Attempt, send: Send, broken: Collection[str]) -> None:
@@ -286,7 +274,7 @@ class Generation:
             path = _PATHS[call.endpoint]
             async with self._engines.post(variant, path, payload, request.id, trace_headers, broken) as response:
                 if response.status >= 400:
-                    raise _refusal(response.status, await _read(response, variant), call)
+                    raise translate_engine_error(response.status, await _read(response, variant), call)
                 if call.stream:
                     attempt.outcome = await self._stream(attempt, response, send)
                 else:
@@ -329,7 +317,7 @@ class Generation:
                 body = orjson.dumps(document)
         if (rename := self._rename(request.call)) is not None:
             body = body.replace(*rename, 1)
-        await reply(send, 200, splice(body, _gearbox(attempt)), _routing_headers(attempt))
+        await reply(send, 200, splice(body, gearbox_object(attempt)), routing_headers(attempt))
 
     async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
         """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over."""
@@ -341,14 +329,14 @@ class Generation:
             while not chunk and (data := await response.content.readany()):
                 chunk = relay.feed(data)
         except EngineFault as fault:
-            raise _refusal(fault.status, fault.body, request.call) from fault
+            raise translate_engine_error(fault.status, fault.body, request.call) from fault
         except (TimeoutError, aiohttp.ClientError) as error:
             raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
         if not chunk and not relay.done:
             raise EngineUnreachable("the stream ended before the first token")
         attempt.first_token_at = attempt.last_token_at = perf_counter()
         attempt.on_first_token()
-        await start(send, 200, EVENT_STREAM, [*_routing_headers(attempt), ("cache-control", "no-cache")])
+        await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
         try:
             while True:
                 if chunk:
@@ -376,7 +364,7 @@ class Generation:
         if request.grounding is not None:
             choices = [choice for _, choice in sorted(relay.choices.items())]
             appended = await self._check(attempt, request.grounding, choices)
-        await send({"type": "http.response.body", "body": relay.finish(_gearbox(attempt), appended)})
+        await send({"type": "http.response.body", "body": relay.finish(gearbox_object(attempt), appended)})
         return "ok"
 
     def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
@@ -407,56 +395,14 @@ async def _send_synthetic_completion(
     """Send a completion that the gateway produced without a variant."""
     call = request.call
     request.answered = perf_counter()
-    e2e_ms = round((request.answered - request.arrived) * 1000, 2)
-    gearbox = {
-        "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
-        "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "predicted": {}, **grounding.public(),
-    }  # fmt: skip
+    e2e_ms = (request.answered - request.arrived) * 1000
+    gearbox = synthetic_gearbox_object(grounding, answer, e2e_ms)
     parts = [orjson.dumps(document) for document in documents(answer, call, gearbox, request.id)]
-    headers = [("x-gearbox-variant", "none"), ("x-gearbox-reason", grounding.reason), *_grounding_headers(grounding)]
+    headers = synthetic_headers(grounding)
     if not call.stream:
         return await reply(send, 200, parts[0], headers)
     events = b"".join(b"data: " + part + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
     await reply(send, 200, events, [*headers, ("cache-control", "no-cache")], EVENT_STREAM)
-
-
-def _grounding_headers(grounding: Grounding | None) -> list[tuple[str, str]]:
-    return [("x-gearbox-retrieval", grounding.outcome)] if grounding else []
-
-
-def _routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
-    decision = attempt.decision
-    return [
-        ("x-gearbox-variant", decision.variant.name),
-        ("x-gearbox-reason", decision.reason),
-        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.prediction.expected.ttft_ms:.1f}"),
-        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.prediction.expected.e2e_ms:.1f}"),
-        ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
-        ("x-gearbox-overhead-ms", f"{attempt.overhead_s * 1000:.3f}"),
-        *_grounding_headers(attempt.request.grounding),
-    ]
-
-
-def _gearbox(attempt: Attempt) -> dict[str, object]:
-    """The `gearbox` object of a response: decision, predictions and measurements, times in ms."""
-    request = attempt.request
-    return {
-        "variant": attempt.variant.name,
-        "reason": attempt.decision.reason,
-        "quality": attempt.variant.quality.quality,
-        "missed": attempt.decision.chosen.explanation,
-        "ttft_ms": _rounded(attempt.ttft_ms),
-        "tpot_ms": _rounded(attempt.tpot_ms),
-        "e2e_ms": _rounded(attempt.e2e_ms),
-        "cost_usd": attempt.cost_usd,
-        "attempts": len(request.attempts),
-        "predicted": attempt.decision.chosen.predictions(),
-        **(request.grounding.public() if request.grounding else {}),
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 2)
 
 
 async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
@@ -476,102 +422,6 @@ def _remaining(budget: Budget, elapsed_s: float) -> Budget:
         if limit is not None
     }
     return budget.model_copy(update=left)
-
-
-def _refusal(status: int, body: bytes, call: Call) -> Exception:
-    """An engine's error in the documented format; `ContextTooLong` when another variant may have enough context."""
-    if status >= 500:
-        return EngineUnreachable(f"the engine reported an error ({status})")
-    try:
-        error = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        error = None
-    if isinstance(error, dict):
-        error = error.get("error", error)
-    if not isinstance(error, dict):
-        error = {"message": error}
-    message, param = error.get("message"), error.get("param")
-    message = message if isinstance(message, str) and message else "the engine refused the request"
-    message, param = _in_words(message, param, call)
-    if status == 400 and (full := _fills_context(message, call)) is not None:
-        return full
-    if status == 400 and any(words in message for words in _CONTEXT_WORDS):
-        return ContextTooLong(message, param)
-    return RequestError(status, message, param=param if isinstance(param, str) else None, code="invalid_request")
-
-
-def _in_words(message: str, param: object, call: Call) -> tuple[str, object]:
-    """Rewrite an engine's validation error: the message without pydantic's paths, and the invalid field."""
-    summary, separator, details = message.partition("\n")
-    invalid = bool(separator) and "validation error" in summary
-    if call.endpoint == "chat" and (invalid or _without_object(message) != message):
-        try:
-            read_fields(call.body)
-        except RequestError as error:
-            return error.message, error.param
-    if invalid:
-        return _first_invalid(details.strip().splitlines(), call) or (message, param)
-    message = _without_object(message)
-    if "grammar" in message and call.body.get("tools"):
-        return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
-    return message, param if isinstance(param, str) else _field_in(message, call)
-
-
-def _without_object(message: str) -> str:
-    """`message` without the `repr` of an engine object."""
-    start, end = message.find(" {'"), message.rfind("}")
-    return message[:start].removesuffix(":") + message[end + 1 :] if 0 <= start < end else message
-
-
-def _first_invalid(lines: Sequence[str], call: Call) -> tuple[str, str | None] | None:
-    """Message and field of the first pydantic error, as printed by vLLM's API (one dict per line) or by pydantic."""
-    try:
-        detail = ast.literal_eval(lines[0])
-        loc, problem = str(detail["loc"]), str(detail["msg"])
-    except (ValueError, SyntaxError, LookupError, TypeError, RecursionError, MemoryError):
-        problem, separator, _ = lines[1].strip().partition(" [type=") if len(lines) > 1 else ("", "", "")
-        if not separator:
-            return None
-        loc = lines[0]
-    in_body = loc.startswith("body.")
-    steps = [
-        step for step in loc.removeprefix("body.").split(".") if not step[:1].isupper()
-    ]  # omit class names of unions
-    field = ".".join(steps)
-    return f"'{field}': {problem}", field if in_body or (steps and steps[0] in call.body) else None
-
-
-def _field_in(message: str, call: Call) -> str | None:
-    """The field that an engine's message is about: the message begins with its name or has it in quotes."""
-    words = [match[1] for match in _FIRST_WORD.finditer(message)]
-    if (field := next((word for word in words if word in call.body), None)) is not None:
-        return field
-    prompt = "messages" if call.endpoint == "chat" else "prompt"
-    return prompt if "prompt cannot be empty" in message else None
-
-
-def _fills_context(message: str, call: Call) -> ContextTooLong | None:
-    """The error of a prompt that leaves too few tokens of the context, which vLLM reports as an invalid token limit.
-
-    A request's own limit is never the cause: it is at least 1, and an echo's 0 is set to 1 by vLLM.
-    """
-    if message.startswith("max_tokens must be at least 1, got 0"):
-        return ContextTooLong("The input takes all of them, and none is left for an answer.", None)
-    match = _FEWER_THAN_MIN.match(message)
-    if match is not None and not (call.limits_output and call.max_output_tokens <= int(match[1])):
-        return ContextTooLong(f"The input leaves {match[1]} of them, fewer than 'min_tokens'.", "min_tokens")
-    return None
-
-
-def _context_exceeded(error: ContextTooLong, variant: Variant, call: Call) -> RequestError:
-    """400 in the wording of OpenAI and vLLM, because some clients recognize this error by its message alone."""
-    message = str(error)
-    if "maximum context length" not in message:
-        message = f"This model's maximum context length is {variant.max_model_len} tokens. {message}"
-    message += " (context_length_exceeded)"
-    prompt = "messages" if call.endpoint == "chat" else "prompt"
-    param = error.param if isinstance(error.param, str) and error.param in call.body else prompt
-    return RequestError(400, message, param=param, code="context_length_exceeded")
 
 
 def _unavailable(failed: Collection[str]) -> RequestError:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from serve.budget import Budget
 from serve.card import first_problem
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.http import Headers
 from serve.gateway.rewording import question_of, set_greedy_sampling, with_prompt

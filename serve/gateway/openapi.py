@@ -1,7 +1,8 @@
 """OpenAPI 3.1 description of the API: every path with its parameters, bodies, statuses and examples.
 
-It is built from the models that validate bodies (`serve.budget`, `serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`)
-and those of `serve.gateway.openapi_schemas`, for the model, profiles and variants of one configuration.
+It is built for the model, profiles and variants of one configuration, from the models that validate bodies (`serve.budget`,
+`serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`) and those that only describe them
+(`serve.gateway.openapi_requests`, `serve.gateway.openapi_responses`).
 """
 
 import re
@@ -18,7 +19,8 @@ from pydantic.json_schema import models_json_schema
 
 from serve.budget import HEADERS, Budget
 from serve.config.platform import PlatformConfig
-from serve.gateway import openapi_schemas as schemas
+from serve.gateway import openapi_requests as requests
+from serve.gateway import openapi_responses as responses
 from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
 from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
 
@@ -113,44 +115,44 @@ def operations() -> Sequence[Operation]:
     return (
         Operation(
             "post", "/v1/chat/completions", "createChatCompletion", "generation", "Answer a conversation",
-            schemas.ChatCompletion, (400, 401, 404, 413, 422, 429, 502, 503, 504),
-            body=(schemas.ChatCompletionRequest,), examples=_CHAT_EXAMPLES,
+            responses.ChatCompletion, (400, 401, 404, 413, 422, 429, 502, 503, 504),
+            body=(requests.ChatCompletionRequest,), examples=_CHAT_EXAMPLES,
             parameters=(*budget, _retrieval(["on", "off"]), *_REQUEST_PARAMETERS),
             description=_GENERATION + " An answer may be grounded in indexed documents (`retrieval`).",
-            stream=schemas.ChatCompletionChunk, headers=_ROUTING_HEADERS,
+            stream=responses.ChatCompletionChunk, headers=_ROUTING_HEADERS,
         ),
         Operation(
             "post", "/v1/completions", "createCompletion", "generation", "Continue a text",
-            schemas.TextCompletion, (400, 401, 404, 413, 422, 429, 503),
-            body=(schemas.CompletionRequest,), examples=_COMPLETION_EXAMPLES,
+            responses.TextCompletion, (400, 401, 404, 413, 422, 429, 503),
+            body=(requests.CompletionRequest,), examples=_COMPLETION_EXAMPLES,
             parameters=(*budget, _retrieval(["off"]), *_REQUEST_PARAMETERS), description=_GENERATION,
-            stream=schemas.TextCompletionChunk, headers=_ROUTING_HEADERS,
+            stream=responses.TextCompletionChunk, headers=_ROUTING_HEADERS,
         ),
         Operation(
             "post", "/v1/route", "route", "routing", "Dry run: where a request would go now",
-            schemas.RouteDecision, (400, 401, 404, 413, 422, 429, 503),
-            body=(schemas.RouteChatRequest, schemas.RouteCompletionRequest), examples={**_CHAT_EXAMPLES, **_COMPLETION_EXAMPLES},
+            responses.RouteDecision, (400, 401, 404, 413, 422, 429, 503),
+            body=(requests.RouteChatRequest, requests.RouteCompletionRequest), examples={**_CHAT_EXAMPLES, **_COMPLETION_EXAMPLES},
             parameters=(*budget, _retrieval(["on", "off"])),
             description="Takes a chat or completions body. Nothing is generated, nothing is counted against limits.",
         ),
-        Operation("get", "/v1/models", "listModels", "routing", "Every name that `model` may have", schemas.ModelList, (401,)),
+        Operation("get", "/v1/models", "listModels", "routing", "Every name that `model` may have", responses.ModelList, (401,)),
         Operation(
-            "get", "/v1/models/{id}", "getModel", "routing", "One of those names", schemas.Model, (401, 404),
+            "get", "/v1/models/{id}", "getModel", "routing", "One of those names", responses.Model, (401, 404),
             parameters=(_parameter("path", "id", "a name from the list", {"type": "string", "minLength": 1}, "MODEL"),),
         ),
         Operation(
             "get", "/v1/variants", "listVariants", "routing", "The catalog: each variant's card and state",
-            schemas.VariantList, (401,),
+            responses.VariantList, (401,),
         ),
         Operation(
             "post", "/v1/documents", "addDocument", "documents", "Index a document",
-            schemas.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
+            responses.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
             description="Text, Markdown, HTML, PDF, DOCX or reStructuredText, in place of what its `source` had. A document "
             "belongs to the key's tenant; no other tenant sees it.",
         ),
         Operation(
             "get", "/v1/documents", "listDocuments", "documents", "List documents, or collections",
-            schemas.DocumentList, (400, 401, 404, 503, 504),
+            responses.DocumentList, (400, 401, 404, 503, 504),
             parameters=(
                 _parameter("query", "collection", "its documents; without it, the collections", _TEXT),
                 _parameter("query", "after", "a document's source: the page begins after it", _TEXT),
@@ -159,7 +161,7 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "delete", "/v1/documents", "deleteDocuments", "documents", "Remove a document or a collection",
-            schemas.Deleted, (400, 401, 404, 503, 504),
+            responses.Deleted, (400, 401, 404, 503, 504),
             parameters=(
                 _parameter("query", "collection", "the collection", _TEXT, "default", required=True),
                 _parameter("query", "source", "only this document", _TEXT),
@@ -167,19 +169,19 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "post", "/v1/search", "search", "documents", "Search without an answer",
-            schemas.SearchResult, (400, 401, 404, 413, 429, 503, 504), body=(Search,), examples=_SEARCH_EXAMPLES,
+            responses.SearchResult, (400, 401, 404, 413, 429, 503, 504), body=(Search,), examples=_SEARCH_EXAMPLES,
         ),
         Operation(
             "post", "/v1/embeddings", "createEmbeddings", "documents", "Embed texts",
-            schemas.EmbeddingList, (400, 401, 404, 413, 429, 503, 504), body=(Embeddings,), examples=_EMBEDDING_EXAMPLES,
+            responses.EmbeddingList, (400, 401, 404, 413, 429, 503, 504), body=(Embeddings,), examples=_EMBEDDING_EXAMPLES,
             description=f"With the embedder that documents are indexed with; at most {MAX_INPUTS} texts.",
         ),
-        Operation("get", "/healthz", "healthz", "health", "Liveness", schemas.Health, open=True),
+        Operation("get", "/healthz", "healthz", "health", "Liveness", responses.Health, open=True),
         Operation(
-            "get", "/readyz", "readyz", "health", "Readiness: some variant can answer", schemas.Readiness, (503,), open=True
+            "get", "/readyz", "readyz", "health", "Readiness: some variant can answer", responses.Readiness, (503,), open=True
         ),
         Operation(
-            "get", "/readyz/all", "readyzAll", "health", "Readiness to replace other gateways", schemas.Readiness, (503,),
+            "get", "/readyz/all", "readyzAll", "health", "Readiness to replace other gateways", responses.Readiness, (503,),
             open=True, description="No variant is still starting, unless it takes longer than 15 minutes.",
         ),
         Operation(
@@ -201,7 +203,7 @@ def _allow_null(schema: Document) -> None:
 @cache
 def _common() -> Document:
     """The parts that do not depend on the configuration. The object is cached: copy it before changing it."""
-    used: dict[type[BaseModel], Literal["validation", "serialization"]] = {schemas.Error: "serialization"}
+    used: dict[type[BaseModel], Literal["validation", "serialization"]] = {responses.Error: "serialization"}
     for operation in operations():
         used |= {model: "validation" for model in operation.body}
         used |= {model: "serialization" for model in (operation.answer, operation.stream) if isinstance(model, type)}
@@ -294,7 +296,7 @@ def _answer(operation: Operation) -> Document:
                             {"const": "[DONE]"},
                             *(
                                 {"contentMediaType": _JSON, "contentSchema": _ref(model)}
-                                for model in (operation.stream, schemas.Error)
+                                for model in (operation.stream, responses.Error)
                             ),
                         ],
                     },
@@ -310,7 +312,7 @@ def _answer(operation: Operation) -> Document:
 def _error(status: int) -> Document:
     response: Document = {
         "description": _STATUSES[status],
-        "content": {_JSON: {"schema": _ref(schemas.Error)}},
+        "content": {_JSON: {"schema": _ref(responses.Error)}},
     }
     if headers := _STATUS_HEADERS.get(status):
         response["headers"] = _headers(headers)

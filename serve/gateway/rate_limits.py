@@ -14,7 +14,7 @@ from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRa
 from limits.storage import storage_from_string
 from prometheus_client import Counter
 
-from serve.config.platform import AccessConfig
+from serve.config.sections import AccessConfig
 from serve.errors import RequestError, overloaded
 
 _T = TypeVar("_T")

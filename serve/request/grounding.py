@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, StrictBool
 
-from serve.config.platform import Name
+from serve.config.sections import Name
 from serve.request.json_types import INTEGRAL
 from serve.request.synthetic_completion import SyntheticCompletion
 

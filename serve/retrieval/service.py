@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import httpx
 from haystack import Document
 
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.components import Embed, provide
 from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter

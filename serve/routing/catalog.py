@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve.card import Card, Profile, Quality
-from serve.config.platform import ConfigError, VariantConfig
+from serve.config.platform import ConfigError
+from serve.config.sections import VariantConfig
 from serve.routing.prediction import Features, LatencyModel, Load
 
 BLOCK_CHARS = 512  # of a prompt's text: about one block of the engine's prefix cache

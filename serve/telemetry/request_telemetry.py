@@ -6,7 +6,7 @@ from time import perf_counter
 from typing import Any
 
 from serve.budget import Budget
-from serve.config.platform import ObservabilityConfig
+from serve.config.sections import ObservabilityConfig
 from serve.errors import RequestError
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import Attempt, Request

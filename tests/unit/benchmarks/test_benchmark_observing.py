@@ -18,7 +18,7 @@ from benchmarks.systems import paired_gateways
 from benchmarks.systems.handle_transport import HandleEngines
 from benchmarks.systems.uninstrumented_gateway import NoTelemetry, Nothing
 from benchmarks.telemetry import overhead, overhead_engine
-from serve.config.platform import ObservabilityConfig
+from serve.config.sections import ObservabilityConfig
 from serve.gateway.auth import hash_key
 from serve.gateway.engine_client import Engines
 from serve.telemetry.tracing import Tracer

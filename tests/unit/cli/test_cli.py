@@ -19,7 +19,7 @@ from benchmarks.lib.sample_catalog import settings, three_gears
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from deployments.cli import app
 from deployments.state import PlatformState, VariantState
-from serve.config.platform import KeyConfig
+from serve.config.sections import KeyConfig
 from serve.gateway.auth import hash_key
 from tests.support.gateway_server import Start, Started
 

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from benchmarks.lib.sample_catalog import make_card, make_live_variant, make_profile, write_variant
 from serve.card import CARD_FILE, CardError, check_card, load_card, weight_files, weights_digest
-from serve.config.platform import ConfigError, VariantConfig
+from serve.config.platform import ConfigError
+from serve.config.sections import VariantConfig
 from serve.routing.catalog import make_variant
 
 

@@ -16,7 +16,8 @@ from deployments.listener import listener, ray_host, replica_host
 from deployments.ray_internals import ray_environment
 from deployments.replicas import ServeReplicas
 from serve.config.addresses import authority, listen_host, local_url, socket_address
-from serve.config.platform import ConfigError, ServerConfig
+from serve.config.platform import ConfigError
+from serve.config.sections import ServerConfig
 from serve.gateway.app import _own_url
 from serve.telemetry.metrics_server import serve_metrics
 

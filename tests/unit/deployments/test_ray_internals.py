@@ -27,7 +27,7 @@ from ray.serve.handle import DeploymentHandle
 from benchmarks.lib.sample_catalog import make_config
 from deployments import ray_internals
 from deployments.ray_internals import ControlStore, ray_environment
-from serve.config.platform import REPLICA_PORTS
+from serve.config.sections import REPLICA_PORTS
 from tests.unit.deployments.test_haproxy import written_by_ray
 
 ROOT = Path(__file__).parents[3]

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from serve.config.platform import AccessConfig
+from serve.config.sections import AccessConfig
 from serve.errors import RequestError
 from serve.gateway.auth import Gatekeeper, hash_key, new_key
 from serve.request.caller import Caller

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from benchmarks.lib.sample_catalog import MODEL
-from serve.config.platform import AccessConfig, ServerConfig
+from serve.config.sections import AccessConfig, ServerConfig
 from serve.errors import RequestError
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway.cross_origin import CrossOriginProtection

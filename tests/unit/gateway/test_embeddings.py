@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.retrieval.embedder import EmbeddingTokenizer
 from tests.support.answers import error_of

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import MODEL, make_live_variant
 from benchmarks.lib.scripted_retrieval import PASSAGE, QUESTION, FakeRetrieval
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
 from serve.gateway.grounding import Grounder

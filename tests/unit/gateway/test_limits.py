@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.config.platform import AccessConfig
+from serve.config.sections import AccessConfig
 from serve.errors import RequestError
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway.rate_limits import StoreUnavailable

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway import documents_api
 from serve.gateway.documents_api import _SLICE, Documents, _document

@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.embedder import IDENTITY_FILE
 from deployments.retrieval import RetrievalDeployment, RetrievalHandle, await_response
-from serve.config.platform import RetrievalConfig
+from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.pipelines import PipelineError
 from serve.retrieval.service import BUNDLED, Service

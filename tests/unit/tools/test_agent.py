@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from serve.config.platform import AccessConfig
+from serve.config.sections import AccessConfig
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.tools.agent import MAX_CALLS, AgentAnswer, AgentError, run_agent
 from serve.tools.haystack_tools import calculator, search_documents

@@ -1,41 +1,18 @@
-"""Request and response models of the OpenAPI description.
+"""Response models of the OpenAPI description: generation, routing, the catalog, documents, health and errors."""
 
-The request path does not validate chat and completions bodies with these models: the gateway reads the few fields it uses
-(`serve.request.call`), the engine validates the others, and a test compares both with the models here. Bodies that the gateway
-validates with pydantic (documents, search, embeddings, budgets, grounding) are described by the models that validate them.
-"""
+from typing import Any, Literal
 
-from typing import Annotated, Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
+from pydantic import BaseModel, ConfigDict, Field
 
 from serve.budget import Budget
 from serve.card import Card
-from serve.request.grounding import GroundingOptions, Outcome
-from serve.request.json_types import INTEGRAL
+from serve.gateway.openapi_requests import OpenModel, ToolCall
+from serve.request.grounding import Outcome
 from serve.routing.router import REASONS
 
-Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]
-Choices = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]
-Integer = Annotated[int, Field(strict=True), INTEGRAL]
-NotNegative = Annotated[int, Field(strict=True, ge=0), INTEGRAL]
-TokenIds = Annotated[list[NotNegative], Field(min_length=1)]
-Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Annotated[Float, Field(ge=-100, le=100)]],
-    Field(json_schema_extra={"additionalProperties": False}),
-]
-_EXACT = 2**53  # up to this value, every JSON parser represents integers exactly
 
-
-class _Open(BaseModel):
-    """A part that the engine owns: fields that are not named here are passed on as they are."""
-
-    model_config = ConfigDict(extra="allow")
-
-
-class _Closed(BaseModel):
-    """A part that the gateway owns."""
+class _ClosedModel(BaseModel):
+    """A JSON object that the gateway defines: it has no other fields."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -43,179 +20,7 @@ class _Closed(BaseModel):
 # ------------------------------------------------------------------------------------------------------ chat, completions
 
 
-class StreamOptions(_Open):
-    """Options of a streamed answer."""
-
-    include_usage: StrictBool | None = Field(
-        default=None, description="send a last chunk with the request's token counts and no choices"
-    )
-
-
-class FunctionDefinition(_Open):
-    """A function that the model may call."""
-
-    name: Annotated[StrictStr, Field(min_length=1)]
-    description: StrictStr | None = None
-    parameters: dict[str, Any] | None = Field(default=None, description="JSON schema of its arguments")
-    strict: StrictBool | None = None
-
-
-class Tool(_Open):
-    """A tool that the model may call."""
-
-    type: Literal["function"] = "function"
-    function: FunctionDefinition
-
-
-class NamedFunction(_Open):
-    """A function's name."""
-
-    name: StrictStr
-
-
-class NamedToolChoice(_Open):
-    """The one function that must be called."""
-
-    type: Literal["function"] = "function"
-    function: NamedFunction
-
-
-class JsonSchemaFormat(_Open):
-    """A schema that the answer must follow."""
-
-    name: StrictStr
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: StrictBool | None = None
-
-
-class ResponseFormat(_Open):
-    """The form of the answer."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchemaFormat | None = Field(default=None, description="required with `json_schema`")
-
-
-class TextPart(_Open):
-    """A part of a message. The served models read text."""
-
-    type: Literal["text"]
-    text: StrictStr
-
-
-class ToolCallFunction(_Open):
-    """The function that was called, and its arguments as JSON text."""
-
-    name: StrictStr
-    arguments: StrictStr
-
-
-class ToolCall(_Open):
-    """A call that the model made."""
-
-    id: StrictStr
-    type: Literal["function"] = "function"
-    function: ToolCallFunction
-
-
-class Message(_Open):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: StrictStr | list[TextPart] | None = None
-    name: StrictStr | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, description="of an assistant's message")
-    tool_call_id: StrictStr | None = Field(default=None, description="of a tool's message: the call it answers")
-
-
-class Retrieval(GroundingOptions):
-    """Grounding of one chat request; what is left out is the deployment's default."""
-
-    model_config = ConfigDict(json_schema_extra=lambda schema: schema.pop("required"))
-
-
-class _Routed(_Open):
-    """The fields that the gateway itself reads, of chat and completions bodies."""
-
-    model: Annotated[StrictStr, Field(min_length=1)] = Field(
-        description="`MODEL`: routed by the key's default budget; `MODEL@PROFILE`: by a named one; `MODEL:VARIANT`: pinned"
-    )
-    stream: StrictBool | None = Field(default=None, description="answer with server-sent events")
-    stream_options: StreamOptions | None = None
-    budget: Budget | None = Field(default=None, description="limits of this request; headers win over it")
-    max_tokens: Count | None = Field(default=None, description="longest answer, tokens")
-    cache_salt: StrictStr | None = Field(
-        default=None, description="separates prefix-cache entries within a tenant; tenants never share any"
-    )
-
-
-class RouteChatRequest(_Routed):
-    """A chat-completions body as far as the router needs it."""
-
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    retrieval: StrictBool | Retrieval | None = Field(
-        default=None, description="answer from documents: true for the deployment's defaults, or what differs from them"
-    )
-    max_completion_tokens: Count | None = Field(
-        default=None, description="longest answer, tokens; wins over max_tokens"
-    )
-
-
-class RouteCompletionRequest(_Routed):
-    """A completions body as far as the router needs it."""
-
-    prompt: (
-        Annotated[StrictStr, Field(min_length=1)]
-        | Annotated[list[StrictStr], Field(min_length=1)]
-        | Annotated[list[Integer], Field(min_length=1)]
-        | Annotated[list[Annotated[list[Integer], Field(min_length=1)]], Field(min_length=1)]
-    ) = Field(description="a text, token ids, or a list of either")
-    retrieval: Literal[False] | None = Field(default=None, description="only chat completions can be grounded")
-
-
-class _Sampling(_Open):
-    """The fields that chat and completions bodies have in common and the engine reads."""
-
-    n: Choices | None = Field(default=None, description="answers to one prompt; cost and load are those of all of them")
-    temperature: Annotated[Float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[Float, Field(gt=0, le=1)] | None = None
-    presence_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
-    logit_bias: LogitBias | None = Field(default=None, description="bias by token id")
-    seed: Annotated[int, Field(strict=True, gt=-_EXACT, lt=_EXACT), INTEGRAL] | None = None
-    stop: StrictStr | list[StrictStr] | None = Field(default=None, description="texts that end the answer")
-    user: StrictStr | None = None
-
-
-class ChatCompletionRequest(_Sampling, RouteChatRequest):
-    """OpenAI's chat-completions body, with `budget` and `retrieval`. Fields not named here go to the engine (vLLM)."""
-
-    messages: Annotated[list[Message], Field(min_length=1)]  # type: ignore[assignment]  # narrower than the router's
-    tools: list[Tool] | None = None
-    tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
-    parallel_tool_calls: StrictBool | None = None
-    response_format: ResponseFormat | None = None
-    logprobs: StrictBool | None = None
-    top_logprobs: NotNegative | None = Field(default=None, description="needs `logprobs`")
-
-
-class CompletionRequest(_Sampling, RouteCompletionRequest):
-    """OpenAI's completions body, with `budget`. Fields not named here go to the engine (vLLM)."""
-
-    prompt: (
-        Annotated[StrictStr, Field(min_length=1)]
-        | Annotated[list[StrictStr], Field(min_length=1)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1)]
-    ) = Field(description="a text, token ids, or a list of either: each is answered, in order")
-    best_of: Choices | None = Field(
-        default=None, description="only the value of `n`: the engine writes no more answers than it returns"
-    )
-    echo: StrictBool | None = None
-    suffix: StrictStr | None = None
-    logprobs: NotNegative | None = None
-
-
-class Predicted(_Closed):
+class Predicted(_ClosedModel):
     """Predicted medians and 95% bounds of the chosen variant, ms."""
 
     ttft_ms: float
@@ -226,7 +31,7 @@ class Predicted(_Closed):
     e2e_p95_ms: float
 
 
-class Citation(_Closed):
+class Citation(_ClosedModel):
     """A source that sentences of the answer rest on."""
 
     n: int = Field(description="its number in the prompt")
@@ -238,7 +43,7 @@ class Citation(_Closed):
     quote: str
 
 
-class Sentence(_Closed):
+class Sentence(_ClosedModel):
     """A sentence of the answer, held against the sources."""
 
     choice: int = Field(description="index of the choice that it is of")
@@ -249,7 +54,7 @@ class Sentence(_Closed):
     source: int | None = Field(description="number of the source that supports it")
 
 
-class ToolUse(_Closed):
+class ToolUse(_ClosedModel):
     """A tool that was used for the answer."""
 
     name: str
@@ -257,7 +62,7 @@ class ToolUse(_Closed):
     output: str
 
 
-class RetrievalReport(_Closed):
+class RetrievalReport(_ClosedModel):
     """What was done to ground the answer."""
 
     outcome: Outcome
@@ -271,7 +76,7 @@ class RetrievalReport(_Closed):
     timings_ms: dict[str, float] = Field(description="by the pipeline's components")
 
 
-class Gearbox(_Open):
+class Gearbox(OpenModel):
     """What was chosen, and what the request really took and cost."""
 
     variant: str | None = Field(description="null: answered without a variant")
@@ -287,14 +92,14 @@ class Gearbox(_Open):
     attempts: int
     predicted: Predicted | dict[str, float] = Field(description="empty without a variant")
     grounded: bool | None = Field(default=None, description="whether sources support every claim; null: not checked")
-    citations: list[Citation] = []
+    citations: list[Citation] = Field(default=[])
     sentences: list[Sentence] | None = None
     quoted: int | None = None
-    tools: list[ToolUse] = []
+    tools: list[ToolUse] = Field(default=[])
     retrieval: RetrievalReport | None = None
 
 
-class Usage(_Open):
+class Usage(OpenModel):
     """Tokens of the request."""
 
     prompt_tokens: int
@@ -302,7 +107,7 @@ class Usage(_Open):
     total_tokens: int
 
 
-class AnswerMessage(_Open):
+class AnswerMessage(OpenModel):
     """The message that was generated."""
 
     role: str
@@ -310,7 +115,7 @@ class AnswerMessage(_Open):
     tool_calls: list[ToolCall] | None = None
 
 
-class ChatChoice(_Open):
+class ChatChoice(OpenModel):
     """One answer."""
 
     index: int
@@ -319,7 +124,7 @@ class ChatChoice(_Open):
     logprobs: dict[str, Any] | None = None
 
 
-class ChatCompletion(_Open):
+class ChatCompletion(OpenModel):
     """OpenAI's chat completion, with what Gearbox did."""
 
     id: str
@@ -331,7 +136,7 @@ class ChatCompletion(_Open):
     gearbox: Gearbox
 
 
-class TextChoice(_Open):
+class TextChoice(OpenModel):
     """One answer."""
 
     index: int
@@ -340,7 +145,7 @@ class TextChoice(_Open):
     logprobs: dict[str, Any] | None = None
 
 
-class TextCompletion(_Open):
+class TextCompletion(OpenModel):
     """OpenAI's completion, with what Gearbox did."""
 
     id: str
@@ -352,7 +157,7 @@ class TextCompletion(_Open):
     gearbox: Gearbox
 
 
-class Delta(_Open):
+class Delta(OpenModel):
     """What a chunk adds to an answer."""
 
     role: str | None = None
@@ -360,7 +165,7 @@ class Delta(_Open):
     tool_calls: list[dict[str, Any]] | None = Field(default=None, description="parts of calls, by index")
 
 
-class ChunkChoice(_Open):
+class ChunkChoice(OpenModel):
     """What a chunk adds to one answer."""
 
     index: int
@@ -369,7 +174,7 @@ class ChunkChoice(_Open):
     logprobs: dict[str, Any] | None = None
 
 
-class ChatCompletionChunk(_Open):
+class ChatCompletionChunk(OpenModel):
     """One event of a streamed chat completion."""
 
     id: str
@@ -381,7 +186,7 @@ class ChatCompletionChunk(_Open):
     gearbox: Gearbox | None = Field(default=None, description="on the last chunk")
 
 
-class TextCompletionChunk(_Open):
+class TextCompletionChunk(OpenModel):
     """One event of a streamed completion."""
 
     id: str
@@ -393,7 +198,7 @@ class TextCompletionChunk(_Open):
     gearbox: Gearbox | None = Field(default=None, description="on the last chunk")
 
 
-class ErrorDetail(_Closed):
+class ErrorDetail(_ClosedModel):
     """What went wrong."""
 
     message: str
@@ -402,7 +207,7 @@ class ErrorDetail(_Closed):
     code: str | None = Field(description="the reason, for programs")
 
 
-class Error(_Closed):
+class Error(_ClosedModel):
     """Every error, in OpenAI's shape."""
 
     error: ErrorDetail
@@ -411,7 +216,7 @@ class Error(_Closed):
 # ---------------------------------------------------------------------------------------------------- routing, catalog
 
 
-class Candidate(_Closed):
+class Candidate(_ClosedModel):
     """One variant as the router saw it."""
 
     variant: str
@@ -430,14 +235,14 @@ class Candidate(_Closed):
     why: str | None = Field(description="the rule in words, or all limits that are not kept")
 
 
-class PlannedRetrieval(_Closed):
+class PlannedRetrieval(_ClosedModel):
     """Sources that the budget carries."""
 
     top_k: int
     more_chars: int
 
 
-class RouteDecision(_Open):
+class RouteDecision(OpenModel):
     """Where a request would go now."""
 
     budget: Budget
@@ -456,7 +261,7 @@ class RouteDecision(_Open):
     retrieval: PlannedRetrieval | None = None
 
 
-class Model(_Closed):
+class Model(_ClosedModel):
     """A name that `model` may have: the model, one of its budget profiles, or one of its variants."""
 
     id: str
@@ -468,14 +273,14 @@ class Model(_Closed):
     )
 
 
-class ModelList(_Closed):
+class ModelList(_ClosedModel):
     """Every name that `model` may have."""
 
     object: Literal["list"]
     data: list[Model]
 
 
-class VariantState(_Open):
+class VariantState(OpenModel):
     """A variant: its card and its state now."""
 
     name: str
@@ -489,7 +294,7 @@ class VariantState(_Open):
     card: Card
 
 
-class VariantList(_Closed):
+class VariantList(_ClosedModel):
     """The catalog."""
 
     object: Literal["list"]
@@ -499,7 +304,7 @@ class VariantList(_Closed):
 # ------------------------------------------------------------------------------------------------------------ documents
 
 
-class IndexedDocument(_Open):
+class IndexedDocument(OpenModel):
     """The document that was indexed."""
 
     object: Literal["document"]
@@ -514,7 +319,7 @@ class IndexedDocument(_Open):
     ms: float
 
 
-class DocumentSummary(_Open):
+class DocumentSummary(OpenModel):
     """An indexed document; without `collection` in the query, a collection."""
 
     source: str | None = None
@@ -529,7 +334,7 @@ class DocumentSummary(_Open):
     documents: int | None = None
 
 
-class DocumentList(_Closed):
+class DocumentList(_ClosedModel):
     """A page of documents in the order of their names, or the tenant's collections."""
 
     object: Literal["list"]
@@ -537,13 +342,13 @@ class DocumentList(_Closed):
     has_more: bool | None = None
 
 
-class Deleted(_Closed):
+class Deleted(_ClosedModel):
     """How many documents were removed."""
 
     deleted: int
 
 
-class Passage(_Closed):
+class Passage(_ClosedModel):
     """A passage that was found."""
 
     n: int
@@ -557,7 +362,7 @@ class Passage(_Closed):
     meta: dict[str, Any]
 
 
-class SearchResult(_Closed):
+class SearchResult(_ClosedModel):
     """Passages, best first; of those about as good, the newest by their document's `date` first."""
 
     object: Literal["list"]
@@ -571,7 +376,7 @@ class SearchResult(_Closed):
     ms: float
 
 
-class Embedding(_Closed):
+class Embedding(_ClosedModel):
     """The embedding of one text."""
 
     object: Literal["embedding"]
@@ -579,14 +384,14 @@ class Embedding(_Closed):
     embedding: list[float] | str = Field(description="numbers, or float32 little-endian in base64")
 
 
-class EmbeddingUsage(_Closed):
+class EmbeddingUsage(_ClosedModel):
     """Tokens of the texts."""
 
     prompt_tokens: int
     total_tokens: int
 
 
-class EmbeddingList(_Closed):
+class EmbeddingList(_ClosedModel):
     """Embeddings in the order of the texts."""
 
     object: Literal["list"]
@@ -598,13 +403,13 @@ class EmbeddingList(_Closed):
 # --------------------------------------------------------------------------------------------------------------- health
 
 
-class Health(_Closed):
+class Health(_ClosedModel):
     """The gateway is alive."""
 
     status: Literal["ok"]
 
 
-class Readiness(_Closed):
+class Readiness(_ClosedModel):
     """The variants that can answer."""
 
     status: Literal["ready"]
