@@ -101,8 +101,8 @@ def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Superv
 
     before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     try:
-        supervisor._start_thread("monitor", work)
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit):  # at any moment once the thread runs
+            supervisor._start_thread("monitor", work)
             threading.Event().wait(10)
     finally:
         signal.signal(signal.SIGTERM, before)
