@@ -42,6 +42,7 @@ FULL: Mapping[str, object] = {"name": "full", "recipe": "full"}
 INT8: Mapping[str, object] = {"name": "int8", "recipe": "int8"}
 TOKEN = "only-for-this-run"  # of Ray's token authentication
 PAUSE_S = 2.0  # between two requests of a client: starting engines need the cores, too
+SHORT_PAUSE_S = 8.0  # of the short form, where engines must start soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,7 @@ class Load:
 
     url: str
     born: float
+    pause_s: float = PAUSE_S
     asked: list[Asked] = field(default_factory=list)
     _ended: threading.Event = field(default_factory=threading.Event)
 
@@ -101,7 +103,7 @@ class Load:
             except httpx.HTTPError as failure:
                 error = f"{type(failure).__name__} {failure}"
             self.asked.append(Asked(kind.name, began, time.monotonic() - self.born, error))
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(self.pause_s)
 
 
 async def _ask(client: httpx.AsyncClient, kind: Kind) -> str | None:
@@ -311,25 +313,20 @@ class Rehearsal:
             self.seen.append(self.old.where())
         self.events.append((began, time.monotonic() - self.load.born, what))
 
-    def install(self) -> None:
+    def install(self, short: bool) -> None:
         """The first install, without load. Builds what later steps need, in a cluster that takes no cores from engines."""
-        self.old.weights(values(FULL, INT8))
+        self.old.weights(values(FULL) if short else values(FULL, INT8))
         self._start(self.old)
 
     def changes(self, short: bool = False) -> None:
-        """All later steps, under load; `short` leaves out steps that resemble another."""
-        cluster = self.old.cluster
+        """All later steps, under load; `short` leaves out all but the two in which engines and gateways end."""
         with self._step("nothing, to compare with"):
             self.asked_by_helm = self.helm_test()
-            self.without_token = httpx.get(f"http://{cluster.head.address}:8265/api/serve/applications/").status_code
-            time.sleep(10 if short else 30)
-        with self._step("add a node"):
-            self._add_engine(self.old, "en2")
-        with self._step("add a variant, int8"):
-            self.old.install(values(FULL, INT8))
-            cluster.wait_running(["variant-int8"])
-            self._answers("int8")
+            head = self.old.cluster.head.address
+            self.without_token = httpx.get(f"http://{head}:8265/api/serve/applications/").status_code
+            time.sleep(5 if short else 30)
         if not short:
+            self._second_engine()
             self._second_gateway()
         with self._step("remove the node of full's engine"):
             self._add_engine(self.old, "en3")
@@ -339,6 +336,15 @@ class Rehearsal:
             self._gateway_weights_and_variant()
         with self._step("upgrade to a new cluster, then the old one goes"):
             self._upgrade()
+
+    def _second_engine(self) -> None:
+        """Add a node, then a variant on it."""
+        with self._step("add a node"):
+            self._add_engine(self.old, "en2")
+        with self._step("add a variant, int8"):
+            self.old.install(values(FULL, INT8))
+            self.old.cluster.wait_running(["variant-int8"])
+            self._answers("int8")
 
     def _second_gateway(self) -> None:
         """Add a second gateway and its node."""
@@ -460,16 +466,17 @@ class Rehearsal:
 
 
 @contextmanager
-def rehearsal() -> Iterator[Rehearsal]:
+def rehearsal(short: bool = False) -> Iterator[Rehearsal]:
     """Install the platform; the load has not started yet."""
     models = Path(tempfile.mkdtemp(prefix="gbx-models-", dir="/var/tmp"))
     with ExitStack() as begun:
         begun.callback(shutil.rmtree, models, ignore_errors=True)
         net = begun.enter_context(network())
         balancer = begun.enter_context(Balancer())
-        steps = Rehearsal(net, models, balancer, Load(f"http://127.0.0.1:{PORT}", time.monotonic()))
+        load = Load(f"http://127.0.0.1:{PORT}", time.monotonic(), SHORT_PAUSE_S if short else PAUSE_S)
+        steps = Rehearsal(net, models, balancer, load)
         begun.enter_context(steps.old.cluster)
-        steps.install()
+        steps.install(short)
         yield steps
 
 
