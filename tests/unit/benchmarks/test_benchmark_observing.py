@@ -61,7 +61,7 @@ def test_a_silent_gateway_answers_and_charges_as_ever_and_tells_nothing(
 
 def test_nothing_can_be_asked_for_anything():
     metrics = Nothing()
-    metrics.begin(["full"], ["balanced"])
+    metrics.initialize_series(["full"], ["balanced"])
     metrics.in_flight.labels("full").inc()
     metrics.decision.observe(0.1)
 
@@ -80,7 +80,7 @@ def test_the_sink_counts_traces_once():
     url = f"http://127.0.0.1:{port}"
     tracer = Tracer(url, 1.0, "test")
     for _ in range(3):
-        trace = tracer.begin("chat", {}, 1.0)
+        trace = tracer.start_trace("chat", {}, 1.0)
         trace.span("route", 1.0, 2.0, {})
         trace.close(None, 3.0, {})
     tracer.close()

@@ -115,7 +115,7 @@ class TestComputed:
     def test_what_only_a_model_can_give_is_asked_of_it_with_the_result(self, gateway: Started, stream, body):
         facts = gearbox_of(ask(gateway, SUM, stream, **body), stream)
         assert facts["variant"] and facts["tools"][0]["output"] == "4"
-        assert facts["retrieval"]["why"].startswith("computed, and told to the model: ")
+        assert facts["retrieval"]["why"].startswith("computed, and passed to the model: ")
         engine = gateway.engines[facts["variant"]].requests[-1]
         assert engine["messages"][-1]["content"] == f"{SUM}\n\nComputed exactly: 2 + 2 = 4"
         assert without_tools(body).items() <= engine.items(), "everything is passed on"
