@@ -67,7 +67,7 @@ def test_nothing_can_be_asked_for_anything():
 
 
 def test_each_gateway_tells_one_thing_more():
-    told = [paired_gateways.told(name, "http://c") for name in paired_gateways.NAMES]
+    told = [paired_gateways.observability_settings(name, "http://c") for name in paired_gateways.NAMES]
     assert [one.log_requests for one in told] == [False, False, True, True]
     assert [one.otlp_endpoint for one in told] == [None, None, None, "http://c"]
     assert told[2] == ObservabilityConfig(), "the default"
@@ -162,7 +162,7 @@ def test_the_verdict_is_the_worst_shares(share: float, verdict: str):
     rows = {"1": {"time": 0.0001, "cpu": share}}
     scrapes = {name: {"cpu_ms": {"median": 5.0}} for name in ("log", "traces")}
     result = {"systems": systems, "scrapes": scrapes, "aim": 0.01, "real": {"log": rows, "traces": rows}}
-    *lines, arrived = overhead.told(result).splitlines()
+    *lines, arrived = overhead.summary_text(result).splitlines()
     assert all(line.endswith(verdict) and "computed" in line for line in lines)
     assert "worst round 50.0%" in arrived
 
