@@ -156,7 +156,7 @@ class Balancer:
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _tell(self, command: str) -> str:
+    def _command(self, command: str) -> str:
         end = time.monotonic() + 10
         while True:
             try:
@@ -177,12 +177,12 @@ class Balancer:
                 raise TimeoutError(f"{name} is not ready after {patience_s:.0f} s")
             time.sleep(1)
         slot = self._used[name] = f"gateways/pod{len(self._used) + 1}"
-        self._tell(f"set server {slot} addr {address} port 8000")
-        self._tell(f"set server {slot} state ready")
+        self._command(f"set server {slot} addr {address} port 8000")
+        self._command(f"set server {slot} state ready")
 
     def leave(self, name: str) -> None:
         """Remove a pod that is being deleted: no new requests go to it."""
-        self._tell(f"set server {self._used[name]} state drain")
+        self._command(f"set server {self._used[name]} state drain")
 
 
 def _ready(address: str) -> bool:
