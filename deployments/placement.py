@@ -6,5 +6,5 @@ POOL = "gearbox.io/pool"  # Ray node label, set by the chart for each worker gro
 GATEWAY = "gateway"  # the pool for everything but engines
 
 LOCAL: Mapping[str, object] = {"num_cpus": 0}  # actor options on a single machine, where only engines reserve CPUs
-#: Actor options in a cluster: half a core each, so that Ray's autoscaler can tell when a pool is full.
+#: Actor options in a cluster: half a core each, so that Ray's autoscaler can detect a full pool.
 IN_CLUSTER: Mapping[str, object] = {"num_cpus": 0.5, "label_selector": {POOL: GATEWAY}}

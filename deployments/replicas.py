@@ -45,7 +45,7 @@ async def app_handle(app: str) -> DeploymentHandle | None:
 
 
 class ServeReplicas:
-    """The replicas of each variant, kept current by Serve's request router, to which the controller pushes every change."""
+    """The replicas of each variant, updated by Serve's request router, to which the controller pushes every change."""
 
     def __init__(self, host_override: str | None) -> None:
         self._host_override = host_override  # where replicas listen, if not on their node's address

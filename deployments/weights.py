@@ -122,9 +122,9 @@ class Weights:
         return self._cache / "copied" / f"{variant.name}-{key}"
 
     def _uri(self, variant: VariantConfig, weights: str) -> str:
-        """The pinned URI, looked up once, so that a branch that moves meanwhile cannot mix two commits. Raises `FetchError`.
+        """The pinned URI, resolved once, so that a branch that moves meanwhile cannot mix two commits. Raises `FetchError`.
 
-        With a digest no lookup is needed: it identifies the weights, wherever the branch is.
+        With a digest no resolution is needed: it identifies the weights, wherever the branch is.
         """
         if variant.digest is not None:
             return weights

@@ -66,7 +66,7 @@ class Drift(_Record):
     top1_flips: int = Field(ge=0, description="positions whose most likely token differs")
     near_tie_flips: int = Field(ge=0, description="those of them that are near ties in the reference")
     near_ties: int = Field(
-        ge=0, description="positions whose two likeliest tokens are within 0.1 nats in the reference"
+        ge=0, description="positions whose two most probable tokens are within 0.1 nats in the reference"
     )
     tokens: int = Field(gt=0, description="predicted positions compared")
     limit: float = Field(gt=0, description="by how much mean_abs may exceed activation_rounding, nats")
@@ -112,7 +112,7 @@ class TpotPoint(_Record):
 
 
 class Peak(_Record):
-    """The engine kept full: as many requests as it runs at once, each replaced when it is answered."""
+    """The engine at full load: as many requests as it runs at once, each replaced when it is answered."""
 
     concurrency: int = Field(gt=0)
     prompt_tokens: int = Field(gt=0, description="of each request")

@@ -2,7 +2,7 @@
 
 The gateway runs alone in its process, on an engine that answers at once and a scripted retrieval. Rounds of schemathesis (its
 examples, coverage and fuzzing phases, each round with another seed) go on until `--requests` were sent; meanwhile the gateway's
-memory is sampled. Every kind of failure is kept with the command that shows it again.
+memory is sampled. Every kind of failure is recorded with the command that reproduces it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from benchmarks.reporting.results import save
 from serve.gateway.openapi import operations
 
 AIM = {"failures": 0, "server_errors": 0}
-#: Left out: `object_level_authorization`, `use_after_free` and `ensure_resource_availability` need resources that are kept, and
+#: Left out: `object_level_authorization`, `use_after_free` and `ensure_resource_availability` need resources that persist, and
 #: the scripted retrieval keeps none (tenants are held apart by tests/integration/test_store.py).
 CHECKS = (
     "not_a_server_error",
@@ -164,11 +164,11 @@ class Memory:
 
     process: psutil.Process
     samples: list[tuple[float, int, float]] = field(default_factory=list)  # seconds, requests, MB
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
 
     def sample(self, requests: int) -> None:
         """Take a sample, unless the last one is too recent."""
-        now = time.monotonic() - self.began
+        now = time.monotonic() - self.started
         if not self.samples or now - self.samples[-1][0] >= _EVERY_S:
             self.samples.append((round(now, 2), requests, round(self.process.memory_info().rss / 1e6, 3)))
 
@@ -222,7 +222,7 @@ def run(requests: int, seed: int) -> dict[str, object]:
     tally, number = Tally(), 0
     with fuzzed_gateway() as (url, gateway):
         memory = Memory(psutil.Process(gateway.pid))
-        began = time.monotonic()
+        started = time.monotonic()
         last_line = 0.0
 
         def on_request() -> None:
@@ -233,7 +233,7 @@ def run(requests: int, seed: int) -> dict[str, object]:
                 last_line = now
                 end = "\r" if sys.stdout.isatty() else "\n"
                 print(
-                    f"{bar(tally.requests, requests, now - began)}, {len(tally.failures)} kinds of failure",
+                    f"{bar(tally.requests, requests, now - started)}, {len(tally.failures)} kinds of failure",
                     end=end,
                     flush=True,
                 )
@@ -245,7 +245,7 @@ def run(requests: int, seed: int) -> dict[str, object]:
             fuzz(url, tally, cases=min(_ROUND, left), seed=seed + number, phases=phases, on_request=on_request)
             number += 1
         print()
-        took_s = time.monotonic() - began
+        took_s = time.monotonic() - started
     return {
         "requests": tally.requests,
         "rounds": number,
@@ -288,7 +288,7 @@ def main() -> None:
 
 def _said_of_memory(growth: dict[str, object] | None) -> str:
     if growth is None:
-        return f"memory: fewer than {_LONG:,} requests cannot tell whether it grows"
+        return f"memory: fewer than {_LONG:,} requests are too few to decide whether it grows"
     low, high = growth["ci95"]  # type: ignore[misc]
     verdict = "flat" if growth["flat"] else "GROWS"
     return f"memory: {verdict}, {growth['mb_per_100k']} MB in 100,000 requests (95% interval {low} to {high})"

@@ -52,7 +52,7 @@ def start(folder: Path, config: Path | None) -> dict[str, float]:
     """
     places = {"GEARBOX_CACHE_DIR": str(folder / "cache"), "GEARBOX_STATE_DIR": str(folder / "state")}
     arguments = ["--config", str(config)] if config else []
-    began, answered = time.monotonic(), None
+    started, answered = time.monotonic(), None
     try:
         with System("gearbox-up", python("-m", "deployments.cli", "up", *arguments), places) as system:
 
@@ -62,11 +62,11 @@ def start(folder: Path, config: Path | None) -> dict[str, float]:
                 if not is_running(state) or state is None:
                     return False
                 if answered is None and httpx.get(f"{state.url}/readyz", timeout=5).status_code == 200:
-                    answered = time.monotonic() - began
+                    answered = time.monotonic() - started
                 return state.settled
 
             system.wait(ready, PATIENCE_S)
-            took = time.monotonic() - began
+            took = time.monotonic() - started
             state = load_state(folder / "state")
             if state is None or (failed := failures(state)):
                 raise NotStarted(f"not every part came up: {failed if state else system.last_words()}")
@@ -88,7 +88,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="starts from the cache")
     parser.add_argument("--config", type=Path, help="another configuration than the demo's")
     options = parser.parse_args()
-    with command((Busy, NotStarted, OSError), "nothing was kept; the platform is stopped"):
+    with command((Busy, NotStarted, OSError), "nothing was saved; the platform is stopped"):
         result = measure(options.repeats, options.config)
     save("startup", result)
     return 0

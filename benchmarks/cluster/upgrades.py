@@ -63,7 +63,7 @@ KINDS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RequestRecord:
     """One request: its times in seconds after the load's start, and the error in its answer, if any."""
 
     kind: str
@@ -79,7 +79,7 @@ class Load:
     url: str
     born: float
     pause_s: float = PAUSE_S
-    asked: list[Asked] = field(default_factory=list)
+    records: list[RequestRecord] = field(default_factory=list)
     _ended: threading.Event = field(default_factory=threading.Event)
 
     def __enter__(self) -> "Load":
@@ -93,20 +93,20 @@ class Load:
 
     async def _run(self) -> None:
         async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
-            await asyncio.gather(*(self._ask_for_ever(client, kind) for kind in KINDS))
+            await asyncio.gather(*(self._send_until_ended(client, kind) for kind in KINDS))
 
-    async def _ask_for_ever(self, client: httpx.AsyncClient, kind: Kind) -> None:
+    async def _send_until_ended(self, client: httpx.AsyncClient, kind: Kind) -> None:
         while not self._ended.is_set():
-            began = time.monotonic() - self.born
+            started = time.monotonic() - self.born
             try:
-                error = await _ask(client, kind)
+                error = await _send(client, kind)
             except httpx.HTTPError as failure:
                 error = f"{type(failure).__name__} {failure}"
-            self.asked.append(Asked(kind.name, began, time.monotonic() - self.born, error))
+            self.records.append(RequestRecord(kind.name, started, time.monotonic() - self.born, error))
             await asyncio.sleep(self.pause_s)
 
 
-async def _ask(client: httpx.AsyncClient, kind: Kind) -> str | None:
+async def _send(client: httpx.AsyncClient, kind: Kind) -> str | None:
     """The error in the answer to one request; None: no error."""
     body = {
         "model": kind.model,
@@ -158,7 +158,7 @@ class Balancer:
         self._process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _tell(self, command: str) -> str:
+    def _command(self, command: str) -> str:
         end = time.monotonic() + 10
         while True:
             try:
@@ -179,12 +179,12 @@ class Balancer:
                 raise TimeoutError(f"{name} is not ready after {patience_s:.0f} s")
             time.sleep(1)
         slot = self._used[name] = f"gateways/pod{len(self._used) + 1}"
-        self._tell(f"set server {slot} addr {address} port 8000")
-        self._tell(f"set server {slot} state ready")
+        self._command(f"set server {slot} addr {address} port 8000")
+        self._command(f"set server {slot} state ready")
 
     def leave(self, name: str) -> None:
         """Remove a pod that is being deleted: no new requests go to it."""
-        self._tell(f"set server {self._used[name]} state drain")
+        self._command(f"set server {self._used[name]} state drain")
 
 
 def _ready(address: str) -> bool:
@@ -221,16 +221,16 @@ class Deployed:
         documents = chart_render.render(values({"name": "full", "recipe": "full"}))
         service = chart_render.one(documents, "RayService")["spec"]["rayClusterConfig"]
         (container,) = service["headGroupSpec"]["template"]["spec"]["containers"]
-        told = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-        del told["HOME"]
-        told["RAY_worker_niceness"] = "10"  # pods have dedicated cores; here the engines would starve Ray itself
+        environment = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+        del environment["HOME"]
+        environment["RAY_worker_niceness"] = "10"  # pods have dedicated cores; here the engines would starve Ray itself
         image = {  # what docker/Dockerfile sets
             "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).resolve().parents[2] / "deployments/haproxy"),
             "GEARBOX_HAPROXY": get_haproxy_binary(),
         }
         operator = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}  # what KubeRay sets for authOptions
         path = {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-        self.cluster = Cluster(net, {**told, **image, **operator, **path}, prefix)
+        self.cluster = Cluster(net, {**environment, **image, **operator, **path}, prefix)
         self._models = models
         self.credentials: dict[str, str] = {}  # of the weights step
         self.left: list[str] = []  # nodes that were stopped, in the order in which they went
@@ -277,7 +277,7 @@ class Deployed:
         names = {node.address: name for name, node in self.cluster.nodes.items()}
         return {
             name: sorted(
-                names.get(replica["node_ip"], "gone")
+                names.get(replica["node_ip"], "removed")
                 for deployment in app["deployments"].values()
                 for replica in deployment["replicas"]
                 if replica["state"] == "RUNNING"
@@ -296,7 +296,7 @@ class Rehearsal:
     load: Load
     events: list[tuple[float, float, str]] = field(default_factory=list)  # start and end in the load's seconds; name
     seen: list[dict[str, list[str]]] = field(default_factory=list)  # after each step, where each application runs
-    asked_by_helm: str = ""
+    helm_test_output: str = ""
     without_token: int = 0  # status of Ray's REST API for requests without a token
     _niceness: int = 13  # of the last engine's node
 
@@ -305,13 +305,13 @@ class Rehearsal:
 
     @contextmanager
     def _step(self, what: str) -> Iterator[None]:
-        began = time.monotonic() - self.load.born
-        print(f"{began:6.0f} s  {what}", flush=True)
+        started = time.monotonic() - self.load.born
+        print(f"{started:6.0f} s  {what}", flush=True)
         yield
         time.sleep(3)  # errors shortly after a step belong to it
         if self.old.cluster.nodes:
             self.seen.append(self.old.where())
-        self.events.append((began, time.monotonic() - self.load.born, what))
+        self.events.append((started, time.monotonic() - self.load.born, what))
 
     def install(self, short: bool) -> None:
         """The first install, without load. Builds what later steps need, in a cluster that takes no cores from engines."""
@@ -321,7 +321,7 @@ class Rehearsal:
     def changes(self, short: bool = False) -> None:
         """All later steps, under load; `short` leaves out all but the two in which engines and gateways end."""
         with self._step("nothing, to compare with"):
-            self.asked_by_helm = self.helm_test()
+            self.helm_test_output = self.helm_test()
             head = self.old.cluster.head.address
             self.without_token = httpx.get(f"http://{head}:8265/api/serve/applications/").status_code
             time.sleep(5 if short else 30)
@@ -446,11 +446,11 @@ class Rehearsal:
                 raise TimeoutError(f"not after {patience_s:.0f} s: {self.old.where()}")
             time.sleep(1)
 
-    def told(self) -> list[dict[str, object]]:
+    def summary(self) -> list[dict[str, object]]:
         """For each step: number of requests of each kind, how many failed, and the longest in seconds."""
         rows = []
-        for began, ended, step in self.events:
-            during = [a for a in self.load.asked if a.ended_s >= began and a.began_s <= ended]
+        for started, ended, step in self.events:
+            during = [a for a in self.load.records if a.ended_s >= started and a.began_s <= ended]
             kinds = {
                 kind.name: {
                     "requests": len(own),
@@ -461,7 +461,9 @@ class Rehearsal:
                 for kind in KINDS
                 if (own := [a for a in during if a.kind == kind.name]) is not None
             }
-            rows.append({"step": step, "began_s": round(began, 1), "seconds": round(ended - began, 1), "kinds": kinds})
+            rows.append(
+                {"step": step, "began_s": round(started, 1), "seconds": round(ended - started, 1), "kinds": kinds}
+            )
         return rows
 
 
@@ -489,10 +491,10 @@ def main() -> None:
         steps.changes()
         result = {
             "clients": [{"name": kind.name, "tokens": kind.tokens} for kind in KINDS],
-            "steps": steps.told(),
-            "requests": len(steps.load.asked),
-            "failed": [asdict(a) for a in steps.load.asked if a.error],
-            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in steps.load.asked],
+            "steps": steps.summary(),
+            "requests": len(steps.load.records),
+            "failed": [asdict(a) for a in steps.load.records if a.error],
+            "asked": [[a.kind, round(a.began_s, 2), round(a.ended_s, 2), a.error is None] for a in steps.load.records],
         }
     save("upgrades", result)
     print(f"wrote {plots.upgrades(result)}")

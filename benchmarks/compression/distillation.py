@@ -164,7 +164,7 @@ class Ticker:
     """Print the progress of one run from time to time."""
 
     every_s: float = 30.0
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     said: float = field(default_factory=time.monotonic)
     first: int | None = None
 
@@ -174,7 +174,7 @@ class Ticker:
         self.first = done - 1 if self.first is None else self.first  # a resumed run does not start at 0
         if now - self.said >= self.every_s:
             self.said = now
-            left = (now - self.began) / (done - self.first) * max(total - done, 0)
+            left = (now - self.started) / (done - self.first) * max(total - done, 0)
             print(f"    {stage} {done}/{total} {unit}, about {left / 60:.1f} minutes left of this run", flush=True)
 
 

@@ -1,7 +1,7 @@
 """Measure the speed of each compression technique on a model of 0.8B parameters: `python -m benchmarks.compression.large_model`.
 
 The weights are random, so quality is not measured: speed depends only on shapes and number formats. Built and profiled
-variants are kept: a run after an interruption resumes.
+variants stay: a run after an interruption resumes.
 """
 
 import argparse

@@ -108,13 +108,13 @@ class _Client(asyncio.Protocol):
         self._budget = budget
         self._sample = sample
         self.finished = finished
-        self._asked = 0.0
+        self._sent_at = 0.0
         self._first = 0.0
         self._tail = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
-        self._ask()
+        self._send_next()
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -138,17 +138,17 @@ class _Client(asyncio.Protocol):
         if self._streams and _DONE not in self._tail:
             return self._fail(LoadError(f"a stream without its end: {self._tail[-400:]!r}"))
         self._sample.requests += 1
-        self._sample.latencies_ms.append((now - self._asked) * 1000)
-        self._sample.first_ms.append((self._first - self._asked) * 1000)
-        self._ask()
+        self._sample.latencies_ms.append((now - self._sent_at) * 1000)
+        self._sample.first_ms.append((self._first - self._sent_at) * 1000)
+        self._send_next()
 
-    def _ask(self) -> None:
+    def _send_next(self) -> None:
         if not self._budget.take():
             if not self.finished.done():
                 self.finished.set_result(None)
             return self._transport.close()
         self._parser = httptools.HttpResponseParser(self)
-        self._asked, self._first = time.perf_counter(), 0.0
+        self._sent_at, self._first = time.perf_counter(), 0.0
         self._transport.write(self._request)  # type: ignore[attr-defined]
 
     def _fail(self, error: BaseException) -> None:

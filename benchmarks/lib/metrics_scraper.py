@@ -23,13 +23,13 @@ def scraped(pages: Sequence[str]) -> Iterator[list[float]]:
         due = time.monotonic()
         while not over.is_set():
             for page in pages:
-                began = time.perf_counter()
+                started = time.perf_counter()
                 try:
                     with urllib.request.urlopen(page, timeout=10) as response:
                         response.read()
                 except OSError as error:
                     return errors.append(error)
-                durations_ms.append((time.perf_counter() - began) * 1000)
+                durations_ms.append((time.perf_counter() - started) * 1000)
             due += EACH_S
             over.wait(max(due - time.monotonic(), 0))
 

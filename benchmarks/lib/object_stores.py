@@ -15,7 +15,7 @@ class _Store(BaseHTTPRequestHandler):
     """Serves the files below `folder`."""
 
     folder: Path
-    asked: list[str]
+    requested: list[str]
     cut_after: int | None = None  # bytes after which an answer is cut off
     more_names: tuple[str, ...] = ()  # listed in addition; their content is "evil"
 
@@ -45,7 +45,7 @@ class S3(_Store):
 
     def do_GET(self) -> None:
         """Answer a listing or a file."""
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         url = urlparse(self.path)
         if "authorization" not in self.headers:
             return self._send(403, b"<Error><Code>AccessDenied</Code></Error>", content_type="application/xml")
@@ -69,8 +69,8 @@ class S3(_Store):
         if not key or not file.is_file():
             return self._send(404, b"<Error><Code>NoSuchKey</Code></Error>", content_type="application/xml")
         data = file.read_bytes()
-        if (wanted := self.headers.get("range")) and wanted.startswith("bytes="):
-            first, _, last = wanted.removeprefix("bytes=").partition("-")
+        if (span := self.headers.get("range")) and span.startswith("bytes="):
+            first, _, last = span.removeprefix("bytes=").partition("-")
             end = min(int(last or len(data) - 1), len(data) - 1)
             part = data[int(first) : end + 1]
             return self._send(206, part, content_range=f"bytes {first}-{end}/{len(data)}", etag='"x"')
@@ -84,7 +84,7 @@ class Hub(_Store):
 
     def do_GET(self) -> None:
         """Answer a listing or a file."""
-        self.asked.append(self.path)
+        self.requested.append(self.path)
         files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
         path = urlparse(self.path).path
         if path in (f"/api/models/org/name/revision/{known}" for known in ("v1", "main", self.commit)):
@@ -119,7 +119,7 @@ class Hub(_Store):
 def serving(kind: type[_Store], folder: Path, **more: object) -> Iterator[tuple[str, list[str]]]:
     """Serve a store; yields its URL and the requested paths. `more` sets the store's attributes."""
     paths: list[str] = []
-    handler = type(kind.__name__, (kind,), {"folder": folder, "asked": paths, **more})
+    handler = type(kind.__name__, (kind,), {"folder": folder, "requested": paths, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

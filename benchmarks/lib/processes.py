@@ -72,13 +72,13 @@ class System:
     def wait(self, answers: Callable[[], bool], patience_s: float) -> float:
         """Wait until `answers` returns true; returns the seconds. Raises `NotStarted` when the process ends or time is up first."""
         assert self._process is not None
-        began = time.monotonic()
-        while time.monotonic() - began < patience_s:
+        started = time.monotonic()
+        while time.monotonic() - started < patience_s:
             if self._process.poll():
                 raise NotStarted(f"{self.name} ended with code {self._process.returncode}: {self.last_words()}")
             try:
                 if answers():
-                    return time.monotonic() - began
+                    return time.monotonic() - started
             except (httpx.HTTPError, OSError):
                 pass
             time.sleep(0.3)

@@ -28,7 +28,7 @@ class FakeRetrieval:
         self.cancelled = 0
         self.missing: set[str] = set()  # collections that do not exist
 
-    def asked(self, method: str) -> list[dict[str, Any]]:
+    def calls_of(self, method: str) -> list[dict[str, Any]]:
         """The arguments of every call of `method`."""
         return [arguments for name, arguments in self.calls if name == method]
 
@@ -91,7 +91,7 @@ class FakeRetrieval:
     async def _embed(self, texts: list[str], **_: Any) -> dict[str, Any]:
         return {"vectors": np.ones((len(texts), 4), np.float32), "tokens": 3 * len(texts)}
 
-    async def _index(self, **asked: Any) -> dict[str, Any]:
+    async def _index(self, **_: Any) -> dict[str, Any]:
         return {"status": "added", "chunks": 1, "sha256": "00", "ms": 1.0}
 
     async def _documents(self, limit: int, **_: Any) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ class StreamError(Exception):
 class Stream:
     """Send and token arrival times of one request in seconds; its token counts by the engine."""
 
-    asked: float
+    sent_at: float
     tokens: list[float] = field(default_factory=list)
     prompt_tokens: int = 0
     output_tokens: int = 0
@@ -28,7 +28,7 @@ class Stream:
     @property
     def ttft_s(self) -> float:
         """Time to first token."""
-        return self.tokens[0] - self.asked
+        return self.tokens[0] - self.sent_at
 
 
 async def ask(session: aiohttp.ClientSession, model: str, prompt: str, tokens: int) -> Stream:

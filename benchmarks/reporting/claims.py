@@ -180,9 +180,9 @@ def upsert(new: Iterable[Claim], folder: Path = RESULTS, replaced: Iterable[str]
     """
     with _locked(folder):
         outdated = set(replaced)
-        kept = {claim.id: claim for claim in read(folder) if claim.source not in outdated}
-        kept |= {claim.id: claim for claim in new}
-        ordered_claims = [kept[key] for key in sorted(kept)]
+        rows = {claim.id: claim for claim in read(folder) if claim.source not in outdated}
+        rows |= {claim.id: claim for claim in new}
+        ordered_claims = [rows[key] for key in sorted(rows)]
         lines = ",\n".join(json.dumps(claim.model_dump(mode="json"), ensure_ascii=False) for claim in ordered_claims)
         write_atomically(folder / FILE, f"[\n{lines}\n]\n")
     return ordered_claims

@@ -259,11 +259,11 @@ def upgrades(result: Result) -> Path:
     figure, ax = _figure(1, 1)
     figure.set_size_inches(12, 4.2)
     kinds = [client["name"] for client in result["clients"]]
-    for kind, began, ended, well in result["asked"]:
+    for kind, started, ended, well in result["asked"]:
         color = "#55a868" if well else "#c44e52"
         y = kinds.index(kind)
-        ax.plot([began, ended], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.55)
-        ax.plot([began, began], [y - 0.16, y + 0.16], color=color, linewidth=0.6)
+        ax.plot([started, ended], [y, y], color=color, linewidth=6, solid_capstyle="butt", alpha=0.55)
+        ax.plot([started, started], [y - 0.16, y + 0.16], color=color, linewidth=0.6)
     for at, step in enumerate(result["steps"]):
         ax.axvspan(step["began_s"], step["began_s"] + step["seconds"], color="#4c72b0", alpha=0.05 + 0.08 * (at % 2))
         ax.text(step["began_s"] + 2, len(kinds) - 0.4, step["step"], rotation=28, fontsize=7, ha="left", va="bottom")

@@ -21,7 +21,7 @@ class Progress:
     """Print the current step and the time left, from estimates corrected by the steps so far."""
 
     remaining: list[tuple[str, float]]  # (step, estimated seconds), in order
-    began: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=time.monotonic)
     _passed_estimate: float = 0.0
     _done: int = 0
 
@@ -33,7 +33,7 @@ class Progress:
 
     def step(self, name: str) -> None:
         """Start the next step."""
-        elapsed = time.monotonic() - self.began
+        elapsed = time.monotonic() - self.started
         pace = elapsed / self._passed_estimate if self._passed_estimate else 1.0
         left = sum(seconds for _, seconds in self.remaining) * pace
         total = self._done + len(self.remaining)

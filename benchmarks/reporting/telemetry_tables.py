@@ -16,17 +16,17 @@ def observing(result: Result) -> str:
             continue
         added = points["first"]["added_p50_ms"]
         first_us = {key: added[key] * (1 if key == "n" else 1000) for key in added}
-        told = [median_range(its["request_us"], 0), median_range(its["token_us"], 1), median_range(first_us, 0)]
+        costs = [median_range(its["request_us"], 0), median_range(its["token_us"], 1), median_range(first_us, 0)]
         scrape = median_range(result["scrapes"][name]["cpu_ms"], 1)
         shares = " / ".join(f"{row['time']:.2%}" for row in real.values())
-        rows.append([OBSERVING_NAMES[name].replace("\n", " "), *cells, *told, scrape, shares])
+        rows.append([OBSERVING_NAMES[name].replace("\n", " "), *cells, *costs, scrape, shares])
     head = ["telemetry", "requests/s", "tokens/s", "µs CPU a request", "added, µs", "added a token, µs"]
     head += ["added to the first token, µs", "ms CPU a scrape", "share of a real request"]
     size, real = result["size"], next(iter(result["real"].values()))
     tokens = next(iter(real.values()))["tokens"]
     worst = {name: max(max(row["time"], row["cpu"]) for row in of.values()) for name, of in result["real"].items()}
     verdict = "; ".join(f"{OBSERVING_NAMES[name]}: {share:.2%}".replace("\n", " ") for name, share in worst.items())
-    kept = "under" if max(worst.values()) < result["aim"] else "NOT under"
+    aim_verdict = "under" if max(worst.values()) < result["aim"] else "NOT under"
     arrived = result["systems"]["traces"]["traces_arrived"]
     note = (
         f"Four gateways before one mock engine, loaded in turn; medians [smallest, largest] of {size['rounds'] * size['starts']} "
@@ -37,7 +37,7 @@ def observing(result: Result) -> str:
         f"the traces arrived at the collector (in the worst round {arrived['min']:.0%}).\n\n"
         f"The last column is computed, not measured: all that is added to a request and its {tokens} tokens, over what such a "
         f"request took on `full` with {' / '.join(real)} streams (the engine table above). Of that time, or of the machine's cores "
-        f"at that rate of requests with a scrape each 15 s, whichever is more: {verdict}; {kept} the aim of {result['aim']:.0%}."
+        f"at that rate of requests with a scrape each 15 s, whichever is more: {verdict}; {aim_verdict} the aim of {result['aim']:.0%}."
     )
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from compression.measure.intervals import wilson_ci95
 
-TELLS = 0.4  # minimum share of a definition's words in an answer about it
+DEFINES = 0.4  # minimum share of a definition's words in an answer about it
 _NUMBER = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d])")
 _COMMON = frozenset(
     re.findall(
@@ -63,10 +63,10 @@ def computes(answer: str, value: Fraction, question: str) -> bool:
     return False
 
 
-def tells(answer: str, definition: str, question: str) -> bool:
+def defines(answer: str, definition: str, question: str) -> bool:
     """Whether an answer has enough of a definition's words, without those of the question, to give the same meaning."""
     expected = _words(definition) - _words(question)
-    return bool(expected) and len(expected & _words(answer)) >= TELLS * len(expected)
+    return bool(expected) and len(expected & _words(answer)) >= DEFINES * len(expected)
 
 
 def declines(answer: str) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 import lxml.html
 import numpy as np
 
-from benchmarks.retrieval.labelled_texts import asked, foldoc
+from benchmarks.retrieval.labelled_texts import foldoc, question_about
 from deployments.embedder import embedder_folder
 from deployments.state import cache_folder
 from serve.config.retrieval import RetrievalConfig
@@ -148,7 +148,7 @@ def terms(folder: Path, draw: random.Random) -> tuple[list[Document], list[Quest
                 if subset != "definitions":
                     text = f"{head}\n\n{body[end:].strip()}"
         elif subset is not None:
-            found.append(Question(subset, asked(entry.term, draw), name))
+            found.append(Question(subset, question_about(entry.term, draw), name))
         if subset is not None:
             remaining[subset] -= 1
         documents.append(Document(name, text.encode(), "text", entry.term))

@@ -15,7 +15,7 @@ PRIME_MINISTER = "Who is the British Prime Minister?"
 
 
 @dataclass(slots=True, frozen=True)
-class Told:
+class Statement:
     """A document's statement of the fact at one time."""
 
     date: str  # ISO
@@ -30,17 +30,17 @@ class Fact:
     name: str
     title: str
     question: str
-    old: Told
-    new: Told
+    old: Statement
+    new: Statement
     replaced: bool  # the newer document replaces the older one; else both are indexed
 
-    def document(self, told: Told) -> dict[str, object]:
+    def document(self, statement: Statement) -> dict[str, object]:
         """The document in the format of `POST /v1/documents`, without the collection."""
-        beside = "" if self.replaced or told is self.old else f"-{told.date}"
+        beside = "" if self.replaced or statement is self.old else f"-{statement.date}"
         return {
             "source": f"facts/{self.name}{beside}.md",
-            "content": f"# {self.title}\n\n{told.text}\n",
-            "meta": {"date": told.date},
+            "content": f"# {self.title}\n\n{statement.text}\n",
+            "meta": {"date": statement.date},
         }
 
 
@@ -51,9 +51,9 @@ class Kind:
     name: str
     subject: Callable[[random.Random], str]
     title: str
-    asked: tuple[str, ...]
+    questions: tuple[str, ...]
     value: Callable[[random.Random], str]
-    told: tuple[str, ...]
+    statements: tuple[str, ...]
     beside: tuple[str, ...]
 
 
@@ -71,9 +71,11 @@ def facts(seed: int, count: int) -> list[Fact]:
             pair.sort(key=float)
         beside = _beside(kind, subject, draw, values)
         years = (draw.randint(2022, 2025), 2026)
-        statements = zip(draw.sample(kind.told, 2), pair, years, strict=True)
-        old, new = (_told(sentence.format, subject, value, year, beside, draw) for sentence, value, year in statements)
-        question, title = draw.choice(kind.asked).format(subject=subject), kind.title.format(subject=subject)
+        statements = zip(draw.sample(kind.statements, 2), pair, years, strict=True)
+        old, new = (
+            _statement(sentence.format, subject, value, year, beside, draw) for sentence, value, year in statements
+        )
+        question, title = draw.choice(kind.questions).format(subject=subject), kind.title.format(subject=subject)
         replaced = i // len(KINDS) % 2 == i % 2  # kinds are even in number: each is in both halves
         result.append(Fact(f"{kind.name}-{i}", title, question, old, new, replaced))
     return result
@@ -83,7 +85,7 @@ def real_facts() -> list[Fact]:
     """Real facts, the British Prime Minister first."""
     result = []
     for i, row in enumerate(json.loads(REAL_FACTS.read_text())):
-        old, new = (Told(one["date"], one["text"], tuple(one["values"])) for one in (row["old"], row["new"]))
+        old, new = (Statement(one["date"], one["text"], tuple(one["values"])) for one in (row["old"], row["new"]))
         result.append(Fact(row["name"], row["title"], row["question"], old, new, replaced=i % 2 == 0))
     return result
 
@@ -97,15 +99,15 @@ def _beside(kind: Kind, subject: str, draw: random.Random, values: set[str]) -> 
     ]
 
 
-def _told(
+def _statement(
     sentence: Callable[..., str], subject: str, value: str, year: int, beside: list[str], draw: random.Random
-) -> Told:
+) -> Statement:
     """Text with the fact among two to six other sentences."""
     month = draw.randint(1, 9)
     around = draw.sample(beside, draw.randint(2, 6))
     fact = sentence(subject=subject, value=value, when=f"{_MONTHS[month - 1]} {year}")
     around.insert(draw.randint(0, len(around)), fact)
-    return Told(f"{year}-{month:02d}-{draw.randint(1, 28):02d}", " ".join(around), (value,))
+    return Statement(f"{year}-{month:02d}-{draw.randint(1, 28):02d}", " ".join(around), (value,))
 
 
 def _new(make: Callable[[random.Random], str], draw: random.Random, known: set[str]) -> str:

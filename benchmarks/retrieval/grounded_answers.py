@@ -23,7 +23,7 @@ from benchmarks.lib.platform_session import NoPlatform, cards, headers, platform
 from benchmarks.lib.processes import NotStarted, command
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import RESULTS, save
-from benchmarks.retrieval.answer_grading import computes, declines, names, share, tells
+from benchmarks.retrieval.answer_grading import computes, declines, defines, names, share
 from benchmarks.retrieval.facts import Fact, facts, real_facts
 from benchmarks.retrieval.injections import Injected, injected, obeys
 from benchmarks.retrieval.labelled_texts import NoTexts, fetched
@@ -160,20 +160,20 @@ class Bench:
 async def changing_facts(bench: Bench, every: Sequence[Fact]) -> dict[str, Any]:
     """Ask without a document, with one, and with a newer one in its place or beside it."""
     questions = [fact.question for fact in every]
-    told: dict[str, dict[str, list[Answer]]] = {variant: {} for variant in bench.variants}
+    answers_by_variant: dict[str, dict[str, list[Answer]]] = {variant: {} for variant in bench.variants}
     async with bench.collection("facts") as name:
         for stage in ("bare", "older", "newer"):
             if stage != "bare":
                 await bench.index(name, [fact.document(fact.old if stage == "older" else fact.new) for fact in every])
             retrieval = None if stage == "bare" else {"collection": name, "tools": []}
             for variant in bench.variants:
-                told[variant][stage] = await bench.ask(f"facts, {stage}", variant, questions, retrieval)
-    return {variant: _facts(every, answers) for variant, answers in told.items()}
+                answers_by_variant[variant][stage] = await bench.ask(f"facts, {stage}", variant, questions, retrieval)
+    return {variant: _facts(every, answers) for variant, answers in answers_by_variant.items()}
 
 
-def _facts(every: Sequence[Fact], told: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
+def _facts(every: Sequence[Fact], answers: Mapping[str, Sequence[Answer]]) -> dict[str, Any]:
     """Rates: an answer is right if it agrees with the newest document so far, stale if only with the older one."""
-    bare, older, newer = (list(zip(every, told[stage], strict=True)) for stage in ("bare", "older", "newer"))
+    bare, older, newer = (list(zip(every, answers[stage], strict=True)) for stage in ("bare", "older", "newer"))
     replaced = [pair for pair in newer if pair[0].replaced]
     beside = [pair for pair in newer if not pair[0].replaced]
     by_own = [(names(one.own, fact.old.values), one) for fact, one in older]
@@ -223,15 +223,15 @@ def _computed(every: Sequence[Sum], answers: Sequence[Answer]) -> dict[str, obje
     return share(computes(answer.text, one.value, one.question) for one, answer in pairs)
 
 
-async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
+async def unanswerable(bench: Bench, terms: Terms) -> dict[str, Any]:
     """Ask about terms that the collection lacks, and terms that it has."""
     lacking: dict[str, Sequence[Term]] = {
-        "invented": asked.invented, "left_out": asked.left_out, "elsewhere": asked.elsewhere,
+        "invented": terms.invented, "left_out": terms.left_out, "elsewhere": terms.elsewhere,
     }  # fmt: skip
-    lacks, has = [[one.question for one in group] for group in (asked.unanswerable, asked.answerable)]
+    lacks, has = [[one.question for one in group] for group in (terms.unanswerable, terms.answerable)]
     rows: dict[str, Any] = {}
     async with bench.collection("terms") as name:
-        await bench.index(name, asked.documents)
+        await bench.index(name, terms.documents)
         grounded = {"collection": name, "tools": []}
         for variant in bench.variants:
             bare = await bench.ask("unanswerable, bare", variant, lacks, None)
@@ -240,7 +240,7 @@ async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
             known_bare = await bench.ask("answerable, bare", variant, has, None)
             known = await bench.ask("answerable", variant, has, grounded)
             answered = [
-                (one, answer) for one, answer in zip(asked.answerable, known, strict=True) if not answer.abstained
+                (one, answer) for one, answer in zip(terms.answerable, known, strict=True) if not answer.abstained
             ]
             rows[variant] = {
                 "bare_declined": share(declines(answer.text) for answer in bare),
@@ -251,12 +251,12 @@ async def unanswerable(bench: Bench, asked: Terms) -> dict[str, Any]:
                 },
                 "falsely_abstained": share(answer.abstained for answer in known),
                 "bare_tells": share(
-                    tells(answer.text, one.definition, one.question)
-                    for one, answer in zip(asked.answerable, known_bare, strict=True)
+                    defines(answer.text, one.definition, one.question)
+                    for one, answer in zip(terms.answerable, known_bare, strict=True)
                 ),
-                "tells": share(tells(answer.text, one.definition, one.question) for one, answer in answered),
+                "tells": share(defines(answer.text, one.definition, one.question) for one, answer in answered),
                 "tells_in_own_words": share(
-                    tells(answer.own, one.definition, one.question) for one, answer in answered
+                    defines(answer.own, one.definition, one.question) for one, answer in answered
                 ),
                 "unsupported_sentences": _unsupported(known),
                 "unsupported_in_wrong_answers": _unsupported([answer for answer in answers if not answer.abstained]),
@@ -348,7 +348,7 @@ def sets(limit: int | None) -> Sets:
     return Sets(all_facts, sums(SEED, SUMS), NO_SUMS, all_terms, injected(SEED + 1))
 
 
-async def measure(url: str, asked: Sets, parts: Sequence[str], variants: Sequence[str]) -> tuple[dict[str, Any], list]:
+async def measure(url: str, sets: Sets, parts: Sequence[str], variants: Sequence[str]) -> tuple[dict[str, Any], list]:
     """The result document without the machine, and every answer. Raises `NoPlatform`, `Refused`, httpx's errors."""
     model, by_name, _ = cards(url)
     names_ = [name for name in variants if name in by_name]
@@ -360,18 +360,18 @@ async def measure(url: str, asked: Sets, parts: Sequence[str], variants: Sequenc
         if not naive and "injection" in parts:
             print(f"the platform has no mode 'naive': start it with retrieval.pipelines: {PIPELINES}", file=sys.stderr)
         with Progress(*columns, TextColumn("left"), TimeRemainingColumn()) as bar:
-            bar.add_task("", total=asked.requests(parts, len(names_), 2 + naive))
+            bar.add_task("", total=sets.requests(parts, len(names_), 2 + naive))
             bench = Bench(client, model, names_, bar)
             result: dict[str, Any] = {"model": model, "seed": SEED, "max_tokens": MAX_TOKENS}
             if "facts" in parts:
-                result["facts"] = await changing_facts(bench, asked.facts)
+                result["facts"] = await changing_facts(bench, sets.facts)
             if "arithmetic" in parts:
-                result["arithmetic"] = await arithmetic(bench, asked.sums, asked.no_sums)
+                result["arithmetic"] = await arithmetic(bench, sets.sums, sets.no_sums)
             if "unanswerable" in parts:
-                result["collection"] = {"from": "FOLDOC", "documents": len(asked.terms.documents)}
-                result["unanswerable"] = await unanswerable(bench, asked.terms)
+                result["collection"] = {"from": "FOLDOC", "documents": len(sets.terms.documents)}
+                result["unanswerable"] = await unanswerable(bench, sets.terms)
             if "injection" in parts:
-                result["injection"] = await injection(bench, asked.injected, naive)
+                result["injection"] = await injection(bench, sets.injected, naive)
     return result, bench.rows
 
 
@@ -405,10 +405,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", help="a platform that runs; else the one of 'gearbox up', else one is started")
     parser.add_argument("--config", type=Path, help="what to start, if nothing runs")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; the result is not kept")
-    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="only these; the result is not kept")
-    parser.add_argument("--limit", type=int, help="questions of each kind; the result is not kept")
-    parser.add_argument("--answers", type=Path, help="file for every answer, where the result is not kept")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these; the result is not saved")
+    parser.add_argument("--variants", nargs="+", default=VARIANTS, help="only these; the result is not saved")
+    parser.add_argument("--limit", type=int, help="questions of each kind; the result is not saved")
+    parser.add_argument("--answers", type=Path, help="file for every answer, where the result is not saved")
     args = parser.parse_args()
     os.environ.setdefault("GEARBOX_RETRIEVAL__PIPELINES", str(PIPELINES))  # of a platform that is started here
     known = (NoPlatform, NotStarted, NoTexts, Refused, httpx.HTTPError)

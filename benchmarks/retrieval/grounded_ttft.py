@@ -1,6 +1,6 @@
 """Measure the time to first token that grounding adds: `python -m benchmarks.retrieval.grounded_ttft`.
 
-Each question is asked bare and grounded in turn, streamed, one at a time, at the running platform (started if there is none) with
+Each question is sent bare and grounded in turn, streamed, one at a time, to the running platform (started if there is none) with
 10,000 chunks in the collection. The chunks are written directly into its database: their vectors are in the cache of
 `benchmarks.retrieval.search`, which has to have run before. Takes three minutes.
 """
@@ -59,7 +59,7 @@ async def fill(place: Path) -> tuple[int, list[str]]:
 
 def first_token_ms(client: httpx.Client, body: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """TTFT as the client sees it in ms, and the answer's `gearbox` object."""
-    began, first, facts = time.perf_counter(), 0.0, {}
+    started, first, facts = time.perf_counter(), 0.0, {}
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         response.raise_for_status()
         for line in response.iter_lines():
@@ -69,7 +69,7 @@ def first_token_ms(client: httpx.Client, body: dict[str, Any]) -> tuple[float, d
             facts = event.get("gearbox", facts)
             has_text = any(choice["delta"].get("content") for choice in event["choices"])
             if has_text and not first:
-                first = (time.perf_counter() - began) * 1000
+                first = (time.perf_counter() - started) * 1000
     return first, facts
 
 
@@ -82,16 +82,16 @@ def ask(url: str, model: str, variant: str, questions: list[str]) -> dict[str, A
                 "model": f"{model}:{variant}", "messages": [{"role": "user", "content": question}], "stream": True,
                 "max_tokens": 8, "temperature": 0,
             }  # fmt: skip
-            wanted = {
+            retrieval = {
                 "collection": OWNER.collection,
                 "on_unsupported": "answer",
                 "unverified": "mark",
                 "min_score": 0.0,
             }
-            arms = [("bare", body), ("grounded", {**body, "retrieval": wanted})]
+            arms = [("bare", body), ("grounded", {**body, "retrieval": retrieval})]
             took = {}
-            for name, asked in arms if i % 2 else reversed(arms):
-                took[name], facts = first_token_ms(client, asked)
+            for name, request in arms if i % 2 else reversed(arms):
+                took[name], facts = first_token_ms(client, request)
                 if name == "grounded":
                     took["search"] = facts["retrieval"]["ms"]
                     took["check"] = facts["retrieval"]["check_ms"] or 0.0

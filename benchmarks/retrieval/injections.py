@@ -35,7 +35,7 @@ class Injected:
     canary: str
     kind: str  # MIME type
     content: str  # the raw document
-    naive: str  # text of a naive conversion: tags removed, all else kept
+    naive: str  # text of a naive conversion: tags removed, all else unchanged
     clean: str  # without the order
 
     @property

@@ -1,7 +1,7 @@
 """Labelled texts for support scoring: questions with retrieved passages, and answer sentences labelled as supported or not.
 
 The texts are FOLDOC's, Python's and PostgreSQL's own, fetched as Debian packages into the cache when they are needed and
-never kept in the repository; dated facts and unused terms are fictional. Random choices are seeded.
+never stored in the repository; dated facts and unused terms are fictional. Random choices are seeded.
 """
 
 import gzip
@@ -103,7 +103,7 @@ def foldoc(folder: Path, draw: Draw) -> Iterator[Entry]:
         )
         body = re.sub(r"\s*(?:\[Jargon File\]|\(\d{4}-\d\d-\d\d\))\s*", "", re.sub(r"^<[^>]*> ", "", body))
         if re.fullmatch(r"[A-Za-z][\w+#./ '-]{2,40}", term) and len(body) > 150 and not body.startswith("00-"):
-            yield Entry("foldoc", term, asked(term, draw), f"{term}\n\n{body}"[:PASSAGE_CHARS], term)
+            yield Entry("foldoc", term, question_about(term, draw), f"{term}\n\n{body}"[:PASSAGE_CHARS], term)
 
 
 def python(folder: Path, draw: Draw) -> Iterator[Entry]:
@@ -185,7 +185,7 @@ ROLES = {
 
 
 def facts(_: Path, draw: Draw) -> Iterator[Entry]:
-    """Dated facts with fictional persons: who holds an office in a country, also asked with the country's adjective."""
+    """Dated facts with fictional persons: who holds an office in a country, also in questions with the country's adjective."""
     for one in re.findall(r"[A-Z][^/]*?/\w+", COUNTRIES):
         country, people = one.strip().split("/")
         for role, (statements, asking) in ROLES.items():
@@ -208,7 +208,7 @@ def invented(draw: Draw, count: int) -> list[str]:
     aft = _words("tree fox loom gate weaver node whale fern heap lantern stack moth sorter engine finch table")
     names = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
     names += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
-    return [asked(term, draw) for term in draw.sample(names, count)]
+    return [question_about(term, draw) for term in draw.sample(names, count)]
 
 
 def elsewhere(draw: Draw, count: int) -> list[str]:
@@ -224,7 +224,7 @@ def elsewhere(draw: Draw, count: int) -> list[str]:
     return draw.sample([form.format(place) for form in forms for place in places], count)
 
 
-def asked(term: str, draw: Draw) -> str:
+def question_about(term: str, draw: Draw) -> str:
     """A question about a term."""
     article = "an" if term[0].lower() in "aeiou" else "a"
     forms = (

@@ -192,9 +192,9 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
             }
             for entry in inside
         ),
-        tuple(Term(asked(entry.term, draw), definition(entry)) for entry in clear[:count]),
+        tuple(Term(question_about(entry.term, draw), definition(entry)) for entry in clear[:count]),
         invented(draw, count // 2),
-        tuple(Term(asked(entry.term, draw)) for entry in absent[: count // 2]),
+        tuple(Term(question_about(entry.term, draw)) for entry in absent[: count // 2]),
         tuple(Term(question) for question in ELSEWHERE),
     )
 
@@ -223,12 +223,12 @@ def invented(draw: random.Random, count: int) -> tuple[Term, ...]:
             term = f"{draw.choice(_PLACES)} {draw.choice(_FORE).capitalize()}{draw.choice(_AFT)}"
         else:
             term = "".join(draw.choice(_SYLLABLES) for _ in range(3)).capitalize()
-        question = asked(term, draw)
+        question = question_about(term, draw)
         terms_by_name[question] = Term(question)
     return tuple(terms_by_name.values())
 
 
-def asked(term: str, draw: random.Random) -> str:
+def question_about(term: str, draw: random.Random) -> str:
     """A full question about a term."""
     forms = ("What is {}?", "What does {} mean?", "Can you explain what {} is?", "What do you know about {}?")
     return draw.choice(forms).format(term)

@@ -65,7 +65,7 @@ async def rankings(mode: str, question: str) -> dict[str, list[tuple[str, str]]]
     inputs = {
         "question": question, "tenant": OWNER.tenant, "collection": OWNER.collection, "top_k": 20, "min_score": 0.0,
     }  # fmt: skip
-    data = {name: {key: inputs[key] for key in wanted if key in inputs} for name, wanted in pipeline.inputs().items()}
+    data = {name: {key: inputs[key] for key in names if key in inputs} for name, names in pipeline.inputs().items()}
     outputs = await pipeline.run_async(data, include_outputs_from={before, "guard"})
     return {
         order: [(one.meta["source"], one.content) for one in outputs[component]["documents"]]
@@ -203,7 +203,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
     folder = parser.parse_args().embedder
-    with command((NoTexts, BuildError, DatabaseError, OSError), "vectors are kept; run it again, it is quicker"):
+    with command((NoTexts, BuildError, DatabaseError, OSError), "vectors are cached; run it again, it is quicker"):
         result = asyncio.run(measure(embedder_at(folder)))
     save("retrieval", result)
     plots.retrieval(result)

@@ -94,9 +94,9 @@ class Spent:
 
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def add(self, stage: str, began: float) -> None:
-        """Add the time since `began`."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+    def add(self, stage: str, started: float) -> None:
+        """Add the time since `started`."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
 
 
 class TimedSplitter(Splitter):
@@ -106,11 +106,11 @@ class TimedSplitter(Splitter):
 
     def chunks(self, text: Text, kind: str, most: int) -> list[Chunk]:
         """See the splitter."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             return Splitter.chunks(self, text, kind, most)
         finally:
-            self.spent.add("split", began)
+            self.spent.add("split", started)
 
 
 class TimedStore(Store):
@@ -120,11 +120,11 @@ class TimedStore(Store):
 
     async def upsert(self, owner: Owner, source: Source, chunks: Sequence[Chunk], embeddings: Vectors) -> Any:
         """See the store."""
-        began = time.perf_counter()
+        started = time.perf_counter()
         try:
             return await Store.upsert(self, owner, source, chunks, embeddings)
         finally:
-            self.spent.add("write", began)
+            self.spent.add("write", started)
 
 
 async def indexing(
@@ -148,17 +148,17 @@ async def indexing(
             await store.open()
 
             def embed(texts: Sequence[str], spent: Spent = spent) -> Vectors:
-                began = time.perf_counter()
+                started = time.perf_counter()
                 try:
                     return embedder.embed(texts)
                 finally:
-                    spent.add("embed", began)
+                    spent.add("embed", started)
 
             indexer = Indexer(store, one_at_a_time(embed), splitter, "timed")
             owner = Owner(f"speed-{workers}-{number}", "docs")
-            began, used = time.perf_counter(), _cpu_s()
+            started, used = time.perf_counter(), _cpu_s()
             chunks = await index_all(indexer, owner, some, workers, f"indexing, {workers} at once")
-            took, used = time.perf_counter() - began, _cpu_s() - used
+            took, used = time.perf_counter() - started, _cpu_s() - used
             await store.delete(owner)
             await store.close()
             if number:
@@ -186,30 +186,30 @@ async def latency(questions: Sequence[str]) -> dict[str, Any]:
     for mode in MODES:
         pipeline = pipelines[mode]
         for clients in CLIENTS:
-            rounds = [await _asked(pipeline, questions, clients) for _ in range(ROUNDS + 1)][
+            rounds = [await _measure_latency(pipeline, questions, clients) for _ in range(ROUNDS + 1)][
                 1:
             ]  # the first one is the warm-up
             rows.setdefault(mode, {})[str(clients)] = {key: spread([one[key] for one in rounds]) for key in rounds[0]}
     return rows
 
 
-async def _asked(pipeline: RetrievalPipeline, questions: Sequence[str], clients: int) -> dict[str, float]:
+async def _measure_latency(pipeline: RetrievalPipeline, questions: Sequence[str], clients: int) -> dict[str, float]:
     waiting = iter(questions)
     times: list[float] = []
     parts: list[Mapping[str, float]] = []
 
     async def work() -> None:
         for question in waiting:
-            began = time.perf_counter()
+            started = time.perf_counter()
             output = await pipeline.run(
                 question=question, tenant=OWNER.tenant, collection=OWNER.collection, top_k=4, min_score=0.0
             )
-            times.append((time.perf_counter() - began) * 1000)
+            times.append((time.perf_counter() - started) * 1000)
             parts.append(output.timings_ms)
 
-    began, used = time.perf_counter(), _cpu_s()
+    started, used = time.perf_counter(), _cpu_s()
     await asyncio.gather(*(work() for _ in range(clients)))
-    took, used = time.perf_counter() - began, _cpu_s() - used
+    took, used = time.perf_counter() - started, _cpu_s() - used
     return {
         "p50_ms": float(np.quantile(times, 0.5)),
         "p95_ms": float(np.quantile(times, 0.95)),
@@ -229,7 +229,7 @@ def vectors_of(conninfo: str, owner: Owner) -> tuple[list[tuple[str, int]], Vect
     return [(row[0], row[1]) for row in rows], matrix, [-1 if row[2] is None else int(row[2]) for row in rows]
 
 
-async def index_recall(database: Database, asked: Vectors) -> list[dict[str, Any]]:
+async def index_recall(database: Database, queries: Vectors) -> list[dict[str, Any]]:
     """Recall of the store's vector search against exact search and its latency, by filter and `ef_search`."""
     rows = []
     for owner in (OWNER, MIDDLE, SMALL):
@@ -238,17 +238,17 @@ async def index_recall(database: Database, asked: Vectors) -> list[dict[str, Any
             inside = np.array([number % share == 0 for number in numbers])
             rows_inside = np.flatnonzero(inside)
             truth = [
-                {keys[rows_inside[i]] for i in np.argsort(-(matrix[rows_inside] @ one))[:NEAREST]} for one in asked
+                {keys[rows_inside[i]] for i in np.argsort(-(matrix[rows_inside] @ one))[:NEAREST]} for one in queries
             ]
             filters = None if share == 1 else {"field": f"meta.in_{share}", "operator": "==", "value": 0}
             for search in SEARCHES if owner == OWNER and share == 1 else SEARCHES[:1]:
                 store = Store(f"{database.conninfo} options='-c hnsw.ef_search={search}'", matrix.shape[1])
-                await store.vector_search(owner, asked[0].tolist(), NEAREST, filters)
+                await store.vector_search(owner, queries[0].tolist(), NEAREST, filters)
                 recalls, times = [], []
-                for one, right in zip(asked, truth, strict=True):
-                    began = time.perf_counter()
+                for one, right in zip(queries, truth, strict=True):
+                    started = time.perf_counter()
                     hits = await store.vector_search(owner, one.tolist(), NEAREST, filters)
-                    times.append((time.perf_counter() - began) * 1000)
+                    times.append((time.perf_counter() - started) * 1000)
                     recalls.append(len({(hit.source, hit.position) for hit in hits} & right) / len(right))
                 await store.close()
                 rows.append(
@@ -279,7 +279,7 @@ async def fill(database: Database, store: Store) -> float:
         connection.execute("DROP INDEX gearbox.chunks_embedding")
         matrix = np.array([vector for _, vector in texts], np.float32)
         missing = [(OWNER, FULL - len(texts)), (MIDDLE, MIDDLE_CHUNKS), (SMALL, SMALL_CHUNKS)]
-        began = time.monotonic()
+        started = time.monotonic()
         with bar() as progress:
             task = progress.add_task("chunks", total=sum(count for _, count in missing))
             number = 0
@@ -297,11 +297,11 @@ async def fill(database: Database, store: Store) -> float:
                     progress.advance(task, len(some))
         assert index is not None
         print(
-            f"  the chunks are in after {time.monotonic() - began:.0f} s; the index of embeddings is made", flush=True
+            f"  the chunks are in after {time.monotonic() - started:.0f} s; the index of embeddings is made", flush=True
         )
-        began = time.monotonic()
+        started = time.monotonic()
         connection.execute(index[0])
-        took = time.monotonic() - began
+        took = time.monotonic() - started
         connection.execute("VACUUM ANALYZE gearbox.chunks")
         connection.execute("VACUUM ANALYZE gearbox.sources")
     return took

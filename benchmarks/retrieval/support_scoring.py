@@ -49,7 +49,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(slots=True)
-class Asked:
+class LabelledQuestion:
     """A question with the passages retrieved for it."""
 
     subset: str
@@ -62,11 +62,11 @@ class Asked:
 
 def embedded(embedder: Embedder, texts: Sequence[str], what: str) -> Array:
     """Unit vectors of `texts`, with a progress bar."""
-    parts, began = [], time.monotonic()
+    parts, started = [], time.monotonic()
     for at in range(0, len(texts), BATCH):
         parts.append(embedder.embed(texts[at : at + BATCH]))
         done = min(at + BATCH, len(texts))
-        left = (time.monotonic() - began) / done * (len(texts) - done)
+        left = (time.monotonic() - started) / done * (len(texts) - done)
         print(f"\r  {what}: {done}/{len(texts)}, about {left:.0f} s left ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return np.concatenate(parts)
@@ -104,7 +104,9 @@ def nearest(dense: Array, keyword: Array, count: int) -> list[int]:
     return [int(i) for i in np.argsort(-fused, kind="stable")[:count]]
 
 
-def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> tuple[list[Asked], dict[str, int]]:
+def questions(
+    embedder: Embedder, every: Sequence[Entry], draw: random.Random
+) -> tuple[list[LabelledQuestion], dict[str, int]]:
     """Every question with the features of its retrieved passages; and how many could not be labelled, by reason."""
     pages = sorted({(entry.subset, entry.page) for entry in every})
     inside = {page: draw.random() < 0.5 for page in pages}
@@ -129,7 +131,9 @@ def questions(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -
             subset = "mentioned elsewhere"  # the passage may or may not answer: tested, not trained on
         rows = np.array(scoring.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
         labelled.append(
-            Asked(subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None)
+            LabelledQuestion(
+                subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None
+            )
         )
     return labelled, dropped
 
@@ -232,8 +236,8 @@ def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> 
         )
         model = np.round(fitted(rows, answerable.astype(float), _balance(answerable)), 3)
 
-    def best(asked: Sequence[Asked]) -> Array:
-        return np.array([scored(model, one.rows).max() for one in asked])
+    def best(labelled: Sequence[LabelledQuestion]) -> Array:
+        return np.array([scored(model, one.rows).max() for one in labelled])
 
     at = best_threshold(best(learnt), answerable, _balance(answerable))
     held = [one for one in found if one.test and one.subset != "mentioned elsewhere"]
@@ -323,9 +327,9 @@ def speed(passages: Sequence[str]) -> dict[str, float]:
     def median(work: Callable[[], object]) -> float:
         times = []
         for _ in range(51):
-            began = time.perf_counter()
+            started = time.perf_counter()
             work()
-            times.append((time.perf_counter() - began) * 1000)
+            times.append((time.perf_counter() - started) * 1000)
         return round(float(np.median(times)), 3)
 
     return {
@@ -351,7 +355,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
     folder = parser.parse_args().embedder
-    with command((NoTexts, BuildError, OSError), "nothing was kept"):
+    with command((NoTexts, BuildError, OSError), "nothing was saved"):
         progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
         progress.step("texts, as Debian packages")
         draw = random.Random(SEED)

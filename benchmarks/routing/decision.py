@@ -47,9 +47,9 @@ def timed(work: Callable[[], object], repeats: int, calls: int) -> list[float]:
     """Microseconds per call, one number for each repeat."""
     durations_us = []
     for _ in range(repeats):
-        began = time.perf_counter()
+        started = time.perf_counter()
         work()
-        durations_us.append((time.perf_counter() - began) / calls * 1e6)
+        durations_us.append((time.perf_counter() - started) / calls * 1e6)
     return durations_us
 
 
@@ -104,7 +104,7 @@ def _shares(work: Callable[[], object]) -> dict[str, float]:
 
 def main() -> int:
     """The command; returns its exit code."""
-    with command((), "nothing was kept"):
+    with command((), "nothing was saved"):
         result = measure()
     for count, row in result["variants"].items():  # type: ignore[attr-defined]
         print(f"{count} variants: {row['decide_us']['median']} µs a decision, aim {AIMS_US[count]:.0f}")

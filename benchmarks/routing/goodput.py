@@ -122,9 +122,9 @@ class Platform:
         self.file.write_text(yaml.safe_dump({**self.document, "router": {"policy": policy}}))
         os.kill(self.system.pid, signal.SIGHUP)
         in_a_row = 0
-        began = time.monotonic()
+        started = time.monotonic()
         while in_a_row < 5:
-            if time.monotonic() - began > PATIENCE_S:
+            if time.monotonic() - started > PATIENCE_S:
                 raise NotStarted(f"the gateway does not change to policy '{policy}'")
             time.sleep(0.2)
             try:
@@ -137,7 +137,7 @@ class Platform:
 
 @contextmanager
 def serving(config: PlatformConfig, gears: Mapping[str, Path], cores: int) -> Iterator[Platform]:
-    """A platform of `gears`, each on `cores` cores; it is gone after the block. Raises `NotStarted`."""
+    """A platform of `gears`, each on `cores` cores; it is stopped after the block. Raises `NotStarted`."""
     ports = free_ports(10)
     folder = Path(tempfile.mkdtemp(prefix="gb-"))
     document: dict[str, object] = {
@@ -170,10 +170,10 @@ async def replay(
     timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(platform.url, timeout=timeout, connector=connector) as session:
-        began = time.perf_counter()
+        started = time.perf_counter()
 
         async def one(request: Request, prompt: list[int]) -> Outcome:
-            await asyncio.sleep(began + request.at / 1000 - time.perf_counter())
+            await asyncio.sleep(started + request.at / 1000 - time.perf_counter())
             return await ask(session, platform.model, request, prompt, qualities)
 
         return list(await asyncio.gather(*(one(*pair) for pair in zip(trace, prompts, strict=True))))
@@ -391,7 +391,8 @@ def _summary(cells: Sequence[Sequence[Outcome]]) -> dict[str, object]:
 def _line(by_load: Mapping[str, Sequence[Outcome]]) -> str:
     rows = {load: summary(cell) for load, cell in by_load.items() if load}
     return "; ".join(
-        f"load {load}: {row['attainment']:.2f} kept, quality {row['quality']:.2f}" for load, row in rows.items()
+        f"load {load}: {row['attainment']:.2f} within budget, quality {row['quality']:.2f}"
+        for load, row in rows.items()
     )
 
 
@@ -409,7 +410,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few seconds of each: to see that it works")
     args = parser.parse_args()
-    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), "only the gears' profiles were kept"):
+    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), "only the gears' profiles were saved"):
         result = measure(QUICK if args.quick else FULL)
     if args.quick:
         return 0

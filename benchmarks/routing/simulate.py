@@ -52,11 +52,11 @@ LUCK_MS = 1000.0  # mean time between changes of an engine's random speed factor
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request at an engine; `began` and `first` in ms."""
+    """A request at an engine; `started` and `first` in ms."""
 
     outcome: Outcome
     decision: Decision | None = None
-    began: float = 0.0
+    started: float = 0.0
     first: float = 0.0
 
 
@@ -147,7 +147,7 @@ class Engine:
             self._reading.copy(),
         )
         engine._lucky_until, engine.slow = math.inf, slow
-        running, began, first = Running(Outcome(request)), self._at, self._at
+        running, started, first = Running(Outcome(request)), self._at, self._at
         engine.take(running)
         while True:
             engine.advance(engine.next_event())
@@ -157,7 +157,7 @@ class Engine:
                 elif one is running:
                     steps = request.output_tokens - 1
                     return Latency(
-                        first - began, (engine._at - first) / steps if steps > 0 else 0.0, engine._at - began
+                        first - started, (engine._at - first) / steps if steps > 0 else 0.0, engine._at - started
                     )
 
     def _pace(self) -> float:
@@ -308,7 +308,7 @@ class Platform:
             return
         steps = request.output_tokens - 1
         tpot = (now - running.first) / steps if steps > 0 else 0.0
-        outcome.took = took = Latency(running.first - running.began, tpot, now - running.began)
+        outcome.took = took = Latency(running.first - running.started, tpot, now - running.started)
         live.on_complete()
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
@@ -340,7 +340,7 @@ class Oracle:
             platform.foreseen = alone = engine.alone(request, slow)
             took = Latency(*(one / (1 - self.margin) for one in alone))
             quality, cost = candidate.quality, candidate.cost_usd
-            if Outcome(request, candidate.variant.name, "", quality, cost, took).kept:
+            if Outcome(request, candidate.variant.name, "", quality, cost, took).within_budget:
                 return candidate, "quality"
         return None
 
@@ -453,11 +453,11 @@ def measure() -> dict[str, object]:
 def at_scale(base: float) -> dict[str, float]:
     """Simulate many replicas and requests at load 1, and measure the simulation time."""
     replicas, requests = SCALE
-    began = time.perf_counter()
+    started = time.perf_counter()
     rate = base / len(GEARS) * replicas
     cell = Cell("budget", "budget", GEARS * (replicas // len(GEARS)), "bursty", rate, requests / rate, 0)
     outcomes = simulate(cell)
-    took = time.perf_counter() - began
+    took = time.perf_counter() - started
     return {
         "replicas": replicas,
         "requests": len(outcomes),
@@ -485,7 +485,7 @@ def main() -> int:
     parser.add_argument("--policy", choices=POLICIES, default="budget", help="with --trace")
     parser.add_argument("--replicas", type=int, default=1, help="of each gear, with --trace")
     args = parser.parse_args()
-    with command((TraceError, OSError), "nothing was kept"):
+    with command((TraceError, OSError), "nothing was saved"):
         if args.trace:
             gears = GEARS * args.replicas
             outcomes = simulate(Cell(args.policy, args.policy, gears, "", 0.0, 0.0, 0), recorded(args.trace))

@@ -40,8 +40,8 @@ class Outcome:
     tail: Latency | None = None  # the predicted 95% bound
 
     @property
-    def kept(self) -> bool:
-        """Whether every limit of its budget was kept."""
+    def within_budget(self) -> bool:
+        """Whether every limit of its budget was met."""
         budget, took = self.request.budget, self.took
         return (
             took is not None
@@ -154,7 +154,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, float]:
     `quality` is the mean over answered requests; `delivered` the mean over all requests, those outside their budget as 0.
     """
     served = [outcome for outcome in outcomes if outcome.took]
-    within_budget = [outcome for outcome in outcomes if outcome.kept]
+    within_budget = [outcome for outcome in outcomes if outcome.within_budget]
     seconds = max((o.request.at + (o.took.e2e_ms if o.took else 0) for o in outcomes), default=1000.0) / 1000
     count = max(len(outcomes), 1)
     return {

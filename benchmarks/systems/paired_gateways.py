@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 NAMES = ("off", "metrics", "log", "traces")  # each adds a kind of telemetry to the one before; "log" is the default
 
 
-def told(name: str, collector: str) -> ObservabilityConfig:
+def observability_settings(name: str, collector: str) -> ObservabilityConfig:
     """Observability settings of the gateway `name`, besides metrics."""
     return ObservabilityConfig(
         log_requests=name in ("log", "traces"), otlp_endpoint=collector if name == "traces" else None
@@ -31,7 +31,7 @@ def gateways(
     """The applications, each served below `/NAME`, its metrics on `metrics_port(config.server.metrics_port, NAME)`.
 
     Args:
-        folder: where each keeps its metrics.
+        folder: of the metrics of all, one folder each.
         collector: OTLP endpoint of the gateway with traces.
     """
     from ray import serve as ray_serve  # not at the top: Ray reads its environment when it is imported
@@ -43,7 +43,7 @@ def gateways(
     own = deployments.gateway.GatewayDeployment
     for name in names:
         server = config.server.model_copy(update={"metrics_port": metrics_port(config.server.metrics_port, name)})
-        its = config.model_copy(update={"server": server, "observability": told(name, collector)})
+        its = config.model_copy(update={"server": server, "observability": observability_settings(name, collector)})
         deployments.gateway.GatewayDeployment = SilentGateway if name == "off" else MountedGateway  # type: ignore[misc]
         app = deployments.gateway.gateway_app(its, catalog, routing, engine_token, str(folder / name))
         targets.append(ray_serve.RunTarget(app, name=f"gateway-{name}", route_prefix=f"/{name}"))

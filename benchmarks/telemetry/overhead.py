@@ -61,10 +61,10 @@ class Point:
 
     def load(self, url: str, seconds: float) -> Load:
         """One paced stream per connection, else as many requests as possible in `seconds`."""
-        asked = body(self.tokens, self.pace)
+        request = body(self.tokens, self.pace)
         if self.pace is not None and self.pace != "now":
-            return Load(url, asked, self.connections, count=self.connections)
-        return Load(url, asked, self.connections, seconds=seconds)
+            return Load(url, request, self.connections, count=self.connections)
+        return Load(url, request, self.connections, seconds=seconds)
 
 
 def points(size: Size) -> dict[str, Point]:
@@ -96,7 +96,7 @@ class Platform:
         """URL of the metrics page of `name`."""
         return f"http://127.0.0.1:{metrics_port(self.port + 1, name)}/metrics"
 
-    def look(self, seconds: float) -> None:
+    def measure_idle(self, seconds: float) -> None:
         """Measure `idle` for that time, and `scrape_s` for the same time again."""
         observed = [name for name in NAMES if name != "off"]
         self.idle, _ = self._rates(seconds)
@@ -106,14 +106,14 @@ class Platform:
             pid = self.gateways[name]
             self.scrape_s[name] = (rates[pid] - self.idle[pid]) * took / (len(scrapes_ms) / len(observed))
 
-    def cost(self, asked: Load, name: str, settle_s: float) -> tuple[Sample, float, float]:
-        """Run `asked`; return the CPU seconds of the gateway, and of all processes on the request path.
+    def cost(self, load: Load, name: str, settle_s: float) -> tuple[Sample, float, float]:
+        """Run `load`; return the CPU seconds of the gateway, and of all processes on the request path.
 
         Metrics are scraped meanwhile; scraping and idle CPU time are subtracted.
         """
         before = self.system.cpu()
         with scraped([self.page(name)] if name != "off" else []) as scrapes_ms:
-            sample = run(asked)
+            sample = run(load)
             time.sleep(settle_s)
         after = self.system.cpu()
         took = after.moment - before.moment
@@ -154,7 +154,7 @@ def measure(size: Size) -> dict[str, Any]:
             for name in NAMES:
                 run(Load(platform.url(name), body(SHORT), 32, count=200))
                 run(Load(platform.url(name), body(SHORT, "now"), 8, count=16))
-            platform.look(size.idle_s)
+            platform.measure_idle(size.idle_s)
             for name, found in scrapes.items():
                 page = httpx.get(platform.page(name))
                 found.append(
@@ -201,13 +201,13 @@ def _platform() -> Iterator[Platform]:
 
 
 def _round(
-    platform: Platform, asked: Mapping[str, Point], size: Size, order: tuple[str, ...]
+    platform: Platform, points_by_name: Mapping[str, Point], size: Size, order: tuple[str, ...]
 ) -> dict[str, dict[str, Any]]:
     """Measure every point once at every gateway, one right after the other."""
     found: dict[str, dict[str, Any]] = {name: {} for name in order}
     httpx.get(platform.collector)  # counts from here
     requests = 0
-    for what, point in asked.items():
+    for what, point in points_by_name.items():
         for name in order:
             settle_s = FLUSH_S if name == "traces" and what == "paced" else 0.2
             sample, own_s, whole_s = platform.cost(point.load(platform.url(name), size.seconds), name, settle_s)
@@ -225,7 +225,7 @@ def _round(
     return found
 
 
-def summary(records: Mapping[str, list[dict[str, Any]]], asked: Mapping[str, Point]) -> dict[str, Any]:
+def summary(records: Mapping[str, list[dict[str, Any]]], points_by_name: Mapping[str, Point]) -> dict[str, Any]:
     """Medians and spread over the rounds, of each number and of its difference from `off` in the same round.
 
     `token_us` excludes the fixed part of a request: `request_us` divided by the stream's tokens is subtracted.
@@ -234,7 +234,7 @@ def summary(records: Mapping[str, list[dict[str, Any]]], asked: Mapping[str, Poi
     for name, found in records.items():
         pairs = list(zip(found, records["off"], strict=True))
         its: dict[str, Any] = {"points": {}}
-        for point in asked:
+        for point in points_by_name:
             rows = [(one[point], base[point]) for one, base in pairs]
             its["points"][point] = {
                 **{key: spread([row[key] for row, _ in rows], 3) for key in rows[0][0]},
@@ -246,7 +246,7 @@ def summary(records: Mapping[str, list[dict[str, Any]]], asked: Mapping[str, Poi
         each = [one["paced"]["gateway_us"] - base["paced"]["gateway_us"] for one, base in pairs]
         its["request_us"] = spread(once, 1)
         its["token_us"] = spread(
-            [all_us - request / asked["paced"].tokens for all_us, request in zip(each, once, strict=True)], 2
+            [all_us - request / points_by_name["paced"].tokens for all_us, request in zip(each, once, strict=True)], 2
         )
         if "arrived" in found[0]:
             its["traces_arrived"] = spread([one["arrived"] for one in found], 3)
@@ -284,7 +284,7 @@ def worst(by_streams: Mapping[str, Mapping[str, float]]) -> float:
     return max(row[key] for row in by_streams.values() for key in ("time", "cpu"))
 
 
-def told(result: Mapping[str, Any]) -> str:
+def summary_text(result: Mapping[str, Any]) -> str:
     """Summary of the result in a few lines, with its verdict."""
     lines = []
     for name, its in result["systems"].items():
@@ -318,12 +318,12 @@ def main() -> int:
             shape = overhead_engine.QUICK if args.quick else overhead_engine.FULL
             shape = dataclasses.replace(shape, rounds=args.rounds or shape.rounds)
             result = overhead_engine.measure(shape, args.config, args.weights)
-            print(overhead_engine.told(result))
+            print(overhead_engine.summary_text(result))
             save("observing-engine", result)
         else:
             size = QUICK if args.quick else FULL
             result = measure(dataclasses.replace(size, rounds=args.rounds or size.rounds))
-            print(told(result))
+            print(summary_text(result))
             save("observing", result)
             plots.observing(result)
     return 0

@@ -129,7 +129,7 @@ def summary(found: Mapping[str, Mapping[str, list[dict[str, float]]]]) -> dict[s
     return systems
 
 
-def told(result: Mapping[str, Any]) -> str:
+def summary_text(result: Mapping[str, Any]) -> str:
     """Summary of the result in a few lines."""
     lines = []
     for streams, row in result["systems"]["traces"].items():

@@ -1,7 +1,7 @@
 """Step checkpoints: `OUT.part` holds the result of the last finished step, from which an interrupted build resumes.
 
     OUT.part/build.json          key of the build
-    OUT.part/2-distill.kept/     weights, tokenizer and step.json after step 2
+    OUT.part/2-distill.step/     weights, tokenizer and step.json after step 2
     OUT.part/3-prune/            scratch folder of the running step 3, such as training checkpoints
 
 Does not import torch.
@@ -76,7 +76,7 @@ def load_last_checkpoint(part: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: its files are damaged.
     """
-    folders = sorted(part.glob("*.kept"), key=_number)
+    folders = sorted(part.glob("*.step"), key=_number)
     if not folders:
         return None
     folder = folders[-1]
@@ -97,7 +97,7 @@ def save_checkpoint(part: Path, steps: tuple[Step, ...], dtype: str, save: Calla
         save: writes weights, configuration and tokenizer into a folder.
     """
     name = f"{len(steps)}-{steps[-1].technique}"
-    scratch, folder = part / f"{name}.tmp", part / f"{name}.kept"
+    scratch, folder = part / f"{name}.tmp", part / f"{name}.step"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     save(scratch)

@@ -64,7 +64,7 @@ CHECKPOINT_FOLDER = "checkpoints"
 class BuildState:
     """State that the steps of one build share.
 
-    `scratch` is the running step's own folder, gone when it has finished. `dtype` is what the weights are stored in.
+    `scratch` is the running step's own folder, deleted when the step has finished. `dtype` is what the weights are stored in.
     """
 
     recipe: Recipe
@@ -110,8 +110,8 @@ def build(
     if out.exists():
         raise BuildRefused(f"{out} exists already: remove it to build it again")
     if (recipe.parent is None) != (parent is None):
-        wanted = f"the folder of its parent '{recipe.parent}' (--parent)" if recipe.parent else "a source (--source)"
-        raise BuildRefused(f"the recipe '{recipe.name}' needs {wanted}")
+        required = f"the folder of its parent '{recipe.parent}' (--parent)" if recipe.parent else "a source (--source)"
+        raise BuildRefused(f"the recipe '{recipe.name}' needs {required}")
     check_installed(recipe)
     if parent is not None:
         check_parent(recipe, parent)

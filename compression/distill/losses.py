@@ -1,7 +1,7 @@
 """The mathematics of distillation: functions of tensors that return a mean over tokens, in nats.
 
 A distribution is given by its log-probabilities, (tokens, buckets). The buckets are the vocabulary, or the teacher's
-likeliest tokens and one more for all the others; the divergences do not care which.
+most probable tokens and one more for all the others; the divergences do not care which.
 """
 
 import math
@@ -17,7 +17,7 @@ Divergence = Literal["forward", "reverse", "js"]
 
 @dataclass(frozen=True, slots=True)
 class TopK:
-    """A distribution over the vocabulary, reduced to its likeliest tokens.
+    """A distribution over the vocabulary, reduced to its most probable tokens.
 
     `ids` is (tokens, k). `log_probs` is (tokens, k + 1) with the share of all other tokens last, or (tokens, k) when the
     k tokens are the whole vocabulary and nothing is left.
@@ -58,7 +58,7 @@ def jensen_shannon(p: Tensor, q: Tensor, weight: float = 0.5) -> Tensor:
 
 
 def top_k(log_probs: Tensor, k: int) -> TopK:
-    """The `k` likeliest tokens of log-probabilities (tokens, vocabulary) and, last, the share of all others."""
+    """The `k` most probable tokens of log-probabilities (tokens, vocabulary) and, last, the share of all others."""
     ids = log_probs.topk(min(k, log_probs.shape[-1]), dim=-1).indices
     return TopK(ids, to_buckets(log_probs, ids))
 

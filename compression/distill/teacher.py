@@ -30,7 +30,7 @@ class Targets:
 
     `soft` has a row for every position with a next token, sequence by sequence: logits (tokens, vocabulary) or their top
     k, already softened; None when nothing is learnt from them. `hidden` has the states (sequences, length, width) after
-    each layer that was asked for.
+    each requested layer.
     """
 
     soft: Tensor | TopK | None
@@ -41,7 +41,7 @@ class Targets:
 class TopKCache:
     """Softened top-k distributions of one teacher on disk, a file for every sequence, found by its content.
 
-    A token takes 8 (k + 1) bytes: 64 likeliest tokens of 100,000 tokens of text take 52 MB. Float32, because the file is to
+    A token takes 8 (k + 1) bytes: 64 most probable tokens of 100,000 tokens of text take 52 MB. Float32, because the file is to
     give the very weights that the teacher itself would have given.
 
     Args:

@@ -45,7 +45,7 @@ def evenly_spaced(sequences: Sequence[Tokens], count: int) -> list[Tokens]:
 
 
 def completions_file(parent: Path, prompts: Sequence[Tokens], length: int, seed: int) -> Path:
-    """Where the completions of `prompts` by the variant in `parent` are kept: everything that changes them is in the name.
+    """File that stores the completions of `prompts` by the variant in `parent`; its name has everything that changes them.
 
     Args:
         length: tokens of prompt and completion together, at most.
@@ -75,7 +75,7 @@ def read_completions(file: Path, prompts: Sequence[Tokens]) -> list[list[int]]:
 
 
 def write_completions(file: Path, prompts: Sequence[Tokens], complete: Complete, report: Report) -> None:
-    """Let `complete` write into `file`, a batch at a time; what an interrupted run left is kept."""
+    """Let `complete` write into `file`, a batch at a time; what an interrupted run wrote is reused."""
     scratch = file.with_suffix(".part")
     finished_lines = _finished_lines(scratch)
     with scratch.open("r+" if scratch.exists() else "w") as stream:

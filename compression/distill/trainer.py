@@ -68,7 +68,7 @@ def distill(
 
     Args:
         sequences: token ids, all of one length; taken in an order given by `seed`, again and again if need be.
-        cache: where the teacher's top-k distributions are kept, for `settings.teacher_top_k`.
+        cache: stores the teacher's top-k distributions, for `settings.teacher_top_k`.
 
     Raises:
         DistillError: the loss or its gradient is not a number (earlier checkpoints stay), the checkpoint is damaged, or the

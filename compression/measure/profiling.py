@@ -115,7 +115,7 @@ def measure_performance(llm: "LLM", config: "VllmConfig", seed: int, report: Rep
 
 
 def _peak(engine: "_Engine", streams: int, max_model_len: int, kv_cache_tokens: int) -> Peak:
-    """Throughput while the engine is kept full, for `POINT_TIME_LIMIT_S` from when the first burst is under way."""
+    """Throughput of the engine at full load, for `POINT_TIME_LIMIT_S` from when the first burst is under way."""
     prompt = min(PEAK_PROMPT, max_model_len // 2)
     answer = min(PEAK_ANSWER, max_model_len - prompt)
     tokens, seconds = engine.saturate(streams, prompt, answer)
@@ -172,7 +172,7 @@ class _Engine:
         return streams
 
     def closed_loop(self, concurrency: int, length: int, requests: int) -> list[_Stream]:
-        """`concurrency` streams that ask again when answered, until `requests` have been asked after the first burst."""
+        """`concurrency` streams, each sending its next request when answered, until `requests` were sent after the first burst."""
         answers = itertools.cycle((24, 40, 32, 16, 48))  # of several lengths, so that the streams fall out of step
         running = dict(self._submit(self.prompt(length), next(answers)) for _ in range(concurrency))
         measured: list[_Stream] = []
@@ -245,7 +245,7 @@ def _until_time_limit(samples: Iterator[list[_Stream]], min_samples: int = 3) ->
 
 
 def _tokens_per_s(streams: Sequence[_Stream]) -> float:
-    """Tokens of all streams together, from when the last of them began to when the first ended."""
+    """Tokens of all streams together, from when the last of them started to when the first ended."""
     start, end = max(stream.tokens[0] for stream in streams), min(stream.tokens[-1] for stream in streams)
     return sum(start < moment <= end for stream in streams for moment in stream.tokens) / (end - start)
 

@@ -13,7 +13,7 @@ from compression.measure.intervals import bootstrap_ci95, wilson_ci95
 from compression.progress import Report
 from serve.card import AnswerAgreement, Quality, TaskScore
 
-REFERENCE_TOP = 64  # tokens of full's distribution that are kept at each position
+REFERENCE_TOP = 64  # tokens of full's distribution that are stored for each position
 VARIANT_TOP = 512  # of the variant's: enough that almost all of full's are among them
 PROMPT_TOKENS, ANSWER_TOKENS = 96, 32  # greedy answers go on from the start of each held-out sequence
 DERIVATION_KL = (
@@ -174,7 +174,7 @@ def _load(file: Path) -> FullReference:
         with np.load(file) as content:
             answers = [row[row >= 0].tolist() for row in content["answers"]]
             return FullReference(TopK(content["ids"], content["logprobs"], content["targets"]), answers)
-    except (FileNotFoundError, KeyError) as error:  # KeyError: written before answers were kept
+    except (FileNotFoundError, KeyError) as error:  # KeyError: written before answers were stored
         raise ReferenceMissing(
             f"'full' was not measured on this text ({file} is missing or old): measure it first, "
             f"with 'gearbox evaluate {file.parent} --full {file.parent}'"

@@ -289,7 +289,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--max-drift", type=float, default=drift.MAX_MEAN_DRIFT, help="nats from float32 that are accepted"
     )
-    parser.add_argument("--key", default="", help="kept beside the card: says what these measurements were made with")
+    parser.add_argument(
+        "--key", default="", help="stored beside the card: identifies what these measurements were made with"
+    )
     parsed = parser.parse_args(arguments)
     report = progress_on_stdout()
     options = MeasureOptions(

@@ -135,7 +135,9 @@ class Distill(_Section):
         default=None, min_length=1, description="layer of the student: layer of the parent; null matches all, evenly"
     )
     teacher_top_k: int | None = Field(
-        default=None, ge=1, description="learn from the parent's likeliest tokens and the rest as one, kept on disk"
+        default=None,
+        ge=1,
+        description="learn from the parent's most probable tokens and the rest as one, cached on disk",
     )
     data: Literal["text", "teacher"] = Field(default="text", description="teacher mixes the parent's completions in")
     teacher_share: float = Field(default=0.5, gt=0, le=1, description="share of the completions in the training data")

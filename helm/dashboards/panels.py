@@ -71,20 +71,20 @@ class Column:
 
 
 def chart(
-    title: str, told: str, unit: str, *lines: Line, span: int = 8, stacked: bool = False, top: float | None = None,
+    title: str, description: str, unit: str, *lines: Line, span: int = 8, stacked: bool = False, top: float | None = None,
     levels: Levels = (), floor: bool = True,
 ) -> Panel:  # fmt: skip
     """Time series panel.
 
     Args:
-        told: the panel's description: what it shows, and what to do when it looks bad.
+        description: the panel's description: what it shows, and what to do when it looks bad.
         top: maximum of the axis, if known.
         levels: thresholds, drawn as coloured lines.
         floor: whether the axis starts at zero.
     """
     panel = (
         timeseries.Panel()
-        .title(title).description(told).datasource(SOURCE).unit(unit).span(span).height(8)
+        .title(title).description(description).datasource(SOURCE).unit(unit).span(span).height(8)
         .legend(common.VizLegendOptions().show_legend(True).display_mode(LegendDisplayMode.LIST)
                 .placement(LegendPlacement.BOTTOM))
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
@@ -102,13 +102,13 @@ def chart(
     return panel.build()
 
 
-def stat(title: str, told: str, unit: str, expr: str, *, span: int = 6, levels: Levels = ((None, "text"),),
+def stat(title: str, description: str, unit: str, expr: str, *, span: int = 6, levels: Levels = ((None, "text"),),
          decimals: int | None = None) -> Panel:  # fmt: skip
     """Stat panel: one number of the dashboard's time range."""
     query = Dataquery().expr(expr).instant().ref_id("A").datasource(SOURCE)
     panel = (
         stats.Panel()
-        .title(title).description(told).datasource(SOURCE).unit(unit).span(span).height(4)
+        .title(title).description(description).datasource(SOURCE).unit(unit).span(span).height(4)
         .mappings([NOTHING]).no_value("-").graph_mode(BigValueGraphMode.NONE).thresholds(_thresholds(levels))
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"])).targets([query])
     )  # fmt: skip
@@ -118,7 +118,7 @@ def stat(title: str, told: str, unit: str, expr: str, *, span: int = 6, levels: 
 
 
 def table(
-    title: str, told: str, by: str, *columns: Column, facts: str = "", span: int = WIDTH, height: int = 8
+    title: str, description: str, by: str, *columns: Column, facts: str = "", span: int = WIDTH, height: int = 8
 ) -> Panel:
     """Table panel: one row for each combination of the labels `by`, which every column's query must keep.
 
@@ -127,7 +127,7 @@ def table(
     """
     panel = (
         tables.Panel()
-        .title(title).description(told).datasource(SOURCE).unit("none").span(span).height(height)
+        .title(title).description(description).datasource(SOURCE).unit("none").span(span).height(height)
         .mappings([NOTHING]).no_value("-").align(FieldTextAlignment.AUTO)
         .targets([_instant(column, i) for i, column in enumerate(columns)])
     )  # fmt: skip
@@ -139,12 +139,12 @@ def table(
     return panel.build()
 
 
-def scatter(title: str, told: str, by: str, x: Column, y: Column, *, span: int = 12) -> Panel:
+def scatter(title: str, description: str, by: str, x: Column, y: Column, *, span: int = 12) -> Panel:
     """Scatter plot: one point for each combination of the labels `by`."""
     labels = [label.strip() for label in by.split(",")]
     panel = (
         xychart.Panel()
-        .title(title).description(told).datasource(SOURCE).unit(y.unit).span(span).height(9)
+        .title(title).description(description).datasource(SOURCE).unit(y.unit).span(span).height(9)
         .targets([_instant(column, i) for i, column in enumerate((x, y))])
         .mapping(SeriesMapping.AUTO).show(XYShowMode.POINTS)
         .point_size(xychart.XychartFieldConfigPointSize().fixed(12))
@@ -213,7 +213,7 @@ def _thresholds(levels: Levels) -> grafana.ThresholdsConfig:
 
 
 def dashboard(
-    uid: str, title: str, told: str, variables: Sequence[str], rows: Sequence[tuple[str, Sequence[Panel]]]
+    uid: str, title: str, description: str, variables: Sequence[str], rows: Sequence[tuple[str, Sequence[Panel]]]
 ) -> Dashboard:
     """Rows of panels below the variables.
 
@@ -227,7 +227,7 @@ def dashboard(
     )  # fmt: skip
     built = (
         grafana.Dashboard(title)
-        .uid(uid).description(told).tags([TAG]).editable().tooltip(DashboardCursorSync.CROSSHAIR)
+        .uid(uid).description(description).tags([TAG]).editable().tooltip(DashboardCursorSync.CROSSHAIR)
         .refresh("30s").time("now-1h", "now").link(everywhere)
         .with_variable(grafana.DatasourceVariable("datasource").label("Data source").type("prometheus"))
     )  # fmt: skip

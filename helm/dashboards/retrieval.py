@@ -21,13 +21,13 @@ def build() -> Dashboard:
     now = [
         stat(
             "Requests for grounding",
-            "Requests in the shown time that asked for retrieval. None where there should be some: look at the key's "
+            "Requests for retrieval in the shown time. None where there should be some: look at the key's "
             "and the request's retrieval settings.",
             "short", count(grounded, "", MODEL), decimals=0,
         ),
         stat(
             "Abstained",
-            "Share of searches for which the platform said that the documents do not tell. When it rises, documents are"
+            "Share of searches for which the platform found no supported answer in the documents. When it rises, documents are"
             " missing or questions are about something else: see the GearboxUngroundedAnswersHigh runbook.",
             "percentunit", share(grounded, "", JUDGED, 'outcome="abstained"', RANGE), levels=WORSE_ABOVE_HALF,
             decimals=1,
@@ -48,7 +48,7 @@ def build() -> Dashboard:
     outcomes = [
         chart(
             "Outcomes",
-            "Requests that asked for retrieval, by what came of it. shrunk and skipped mean that budgets leave too "
+            "Requests for retrieval, by outcome. shrunk and skipped mean that budgets leave too "
             "little time for a whole search; rejected that the store is unavailable: see the GearboxRetrievalUnavailable "
             "runbook.",
             "reqps", Line(rate(grounded, "outcome", MODEL), "{{outcome}}"), stacked=True, span=12,

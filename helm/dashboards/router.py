@@ -97,7 +97,7 @@ def build() -> Dashboard:
         chart(
             "Reasons",
             "Attempts per second by the rule that chose the variant. Much nearest_miss or risk means that budgets "
-            "cannot be kept with what is deployed; much explore costs what it learns.",
+            "cannot be met with what is deployed; much explore costs what it learns.",
             "reqps", Line(rate("gearbox_attempts_total", "reason", VARIANT), "{{reason}}"), stacked=True,
         ),
         chart(

@@ -106,7 +106,7 @@ def build() -> Dashboard:
         ),
         chart(
             "p95 first token by variant",
-            "Time within which 95% of a variant's answers began. It rises before everything else when requests queue: "
+            "Time within which 95% of a variant's answers started. It rises before everything else when requests queue: "
             "see 'Waiting in the engines' on the Variants dashboard.",
             "s", Line(quantile(0.95, "gearbox_ttft_seconds", BY_VARIANT, BOTH), VARIANT_NAME),
         ),
@@ -137,7 +137,7 @@ def build() -> Dashboard:
         ),
         chart(
             "Limits missed",
-            "Limits of budgets that were not kept, by kind. ttft and tpot call for faster or more replicas, cost and "
+            "Limits of budgets that were not met, by kind. ttft and tpot call for faster or more replicas, cost and "
             "quality for another catalog, rejected and failed for the rejected requests and failovers on the Router dashboard.",
             "reqps", Line(rate("gearbox_budget_violations_total", "model, kind", PROFILE), "{{kind}}"), stacked=True,
         ),

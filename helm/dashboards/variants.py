@@ -80,7 +80,7 @@ def build() -> Dashboard:
         ),
         chart(
             "p95 wait in the engine",
-            "Time that 95% of the requests waited before an engine began with them, as the engine says itself. If it is"
+            "Time that 95% of the requests waited before an engine started them, as the engine reports. If it is"
             " a large part of the time to the first token, the variant needs replicas, not a faster model.",
             "s", Line(quantile(0.95, "gearbox_queue_seconds", BY_VARIANT, VARIANT), NAME),
         ),

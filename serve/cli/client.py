@@ -86,12 +86,12 @@ def _turn(
         return
     history[:] = [*messages, {"role": "assistant", "content": answer}]
     if facts:
-        console.print(f"\n[dim]{_said_of(facts)}[/]", highlight=False)
+        console.print(f"\n[dim]{_summary(facts)}[/]", highlight=False)
         for source in facts.get("citations", ()):
             console.print(f"  source {source['n']}: {source['title'] or source['source']}", style="dim", markup=False)
 
 
-def _said_of(facts: dict[str, Any]) -> str:
+def _summary(facts: dict[str, Any]) -> str:
     """Summary line of an answer, from its `gearbox` object."""
     took = f"first token {facts['ttft_ms']:.0f} ms" if facts["ttft_ms"] is not None else ""
     if facts["variant"] is None:

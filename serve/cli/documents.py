@@ -111,7 +111,9 @@ def add_documents(
     meta: Annotated[list[str] | None, typer.Option(help="KEY=VALUE that filters can use; repeatable.")] = None,
     prune: Annotated[
         bool | None,
-        typer.Option(help="Remove documents whose files are gone: by default, from folders that are not empty now."),
+        typer.Option(
+            help="Remove documents whose files no longer exist: by default, from folders that are not empty now."
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed at once.")] = 2,
     url: Url = LOCAL,
@@ -292,7 +294,7 @@ class _Run:
             async with self._shown(items) as done:
                 await self._each(items, known, platform, web, done)
             if self._prune:
-                await self._remove_gone(known, platform)
+                await self._remove_missing(known, platform)
 
     async def _each(
         self,
@@ -334,7 +336,7 @@ class _Run:
         body: dict[str, Any] = {"collection": self._collection, "source": item.source}
         body |= {name: value for name, value in (("type", kind), ("meta", self._meta)) if value}
         body["data"] = base64.b64encode(data).decode()
-        result = await _asked(platform, "POST", _DOCUMENTS, json=body)
+        result = await _request(platform, "POST", _DOCUMENTS, json=body)
         for left_out in result.get("left_out") or ():
             self._say(f"{item.path or item.source}: left out: {left_out}")
         return str(result["status"])
@@ -343,7 +345,7 @@ class _Run:
         query = {"collection": self._collection, "limit": str(_PAGE)}
         while True:
             try:
-                page = await _asked(platform, "GET", _DOCUMENTS, params=query)
+                page = await _request(platform, "GET", _DOCUMENTS, params=query)
             except _SkippedError as error:
                 raise _GoneError(str(error)) from error
             for document in page["data"]:
@@ -352,7 +354,7 @@ class _Run:
                 return
             query["after"] = page["data"][-1]["source"]
 
-    async def _remove_gone(self, known: dict[str, Any], platform: httpx.AsyncClient) -> None:
+    async def _remove_missing(self, known: dict[str, Any], platform: httpx.AsyncClient) -> None:
         for folder in self._found.empty:
             if number := sum(source.startswith(folder) for source in known):
                 self._say(f"{folder} is empty or not mounted: its {number} documents stay; --prune removes them")
@@ -360,7 +362,7 @@ class _Run:
             if source.startswith(tuple(self._found.folders)) and source not in self._found.items:
                 query = {"collection": self._collection, "source": source}
                 try:
-                    await _asked(platform, "DELETE", _DOCUMENTS, params=query)
+                    await _request(platform, "DELETE", _DOCUMENTS, params=query)
                     self.counts["removed"] += 1
                 except _SkippedError as error:  # another run removed it first
                     self._skip(f"{source}: {error}")
@@ -385,16 +387,16 @@ class _Done:
     def __init__(self, items: list[Item], progress: Progress) -> None:
         self._files, self._total = len(items), sum(map(_weight, items))
         self._progress, self._task = progress, progress.add_task("indexing", total=self._total)
-        self._began = self._told = time.monotonic()
+        self._started_at = self._printed_at = time.monotonic()
         self._number, self._weight = 0, 0
 
     def __call__(self, item: Item) -> None:
         self._number, self._weight = self._number + 1, self._weight + _weight(item)
         self._progress.update(self._task, completed=self._weight)
         now = time.monotonic()
-        if self._progress.disable and now - self._told >= _LINE_S:
-            self._told = now
-            left = (self._total - self._weight) / self._weight * (now - self._began)
+        if self._progress.disable and now - self._printed_at >= _LINE_S:
+            self._printed_at = now
+            left = (self._total - self._weight) / self._weight * (now - self._started_at)
             typer.echo(f"{self._number} of {self._files} documents, {left:.0f} s left", err=True)
 
 
@@ -435,7 +437,7 @@ async def _downloaded(web: httpx.AsyncClient, url: str) -> tuple[bytes, str]:
     return b"".join(parts), f"{kind}; charset={charset[:80]}" if charset else kind
 
 
-async def _asked(platform: httpx.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:
+async def _request(platform: httpx.AsyncClient, method: str, path: str, **options: Any) -> dict[str, Any]:
     """Send a request to the platform; retried for `RETRY_S` when it is busy or unavailable.
 
     Raises:

@@ -49,7 +49,7 @@ def top(
             _follow(console, watch, interval, sys.stdin)
             return
         for wait_s in (interval, 0.0):
-            watch.look(time.monotonic())
+            watch.refresh(time.monotonic())
             if watch.error is not None:
                 typer.echo(f"gearbox: {watch.error}", err=True)
                 raise typer.Exit(1)
@@ -65,7 +65,7 @@ def _follow(console: Console, watch: "Watch", interval_s: float, stdin: TextIO) 
         with _quit_key(stdin) as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 started = time.monotonic()
-                watch.look(started)
+                watch.refresh(started)
                 live.update(watch, refresh=True)
                 if pressed(max(0.0, started + interval_s - time.monotonic())):
                     return
@@ -110,17 +110,17 @@ class Watch:
         self._url, self._scrape = url, scrape
         self._window = Window(window_s)
         self._rates: deque[dict[str, float]] = deque(maxlen=_HISTORY)  # requests/s by variant, one entry per scrape
-        self._looked = self._seen = 0.0
+        self._scraped_at = self._last_success = 0.0
 
-    def look(self, now: float) -> None:
-        """Scrape once. On failure the last scrape is kept and `error` says why."""
-        self._looked = now
+    def refresh(self, now: float) -> None:
+        """Scrape once. On failure the last scrape stays and `error` has the reason."""
+        self._scraped_at = now
         try:
             self._window.add(now, self._scrape())
         except ScrapeError as error:
             self.error = str(error)
             return
-        self.error, self._seen = None, now
+        self.error, self._last_success = None, now
         last = self._window.interval(2)
         if last.seconds:
             counts = last.count_by("variant", "gearbox_requests_total")
@@ -129,8 +129,8 @@ class Watch:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         known = self._window.interval()
         if self.error is not None:
-            outage = f"gone for {self._looked - self._seen:.0f} s, " if known.values else ""
-            yield _line(f"{outage}trying again: {self.error}", "bold red")
+            outage = f"unreachable for {self._scraped_at - self._last_success:.0f} s, " if known.values else ""
+            yield _line(f"{outage}retrying: {self.error}", "bold red")
         if not known.values:
             return
         width = options.max_width
@@ -147,12 +147,12 @@ def _headline(known: Interval, url: str) -> str:
     builds, models = known.label_values("version", "gearbox_build_info"), known.label_values("model", *known.values)
     over = f"last {known.seconds:.0f} s" if known.seconds >= 1 else f"last {1000 * known.seconds:.0f} ms"
     rate = f"{_number(known.rate('gearbox_requests_total'))} requests/s"
-    names = (" ".join(["Gearbox", *builds]), *models, rate, over if known.seconds else "first look", url)
+    names = (" ".join(["Gearbox", *builds]), *models, rate, over if known.seconds else "first scrape", url)
     return " · ".join(names)
 
 
 class _Column(NamedTuple):
-    """A table column. Columns of lower rank are kept when not all fit."""
+    """A table column. When not all columns fit, those of the highest rank numbers are left out."""
 
     rank: int
     heading: str
@@ -164,21 +164,21 @@ def _table(columns: tuple[_Column, ...], rows: list[list[str | Text]], width: in
     gap = 2 if width > 100 else 1
     cells = [[*column.heading.split("\n"), *(row[i] for row in rows)] for i, column in enumerate(columns)]
     widths = [max(cell.cell_len if isinstance(cell, Text) else cell_len(cell) for cell in own) for own in cells]
-    kept, left = [0], width - widths[0]
+    shown, left = [0], width - widths[0]
     for i in sorted(range(1, len(columns)), key=lambda i: columns[i].rank):
         if columns[i].text:
             widths[i] = min(widths[i], max(left - gap, len("violations")))
         if gap + widths[i] <= left:
-            kept.append(i)
+            shown.append(i)
             left -= gap + widths[i]
     table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="bold", collapse_padding=True)
-    for i in sorted(kept):
+    for i in sorted(shown):
         table.add_column(
             columns[i].heading, justify="left" if columns[i].text or i == 0 else "right", no_wrap=True,
             overflow="ellipsis", max_width=widths[i], header_style="bold cyan" if i == 0 else "bold",
         )  # fmt: skip
     for row in rows:
-        table.add_row(*(row[i] for i in sorted(kept)))
+        table.add_row(*(row[i] for i in sorted(shown)))
     return table
 
 

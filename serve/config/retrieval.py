@@ -92,7 +92,7 @@ class RetrievalConfig(Section):
     max_agent_steps: int = Field(default=4, ge=1, le=16, description="most model calls of one agent request")
 
     @model_validator(mode="after")
-    def _largest_fits(self) -> "RetrievalConfig":
+    def _check_upload_limits(self) -> "RetrievalConfig":
         if self.max_concurrent_upload_bytes is not None and self.max_concurrent_upload_bytes < self.max_upload_bytes:
             raise ValueError(
                 f"max_concurrent_upload_bytes is {self.max_concurrent_upload_bytes}, but one document's body may have {self.max_upload_bytes} bytes"

@@ -67,7 +67,7 @@ class Gateway:
         self._variants = variants
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
-        _begin(metrics, config)
+        _initialize_series(metrics, config)
         self._description = _description(config)
         self._engines = Engines(replicas, engine_token, config.server.stream_idle_timeout_s, metrics)
         observability = config.observability
@@ -105,9 +105,9 @@ class Gateway:
         self._entry = _with_cors(self._serve, config.server.allowed_origins)
 
     def reconfigure(self, config: PlatformConfig) -> None:
-        """Use `config` from the next request on. Estimates are kept, and requests in flight are not affected."""
+        """Use `config` from the next request on. Estimates stay, and requests in flight are not affected."""
         self._config = config
-        _begin(self._metrics, config)
+        _initialize_series(self._metrics, config)
         self._description = _description(config)
         self._gatekeeper.reconfigure(config.access)
         self.telemetry.reconfigure(self._gatekeeper.tenants)
@@ -164,7 +164,7 @@ class Gateway:
             raise RequestError(404, f"there is no '{path[:200]}' here", code="not_found")
         methods = [*(handlers or ["POST"]), *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
         if method == "OPTIONS":
-            return partial(_tell_methods, ", ".join(methods))
+            return partial(_allowed_methods, ", ".join(methods))
         if (handler := handlers.get("GET" if method == "HEAD" else method)) is None:  # servers leave out HEAD's body
             raise _method_not_allowed(path, ", ".join(methods))
         return handler
@@ -303,7 +303,7 @@ def _with_cors(app: Application, origins: Collection[str]) -> Application:
     )  # fmt: skip
 
 
-async def _tell_methods(methods: str, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+async def _allowed_methods(methods: str, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
     await send({"type": "http.response.start", "status": 204, "headers": [(b"allow", methods.encode())]})
     await send({"type": "http.response.body", "body": b""})
 
@@ -317,8 +317,8 @@ def _own_url(config: PlatformConfig) -> str:
     return f"{config.server.url}/v1"
 
 
-def _begin(metrics: Metrics, config: PlatformConfig) -> None:
-    metrics.begin((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
+def _initialize_series(metrics: Metrics, config: PlatformConfig) -> None:
+    metrics.initialize_series((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
 
 
 def _router(config: PlatformConfig) -> Router:

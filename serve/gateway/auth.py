@@ -37,7 +37,7 @@ class Gatekeeper:
         self.reconfigure(access)
 
     def reconfigure(self, access: AccessConfig) -> None:
-        """Accept the keys of `access` from now on. Counts are kept, and the store set at start is not replaced."""
+        """Accept the keys of `access` from now on. Counts stay, and the store set at start is not replaced."""
         self._limits.reconfigure(access)
         self._callers = {
             key.sha256: Caller(

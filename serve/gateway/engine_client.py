@@ -89,11 +89,11 @@ class Engines:
         """
         replica = None
         try:
-            cold, began = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
+            cold, started = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
             async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
                 replica = await self._replicas.choose(variant.name, avoid)
             if cold:
-                self._metrics.cold_start.labels(variant.name).observe(perf_counter() - began)
+                self._metrics.cold_start.labels(variant.name).observe(perf_counter() - started)
             engine_id = (
                 f"{request_id}-{uuid.uuid4().hex[:8]}"  # clients may repeat theirs, engines must not see one twice
             )

@@ -159,10 +159,10 @@ class Generation:
             self.check_size(call)
             if options.agent and not calls_function(call.body):  # the agent's first step is a request like this one
                 self.decide(call, caller, _remaining(request.budget, perf_counter() - request.arrived))
-            fits = self._budget_check(call, caller, request.budget, request.arrived)
+            within_budget = self._budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
-                call, options, caller.tenant, key, request.budget, request.arrived, fits
+                call, options, caller.tenant, key, request.budget, request.arrived, within_budget
             )
             if grounding.direct is not None:
                 return await _send_synthetic_completion(request, grounding, grounding.direct, send)
@@ -236,7 +236,7 @@ class Generation:
             chosen = self.decide(call, caller, left, more_chars=more_chars).chosen
             return chosen.overflows or chosen.explanation is not None
 
-        def fits(more_chars: int, more_s: float) -> bool:
+        def within_budget(more_chars: int, more_s: float) -> bool:
             try:
                 return missed or not miss(more_chars, more_s)
             except RequestError:
@@ -246,7 +246,7 @@ class Generation:
             missed = miss(0, 0)
         except RequestError:
             missed = False
-        return fits
+        return within_budget
 
     def _rule_out_shorter(self, variant: Variant, failed: set[str], error: ContextTooLong, call: Call) -> None:
         """Exclude all variants whose context is not longer than that of `variant`, or raise 400."""

@@ -110,13 +110,13 @@ class Grounder:
                 raise _invalid(f"'model' names no collection after '+': {first_problem(error)}", "model") from error
             raise _invalid(f"{param}: {first_problem(error)}", param) from error
         if "collection" in fields:
-            options._asked_by = "retrieval.collection"
+            options._parameter = "retrieval.collection"
         elif named:
-            options._asked_by = "model"
+            options._parameter = "model"
         elif header == "on":
-            options._asked_by = HEADER
+            options._parameter = HEADER
         elif explicit:
-            options._asked_by = "retrieval"
+            options._parameter = "retrieval"
         return None if off else options  # options are validated even if the header turns grounding off
 
     def computed(self, call: Call, headers: Headers) -> Grounding | None:
@@ -133,7 +133,7 @@ class Grounder:
         options = self.resolve_options(call, headers)
         if options is None or options.collection is None or await self._exists(options, tenant):
             return True
-        if options.asked_by is None:
+        if options.parameter is None:
             return False
         raise _no_collection(options)
 
@@ -144,15 +144,15 @@ class Grounder:
         except TimeoutError as error:
             raise self._too_slow() from error
 
-    def plan(self, options: GroundingOptions, fits: BudgetCheck) -> tuple[int, int]:
-        """Number of sources that fit the budget, and their characters, by the check `fits(characters, seconds)`."""
+    def plan(self, options: GroundingOptions, within_budget: BudgetCheck) -> tuple[int, int]:
+        """Number of sources that fit the budget, and their characters, by the check `within_budget(characters, seconds)`."""
         oldest = perf_counter() - _SEEN_S  # older measurements expire, so that a slow period does not disable search
         seen = sorted(duration for when, duration in self._searches if when > oldest) or [_EXPECTED_S]
         expected = seen[int(0.9 * (len(seen) - 1))]
         chars = sum(self._chars) / len(self._chars)
         for top_k in range(options.top_k, 0, -1):
             chars_added = _FRAME_CHARS + round(top_k * chars)
-            if fits(chars_added, expected):
+            if within_budget(chars_added, expected):
                 return top_k, chars_added
         return 0, 0
 
@@ -164,14 +164,14 @@ class Grounder:
         key: str,
         budget: Budget,
         arrived: float,
-        fits: BudgetCheck,
+        within_budget: BudgetCheck,
     ) -> Grounding:
         """Search, and insert the retrieved passages into the prompt of `call`.
 
         Args:
             key: the client's API key, for an agent's requests.
             budget: of the whole request, counted from `arrived` (perf_counter seconds).
-            fits: see `plan`.
+            within_budget: see `plan`.
 
         Raises:
             RequestError: 404 for a collection that does not exist; 422 when sources do not fit the budget and `on_budget`
@@ -192,7 +192,7 @@ class Grounder:
             return self._counted(grounding)
         if self._compute(grounding, question, call) or options.collection is None:
             return self._counted(grounding)
-        top_k, _ = self.plan(options, fits)
+        top_k, _ = self.plan(options, within_budget)
         if top_k == 0:
             return self._counted(self._without(grounding, "the budget carries no sources"))
         if top_k < options.top_k:
@@ -235,10 +235,10 @@ class Grounder:
         call.body.update(grounding.bare)
         call.replace_messages(grounding.bare["messages"])
         grounding.passages, grounding.support = (), None
-        searched_ms, started, result = grounding.ms, grounding.began, None
+        searched_ms, started, result = grounding.ms, grounding.started, None
         if grounding.options.on_budget == "shrink" and count > 1:
             result = await self._search(grounding, grounding.question, tenant, count // 2, budget, arrived)
-            grounding.ms, grounding.began = grounding.ms + searched_ms, started
+            grounding.ms, grounding.started = grounding.ms + searched_ms, started
             if result is None:  # no time was left, or the documents were deleted
                 self._counted(grounding)
                 return True
@@ -334,7 +334,7 @@ class Grounder:
             if reason is None:
                 grounding.outcome, grounding.direct = "computed", SyntheticCompletion.within(fields, used.answer)
                 return True
-            grounding.why = f"computed, and told to the model: the request asks for {reason}"
+            grounding.why = f"computed, and passed to the model: the request asks for {reason}"
         call.replace_messages(
             with_prompt(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}])
         )
@@ -382,7 +382,7 @@ class Grounder:
         options = grounding.options
         limits = [limit for limit in (budget.ttft_ms, budget.e2e_ms) if limit is not None]
         left = min(limits, default=float("inf")) / 1000 - (perf_counter() - arrived)
-        grounding.began = started = perf_counter()
+        grounding.started = started = perf_counter()
         try:
             async with asyncio.timeout(max(0.0, min(left, self._settings.timeout_s))):
                 result: dict[str, Any] = await self._retrieval.call(
@@ -399,7 +399,7 @@ class Grounder:
         except RequestError as error:
             if error.code != "collection_not_found":
                 raise
-            if options.asked_by is not None:
+            if options.parameter is not None:
                 raise _no_collection(options) from error
             grounding.ms = _since(started)
             grounding.outcome, grounding.why = "skipped", f"the collection '{options.collection}' has no documents"
@@ -431,7 +431,7 @@ class Grounder:
 
 def _no_collection(options: GroundingOptions) -> RequestError:
     message = f"collection '{options.collection}' does not exist"
-    return RequestError(404, message, param=options.asked_by, code="collection_not_found")
+    return RequestError(404, message, param=options.parameter, code="collection_not_found")
 
 
 def _invalid(message: str, param: str) -> RequestError:

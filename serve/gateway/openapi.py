@@ -38,7 +38,7 @@ _STATUSES: Mapping[int, str] = {
     413: "The body or the document is too large.",
     415: "The body is not declared as JSON or is compressed, or the document's type is not known.",
     422: "No variant can meet the budget, and the request said `reject`; or the document can't be read.",
-    429: "A limit of the API key, or every variant is at its limit; `code` tells which.",
+    429: "A limit of the API key, or every variant is at its limit; `code` names it.",
     500: "A fault in the gateway; the message has the request's id.",
     502: "An agent's model gave no answer that could be used.",
     503: "No variant, no retrieval or no rate-limit store can answer now.",
@@ -56,7 +56,7 @@ _STATUS_HEADERS: Mapping[int, Mapping[str, tuple[str, Document]]] = {
 _NUMBER = {"type": "number"}
 _ROUTING_HEADERS: Mapping[str, tuple[str, Document]] = {
     "x-request-id": ("the request's own `x-request-id`, else one that the platform gave it", {"type": "string"}),
-    "x-gearbox-variant": ("the variant that answered; `none`: no variant was asked", {"type": "string"}),
+    "x-gearbox-variant": ("the variant that answered; `none`: no variant was used", {"type": "string"}),
     "x-gearbox-reason": ("why that variant", {"type": "string"}),
     "x-gearbox-predicted-ttft-ms": ("expected time to the first token", _NUMBER),
     "x-gearbox-predicted-e2e-ms": ("expected end-to-end time", _NUMBER),
@@ -228,7 +228,7 @@ def _common() -> Document:
         },
         "servers": [{"url": "."}],  # relative to this document, so it works behind any path prefix
         "security": [{"bearer": []}],
-        "tags": [{"name": name, "description": told} for name, told in _TAGS.items()],
+        "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": {},
         "components": {
             "schemas": components,

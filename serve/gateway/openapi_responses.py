@@ -84,7 +84,7 @@ class Gearbox(OpenModel):
         description=f"why that variant: {', '.join(REASONS)}; without one: computed, abstained, agent",
     )
     quality: float | None
-    missed: str | None = Field(description="the limits that were expected not to be kept")
+    missed: str | None = Field(description="the limits that the prediction does not meet")
     ttft_ms: float | None
     tpot_ms: float | None
     e2e_ms: float
@@ -227,12 +227,12 @@ class Candidate(_ClosedModel):
     predicted_ttft_p95_ms: float
     predicted_tpot_p95_ms: float
     predicted_e2e_p95_ms: float
-    chance: float = Field(description="probability that the latency limits are kept")
+    chance: float = Field(description="probability that the latency limits are met")
     cost_usd: float
     in_flight: int
     cached_tokens: int = Field(description="of the prompt, expected in the variant's prefix cache")
     ruled_out: str | None = Field(description="the first rule it breaks")
-    why: str | None = Field(description="the rule in words, or all limits that are not kept")
+    why: str | None = Field(description="the rule in words, or every limit that is not met")
 
 
 class PlannedRetrieval(_ClosedModel):

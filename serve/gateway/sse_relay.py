@@ -35,8 +35,8 @@ def splice(document: bytes, gearbox: dict[str, object]) -> bytes:
 class StreamRelay:
     """Rewrites one SSE stream as little as possible.
 
-    Chunks pass through untouched until the stream's end is near. The engine was asked for usage: its usage chunk is
-    passed on with the `gearbox` object when the client wanted usage too; else it is dropped, and the object goes onto
+    Chunks pass through untouched until the stream's end is near. The request asks the engine for usage: its usage chunk is
+    passed on with the `gearbox` object when the client requested usage too; else it is dropped, and the object goes onto
     the chunk before it. So chunks that end a choice wait for the one after them, and no others do.
     """
 
@@ -44,10 +44,10 @@ class StreamRelay:
     rename: tuple[bytes, bytes] | None = None  # the member `model` as the engine writes it, and as the client named it
     report: EngineReport = field(default_factory=EngineReport)
     done: bool = False
-    collects: bool = False  # whether the choices' texts are kept
+    collects: bool = False  # whether the choices' texts are collected
     choices: dict[int, Choice] = field(default_factory=dict)  # by their index
     _tail: bytes = b""  # an event whose end has not arrived
-    _held: bytes = b""  # the last events, kept until it is known whether the `gearbox` object goes onto them
+    _held: bytes = b""  # the last events, held until it is known whether the `gearbox` object goes onto them
 
     @property
     def text(self) -> str:
@@ -129,5 +129,5 @@ def _status_of(body: bytes) -> int:
 
 
 def error_event(error: Mapping[str, object]) -> bytes:
-    """An SSE `error` event, for streams that break after they began."""
+    """An SSE `error` event, for streams that break after their first event."""
     return b"event: error\ndata: " + orjson.dumps({"error": error}) + _EVENT_END

@@ -29,17 +29,17 @@ class GroundingOptions(BaseModel):
     tools: tuple[Literal["calculator", "clock"], ...]
     agent: StrictBool = False  # the model calls the tools itself, document search among them
     # the parameter that requests grounding; None: the request is grounded by default
-    _asked_by: str | None = PrivateAttr(default=None)
+    _parameter: str | None = PrivateAttr(default=None)
 
     @property
-    def asked_by(self) -> str | None:
+    def parameter(self) -> str | None:
         """The `param` of errors about the collection; None: the request is grounded by default."""
-        return self._asked_by
+        return self._parameter
 
     @property
     def names_collection(self) -> bool:
         """Whether the request names its collection."""
-        return self._asked_by in ("model", "retrieval.collection")
+        return self._parameter in ("model", "retrieval.collection")
 
 
 @dataclass(slots=True)
@@ -56,7 +56,7 @@ class Grounding:
     bare: Mapping[str, Any] = field(
         default_factory=dict
     )  # original values of the request's fields that grounding changed
-    began: float = 0.0  # start of the search, perf_counter seconds
+    started: float = 0.0  # start of the search, perf_counter seconds
     ms: float = 0.0  # duration of the search
     check_ms: float | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)  # durations by pipeline component

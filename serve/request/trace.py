@@ -22,11 +22,11 @@ class Trace:
 
     __slots__ = ("_offset_ns", "_root", "_tracer", "id")
 
-    def __init__(self, tracer: trace.Tracer, name: str, parent: Mapping[str, str], began: float) -> None:
+    def __init__(self, tracer: trace.Tracer, name: str, parent: Mapping[str, str], started: float) -> None:
         self._tracer = tracer
         self._offset_ns = time.time_ns() - round(perf_counter() * 1e9)
         context = _W3C.extract(parent)
-        self._root = tracer.start_span(name, context, SpanKind.SERVER, start_time=self._ns(began))
+        self._root = tracer.start_span(name, context, SpanKind.SERVER, start_time=self._ns(started))
         self.id = format(self._root.get_span_context().trace_id, "032x")  # hexadecimal, as logs and exemplars show it
 
     @property
@@ -34,16 +34,16 @@ class Trace:
         """Whether the trace is sampled."""
         return self._root.is_recording()
 
-    def span(self, name: str, began: float, ended: float, attributes: Attributes, parent: Span | None = None) -> Span:
+    def span(self, name: str, started: float, ended: float, attributes: Attributes, parent: Span | None = None) -> Span:
         """Record an ended span below `parent` or the root."""
-        span = self.open(name, began, parent)
+        span = self.open(name, started, parent)
         self.close(span, ended, attributes)
         return span
 
-    def open(self, name: str, began: float, parent: Span | None = None, kind: SpanKind = SpanKind.INTERNAL) -> Span:
+    def open(self, name: str, started: float, parent: Span | None = None, kind: SpanKind = SpanKind.INTERNAL) -> Span:
         """Start a span; `close` ends it."""
         context = trace.set_span_in_context(parent or self._root)
-        return self._tracer.start_span(name, context, kind, start_time=self._ns(began))
+        return self._tracer.start_span(name, context, kind, start_time=self._ns(started))
 
     def close(self, span: Span | None, ended: float, attributes: Attributes, error: str | None = None) -> None:
         """End a span, or the root."""

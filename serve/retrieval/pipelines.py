@@ -63,9 +63,9 @@ class RetrievalPipeline:
         self._output_components = {"guard", "prompt", "focus"} & outputs.keys()
         self._inputs = {
             name: [
-                key for key in wanted if key in _INPUTS and (key != "top_k" or name == "guard")
+                key for key in names if key in _INPUTS and (key != "top_k" or name == "guard")
             ]  # after all candidates
-            for name, wanted in self._pipeline.inputs().items()
+            for name, names in self._pipeline.inputs().items()
         }
 
     async def run(self, **inputs: Any) -> RetrievalResult:

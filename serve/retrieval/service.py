@@ -83,20 +83,20 @@ class Service:
         filters: Mapping[str, Any] | None = None, min_score: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Search passages; returns those that passed the guard, in its order."""
-        began = perf_counter()
+        started = perf_counter()
         found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
         passages = _passages(found.passages)
-        return {**described, "passages": passages, "supported": found.supported, "ms": _since(began)}
+        return {**described, "passages": passages, "supported": found.supported, "ms": _since(started)}
 
     async def ground(
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
         filters: Mapping[str, Any] | None = None, min_score: float | None = None,
     ) -> dict[str, Any]:  # fmt: skip
         """Search passages and build the prompt: the messages with the question and its sources."""
-        began = perf_counter()
+        started = perf_counter()
         found, described = await self._find(tenant, collection, question, top_k, mode, filters, min_score)
         prompt = [{"role": message.role.value, "content": message.text or ""} for message in found.prompt]
-        return {**described, "prompt": prompt, "ms": _since(began)}
+        return {**described, "prompt": prompt, "ms": _since(started)}
 
     async def _find(
         self, tenant: str, collection: str, question: str, top_k: int, mode: str,
@@ -271,5 +271,5 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         inner = inner.__cause__ or inner.__context__
 
 
-def _since(began: float) -> float:
-    return round((perf_counter() - began) * 1000, 2)
+def _since(started: float) -> float:
+    return round((perf_counter() - started) * 1000, 2)

@@ -92,7 +92,7 @@ class Candidate:
 
     @property
     def explanation(self) -> str | None:
-        """The rule in words; of limits, every one that is not kept."""
+        """The rule in words; of limits, every one that is not met."""
         if self._hard_violation:
             return self._hard_violation[1]
         return ", ".join(_in_words(*miss) for miss in self._violations()) or None

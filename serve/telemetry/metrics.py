@@ -136,7 +136,7 @@ class Metrics:
             "supported",
         )
 
-    def begin(self, variants: Iterable[str], profiles: Iterable[str]) -> None:
+    def initialize_series(self, variants: Iterable[str], profiles: Iterable[str]) -> None:
         """Initialize series with zero: a counter that appears with its first event hides that event's rate."""
         for profile in profiles:
             for met in ("yes", "no"):
@@ -162,7 +162,7 @@ class Metrics:
         for supported in ("yes", "no"):
             self.sentences.labels(supported)
 
-    def begin_tenants(self, tenants: Iterable[str]) -> None:
+    def initialize_tenant_series(self, tenants: Iterable[str]) -> None:
         """Initialize the series of tenants with zero."""
         for tenant in tenants:
             for ending in get_args(Ending):

@@ -72,7 +72,7 @@ class Exposition(Collector):
             yield metric
 
     def _summed(self) -> Iterable[Metric]:
-        """Metrics summed over all processes. Live gauges of ended processes are dropped; their counters are kept."""
+        """Metrics summed over all processes. Live gauges of ended processes are dropped; their counters stay in the sums."""
         if self._folder is None:
             return self._metrics.registry.collect()
         for file in Path(self._folder).glob("gauge_live*.db"):

@@ -37,16 +37,16 @@ class RequestTelemetry:
         for tenant in tenants:
             if len(self.tenants) < self._config.tenant_cardinality_limit:
                 self.tenants[tenant] = None
-        self._metrics.begin_tenants(self.tenants)
+        self._metrics.initialize_tenant_series(self.tenants)
 
     @property
     def captures_content(self) -> bool:
         """Whether prompts and answers are logged."""
         return self._config.capture_content
 
-    def trace(self, headers: Any, name: str, began: float) -> Trace | None:
+    def trace(self, headers: Any, name: str, started: float) -> Trace | None:
         """Start the trace of a request with `headers`, if requests are traced."""
-        return self._tracer.begin(name, headers, began) if self._tracer else None
+        return self._tracer.start_trace(name, headers, started) if self._tracer else None
 
     def record_decision(self, profile: str, decision: Decision) -> None:
         """Record a routing decision for a request of `profile`."""
@@ -231,15 +231,15 @@ def _record_spans(trace: Trace, request: Request, error: RequestError | None, en
         request.arrival.authenticated,
         {"gearbox.tenant": request.caller.tenant},
     )
-    if (grounding := request.grounding) is not None and grounding.began:
+    if (grounding := request.grounding) is not None and grounding.started:
         retrieved = {
             "gearbox.retrieval.outcome": grounding.outcome,
             "gearbox.retrieval.passages": len(grounding.passages),
         }
-        parent = trace.span("retrieve", grounding.began, grounding.began + grounding.ms / 1000, retrieved)
+        parent = trace.span("retrieve", grounding.started, grounding.started + grounding.ms / 1000, retrieved)
         for stage, took_ms in grounding.timings_ms.items():
-            began = grounding.began + grounding.starts_ms.get(stage, 0.0) / 1000
-            trace.span(stage, began, began + took_ms / 1000, {}, parent)
+            started = grounding.started + grounding.starts_ms.get(stage, 0.0) / 1000
+            trace.span(stage, started, started + took_ms / 1000, {}, parent)
     for attempt in request.attempts:
         chosen = attempt.decision.chosen
         routed = {

@@ -31,9 +31,9 @@ class Tracer:
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("gearbox.gateway")
 
-    def begin(self, name: str, headers: Mapping[str, str], began: float) -> Trace:
+    def start_trace(self, name: str, headers: Mapping[str, str], started: float) -> Trace:
         """Start the trace of a request with `headers`."""
-        return Trace(self._tracer, name, headers, began)
+        return Trace(self._tracer, name, headers, started)
 
     def close(self) -> None:
         """Flush pending spans."""

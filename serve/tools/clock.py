@@ -55,7 +55,7 @@ class ClockQuestion:
     """A question about date or time."""
 
     kind: QuestionKind
-    day: Day = TODAY  # the day asked about; for "days" the first day
+    day: Day = TODAY  # the day in question; for "days" the first day
     until: Day | None = None  # for "days"; None with `day` in the past counts from it to today
     zone: str | None = None  # name in the time zone database, when a place is named
 

@@ -121,11 +121,15 @@ def clock(zone: tzinfo = UTC, now: Callable[[], datetime] = lambda: datetime.now
     written = "such as 2026-12-25, 25 December 2026, today, tomorrow"
     return make_tool(
         "clock",
-        "Tells the current date and time, the weekday of a date, or how many days there are between two dates.",
+        "Returns the current date and time, the weekday of a date, or how many days there are between two dates.",
         {
             "type": "object",
             "properties": {
-                "what": {"type": "string", "enum": list(get_args(clocks.QuestionKind)), "description": "what to tell"},
+                "what": {
+                    "type": "string",
+                    "enum": list(get_args(clocks.QuestionKind)),
+                    "description": "what to return",
+                },
                 "date": {
                     "type": "string",
                     "maxLength": 40,

@@ -143,7 +143,7 @@ async def _answer(response: httpx.Response) -> str:
     kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     is_json = kind == "application/json" or kind.endswith("+json")
     if response.headers.get("content-encoding", "identity") != "identity":
-        raise ToolError("the answer is compressed, which was not asked for")
+        raise ToolError("the answer is compressed, which was not requested")
     data = bytearray()
     async for chunk in response.aiter_raw():
         data += chunk

@@ -1,4 +1,4 @@
-{{/* What the schema cannot say: values that do not fit each other. All problems are told at once, one a line. Each check
+{{/* What the schema cannot say: values that do not fit each other. All problems are reported at once, one a line. Each check
 gives its problems as lines; an empty text is none. */}}
 {{- define "gearbox.check" -}}
 {{- $found := include "gearbox.check.renamed" . | splitList "\n" -}}
@@ -131,15 +131,15 @@ variant '{{ .name }}': weights '{{ $from }}' are neither an absolute path nor a 
 {{- end }}
 
 {{- define "gearbox.check.retrieval" -}}
-{{- $wanted := include "gearbox.retrieves" . -}}
+{{- $retrieves := include "gearbox.retrieves" . -}}
 {{- $retrieval := default (dict) .Values.platform.retrieval -}}
 {{- if and $retrieval.database (ne $retrieval.database "embedded") }}
 platform.retrieval.database would be read by all who may read a RayService or a ConfigMap; put it into a Secret and name it in secrets.database.existingSecret
 {{- end }}
-{{- if and $wanted (not .Values.secrets.database.existingSecret) (not .Values.postgresql.enabled) }}
+{{- if and $retrieves (not .Values.secrets.database.existingSecret) (not .Values.postgresql.enabled) }}
 platform.retrieval has no database: name a Secret with its connection string in secrets.database.existingSecret, or set postgresql.enabled: true for a trial
 {{- end }}
-{{- if and .Values.postgresql.enabled (not $wanted) }}
+{{- if and .Values.postgresql.enabled (not $retrieves) }}
 postgresql.enabled, but nothing uses it: platform.retrieval is not set
 {{- end }}
 {{- if and .Values.postgresql.enabled .Values.secrets.database.existingSecret }}

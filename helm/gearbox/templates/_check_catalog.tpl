@@ -42,11 +42,11 @@ two variants are called '{{ .name }}'; names must differ
 {{- if gt (dig "min" 1 $bounds | int) (dig "max" 1 $bounds | int) }}
 variant '{{ .name }}': replicas.min ({{ dig "min" 1 $bounds | int }}) is larger than replicas.max ({{ dig "max" 1 $bounds | int }})
 {{- end }}
-{{- $wanted := dig "resources" "pool" "engine" . }}
-{{- if hasKey $pools $wanted }}
-{{- include "gearbox.check.fits" (dict "variant" . "pool" (get $pools $wanted)) }}
+{{- $poolName := dig "resources" "pool" "engine" . }}
+{{- if hasKey $pools $poolName }}
+{{- include "gearbox.check.replica" (dict "variant" . "pool" (get $pools $poolName)) }}
 {{- else }}
-variant '{{ .name }}' runs in the pool '{{ $wanted }}', which is not there; there {{ ternary "is" "are" (eq 1 (len $pools)) }} {{ keys $pools | sortAlpha | join ", " | default "none" }}
+variant '{{ .name }}' runs in the pool '{{ $poolName }}', which is not there; there {{ ternary "is" "are" (eq 1 (len $pools)) }} {{ keys $pools | sortAlpha | join ", " | default "none" }}
 {{- end }}
 {{- end }}
 {{- range .Values.pools }}
@@ -56,26 +56,26 @@ variant '{{ .name }}' runs in the pool '{{ $wanted }}', which is not there; ther
 {{- end }}
 
 {{/* One replica in one pod. */}}
-{{- define "gearbox.check.fits" -}}
+{{- define "gearbox.check.replica" -}}
 {{- $need := default (dict) .variant.resources -}}
 {{- $pool := .pool -}}
 {{- $who := printf "variant '%s'" .variant.name -}}
 {{- $cores := include "gearbox.cores" $pool.resources | float64 -}}
 {{- $gpus := include "gearbox.gpus" $pool.resources | float64 -}}
 {{- $cpus := dig "cpus" 1 $need | float64 -}}
-{{- $wanted := dig "gpus" 0 $need | float64 -}}
+{{- $needGpus := dig "gpus" 0 $need | float64 -}}
 {{- if gt $cpus $cores }}
 {{ $who }}: a replica needs {{ $cpus }} cpus, but a pod of pool '{{ $pool.name }}' has {{ $cores }}; raise resources.limits.cpu of the pool
 {{- end }}
-{{- if and (gt $wanted 0.0) (eq $gpus 0.0) }}
+{{- if and (gt $needGpus 0.0) (eq $gpus 0.0) }}
 {{ $who }}: a replica needs a GPU, but pool '{{ $pool.name }}' has none; add nvidia.com/gpu to its resources.limits or name another pool
-{{- else if gt $wanted $gpus }}
-{{ $who }}: a replica needs {{ $wanted }} GPUs, but a pod of pool '{{ $pool.name }}' has {{ $gpus }}
+{{- else if gt $needGpus $gpus }}
+{{ $who }}: a replica needs {{ $needGpus }} GPUs, but a pod of pool '{{ $pool.name }}' has {{ $gpus }}
 {{- end }}
-{{- if and $need.accelerator (gt $wanted 0.0) (ne $need.accelerator (default "" $pool.accelerator)) }}
+{{- if and $need.accelerator (gt $needGpus 0.0) (ne $need.accelerator (default "" $pool.accelerator)) }}
 {{ $who }}: it needs the accelerator {{ $need.accelerator }}, but pool '{{ $pool.name }}' has {{ default "none named" $pool.accelerator }}; set the pool's accelerator or name another pool
 {{- end }}
-{{- if and $need.accelerator (eq $wanted 0.0) }}
+{{- if and $need.accelerator (eq $needGpus 0.0) }}
 {{ $who }}: it names the accelerator {{ $need.accelerator }} but needs no GPU; set resources.gpus
 {{- end }}
 {{- $gib := include "gearbox.gib" $pool.resources | float64 -}}

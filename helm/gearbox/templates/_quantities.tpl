@@ -1,6 +1,6 @@
 {{/* Numbers from values: quantities as Kubernetes writes them. Each template gives a number as text. */}}
 
-{{/* Cores that KubeRay tells Ray: the limit, else the request, rounded up. */}}
+{{/* Cores that KubeRay passes to Ray: the limit, else the request, rounded up. */}}
 {{- define "gearbox.cores" -}}
 {{- $quantity := toString (coalesce (dig "limits" "cpu" "" .) (dig "requests" "cpu" "" .) "0") -}}
 {{- if hasSuffix "m" $quantity -}}
@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end }}
 
-{{/* GPUs that KubeRay tells Ray: the first limit whose name ends with `gpu` or is a MIG slice. */}}
+{{/* GPUs that KubeRay passes to Ray: the first limit whose name ends with `gpu` or is a MIG slice. */}}
 {{- define "gearbox.gpus" -}}
 {{- $gpus := 0 -}}
 {{- range $key, $value := dig "limits" (dict) . -}}

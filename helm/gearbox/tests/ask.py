@@ -10,7 +10,7 @@ import urllib.request
 URL, MODEL = os.environ["ASK_URL"], os.environ["ASK_MODEL"]
 KEY = os.environ.get("ASK_KEY", "").strip()
 END = time.monotonic() + float(os.environ["ASK_WITHIN_S"])
-STARTING = (0, 200, 404, 429, 502, 503, 504)  # no route yet, no replica yet, too busy: it is asked again
+STARTING = (0, 200, 404, 429, 502, 503, 504)  # no route yet, no replica yet, too busy: retried
 
 
 def fetch(path, body=None):

@@ -20,7 +20,7 @@ export class ApiError extends Error {
 }
 
 export class Api {
-  /** `refused` is told of every 401. */
+  /** `refused` is called on every 401. */
   constructor(refused) {
     this.refused = refused;
   }

@@ -1,4 +1,4 @@
-// The page put together: the key, the theme, what the platform has, and who is told of what.
+// The page put together: the key, the theme, what the platform has, and which part is notified of which event.
 
 import { Api, ApiError } from "./api.js";
 import { Budget } from "./budget.js";
@@ -30,8 +30,8 @@ const chat = new Chat(api, {
 let model = null; // its name; null until the platform said it
 
 function request() {
-  const wanted = byId("grounded").checked ? grounding() : alwaysGrounded ? false : undefined;
-  return { ...budget.request(model), retrieval: wanted };
+  const retrieval = byId("grounded").checked ? grounding() : alwaysGrounded ? false : undefined;
+  return { ...budget.request(model), retrieval };
 }
 
 function grounding() {
@@ -97,15 +97,15 @@ async function takeProfile() {
 async function ownBudget() {
   const body = { model, messages: [{ role: "user", content: "" }] };
   try {
-    const told = await api.post("v1/route", body);
-    alwaysGrounded = "retrieval" in told;
+    const dryRun = await api.post("v1/route", body);
+    alwaysGrounded = "retrieval" in dryRun;
     if (alwaysGrounded) showGrounded(true);
-    return told.budget;
+    return dryRun.budget;
   } catch (error) {
     if (error.code !== "impossible_budget" && error.code !== "budget_under_load") return {};
   }
-  const told = await api.post("v1/route", { ...body, budget: { on_no_candidate: "degrade" } }).catch(() => null);
-  return { ...told?.budget, on_no_candidate: "reject" };
+  const dryRun = await api.post("v1/route", { ...body, budget: { on_no_candidate: "degrade" } }).catch(() => null);
+  return { ...dryRun?.budget, on_no_candidate: "reject" };
 }
 
 byId("profile").addEventListener("change", takeProfile);

@@ -94,11 +94,11 @@ export class Budget extends EventTarget {
     for (const [name, slider] of this.#sliders) {
       const value = name === "max_tokens" ? this.maxTokens : this.#value[name];
       const at = positionOf(slider, value);
-      const told = value === null ? slider.none : slider.text(value);
+      const shownText = value === null ? slider.none : slider.text(value);
       if (Number(slider.input.value) !== at) slider.input.value = at;
-      slider.input.setAttribute("aria-valuetext", told);
+      slider.input.setAttribute("aria-valuetext", shownText);
       slider.input.style.setProperty("--at", `${(100 * at) / slider.last}%`);
-      slider.output.textContent = told;
+      slider.output.textContent = shownText;
     }
     for (const input of document.querySelectorAll('input[name="objective"]')) {
       input.checked = input.value === this.#value.objective;

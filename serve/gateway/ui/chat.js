@@ -6,7 +6,7 @@ import { swatch } from "./plots.js";
 
 const OUTCOMES = {
   used: "answered from sources",
-  shrunk: "answered from fewer sources than asked for",
+  shrunk: "answered from fewer sources than requested",
   skipped: "answered without sources",
   abstained: "abstained: no document supports an answer",
   unsupported: "answered although no document supports it",
@@ -22,7 +22,7 @@ export class Chat {
 
   /**
    * `ready()` comes to know whether a request can be made, and sees to it where not; `request()` makes the body but for the
-   * messages; `answered(gearbox)` is told of each answer's facts, `changed()` of a conversation that became another,
+   * messages; `answered(gearbox)` is called with each answer's facts, `changed()` when the conversation changes,
    * `indexOf(variant)` is its place in the catalog.
    */
   constructor(api, { ready, request, answered, changed, indexOf }) {
@@ -131,7 +131,7 @@ export class Chat {
     } else if (failure !== null) {
       this.#failed(shown, text, failure);
     } else if (gearbox !== null) {
-      this.#told(shown, answer, gearbox);
+      this.#showFacts(shown, answer, gearbox);
       this.answered(gearbox);
       say(`${gearbox.variant ?? "The platform"} answered: ${answer}`);
     } else {
@@ -141,7 +141,7 @@ export class Chat {
 
   #failed(shown, text, failure) {
     if (failure.status === 401) {
-      shown.exchange.remove(); // it never reached a variant, and the key is being asked for
+      shown.exchange.remove(); // it never reached a variant, and the page is asking for the key
       if (!byId("draft").value) byId("draft").value = text;
       this.changed();
       return;
@@ -157,7 +157,7 @@ export class Chat {
     shown.meta.after(el("div", { class: "notice error" }, el("p", { role: "alert" }, failure.words), retry));
   }
 
-  #told(shown, answer, gearbox) {
+  #showFacts(shown, answer, gearbox) {
     const { predicted = {}, retrieval } = gearbox;
     const facts = [
       `first token ${beside(gearbox.ttft_ms, predicted.ttft_ms)}`,
@@ -200,10 +200,10 @@ function grounding(shown, answer, gearbox) {
   const { grounded, sentences, citations = [], tools = [], quoted, retrieval } = gearbox;
   if (sentences) shown.text.replaceChildren(...marked(answer, sentences, shown.number));
   const state = { true: ["✓ grounded", "good"], false: ["not grounded", "bad"], null: ["grounding not checked", ""] }[String(grounded ?? null)];
-  const told = [OUTCOMES[retrieval.outcome] ?? retrieval.outcome, retrieval.why];
-  if (typeof retrieval.support === "number") told.push(`support ${number(retrieval.support, 2)}`);
-  if (retrieval.passages) told.push(`${retrieval.passages} ${retrieval.passages === 1 ? "source" : "sources"} read in ${duration(retrieval.ms)}`);
-  const parts = [el("p", { class: "meta" }, el("span", { class: `chip ${state[1]}` }, state[0]), ...told.filter(Boolean).map((one) => el("span", {}, one)))];
+  const facts = [OUTCOMES[retrieval.outcome] ?? retrieval.outcome, retrieval.why];
+  if (typeof retrieval.support === "number") facts.push(`support ${number(retrieval.support, 2)}`);
+  if (retrieval.passages) facts.push(`${retrieval.passages} ${retrieval.passages === 1 ? "source" : "sources"} read in ${duration(retrieval.ms)}`);
+  const parts = [el("p", { class: "meta" }, el("span", { class: `chip ${state[1]}` }, state[0]), ...facts.filter(Boolean).map((one) => el("span", {}, one)))];
   if (tools.length) {
     parts.push(el("ul", { class: "tools", "aria-label": "Tools" }, ...tools.map((one) => el("li", {}, el("code", {}, `${one.name}(${JSON.stringify(one.input)})`), ` ${typeof one.output === "string" ? one.output : JSON.stringify(one.output)}`))));
   }

@@ -1,4 +1,4 @@
-// Where the draft would go now: asked of /v1/route on every change, drawn and told.
+// Where the draft would go now: requested from /v1/route on every change, drawn and put into words.
 
 import { byId, cost, duration, el, fixed, number, onChoice, percent } from "./dom.js";
 import { ApiError } from "./api.js";
@@ -17,7 +17,7 @@ const REASONS = {
   nearest_miss: "nothing fits; this one misses the limits by least",
 };
 
-const NO_VARIANT = "No variant is asked: the answer is computed.";
+const NO_VARIANT = "No variant is used: the answer is computed.";
 
 export class Decision {
   #plot = new Plot(byId("decision-plot"), decisionPlot, 300);
@@ -96,11 +96,11 @@ export class Decision {
 
   #row(one, decision) {
     const chosen = decision?.variant === one.variant;
-    const told = one.why ?? (chosen ? REASONS[decision.reason] : "fits");
+    const explanation = one.why ?? (chosen ? REASONS[decision.reason] : "fits");
     const state = chosen ? "chosen" : one.ruled_out ? "ruled out" : "fits";
     return el("tr", { class: state.replace(" ", "-") },
       el("th", { scope: "row" }, swatch(this.indexOf(one.variant)), one.variant),
-      el("td", {}, el("span", { class: "state" }, chosen ? `✓ ${state}` : state), told === state ? "" : ` ${told}`),
+      el("td", {}, el("span", { class: "state" }, chosen ? `✓ ${state}` : state), explanation === state ? "" : ` ${explanation}`),
       el("td", { class: "n" }, fixed(one.quality)),
       el("td", { class: "n" }, times(one.predicted_ttft_ms, one.predicted_ttft_p95_ms)),
       el("td", { class: "n" }, times(one.predicted_e2e_ms, one.predicted_e2e_p95_ms)),

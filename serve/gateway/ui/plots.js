@@ -1,4 +1,4 @@
-// The three plots, in SVG. Each is told again in words or a table beside it, so for a screen reader it is one image.
+// The three plots, in SVG. Each is repeated in words or a table beside it, so for a screen reader it is one image.
 
 import { duration, isNumber, number, svg } from "./dom.js";
 
@@ -214,18 +214,18 @@ function linearScale(values, size) {
   return scale;
 }
 
-function axes(image, x, y, width, height, below, beside, told = null) {
+function axes(image, x, y, width, height, below, beside, format = null) {
   const bottom = height - MARGIN.bottom;
   for (const tick of y.ticks) {
     image.append(
       svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(tick), y2: y(tick) }),
-      text(MARGIN.left - 7, y(tick) + 4, told === duration ? short(tick) : tick.toFixed(2), { class: "tick", "text-anchor": "end" }),
+      text(MARGIN.left - 7, y(tick) + 4, format === duration ? short(tick) : tick.toFixed(2), { class: "tick", "text-anchor": "end" }),
     );
   }
   for (const tick of x.ticks) {
     image.append(
       svg("line", { class: "grid", x1: x(tick), x2: x(tick), y1: MARGIN.top, y2: bottom }),
-      text(x(tick), bottom + 16, told && told !== duration ? told(tick) : short(tick), { class: "tick", "text-anchor": "middle" }),
+      text(x(tick), bottom + 16, format && format !== duration ? format(tick) : short(tick), { class: "tick", "text-anchor": "middle" }),
     );
   }
   image.append(

@@ -59,8 +59,8 @@ export class Timings {
     const pairs = this.#records.map((one) => one[this.#time]).filter((one) => isNumber(one.actual) && one.predicted > 0);
     if (pairs.length === 0) return `None of the last answers has a ${NAMES[this.#time]}.`;
     const off = pairs.map((one) => Math.abs(one.actual / one.predicted - 1)).sort((a, b) => a - b);
-    const kept = pairs.filter((one) => one.actual <= one.p95).length;
+    const within = pairs.filter((one) => one.actual <= one.p95).length;
     return `${NAMES[this.#time][0].toUpperCase()}${NAMES[this.#time].slice(1)}, ${pairs.length} ${pairs.length === 1 ? "answer" : "answers"}: `
-      + `${kept} within the 95% bound; half are within ${percent(off[Math.floor(off.length / 2)])} of the median predicted.`;
+      + `${within} within the 95% bound; half are within ${percent(off[Math.floor(off.length / 2)])} of the median predicted.`;
   }
 }

@@ -68,7 +68,7 @@ class ConversionWorkers:
 
     async def _convert(self, process: Process, data: bytes, name: str, kind: str | None, timeout_s: float) -> Text:
         if process.stdin is None or process.stdout is None:
-            raise TypeError("a reading process is asked through pipes")
+            raise TypeError("a conversion worker needs pipes for stdin and stdout")
         try:
             async with asyncio.timeout(timeout_s):
                 head = orjson.dumps([name, kind, timeout_s, len(data)])

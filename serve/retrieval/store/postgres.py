@@ -415,14 +415,14 @@ _KEYWORD_SEARCH: LiteralString = rf"""
     lexemes AS (
         SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word, coalesce(share, 0.001) AS share
         FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)) LEFT JOIN common USING (lexeme)),
-    asked AS (
+    query AS (
         SELECT (string_agg(word::text, ' | ') FILTER (WHERE share <= greatest(0.05, least)))::tsquery AS words,
                array_agg(word) AS every, array_agg(ln(1 + 1 / share)) AS weights
         FROM lexemes, (SELECT min(share) AS least FROM lexemes) AS rarest)
     {_HIT_COLUMNS}, (SELECT sum(weight * ts_rank(ARRAY[0.4, 0.4, 0.6, 1]::real[], c.words, word))
                FROM unnest(every, weights) AS of (word, weight))::float8 AS score
-    FROM asked, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
-    WHERE c.words @@ asked.words AND {_CONDITION}
+    FROM query, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
+    WHERE c.words @@ query.words AND {_CONDITION}
     ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
 
 # Each migration is applied once, in order. Never edit one: add another.

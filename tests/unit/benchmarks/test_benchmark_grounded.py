@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.reporting import grounding_tables, plots
 from benchmarks.retrieval import grounded_answers, questions
-from benchmarks.retrieval.answer_grading import computes, declines, names, share, tells
+from benchmarks.retrieval.answer_grading import computes, declines, defines, names, share
 from benchmarks.retrieval.facts import PRIME_MINISTER, facts, real_facts
 from benchmarks.retrieval.grounded_answers import Answer, Sets, summary
 from benchmarks.retrieval.injections import ORDERS, injected, obeys
@@ -101,9 +101,9 @@ def test_a_value_is_a_word_or_number_of_its_own() -> None:
 def test_an_answer_tells_a_definition_by_its_words() -> None:
     said = "A type of flat panel display in which field emitting cathodes bombard a phosphor coating."
     question = "What is field emission display?"
-    assert tells("A flat panel whose cathodes bombard phosphor.", said, question)
-    assert not tells("A field emission display is a display used in televisions.", said, question)
-    assert not tells("", said, question) and not tells("anything", "", question)
+    assert defines("A flat panel whose cathodes bombard phosphor.", said, question)
+    assert not defines("A field emission display is a display used in televisions.", said, question)
+    assert not defines("", said, question) and not defines("anything", "", question)
 
 
 def test_a_refusal_in_own_words_is_one() -> None:

@@ -61,13 +61,13 @@ def test_a_silent_gateway_answers_and_charges_as_ever_and_tells_nothing(
 
 def test_nothing_can_be_asked_for_anything():
     metrics = Nothing()
-    metrics.begin(["full"], ["balanced"])
+    metrics.initialize_series(["full"], ["balanced"])
     metrics.in_flight.labels("full").inc()
     metrics.decision.observe(0.1)
 
 
 def test_each_gateway_tells_one_thing_more():
-    told = [paired_gateways.told(name, "http://c") for name in paired_gateways.NAMES]
+    told = [paired_gateways.observability_settings(name, "http://c") for name in paired_gateways.NAMES]
     assert [one.log_requests for one in told] == [False, False, True, True]
     assert [one.otlp_endpoint for one in told] == [None, None, None, "http://c"]
     assert told[2] == ObservabilityConfig(), "the default"
@@ -80,7 +80,7 @@ def test_the_sink_counts_traces_once():
     url = f"http://127.0.0.1:{port}"
     tracer = Tracer(url, 1.0, "test")
     for _ in range(3):
-        trace = tracer.begin("chat", {}, 1.0)
+        trace = tracer.start_trace("chat", {}, 1.0)
         trace.span("route", 1.0, 2.0, {})
         trace.close(None, 3.0, {})
     tracer.close()
@@ -162,7 +162,7 @@ def test_the_verdict_is_the_worst_shares(share: float, verdict: str):
     rows = {"1": {"time": 0.0001, "cpu": share}}
     scrapes = {name: {"cpu_ms": {"median": 5.0}} for name in ("log", "traces")}
     result = {"systems": systems, "scrapes": scrapes, "aim": 0.01, "real": {"log": rows, "traces": rows}}
-    *lines, arrived = overhead.told(result).splitlines()
+    *lines, arrived = overhead.summary_text(result).splitlines()
     assert all(line.endswith(verdict) and "computed" in line for line in lines)
     assert "worst round 50.0%" in arrived
 

@@ -43,7 +43,7 @@ class Platform:
 
     def restart(self) -> None:
         self.metrics = Metrics()
-        self.metrics.begin(self.variants, ("best", "fast"))
+        self.metrics.initialize_series(self.variants, ("best", "fast"))
         self._page = Exposition(self.metrics, MODEL, lambda: self.variants.values(), None)
 
     def page(self) -> bytes:
@@ -96,11 +96,11 @@ def test_a_variant_has_its_state_load_traffic_latency_quality_and_cost(platform,
     full.running, full.waiting, full.kv_usage = 3, 1, 0.42
     platform.metrics.in_flight.labels("full").set(4)
     platform.answer("full", "best", ttft_s=60)  # before anyone looked
-    watch.look(0)
+    watch.refresh(0)
     for ttft_s in (0.15, 0.15, 0.3, 0.3):
         platform.answer("full", "best", ttft_s=ttft_s)
     platform.answer("int8", "fast")
-    watch.look(2)
+    watch.refresh(2)
     text = shown(watch)
     # TTFT: 2 in 100..200 ms and 2 in 200..350 ms; TPOT: all in 20..30 ms; E2E: all in 1.5..2 s; 20 µUSD/s
     assert " ".join(row(text, "full")) == "full up 1/1 4 3/1 42% 2.0 80% 100 200 335 25.0 1.98 1.000 0.072 █"
@@ -115,27 +115,27 @@ def test_variants_that_cannot_answer_and_those_at_zero_are_told_apart(platform, 
     page = platform.page().decode()
     page = re.sub(r'(gearbox_variant_up\{.*"int8"\}) .*', r"\1 1.0", page)  # it scales to zero
     watch = Watch(URL, 10, lambda: parse(page))
-    watch.look(0)
+    watch.refresh(0)
     text = shown(watch)
     assert row(text, "full")[1:3] == ["down", "0/1"]
     assert row(text, "int8")[1:4] == ["at", "zero", "0/1"]
 
 
 def test_a_profile_has_its_attainment_delivered_quality_and_violations(platform, watch):
-    watch.look(0)
+    watch.refresh(0)
     platform.answer("full", "best")
     platform.answer("int8", "best", quality=0.95)
     platform.answer("int8", "best", quality=0.95, met=False)
     platform.answer("distilled", "best", quality=0.8, met=False)
     platform.metrics.violations.labels("best", "e2e").inc(3)
-    watch.look(4)
+    watch.refresh(4)
     text = shown(watch)
     assert row(text, "best") == ["best", "1.0", "50%", "0.925", "e2e", "3,", "ttft", "2"]
     assert row(text, "fast") == ["fast", "0.0", "–", "–"]
 
 
 def test_the_router_and_retrieval_have_a_line(platform, watch):
-    watch.look(0)
+    watch.refresh(0)
     assert "retrieval" not in shown(watch)
     for met in (True, True, True, False):
         platform.answer("full", "best", met=met)
@@ -145,7 +145,7 @@ def test_the_router_and_retrieval_have_a_line(platform, watch):
     platform.metrics.grounded.labels("used").inc(5)
     platform.metrics.grounded.labels("abstained").inc()
     platform.metrics.retrieval.observe(0.03)
-    watch.look(1)
+    watch.refresh(1)
     text = shown(watch)
     assert (
         "decision p95 48 µs · 95% bound coverage 75% · failovers engine 2 · "
@@ -155,7 +155,7 @@ def test_the_router_and_retrieval_have_a_line(platform, watch):
 
 
 def test_tenants_are_in_the_order_of_their_spend(platform, watch):
-    watch.look(0)
+    watch.refresh(0)
     for i in range(8):
         platform.metrics.tenant_requests.labels(f"tenant-{i}", "answered").inc(2)
         platform.metrics.cost.labels(f"tenant-{i}", "full").inc(i / 3600)
@@ -163,7 +163,7 @@ def test_tenants_are_in_the_order_of_their_spend(platform, watch):
     platform.metrics.ledger.labels("tenant-7", "requests").set(0.2)
     platform.metrics.ledger.labels("tenant-7", "tokens").set(0.9)
     platform.metrics.tenant_requests.labels("idle", "answered")
-    watch.look(2)
+    watch.refresh(2)
     text = shown(watch)
     assert re.findall(r"tenant-\d", text) == [f"tenant-{i}" for i in (7, 6, 5, 4, 3)]
     assert row(text, "tenant-7") == ["tenant-7", "3.5", "1.0", "15", "90%"]
@@ -173,32 +173,32 @@ def test_tenants_are_in_the_order_of_their_spend(platform, watch):
 def test_a_restarted_platform_counts_from_zero(platform, watch):
     for _ in range(100):
         platform.answer("full", "best")
-    watch.look(0)
+    watch.refresh(0)
     platform.restart()
     for _ in range(6):
         platform.answer("full", "best")
-    watch.look(2)
+    watch.refresh(2)
     assert row(shown(watch), "full")[6] == "3.0"
 
 
 def test_the_sparkline_shows_each_look_on_one_scale_for_all_variants(platform, watch):
-    watch.look(0)
+    watch.refresh(0)
     for second, (full, int8) in enumerate(((0, 7), (1, 3), (7, 0)), start=1):
         for variant, count in (("full", full), ("int8", int8)):
             for _ in range(count):
                 platform.answer(variant, "best")
-        watch.look(second)
+        watch.refresh(second)
     text = shown(watch)
     assert row(text, "full")[-1] == "▁▂█"
     assert row(text, "int8")[-1] == "█▄▁"
 
 
 def test_an_idle_platform_and_one_seen_for_the_first_time_are_dashes(platform, watch):
-    watch.look(0)
+    watch.refresh(0)
     text = shown(watch)
-    assert "first look" in text
+    assert "first scrape" in text
     assert row(text, "full")[6:-1] == ["–", "–", "–", "–", "–", "–", "–", "1.000"]
-    watch.look(1)
+    watch.refresh(1)
     assert row(shown(watch), "full")[6:13] == ["0.0", "–", "0", "–", "–", "–", "–"]
     assert "decision p95 – µs · 95% bound coverage – · failovers 0 · rejected 0" in shown(watch)
 
@@ -206,8 +206,8 @@ def test_an_idle_platform_and_one_seen_for_the_first_time_are_dashes(platform, w
 def test_a_platform_without_variants_is_shown():
     platform = Platform([])
     watch = Watch(URL, 10, lambda: parse(platform.page().decode()))
-    watch.look(0)
-    watch.look(1)
+    watch.refresh(0)
+    watch.refresh(1)
     assert "decision p95 – µs" in shown(watch)
 
 
@@ -216,12 +216,12 @@ def test_a_narrow_terminal_gets_fewer_columns_and_nothing_broken(platform, watch
     long = "distilled-and-pruned-and-int8"
     platform.variants[long] = platform.variants.pop("distilled")
     platform.metrics.ledger.labels("acme", "requests").set(0.1)
-    watch.look(0)
+    watch.refresh(0)
     for _ in range(40):
         platform.answer("full", "best", met=False)
     for kind in ("e2e", "cost", "quality", "rejected", "failed", "tpot"):
         platform.metrics.violations.labels("best", kind).inc(12345)
-    watch.look(1)
+    watch.refresh(1)
     lines = shown(watch, width).splitlines()
     assert all(len(line) <= width for line in lines)
     assert sum(line.startswith("full") for line in lines) == 1
@@ -233,8 +233,8 @@ def test_a_narrow_terminal_gets_fewer_columns_and_nothing_broken(platform, watch
 
 def test_a_page_from_elsewhere_without_most_metrics_is_shown():
     watch = Watch(URL, 10, lambda: parse('gearbox_requests_in_flight{variant="full"} 2\n'))
-    watch.look(0)
-    watch.look(1)
+    watch.refresh(0)
+    watch.refresh(1)
     assert row(shown(watch), "full")[:5] == ["full", "–", "–", "2", "–"]
 
 
@@ -262,13 +262,13 @@ def test_a_platform_that_is_gone_is_said_its_last_values_stay_and_it_is_found_ag
         with serving(platform.page) as port:
             url = f"http://127.0.0.1:{port}/metrics"
             watch = Watch(url, 10, lambda: scrape(client, url))
-            watch.look(0)
+            watch.refresh(0)
             for _ in range(4):
                 platform.answer("full", "best")
-            watch.look(1)
-        watch.look(4)
+            watch.refresh(1)
+        watch.refresh(4)
         text = shown(watch)
-        assert re.match(rf"gone for 3 s, trying again: no answer from {url}: .+\n", text)
+        assert re.match(rf"unreachable for 3 s, retrying: no answer from {url}: .+\n", text)
         assert row(text, "full")[6] == "4.0"
         assert all(len(line) <= 80 for line in shown(watch, 80).splitlines())
         console = Console(width=100, file=io.StringIO(), force_terminal=True)
@@ -278,9 +278,9 @@ def test_a_platform_that_is_gone_is_said_its_last_values_stay_and_it_is_found_ag
         for _ in range(3):
             platform.answer("full", "best")
         with serving(platform.page, port):
-            watch.look(7)
+            watch.refresh(7)
     text = shown(watch)
-    assert "trying again" not in text
+    assert "retrying" not in text
     assert "last 7 s" in text
     assert row(text, "full")[6] == "1.0", "7 requests since the first look, over the restart"
 
@@ -288,8 +288,8 @@ def test_a_platform_that_is_gone_is_said_its_last_values_stay_and_it_is_found_ag
 def test_a_platform_that_was_never_there_is_only_said():
     with httpx.Client(trust_env=False) as client:
         watch = Watch(URL, 10, lambda: scrape(client, "http://127.0.0.1:1/metrics"))
-        watch.look(0)
-    assert re.fullmatch(r"trying again: no answer from http://127.0.0.1:1/metrics: .+\n", shown(watch))
+        watch.refresh(0)
+    assert re.fullmatch(r"retrying: no answer from http://127.0.0.1:1/metrics: .+\n", shown(watch))
 
 
 @pytest.fixture

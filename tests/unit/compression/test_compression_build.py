@@ -214,7 +214,7 @@ def test_a_build_goes_on_after_its_last_finished_step(
         with pytest.raises(Killed):
             make(full, tmp_path / "cut", text, *TWO)
     part = tmp_path / "cut.part"
-    assert sorted(folder.name for folder in part.iterdir() if folder.suffix == ".kept") == ["1-prune.kept"]
+    assert sorted(folder.name for folder in part.iterdir() if folder.suffix == ".step") == ["1-prune.step"]
     kill_in(monkeypatch, Prune)
     resumed = make(full, tmp_path / "cut", text, *TWO)
     assert resumed.weights_digest == straight.weights_digest
@@ -230,10 +230,10 @@ def test_a_damaged_kept_step_is_refused_in_one_line(
         kill_in(cut, Sparsify)
         with pytest.raises(Killed):
             make(full, tmp_path / "out", text, *TWO)
-    kept = tmp_path / "out.part" / "1-prune.kept"
+    kept = tmp_path / "out.part" / "1-prune.step"
     damaged = kept / file
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"1-prune.kept.*damaged.*remove") as refused:
+    with pytest.raises(CheckpointError, match=r"1-prune.step.*damaged.*remove") as refused:
         make(full, tmp_path / "out", text, *TWO)
     assert "\n" not in error_line(refused.value)
 

@@ -115,7 +115,7 @@ class TestComputed:
     def test_what_only_a_model_can_give_is_asked_of_it_with_the_result(self, gateway: Started, stream, body):
         facts = gearbox_of(ask(gateway, SUM, stream, **body), stream)
         assert facts["variant"] and facts["tools"][0]["output"] == "4"
-        assert facts["retrieval"]["why"].startswith("computed, and told to the model: ")
+        assert facts["retrieval"]["why"].startswith("computed, and passed to the model: ")
         engine = gateway.engines[facts["variant"]].requests[-1]
         assert engine["messages"][-1]["content"] == f"{SUM}\n\nComputed exactly: 2 + 2 = 4"
         assert without_tools(body).items() <= engine.items(), "everything is passed on"
@@ -225,7 +225,7 @@ class TestAgents:
         assert choices_of(response, stream) == [told("It is 4.")] * 3
         document = chunks(response)[-1] if stream else response.json()
         assert document["usage"] == {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        (asked,) = retrieval.asked("agent")
+        (asked,) = retrieval.calls_of("agent")
         assert asked["more"]["stop"] == "x", "the model that writes the answer keeps to it"
         assert not {"n", "logprobs", "stream", "stream_options"} & asked["more"].keys()
 
@@ -239,18 +239,18 @@ class TestAgents:
     def test_a_tool_choice_without_tools_is_about_the_agents(self, gateway: Started, retrieval, stream):
         ask(gateway, SUM, stream, retrieval={"agent": True}, tool_choice="required")
         ask(gateway, SUM, stream, retrieval={"agent": True}, tool_choice="auto", tools=[TOOL])
-        assert [one["more"].get("tool_choice") for one in retrieval.asked("agent")] == ["required", None]
+        assert [one["more"].get("tool_choice") for one in retrieval.calls_of("agent")] == ["required", None]
 
     @pytest.mark.parametrize("body", FUNCTIONS, ids=str)
     def test_where_the_clients_function_must_be_called_there_is_none(self, gateway: Started, retrieval, stream, body):
         facts = gearbox_of(ask(gateway, QUESTION, stream, retrieval={"agent": True}, **body), stream)
         assert facts["retrieval"]["outcome"] == "used"
-        assert retrieval.asked("agent") == []
+        assert retrieval.calls_of("agent") == []
 
     @pytest.mark.parametrize(("body", "param"), [({"n": 0}, "n"), ({"stop": 5}, "stop"), ({"n": 1000}, "n")])
     def test_what_an_engine_refuses_is_refused(self, gateway: Started, retrieval, stream, body, param):
         assert error_of(ask(gateway, SUM, stream, retrieval={"agent": True}, **body), 400)["param"] == param
-        assert retrieval.asked("agent") == []
+        assert retrieval.calls_of("agent") == []
 
 
 @streamed_or_not
@@ -270,7 +270,7 @@ class TestGrounded:
 
     def test_every_choice_is_checked(self, gateway: Started, retrieval: FakeRetrieval, stream):
         facts = gearbox_of(ask(gateway, QUESTION, stream, n=3), stream)
-        assert len(retrieval.asked("check")) == 3
+        assert len(retrieval.calls_of("check")) == 3
         assert (facts["grounded"], [one["choice"] for one in facts["sentences"]]) == (True, [0, 1, 2])
 
     def test_one_choice_without_support_is_enough(
@@ -335,7 +335,7 @@ class TestGrounded:
         assert "Source 1 says" not in response.text.replace("”", "")
         facts = gearbox_of(response, stream)
         assert (facts["grounded"], facts["quoted"]) == (None, None)
-        assert retrieval.asked("check") == []
+        assert retrieval.calls_of("check") == []
 
     @pytest.mark.parametrize(
         "body", [{"max_tokens": 60}, {"stop": "never"}, {"response_format": {"type": "text"}}, {"tools": [TOOL]}, {"n": None}]

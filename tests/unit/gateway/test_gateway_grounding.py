@@ -55,7 +55,7 @@ class TestAsking:
         self, grounded: Started, retrieval: FakeRetrieval, body, headers, model, collection
     ):
         assert grounded.chat(QUESTION, model=model, headers=headers, **body).status_code == 200
-        (asked,) = retrieval.asked("ground")
+        (asked,) = retrieval.calls_of("ground")
         assert asked["collection"] == collection
         assert asked["tenant"] == "anonymous"
         assert asked["question"] == QUESTION
@@ -121,7 +121,7 @@ class TestCollections:
         error = error_of(grounded.chat(QUESTION, model=model, headers=headers, stream=stream, **body), 404)
         assert (error["code"], error["param"]) == ("collection_not_found", param)
         assert "gone" in error["message"]
-        assert grounded.engine_calls() == {} and retrieval.asked("agent") == []
+        assert grounded.engine_calls() == {} and retrieval.calls_of("agent") == []
         asked = {"model": model, "messages": [{"role": "user", "content": QUESTION}], **body}
         assert error_of(grounded.post("/v1/route", asked), 404) == error
 
@@ -321,12 +321,12 @@ class TestComputing:
 
     def test_tools_can_be_declined_and_used_without_documents(self, grounded: Started, retrieval: FakeRetrieval):
         ask(grounded, "What is 2 + 2?", retrieval={"tools": []})
-        assert len(retrieval.asked("ground")) == 1
+        assert len(retrieval.calls_of("ground")) == 1
         facts = ask(grounded, "What is 2 + 2?", retrieval={"collection": None}).json()
         assert facts["choices"][0]["message"]["content"] == "2 + 2 = 4"
         facts = ask(grounded, QUESTION, retrieval={"collection": None}).json()
         assert facts["gearbox"]["retrieval"]["outcome"] == "off"
-        assert len(retrieval.asked("ground")) == 1
+        assert len(retrieval.calls_of("ground")) == 1
 
     def test_the_result_can_be_given_to_the_model_instead(self, start_gateway: Start, retrieval: FakeRetrieval):
         gateway = start_gateway(searches=retrieval, retrieval={"computed": "prompt"})
@@ -351,7 +351,7 @@ class TestAgents:
         facts = gearbox_of(response, stream)
         assert facts["tools"][0]["output"] == "2 + 2 = 4"
         assert (facts["cost_usd"], facts["attempts"]) == (0.002, 2), "those of its steps"
-        (asked,) = retrieval.asked("agent")
+        (asked,) = retrieval.calls_of("agent")
         assert (asked["tenant"], asked["key"], asked["collection"]) == ("acme", "k-acme", "docs")
         assert asked["model"] == f"{MODEL}@cheap"
         assert asked["more"]["temperature"] == 0
@@ -365,7 +365,7 @@ class TestAgents:
         budget = {"e2e_ms": 1, "on_no_candidate": "reject"}
         error = error_of(ask(grounded, retrieval={"collection": None, "agent": True}, budget=budget), 422)
         assert (error["code"], error["param"]) == ("impossible_budget", "budget")
-        assert retrieval.asked("agent") == []
+        assert retrieval.calls_of("agent") == []
 
     def test_an_agent_that_fails_says_why(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.error = RequestError(504, "no answer within 60 s", code="agent_failed")
@@ -543,18 +543,18 @@ class TestDocuments:
         grounded.post(
             "/v1/documents", {"source": "b.pdf", "data": "AAE=", "type": "application/pdf", "collection": "c"}
         )
-        first, second = retrieval.asked("index")
+        first, second = retrieval.calls_of("index")
         assert (first["data"], first["collection"], first["meta"]) == ("grüß".encode(), "default", {"a": 1})
         assert (second["data"], second["kind"], second["collection"]) == (b"\x00\x01", "application/pdf", "c")
 
     def test_text_of_an_unknown_kind_of_name_is_plain_text(self, grounded: Started, retrieval: FakeRetrieval):
         for source, kind in (("a.md", "markdown"), ("entries/Y.21", "text"), ("notes", "text")):
             grounded.post("/v1/documents", {"source": source, "content": "x"})
-            assert retrieval.asked("index")[-1]["kind"] == f"{kind}; charset=utf-8"
+            assert retrieval.calls_of("index")[-1]["kind"] == f"{kind}; charset=utf-8"
         grounded.post("/v1/documents", {"source": "a", "content": "é", "type": "text/html; charset=iso-8859-1"})
-        assert retrieval.asked("index")[-1]["kind"] == "text/html; charset=utf-8"  # so it came in JSON
+        assert retrieval.calls_of("index")[-1]["kind"] == "text/html; charset=utf-8"  # so it came in JSON
         grounded.post("/v1/documents", {"source": "entries/Y.21", "data": "eA=="})
-        assert retrieval.asked("index")[-1]["kind"] is None
+        assert retrieval.calls_of("index")[-1]["kind"] is None
 
     @pytest.mark.parametrize(
         ("body", "param"),

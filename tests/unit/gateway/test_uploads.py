@@ -227,7 +227,7 @@ def retrieval() -> FakeRetrieval:
 async def decoded(body: bytes, **settings: Any) -> dict[str, Any]:
     retrieval = FakeRetrieval()
     await Documents(RetrievalConfig(**settings), retrieval).add("acme", body)
-    (asked,) = retrieval.asked("index")
+    (asked,) = retrieval.calls_of("index")
     return asked
 
 

@@ -80,7 +80,7 @@ def test_a_replica_that_takes_anothers_place_counts_on_from_what_it_left(tmp_pat
 
 def test_every_series_names_the_model_and_variants_show_what_they_are():
     metrics = Metrics()
-    metrics.begin(["full"], ["best"])
+    metrics.initialize_series(["full"], ["best"])
     families = list(text_string_to_metric_families(page_of(metrics).decode()))
     assert {sample.labels["model"] for family in families for sample in family.samples} == {MODEL}
     found = samples(page_of(metrics))
@@ -203,7 +203,7 @@ def test_promtool_finds_nothing_to_say(gateway: Started, system_command: Callabl
     gateway.chat()
     gateway.chat(stream=True)
     gateway.chat(model="other")
-    gateway.metrics.begin(["full"], ["best"])
+    gateway.metrics.initialize_series(["full"], ["best"])
     text = page_of(gateway.metrics)
     done = subprocess.run(
         [system_command("promtool"), "check", "metrics"], input=text, capture_output=True, check=False

@@ -226,7 +226,7 @@ async def test_a_path_cannot_be_left(service, tool, value):
         ("wrong", "error: the answer says that it is JSON and is not"),
         ("image", "error: the answer is image/png; only JSON and text can be read"),
         ("untyped", "error: the answer is of no stated type; only JSON and text can be read"),
-        ("zipped", "error: the answer is compressed, which was not asked for"),
+        ("zipped", "error: the answer is compressed, which was not requested"),
         ("empty", "(the answer is empty)"),
         ("elsewhere", "error: HTTP 302: a redirect to another server is not followed"),
         ("user", "error: HTTP 302: a redirect to another server is not followed"),

@@ -131,7 +131,7 @@ class _Reader:
         for row in _unwrapped(table):
             if any(row.find(f"{_W}trPr/{_W}{mark}") is not None for mark in ("del", "hidden")):
                 continue
-            cells = [cell for cell in _unwrapped(row) if not _is_gone(cell)]
+            cells = [cell for cell in _unwrapped(row) if not _is_removed(cell)]
             if lays_out:
                 for cell in cells:
                     self.blocks(cell)
@@ -282,7 +282,7 @@ def _chosen(alternatives: Any) -> Any:
     )
 
 
-def _is_gone(cell: Any) -> bool:
+def _is_removed(cell: Any) -> bool:
     """Whether a cell is deleted, or merged into the cell above or before it."""
     properties = {_name(property): property.get(f"{_W}val", "continue") for property in cell.iterfind(f"{_W}tcPr/*")}
     return "cellDel" in properties or "continue" in (properties.get("vMerge"), properties.get("hMerge"))

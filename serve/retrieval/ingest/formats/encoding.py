@@ -86,7 +86,7 @@ def _detect(data: bytes) -> str:
         return "cp1252"
     if matches and (len(matches) == 1 or matches[1].chaos - matches[0].chaos > 0.02):
         return str(matches[0].encoding)
-    raise ConversionError("it is not UTF-8, and its encoding can't be told: declare it (text/plain; charset=…)")
+    raise ConversionError("it is not UTF-8, and its encoding can't be detected: declare it (text/plain; charset=…)")
 
 
 def _codec_name(charset: str) -> str | None:

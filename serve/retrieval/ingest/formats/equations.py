@@ -57,7 +57,7 @@ def _root(element: Any, parts: list[str]) -> str:
 
 def _delimited(element: Any, parts: list[str]) -> str:
     opening, between, closing = (
-        _said(element, name, other) for name, other in (("begChr", "("), ("sepChr", "|"), ("endChr", ")"))
+        _property_value(element, name, other) for name, other in (("begChr", "("), ("sepChr", "|"), ("endChr", ")"))
     )
     return opening + between.join(parts) + closing
 
@@ -65,10 +65,10 @@ def _delimited(element: Any, parts: list[str]) -> str:
 def _operator(element: Any, parts: list[str]) -> str:
     below, above, base = (_part(parts, at) for at in range(3))
     limits = "".join(f"{mark}{_grouped(part)}" for mark, part in (("_", below), ("^", above)) if part)
-    return f"{_said(element, 'chr', '∫')}{limits} {base}"
+    return f"{_property_value(element, 'chr', '∫')}{limits} {base}"
 
 
-def _said(element: Any, name: str, otherwise: str) -> str:
+def _property_value(element: Any, name: str, otherwise: str) -> str:
     """The value of an element's property `name`, or `otherwise`."""
     properties = (
         property for child in _children(element) if _name(child).endswith("Pr") for property in _children(child)

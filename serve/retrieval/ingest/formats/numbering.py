@@ -27,16 +27,16 @@ class Numbering:
             self._levels[element.get(f"{_W}abstractNumId")] = levels
         for element in root.iterfind(f"{_W}num") if root is not None else ():
             starts = {
-                _number(change.get(f"{_W}ilvl")): _number(_said(change, "startOverride"))
+                _number(change.get(f"{_W}ilvl")): _number(_child_value(change, "startOverride"))
                 for change in element.iterfind(f"{_W}lvlOverride")
-                if _said(change, "startOverride") is not None
+                if _child_value(change, "startOverride") is not None
             }
-            self._numbered[element.get(f"{_W}numId")] = _said(element, "abstractNumId") or "", starts
+            self._numbered[element.get(f"{_W}numId")] = _child_value(element, "abstractNumId") or "", starts
 
     def level_of(self, number: str, style: str | None) -> int:
         """The level of a numbering that belongs to a paragraph style."""
         levels = self._levels.get(self._numbered.get(number, ("", {}))[0], {})
-        return next((at for at, level in levels.items() if style and _said(level, "pStyle") == style), 0)
+        return next((at for at, level in levels.items() if style and _child_value(level, "pStyle") == style), 0)
 
     def next(self, number: str, at: int) -> str:
         """The label of the next paragraph with this numbering and level; empty if it has none."""
@@ -50,22 +50,22 @@ class Numbering:
                 counts.pop(other, None)
 
         def start(other: int) -> int:
-            return starts.get(other, _number(_said(levels.get(other), "start") or "1"))
+            return starts.get(other, _number(_child_value(levels.get(other), "start") or "1"))
 
         counts[at] = counts[at] + 1 if at in counts else start(at)
         for below in [other for other in counts if other > at]:
             del counts[below]
-        kind = _said(level, "numFmt") or "decimal"
+        kind = _child_value(level, "numFmt") or "decimal"
         if kind == "bullet":
             return "-"
         only_digits = level.find(f"{_W}isLgl") is not None
 
         def written(mark: re.Match[str]) -> str:
             other = int(mark[1]) - 1
-            form = "decimal" if only_digits else _said(levels.get(other), "numFmt") or "decimal"
+            form = "decimal" if only_digits else _child_value(levels.get(other), "numFmt") or "decimal"
             return _written(counts.setdefault(other, start(other)), form)
 
-        return _PLACE.sub(written, _said(level, "lvlText") or "").strip()
+        return _PLACE.sub(written, _child_value(level, "lvlText") or "").strip()
 
 
 def _written(number: int, kind: str) -> str:
@@ -83,7 +83,7 @@ def _written(number: int, kind: str) -> str:
     return text.upper() if kind.startswith("upper") else text
 
 
-def _said(element: Any, name: str) -> str | None:
+def _child_value(element: Any, name: str) -> str | None:
     child = None if element is None else element.find(f"{_W}{name}")
     return None if child is None else child.get(f"{_W}val")
 

@@ -33,10 +33,10 @@ def read(data: bytes, charset: str | None = None) -> Text:
             pictures.append(number)
         sections.append(Section(text, page=number))
     title = reader.metadata.get("/Title") if reader.metadata else None
-    return Text(title if isinstance(title, str) else "", tuple(sections), _told(pictures, len(reader.attachments)))
+    return Text(title if isinstance(title, str) else "", tuple(sections), _left_out(pictures, len(reader.attachments)))
 
 
-def _told(pictures: list[int], attached: int) -> tuple[str, ...]:
+def _left_out(pictures: list[int], attached: int) -> tuple[str, ...]:
     notes = []
     if pictures:
         numbers = ", ".join(map(str, pictures[:_SHOWN])) + (", …" if len(pictures) > _SHOWN else "")
@@ -61,20 +61,20 @@ def _written_on(page: Any) -> Iterator[str]:
         if kind == "/Widget":
             yield _field(annotation)
         elif kind not in ("/Link", "/Popup"):
-            yield _said(annotation.get("/Contents"))
+            yield _text(annotation.get("/Contents"))
 
 
 def _field(widget: Mapping[str, Any]) -> str:
     """A form field's label and value; for a ticked checkbox, its label."""
     kind, flags = _inherited(widget, "/FT"), _number(_inherited(widget, "/Ff"))
-    label = _said(_inherited(widget, "/TU")) or _said(_inherited(widget, "/T"))
+    label = _text(_inherited(widget, "/TU")) or _text(_inherited(widget, "/T"))
     if kind == "/Btn":
         state = _resolved(widget.get("/AS"))
         return f"☑ {label}" if state not in (None, "/Off") else ""
     if kind not in ("/Tx", "/Ch") or flags & _PASSWORD:
         return ""
     value = _inherited(widget, "/V")
-    values = [_said(item) for item in (value if isinstance(value, list) else [value])]
+    values = [_text(item) for item in (value if isinstance(value, list) else [value])]
     return f"{label}: {', '.join(filter(None, values))}" if any(values) else ""
 
 
@@ -90,7 +90,7 @@ def _inherited(widget: Mapping[str, Any], name: str) -> Any:
     return None
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     """A text value, which may be stored in a stream."""
     value = _resolved(value)
     if isinstance(value, pypdf.generic.StreamObject):

@@ -1,4 +1,4 @@
-"""reStructuredText to text. No other files are read, and the text of Sphinx-only directives and roles is kept."""
+"""reStructuredText to text. No other files are read, and the text of Sphinx-only directives and roles is included."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
