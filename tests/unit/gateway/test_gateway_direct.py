@@ -10,9 +10,9 @@ from benchmarks.lib.sample_catalog import MODEL
 from benchmarks.lib.scripted_retrieval import QUESTION, FakeRetrieval
 from serve.request.chat_fields import read_fields
 from serve.request.synthetic_completion import SyntheticCompletion, most_tokens
-from tests.support.answers import chunks, error_of, gearbox_of, streamed_or_not, text_of
+from tests.support.answers import ask, chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.chat_bodies import IMAGE, NAMED, REFUSED, SCHEMA, TOOL
-from tests.support.gateway_server import Start, Started
+from tests.support.gateway_server import Started
 
 SUM = "What is 2 + 2?"
 ABSTENTION = "I don't know: the documents I have do not say."
@@ -35,24 +35,13 @@ PLAIN: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def retrieval() -> FakeRetrieval:
-    return FakeRetrieval()
-
-
-@pytest.fixture
 def nothing_found(retrieval: FakeRetrieval) -> None:
     retrieval.passages = []
 
 
 @pytest.fixture
-def gateway(start_gateway: Start, retrieval: FakeRetrieval) -> Started:
-    return start_gateway(
-        searches=retrieval, retrieval={"collection": "docs", "timeout_s": 0.3, "verification_timeout_s": 0.3}
-    )
-
-
-def ask(gateway: Started, text: str, stream: bool = False, **body: Any):
-    return gateway.chat(text, **{"retrieval": True, "stream": stream, **body})
+def gateway(grounded: Started) -> Started:
+    return grounded
 
 
 def choices_of(response: Any, stream: bool) -> list[dict[str, Any]]:

@@ -219,11 +219,6 @@ class TestEventLoop:
         assert during[0] > 100, "the loop had turns between the parser's scan and the slices that are decoded"
 
 
-@pytest.fixture
-def retrieval() -> FakeRetrieval:
-    return FakeRetrieval()
-
-
 async def decoded(body: bytes, **settings: Any) -> dict[str, Any]:
     retrieval = FakeRetrieval()
     await Documents(RetrievalConfig(**settings), retrieval).add("acme", body)
