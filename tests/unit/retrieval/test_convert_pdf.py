@@ -8,28 +8,7 @@ import pytest
 from serve.retrieval.ingest.convert import ConversionError, Section, Text, convert
 from serve.retrieval.ingest.formats import pdf as pdf_format
 from tests.support.converted_text import text_of
-
-
-def pdf(*pages: str, **options: str) -> bytes:
-    """A PDF with a line of text a page."""
-    writer = pypdf.PdfWriter()
-    for text in pages:
-        page = writer.add_blank_page(300, 300)
-        stream = pypdf.generic.DecodedStreamObject()
-        stream.set_data(f"BT /F1 12 Tf 20 200 Td ({text}) Tj ET".encode("latin-1"))
-        name, new = pypdf.generic.NameObject, pypdf.generic.DictionaryObject
-        font = new(
-            {name("/Type"): name("/Font"), name("/Subtype"): name("/Type1"), name("/BaseFont"): name("/Helvetica")}
-        )
-        page[name("/Contents")] = writer._add_object(stream)
-        page[name("/Resources")] = new({name("/Font"): new({name("/F1"): writer._add_object(font)})})
-    if title := options.get("title"):
-        writer.add_metadata({"/Title": title})
-    if password := options.get("password"):
-        writer.encrypt(password, algorithm="RC4-128")
-    made = io.BytesIO()
-    writer.write(made)
-    return made.getvalue()
+from tests.support.pdf_files import pdf
 
 
 def test_pdf_pages_are_numbered_and_titled():
