@@ -1,12 +1,16 @@
 """`/v1/documents`, `/v1/search` and `/v1/embeddings`: bodies, queries, limits and errors."""
 
+import base64
+import random
 from typing import Any
 
+import orjson
 import pytest
 
 from benchmarks.lib.scripted_retrieval import QUESTION, FakeRetrieval
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
+from serve.gateway.documents_api import _decoded
 from tests.support.answers import error_of
 from tests.support.gateway_server import Start, Started, bearer
 
@@ -124,3 +128,18 @@ class TestDocuments:
         assert error_of(gateway.post("/v1/documents", {"source": "a", "content": "x"}), 404)
         assert error_of(gateway.post("/v1/embeddings", {"input": "x"}), 404)
         assert error_of(gateway.http.get("/v1/documents"), 404)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 786_431, 786_432, 786_433, 3_000_000])
+def test_base64_of_any_size_is_decoded_as_the_library_does(size: int):
+    data = random.Random(size).randbytes(size)
+    assert _decoded(memoryview(b'"' + base64.b64encode(data) + b'"'), size) == data
+
+
+@pytest.mark.parametrize(
+    "text", ["A", "AA", "AA=", "A===", "AA==AAAA", "AA AA", "AAA\n", "AA--", "é", "A" * (1 << 20) + "A",
+             "A" * ((1 << 20) - 2) + "==" + "AAAA", "=" * 4],
+)  # fmt: skip
+def test_what_is_no_base64_is_refused(text: str):
+    with pytest.raises(RequestError, match="not valid base64"):
+        _decoded(memoryview(orjson.dumps(text)), 1 << 22)
