@@ -186,8 +186,8 @@ async def test_a_platform_that_is_always_right_has_the_best_rates(tmp_path, monk
     pytest.importorskip("matplotlib")
     documents = ({"source": "foldoc/radix", "content": "the ratio", "type": "text/plain"},)
     radix = Term("What is radix?", "The ratio between the weights of adjacent digits.")
-    asked = Terms(documents, (radix,), (Term(CLASSIC_TERM),), (Term("What is SQL3?"),), (Term("Who wrote it?"),))
-    made = Sets(facts(0, 12), sums(0, 8), NO_SUMS[:9], asked, injected(1))
+    terms = Terms(documents, (radix,), (Term(CLASSIC_TERM),), (Term("What is SQL3?"),), (Term("Who wrote it?"),))
+    made = Sets(facts(0, 12), sums(0, 8), NO_SUMS[:9], terms, injected(1))
     with grounded_answers.Progress(disable=True) as bar:
         total = made.requests(grounded_answers.PARTS, 3, 3)
         bar.add_task("", total=total)

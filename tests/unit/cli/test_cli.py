@@ -145,10 +145,10 @@ def test_chat_shows_what_an_answer_rests_on(start_gateway: Start):
 def test_chat_remembers_until_it_is_reset_and_changes_the_model(gateway: Started):
     typed = "one\ntwo\n/reset\nthree\n/model smollm2-135m:int8\nfour\n\n"
     assert gearbox("chat", "--url", gateway.url, typed=typed).exit_code == 0
-    asked = [[m["content"] for m in body["messages"]] for body in gateway.engines["full"].requests]
-    assert asked == [["one"], ["one", "You said: one", "two"], ["three"]]
-    asked = [[m["content"] for m in body["messages"]] for body in gateway.engines["int8"].requests]
-    assert asked == [["three", "You said: three", "four"]]
+    conversations = [[m["content"] for m in body["messages"]] for body in gateway.engines["full"].requests]
+    assert conversations == [["one"], ["one", "You said: one", "two"], ["three"]]
+    conversations = [[m["content"] for m in body["messages"]] for body in gateway.engines["int8"].requests]
+    assert conversations == [["three", "You said: three", "four"]]
 
 
 def test_chat_goes_on_after_an_error_which_leaves_no_trace_in_the_conversation(gateway: Started):

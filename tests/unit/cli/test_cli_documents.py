@@ -96,17 +96,19 @@ class Stub:
                     "source": body["source"], "title": "", "size": len(data), "chunks": 1, "sha256": sha256,
                     "current": True, "meta": body.get("meta", {}), "indexed_at": 1.0,
                 }  # fmt: skip
-                told = ["navigation (4 characters): Home"] if b"<nav>" in data else None
+                left_out = ["navigation (4 characters): Home"] if b"<nav>" in data else None
                 status = "replaced" if before else "added"
-                self.answer(200, {"status": status, "chunks": 1, "sha256": sha256, "left_out": told})
+                self.answer(200, {"status": status, "chunks": 1, "sha256": sha256, "left_out": left_out})
 
             def do_DELETE(self) -> None:
                 query = dict(parse_qsl(urlsplit(self.path).query))
                 source = query.get("source")
-                gone = [k for k in stub.documents if k[0] == query["collection"] and source in (None, k[1])]
-                for key in gone:
+                deleted = [k for k in stub.documents if k[0] == query["collection"] and source in (None, k[1])]
+                for key in deleted:
                     del stub.documents[key]
-                self.answer(200, {"deleted": len(gone)}) if gone else self.error(404, "there is no such collection")
+                self.answer(200, {"deleted": len(deleted)}) if deleted else self.error(
+                    404, "there is no such collection"
+                )
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -366,8 +368,8 @@ def test_documents_and_collections_are_listed_and_deleted(stub, docs):
     assert all(source in listed for source in stub.sources())  # more than a page
     assert run(stub, "documents", "delete", "default", "docs/a.md").output == "1 deleted\n"
     assert run(stub, "documents", "delete", "default").output == "3 deleted\n"
-    gone = run(stub, "documents", "delete", "default")
-    assert (gone.exit_code, "there is no such collection" in gone.output) == (1, True)
+    deleted = run(stub, "documents", "delete", "default")
+    assert (deleted.exit_code, "there is no such collection" in deleted.output) == (1, True)
 
 
 def test_index_is_an_alias_of_documents_add(stub, docs):

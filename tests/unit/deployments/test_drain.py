@@ -32,11 +32,11 @@ class Leaving:
     """A cluster whose other workers stay or leave, too."""
 
     def __init__(self, others_stay: bool, refuses: bool = False) -> None:
-        self.told: list[tuple[str, float]] = []
+        self.drain_requests: list[tuple[str, float]] = []
         self._others_stay, self._refuses = others_stay, refuses
 
     def drain_node(self, node: str, deadline_s: float) -> None:
-        self.told.append((node, deadline_s))
+        self.drain_requests.append((node, deadline_s))
         if self._refuses:
             raise RuntimeError("the node can't be drained: no")
 
@@ -65,7 +65,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Drained:
         monkeypatch.setattr(drain, "in_flight", lambda port: next(second))
         cluster = Leaving(others_stay, refuses)
         drain_worker(cluster, "node", deadline_s, 9464)
-        assert cluster.told == [("node", deadline_s)]
+        assert cluster.drain_requests == [("node", deadline_s)]
         return clock.now - 1000
 
     return run
@@ -119,7 +119,7 @@ def test_the_head_outlasts_its_workers_where_all_go(monkeypatch, workers, others
     cluster.workers = lambda: next(seen)
     wait_for_workers(cluster, "head", 60)
     assert least <= clock.now - 1000 <= most
-    assert cluster.told == [], "a head is not drained: Ray's control store runs there"
+    assert cluster.drain_requests == [], "a head is not drained: Ray's control store runs there"
 
 
 ENGINE = 'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'

@@ -93,10 +93,10 @@ async def test_a_controller_that_is_slow_to_answer_does_not_hold_up_the_event_lo
 
 
 async def test_handles_are_held_for_what_is_deployed_and_no_longer(monkeypatch: pytest.MonkeyPatch):
-    asked: list[str] = []
+    requested: list[str] = []
 
     def get_app_handle(name: str) -> Handle:
-        asked.append(name)
+        requested.append(name)
         if name == "variant-later":
             raise RayServeException("not there")
         return Handle()
@@ -106,7 +106,7 @@ async def test_handles_are_held_for_what_is_deployed_and_no_longer(monkeypatch: 
     for _ in range(2):
         await replicas.sync(["full", "later"])
     assert set(replicas._handles) == {"full"}
-    assert asked.count("variant-full") == 1 and asked.count("variant-later") == 2
+    assert requested.count("variant-full") == 1 and requested.count("variant-later") == 2
     await replicas.sync(["later"])
     assert not replicas._handles
 

@@ -178,15 +178,15 @@ def test_the_seconds_left_are_the_stages_own_pace_and_the_later_stages_estimates
     config = make_config(variants=[{"name": "full", "recipe": str(recipes / "full.yaml")}])
     planned = Weights(config, tmp_path / "cache")._planned[0]
     later = sum(planned.seconds.values()) - planned.seconds["load"]
-    told: list[tuple[str, float, float, float]] = []
-    report = _with_eta(planned, lambda *facts: told.append(facts))
+    reported: list[tuple[str, float, float, float]] = []
+    report = _with_eta(planned, lambda *facts: reported.append(facts))
     report(Progress(stage="load", done=0, total=10, unit="s"))
     now[0] += 20
     report(Progress(stage="load", done=5, total=10, unit="s"))
     report(Progress(stage=list(planned.seconds)[-1], done=10, total=10, unit="s"))
-    assert told[0] == ("load", 0, 10, planned.seconds["load"] + later)
-    assert told[1] == ("load", 5, 10, 20 + later)
-    assert told[2][3] == 0
+    assert reported[0] == ("load", 0, 10, planned.seconds["load"] + later)
+    assert reported[1] == ("load", 5, 10, 20 + later)
+    assert reported[2][3] == 0
 
 
 def test_a_branch_that_has_moved_is_copied_again(tmp_path, monkeypatch):

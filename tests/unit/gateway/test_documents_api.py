@@ -83,13 +83,13 @@ class TestDocuments:
         assert retrieval.calls == []
 
     @pytest.mark.parametrize(
-        ("told", "param"), [("retrieval.filters", "filters"), ("retrieval.mode", "mode"), (None, None)]
+        ("reported", "param"), [("retrieval.filters", "filters"), ("retrieval.mode", "mode"), (None, None)]
     )
     def test_an_error_of_a_search_names_a_field_of_its_body(
-        self, grounded: Started, retrieval: FakeRetrieval, told, param
+        self, grounded: Started, retrieval: FakeRetrieval, reported, param
     ):
         async def refused(**_: Any) -> None:
-            raise RequestError(400, "no", param=told, code="x")
+            raise RequestError(400, "no", param=reported, code="x")
 
         retrieval._search = refused  # type: ignore[method-assign, assignment]
         assert error_of(grounded.post("/v1/search", {"query": QUESTION}), 400)["param"] == param

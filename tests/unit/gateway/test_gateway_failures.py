@@ -94,8 +94,8 @@ class TestFailover:
     @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
     def test_replicas_that_nobody_listens_at_are_all_left(self, gateway: Started, model):
         """What never got the request cannot have broken over it."""
-        gone = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
-        gateway.replicas.by_variant["full"] = [*gone, gateway.engines["full"].url]
+        unreachable = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+        gateway.replicas.by_variant["full"] = [*unreachable, gateway.engines["full"].url]
         response = gateway.chat(model=model)
         assert response.headers["x-gearbox-variant"] == "full"
         assert gearbox_of(response, False)["attempts"] == 6
@@ -186,10 +186,13 @@ class TestFailover:
             "You must use one kind of structured outputs constraint but none are specified: "
             "{'json': None, 'grammar': None, '_backend': None}"
         )
-        wanted = {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}
+        response_format = {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}
         tool = {"type": "function", "function": {"name": "f"}}
-        assert error_of(gateway.chat(tools=[tool], **wanted), 400)["param"] == "response_format.json_schema.schema"
-        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", **wanted}), 400)
+        assert (
+            error_of(gateway.chat(tools=[tool], **response_format), 400)["param"]
+            == "response_format.json_schema.schema"
+        )
+        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", **response_format}), 400)
         assert error["message"] == "You must use one kind of structured outputs constraint but none are specified"
 
     def test_after_a_failure_the_next_request_is_answered(self, gateway: Started, full: EngineStub):
@@ -265,12 +268,12 @@ class TestContext:
                 "400",
                 "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
             )
-        asked = {"model": f"{MODEL}:full", "prompt": [500] * 2048, "max_tokens": 1, "stream": stream}
-        error = error_of(gateway.post("/v1/completions", asked), 400)
+        request = {"model": f"{MODEL}:full", "prompt": [500] * 2048, "max_tokens": 1, "stream": stream}
+        error = error_of(gateway.post("/v1/completions", request), 400)
         assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
         assert "maximum context length is" in error["message"] and "got 0" not in error["message"]
         gateway.engines["distilled"].behaviour = "answer"
-        assert gateway.post("/v1/completions", {**asked, "model": MODEL, "stream": False}).is_success, (
+        assert gateway.post("/v1/completions", {**request, "model": MODEL, "stream": False}).is_success, (
             "another is longer"
         )
 

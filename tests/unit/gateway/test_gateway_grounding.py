@@ -33,10 +33,10 @@ class TestAsking:
         self, grounded: Started, retrieval: FakeRetrieval, body, headers, model, collection
     ):
         assert grounded.chat(QUESTION, model=model, headers=headers, **body).status_code == 200
-        (asked,) = retrieval.asked("ground")
-        assert asked["collection"] == collection
-        assert asked["tenant"] == "anonymous"
-        assert asked["question"] == QUESTION
+        (call,) = retrieval.asked("ground")
+        assert call["collection"] == collection
+        assert call["tenant"] == "anonymous"
+        assert call["question"] == QUESTION
 
     @pytest.mark.parametrize(("body", "headers"), [({"retrieval": False}, {}), ({}, {"x-gearbox-retrieval": "off"})])
     def test_a_deployment_can_ground_everything_and_a_request_can_decline(
@@ -50,7 +50,7 @@ class TestAsking:
         assert retrieval.calls == []
 
     @pytest.mark.parametrize(
-        ("asked", "param"),
+        ("options", "param"),
         [
             ("yes", "retrieval"), (3, "retrieval"), ({"top_k": 0}, "retrieval.top_k"), ({"top_k": 21}, "retrieval.top_k"),
             ({"top_k": "4"}, "retrieval.top_k"), ({"min_score": 2}, "retrieval.min_score"), ({"speed": 1}, "retrieval.speed"),
@@ -58,8 +58,8 @@ class TestAsking:
             ({"on_budget": "panic"}, "retrieval.on_budget"), ({"tools": ["rm"]}, "retrieval.tools"),
         ],
     )  # fmt: skip
-    def test_a_wrong_field_is_400_by_name(self, grounded: Started, asked, param):
-        assert error_of(grounded.chat(QUESTION, retrieval=asked), 400)["param"] == param
+    def test_a_wrong_field_is_400_by_name(self, grounded: Started, options, param):
+        assert error_of(grounded.chat(QUESTION, retrieval=options), 400)["param"] == param
         assert grounded.engine_calls() == {}
 
     def test_what_cannot_be_grounded_says_so(self, grounded: Started, start_gateway: Start):
@@ -99,8 +99,8 @@ class TestAnswers:
         assert facts["sentences"][0]["end"] == len(text_of(response, stream))
 
     def test_it_is_generated_without_chance_unless_the_client_wants_some(self, grounded: Started):
-        for asked, sent in (({}, 0), ({"temperature": None}, 0), ({"temperature": 0.7}, 0.7)):
-            ask(grounded, **asked)
+        for body, sent in (({}, 0), ({"temperature": None}, 0), ({"temperature": 0.7}, 0.7)):
+            ask(grounded, **body)
             assert grounded.engines["full"].requests[-1]["temperature"] == sent
         grounded.chat(QUESTION)
         assert "temperature" not in grounded.engines["full"].requests[-1]
@@ -193,10 +193,14 @@ class TestAnswers:
 
     def test_clients_of_the_sdk_see_an_ordinary_completion(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.passages = []
-        asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "extra_body": {"retrieval": True}}
-        whole = grounded.sdk().chat.completions.create(**asked)
+        request = {
+            "model": MODEL,
+            "messages": [{"role": "user", "content": QUESTION}],
+            "extra_body": {"retrieval": True},
+        }
+        whole = grounded.sdk().chat.completions.create(**request)
         assert whole.choices[0].finish_reason == "stop"
-        stream = [*grounded.sdk().chat.completions.create(**asked, stream=True)]
+        stream = [*grounded.sdk().chat.completions.create(**request, stream=True)]
         assert "".join(one.choices[0].delta.content or "" for one in stream) == whole.choices[0].message.content
 
 
@@ -243,13 +247,13 @@ class TestAgents:
         facts = gearbox_of(response, stream)
         assert facts["tools"][0]["output"] == "2 + 2 = 4"
         assert (facts["cost_usd"], facts["attempts"]) == (0.002, 2), "those of its steps"
-        (asked,) = retrieval.asked("agent")
-        assert (asked["tenant"], asked["key"], asked["collection"]) == ("acme", "k-acme", "docs")
-        assert asked["model"] == f"{MODEL}@cheap"
-        assert asked["more"]["temperature"] == 0
-        assert asked["more"]["budget"]["e2e_ms"] == 9_000
-        assert asked["timeout_s"] < 9
-        assert asked["url"].endswith("/v1")
+        (call,) = retrieval.asked("agent")
+        assert (call["tenant"], call["key"], call["collection"]) == ("acme", "k-acme", "docs")
+        assert call["model"] == f"{MODEL}@cheap"
+        assert call["more"]["temperature"] == 0
+        assert call["more"]["budget"]["e2e_ms"] == 9_000
+        assert call["timeout_s"] < 9
+        assert call["url"].endswith("/v1")
         if not stream:
             assert response.json()["usage"]["total_tokens"] == 12
 

@@ -68,8 +68,8 @@ class TestBudget:
         for engine in grounded.engines.values():
             engine.max_prompt_chars = room
         facts = gearbox_of(ask(grounded, retrieval={"on_budget": on_budget, "top_k": 4}, stream=stream), stream)
-        told = facts["retrieval"]
-        assert (told["outcome"], told["passages"], told["why"]) == (outcome, left, why)
+        reported = facts["retrieval"]
+        assert (reported["outcome"], reported["passages"], reported["why"]) == (outcome, left, why)
         sent = grounded.engines["full"].requests[-1]
         assert sent["messages"][-1]["content"] == PASSAGE["quote"] * left + " " * bool(left) + QUESTION
         assert ("temperature" in sent) == bool(left), "nothing of the sources stays"
@@ -96,15 +96,15 @@ class TestBudget:
         monkeypatch.setattr("serve.gateway.grounding.perf_counter", lambda: now)
         retrieval = FakeRetrieval()
         grounder = Grounder(RetrievalConfig(), retrieval, Metrics(), "http://here/v1")
-        wanted = GroundingOptions.model_validate(
+        options = GroundingOptions.model_validate(
             {"collection": "docs", "mode": "hybrid", "top_k": 1, "on_budget": "shrink", "on_unsupported": "answer",
              "unverified": "mark", "tools": ()}
         )  # fmt: skip
         for _ in range(64):
             grounder._took(now - 5)
-        assert grounder.plan(wanted, lambda chars, seconds: seconds < 1)[0] == 0
+        assert grounder.plan(options, lambda chars, seconds: seconds < 1)[0] == 0
         now = 61.0
-        assert grounder.plan(wanted, lambda chars, seconds: seconds < 1)[0] == 1
+        assert grounder.plan(options, lambda chars, seconds: seconds < 1)[0] == 1
 
     def test_a_search_without_a_budget_that_hangs_is_an_error(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.search_s = 5
@@ -138,28 +138,28 @@ def _body(max_cost: float) -> dict[str, Any]:
 
 class TestDryRun:
     def test_what_is_computed_goes_to_no_variant(self, grounded: Started, retrieval: FakeRetrieval):
-        asked = {
+        request = {
             "model": MODEL,
             "messages": [{"role": "user", "content": "What is 6 * 7?"}],
             "retrieval": {"collection": None},
         }
-        shown = grounded.post("/v1/route", {**asked, "budget": {"e2e_ms": 1, "on_no_candidate": "reject"}})
+        shown = grounded.post("/v1/route", {**request, "budget": {"e2e_ms": 1, "on_no_candidate": "reject"}})
         assert shown.is_success
         decision = shown.json()
-        answered = gearbox_of(grounded.post("/v1/chat/completions", asked), False)
+        answered = gearbox_of(grounded.post("/v1/chat/completions", request), False)
         assert decision["variant"] is answered["variant"] is None
         assert decision["reason"] == answered["reason"] == "computed"
         assert (decision["cost_usd"], decision["candidates"], decision["quality"]) == (0, [], None)
-        usual = grounded.post("/v1/route", {**asked, "retrieval": False}).json()
+        usual = grounded.post("/v1/route", {**request, "retrieval": False}).json()
         assert decision.keys() == usual.keys()
 
     def test_what_is_computed_for_the_model_goes_where_it_would(self, grounded: Started, retrieval: FakeRetrieval):
-        asked = {
+        request = {
             "model": MODEL,
             "messages": [{"role": "user", "content": "What is 6 * 7?"}],
             "retrieval": True,
             "logprobs": True,
         }
-        shown = grounded.post("/v1/route", asked).json()
+        shown = grounded.post("/v1/route", request).json()
         assert shown["variant"] == "full" and "retrieval" not in shown
         assert retrieval.calls == []

@@ -30,8 +30,8 @@ class TestCollections:
         assert (error["code"], error["param"]) == ("collection_not_found", param)
         assert "gone" in error["message"]
         assert grounded.engine_calls() == {} and retrieval.asked("agent") == []
-        asked = {"model": model, "messages": [{"role": "user", "content": QUESTION}], **body}
-        assert error_of(grounded.post("/v1/route", asked), 404) == error
+        request = {"model": model, "messages": [{"role": "user", "content": QUESTION}], **body}
+        assert error_of(grounded.post("/v1/route", request), 404) == error
 
     @pytest.mark.parametrize(
         ("body", "headers", "param"),
@@ -90,5 +90,5 @@ class TestCollections:
 
     def test_looking_for_one_ends_with_the_time_of_a_search(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.search_s = 5
-        asked = {"model": f"{MODEL}+docs", "messages": [{"role": "user", "content": QUESTION}]}
-        assert error_of(grounded.post("/v1/route", asked), 504)["code"] == "retrieval_timeout"
+        request = {"model": f"{MODEL}+docs", "messages": [{"role": "user", "content": QUESTION}]}
+        assert error_of(grounded.post("/v1/route", request), 504)["code"] == "retrieval_timeout"

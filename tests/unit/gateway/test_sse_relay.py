@@ -176,12 +176,12 @@ class TestCollecting:
         """The chunk that ends an answer may have text too."""
         relay = StreamRelay(wants_usage, collects=True)
         out = relay.feed(chunk(delta("Hi")) + chunk(delta(" you", 0, "stop")) + USAGE + DONE)
-        told = documents(out + relay.finish(GEARBOX, " – größer"))
-        parts = [part for one in told for part in one["choices"]]
+        events = documents(out + relay.finish(GEARBOX, " – größer"))
+        parts = [part for one in events for part in one["choices"]]
         assert "".join(part["delta"]["content"] for part in parts) == "Hi you – größer"
         assert [part["finish_reason"] for part in parts] == [None, "stop"]
-        assert told[-1]["gearbox"] == GEARBOX
-        assert ("usage" in told[-1]) == wants_usage
+        assert events[-1]["gearbox"] == GEARBOX
+        assert ("usage" in events[-1]) == wants_usage
 
     def test_choices_of_a_whole_answer(self):
         call = {"message": {"content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}

@@ -68,7 +68,7 @@ def choices_of(response: Any, stream: bool) -> list[dict[str, Any]]:
     return [found[index] for index in sorted(found)]
 
 
-def told(content: str | None, finish: str = "stop", stop: str | None = None, refusal: str | None = None):
+def choice(content: str | None, finish: str = "stop", stop: str | None = None, refusal: str | None = None):
     return {"content": content, "refusal": refusal, "finish_reason": finish, "stop_reason": stop}
 
 
@@ -77,7 +77,7 @@ class TestComputed:
     @pytest.mark.parametrize("n", [1, 3, 8])
     def test_it_has_as_many_choices_as_asked_for(self, gateway: Started, stream, n):
         response = ask(gateway, SUM, stream, n=n)
-        assert choices_of(response, stream) == [told("2 + 2 = 4")] * n
+        assert choices_of(response, stream) == [choice("2 + 2 = 4")] * n
         assert gearbox_of(response, stream)["reason"] == "computed"
 
     @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ class TestComputed:
         ],
     )  # fmt: skip
     def test_it_ends_before_a_stop(self, gateway: Started, stream, body, content, stop):
-        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [told(content, stop=stop)]
+        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [choice(content, stop=stop)]
 
     @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
     def test_what_may_be_longer_than_the_limit_is_written_by_the_model(self, gateway: Started, stream, limit):
@@ -111,7 +111,7 @@ class TestComputed:
 
     @pytest.mark.parametrize("body", PLAIN, ids=str)
     def test_other_fields_are_no_reason_to_ask_a_model(self, gateway: Started, stream, body):
-        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [told("2 + 2 = 4")]
+        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [choice("2 + 2 = 4")]
         assert gateway.engine_calls() == {}
 
     def test_what_an_engine_refuses_is_refused(self, gateway: Started, stream, subtests: pytest.Subtests):
@@ -139,7 +139,7 @@ def test_what_no_variant_could_answer_is_refused_without_one_too(
 @streamed_or_not
 class TestAbstention:
     def test_it_has_as_many_choices_as_asked_for(self, gateway: Started, stream):
-        assert choices_of(ask(gateway, QUESTION, stream, n=2), stream) == [told(ABSTENTION)] * 2
+        assert choices_of(ask(gateway, QUESTION, stream, n=2), stream) == [choice(ABSTENTION)] * 2
 
     @pytest.mark.parametrize(
         ("body", "content", "finish", "stop"),
@@ -151,12 +151,12 @@ class TestAbstention:
         ],
     )  # fmt: skip
     def test_it_keeps_the_stops_and_the_token_limit(self, gateway: Started, stream, body, content, finish, stop):
-        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [told(content, finish, stop)]
+        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [choice(content, finish, stop)]
 
     @pytest.mark.parametrize("body", FORMS, ids=str)
     def test_where_no_free_text_was_asked_for_it_is_a_refusal(self, gateway: Started, stream, body):
         response = ask(gateway, QUESTION, stream, n=2, **body)
-        assert choices_of(response, stream) == [told(None, refusal=ABSTENTION)] * 2
+        assert choices_of(response, stream) == [choice(None, refusal=ABSTENTION)] * 2
         assert gearbox_of(response, stream)["reason"] == "abstained"
         assert gateway.engine_calls() == {}
 
@@ -168,7 +168,7 @@ class TestAbstention:
 
     @pytest.mark.parametrize("body", [*PLAIN, {"logprobs": True}, {"ignore_eos": True}], ids=str)
     def test_other_fields_change_nothing(self, gateway: Started, stream, body):
-        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [told(ABSTENTION)]
+        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [choice(ABSTENTION)]
 
     def test_what_an_engine_refuses_is_refused(self, gateway: Started, stream):
         assert error_of(ask(gateway, QUESTION, stream, temperature="hot"), 400)["param"] == "temperature"
@@ -197,13 +197,13 @@ class Answer(BaseModel):
 
 @pytest.mark.usefixtures("nothing_found")
 def test_the_sdk_reads_a_refusal(gateway: Started):
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "extra_body": {"retrieval": True}}
-    message = gateway.sdk().chat.completions.parse(**asked, response_format=Answer).choices[0].message
+    request = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "extra_body": {"retrieval": True}}
+    message = gateway.sdk().chat.completions.parse(**request, response_format=Answer).choices[0].message
     assert (message.content, message.parsed, message.refusal) == (None, None, ABSTENTION)
-    with gateway.sdk().chat.completions.stream(**asked, response_format=Answer) as stream:
+    with gateway.sdk().chat.completions.stream(**request, response_format=Answer) as stream:
         assert stream.get_final_completion().choices[0].message.refusal == ABSTENTION
     with pytest.raises(openai.LengthFinishReasonError):
-        gateway.sdk().chat.completions.parse(**asked, response_format=Answer, max_tokens=2)
+        gateway.sdk().chat.completions.parse(**request, response_format=Answer, max_tokens=2)
 
 
 @streamed_or_not
@@ -211,19 +211,19 @@ class TestAgents:
     def test_its_answer_has_as_many_choices_as_asked_for_and_was_made_once(self, gateway: Started, retrieval, stream):
         options = {"stream_options": {"include_usage": True}} if stream else {}
         response = ask(gateway, SUM, stream, retrieval={"agent": True}, n=3, logprobs=True, stop="x", **options)
-        assert choices_of(response, stream) == [told("It is 4.")] * 3
+        assert choices_of(response, stream) == [choice("It is 4.")] * 3
         document = chunks(response)[-1] if stream else response.json()
         assert document["usage"] == {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        (asked,) = retrieval.asked("agent")
-        assert asked["more"]["stop"] == "x", "the model that writes the answer keeps to it"
-        assert not {"n", "logprobs", "stream", "stream_options"} & asked["more"].keys()
+        (call,) = retrieval.asked("agent")
+        assert call["more"]["stop"] == "x", "the model that writes the answer keeps to it"
+        assert not {"n", "logprobs", "stream", "stream_options"} & call["more"].keys()
 
     def test_it_says_why_it_ended(self, gateway: Started, retrieval, stream, monkeypatch):
         async def cut(**_: Any) -> dict[str, Any]:
             return {"text": "It", "tools": [], "usage": {}, "finish_reason": "length"}
 
         monkeypatch.setattr(retrieval, "_agent", cut)
-        assert choices_of(ask(gateway, SUM, stream, retrieval={"agent": True}), stream) == [told("It", "length")]
+        assert choices_of(ask(gateway, SUM, stream, retrieval={"agent": True}), stream) == [choice("It", "length")]
 
     def test_a_tool_choice_without_tools_is_about_the_agents(self, gateway: Started, retrieval, stream):
         ask(gateway, SUM, stream, retrieval={"agent": True}, tool_choice="required")
@@ -268,9 +268,9 @@ class TestGrounded:
         answers = iter([True, False, True])
         check = retrieval._check
 
-        async def some(**asked: Any) -> list[dict[str, Any]]:
+        async def some(**arguments: Any) -> list[dict[str, Any]]:
             retrieval.supported = next(answers)
-            return await check(**asked)
+            return await check(**arguments)
 
         monkeypatch.setattr(retrieval, "_check", some)
         response = ask(gateway, QUESTION, stream, n=3)

@@ -36,11 +36,11 @@ class Slow(FakeRetrieval):
         self.go = threading.Event()
         self.indexing = 0
 
-    async def _index(self, **asked: Any) -> dict[str, Any]:
+    async def _index(self, **arguments: Any) -> dict[str, Any]:
         self.indexing += 1
         while not self.go.is_set():
             await asyncio.sleep(0.005)
-        return await super()._index(**asked)
+        return await super()._index(**arguments)
 
 
 class Upload(threading.Thread):
@@ -102,8 +102,8 @@ class TestMemory:
         memory = gateway.app._uploads
         for _ in range(4):
             host, port = gateway.url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port))) as gone:
-                gone.sendall(
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(
                     b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
                     + b"x" * 900_000
                 )
@@ -222,8 +222,8 @@ class TestEventLoop:
 async def decoded(body: bytes, **settings: Any) -> dict[str, Any]:
     retrieval = FakeRetrieval()
     await Documents(RetrievalConfig(**settings), retrieval).add("acme", body)
-    (asked,) = retrieval.asked("index")
-    return asked
+    (arguments,) = retrieval.asked("index")
+    return arguments
 
 
 async def refused(body: bytes, **settings: Any) -> RequestError:
@@ -237,8 +237,8 @@ class TestDecoding:
     async def test_base64_of_any_length(self, size):
         data = os.urandom(size)
         for encode in (orjson.dumps, lambda document: orjson.dumps(document).replace(b"/", b"\\/")):
-            asked = await decoded(encode({"data": base64.b64encode(data).decode(), "source": "a.pdf"}))
-            assert asked["data"] == data
+            arguments = await decoded(encode({"data": base64.b64encode(data).decode(), "source": "a.pdf"}))
+            assert arguments["data"] == data
 
     @pytest.mark.parametrize(
         "data",
@@ -267,10 +267,10 @@ class TestDecoding:
             assert (error.status, error.code) == (400, "invalid_json")
 
     async def test_null_is_left_out(self):
-        asked = await decoded(
+        arguments = await decoded(
             b'{"source":"a","content":"x","data":null,"title":null,"meta":null,"collection":null,"type":null}'
         )
-        assert (asked["collection"], asked["meta"], asked["title"], asked["kind"]) == (
+        assert (arguments["collection"], arguments["meta"], arguments["title"], arguments["kind"]) == (
             "default",
             {},
             None,
@@ -297,13 +297,13 @@ class TestDecoding:
         assert len(error.message) < 300
 
     async def test_the_limit_is_of_the_document_and_not_of_its_encoding(self):
-        for size, fits in ((1024, True), (1025, False)):
+        for size, accepted in ((1024, True), (1025, False)):
             for body in (
                 {"content": "ü" * (size // 2) + "x" * (size % 2)},
                 {"data": base64.b64encode(b"x" * size).decode()},
             ):
                 raw = orjson.dumps({"source": "a", **body})
-                if fits:
+                if accepted:
                     assert len((await decoded(raw, max_document_bytes=1024))["data"]) == size
                 else:
                     assert (await refused(raw, max_document_bytes=1024)).status == 413

@@ -28,7 +28,7 @@ def test_what_has_no_text_is_refused(data):
 
 @pytest.mark.parametrize("depth", [300, 5_000, 200_000])
 def test_deep_nesting_ends_soon_in_text_or_an_error(depth):
-    began = time.monotonic()
+    started = time.monotonic()
     for data, name in (
         (b"<div>" * depth + b"text" + b"</div>" * depth, "a.html"),
         (b">" * depth + b" text", "a.md"),
@@ -36,7 +36,7 @@ def test_deep_nesting_ends_soon_in_text_or_an_error(depth):
     ):
         with suppress(ConversionError):
             convert(data, name)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_an_unknown_kind_is_told_with_those_that_are_known(name, kind):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html", "a.rst"])
 def test_huge_texts_end_soon_in_text_or_an_error(name):
-    began = time.monotonic()
+    started = time.monotonic()
     for data in (
         b"word " * 1_000_000,
         b"`" * 300_000,
@@ -72,7 +72,7 @@ def test_huge_texts_end_soon_in_text_or_an_error(name):
     ):
         with suppress(ConversionError):
             convert(data, name)
-    assert time.monotonic() - began < 60
+    assert time.monotonic() - started < 60
 
 
 def test_text_over_the_limit_is_refused(monkeypatch):
@@ -114,10 +114,10 @@ PIECES = {
 
 @pytest.mark.parametrize(("name", "piece"), [(name, piece) for name, pieces in PIECES.items() for piece in pieces])
 def test_the_time_grows_with_the_length_of_a_text_and_no_faster(name, piece):
-    began = time.process_time()
+    started = time.process_time()
     with suppress(ConversionError):
         convert((piece * (100_000 // len(piece))).encode(), name)
-    assert time.process_time() - began < 5
+    assert time.process_time() - started < 5
 
 
 def test_many_headings_do_not_multiply(monkeypatch):

@@ -32,17 +32,17 @@ def test_a_passage_without_sentences_to_choose_from_stays(passage):
 
 def test_passages_that_say_less_about_the_question_are_left_out_and_contents_stay_whole():
     documents = [document(TOWN), document("Dunmore is the largest town; its mayor is Ilse Park.", source="b.md")]
-    kept = SentenceSelector().run("Who is the mayor of Larkhaven?", documents)["documents"]
-    assert [one.id for one in kept] == ["a.md"]
-    assert kept[0].content == TOWN
-    assert "Tomas Brandt" in kept[0].meta["focus"]
+    selected = SentenceSelector().run("Who is the mayor of Larkhaven?", documents)["documents"]
+    assert [one.id for one in selected] == ["a.md"]
+    assert selected[0].content == TOWN
+    assert "Tomas Brandt" in selected[0].meta["focus"]
 
 
 def test_the_order_stays_and_nothing_is_too_long():
     documents = [document(f"The mayor of Larkhaven {'really ' * 200}is Tomas.", source=name) for name in "cab"]
-    kept = SentenceSelector(max_chars=50).run("Who is the mayor of Larkhaven?", documents)["documents"]
-    assert [one.id for one in kept] == ["c", "a", "b"]
-    assert all(len(one.meta["focus"]) == 50 for one in kept)
+    selected = SentenceSelector(max_chars=50).run("Who is the mayor of Larkhaven?", documents)["documents"]
+    assert [one.id for one in selected] == ["c", "a", "b"]
+    assert all(len(one.meta["focus"]) == 50 for one in selected)
 
 
 def test_no_documents_no_focus():

@@ -81,14 +81,14 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
         assert len(decision.candidates) == (1 if pinned else len(variants))
         for candidate in decision.candidates:
             latency = candidate.prediction.expected
-            fits = kept(
+            within_budget = kept(
                 budget, candidate.variant.quality.quality, candidate.cost_usd,
                 latency.ttft_ms, latency.tpot_ms, latency.e2e_ms,
             )  # fmt: skip
             assert (candidate.explanation is None) == (candidate.ruled_out is None)
             if candidate.ruled_out not in HARD_RULES:
-                assert fits == (candidate.ruled_out is None)
-                assert (candidate.violation > 0) != fits
+                assert within_budget == (candidate.ruled_out is None)
+                assert (candidate.violation > 0) != within_budget
             if decision.reason == "nearest_miss" and candidate.ruled_out not in HARD_RULES:
                 assert (decision.chosen.overflows, decision.chosen.violation) <= (
                     candidate.overflows,

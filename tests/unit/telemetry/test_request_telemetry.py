@@ -185,8 +185,8 @@ class TestLog:
         for engine in gateway.engines.values():
             engine.behaviour = "500"
         gateway.chat()
-        told = [(line["status"], line["code"]) for line in lines(log)]
-        assert told == [
+        logged = [(line["status"], line["code"]) for line in lines(log)]
+        assert logged == [
             (404, "model_not_found"), (422, "impossible_budget"), (404, "not_found"), (503, "engine_unavailable"),
         ]  # fmt: skip
 
