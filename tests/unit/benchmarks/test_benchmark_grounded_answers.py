@@ -17,7 +17,7 @@ from benchmarks.retrieval.questions import CLASSIC_SUM, CLASSIC_TERM, NO_SUMS, T
 from serve.tools import calculator_intent
 
 
-def test_every_fact_is_told_by_its_own_document_only() -> None:
+def test_every_fact_is_stated_by_its_own_document_only() -> None:
     every = [*real_facts(), *facts(0, 36)]
     assert (every[0].question, len(every)) == (PRIME_MINISTER, 52)
     assert len({fact.question for fact in every}) == 52

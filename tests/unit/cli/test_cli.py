@@ -226,7 +226,7 @@ def test_down_and_status_say_when_nothing_runs():
     assert "nothing is running" in one_line(gearbox("status"))
 
 
-def test_down_and_status_take_a_platform_that_is_gone_for_what_it_is(tmp_path):
+def test_down_and_status_recognise_a_platform_that_has_ended(tmp_path):
     (tmp_path / "state").mkdir()
     PlatformState(
         run_id="gone", pid=os.getpid(), url="http://127.0.0.1:1", metrics_url="", config="", model="m",

@@ -116,7 +116,7 @@ def test_a_profiles_name_means_what_it_says(write, name):
     assert (ref.model, ref.profile, ref.collection) == (MODEL, name, "manuals")
 
 
-def test_words_that_look_like_booleans_are_text_where_text_is_wanted(tmp_path):
+def test_words_that_look_like_booleans_are_text_in_text_fields(tmp_path):
     (tmp_path / "keys.yaml").write_text(f"- {{sha256: {'a' * 64}, tenant: no, budget: off}}")
     file = tmp_path / "platform.yaml"
     file.write_text(

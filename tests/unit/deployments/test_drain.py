@@ -88,7 +88,7 @@ def test_a_node_without_replicas_waits_for_what_passes_through_it(seconds: Drain
     assert seconds([0], [*[2] * 45, 0]) >= 45
 
 
-def test_replicas_that_nobody_replaces_end_when_nothing_is_asked_any_more(seconds: Drained):
+def test_replicas_without_replacement_end_when_no_requests_arrive(seconds: Drained):
     assert 40 <= seconds([1], [*[1] * 30, 0], others_stay=False) < 45
 
 
@@ -188,7 +188,7 @@ def test_a_gateway_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page)
     assert load([Replica("gateway:gateway", [30002])], {9464: page}) >= 1
 
 
-def test_an_engine_that_nobody_may_look_at_is_not_taken_to_be_idle_and_one_that_is_gone_is(load):
+def test_an_unreadable_engine_is_not_idle_and_one_that_has_ended_is(load):
     assert load([Replica("variant-full:engine:full", drain.psutil.AccessDenied())]) >= 1
     assert load([Replica("variant-full:engine:full", ())]) >= 1, "it closed its port and may finish answers"
     assert load([Replica("variant-full:engine:full", drain.psutil.NoSuchProcess(1))]) == 0
@@ -196,7 +196,7 @@ def test_an_engine_that_nobody_may_look_at_is_not_taken_to_be_idle_and_one_that_
 
 @contextmanager
 def admin(folder: Path, answer: bytes) -> Iterator[None]:
-    """HAProxy's socket in `folder`, which answers this to whatever it is asked."""
+    """HAProxy's socket in `folder`, which answers every command with this."""
     folder.mkdir()
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "admin.sock"))

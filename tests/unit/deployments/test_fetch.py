@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
     [("/models/int8", False), ("int8", False), ("s3://b/x", True), ("gs://b/x", True), ("hf://org/name@v1", True),
      ("hf://org/name@v1/gears/int8", True), ("file:///models/int8", True)],
 )  # fmt: skip
-def test_a_store_is_told_from_a_folder(weights: str, answer: bool):
+def test_a_store_is_distinguished_from_a_folder(weights: str, answer: bool):
     assert is_uri(weights) is answer
 
 

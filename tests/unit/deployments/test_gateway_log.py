@@ -25,7 +25,7 @@ class Disk(logging.Handler):
         self.lines.append(self.format(record))
 
 
-def test_a_disk_that_takes_no_lines_holds_up_nobody_and_what_was_lost_is_told():
+def test_a_blocked_disk_delays_no_logging_and_lost_lines_are_counted():
     disk, lines = Disk(), gateway_log.BoundedQueueHandler(max_queued=3)
     writer = QueueListener(lines.queue, disk)
     writer.start()

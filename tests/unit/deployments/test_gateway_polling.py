@@ -36,7 +36,7 @@ class FailsFirst:
         live.update_from_engines(2, 5, 0, 0.0)
 
 
-async def test_a_look_that_fails_is_logged_and_the_next_one_is_taken(
+async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)

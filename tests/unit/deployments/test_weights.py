@@ -59,7 +59,7 @@ def only(tmp_path: Path, **fields: object):
     return Weights(config, tmp_path / "cache"), config.variants[0]
 
 
-def test_named_weights_are_ready_when_their_card_fits(tmp_path):
+def test_named_weights_are_ready_when_their_card_matches(tmp_path):
     folder = write_variant(tmp_path / "own")
     found, variant = only(tmp_path, weights=str(folder))
     assert found.ready(variant) == folder
@@ -216,7 +216,7 @@ def test_a_copy_with_a_digest_is_ready_without_the_hub_wherever_its_branch_is(tm
     assert found.ready(variant) == folder
 
 
-def test_a_hub_that_no_build_starts_from_is_not_asked(tmp_path, monkeypatch):
+def test_a_hub_that_no_build_starts_from_is_not_contacted(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     folder = write_variant(tmp_path / "own")
     config = make_config(model={"name": "m", "source": "org/name"}, variants=[{"name": "full", "weights": str(folder)}])

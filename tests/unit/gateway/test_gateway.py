@@ -174,7 +174,7 @@ class TestSequences:
 
 
 class TestNamedModel:
-    """The answer's `model` is the one that was asked for."""
+    """The answer's `model` is the requested one."""
 
     @pytest.mark.parametrize("name", [MODEL, f"{MODEL}@fast", f"{MODEL}:int8"])
     @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ class TestSurface:
             assert gateway.http.get(f"/v1/models/{model['id']}").json() == model
         assert error_of(gateway.http.get("/v1/models/gpt-4"), 404)["code"] == "model_not_found"
 
-    def test_every_listed_model_can_be_asked(self, gateway: Started):
+    def test_every_listed_model_answers_requests(self, gateway: Started):
         for model in gateway.http.get("/v1/models").json()["data"]:
             assert gateway.chat(model=model["id"]).status_code == 200
 

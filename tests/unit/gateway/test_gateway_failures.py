@@ -42,7 +42,7 @@ class TestFailover:
         assert gateway.sample("gearbox_attempts_total", variant="int8", reason="quality", outcome="ok") == 1
 
     @streamed_or_not
-    def test_a_variant_whose_replicas_are_gone_is_left(self, start_gateway: Start, stream):
+    def test_a_variant_without_replicas_is_replaced_by_another(self, start_gateway: Start, stream):
         gateway = start_gateway(without_replica=("full",))
         assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
 
@@ -139,7 +139,7 @@ class TestFailover:
         assert error_of(gateway.chat(), 400)["message"] == "the engine refused the request"
 
     @streamed_or_not
-    def test_an_engines_refusal_is_told_without_pydantics_paths(self, gateway: Started, stream):
+    def test_an_engines_rejection_is_reported_without_pydantics_paths(self, gateway: Started, stream):
         gateway.engines["full"].behaviour = "400 of pydantic"
         error = error_of(gateway.chat(stream=stream, logit_bias={"x": "y"}, stop=5), 400)
         assert error["param"] == "stop", "the first field that is wrong, as answers without a variant tell it"
@@ -319,7 +319,7 @@ class TestContext:
         assert gateway.engine_calls() == {"full": 1}
 
     @streamed_or_not
-    def test_of_growing_contexts_the_one_that_fits_answers(self, start_gateway: Start, stream):
+    def test_the_variant_with_a_long_enough_context_answers(self, start_gateway: Start, stream):
         gateway = start_gateway(variants=growing_contexts())
         gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "context"
         assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"

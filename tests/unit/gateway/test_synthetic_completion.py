@@ -75,7 +75,7 @@ def choice(content: str | None, finish: str = "stop", stop: str | None = None, r
 @streamed_or_not
 class TestComputed:
     @pytest.mark.parametrize("n", [1, 3, 8])
-    def test_it_has_as_many_choices_as_asked_for(self, gateway: Started, stream, n):
+    def test_it_has_as_many_choices_as_requested(self, gateway: Started, stream, n):
         response = ask(gateway, SUM, stream, n=n)
         assert choices_of(response, stream) == [choice("2 + 2 = 4")] * n
         assert gearbox_of(response, stream)["reason"] == "computed"
@@ -101,7 +101,7 @@ class TestComputed:
         assert (engine[limit], engine["temperature"]) == (3, 0)
 
     @pytest.mark.parametrize("body", [*FORMS, *FUNCTIONS, *OF_TOKENS], ids=str)
-    def test_what_only_a_model_can_give_is_asked_of_it_with_the_result(self, gateway: Started, stream, body):
+    def test_requests_that_only_a_model_can_answer_go_to_it_with_the_result(self, gateway: Started, stream, body):
         facts = gearbox_of(ask(gateway, SUM, stream, **body), stream)
         assert facts["variant"] and facts["tools"][0]["output"] == "4"
         assert facts["retrieval"]["why"].startswith("computed, and told to the model: ")
@@ -138,7 +138,7 @@ def test_what_no_variant_could_answer_is_refused_without_one_too(
 @pytest.mark.usefixtures("nothing_found")
 @streamed_or_not
 class TestAbstention:
-    def test_it_has_as_many_choices_as_asked_for(self, gateway: Started, stream):
+    def test_it_has_as_many_choices_as_requested(self, gateway: Started, stream):
         assert choices_of(ask(gateway, QUESTION, stream, n=2), stream) == [choice(ABSTENTION)] * 2
 
     @pytest.mark.parametrize(
@@ -154,14 +154,14 @@ class TestAbstention:
         assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [choice(content, finish, stop)]
 
     @pytest.mark.parametrize("body", FORMS, ids=str)
-    def test_where_no_free_text_was_asked_for_it_is_a_refusal(self, gateway: Started, stream, body):
+    def test_where_no_free_text_was_requested_it_is_a_refusal(self, gateway: Started, stream, body):
         response = ask(gateway, QUESTION, stream, n=2, **body)
         assert choices_of(response, stream) == [choice(None, refusal=ABSTENTION)] * 2
         assert gearbox_of(response, stream)["reason"] == "abstained"
         assert gateway.engine_calls() == {}
 
     @pytest.mark.parametrize("body", FUNCTIONS, ids=str)
-    def test_where_a_function_must_be_called_the_model_is_asked(self, gateway: Started, stream, body):
+    def test_a_required_function_call_is_generated_by_the_model(self, gateway: Started, stream, body):
         facts = gearbox_of(ask(gateway, QUESTION, stream, **body), stream)
         assert (facts["retrieval"]["outcome"], facts["grounded"]) == ("unsupported", False)
         assert without_tools(body).items() <= gateway.engines[facts["variant"]].requests[-1].items()
@@ -208,7 +208,9 @@ def test_the_sdk_reads_a_refusal(gateway: Started):
 
 @streamed_or_not
 class TestAgents:
-    def test_its_answer_has_as_many_choices_as_asked_for_and_was_made_once(self, gateway: Started, retrieval, stream):
+    def test_its_answer_has_as_many_choices_as_requested_and_is_generated_once(
+        self, gateway: Started, retrieval, stream
+    ):
         options = {"stream_options": {"include_usage": True}} if stream else {}
         response = ask(gateway, SUM, stream, retrieval={"agent": True}, n=3, logprobs=True, stop="x", **options)
         assert choices_of(response, stream) == [choice("It is 4.")] * 3

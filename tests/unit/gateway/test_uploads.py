@@ -29,7 +29,7 @@ LIMITS = {"max_document_bytes": 1 << 20, "max_concurrent_upload_bytes": 3 << 20,
 
 
 class Slow(FakeRetrieval):
-    """Indexes when it is told to."""
+    """Retrieval whose indexing waits for `go`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ def slow() -> Iterator[Slow]:
 
 class TestMemory:
     @pytest.mark.parametrize(("size", "fit"), [(10, 3), (1_000_000, 3), (1_040_000, 3), (1 << 20, 2)])
-    def test_so_many_and_so_large_are_taken_at_once_and_the_others_told_when_to_retry(
+    def test_uploads_over_the_concurrent_limits_are_rejected_with_retry_after(
         self, start_gateway: Start, slow: Slow, size, fit
     ):
         gateway = start_gateway(searches=slow, retrieval=LIMITS)
@@ -169,7 +169,7 @@ class TestMemory:
         assert (caught.value.status, caught.value.code) == (408, "body_timeout")
         assert memory.bytes == memory.bodies == 0
 
-    def test_a_memory_that_no_document_of_the_largest_size_fits_into_is_refused(self):
+    def test_a_memory_limit_below_the_largest_document_is_rejected(self):
         with pytest.raises(ValueError, match="max_concurrent_upload_bytes"):
             RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=1 << 20)
         assert RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=(2 << 20) + (1 << 16))

@@ -254,7 +254,7 @@ class TestDocx:
                 word(word_document_xml=xml + b"<w:p><w:r><w:t>a &x;</w:t></w:r></w:p></w:body></w:document>"), "a.docx"
             )
 
-    def test_what_is_not_read_is_told(self):
+    def test_content_that_is_not_read_is_reported(self):
         body = paragraph(run("x"), "<w:r><w:commentReference w:id='0'/></w:r>") + "<w:altChunk/>"
         assert convert(docx_of(body), "a.docx").left_out == ("comments: 1", "embedded documents: 1")
 

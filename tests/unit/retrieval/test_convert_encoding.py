@@ -54,7 +54,7 @@ class TestEncodings:
         with pytest.raises(ConversionError, match="charset"):
             convert(b"x", "a", f"text/plain; charset={charset}")
 
-    def test_a_bad_byte_makes_no_other_encoding_of_utf8_and_is_told(self):
+    def test_a_bad_byte_makes_no_other_encoding_of_utf8_and_is_reported(self):
         text = convert("größe und 文書 ".encode() + b"\xff!", "a.txt")
         assert text.sections[0].text == "größe und 文書 \ufffd!"
         assert text.left_out == ("bytes that are not utf-8: 1, replaced by \ufffd",)
@@ -69,7 +69,7 @@ class TestEncodings:
             ("톱니바퀴는 회전을 전달하는 기계 요소이다.", "cp949"), ("Příliš žluťoučký kůň úpěl ďábelské ódy", "cp1250"),
         ],
     )  # fmt: skip
-    def test_another_encoding_is_detected_and_told_to_be_a_guess(self, said, encoding):
+    def test_another_encoding_is_detected_and_reported_as_a_guess(self, said, encoding):
         text = convert(said.encode(encoding), "a.txt")
         assert text.sections[0].text == said
         assert "a guess" in text.left_out[0]

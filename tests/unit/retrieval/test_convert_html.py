@@ -91,7 +91,7 @@ class TestHtml:
     def test_a_page_that_names_no_body_loses_nothing(self):
         assert "first" in text_of("<title>T</title><main>first</main><p>second", "a.html")
 
-    def test_menus_are_left_out_and_told(self):
+    def test_menus_are_left_out_and_reported(self):
         text = convert(
             b"<body><nav><a>Home</a> <a>Docs</a></nav><div role=navigation>Next</div><p>The text.</p>", "a.html"
         )
@@ -102,7 +102,7 @@ class TestHtml:
         assert "Long text" in html("<nav><main>Long text</main></nav><p>x</p>")
         assert "Home" in html("<nav><a>Home</a></nav>")
 
-    def test_text_for_the_eye_alone_is_told(self):
+    def test_text_hidden_from_screen_readers_is_reported(self):
         assert convert(b"<p>a</p><p aria-hidden=true>b c</p>", "a.html").left_out == (
             "hidden from screen readers (3 characters): b c",
         )

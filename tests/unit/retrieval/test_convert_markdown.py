@@ -43,7 +43,7 @@ class TestMarkdown:
             "<script>\nGONE\n</script>", "<STYLE>GONE\n\nGONE</STYLE>", "`code` <!-- ` GONE ` -->", "a\n<!-- GONE, and no end",
         ],
     )  # fmt: skip
-    def test_what_its_readers_do_not_see_is_gone(self, source):
+    def test_text_that_readers_do_not_see_is_dropped(self, source):
         text = text_of(f"before\n\n{source}\n", "a.md")
         assert "before" in text
         assert "GONE" not in text
@@ -57,7 +57,7 @@ class TestMarkdown:
             assert "Intro, as text." in text_of(opening, "a.md")
 
     @pytest.mark.parametrize("front", ["---\ntitle: Of cogs\ntags: [a]\n---\n", '+++\ntitle = "Of cogs"\n+++\n'])
-    def test_front_matter_gives_the_title_and_is_told(self, front):
+    def test_front_matter_gives_the_title_and_is_reported(self, front):
         text = convert(f"{front}# Head\nbody".encode(), "a.md")
         assert text == Text("Of cogs", (Section("body", "Head"),), text.left_out)
         assert "front matter" in text.left_out[0]

@@ -80,7 +80,7 @@ class TestPdf:
             "noted",
         ]
 
-    def test_pages_that_are_pictures_are_told(self):
+    def test_pages_that_are_pictures_are_reported(self):
         writer = pypdf.PdfWriter(clone_from=io.BytesIO(pdf("text", "", "more")))
         picture = pypdf.generic.StreamObject()
         picture[pypdf.generic.NameObject("/Subtype")] = pypdf.generic.NameObject("/Image")

@@ -57,7 +57,7 @@ class TestRst:
         for part in ("3. three\n4. four", "- a\n\n  b\n- c", "x | y\n1 | 2", "noted [1] 10⁶", "[1] The note."):
             assert part in text
 
-    def test_files_that_are_not_read_and_raw_text_are_told(self):
+    def test_files_that_are_not_read_and_raw_text_are_reported(self):
         text = convert(
             b"a\n\n.. include:: other.rst\n\n.. raw:: html\n\n   <script>RAW</script>\n\n.. literalinclude:: b.py",
             "a.rst",

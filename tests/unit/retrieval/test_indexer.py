@@ -121,7 +121,7 @@ async def test_what_is_unchanged_is_neither_read_nor_embedded_again(indexer, emb
     assert (again.status, again.chunks, embed.batches) == ("unchanged", 0, [])
 
 
-async def test_what_is_left_out_is_told_when_it_is_read_and_unknown_when_it_is_not(indexer):
+async def test_left_out_content_is_reported_when_a_document_is_read_and_unknown_otherwise(indexer):
     page = b"<nav>Home</nav><p>Gears.</p>"
     assert (await indexer.index(OWNER, "a.html", page)).left_out == ("navigation (4 characters): Home",)
     assert (await indexer.index(OWNER, "a.html", page)).left_out is None

@@ -135,7 +135,7 @@ class TestSearch:
 
         return search
 
-    async def test_all_passages_with_the_support_that_was_asked_for_are_returned(self, search):
+    async def test_all_passages_with_the_requested_support_are_returned(self, search):
         found = await search(min_score=0.0)
         assert [one["n"] for one in found["passages"]] == [1, 2, 3, 4, 5]
         assert {one["content"] for one in found["passages"]} == set(self.TEXTS)
@@ -316,7 +316,7 @@ class TestHandle:
         assert response.cancelled
 
 
-def test_a_connection_string_that_cannot_be_read_is_not_told(monkeypatch):
+def test_an_invalid_connection_string_is_not_shown(monkeypatch):
     async def open_() -> None:
         await Store("host=x password=s3cret word", 4).open()
 

@@ -15,7 +15,7 @@ def document(content: str, title: str = "", source: str = "a.md") -> Document:
     return Document(id=source, content=content, meta={"source": source, "title": title, "heading": "", "meta": {}})
 
 
-def test_the_sentence_that_answers_is_kept_with_the_one_that_names_its_subject():
+def test_the_sentence_that_answers_is_selected_with_the_one_that_names_its_subject():
     _, text = select_sentences("Who is the mayor of Larkhaven?", TOWN)
     assert text == "Larkhaven is a harbour town of 12,000 people. Since January 2026 Tomas Brandt has been its mayor."
 

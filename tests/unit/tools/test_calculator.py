@@ -241,7 +241,7 @@ def test_questions_the_rules_never_saw_are_told_apart():
 
 @given(st.integers(0, 10**9), st.sampled_from("+*"), st.integers(0, 10**9))
 @settings(max_examples=100, deadline=None)
-def test_any_two_numbers_can_be_asked_for(first, sign, second):
+def test_any_two_numbers_can_be_computed(first, sign, second):
     expression = find_expression(f"What is {first:,} {sign} {second}?")
     assert expression is not None
     assert compute(expression).value == (first + second if sign == "+" else first * second)

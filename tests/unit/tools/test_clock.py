@@ -103,7 +103,7 @@ def test_no_text_breaks_the_detection(text):
     find_question(text)
 
 
-def test_what_is_asked_can_be_written_as_the_tools_arguments(subtests: pytest.Subtests):
+def test_detected_questions_can_be_written_as_the_tools_arguments(subtests: pytest.Subtests):
     for question in CLOCK:
         with subtests.test(question):
             found = find_question(question)

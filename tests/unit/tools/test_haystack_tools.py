@@ -48,7 +48,7 @@ async def test_the_clock_answers_or_says_what_is_wrong(given, expected):
         assert "error: what: 'noon' is not one of" in await call(clock(), what="noon")
 
 
-async def test_documents_are_numbered_and_failures_told():
+async def test_documents_are_numbered_and_failures_reported():
     async def search(query: str, top_k: int) -> list[dict[str, Any]]:
         if query == "broken":
             raise ToolError("the store does not answer")
