@@ -2,7 +2,7 @@
 
 vLLM loads it as a platform plugin in each of its processes, see `engine_platform`; docs/design/performance.md has the measured gain.
 vLLM documents platform plugins, but not subclasses of its own platforms: these two files are all of the product that depends
-on undocumented modules of vLLM. Verified with vLLM 0.32.0; tests/unit/test_vllm_internals.py checks it.
+on undocumented modules of vLLM. Verified with vLLM 0.32.0; tests/unit/deployments/test_vllm_internals.py checks it.
 """
 
 import os

@@ -12,8 +12,8 @@ import httpx
 import pytest
 
 from tests.support.answers import error_of
+from tests.support.pdf_files import pdf
 from tests.support.platform import KEYS, Platform
-from tests.unit.retrieval.test_convert import pdf
 
 pytestmark = pytest.mark.platform
 FACTS = {

@@ -1,9 +1,13 @@
 """Chat requests to the gateway, and parsers of its answers that check what must hold for every answer."""
 
 import json
+from typing import Any
 
 import httpx
 import pytest
+
+from benchmarks.lib.scripted_retrieval import QUESTION
+from tests.support.gateway_server import Started
 
 MESSAGES = [{"role": "user", "content": "hello there"}]
 EVERY_PATH = {
@@ -19,6 +23,11 @@ EVERY_PATH = {
     "/readyz/all": "GET",
 }
 streamed_or_not = pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+
+
+def ask(gateway: Started, text: str = QUESTION, stream: bool = False, **body: Any) -> httpx.Response:
+    """A chat request with grounding."""
+    return gateway.chat(text, **{"retrieval": True, "stream": stream, **body})
 
 
 def chunks(response: httpx.Response) -> list[dict]:

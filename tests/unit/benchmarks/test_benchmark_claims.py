@@ -25,7 +25,7 @@ def claim(**changes) -> Claim:
 
 class TestAims:
     @pytest.mark.parametrize(
-        ("aim", "kept", "missed"),
+        ("aim", "met", "missed"),
         [
             (">= 0.95", (0.95, 1), (0.9499, -1)),
             ("<= 5", (5, -3), (5.01,)),
@@ -37,8 +37,8 @@ class TestAims:
             ("<= 1e-3", (0.001,), (0.002,)),
         ],
     )
-    def test_it_says_whether_an_aim_is_met(self, aim, kept, missed):
-        assert all(meets(aim, value) is True for value in kept)
+    def test_it_says_whether_an_aim_is_met(self, aim, met, missed):
+        assert all(meets(aim, value) is True for value in met)
         assert all(meets(aim, value) is False for value in missed)
 
     def test_a_figure_without_an_aim_neither_meets_nor_misses(self):
@@ -199,8 +199,8 @@ class TestAgreement:
 
     @pytest.mark.parametrize("name", sorted({one.source for one in claims.read()}))
     def test_a_result_without_its_claims_is_found(self, name: str):
-        kept = [one for one in claims.read() if one.source != name]
-        assert [_facts(one) for one in kept] != sorted(map(_facts, claims.from_results()))
+        remaining = [one for one in claims.read() if one.source != name]
+        assert [_facts(one) for one in remaining] != sorted(map(_facts, claims.from_results()))
 
 
 RUN = "run 'python -m benchmarks.reporting.claims --from-results'"

@@ -17,10 +17,10 @@ UP = """
     if sys.argv[1:] == ["down"]:
         (pathlib.Path(os.environ["GEARBOX_STATE_DIR"]) / "down").touch()
         sys.exit()
-    began = time.monotonic()
+    started = time.monotonic()
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            self.send_response(200 if time.monotonic() - began > 0.5 else 503)
+            self.send_response(200 if time.monotonic() - started > 0.5 else 503)
             self.end_headers()
         def log_message(self, *_): pass
     server = http.server.HTTPServer(("127.0.0.1", 0), Handler)

@@ -117,9 +117,9 @@ def test_what_an_engine_would_take_alone_is_what_it_takes_when_nothing_comes_aft
     machine.advance(100.0)
     assert [what for what, _ in engine.step()] == ["first"]
     machine.advance(250.0)
-    told = engine.alone(asked(250), 1.0)
+    predicted = engine.alone(asked(250), 1.0)
     [_, second] = run([asked(0, output=31), asked(250)])
-    assert told == pytest.approx(second.took, rel=1e-6)
+    assert predicted == pytest.approx(second.took, rel=1e-6)
     assert engine.requests == 1, "and asking changes nothing"
 
 
@@ -188,17 +188,17 @@ def test_a_broken_trace_names_the_line(tmp_path, line):
 
 
 def test_the_numbers_of_a_run():
-    late, kept, refused = (Outcome(asked(0, e2e_ms=100)) for _ in range(3))
+    late, in_time, refused = (Outcome(asked(0, e2e_ms=100)) for _ in range(3))
     late.took, late.quality = Latency(10, 1, 200), 1.0
-    kept.took, kept.quality = Latency(10, 1, 90), 0.5
-    kept.expected, kept.tail = Latency(10, 1, 99), Latency(11, 2, 89)
-    found = summary([late, kept, refused])
+    in_time.took, in_time.quality = Latency(10, 1, 90), 0.5
+    in_time.expected, in_time.tail = Latency(10, 1, 99), Latency(11, 2, 89)
+    found = summary([late, in_time, refused])
     assert [found[name] for name in ("attainment", "late", "refused")] == pytest.approx([1 / 3] * 3)
     assert found["quality"] == 0.75
     assert found["delivered"] == pytest.approx(0.5 / 3)
-    assert prediction([late, kept, refused])["e2e_ms_error"] == pytest.approx(0.1)
-    assert prediction([late, kept, refused])["e2e_ms_covered"] == 0
-    assert prediction([late, kept, refused])["e2e_known_length_error"] == pytest.approx(7 / 9), (
+    assert prediction([late, in_time, refused])["e2e_ms_error"] == pytest.approx(0.1)
+    assert prediction([late, in_time, refused])["e2e_ms_covered"] == 0
+    assert prediction([late, in_time, refused])["e2e_known_length_error"] == pytest.approx(7 / 9), (
         "20 ms at 11 tokens, not 90"
     )
 

@@ -145,10 +145,10 @@ def test_chat_shows_what_an_answer_rests_on(start_gateway: Start):
 def test_chat_remembers_until_it_is_reset_and_changes_the_model(gateway: Started):
     typed = "one\ntwo\n/reset\nthree\n/model smollm2-135m:int8\nfour\n\n"
     assert gearbox("chat", "--url", gateway.url, typed=typed).exit_code == 0
-    asked = [[m["content"] for m in body["messages"]] for body in gateway.engines["full"].requests]
-    assert asked == [["one"], ["one", "You said: one", "two"], ["three"]]
-    asked = [[m["content"] for m in body["messages"]] for body in gateway.engines["int8"].requests]
-    assert asked == [["three", "You said: three", "four"]]
+    conversations = [[m["content"] for m in body["messages"]] for body in gateway.engines["full"].requests]
+    assert conversations == [["one"], ["one", "You said: one", "two"], ["three"]]
+    conversations = [[m["content"] for m in body["messages"]] for body in gateway.engines["int8"].requests]
+    assert conversations == [["three", "You said: three", "four"]]
 
 
 def test_chat_goes_on_after_an_error_which_leaves_no_trace_in_the_conversation(gateway: Started):
@@ -226,7 +226,7 @@ def test_down_and_status_say_when_nothing_runs():
     assert "nothing is running" in one_line(gearbox("status"))
 
 
-def test_down_and_status_take_a_platform_that_is_gone_for_what_it_is(tmp_path):
+def test_down_and_status_recognise_a_platform_that_has_ended(tmp_path):
     (tmp_path / "state").mkdir()
     PlatformState(
         run_id="gone", pid=os.getpid(), url="http://127.0.0.1:1", metrics_url="", config="", model="m",

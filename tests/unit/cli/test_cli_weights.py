@@ -43,7 +43,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return call
 
 
-def test_what_stores_and_volumes_have_is_linked_under_the_names_asked_for(run: Run, tmp_path: Path):
+def test_weights_of_stores_and_volumes_are_linked_under_the_requested_names(run: Run, tmp_path: Path):
     digest = make_variant(tmp_path / "store/int8", "int8")
     make_variant(tmp_path / "volume/full", "full")
     variants = [
@@ -72,7 +72,7 @@ def test_a_link_moves_to_other_weights(run: Run, tmp_path: Path):
         assert (tmp_path / "models/catalog/int8/model.safetensors").read_text() == name
 
 
-def test_only_what_is_asked_for_and_of_that_only_the_card(run: Run, tmp_path: Path):
+def test_only_the_requested_weights_are_fetched_and_with_cards_only_their_card(run: Run, tmp_path: Path):
     for name in ("full", "int8"):
         make_variant(tmp_path / f"store/{name}", name)
     variants = [{"name": name, "weights": f"file://{tmp_path}/store/{name}"} for name in ("full", "int8")]

@@ -109,7 +109,7 @@ def test_a_variant_has_its_state_load_traffic_latency_quality_and_cost(platform,
     assert re.match(rf"Gearbox \S+ · {MODEL} · 2\.5 requests/s · last 2 s · {URL}\n", text)
 
 
-def test_variants_that_cannot_answer_and_those_at_zero_are_told_apart(platform, watch):
+def test_unavailable_variants_and_those_at_zero_are_distinguished(platform, watch):
     platform.variants["full"].live.replicas = 0
     platform.variants["int8"].live.replicas = 0
     page = platform.page().decode()
@@ -257,7 +257,7 @@ def serving(page: Callable[[], bytes], port: int = 0, status: int = 200) -> Iter
         thread.join()
 
 
-def test_a_platform_that_is_gone_is_said_its_last_values_stay_and_it_is_found_again(platform):
+def test_an_unreachable_platform_is_reported_with_its_last_values_until_it_returns(platform):
     with httpx.Client(trust_env=False) as client:
         with serving(platform.page) as port:
             url = f"http://127.0.0.1:{port}/metrics"

@@ -43,7 +43,7 @@ def test_what_the_config_changes_in_place_are_deployments_that_there_are():
         assert {entry["name"] for entry in EXAMPLE[name].get("deployments", [])} <= deployments(name).keys()
 
 
-def test_retrieval_is_told_where_its_embedder_appears_and_not_where_its_database_is():
+def test_retrieval_gets_its_embedders_folder_and_not_the_database_address():
     made = deployments("retrieval")
     assert set(made) == {"retrieval", "embedder"}
     settings, conninfo, folder, _ = made["retrieval"].init_args

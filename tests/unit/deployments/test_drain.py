@@ -32,11 +32,11 @@ class Leaving:
     """A cluster whose other workers stay or leave, too."""
 
     def __init__(self, others_stay: bool, refuses: bool = False) -> None:
-        self.told: list[tuple[str, float]] = []
+        self.drain_requests: list[tuple[str, float]] = []
         self._others_stay, self._refuses = others_stay, refuses
 
     def drain_node(self, node: str, deadline_s: float) -> None:
-        self.told.append((node, deadline_s))
+        self.drain_requests.append((node, deadline_s))
         if self._refuses:
             raise RuntimeError("the node can't be drained: no")
 
@@ -65,7 +65,7 @@ def seconds(monkeypatch: pytest.MonkeyPatch) -> Drained:
         monkeypatch.setattr(drain, "in_flight", lambda port: next(second))
         cluster = Leaving(others_stay, refuses)
         drain_worker(cluster, "node", deadline_s, 9464)
-        assert cluster.told == [("node", deadline_s)]
+        assert cluster.drain_requests == [("node", deadline_s)]
         return clock.now - 1000
 
     return run
@@ -88,7 +88,7 @@ def test_a_node_without_replicas_waits_for_what_passes_through_it(seconds: Drain
     assert seconds([0], [*[2] * 45, 0]) >= 45
 
 
-def test_replicas_that_nobody_replaces_end_when_nothing_is_asked_any_more(seconds: Drained):
+def test_replicas_without_replacement_end_when_no_requests_arrive(seconds: Drained):
     assert 40 <= seconds([1], [*[1] * 30, 0], others_stay=False) < 45
 
 
@@ -119,7 +119,7 @@ def test_the_head_outlasts_its_workers_where_all_go(monkeypatch, workers, others
     cluster.workers = lambda: next(seen)
     wait_for_workers(cluster, "head", 60)
     assert least <= clock.now - 1000 <= most
-    assert cluster.told == [], "a head is not drained: Ray's control store runs there"
+    assert cluster.drain_requests == [], "a head is not drained: Ray's control store runs there"
 
 
 ENGINE = 'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
@@ -188,7 +188,7 @@ def test_a_gateway_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page)
     assert load([Replica("gateway:gateway", [30002])], {9464: page}) >= 1
 
 
-def test_an_engine_that_nobody_may_look_at_is_not_taken_to_be_idle_and_one_that_is_gone_is(load):
+def test_an_unreadable_engine_is_not_idle_and_one_that_has_ended_is(load):
     assert load([Replica("variant-full:engine:full", drain.psutil.AccessDenied())]) >= 1
     assert load([Replica("variant-full:engine:full", ())]) >= 1, "it closed its port and may finish answers"
     assert load([Replica("variant-full:engine:full", drain.psutil.NoSuchProcess(1))]) == 0
@@ -196,7 +196,7 @@ def test_an_engine_that_nobody_may_look_at_is_not_taken_to_be_idle_and_one_that_
 
 @contextmanager
 def admin(folder: Path, answer: bytes) -> Iterator[None]:
-    """HAProxy's socket in `folder`, which answers this to whatever it is asked."""
+    """HAProxy's socket in `folder`, which answers every command with this."""
     folder.mkdir()
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(folder / "admin.sock"))

@@ -34,9 +34,9 @@ def s3(made: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def copy(uri: str, folder: Path, digest: str | None = None, **options: bool) -> list[tuple[float, float]]:
-    told: list[tuple[float, float]] = []
-    fetch(uri, digest, folder, lambda done, total: told.append((done, total)), **options)
-    return told
+    progress: list[tuple[float, float]] = []
+    fetch(uri, digest, folder, lambda done, total: progress.append((done, total)), **options)
+    return progress
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -48,7 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
     [("/models/int8", False), ("int8", False), ("s3://b/x", True), ("gs://b/x", True), ("hf://org/name@v1", True),
      ("hf://org/name@v1/gears/int8", True), ("file:///models/int8", True)],
 )  # fmt: skip
-def test_a_store_is_told_from_a_folder(weights: str, answer: bool):
+def test_a_store_is_distinguished_from_a_folder(weights: str, answer: bool):
     assert is_uri(weights) is answer
 
 
@@ -63,9 +63,9 @@ def test_a_store_that_nobody_can_read_is_refused_before_anything_starts(weights:
 def test_a_variant_is_copied_from_s3_with_progress(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with serving(S3, s3.parents[1]) as (url, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
-        told = copy("s3://models/gears/int8", tmp_path / "got", load_card(s3).weights_digest)
+        progress = copy("s3://models/gears/int8", tmp_path / "got", load_card(s3).weights_digest)
     assert files(tmp_path / "got") == files(s3)
-    assert told[-1] == (sum(map(len, files(s3).values())),) * 2
+    assert progress[-1] == (sum(map(len, files(s3).values())),) * 2
 
 
 def test_a_variant_is_copied_from_a_hub(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -76,11 +76,11 @@ def test_a_variant_is_copied_from_a_hub(made: Path, tmp_path: Path, monkeypatch:
 
 
 def test_the_card_alone_for_who_decides(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with serving(S3, s3.parents[1]) as (url, asked):
+    with serving(S3, s3.parents[1]) as (url, requested):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
         copy("s3://models/gears/int8", tmp_path / "got", cards_only=True)
     assert list(files(tmp_path / "got")) == [CARD_FILE]
-    assert not any("safetensors" in path for path in asked)
+    assert not any("safetensors" in path for path in requested)
 
 
 def test_what_is_there_is_not_copied_again(made: Path, tmp_path: Path):
@@ -90,13 +90,15 @@ def test_what_is_there_is_not_copied_again(made: Path, tmp_path: Path):
 
 
 def test_processes_that_want_the_same_copy_it_once(made: Path, tmp_path: Path):
-    told: list[list[tuple[float, float]]] = []
-    threads = [threading.Thread(target=lambda: told.append(copy(f"file://{made}", tmp_path / "got"))) for _ in range(4)]
+    progress: list[list[tuple[float, float]]] = []
+    threads = [
+        threading.Thread(target=lambda: progress.append(copy(f"file://{made}", tmp_path / "got"))) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(map(bool, told)) == [False, False, False, True]
+    assert sorted(map(bool, progress)) == [False, False, False, True]
     assert files(tmp_path / "got") == files(made)
 
 

@@ -21,7 +21,7 @@ NEW, OLD = "gbx-new", "gbx-old"
 
 @pytest.fixture
 def deployment(monkeypatch: pytest.MonkeyPatch) -> Callable[[PlatformConfig], GatewayDeployment]:
-    """The deployment without Serve: its replicas are never looked at."""
+    """The deployment without Serve: its replicas are never polled."""
     monkeypatch.setattr(gateway, "serve_metrics", lambda *_: None)
     monkeypatch.setattr(gateway, "log_with_serve", lambda: None)
 
@@ -37,7 +37,7 @@ def variants(*names: str) -> dict[str, object]:
     return {"variants": [{"name": name, "weights": "/none", "replicas": {"max": 4}} for name in names]}
 
 
-async def test_the_catalog_changes_and_what_was_learnt_of_the_variants_that_stay_is_kept(deployment):
+async def test_the_catalog_changes_and_estimates_of_remaining_variants_are_retained(deployment):
     own = deployment(make_config())
     cards = {name: make_card(name).model_dump(mode="json") for name in ("full", "int8", "distilled")}
     await own.reconfigure({"config": variants("full", "int8"), "catalog": {n: cards[n] for n in ("full", "int8")}})

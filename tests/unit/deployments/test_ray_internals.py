@@ -230,7 +230,7 @@ class TestNodes:
 
 @pytest.fixture
 async def handle(monkeypatch: pytest.MonkeyPatch) -> DeploymentHandle:
-    """A handle with Serve's own router, whose controller has told it of two replicas, one without an HTTP port."""
+    """A handle with Serve's own router, whose controller has announced two replicas, one without an HTTP port."""
     with needed_for("replica selection in the gateway"):
         from ray.serve._private import router as module
         from ray.serve._private.common import (

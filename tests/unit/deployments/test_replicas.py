@@ -43,7 +43,7 @@ def engine(caching: str = "True") -> Iterator[str]:
     server.server_close()
 
 
-async def looked(live: LiveState, monkeypatch: pytest.MonkeyPatch, *urls: str) -> LiveState:
+async def updated(live: LiveState, monkeypatch: pytest.MonkeyPatch, *urls: str) -> LiveState:
     replicas = ServeReplicas(None)
     monkeypatch.setattr(replicas, "urls", lambda variant: list(urls))
     async with aiohttp.ClientSession() as session:
@@ -54,25 +54,25 @@ async def looked(live: LiveState, monkeypatch: pytest.MonkeyPatch, *urls: str) -
 async def test_the_load_is_the_sum_over_the_engines(monkeypatch):
     with ExitStack() as stack:
         urls = [stack.enter_context(engine()) for _ in range(2)]
-        live = await looked(LiveState(), monkeypatch, *urls)
+        live = await updated(LiveState(), monkeypatch, *urls)
     assert (live.replicas, live.running, live.waiting, live.kv_usage, live.kv_tokens) == (2, 6, 4, 0.25, 23296)
 
 
 async def test_an_engine_without_a_prefix_cache_has_none(monkeypatch):
     with engine(caching="False") as url:
-        assert (await looked(LiveState(), monkeypatch, url)).kv_tokens == 0
+        assert (await updated(LiveState(), monkeypatch, url)).kv_tokens == 0
 
 
 async def test_an_engine_that_does_not_answer_is_not_taken_to_be_idle(monkeypatch):
-    gone = "http://127.0.0.1:9"
+    unreachable = "http://127.0.0.1:9"
     with engine() as url:
-        live = await looked(LiveState(), monkeypatch, url, gone)
+        live = await updated(LiveState(), monkeypatch, url, unreachable)
         assert (live.replicas, live.running, live.kv_tokens) == (2, 6, 23296), "as loaded as the other"
     live.on_dispatch(10)
-    await looked(live, monkeypatch, gone)
+    await updated(live, monkeypatch, unreachable)
     assert (live.replicas, live.running, live.waiting) == (1, 6, 4), "what was known stays"
     assert live.dispatched_since_refresh == 0, "but what peers are taken to have sent since does not pile up"
-    await looked(live, monkeypatch)
+    await updated(live, monkeypatch)
     assert (live.replicas, live.running, live.waiting) == (0, 0, 0)
 
 

@@ -91,7 +91,7 @@ def test_a_process_that_has_ended_is_not_there_any_more(process):
     assert processes_of("run-1") == []
 
 
-def test_an_agent_of_ray_without_the_mark_is_told_by_its_session(tmp_path):
+def test_an_agent_of_ray_without_the_mark_is_identified_by_its_session(tmp_path):
     agent, other = tmp_path / "ray::Agent", tmp_path / "other"
     for link in (agent, other):
         link.symlink_to(shutil.which("sleep"))

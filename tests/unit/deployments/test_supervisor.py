@@ -30,11 +30,11 @@ def supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Supervisor:
 
 def applications(monkeypatch: pytest.MonkeyPatch, **status: str) -> None:
     """What Ray Serve says of each."""
-    told = {
+    statuses = {
         name if name == "gateway" else app_name(name): SimpleNamespace(status=word, message=f"{name} is {word}")
         for name, word in status.items()
     }
-    monkeypatch.setattr(ray_serve, "status", lambda: SimpleNamespace(applications=told))
+    monkeypatch.setattr(ray_serve, "status", lambda: SimpleNamespace(applications=statuses))
 
 
 def test_an_engine_that_runs_is_ready_when_the_gateway_has_found_it(
@@ -58,7 +58,7 @@ def test_an_engine_that_runs_is_ready_when_the_gateway_has_found_it(
     assert all(part.phase == "ready" and "starting" in part.seconds for part in state.variants.values())
 
 
-def test_an_engine_that_fails_is_told_of_and_the_others_go_on(
+def test_a_failed_engine_is_reported_and_the_others_continue(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     monkeypatch.setattr(supervisor, "_routable_variants", lambda: {"full"})

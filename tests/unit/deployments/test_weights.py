@@ -59,7 +59,7 @@ def only(tmp_path: Path, **fields: object):
     return Weights(config, tmp_path / "cache"), config.variants[0]
 
 
-def test_named_weights_are_ready_when_their_card_fits(tmp_path):
+def test_named_weights_are_ready_when_their_card_matches(tmp_path):
     folder = write_variant(tmp_path / "own")
     found, variant = only(tmp_path, weights=str(folder))
     assert found.ready(variant) == folder
@@ -178,15 +178,15 @@ def test_the_seconds_left_are_the_stages_own_pace_and_the_later_stages_estimates
     config = make_config(variants=[{"name": "full", "recipe": str(recipes / "full.yaml")}])
     planned = Weights(config, tmp_path / "cache")._planned[0]
     later = sum(planned.seconds.values()) - planned.seconds["load"]
-    told: list[tuple[str, float, float, float]] = []
-    report = _with_eta(planned, lambda *facts: told.append(facts))
+    reported: list[tuple[str, float, float, float]] = []
+    report = _with_eta(planned, lambda *facts: reported.append(facts))
     report(Progress(stage="load", done=0, total=10, unit="s"))
     now[0] += 20
     report(Progress(stage="load", done=5, total=10, unit="s"))
     report(Progress(stage=list(planned.seconds)[-1], done=10, total=10, unit="s"))
-    assert told[0] == ("load", 0, 10, planned.seconds["load"] + later)
-    assert told[1] == ("load", 5, 10, 20 + later)
-    assert told[2][3] == 0
+    assert reported[0] == ("load", 0, 10, planned.seconds["load"] + later)
+    assert reported[1] == ("load", 5, 10, 20 + later)
+    assert reported[2][3] == 0
 
 
 def test_a_branch_that_has_moved_is_copied_again(tmp_path, monkeypatch):
@@ -216,7 +216,7 @@ def test_a_copy_with_a_digest_is_ready_without_the_hub_wherever_its_branch_is(tm
     assert found.ready(variant) == folder
 
 
-def test_a_hub_that_no_build_starts_from_is_not_asked(tmp_path, monkeypatch):
+def test_a_hub_that_no_build_starts_from_is_not_contacted(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     folder = write_variant(tmp_path / "own")
     config = make_config(model={"name": "m", "source": "org/name"}, variants=[{"name": "full", "weights": str(folder)}])

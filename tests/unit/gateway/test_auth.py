@@ -156,7 +156,7 @@ async def test_a_request_refused_for_its_tokens_is_not_counted_as_a_request(cloc
 
 
 @pytest.mark.parametrize("limits", [{"requests_per_minute": 2}, {"requests_per_minute": 1}, {"tokens_per_minute": 5}])
-async def test_whoever_waits_as_long_as_told_is_let_in(clock, limits):
+async def test_a_client_that_waits_for_retry_after_is_admitted(clock, limits):
     keeper = gatekeeper(**limits)
     caller = keeper.authenticate(bearer(KEY))
     for _ in range(limits.get("requests_per_minute", 1)):

@@ -166,7 +166,7 @@ class TestBodies:
     def test_without_a_body_there_is_nothing_to_declare(self):
         assert verdict({"host": "localhost", "content-length": "0"}) is None
 
-    def test_curl_without_the_header_is_told_which_to_send(self, gateway: Started):
+    def test_the_error_for_a_missing_header_names_the_header(self, gateway: Started):
         response = gateway.http.post("/v1/chat/completions", data={"{}": ""})
         error = error_of(response, 415)
         assert error["code"] == "unsupported_media_type"

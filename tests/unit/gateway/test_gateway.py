@@ -150,14 +150,14 @@ class TestSequences:
         ],
     )
     def test_a_budget_is_for_all_of_them(self, gateway: Started, path, body):
-        asked = {"model": f"{MODEL}@cheap", "max_tokens": 20, **body}
-        shown = gateway.post("/v1/route", asked).json()
+        request = {"model": f"{MODEL}@cheap", "max_tokens": 20, **body}
+        shown = gateway.post("/v1/route", request).json()
         assert shown["sequences"] == 8, shown
-        single = {**asked, "n": 1}
+        single = {**request, "n": 1}
         single["prompt" if "prompt" in body else "messages"] = "hello there" if "prompt" in body else MESSAGES
         assert shown["cost_usd"] > 6 * gateway.post("/v1/route", single).json()["cost_usd"]
         limit = {"max_cost": shown["cost_usd"] / 2, "on_no_candidate": "reject"}
-        assert error_of(gateway.post(f"/v1/{path}", {**asked, "budget": limit}), 422)["code"] == "impossible_budget"
+        assert error_of(gateway.post(f"/v1/{path}", {**request, "budget": limit}), 422)["code"] == "impossible_budget"
         assert gateway.engine_calls() == {}
 
     @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ class TestSequences:
 
 
 class TestNamedModel:
-    """The answer's `model` is the one that was asked for."""
+    """The answer's `model` is the requested one."""
 
     @pytest.mark.parametrize("name", [MODEL, f"{MODEL}@fast", f"{MODEL}:int8"])
     @pytest.mark.parametrize(
@@ -196,8 +196,8 @@ class TestBudgets:
     def test_headers_body_profile_and_pin_choose_the_variant(self, gateway: Started):
         def variant(headers: dict[str, str] | None = None, **body) -> str:
             # a dry run: the predictions learn nothing from it
-            asked = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 11, **body}
-            return gateway.post("/v1/route", asked, headers).json()["variant"]
+            request = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 11, **body}
+            return gateway.post("/v1/route", request, headers).json()["variant"]
 
         assert variant() == "full"
         assert variant(model=f"{MODEL}@cheap") == "distilled"
@@ -312,7 +312,7 @@ class TestSurface:
             assert gateway.http.get(f"/v1/models/{model['id']}").json() == model
         assert error_of(gateway.http.get("/v1/models/gpt-4"), 404)["code"] == "model_not_found"
 
-    def test_every_listed_model_can_be_asked(self, gateway: Started):
+    def test_every_listed_model_answers_requests(self, gateway: Started):
         for model in gateway.http.get("/v1/models").json()["data"]:
             assert gateway.chat(model=model["id"]).status_code == 200
 

@@ -42,7 +42,7 @@ class TestFailover:
         assert gateway.sample("gearbox_attempts_total", variant="int8", reason="quality", outcome="ok") == 1
 
     @streamed_or_not
-    def test_a_variant_whose_replicas_are_gone_is_left(self, start_gateway: Start, stream):
+    def test_a_variant_without_replicas_is_replaced_by_another(self, start_gateway: Start, stream):
         gateway = start_gateway(without_replica=("full",))
         assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "int8"
 
@@ -94,8 +94,8 @@ class TestFailover:
     @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
     def test_replicas_that_nobody_listens_at_are_all_left(self, gateway: Started, model):
         """What never got the request cannot have broken over it."""
-        gone = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
-        gateway.replicas.by_variant["full"] = [*gone, gateway.engines["full"].url]
+        unreachable = [f"http://127.0.0.1:{port}" for port in range(1, 6)]
+        gateway.replicas.by_variant["full"] = [*unreachable, gateway.engines["full"].url]
         response = gateway.chat(model=model)
         assert response.headers["x-gearbox-variant"] == "full"
         assert gearbox_of(response, False)["attempts"] == 6
@@ -139,7 +139,7 @@ class TestFailover:
         assert error_of(gateway.chat(), 400)["message"] == "the engine refused the request"
 
     @streamed_or_not
-    def test_an_engines_refusal_is_told_without_pydantics_paths(self, gateway: Started, stream):
+    def test_an_engines_rejection_is_reported_without_pydantics_paths(self, gateway: Started, stream):
         gateway.engines["full"].behaviour = "400 of pydantic"
         error = error_of(gateway.chat(stream=stream, logit_bias={"x": "y"}, stop=5), 400)
         assert error["param"] == "stop", "the first field that is wrong, as answers without a variant tell it"
@@ -186,10 +186,13 @@ class TestFailover:
             "You must use one kind of structured outputs constraint but none are specified: "
             "{'json': None, 'grammar': None, '_backend': None}"
         )
-        wanted = {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}
+        response_format = {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}
         tool = {"type": "function", "function": {"name": "f"}}
-        assert error_of(gateway.chat(tools=[tool], **wanted), 400)["param"] == "response_format.json_schema.schema"
-        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", **wanted}), 400)
+        assert (
+            error_of(gateway.chat(tools=[tool], **response_format), 400)["param"]
+            == "response_format.json_schema.schema"
+        )
+        error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", **response_format}), 400)
         assert error["message"] == "You must use one kind of structured outputs constraint but none are specified"
 
     def test_after_a_failure_the_next_request_is_answered(self, gateway: Started, full: EngineStub):
@@ -265,12 +268,12 @@ class TestContext:
                 "400",
                 "max_tokens must be at least 1, got 0. (parameter=max_tokens, value=0)",
             )
-        asked = {"model": f"{MODEL}:full", "prompt": [500] * 2048, "max_tokens": 1, "stream": stream}
-        error = error_of(gateway.post("/v1/completions", asked), 400)
+        request = {"model": f"{MODEL}:full", "prompt": [500] * 2048, "max_tokens": 1, "stream": stream}
+        error = error_of(gateway.post("/v1/completions", request), 400)
         assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
         assert "maximum context length is" in error["message"] and "got 0" not in error["message"]
         gateway.engines["distilled"].behaviour = "answer"
-        assert gateway.post("/v1/completions", {**asked, "model": MODEL, "stream": False}).is_success, (
+        assert gateway.post("/v1/completions", {**request, "model": MODEL, "stream": False}).is_success, (
             "another is longer"
         )
 
@@ -316,7 +319,7 @@ class TestContext:
         assert gateway.engine_calls() == {"full": 1}
 
     @streamed_or_not
-    def test_of_growing_contexts_the_one_that_fits_answers(self, start_gateway: Start, stream):
+    def test_the_variant_with_a_long_enough_context_answers(self, start_gateway: Start, stream):
         gateway = start_gateway(variants=growing_contexts())
         gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "context"
         assert gearbox_of(gateway.chat(stream=stream), stream)["variant"] == "distilled"

@@ -164,7 +164,7 @@ def test_open_access_needs_no_key():
     assert json.loads(describe(make_config(access=keys)))["security"] == [{"bearer": []}]
 
 
-def test_it_is_served_without_a_key_and_kept_by_its_etag(start_gateway: Start):
+def test_it_is_served_without_a_key_and_cached_by_its_etag(start_gateway: Start):
     gateway = start_gateway(access={"keys": [{"sha256": hash_key("gbx-x"), "tenant": "tenant-x"}]})
     response = gateway.http.get("/openapi.json")
     assert response.json() == json.loads(describe(gateway.config))

@@ -29,18 +29,18 @@ LIMITS = {"max_document_bytes": 1 << 20, "max_concurrent_upload_bytes": 3 << 20,
 
 
 class Slow(FakeRetrieval):
-    """Indexes when it is told to."""
+    """Retrieval whose indexing waits for `go`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.go = threading.Event()
         self.indexing = 0
 
-    async def _index(self, **asked: Any) -> dict[str, Any]:
+    async def _index(self, **arguments: Any) -> dict[str, Any]:
         self.indexing += 1
         while not self.go.is_set():
             await asyncio.sleep(0.005)
-        return await super()._index(**asked)
+        return await super()._index(**arguments)
 
 
 class Upload(threading.Thread):
@@ -72,7 +72,7 @@ def slow() -> Iterator[Slow]:
 
 class TestMemory:
     @pytest.mark.parametrize(("size", "fit"), [(10, 3), (1_000_000, 3), (1_040_000, 3), (1 << 20, 2)])
-    def test_so_many_and_so_large_are_taken_at_once_and_the_others_told_when_to_retry(
+    def test_uploads_over_the_concurrent_limits_are_rejected_with_retry_after(
         self, start_gateway: Start, slow: Slow, size, fit
     ):
         gateway = start_gateway(searches=slow, retrieval=LIMITS)
@@ -102,8 +102,8 @@ class TestMemory:
         memory = gateway.app._uploads
         for _ in range(4):
             host, port = gateway.url.removeprefix("http://").split(":")
-            with socket.create_connection((host, int(port))) as gone:
-                gone.sendall(
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(
                     b"POST /v1/documents HTTP/1.1\r\ncontent-type: application/json\r\nhost: localhost\r\ncontent-length: 1000000\r\n\r\n"
                     + b"x" * 900_000
                 )
@@ -169,7 +169,7 @@ class TestMemory:
         assert (caught.value.status, caught.value.code) == (408, "body_timeout")
         assert memory.bytes == memory.bodies == 0
 
-    def test_a_memory_that_no_document_of_the_largest_size_fits_into_is_refused(self):
+    def test_a_memory_limit_below_the_largest_document_is_rejected(self):
         with pytest.raises(ValueError, match="max_concurrent_upload_bytes"):
             RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=1 << 20)
         assert RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=(2 << 20) + (1 << 16))
@@ -219,16 +219,11 @@ class TestEventLoop:
         assert during[0] > 100, "the loop had turns between the parser's scan and the slices that are decoded"
 
 
-@pytest.fixture
-def retrieval() -> FakeRetrieval:
-    return FakeRetrieval()
-
-
 async def decoded(body: bytes, **settings: Any) -> dict[str, Any]:
     retrieval = FakeRetrieval()
     await Documents(RetrievalConfig(**settings), retrieval).add("acme", body)
-    (asked,) = retrieval.calls_of("index")
-    return asked
+    (arguments,) = retrieval.calls_of("index")
+    return arguments
 
 
 async def refused(body: bytes, **settings: Any) -> RequestError:
@@ -242,8 +237,8 @@ class TestDecoding:
     async def test_base64_of_any_length(self, size):
         data = os.urandom(size)
         for encode in (orjson.dumps, lambda document: orjson.dumps(document).replace(b"/", b"\\/")):
-            asked = await decoded(encode({"data": base64.b64encode(data).decode(), "source": "a.pdf"}))
-            assert asked["data"] == data
+            arguments = await decoded(encode({"data": base64.b64encode(data).decode(), "source": "a.pdf"}))
+            assert arguments["data"] == data
 
     @pytest.mark.parametrize(
         "data",
@@ -272,10 +267,10 @@ class TestDecoding:
             assert (error.status, error.code) == (400, "invalid_json")
 
     async def test_null_is_left_out(self):
-        asked = await decoded(
+        arguments = await decoded(
             b'{"source":"a","content":"x","data":null,"title":null,"meta":null,"collection":null,"type":null}'
         )
-        assert (asked["collection"], asked["meta"], asked["title"], asked["kind"]) == (
+        assert (arguments["collection"], arguments["meta"], arguments["title"], arguments["kind"]) == (
             "default",
             {},
             None,
@@ -302,13 +297,13 @@ class TestDecoding:
         assert len(error.message) < 300
 
     async def test_the_limit_is_of_the_document_and_not_of_its_encoding(self):
-        for size, fits in ((1024, True), (1025, False)):
+        for size, accepted in ((1024, True), (1025, False)):
             for body in (
                 {"content": "ü" * (size // 2) + "x" * (size % 2)},
                 {"data": base64.b64encode(b"x" * size).decode()},
             ):
                 raw = orjson.dumps({"source": "a", **body})
-                if fits:
+                if accepted:
                     assert len((await decoded(raw, max_document_bytes=1024))["data"]) == size
                 else:
                     assert (await refused(raw, max_document_bytes=1024)).status == 413

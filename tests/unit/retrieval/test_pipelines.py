@@ -62,8 +62,8 @@ def store() -> FakeStore:
 
 
 async def run(pipeline: RetrievalPipeline, **given: Any):
-    asked = {"question": QUESTION, "tenant": "acme", "collection": "docs", "top_k": 4, **given}
-    return await pipeline.run(**{"filters": None, "min_score": None, **asked})
+    request = {"question": QUESTION, "tenant": "acme", "collection": "docs", "top_k": 4, **given}
+    return await pipeline.run(**{"filters": None, "min_score": None, **request})
 
 
 @pytest.fixture(scope="module")

@@ -73,8 +73,8 @@ def service(folder: Path, **config: Any) -> Service:
 
 
 def find(service: Service, **more: Any) -> Any:
-    asked = {"tenant": "acme", "collection": "docs", "question": SECRET, "top_k": 2, "mode": "hybrid", **more}
-    return service.call("ground", asked)
+    request = {"tenant": "acme", "collection": "docs", "question": SECRET, "top_k": 2, "mode": "hybrid", **more}
+    return service.call("ground", request)
 
 
 async def refusal(work: Any) -> RequestError:
@@ -123,7 +123,7 @@ class TestSearch:
         retrieval = Service(RetrievalConfig(), "", unit, 4, folder / "tokenizer.json", "m")
 
         async def search(question: str = self.QUESTION, **more: Any) -> Any:
-            asked = {
+            request = {
                 "tenant": "acme",
                 "collection": "docs",
                 "question": question,
@@ -131,11 +131,11 @@ class TestSearch:
                 "mode": "hybrid",
                 **more,
             }
-            return await retrieval.call("search", asked)
+            return await retrieval.call("search", request)
 
         return search
 
-    async def test_all_passages_with_the_support_that_was_asked_for_are_returned(self, search):
+    async def test_all_passages_with_the_requested_support_are_returned(self, search):
         found = await search(min_score=0.0)
         assert [one["n"] for one in found["passages"]] == [1, 2, 3, 4, 5]
         assert {one["content"] for one in found["passages"]} == set(self.TEXTS)
@@ -267,23 +267,23 @@ class TestDeployment:
     async def test_a_store_that_is_misconfigured_fails_the_start_and_one_that_is_away_does_not(self, store, folder):
         store.opening = StoreUnavailable()
         one = await deployment(folder, Handle(vectors))
-        asked = {"tenant": "acme", "collection": "docs"}
-        assert (await one("exists", asked))["error"]["code"] == "store_unavailable"
+        request = {"tenant": "acme", "collection": "docs"}
+        assert (await one("exists", request))["error"]["code"] == "store_unavailable"
         store.opening = retrieval_misconfigured("made for 8 dimensions")
-        refused = (await one("exists", asked))["error"]
+        refused = (await one("exists", request))["error"]
         assert (refused["status"], refused["code"]) == (500, "retrieval_misconfigured")
         with pytest.raises(RequestError, match="made for 8 dimensions"):
             await deployment(folder, Handle(vectors))
         store.opening = None
-        assert (await one("exists", asked))["result"] is True
+        assert (await one("exists", request))["result"] is True
 
     async def test_a_search_while_the_embedder_is_away_can_be_tried_again(self, store, folder):
         async def away(ids: Any) -> Any:
             raise ActorDiedError
 
         one = await deployment(folder, Handle(away))
-        asked = {"tenant": "acme", "collection": "docs", "question": "w1", "top_k": 2, "mode": "hybrid"}
-        refused = (await one("search", asked))["error"]
+        request = {"tenant": "acme", "collection": "docs", "question": "w1", "top_k": 2, "mode": "hybrid"}
+        refused = (await one("search", request))["error"]
         assert (refused["status"], refused["code"]) == (503, "retrieval_unavailable")
 
 
@@ -316,7 +316,7 @@ class TestHandle:
         assert response.cancelled
 
 
-def test_a_connection_string_that_cannot_be_read_is_not_told(monkeypatch):
+def test_an_invalid_connection_string_is_not_shown(monkeypatch):
     async def open_() -> None:
         await Store("host=x password=s3cret word", 4).open()
 

@@ -15,7 +15,7 @@ def document(content: str, title: str = "", source: str = "a.md") -> Document:
     return Document(id=source, content=content, meta={"source": source, "title": title, "heading": "", "meta": {}})
 
 
-def test_the_sentence_that_answers_is_kept_with_the_one_that_names_its_subject():
+def test_the_sentence_that_answers_is_selected_with_the_one_that_names_its_subject():
     _, text = select_sentences("Who is the mayor of Larkhaven?", TOWN)
     assert text == "Larkhaven is a harbour town of 12,000 people. Since January 2026 Tomas Brandt has been its mayor."
 
@@ -32,17 +32,17 @@ def test_a_passage_without_sentences_to_choose_from_stays(passage):
 
 def test_passages_that_say_less_about_the_question_are_left_out_and_contents_stay_whole():
     documents = [document(TOWN), document("Dunmore is the largest town; its mayor is Ilse Park.", source="b.md")]
-    kept = SentenceSelector().run("Who is the mayor of Larkhaven?", documents)["documents"]
-    assert [one.id for one in kept] == ["a.md"]
-    assert kept[0].content == TOWN
-    assert "Tomas Brandt" in kept[0].meta["focus"]
+    selected = SentenceSelector().run("Who is the mayor of Larkhaven?", documents)["documents"]
+    assert [one.id for one in selected] == ["a.md"]
+    assert selected[0].content == TOWN
+    assert "Tomas Brandt" in selected[0].meta["focus"]
 
 
 def test_the_order_stays_and_nothing_is_too_long():
     documents = [document(f"The mayor of Larkhaven {'really ' * 200}is Tomas.", source=name) for name in "cab"]
-    kept = SentenceSelector(max_chars=50).run("Who is the mayor of Larkhaven?", documents)["documents"]
-    assert [one.id for one in kept] == ["c", "a", "b"]
-    assert all(len(one.meta["focus"]) == 50 for one in kept)
+    selected = SentenceSelector(max_chars=50).run("Who is the mayor of Larkhaven?", documents)["documents"]
+    assert [one.id for one in selected] == ["c", "a", "b"]
+    assert all(len(one.meta["focus"]) == 50 for one in selected)
 
 
 def test_no_documents_no_focus():

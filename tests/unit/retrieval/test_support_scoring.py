@@ -32,8 +32,8 @@ def vectors(*cosines: float) -> tuple[scoring.Vectors, scoring.Vectors]:
 
 
 def support(question: str, passage: str, cosine: float) -> float:
-    asked, found = vectors(cosine)
-    return scoring.support_scores(question, asked, [passage], found)[0]
+    embedding, found = vectors(cosine)
+    return scoring.support_scores(question, embedding, [passage], found)[0]
 
 
 def checked(answer: str, *passages: str, question: str = "") -> list[scoring.CheckedSentence]:
@@ -64,10 +64,10 @@ def test_support_grows_with_nearness_and_with_what_the_passage_says_of_the_quest
 
 
 def test_each_passage_has_its_own_support_and_no_passages_have_none():
-    asked, found = vectors(0.1, 0.8)
-    low, high = scoring.support_scores("What is a B-tree?", asked, ["Mars is a planet.", TREES], found)
+    question, found = vectors(0.1, 0.8)
+    low, high = scoring.support_scores("What is a B-tree?", question, ["Mars is a planet.", TREES], found)
     assert low < scoring.MIN_SUPPORT <= high
-    assert scoring.support_scores("What is a B-tree?", asked, [], np.empty((0, 2), np.float32)) == []
+    assert scoring.support_scores("What is a B-tree?", question, [], np.empty((0, 2), np.float32)) == []
 
 
 def test_peoples_and_their_countries_are_the_same_word():
@@ -168,8 +168,8 @@ def test_numbers_are_the_same_however_they_are_written():
 def test_what_the_question_says_is_no_claim_of_the_answer():
     answer = "The Wimbledon Prime Minister is Keir Starmer."
     (alone,) = checked(answer, STARMER)
-    (asked,) = checked(answer, STARMER, question="Who is the Wimbledon Prime Minister?")
-    assert asked.score > alone.score
+    (sentence,) = checked(answer, STARMER, question="Who is the Wimbledon Prime Minister?")
+    assert sentence.score > alone.score
 
 
 @pytest.mark.parametrize(
@@ -220,12 +220,12 @@ def test_the_weights_and_thresholds_are_those_that_were_calibrated():
 
 def test_scoring_many_passages_takes_little_time():
     passages = [" ".join(f"word{i}x{j} and another" for i in range(70)) for j in range(20)]
-    asked, found = vectors(*[0.5] * 20)
+    question, found = vectors(*[0.5] * 20)
     times = []
     for _ in range(9):
-        began = time.perf_counter()
-        scoring.support_scores("What is another word?", asked, passages, found)
-        times.append(time.perf_counter() - began)
+        started = time.perf_counter()
+        scoring.support_scores("What is another word?", question, passages, found)
+        times.append(time.perf_counter() - started)
     assert min(times) < 0.02  # 1 ms on an idle core
 
 

@@ -94,10 +94,10 @@ def test_a_looser_budget_never_yields_lower_quality(of, budget, name, factor):
 @given(variants(), st.lists(budgets(), min_size=1, max_size=10), st.integers(0, 1000))
 @settings(deadline=None)
 @pytest.mark.parametrize("name", POLICIES)
-def test_the_same_requests_are_routed_the_same_way_again(name, of, asked, seed):
+def test_the_same_requests_are_routed_the_same_way_again(name, of, requests, seed):
     def run() -> list[object]:
         router = Router(WithinBudget(seed, explore=0.3) if name == "budget" else POLICIES[name]())
-        found = [decide(router, of, budget) for budget in asked]
+        found = [decide(router, of, budget) for budget in requests]
         return [one.status if isinstance(one, RequestError) else (one.variant.name, one.reason) for one in found]
 
     assert run() == run()

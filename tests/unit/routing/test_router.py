@@ -1,15 +1,13 @@
 """The router: eligible variants, the chosen one, and the explanation if none is chosen."""
 
-import random
-
 import pytest
 
-from benchmarks.lib.sample_catalog import REQUEST, choose, decide, make_live_variant, make_profile, three_gears
+from benchmarks.lib.sample_catalog import REQUEST, choose, decide, make_live_variant, three_gears
 from serve.budget import Budget
 from serve.errors import RequestError
-from serve.routing.catalog import BLOCK_CHARS, Variant
-from serve.routing.prediction import Features, Load
-from serve.routing.router import HARD_RULES, REASONS, Decision
+from serve.routing.catalog import Variant
+from serve.routing.prediction import Features
+from serve.routing.router import Decision
 
 # REQUEST is 100 prompt tokens and 11 of answer, so end to end is TTFT + 10 TPOT: full 800, int8 400, distilled 200 ms.
 
@@ -82,57 +80,6 @@ def test_load_moves_requests_to_a_lower_gear():
     assert choose(variants, ttft_ms=500).variant.name == "full"
     variants[0].live.update_from_engines(1, 4, 2, 0.1)  # more than its engine runs at once: a queue
     assert choose(variants, ttft_ms=500).variant.name == "int8"
-
-
-def test_the_load_is_this_gateways_own_and_what_others_had_at_the_last_look():
-    live = three_gears()[0].live
-    live.on_dispatch(100)
-    live.update_from_engines(replicas=1, running=3, waiting=2, kv_usage=0.1)
-    assert live.load() == Load(5, 500, 1, prompt_rate=200), "four of others, taken to be like the own one"
-    live.on_dispatch(50)
-    assert live.load().requests == 6
-    live.on_first_token(100)
-    live.on_complete()
-    assert live.load().requests == 5
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
-    assert live.load() == Load(1, 50, 1, prompt_rate=live.prompt_rate), "the engines have not seen the own one yet"
-
-
-def test_what_a_variant_has_in_its_cache_need_not_be_read_again():
-    variant = three_gears()[0]
-    live, long = variant.live, Features(1000, 10, blocks=range(9))
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=8000)
-    assert live.load(0, long).cached_tokens == 0
-    live.remember_prefix(Features(800, 10, blocks=range(7)))
-    assert live.load(0, long).cached_tokens == 700, "seven of its ten blocks, the last is not whole"
-    assert live.load(0, Features(1000, 10, blocks=(77, 1, 2))).cached_tokens == 0, "what comes after another beginning"
-    live.update_from_engines(replicas=2, running=0, waiting=0, kv_usage=0.0)
-    assert live.load(0, long).cached_tokens == 350, "one of the two has it"
-    chosen = choose([variant], long).chosen
-    assert chosen.public()["cached_tokens"] == 350 and chosen.uncached_tokens == 650
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
-    assert live.load(0, long).cached_tokens == 0, "a replica went, and its cache with it"
-
-
-def test_a_cache_forgets_what_was_read_longest_ago():
-    live = three_gears()[0].live
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=4 * BLOCK_CHARS // 4)
-    live.remember_prefix(Features(100, 1, blocks=[1, 2]))
-    live.remember_prefix(Features(100, 1, blocks=[3, 4]))
-    live.remember_prefix(Features(100, 1, blocks=[1, 2]))
-    live.remember_prefix(Features(100, 1, blocks=[5]))
-    known = {block for block in range(9) if live.load(0, Features(100, 1, blocks=[block])).cached_tokens}
-    assert known == {1, 2, 4, 5}
-
-
-def test_gateways_that_look_at_the_same_numbers_do_not_all_run_to_one_variant():
-    live = three_gears()[0].live
-    live.peers = 3
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
-    live.on_dispatch(10)
-    assert live.load().requests == 4, "each of the others has sent as many since the last look"
-    live.update_from_engines(replicas=1, running=1, waiting=0, kv_usage=0.0)
-    assert live.load().requests == 1, "now it is known that they have not"
 
 
 def test_ties_go_to_quality_then_cost():
@@ -380,138 +327,6 @@ def test_every_candidate_is_explained():
         assert candidate["cost_usd"] > 0
         assert 0 < candidate["quality"] <= 1
         assert candidate["in_flight"] == 0
-
-
-def test_cost_is_the_share_of_a_fully_used_machine():
-    variant = make_live_variant("full", price=0.36)
-    assert variant.cost_usd(1000, 0) == pytest.approx(0.36 / 3600)  # prefill: 1000 tokens a second
-    assert variant.cost_usd(0, 200) == pytest.approx(2 * 0.36 / 3600)  # decode: 100 tokens a second
-    assert choose([variant], Features(1000, 200)).chosen.cost_usd == pytest.approx(3 * 0.36 / 3600)
-
-
-def random_catalog(generator: random.Random) -> list[Variant]:
-    def variant(i: int) -> Variant:
-        base, token = generator.uniform(10, 900), generator.uniform(1, 90)
-        profile = make_profile(
-            [(10, 1, base), (1000, 1, base * 4), (1000, 8, base * 9)], [(1, token), (8, token * 3)],
-            startup_s=generator.uniform(1, 60),
-        )  # fmt: skip
-        return make_live_variant(
-            f"v{i}", quality=generator.choice([0.5, 0.8, 0.9, generator.random()]), profile=profile,
-            price=generator.choice([0.01, 0.02, generator.random()]), max_model_len=generator.choice([256, 2048]),
-            max_running=generator.randint(1, 8), max_waiting=generator.randint(0, 8),
-            min_replicas=generator.randint(0, 1), replicas=generator.randint(0, 3), load=generator.randint(0, 20),
-        )  # fmt: skip
-
-    return [variant(i) for i in range(generator.randint(1, 5))]
-
-
-def random_budget(generator: random.Random) -> Budget:
-    def maybe(value: float) -> float | None:
-        return value if generator.random() < 0.4 else None
-
-    return Budget(
-        ttft_ms=maybe(10 ** generator.uniform(0, 4.5)),
-        tpot_ms=maybe(10 ** generator.uniform(0, 3)),
-        e2e_ms=maybe(10 ** generator.uniform(1, 5)),
-        max_cost=maybe(10 ** generator.uniform(-8, -3)),
-        min_quality=maybe(generator.random()),
-        objective=generator.choice(["quality", "cost", "latency"]),
-        on_no_candidate=generator.choice(["degrade", "reject"]),
-    )
-
-
-def kept(budget: Budget, quality: float, cost: float, ttft: float, tpot: float, e2e: float) -> bool:
-    """Whether every limit is kept, written down a second time."""
-    return (
-        quality >= (budget.min_quality or 0)
-        and (budget.max_cost is None or cost <= budget.max_cost)
-        and all(
-            v <= limit for v, limit in ((ttft, budget.ttft_ms), (tpot, budget.tpot_ms), (e2e, budget.e2e_ms)) if limit
-        )
-    )
-
-
-def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
-    generator = random.Random(3)
-    outcomes: set[object] = set()
-    for _ in range(400):
-        variants, budget = random_catalog(generator), random_budget(generator)
-        features = Features(
-            generator.randint(1, 3000), generator.randint(1, 300), (), generator.choice([1, 1, 3, 12]),
-            generator.choice([0, 300, 3000]),
-        )  # fmt: skip
-        pinned = generator.choice([None, None, None, variants[0].name])
-        try:
-            decision = decide(variants, budget, features, pinned=pinned)
-        except RequestError as error:
-            outcomes.add(error.status)
-            assert error.status in (400, 422, 429, 503)
-            assert (error.status == 400) == (error.code == "too_many_sequences")
-            assert ("retry-after" in error.headers) == (error.status in (429, 503))
-            assert pinned is None or error.status != 422
-            assert budget.on_no_candidate == "reject" or error.code not in ("impossible_budget", "budget_under_load")
-            continue
-        outcomes.add(decision.reason)
-        assert decision.reason in REASONS
-        assert decision.chosen in decision.candidates
-        assert decision.chosen.ruled_out not in HARD_RULES
-        assert decision.variant.live.replicas or decision.variant.scales_to_zero
-        assert len(decision.candidates) == (1 if pinned else len(variants))
-        for candidate in decision.candidates:
-            latency = candidate.prediction.expected
-            fits = kept(
-                budget, candidate.variant.quality.quality, candidate.cost_usd,
-                latency.ttft_ms, latency.tpot_ms, latency.e2e_ms,
-            )  # fmt: skip
-            assert (candidate.explanation is None) == (candidate.ruled_out is None)
-            if candidate.ruled_out not in HARD_RULES:
-                assert fits == (candidate.ruled_out is None)
-                assert (candidate.violation > 0) != fits
-            if decision.reason == "nearest_miss" and candidate.ruled_out not in HARD_RULES:
-                assert (decision.chosen.overflows, decision.chosen.violation) <= (
-                    candidate.overflows,
-                    candidate.violation,
-                )
-        if decision.reason not in ("nearest_miss", "pinned"):
-            assert decision.chosen.ruled_out is None
-            assert decision.reason == budget.objective
-            fitting = [candidate for candidate in decision.candidates if candidate.ruled_out is None]
-            best = {
-                "quality": max(candidate.variant.quality.quality for candidate in fitting),
-                "cost": min(candidate.cost_usd for candidate in fitting),
-                "latency": min(candidate.prediction.expected.e2e_ms for candidate in fitting),
-            }
-            own = {
-                "quality": decision.variant.quality.quality,
-                "cost": decision.chosen.cost_usd,
-                "latency": decision.chosen.prediction.expected.e2e_ms,
-            }
-            assert own[budget.objective] == best[budget.objective]
-        else:
-            assert pinned or budget.on_no_candidate == "degrade"
-    assert outcomes == {400, 422, 429, 503, *REASONS} - {"explore", "risk", "random", "turn"}, (
-        "it reached every outcome"
-    )
-
-
-def test_the_same_inputs_make_the_same_decision_in_any_order_of_the_catalog():
-    generator = random.Random(4)
-    for _ in range(100):
-        variants, budget = random_catalog(generator), random_budget(generator)
-        features = Features(generator.randint(1, 400), generator.randint(1, 300))
-
-        def outcome(of: list[Variant], budget: Budget = budget, features: Features = features) -> object:
-            try:
-                decision = decide(of, budget, features)
-            except RequestError as error:
-                return error.status
-            key = decision.chosen
-            return decision.reason, key.variant.quality.quality, key.cost_usd, round(key.prediction.expected.e2e_ms, 6)
-
-        first = outcome(variants)
-        assert outcome(variants) == first
-        assert outcome(list(reversed(variants))) == first
 
 
 def test_a_decision_changes_nothing():

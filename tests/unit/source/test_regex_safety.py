@@ -266,5 +266,5 @@ def test_of_a_long_answer_only_whole_sentences_are_checked():
     assert asyncio.run(checked("x" * 2 * LONG)) == []
 
 
-def test_of_a_long_word_only_the_beginning_is_kept():
+def test_a_long_word_is_truncated():
     assert scoring.stems("b" * LONG) == ["b" * 64]

@@ -22,11 +22,11 @@ def test_there_are_enough_questions_to_tell():
 
 
 def test_a_look_at_the_clock_is_answered(subtests: pytest.Subtests):
-    for question, told in CLOCK.items():
+    for question, expected in CLOCK.items():
         with subtests.test(question):
             found = find_question(question)
             assert found is not None
-            assert answer(found, NOW, UTC) == told
+            assert answer(found, NOW, UTC) == expected
 
 
 def test_anything_else_is_left_to_the_model(subtests: pytest.Subtests):
@@ -56,22 +56,22 @@ def test_a_named_place_has_its_own_time_and_daylight_saving():
 
 @given(DATES)
 def test_weekdays_agree_with_the_calendar(when):
-    told = answer(ClockQuestion("weekday", Day(when.month, when.day, when.year)), NOW, UTC)
-    assert told.endswith(f"a {when:%A}.")
+    text = answer(ClockQuestion("weekday", Day(when.month, when.day, when.year)), NOW, UTC)
+    assert text.endswith(f"a {when:%A}.")
 
 
 @given(DATES, DATES)
 def test_days_between_agree_with_the_calendar(first, last):
-    told = answer(ClockQuestion("days", parse_day(first.isoformat()), parse_day(last.isoformat())), NOW, UTC)
+    text = answer(ClockQuestion("days", parse_day(first.isoformat()), parse_day(last.isoformat())), NOW, UTC)
     count = (last - first).days
-    assert f"it is {abs(count)} day" in told
-    assert ("back" in told) == (count < 0)
+    assert f"it is {abs(count)} day" in text
+    assert ("back" in text) == (count < 0)
 
 
 @given(st.datetimes(datetime(2, 1, 1), datetime(9990, 1, 1)), st.integers(-300, 300))
 def test_days_away_are_counted_over_months_and_years(now, days):
-    told = answer(ClockQuestion("date", Day(offset=days)), now.replace(tzinfo=UTC), UTC)
-    assert str((now + timedelta(days)).year) in told
+    text = answer(ClockQuestion("date", Day(offset=days)), now.replace(tzinfo=UTC), UTC)
+    assert str((now + timedelta(days)).year) in text
 
 
 @given(DATES)
@@ -103,7 +103,7 @@ def test_no_text_breaks_the_detection(text):
     find_question(text)
 
 
-def test_what_is_asked_can_be_written_as_the_tools_arguments(subtests: pytest.Subtests):
+def test_detected_questions_can_be_written_as_the_tools_arguments(subtests: pytest.Subtests):
     for question in CLOCK:
         with subtests.test(question):
             found = find_question(question)
@@ -124,9 +124,9 @@ def test_detection_uses_only_what_is_enabled():
     assert computed is not None
     assert (computed.name, computed.input) == ("calculator", {"expression": "40366 / 439"})
     assert (computed.output, computed.answer) == ("91.949886104784", "40366 / 439 ≈ 91.949886104784")
-    told = detect("What year is it?", DETECTED, NOW, UTC)
-    assert told is not None
-    assert (told.name, told.input, told.output) == ("clock", {"what": "year"}, "It is 2026.")
+    text = detect("What year is it?", DETECTED, NOW, UTC)
+    assert text is not None
+    assert (text.name, text.input, text.output) == ("clock", {"what": "year"}, "It is 2026.")
     assert detect("What is 40366 / 439?", ["clock"], NOW, UTC) is None
     assert detect("What year is it?", ["calculator"], NOW, UTC) is None
     assert detect("What year is it?", [], NOW, UTC) is None

@@ -198,8 +198,8 @@ def test_the_schema_is_the_descriptions_without_what_we_send_ourselves(tool):
 
 
 async def test_arguments_go_where_the_description_says(service, tool):
-    told = await call(tool("getItem"), **{"id": "a b/c?d#e", "q": ["x&y", "z"], "X-Kind": "k"})
-    assert json.loads(told)["path"] == "/v1/items/a%20b%2Fc%3Fd%23e?q=x%26y&q=z"
+    result = await call(tool("getItem"), **{"id": "a b/c?d#e", "q": ["x&y", "z"], "X-Kind": "k"})
+    assert json.loads(result)["path"] == "/v1/items/a%20b%2Fc%3Fd%23e?q=x%26y&q=z"
     headers = service.seen[-1][2]
     assert (headers["Authorization"], headers["X-Kind"]) == (f"Bearer {SECRET}", "k")
     await call(tool("putItem"), id="1", name="n", count=0)
@@ -219,7 +219,7 @@ async def test_a_path_cannot_be_left(service, tool, value):
 
 
 @pytest.mark.parametrize(
-    ("operation", "told"),
+    ("operation", "expected"),
     [
         ("slow", "error: no answer within 0.3 s"),
         ("drip", "error: no answer within 0.3 s"),
@@ -234,15 +234,15 @@ async def test_a_path_cannot_be_left(service, tool, value):
         ("broken", "error: HTTP 500: it broke; you sent [secret]"),
     ],
 )
-async def test_what_a_service_may_not_do_is_an_error_for_the_model(tool, operation, told):
+async def test_what_a_service_may_not_do_is_an_error_for_the_model(tool, operation, expected):
     start = time.monotonic()
-    assert await call(tool(operation, timeout_s=0.3 if operation in ("slow", "drip") else 5)) == told
+    assert await call(tool(operation, timeout_s=0.3 if operation in ("slow", "drip") else 5)) == expected
     assert time.monotonic() - start < 2
 
 
 async def test_a_large_answer_is_cut_and_says_so(tool):
-    told = await call(tool("huge", timeout_s=10))
-    assert told == "x" * MAX_RESPONSE_BYTES + "\n[cut after 64 KiB]"
+    result = await call(tool("huge", timeout_s=10))
+    assert result == "x" * MAX_RESPONSE_BYTES + "\n[cut after 64 KiB]"
 
 
 async def test_a_redirect_within_the_service_is_followed(tool):
@@ -260,10 +260,10 @@ async def test_a_service_that_is_not_there_is_an_error(service):
 async def test_secrets_are_in_no_answer_log_or_text(tool, caplog):
     caplog.set_level(logging.DEBUG)
     made = tool("echo")
-    told = await call(made)
-    assert "[secret]" in told
+    result = await call(made)
+    assert "[secret]" in result
     await call(tool("broken"))
-    assert SECRET not in told + caplog.text + repr(made) + json.dumps(made.tool_spec)
+    assert SECRET not in result + caplog.text + repr(made) + json.dumps(made.tool_spec)
 
 
 @pytest.mark.parametrize(

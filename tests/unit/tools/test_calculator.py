@@ -17,7 +17,7 @@ from tests.unit.tools.questions_clock import CLOCK, NOT_CLOCK
 
 
 @pytest.mark.parametrize(
-    ("expression", "told"),
+    ("expression", "expected"),
     [
         ("40366/439", "40366 / 439 ≈ 91.949886104784"),
         ("0.1+0.2", "0.1 + 0.2 = 0.3"),
@@ -51,8 +51,8 @@ from tests.unit.tools.questions_clock import CLOCK, NOT_CLOCK
         ("1e3 + .5", "1e3 + 0.5 = 1000.5"),
     ],
 )
-def test_the_answer_is_the_whole_line(expression, told):
-    assert answer(expression) == told
+def test_the_answer_is_the_whole_line(expression, expected):
+    assert answer(expression) == expected
 
 
 def test_a_result_that_is_cut_is_marked_and_its_fraction_is_to_be_had():
@@ -205,15 +205,15 @@ def found(question: str) -> str | None:
     expression = find_expression(question)
     if expression is None:
         return None
-    wanted = COMPUTATIONS.get(question)
+    expected = COMPUTATIONS.get(question)
     try:
         result = compute(expression)
     except CalculatorError as fault:
-        return "right" if question in COMPUTATIONS and wanted is None else f"{expression}: {fault}"
-    if wanted is None:
+        return "right" if question in COMPUTATIONS and expected is None else f"{expression}: {fault}"
+    if expected is None:
         return f"{expression} = {result.text}"
-    rounded = wanted.startswith("≈")
-    right = (not result.exact and result.text == wanted[1:]) if rounded else result.value == Fraction(wanted)
+    rounded = expected.startswith("≈")
+    right = (not result.exact and result.text == expected[1:]) if rounded else result.value == Fraction(expected)
     return "right" if right else f"{expression} = {result.text}"
 
 
@@ -241,7 +241,7 @@ def test_questions_the_rules_never_saw_are_told_apart():
 
 @given(st.integers(0, 10**9), st.sampled_from("+*"), st.integers(0, 10**9))
 @settings(max_examples=100, deadline=None)
-def test_any_two_numbers_can_be_asked_for(first, sign, second):
+def test_any_two_numbers_can_be_computed(first, sign, second):
     expression = find_expression(f"What is {first:,} {sign} {second}?")
     assert expression is not None
     assert compute(expression).value == (first + second if sign == "+" else first * second)

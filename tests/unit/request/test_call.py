@@ -70,7 +70,7 @@ def test_a_pinned_or_profiled_name_reaches_the_engine_as_the_models_own():
     assert json.loads(chat(model="smollm2-135m:int8").payload("smollm2-135m"))["model"] == "smollm2-135m"
 
 
-def test_usage_is_asked_of_the_engine_on_every_stream_and_only_there():
+def test_usage_is_requested_from_the_engine_on_every_stream_and_only_there():
     assert json.loads(chat(stream=True).payload("m"))["stream_options"] == {"include_usage": True}
     assert "stream_options" not in json.loads(chat().payload("m"))
     both = {"continuous_usage_stats": True, "include_usage": True}
@@ -304,7 +304,7 @@ def tool(**function: object) -> dict[str, object]:
     ("sent", "arrives"), [({}, True), ({"strict": None}, True), ({"strict": True}, True), ({"strict": False}, False)]
 )
 @pytest.mark.parametrize("choice", [None, "auto", "required", {"type": "function", "function": {"name": "f"}}])
-def test_tool_calls_are_kept_to_their_schema_unless_a_function_says_otherwise(sent, arrives, choice):
+def test_tool_calls_follow_their_schema_unless_a_function_says_otherwise(sent, arrives, choice):
     call = chat(tools=[tool(**sent)], tool_choice=choice)
     call.constrain_tool_calls()
     assert call.body["tools"][0]["function"]["strict"] is arrives
@@ -363,7 +363,7 @@ def test_a_chat_that_goes_on_begins_with_the_blocks_it_had():
     assert not completion(["a" * BLOCK_CHARS]).blocks and not completion([1] * BLOCK_CHARS).blocks
 
 
-def test_nobody_learns_from_the_cache_what_another_tenant_asked():
+def test_the_prefix_cache_reveals_no_other_tenants_requests():
     mine = blocks("a" * BLOCK_CHARS)
     assert not set(blocks("a" * BLOCK_CHARS, tenant="bob")) & set(mine)
     assert not set(blocks("a" * BLOCK_CHARS, cache_salt="own")) & set(mine)

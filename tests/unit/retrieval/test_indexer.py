@@ -22,7 +22,7 @@ from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source
 OWNER = Owner("alice", "docs")
 
 
-class Kept:
+class MemoryStore:
     """A store in memory."""
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ def words() -> Tokenizer:
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
+def store() -> MemoryStore:
+    return MemoryStore()
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def embed() -> Embedding:
 
 
 @pytest.fixture
-async def indexer(kept: Kept, embed: Embedding) -> AsyncIterator[Indexer]:
-    indexer = Indexer(kept, embed, Splitter(words(), 20), "model-1")
+async def indexer(store: MemoryStore, embed: Embedding) -> AsyncIterator[Indexer]:
+    indexer = Indexer(store, embed, Splitter(words(), 20), "model-1")
     yield indexer
     await indexer.close()
 
@@ -95,17 +95,17 @@ def test_chunks_keep_their_heading_and_page_and_stay_within_the_tokens():
 
 
 def test_a_word_without_end_is_cut_and_ends_soon():
-    began = time.monotonic()
+    started = time.monotonic()
     chunks = Splitter(words(), 20).chunks(Text("t", (Section("a" * 300_000),)), "text", 20_000)
     assert sum(len(chunk.content) for chunk in chunks) == 300_000
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
 
 
-async def test_a_document_is_read_cut_embedded_with_its_headings_and_stored(indexer, kept, embed):
+async def test_a_document_is_read_cut_embedded_with_its_headings_and_stored(indexer, store, embed):
     body = "\n\n".join(f"# H{i}\n\nText number {i}." for i in range(150)).encode()
     made = await indexer.index(OWNER, "a.md", body, meta={"year": 2024})
     assert (made.status, made.chunks, made.sha256) == ("added", 150, hashlib.sha256(body).hexdigest())
-    source, chunks, vectors = kept.documents[OWNER, "a.md"]
+    source, chunks, vectors = store.documents[OWNER, "a.md"]
     assert (source.title, source.size, source.meta) == ("H0", len(body), {"year": 2024})
     assert [len(batch) for batch in embed.batches] == [8] * 18 + [6]
     assert embed.batches[0][1] == "H1\nText number 1."
@@ -121,18 +121,18 @@ async def test_what_is_unchanged_is_neither_read_nor_embedded_again(indexer, emb
     assert (again.status, again.chunks, embed.batches) == ("unchanged", 0, [])
 
 
-async def test_what_is_left_out_is_told_when_it_is_read_and_unknown_when_it_is_not(indexer):
+async def test_left_out_content_is_reported_when_a_document_is_read_and_unknown_otherwise(indexer):
     page = b"<nav>Home</nav><p>Gears.</p>"
     assert (await indexer.index(OWNER, "a.html", page)).left_out == ("navigation (4 characters): Home",)
     assert (await indexer.index(OWNER, "a.html", page)).left_out is None
     assert (await indexer.index(OWNER, "a.md", b"gears")).left_out == ()
 
 
-async def test_the_charset_of_the_type_is_honoured_and_another_one_reads_the_document_again(indexer, kept):
+async def test_the_charset_of_the_type_is_honoured_and_another_one_reads_the_document_again(indexer, store):
     data = "größe".encode("latin-1")
     for charset, expected in (("iso-8859-1", "größe"), ("iso-8859-5", "grіпe")):
         assert (await indexer.index(OWNER, "a.txt", data, f"text/plain; charset={charset}")).status != "unchanged"
-        assert kept.documents[OWNER, "a.txt"][1][0].content == expected
+        assert store.documents[OWNER, "a.txt"][1][0].content == expected
     error = await refused(indexer.index(OWNER, "a.txt", data, "text/plain; charset=klingon"))
     assert (error.status, error.code) == (422, "unreadable_document")
     assert "klingon" in error.message
@@ -146,22 +146,22 @@ async def test_any_change_replaces_the_document(indexer, change):
     assert (await indexer.index(OWNER, "a.md", **given)).status == "unchanged"
 
 
-async def test_another_model_or_chunk_size_makes_a_document_one_that_is_not_current(indexer, kept, embed):
+async def test_another_model_or_chunk_size_makes_a_document_one_that_is_not_current(indexer, store, embed):
     await indexer.index(OWNER, "a.md", b"gears")
-    source, chunks, _ = kept.documents[OWNER, "a.md"]
+    source, chunks, _ = store.documents[OWNER, "a.md"]
     listed = IndexedDocument(1, source.name, "", 5, len(chunks), source.sha256, source.settings, {}, 0.0)
     assert indexer.is_current(listed)
     for another in (
-        Indexer(kept, embed, Splitter(words(), 20), "model-2"),
-        Indexer(kept, embed, Splitter(words(), 30), "model-1"),
+        Indexer(store, embed, Splitter(words(), 20), "model-2"),
+        Indexer(store, embed, Splitter(words(), 30), "model-1"),
     ):
         assert not another.is_current(listed)
         assert (await another.index(OWNER, "a.md", b"gears")).status == "replaced"
 
 
-async def test_the_title_given_wins_over_the_documents_own(indexer, kept):
+async def test_the_title_given_wins_over_the_documents_own(indexer, store):
     await indexer.index(OWNER, "a.md", b"# Own\n\ntext", title="  Given\n title ")
-    assert kept.documents[OWNER, "a.md"][0].title == "Given title"
+    assert store.documents[OWNER, "a.md"][0].title == "Given title"
 
 
 @pytest.mark.parametrize("name", ["", "a" * 1025, "a\nb", "a\0b", "\u202eb.md", "a\ud800"])
@@ -193,17 +193,17 @@ def test_flat_metadata_is_taken():
     assert check_meta(meta) == meta
 
 
-async def test_an_unknown_type_is_415_and_a_broken_file_is_422(indexer, kept):
+async def test_an_unknown_type_is_415_and_a_broken_file_is_422(indexer, store):
     error = await refused(indexer.index(OWNER, "a.exe", b"MZ"))
     assert (error.status, error.kind) == (415, "invalid_request_error")
     for name, data in (("a.pdf", b"%PDF-1.7 nonsense"), ("a.docx", b"PK"), ("a.md", b""), ("a.md", b" \n ")):
         error = await refused(indexer.index(OWNER, name, data))
         assert (error.status, error.code, error.kind) == (422, "unreadable_document", "invalid_request_error")
-    assert not kept.documents
+    assert not store.documents
 
 
-async def test_too_many_bytes_or_chunks_are_413(kept, embed):
-    indexer = Indexer(kept, embed, Splitter(words(), 20), "m", Limits(document_bytes=2000, chunks=10))
+async def test_too_many_bytes_or_chunks_are_413(store, embed):
+    indexer = Indexer(store, embed, Splitter(words(), 20), "m", Limits(document_bytes=2000, chunks=10))
     assert (await refused(indexer.index(OWNER, "a.md", b"x" * 2001))).status == 413
     error = await refused(indexer.index(OWNER, "a.md", b"word. " * 300))
     assert (error.status, error.code) == (413, "too_many_chunks")
@@ -224,26 +224,26 @@ GORGE = "good = r.convert_limited\ndef fault(*given):\n    good(*given)\n    ret
 FIRST = "good = r.convert_limited\ndef fault(data, *given):\n    return os._exit(3) if b'bad' in data else good(data, *given)"
 
 
-def index_by(fault: str, kept: Kept, embed: Embedding) -> Indexer:
-    return Indexer(kept, embed, Splitter(words(), 20), "m", Limits(convert_s=5), reading_by(fault))
+def index_by(fault: str, store: MemoryStore, embed: Embedding) -> Indexer:
+    return Indexer(store, embed, Splitter(words(), 20), "m", Limits(convert_s=5), reading_by(fault))
 
 
-async def test_a_document_that_hangs_is_ended(kept, embed):
-    indexer = Indexer(kept, embed, Splitter(words(), 20), "m", Limits(convert_s=1), reading_by(HANG))
-    began = time.monotonic()
+async def test_a_document_that_hangs_is_ended(store, embed):
+    indexer = Indexer(store, embed, Splitter(words(), 20), "m", Limits(convert_s=1), reading_by(HANG))
+    started = time.monotonic()
     error = await refused(indexer.index(OWNER, "a.md", b"x"))
     assert (error.status, "longer than 1 s" in error.message) == (422, True)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - started < 10
 
 
 @pytest.mark.parametrize("fault", [CRASH, BABBLE, GORGE])
-async def test_a_document_that_breaks_its_reader_is_422(kept, embed, fault):
-    error = await refused(index_by(fault, kept, embed).index(OWNER, "a.md", b"x"))
+async def test_a_document_that_breaks_its_reader_is_422(store, embed, fault):
+    error = await refused(index_by(fault, store, embed).index(OWNER, "a.md", b"x"))
     assert (error.status, error.code) == (422, "unreadable_document")
 
 
-async def test_a_document_that_breaks_its_reader_is_nobody_elses_error(kept, embed):
-    indexer = index_by(FIRST, kept, embed)
+async def test_a_document_that_breaks_its_reader_is_nobody_elses_error(store, embed):
+    indexer = index_by(FIRST, store, embed)
     names = [("bad" if i % 3 == 0 else "good") for i in range(12)]
     made = await asyncio.gather(
         *(indexer.index(OWNER, f"{i}.md", name.encode()) for i, name in enumerate(names)), return_exceptions=True
@@ -252,8 +252,8 @@ async def test_a_document_that_breaks_its_reader_is_nobody_elses_error(kept, emb
     await indexer.close()
 
 
-async def test_a_reader_that_has_ended_meanwhile_is_replaced(kept, embed):
-    indexer = Indexer(kept, embed, Splitter(words(), 20), "m")
+async def test_a_reader_that_has_ended_meanwhile_is_replaced(store, embed):
+    indexer = Indexer(store, embed, Splitter(words(), 20), "m")
     await indexer.index(OWNER, "a.md", b"one")
     (process,) = indexer._workers._idle
     process.kill()
@@ -288,8 +288,8 @@ async def test_a_reader_has_no_secret_in_its_environment(monkeypatch):
     assert "secret" not in " ".join(environment.values())
 
 
-async def test_a_cancelled_caller_ends_the_reader(kept, embed):
-    indexer = index_by(HANG, kept, embed)
+async def test_a_cancelled_caller_ends_the_reader(store, embed):
+    indexer = index_by(HANG, store, embed)
     task = asyncio.create_task(indexer.index(OWNER, "a.md", b"x"))
     await asyncio.sleep(0.5)
     task.cancel()
@@ -297,10 +297,10 @@ async def test_a_cancelled_caller_ends_the_reader(kept, embed):
         await asyncio.wait_for(task, 5)
     await asyncio.sleep(0.2)
     assert not [one for one in psutil.Process().children() if HANG in " ".join(one.cmdline())]
-    assert not kept.documents
+    assert not store.documents
 
 
-def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_never_ends(kept, embed):
+def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_never_ends(store, embed):
     """anyio's pool is ended with the task that used it first."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
@@ -310,7 +310,7 @@ def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_ne
         return asyncio.run_coroutine_threadsafe(work, loop).result(60)
 
     async def made() -> Indexer:
-        return Indexer(kept, embed, Splitter(words(), 20), "m")
+        return Indexer(store, embed, Splitter(words(), 20), "m")
 
     try:
         indexer = call(made())
@@ -325,7 +325,7 @@ def test_readers_outlive_the_request_that_started_them_in_a_server_whose_loop_ne
         loop.close()
 
 
-async def test_a_large_document_goes_through_and_what_parsers_print_is_no_answer(kept, embed):
+async def test_a_large_document_goes_through_and_what_parsers_print_is_no_answer(store, embed):
     fault = "good = r.convert_limited\ndef fault(*given):\n    print('hello', flush=True)\n    return good(*given)"
     text = await reading_by(fault).convert(b"word " * 3_000_000, "a.txt", "text", 30)
     assert len(text.sections[0].text) == 14_999_999

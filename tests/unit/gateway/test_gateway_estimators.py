@@ -35,10 +35,12 @@ def test_an_answer_that_did_not_come_whole_teaches_nothing(gateway: Started, beh
 
 
 def test_every_answer_says_what_was_expected_beside_what_happened(gateway: Started):
-    told = gateway.chat(max_tokens=11).json()["gearbox"]
-    assert set(told["predicted"]) == {f"{what}{bound}_ms" for what in ("ttft", "tpot", "e2e") for bound in ("", "_p95")}
+    metadata = gateway.chat(max_tokens=11).json()["gearbox"]
+    assert set(metadata["predicted"]) == {
+        f"{what}{bound}_ms" for what in ("ttft", "tpot", "e2e") for bound in ("", "_p95")
+    }
     for what in ("ttft", "tpot", "e2e"):
-        assert told["predicted"][f"{what}_p95_ms"] > told["predicted"][f"{what}_ms"] > 0
+        assert metadata["predicted"][f"{what}_p95_ms"] > metadata["predicted"][f"{what}_ms"] > 0
 
 
 def test_whether_predictions_held_is_counted(gateway: Started):

@@ -10,9 +10,9 @@ from benchmarks.lib.sample_catalog import MODEL
 from benchmarks.lib.scripted_retrieval import QUESTION, FakeRetrieval
 from serve.request.chat_fields import read_fields
 from serve.request.synthetic_completion import SyntheticCompletion, most_tokens
-from tests.support.answers import chunks, error_of, gearbox_of, streamed_or_not, text_of
+from tests.support.answers import ask, chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.chat_bodies import IMAGE, NAMED, REFUSED, SCHEMA, TOOL
-from tests.support.gateway_server import Start, Started
+from tests.support.gateway_server import Started
 
 SUM = "What is 2 + 2?"
 ABSTENTION = "I don't know: the documents I have do not say."
@@ -35,24 +35,13 @@ PLAIN: list[dict[str, Any]] = [
 
 
 @pytest.fixture
-def retrieval() -> FakeRetrieval:
-    return FakeRetrieval()
-
-
-@pytest.fixture
 def nothing_found(retrieval: FakeRetrieval) -> None:
     retrieval.passages = []
 
 
 @pytest.fixture
-def gateway(start_gateway: Start, retrieval: FakeRetrieval) -> Started:
-    return start_gateway(
-        searches=retrieval, retrieval={"collection": "docs", "timeout_s": 0.3, "verification_timeout_s": 0.3}
-    )
-
-
-def ask(gateway: Started, text: str, stream: bool = False, **body: Any):
-    return gateway.chat(text, **{"retrieval": True, "stream": stream, **body})
+def gateway(grounded: Started) -> Started:
+    return grounded
 
 
 def choices_of(response: Any, stream: bool) -> list[dict[str, Any]]:
@@ -79,16 +68,16 @@ def choices_of(response: Any, stream: bool) -> list[dict[str, Any]]:
     return [found[index] for index in sorted(found)]
 
 
-def told(content: str | None, finish: str = "stop", stop: str | None = None, refusal: str | None = None):
+def choice(content: str | None, finish: str = "stop", stop: str | None = None, refusal: str | None = None):
     return {"content": content, "refusal": refusal, "finish_reason": finish, "stop_reason": stop}
 
 
 @streamed_or_not
 class TestComputed:
     @pytest.mark.parametrize("n", [1, 3, 8])
-    def test_it_has_as_many_choices_as_asked_for(self, gateway: Started, stream, n):
+    def test_it_has_as_many_choices_as_requested(self, gateway: Started, stream, n):
         response = ask(gateway, SUM, stream, n=n)
-        assert choices_of(response, stream) == [told("2 + 2 = 4")] * n
+        assert choices_of(response, stream) == [choice("2 + 2 = 4")] * n
         assert gearbox_of(response, stream)["reason"] == "computed"
 
     @pytest.mark.parametrize(
@@ -100,7 +89,7 @@ class TestComputed:
         ],
     )  # fmt: skip
     def test_it_ends_before_a_stop(self, gateway: Started, stream, body, content, stop):
-        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [told(content, stop=stop)]
+        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [choice(content, stop=stop)]
 
     @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
     def test_what_may_be_longer_than_the_limit_is_written_by_the_model(self, gateway: Started, stream, limit):
@@ -112,7 +101,7 @@ class TestComputed:
         assert (engine[limit], engine["temperature"]) == (3, 0)
 
     @pytest.mark.parametrize("body", [*FORMS, *FUNCTIONS, *OF_TOKENS], ids=str)
-    def test_what_only_a_model_can_give_is_asked_of_it_with_the_result(self, gateway: Started, stream, body):
+    def test_requests_that_only_a_model_can_answer_go_to_it_with_the_result(self, gateway: Started, stream, body):
         facts = gearbox_of(ask(gateway, SUM, stream, **body), stream)
         assert facts["variant"] and facts["tools"][0]["output"] == "4"
         assert facts["retrieval"]["why"].startswith("computed, and passed to the model: ")
@@ -122,7 +111,7 @@ class TestComputed:
 
     @pytest.mark.parametrize("body", PLAIN, ids=str)
     def test_other_fields_are_no_reason_to_ask_a_model(self, gateway: Started, stream, body):
-        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [told("2 + 2 = 4")]
+        assert choices_of(ask(gateway, SUM, stream, **body), stream) == [choice("2 + 2 = 4")]
         assert gateway.engine_calls() == {}
 
     def test_what_an_engine_refuses_is_refused(self, gateway: Started, stream, subtests: pytest.Subtests):
@@ -149,8 +138,8 @@ def test_what_no_variant_could_answer_is_refused_without_one_too(
 @pytest.mark.usefixtures("nothing_found")
 @streamed_or_not
 class TestAbstention:
-    def test_it_has_as_many_choices_as_asked_for(self, gateway: Started, stream):
-        assert choices_of(ask(gateway, QUESTION, stream, n=2), stream) == [told(ABSTENTION)] * 2
+    def test_it_has_as_many_choices_as_requested(self, gateway: Started, stream):
+        assert choices_of(ask(gateway, QUESTION, stream, n=2), stream) == [choice(ABSTENTION)] * 2
 
     @pytest.mark.parametrize(
         ("body", "content", "finish", "stop"),
@@ -162,24 +151,24 @@ class TestAbstention:
         ],
     )  # fmt: skip
     def test_it_keeps_the_stops_and_the_token_limit(self, gateway: Started, stream, body, content, finish, stop):
-        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [told(content, finish, stop)]
+        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [choice(content, finish, stop)]
 
     @pytest.mark.parametrize("body", FORMS, ids=str)
-    def test_where_no_free_text_was_asked_for_it_is_a_refusal(self, gateway: Started, stream, body):
+    def test_where_no_free_text_was_requested_it_is_a_refusal(self, gateway: Started, stream, body):
         response = ask(gateway, QUESTION, stream, n=2, **body)
-        assert choices_of(response, stream) == [told(None, refusal=ABSTENTION)] * 2
+        assert choices_of(response, stream) == [choice(None, refusal=ABSTENTION)] * 2
         assert gearbox_of(response, stream)["reason"] == "abstained"
         assert gateway.engine_calls() == {}
 
     @pytest.mark.parametrize("body", FUNCTIONS, ids=str)
-    def test_where_a_function_must_be_called_the_model_is_asked(self, gateway: Started, stream, body):
+    def test_a_required_function_call_is_generated_by_the_model(self, gateway: Started, stream, body):
         facts = gearbox_of(ask(gateway, QUESTION, stream, **body), stream)
         assert (facts["retrieval"]["outcome"], facts["grounded"]) == ("unsupported", False)
         assert without_tools(body).items() <= gateway.engines[facts["variant"]].requests[-1].items()
 
     @pytest.mark.parametrize("body", [*PLAIN, {"logprobs": True}, {"ignore_eos": True}], ids=str)
     def test_other_fields_change_nothing(self, gateway: Started, stream, body):
-        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [told(ABSTENTION)]
+        assert choices_of(ask(gateway, QUESTION, stream, **body), stream) == [choice(ABSTENTION)]
 
     def test_what_an_engine_refuses_is_refused(self, gateway: Started, stream):
         assert error_of(ask(gateway, QUESTION, stream, temperature="hot"), 400)["param"] == "temperature"
@@ -208,33 +197,35 @@ class Answer(BaseModel):
 
 @pytest.mark.usefixtures("nothing_found")
 def test_the_sdk_reads_a_refusal(gateway: Started):
-    asked = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "extra_body": {"retrieval": True}}
-    message = gateway.sdk().chat.completions.parse(**asked, response_format=Answer).choices[0].message
+    request = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "extra_body": {"retrieval": True}}
+    message = gateway.sdk().chat.completions.parse(**request, response_format=Answer).choices[0].message
     assert (message.content, message.parsed, message.refusal) == (None, None, ABSTENTION)
-    with gateway.sdk().chat.completions.stream(**asked, response_format=Answer) as stream:
+    with gateway.sdk().chat.completions.stream(**request, response_format=Answer) as stream:
         assert stream.get_final_completion().choices[0].message.refusal == ABSTENTION
     with pytest.raises(openai.LengthFinishReasonError):
-        gateway.sdk().chat.completions.parse(**asked, response_format=Answer, max_tokens=2)
+        gateway.sdk().chat.completions.parse(**request, response_format=Answer, max_tokens=2)
 
 
 @streamed_or_not
 class TestAgents:
-    def test_its_answer_has_as_many_choices_as_asked_for_and_was_made_once(self, gateway: Started, retrieval, stream):
+    def test_its_answer_has_as_many_choices_as_requested_and_is_generated_once(
+        self, gateway: Started, retrieval, stream
+    ):
         options = {"stream_options": {"include_usage": True}} if stream else {}
         response = ask(gateway, SUM, stream, retrieval={"agent": True}, n=3, logprobs=True, stop="x", **options)
-        assert choices_of(response, stream) == [told("It is 4.")] * 3
+        assert choices_of(response, stream) == [choice("It is 4.")] * 3
         document = chunks(response)[-1] if stream else response.json()
         assert document["usage"] == {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
-        (asked,) = retrieval.calls_of("agent")
-        assert asked["more"]["stop"] == "x", "the model that writes the answer keeps to it"
-        assert not {"n", "logprobs", "stream", "stream_options"} & asked["more"].keys()
+        (call,) = retrieval.calls_of("agent")
+        assert call["more"]["stop"] == "x", "the model that writes the answer keeps to it"
+        assert not {"n", "logprobs", "stream", "stream_options"} & call["more"].keys()
 
     def test_it_says_why_it_ended(self, gateway: Started, retrieval, stream, monkeypatch):
         async def cut(**_: Any) -> dict[str, Any]:
             return {"text": "It", "tools": [], "usage": {}, "finish_reason": "length"}
 
         monkeypatch.setattr(retrieval, "_agent", cut)
-        assert choices_of(ask(gateway, SUM, stream, retrieval={"agent": True}), stream) == [told("It", "length")]
+        assert choices_of(ask(gateway, SUM, stream, retrieval={"agent": True}), stream) == [choice("It", "length")]
 
     def test_a_tool_choice_without_tools_is_about_the_agents(self, gateway: Started, retrieval, stream):
         ask(gateway, SUM, stream, retrieval={"agent": True}, tool_choice="required")
@@ -279,9 +270,9 @@ class TestGrounded:
         answers = iter([True, False, True])
         check = retrieval._check
 
-        async def some(**asked: Any) -> list[dict[str, Any]]:
+        async def some(**arguments: Any) -> list[dict[str, Any]]:
             retrieval.supported = next(answers)
-            return await check(**asked)
+            return await check(**arguments)
 
         monkeypatch.setattr(retrieval, "_check", some)
         response = ask(gateway, QUESTION, stream, n=3)

@@ -138,12 +138,12 @@ def failures(metrics: Metrics, operation: str) -> float:
 
 async def refused(keeper: Gatekeeper, caller: Caller) -> float:
     """Seconds until 503."""
-    began = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(RequestError) as caught:
         await keeper.admit(caller)
     assert (caught.value.status, caught.value.code) == (503, "limits_unavailable")
     assert int(caught.value.headers["retry-after"]) >= 1
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 @pytest.mark.parametrize("store", FAULTS, indirect=True, ids=lambda fault: fault.__name__)

@@ -16,7 +16,7 @@ async def call(tool: Any, **given: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({"expression": "40366 / 439"}, "40366 / 439 ≈ 91.949886104784"),
         ({"expression": "1/0"}, "error: a division by zero has no result"),
@@ -26,12 +26,12 @@ async def call(tool: Any, **given: Any) -> str:
         ({"expression": "1", "x": 1}, "error: Additional properties are not allowed ('x' was unexpected)"),
     ],
 )
-async def test_the_calculator_answers_or_says_what_is_wrong(given, told):
-    assert await call(calculator(), **given) == told
+async def test_the_calculator_answers_or_says_what_is_wrong(given, expected):
+    assert await call(calculator(), **given) == expected
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "expected"),
     [
         ({}, "It is 03:40 (UTC) on Wednesday, 25 November 2026."),
         ({"what": "time", "timezone": "Asia/Tokyo"}, "It is 12:40 in Tokyo (JST) on Wednesday, 25 November 2026."),
@@ -42,13 +42,13 @@ async def test_the_calculator_answers_or_says_what_is_wrong(given, told):
         ({"what": "weekday", "date": "2026-02-31"}, "There is no 31 February 2026."),
     ],
 )  # fmt: skip
-async def test_the_clock_answers_or_says_what_is_wrong(given, told):
-    assert await call(clock(now=lambda: NOW), **given) == told
+async def test_the_clock_answers_or_says_what_is_wrong(given, expected):
+    assert await call(clock(now=lambda: NOW), **given) == expected
     if "what" not in given:
         assert "error: what: 'noon' is not one of" in await call(clock(), what="noon")
 
 
-async def test_documents_are_numbered_and_failures_told():
+async def test_documents_are_numbered_and_failures_reported():
     async def search(query: str, top_k: int) -> list[dict[str, Any]]:
         if query == "broken":
             raise ToolError("the store does not answer")
@@ -78,11 +78,11 @@ async def test_a_pattern_is_checked_in_linear_time_whatever_it_is_and_whatever_t
     }
     tool = make_tool("echo", "Echoes.", schema, lambda given: given["q"])
     assert await call(tool, q="aaa") == "aaa"
-    began = time.process_time()
-    told = await call(tool, q="a" * 100_000 + "!")
-    assert time.process_time() - began < 2
-    assert told.startswith("error: q: 'aaaa")
-    assert told.endswith("does not match '^(a+)+$'")
+    started = time.process_time()
+    expected = await call(tool, q="a" * 100_000 + "!")
+    assert time.process_time() - started < 2
+    assert expected.startswith("error: q: 'aaaa")
+    assert expected.endswith("does not match '^(a+)+$'")
 
 
 async def test_a_pattern_that_no_linear_engine_can_check_is_left_to_the_service():

@@ -30,7 +30,7 @@ def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
 
 class TestBudgets:
     @pytest.mark.parametrize("stream", [False, True])
-    def test_a_kept_budget_counts_for_its_profile(self, gateway: Started, stream):
+    def test_a_met_budget_counts_for_its_profile(self, gateway: Started, stream):
         gateway.chat(model=f"{MODEL}@cheap", stream=stream)
         assert gateway.sample("gearbox_budget_requests_total", profile="cheap", met="yes") == 1
         assert gateway.sample("gearbox_budget_requests_total", met="no") == 0
@@ -111,7 +111,7 @@ KEYS = [{"sha256": hash_key(f"gbx-{i}"), "tenant": f"tenant{i}", "tokens_per_min
 
 
 class TestTenants:
-    def test_the_first_are_told_apart_and_the_rest_counted_together(self, start_gateway: Start):
+    def test_the_first_have_their_own_labels_and_the_rest_share_one(self, start_gateway: Start):
         gateway = start_gateway(access={"keys": KEYS}, observability={"tenant_cardinality_limit": 3})
         for i in range(12):
             assert gateway.chat(headers=bearer(f"gbx-{i}")).status_code == 200
@@ -185,13 +185,13 @@ class TestLog:
         for engine in gateway.engines.values():
             engine.behaviour = "500"
         gateway.chat()
-        told = [(line["status"], line["code"]) for line in lines(log)]
-        assert told == [
+        logged = [(line["status"], line["code"]) for line in lines(log)]
+        assert logged == [
             (404, "model_not_found"), (422, "impossible_budget"), (404, "not_found"), (503, "engine_unavailable"),
         ]  # fmt: skip
 
     @pytest.mark.parametrize("stream", [False, True])
-    def test_prompt_and_answer_are_in_it_only_where_that_is_wanted(self, start_gateway: Start, log, stream):
+    def test_prompt_and_answer_are_in_it_only_where_enabled(self, start_gateway: Start, log, stream):
         start_gateway(observability={"capture_content": True}).chat(SECRET, stream=stream)
         (line,) = lines(log)
         assert line["prompt"] == [{"role": "user", "content": SECRET}]
@@ -287,7 +287,7 @@ class TestTraces:
         assert gateway.chat(headers={"traceparent": "00-nonsense"}).status_code == 200
         assert sent(collector, gateway)[f"chat {MODEL}"].parent_span_id == b""
 
-    def test_a_collector_that_is_gone_costs_no_request(self, start_gateway: Start):
+    def test_an_unreachable_collector_fails_no_request(self, start_gateway: Start):
         gateway = start_gateway(observability={"otlp_endpoint": "http://127.0.0.1:9"})
         for stream in (False, True):
             assert gateway.chat(stream=stream).status_code == 200

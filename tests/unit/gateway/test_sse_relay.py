@@ -124,7 +124,7 @@ def test_a_cut_at_any_byte_changes_nothing(name, wants_usage):
 
 @both_ways
 def test_what_has_arrived_whole_is_passed_on_at_once(wants_usage):
-    """A token is not kept back until the next one comes; only the chunk that may be the last is."""
+    """A token is not delayed until the next one arrives; only the chunk that may be the last is."""
     relay = StreamRelay(wants_usage)
     for one in STREAMS["words"][:-1]:
         assert relay.feed(one) == one
@@ -132,7 +132,7 @@ def test_what_has_arrived_whole_is_passed_on_at_once(wants_usage):
 
 
 @both_ways
-def test_an_unfinished_event_is_kept_until_its_end_arrives(wants_usage):
+def test_an_unfinished_event_is_buffered_until_its_end_arrives(wants_usage):
     relay = StreamRelay(wants_usage)
     first, second = STREAMS["words"][:2]
     assert relay.feed(first + second[:10]) == first
@@ -158,7 +158,7 @@ class TestCollecting:
     """What a stream's choices say, for whoever has to know them."""
 
     @pytest.mark.parametrize("by", [1, 7, 10_000])
-    def test_the_choices_are_kept_apart(self, by):
+    def test_choices_are_relayed_separately(self, by):
         stream = b"".join(STREAMS["two choices"]) + USAGE + DONE
         relay = StreamRelay(False, collects=True)
         for at in range(0, len(stream), by):
@@ -176,12 +176,12 @@ class TestCollecting:
         """The chunk that ends an answer may have text too."""
         relay = StreamRelay(wants_usage, collects=True)
         out = relay.feed(chunk(delta("Hi")) + chunk(delta(" you", 0, "stop")) + USAGE + DONE)
-        told = documents(out + relay.finish(GEARBOX, " – größer"))
-        parts = [part for one in told for part in one["choices"]]
+        events = documents(out + relay.finish(GEARBOX, " – größer"))
+        parts = [part for one in events for part in one["choices"]]
         assert "".join(part["delta"]["content"] for part in parts) == "Hi you – größer"
         assert [part["finish_reason"] for part in parts] == [None, "stop"]
-        assert told[-1]["gearbox"] == GEARBOX
-        assert ("usage" in told[-1]) == wants_usage
+        assert events[-1]["gearbox"] == GEARBOX
+        assert ("usage" in events[-1]) == wants_usage
 
     def test_choices_of_a_whole_answer(self):
         call = {"message": {"content": None, "tool_calls": [CALL]}, "finish_reason": "tool_calls"}

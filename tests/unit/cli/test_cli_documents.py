@@ -96,17 +96,19 @@ class Stub:
                     "source": body["source"], "title": "", "size": len(data), "chunks": 1, "sha256": sha256,
                     "current": True, "meta": body.get("meta", {}), "indexed_at": 1.0,
                 }  # fmt: skip
-                told = ["navigation (4 characters): Home"] if b"<nav>" in data else None
+                left_out = ["navigation (4 characters): Home"] if b"<nav>" in data else None
                 status = "replaced" if before else "added"
-                self.answer(200, {"status": status, "chunks": 1, "sha256": sha256, "left_out": told})
+                self.answer(200, {"status": status, "chunks": 1, "sha256": sha256, "left_out": left_out})
 
             def do_DELETE(self) -> None:
                 query = dict(parse_qsl(urlsplit(self.path).query))
                 source = query.get("source")
-                gone = [k for k in stub.documents if k[0] == query["collection"] and source in (None, k[1])]
-                for key in gone:
+                deleted = [k for k in stub.documents if k[0] == query["collection"] and source in (None, k[1])]
+                for key in deleted:
                     del stub.documents[key]
-                self.answer(200, {"deleted": len(gone)}) if gone else self.error(404, "there is no such collection")
+                self.answer(200, {"deleted": len(deleted)}) if deleted else self.error(
+                    404, "there is no such collection"
+                )
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -157,7 +159,7 @@ def test_a_folder_is_indexed_whole_but_for_what_is_hidden_or_of_another_type(stu
     assert stub.sources() == ["docs/a.md", "docs/d.html", "docs/guide/b.txt", "docs/guide/c.rst"]
 
 
-def test_a_second_run_sends_only_what_has_changed_and_removes_what_is_gone(stub, docs):
+def test_a_second_run_sends_changed_files_and_deletes_removed_ones(stub, docs):
     run(stub, "documents", "add", str(docs))
     stub.posts.clear()
     (docs / "a.md").write_text("# A, changed")
@@ -240,14 +242,14 @@ def test_a_pipe_in_a_folder_is_not_waited_for(stub, docs):
     assert summary(run(stub, "documents", "add", str(docs))).startswith("4 added")
 
 
-def test_a_broken_file_is_told_with_its_reason_and_skipped(stub, docs):
+def test_a_broken_file_is_reported_with_its_reason_and_skipped(stub, docs):
     (docs / "bad.md").write_text("broken")
     result = run(stub, "documents", "add", str(docs))
     assert summary(result).startswith("4 added, 0 replaced, 0 unchanged, 0 removed, 1 skipped")
     assert "bad.md: the document can't be read: broken" in result.output
 
 
-def test_what_is_left_out_of_a_document_is_told(stub, tmp_path):
+def test_left_out_content_of_a_document_is_reported(stub, tmp_path):
     (tmp_path / "a.html").write_text("<nav>Home</nav>text")
     result = run(stub, "documents", "add", str(tmp_path / "a.html"))
     assert "a.html: left out: navigation (4 characters): Home" in result.output
@@ -288,7 +290,7 @@ def test_urls_that_fail_loop_or_are_too_large_are_skipped(stub, monkeypatch):
         assert reason in result.output
 
 
-def test_a_busy_platform_is_asked_again(stub, docs):
+def test_a_request_to_a_busy_platform_is_retried(stub, docs):
     stub.failures = [(503, {"retry_after": "0"}), (429, {}), (503, {})]
     assert summary(run(stub, "documents", "add", str(docs))).startswith(
         "4 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped"
@@ -311,12 +313,12 @@ def test_a_wrong_key_ends_the_command_at_once(stub, docs):
     assert summary(run(stub, "documents", "add", str(docs), "--api-key", "right")).startswith("4 added")
 
 
-def test_something_else_at_the_address_is_told(stub, docs):
+def test_another_service_at_the_address_is_reported(stub, docs):
     result = CliRunner().invoke(app, ["documents", "add", str(docs), "--url", f"{stub.url}/web"])
     assert (result.exit_code, "is not a Gearbox platform" in result.output) == (1, True)
 
 
-def test_two_files_with_one_name_are_told(stub, docs, tmp_path):
+def test_two_files_with_one_name_are_reported(stub, docs, tmp_path):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/a.md").write_text("another")
     result = run(stub, "documents", "add", str(docs / "a.md"), str(tmp_path / "x/a.md"))
@@ -366,8 +368,8 @@ def test_documents_and_collections_are_listed_and_deleted(stub, docs):
     assert all(source in listed for source in stub.sources())  # more than a page
     assert run(stub, "documents", "delete", "default", "docs/a.md").output == "1 deleted\n"
     assert run(stub, "documents", "delete", "default").output == "3 deleted\n"
-    gone = run(stub, "documents", "delete", "default")
-    assert (gone.exit_code, "there is no such collection" in gone.output) == (1, True)
+    deleted = run(stub, "documents", "delete", "default")
+    assert (deleted.exit_code, "there is no such collection" in deleted.output) == (1, True)
 
 
 def test_index_is_an_alias_of_documents_add(stub, docs):

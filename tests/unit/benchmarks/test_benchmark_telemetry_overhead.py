@@ -41,8 +41,8 @@ REAL = {
 
 @pytest.mark.parametrize("name", ["__init__", "post", "close"])
 def test_the_way_over_a_handle_takes_what_the_engines_take(name):
-    asked = inspect.signature(getattr(Engines, name)).parameters
-    inspect.signature(getattr(HandleEngines, name)).bind(*asked)
+    parameters = inspect.signature(getattr(Engines, name)).parameters
+    inspect.signature(getattr(HandleEngines, name)).bind(*parameters)
 
 
 @streamed_or_not
@@ -67,10 +67,10 @@ def test_nothing_can_be_asked_for_anything():
 
 
 def test_each_gateway_tells_one_thing_more():
-    told = [paired_gateways.observability_settings(name, "http://c") for name in paired_gateways.NAMES]
-    assert [one.log_requests for one in told] == [False, False, True, True]
-    assert [one.otlp_endpoint for one in told] == [None, None, None, "http://c"]
-    assert told[2] == ObservabilityConfig(), "the default"
+    settings = [paired_gateways.observability_settings(name, "http://c") for name in paired_gateways.NAMES]
+    assert [one.log_requests for one in settings] == [False, False, True, True]
+    assert [one.otlp_endpoint for one in settings] == [None, None, None, "http://c"]
+    assert settings[2] == ObservabilityConfig(), "the default"
 
 
 def test_the_sink_counts_traces_once():
@@ -128,11 +128,11 @@ def record(request_us: float, token_us: float, first_ms: float) -> dict:
 
 
 def test_differences_are_within_a_round_and_a_tokens_is_without_the_requests():
-    asked = overhead.points(overhead.FULL)
-    tokens = asked["paced"].tokens
+    points = overhead.points(overhead.FULL)
+    tokens = points["paced"].tokens
     off = [record(500, 200, 1.0), record(700, 210, 2.0)]
     more = [record(600, 200 + 100 / tokens, 1.1), record(800, 213 + 100 / tokens, 2.1)]
-    its = overhead.summary({"off": off, "log": more}, asked)["log"]
+    its = overhead.summary({"off": off, "log": more}, points)["log"]
     assert its["request_us"] == {"median": 100, "min": 100, "max": 100, "n": 2}
     assert (its["token_us"]["min"], its["token_us"]["max"]) == (0, 3)
     assert its["points"]["first"]["added_p50_ms"]["median"] == pytest.approx(0.1)

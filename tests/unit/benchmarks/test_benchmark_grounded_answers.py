@@ -17,7 +17,7 @@ from benchmarks.retrieval.questions import CLASSIC_SUM, CLASSIC_TERM, NO_SUMS, T
 from serve.tools import calculator_intent
 
 
-def test_every_fact_is_told_by_its_own_document_only() -> None:
+def test_every_fact_is_stated_by_its_own_document_only() -> None:
     every = [*real_facts(), *facts(0, 36)]
     assert (every[0].question, len(every)) == (PRIME_MINISTER, 52)
     assert len({fact.question for fact in every}) == 52
@@ -186,8 +186,8 @@ async def test_a_platform_that_is_always_right_has_the_best_rates(tmp_path, monk
     pytest.importorskip("matplotlib")
     documents = ({"source": "foldoc/radix", "content": "the ratio", "type": "text/plain"},)
     radix = Term("What is radix?", "The ratio between the weights of adjacent digits.")
-    asked = Terms(documents, (radix,), (Term(CLASSIC_TERM),), (Term("What is SQL3?"),), (Term("Who wrote it?"),))
-    made = Sets(facts(0, 12), sums(0, 8), NO_SUMS[:9], asked, injected(1))
+    terms = Terms(documents, (radix,), (Term(CLASSIC_TERM),), (Term("What is SQL3?"),), (Term("Who wrote it?"),))
+    made = Sets(facts(0, 12), sums(0, 8), NO_SUMS[:9], terms, injected(1))
     with grounded_answers.Progress(disable=True) as bar:
         total = made.requests(grounded_answers.PARTS, 3, 3)
         bar.add_task("", total=total)

@@ -75,8 +75,8 @@ def test_head_is_get_without_the_body(gateway: Started, path):
     head, get = gateway.http.head(path), gateway.http.get(path)
     assert (head.status_code, head.content) == (200, b"")
     ignored = {"date", "server"}
-    told = [{name: value for name, value in each.headers.items() if name not in ignored} for each in (head, get)]
-    assert told[0] == told[1]
+    headers = [{name: value for name, value in each.headers.items() if name not in ignored} for each in (head, get)]
+    assert headers[0] == headers[1]
 
 
 def test_a_slash_at_the_end_leads_to_the_page_behind_any_prefix(gateway: Started):

@@ -1,0 +1,57 @@
+"""The file with API keys: added to those in the configuration, read again, and its errors."""
+
+import pytest
+import yaml
+
+from serve.config.platform import load_config
+from tests.support.config_files import KEY, MINIMAL, error_of_text, problem
+
+
+def test_keys_from_a_file_are_added_to_those_in_the_configuration(write, tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(yaml.safe_dump([{"sha256": "b" * 64, "tenant": "other"}]))
+    config = load_config(write(access={"keys": [KEY], "keys_file": str(file)}))
+    assert [key.tenant for key in config.access.keys] == ["acme"]
+    assert [key.tenant for key in config.with_file_keys().access.keys] == ["acme", "other"]
+    file.write_text(yaml.safe_dump([{"sha256": "c" * 64, "tenant": "third"}]))
+    assert [key.tenant for key in config.with_file_keys().access.keys] == ["acme", "third"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("- {sha256: short, tenant: acme}", "sha256"),
+        (f"- {{sha256: {'a' * 64}, tenant: acme, budget: turbo}}", "unknown budget profile 'turbo'"),
+        ("- [unfinished", "keys.yaml"),
+        ("5", ""),
+        ("tenant: acme", "keys"),
+    ],
+)
+def test_a_wrong_keys_file_is_refused(write, tmp_path, content, says):
+    file = tmp_path / "keys.yaml"
+    file.write_text(content)
+    assert says in problem(write(access={"keys_file": str(file)}))
+
+
+def test_a_missing_keys_file_is_named(write, tmp_path):
+    assert "nowhere.yaml" in problem(write(access={"keys_file": str(tmp_path / "nowhere.yaml")}))
+
+
+@pytest.mark.parametrize("content", ["", "[]"])
+def test_an_empty_keys_file_leaves_nobody_who_could_call(write, tmp_path, content):
+    file = tmp_path / "keys.yaml"
+    file.write_text(content)
+    assert "nobody could call" in problem(write(access={"keys_file": str(file)}))
+
+
+def test_a_wrong_keys_file_names_both_places(tmp_path):
+    keys = tmp_path / "keys.yaml"
+    keys.write_text(f"- {{sha256: {'a' * 64}, tenant: acme}}\n- sha256: {'b' * 64}\n  tenant: acme\n  budget: turbo\n")
+    message = error_of_text(
+        tmp_path, MINIMAL.replace("allow_anonymous: true", f"allow_anonymous: true, keys_file: {keys}")
+    )
+    assert message.startswith(f"2:33: access.keys_file: {keys}:4:3: 1.budget: unknown budget profile 'turbo'")
+    keys.write_text(f"- sha256: {'a' * 64}\n  tenant: acme\n  tenant: other\n")
+    assert f"{keys}:3:3: 0.tenant: the key is there twice" in error_of_text(
+        tmp_path, MINIMAL.replace("allow_anonymous: true", f"keys_file: {keys}")
+    )

@@ -1,0 +1,49 @@
+"""Renamed keys: using one is an error that names its replacement."""
+
+from pathlib import Path
+
+import pytest
+
+from serve.config.platform import PlatformConfig
+from serve.config.renamed import RENAMED, RENAMED_COMMANDS
+from tests.support.config_files import MINIMAL, error_of_text, load_error
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_a_renamed_key_names_its_replacement(tmp_path, old):
+    *sections, key = old.split(".")
+    text = MINIMAL.replace("access: {allow_anonymous: true}\n", "")
+    for depth, name in enumerate(sections):
+        text += "  " * depth + (f"{name[:-2]}:\n" + "  " * depth + "-\n" if name.endswith("[]") else f"{name}:\n")
+    text += "  " * len(sections) + f"{key}: x\n"
+    place = old.replace("[]", ".0")
+    assert error_of_text(tmp_path, text).endswith(f": {place}: this key was renamed to {RENAMED[old]}")
+
+
+@pytest.mark.parametrize("new", RENAMED.values())
+def test_what_replaces_a_renamed_key_is_one(new):
+    schema = PlatformConfig.model_json_schema()
+    part = schema
+    for name in new.split("."):
+        part = part["properties"][name.removesuffix("[]")]
+        part = part.get("items", part)
+        for each in (part, *part.get("anyOf", ())):
+            if "$ref" in each:
+                part = schema["$defs"][each["$ref"].rpartition("/")[2]]
+
+
+def test_the_page_about_upgrading_lists_renamed_keys_and_commands():
+    page = (Path(__file__).parents[3] / "docs/upgrading.md").read_text()
+    for old, new in RENAMED.items():
+        assert f"| `{old}` | `{new}` |" in page
+    for old, new in RENAMED_COMMANDS.items():
+        assert f"`gearbox {old} " in page and f"`gearbox {new} " in page
+
+
+def test_a_renamed_key_in_the_environment_names_the_variable_and_the_replacement(write, monkeypatch):
+    monkeypatch.setenv("GEARBOX_ACCESS__OPEN", "true")
+    expected = "GEARBOX_ACCESS__OPEN: access.open: this key was renamed to access.allow_anonymous"
+    assert load_error(write()) == expected
+    monkeypatch.delenv("GEARBOX_ACCESS__OPEN")
+    monkeypatch.setenv("GEARBOX_SERVER", '{"drain_s": 5}')
+    assert load_error(write()) == "GEARBOX_SERVER: server.drain_s: this key was renamed to server.drain_timeout_s"
