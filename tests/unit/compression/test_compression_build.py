@@ -55,6 +55,19 @@ def command(recipe: Path, full: Path, out: Path, text: Path) -> list[str]:
     return [sys.executable, "-m", "compression.build.variant", *map(str, given)]
 
 
+def run_here(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Run the command in this process, where torch is imported; its exit code, standard output and standard error."""
+    stdout = os.dup(1)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", sys.stdout)  # the command reserves standard output for its progress
+            code = main(list(map(str, arguments)))
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
+    return code, *capfd.readouterr()
+
+
 def test_a_pruned_and_distilled_variant_has_weights_and_a_card_that_match(
     full: Path, tmp_path: Path, text: Path
 ) -> None:
@@ -96,12 +109,12 @@ def test_two_distillations_follow_each_other_and_their_options_are_on_the_card(
 
 
 def test_a_killed_build_leaves_nothing_finished_and_goes_on_from_its_checkpoint(
-    full: Path, tmp_path: Path, text: Path
+    full: Path, tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "distilled"
     recipe.write_text(json.dumps(STUDENT))
-    run = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    process = subprocess.Popen(command(recipe, full, out, text), **run)
+    killed = command(recipe, full, out, text)
+    process = subprocess.Popen(killed, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     for line in process.stdout:
         progress = json.loads(line)
         if progress["stage"] == "distill" and progress["done"] >= 21:
@@ -111,25 +124,25 @@ def test_a_killed_build_leaves_nothing_finished_and_goes_on_from_its_checkpoint(
     assert not out.exists()
     assert list((tmp_path / "distilled.part" / "2-distill" / "checkpoints").glob("distill-*.pt"))
 
-    done = subprocess.run(command(recipe, full, out, text), check=True, **run)
-    assert "prune" not in {p["stage"] for p in map(json.loads, done.stdout.splitlines())}, (
-        "a finished step is not repeated"
-    )
-    steps = [p["done"] for p in map(json.loads, done.stdout.splitlines()) if p["stage"] == "distill"]
+    code, output, _ = run_here(capfd, *killed[3:])
+    assert code == 0
+    progress = [json.loads(line) for line in output.splitlines()]
+    assert "prune" not in {line["stage"] for line in progress}, "a finished step is not repeated"
+    steps = [line["done"] for line in progress if line["stage"] == "distill"]
     assert steps[0] in {21, 31, 41}
     assert steps[-1] == 40
     check_card(load_card(out), out)
 
 
-def test_wrong_input_is_one_line_and_exit_code_2(full: Path, tmp_path: Path, text: Path) -> None:
+def test_wrong_input_is_one_line_and_exit_code_2(
+    full: Path, tmp_path: Path, text: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(STUDENT | {"steps": [{"technique": "prune", "layers": 7}]}))
-    done = subprocess.run(
-        command(recipe, full, tmp_path / "out", text), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == "error: cannot prune to 7 layers: the model has 5; keep fewer"
-    assert "Traceback" not in done.stderr
+    code, _, error = run_here(capfd, *command(recipe, full, tmp_path / "out", text)[3:])
+    assert code == 2
+    assert error.strip().splitlines()[-1] == "error: cannot prune to 7 layers: the model has 5; keep fewer"
+    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == [recipe]
 
 

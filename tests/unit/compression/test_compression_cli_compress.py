@@ -132,7 +132,7 @@ def test_the_parent_writes_before_a_build_that_learns_from_it(tmp_path: Path, mo
     ]
 
 
-def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path) -> None:
+def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from tests.support.tiny_model import write_model, write_text
@@ -156,6 +156,17 @@ def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path) -> Non
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["full", "shallow"]
     assert "prune → save" in result.stderr
 
+    from compression.build.variant import build
+    from compression.recipe.schema import load_recipe
+
+    def build_here(command: list[str], *_: object) -> None:  # another process would import torch again
+        options = dict(zip(command[3::2], command[4::2], strict=True))
+        build(
+            load_recipe(Path(options["--recipe"])), "shallow", options["--model"], None, Path(options["--parent"]),
+            Path(options["--out"]), Path(options["--text"]), "", lambda *_: None,
+        )  # fmt: skip
+
+    monkeypatch.setattr("compression.cli.compress.run_subprocess", build_here)
     again = compress(recipe, "--model", source, "--out", tmp_path / "made" / "second", "--text", text)
     assert [line.split(":")[0] for line in again.stdout.splitlines()] == ["shallow"], "full is taken as it is"
     assert load_card(tmp_path / "made" / "second").weights_digest == card.weights_digest
