@@ -175,10 +175,17 @@ class TestCollections:
             assert error_of(gateway.chat(QUESTION, model=f"{MODEL}+", **body), 400)["param"] == "model"
         assert error_of(gateway.post("/v1/completions", {"model": f"{MODEL}+", "prompt": "x"}), 400)["param"] == "model"
 
-    def test_a_search_of_one_that_does_not_exist_is_404(self, grounded: Started, retrieval: FakeRetrieval):
+    def test_one_that_does_not_exist_is_404_for_searches_and_documents(
+        self, grounded: Started, retrieval: FakeRetrieval
+    ):
         retrieval.missing = {"gone"}
-        error = error_of(grounded.post("/v1/search", {"query": QUESTION, "collection": "gone"}), 404)
-        assert (error["code"], error["param"]) == ("collection_not_found", "collection")
+        for response in (
+            grounded.post("/v1/search", {"query": QUESTION, "collection": "gone"}),
+            grounded.http.get("/v1/documents?collection=gone"),
+            grounded.http.delete("/v1/documents?collection=gone&source=a.md"),
+        ):
+            error = error_of(response, 404)
+            assert (error["code"], error["param"]) == ("collection_not_found", "collection")
 
     def test_looking_for_one_ends_with_the_time_of_a_search(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.search_s = 5
@@ -578,7 +585,10 @@ class TestDocuments:
     def test_pages_of_documents(self, grounded: Started):
         page = grounded.http.get("/v1/documents?collection=docs&limit=2&after=x").json()
         assert (len(page["data"]), page["has_more"]) == (2, True)
-        assert grounded.http.get("/v1/documents").json()["data"][0]["collection"] == "docs"
+        page = grounded.http.get("/v1/documents?limit=1&after=docs").json()  # of the collections
+        assert ([one["collection"] for one in page["data"]], page["has_more"]) == (["handbook"], True)
+        page = grounded.http.get("/v1/documents?after=docs").json()
+        assert ([one["collection"] for one in page["data"]], page["has_more"]) == (["handbook", "news"], False)
         for query in ("limit=0", "limit=x", "limit=5000", "limit=٣", "colection=docs"):
             assert error_of(grounded.http.get(f"/v1/documents?collection=docs&{query}"), 400)
 
@@ -601,10 +611,9 @@ class TestDocuments:
         retrieval._search = refused  # type: ignore[method-assign, assignment]
         assert error_of(grounded.post("/v1/search", {"query": QUESTION}), 400)["param"] == param
 
-    def test_removing_what_is_not_there_is_404(self, grounded: Started):
+    def test_the_query_of_a_deletion(self, grounded: Started):
         assert error_of(grounded.http.get("/v1/documents?foo=1"), 400)["param"] == "foo"
         assert grounded.http.delete("/v1/documents?collection=docs&source=a.md").json() == {"deleted": 2}
-        assert error_of(grounded.http.delete("/v1/documents?collection=docs&source=gone.md"), 404)
         assert error_of(grounded.http.delete("/v1/documents"), 400)["param"] == "collection"
 
     def test_a_search_gives_hits_with_support(self, grounded: Started, retrieval: FakeRetrieval):
