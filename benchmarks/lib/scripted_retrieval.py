@@ -94,14 +94,17 @@ class FakeRetrieval:
     async def _index(self, **_: Any) -> dict[str, Any]:
         return {"status": "added", "chunks": 1, "sha256": "00", "ms": 1.0}
 
-    async def _documents(self, limit: int, **_: Any) -> list[dict[str, Any]]:
+    async def _documents(self, collection: str, limit: int, **_: Any) -> list[dict[str, Any]]:
+        self._find(collection)
         return [{"source": str(i)} for i in range(limit)]
 
-    async def _collections(self, tenant: str) -> list[dict[str, Any]]:
-        return [{"collection": "docs", "documents": 1, "chunks": 2}]
+    async def _collections(self, after: str, limit: int, **_: Any) -> list[dict[str, Any]]:
+        names = [name for name in ("docs", "handbook", "news") if name > after]
+        return [{"collection": name, "documents": 1, "chunks": 2} for name in names[:limit]]
 
-    async def _delete(self, source: str | None, **_: Any) -> int:
-        return 0 if source == "gone.md" else 2
+    async def _delete(self, collection: str, source: str | None, **_: Any) -> int:
+        self._find(collection)
+        return 2
 
     async def _search(self, collection: str, **_: Any) -> dict[str, Any]:
         self._find(collection)

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +67,11 @@ class _SkippedError(Exception):
 
 
 class _GoneError(Exception):
-    """The platform is unavailable or denies access; the message says which."""
+    """The platform is unavailable, denies access or has no such collection; the message says which."""
+
+    def __init__(self, message: str, code: object = None) -> None:
+        super().__init__(message)
+        self.code = code  # of the response
 
 
 class _Documents(typer.core.TyperGroup):
@@ -153,27 +157,34 @@ def list_documents(
     api_key: Key = "",
 ) -> None:
     """List the collections, or the documents of one collection."""
-    console = Console()
-    with platform_client(url, api_key) as client:
-        if not collection:
-            table = Table("collection", "documents", "chunks")
-            for row in checked(client.get(_DOCUMENTS))["data"]:
-                table.add_row(Text(row["collection"]), str(row["documents"]), str(row["chunks"]))
-            console.print(table)
-            return
+    has_more, query = True, {"limit": str(_PAGE)}
+    if collection:
+        query["collection"] = collection
         table = Table("source", "title", "kB", "chunks", "indexed", "current")
-        has_more, query = True, {"collection": collection, "limit": str(_PAGE)}
+    else:
+        table = Table("collection", "documents", "chunks")
+    name = "source" if collection else "collection"
+    with platform_client(url, api_key) as client:
         while has_more:
             page = checked(client.get(_DOCUMENTS, params=query))
             for row in page["data"]:
-                at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["indexed_at"]))
-                names = Text(row["source"], overflow="fold"), Text(row["title"])
-                size = f"{row['size'] / 1e3:.1f}"
-                table.add_row(*names, size, str(row["chunks"]), at, "yes" if row["current"] else "no")
+                table.add_row(
+                    Text(row[name], overflow="fold"), *(_document_cells if collection else _collection_cells)(row)
+                )
             has_more = page["has_more"]
             if has_more:
-                query["after"] = page["data"][-1]["source"]
-    console.print(table)
+                query["after"] = page["data"][-1][name]
+    Console().print(table)
+
+
+def _collection_cells(row: Mapping[str, Any]) -> tuple[str, str]:
+    return str(row["documents"]), str(row["chunks"])
+
+
+def _document_cells(row: Mapping[str, Any]) -> tuple[Text | str, ...]:
+    at = time.strftime("%Y-%m-%d %H:%M", time.localtime(row["indexed_at"]))
+    size = f"{row['size'] / 1e3:.1f}"
+    return Text(row["title"]), size, str(row["chunks"]), at, "yes" if row["current"] else "no"
 
 
 def delete_documents(
@@ -346,6 +357,10 @@ class _Run:
         while True:
             try:
                 page = await _request(platform, "GET", _DOCUMENTS, params=query)
+            except _GoneError as error:
+                if error.code != "collection_not_found":
+                    raise
+                return
             except _SkippedError as error:
                 raise _GoneError(str(error)) from error
             for document in page["data"]:
@@ -456,13 +471,10 @@ async def _request(platform: httpx.AsyncClient, method: str, path: str, **option
             if response.status_code == 200:
                 return document
             error_body = document.get("error")
-            why = (
-                str(error_body.get("message"))
-                if isinstance(error_body, dict)
-                else f"it answered {response.status_code}"
-            )
+            error_body = error_body if isinstance(error_body, dict) else {}
+            why = str(error_body.get("message", f"it answered {response.status_code}"))
             if response.status_code in (401, 403, 404, 405) and method != "DELETE":
-                raise _GoneError(why)
+                raise _GoneError(why, error_body.get("code"))
             if response.status_code not in _AGAIN:
                 raise _SkippedError(why)
             after = response.headers.get("retry-after", "")

@@ -123,22 +123,18 @@ class Documents:
         return {"object": "document", "source": document.source, "collection": document.collection, **result}
 
     async def listed(self, tenant: str, query: bytes) -> dict[str, Any]:
-        """List one page of a collection's documents, or the tenant's collections."""
+        """List one page of a collection's documents, or of the tenant's collections."""
         self._settings()
         params = _query(query, {"collection", "after", "limit"})
         limit = params.get("limit", "100")
         if not (limit.isascii() and limit.isdecimal()) or len(limit) > 4 or not 1 <= int(limit) <= 1000:
             raise RequestError(400, "'limit' is from 1 to 1000", param="limit", code="invalid_limit")
-        if "collection" not in params:
-            return {"object": "list", "data": await self._call("collections", tenant=tenant)}
-        documents = await self._call(
-            "documents",
-            tenant=tenant,
-            collection=params["collection"],
-            after=params.get("after", ""),
-            limit=int(limit) + 1,
-        )
-        return {"object": "list", "data": documents[: int(limit)], "has_more": len(documents) > int(limit)}
+        page = {"tenant": tenant, "after": params.get("after", ""), "limit": int(limit) + 1}
+        if "collection" in params:
+            rows = await self._call("documents", collection=params["collection"], **page)
+        else:
+            rows = await self._call("collections", **page)
+        return {"object": "list", "data": rows[: int(limit)], "has_more": len(rows) > int(limit)}
 
     async def delete(self, tenant: str, query: bytes) -> dict[str, Any]:
         """Delete a document or a collection."""
@@ -146,14 +142,8 @@ class Documents:
         params = _query(query, {"collection", "source"})
         if "collection" not in params:
             raise RequestError(400, "'collection' is required", param="collection", code="missing_collection")
-        source = params.get("source")
-        deleted = await self._call("delete", tenant=tenant, collection=params["collection"], source=source)
-        if not deleted:
-            missing = f"document '{source}' in it" if source is not None else "such collection"
-            raise RequestError(
-                404, f"collection '{params['collection']}': there is no {missing}", code="document_not_found"
-            )
-        return {"deleted": deleted}
+        where = {"tenant": tenant, "collection": params["collection"], "source": params.get("source")}
+        return {"deleted": await self._call("delete", **where)}
 
     async def search(self, tenant: str, body: object) -> dict[str, Any]:
         """Search passages, with their support scores."""

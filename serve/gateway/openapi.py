@@ -155,7 +155,7 @@ def operations() -> Sequence[Operation]:
             responses.DocumentList, (400, 401, 404, 503, 504),
             parameters=(
                 _parameter("query", "collection", "its documents; without it, the collections", _TEXT),
-                _parameter("query", "after", "a document's source: the page begins after it", _TEXT),
+                _parameter("query", "after", "a document's source, or a collection: the page begins after it", _TEXT),
                 _parameter("query", "limit", "of a page", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
             ),
         ),

@@ -335,11 +335,11 @@ class DocumentSummary(OpenModel):
 
 
 class DocumentList(_ClosedModel):
-    """A page of documents in the order of their names, or the tenant's collections."""
+    """A page of documents, or of the tenant's collections, in the order of their names."""
 
     object: Literal["list"]
     data: list[DocumentSummary]
-    has_more: bool | None = None
+    has_more: bool
 
 
 class Deleted(_ClosedModel):

@@ -123,8 +123,7 @@ class Service:
         except Exception as error:  # a component may raise anything, and Haystack wraps it
             raise _failure(mode, error) from error
         if not found.documents and not await self.exists(tenant, collection):
-            message = f"collection '{collection}' does not exist"
-            raise RequestError(404, message, param="collection", code="collection_not_found")
+            raise _no_collection(collection)
         return found, described
 
     async def exists(self, tenant: str, collection: str) -> bool:
@@ -198,23 +197,41 @@ class Service:
         }  # fmt: skip
 
     async def documents(self, tenant: str, collection: str, after: str, limit: int) -> list[dict[str, Any]]:
-        """List one page of the indexed documents, by name."""
+        """List one page of the indexed documents, by name. Raises `RequestError` 404 for a missing collection."""
+        documents = await self._store.list_documents(Owner(tenant, collection), after, limit)
+        if not documents and not await self.exists(tenant, collection):
+            raise _no_collection(collection)
         return [
             {
                 "source": document.name, "title": document.title, "size": document.size, "chunks": document.chunks, "sha256": document.sha256.hex(),
                 "current": self._indexer.is_current(document), "meta": document.meta, "indexed_at": document.indexed_at,
             }
-            for document in await self._store.list_documents(Owner(tenant, collection), after, limit)
+            for document in documents
         ]  # fmt: skip
 
-    async def collections(self, tenant: str) -> list[dict[str, Any]]:
-        """The tenant's collections, with their numbers of documents and chunks."""
-        counts_by_name = await self._store.collections(tenant)
+    async def collections(self, tenant: str, after: str, limit: int) -> list[dict[str, Any]]:
+        """List one page of the tenant's collections by name, with their numbers of documents and chunks."""
+        counts_by_name = await self._store.collections(tenant, after, limit)
         return [{"collection": name, **counts} for name, counts in counts_by_name.items()]
 
     async def delete(self, tenant: str, collection: str, source: str | None) -> int:
-        """Delete a document or, without `source`, the collection; returns the number of deleted documents."""
-        return await self._store.delete(Owner(tenant, collection), source)
+        """Delete a document or, without `source`, the collection; returns the number of deleted documents.
+
+        Raises:
+            RequestError: 404 for a missing collection, or a missing document.
+        """
+        deleted = await self._store.delete(Owner(tenant, collection), source)
+        if not deleted:
+            if source is None or not await self.exists(tenant, collection):
+                raise _no_collection(collection)
+            message = f"collection '{collection}' has no document '{source[:200]}'"
+            raise RequestError(404, message, param="source", code="document_not_found")
+        return deleted
+
+
+def _no_collection(collection: str) -> RequestError:
+    message = f"collection '{collection[:200]}' does not exist"
+    return RequestError(404, message, param="collection", code="collection_not_found")
 
 
 def _to_response(result: RetrievalResult) -> dict[str, Any]:

@@ -158,8 +158,10 @@ class TestErrors:
             assert error_of(http.get("/v1/documents?collection=x&limit=0"), 400)["code"] == "invalid_limit"
             assert error_of(http.get(f"/v1/documents?collection=x&limit={'9' * 5000}"), 400)["code"] == "invalid_limit"
             assert error_of(http.delete("/v1/documents"), 400)["code"] == "missing_collection"
-            gone = http.delete("/v1/documents", params={"collection": "documents-nothing"})
-            assert error_of(gone, 404)["code"] == "document_not_found"
+            for name in ("documents-nothing", "", "UPPER"):
+                for method in ("GET", "DELETE"):
+                    error = error_of(http.request(method, "/v1/documents", params={"collection": name}), 404)
+                    assert (error["code"], error["param"]) == ("collection_not_found", "collection")
         assert error_of(httpx.get(f"{platform.url}/v1/documents"), 401)["code"] == "missing_api_key"
 
     @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ async def test_tenants_and_collections_see_nothing_of_each_other(store):
         assert [hit.content for hit in await store.keyword_search(owner, "gears", 50)] == mine
         assert [one.name for one in await store.list_documents(owner)] == ["same.md"]
     assert await store.collections("alice") == {name: {"documents": 1, "chunks": 1} for name in ("docs", "other")}
+    assert list(await store.collections("alice", limit=1)) == ["docs"]
+    assert list(await store.collections("alice", after="docs")) == ["other"]
     assert await store.delete(BOB) == 1
     assert await store.indexed_version(ALICE, "same.md") is not None
     assert await store.indexed_version(BOB, "same.md") is None

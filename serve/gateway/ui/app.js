@@ -182,7 +182,7 @@ byId("grounded").addEventListener("change", async () => {
   showGrounded(on);
   if (on) {
     try {
-      const { data } = await api.get("v1/documents");
+      const { data } = await api.get("v1/documents?limit=1000");
       byId("collections").replaceChildren(...data.map((one) => el("option", { value: one.collection })));
       if (data.length === 0) help.textContent = "There are no documents yet.";
     } catch (error) {

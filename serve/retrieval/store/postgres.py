@@ -237,14 +237,14 @@ class Store:
 
         return await self._with_retry(read, _READ_TIMEOUT_S)
 
-    async def collections(self, tenant: str) -> dict[str, dict[str, int]]:
-        """Numbers of documents and chunks in each collection of `tenant`."""
+    async def collections(self, tenant: str, after: str = "", limit: int = 100) -> dict[str, dict[str, int]]:
+        """Numbers of documents and chunks of `tenant`'s collections, ordered by name, from the first name after `after`."""
 
         async def read(connection: AsyncConnection[Any]) -> dict[str, dict[str, int]]:
             cursor = await connection.execute(
                 """SELECT collection, count(*), sum(chunks)::int8 FROM gearbox.sources
-                   WHERE tenant = %s GROUP BY collection ORDER BY collection""",
-                (tenant,),
+                   WHERE tenant = %s AND collection > %s GROUP BY collection ORDER BY collection LIMIT %s""",
+                (tenant, after, limit),
             )
             return {
                 name: {"documents": documents, "chunks": chunks} for name, documents, chunks in await cursor.fetchall()

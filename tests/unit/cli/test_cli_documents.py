@@ -47,8 +47,8 @@ class Stub:
                 self.end_headers()
                 self.wfile.write(body)
 
-            def error(self, status: int, message: str) -> None:
-                self.answer(status, {"error": {"message": message, "type": "x", "param": None, "code": "x"}})
+            def error(self, status: int, message: str, code: str = "x") -> None:
+                self.answer(status, {"error": {"message": message, "type": "x", "param": None, "code": code}})
 
             def do_GET(self) -> None:
                 at = urlsplit(self.path)
@@ -57,15 +57,17 @@ class Stub:
                     return self.web(at.path)
                 if stub.key and self.headers.get("authorization") != f"Bearer {stub.key}":
                     return self.error(401, "no such key")
+                names, after = sorted({collection for collection, _ in stub.documents}), query.get("after", "")
                 if "collection" not in query:
-                    names = sorted({collection for collection, _ in stub.documents})
-                    data = [{"collection": name, "documents": 1, "chunks": 2} for name in names]
-                    return self.answer(200, {"object": "list", "data": data})
-                data = [
-                    one
-                    for (collection, source), one in sorted(stub.documents.items())
-                    if collection == query["collection"] and source > query.get("after", "")
-                ]
+                    data = [{"collection": name, "documents": 1, "chunks": 2} for name in names if name > after]
+                elif query["collection"] not in names:
+                    return self.error(404, "there is no such collection", "collection_not_found")
+                else:
+                    data = [
+                        one
+                        for (collection, source), one in sorted(stub.documents.items())
+                        if collection == query["collection"] and source > after
+                    ]
                 limit = min(int(query.get("limit", 100)), 3)
                 self.answer(200, {"object": "list", "data": data[:limit], "has_more": len(data) > limit})
 
@@ -363,7 +365,13 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(stub, docs):
 
 def test_documents_and_collections_are_listed_and_deleted(stub, docs):
     run(stub, "documents", "add", str(docs))
-    assert "default" in run(stub, "documents", "list").output
+    names = ["default", "four", "one", "three", "two"]
+    for name in names[1:]:
+        run(stub, "documents", "add", str(docs / "a.md"), "--collection", name)
+    collections = run(stub, "documents", "list").output
+    assert all(name in collections for name in names)  # more than a page
+    missing = run(stub, "documents", "list", "nothing")
+    assert (missing.exit_code, "there is no such collection" in missing.output) == (1, True)
     listed = run(stub, "documents", "list", "default").output
     assert all(source in listed for source in stub.sources())  # more than a page
     assert run(stub, "documents", "delete", "default", "docs/a.md").output == "1 deleted\n"

@@ -83,10 +83,17 @@ class TestCollections:
             assert error_of(gateway.chat(QUESTION, model=f"{MODEL}+", **body), 400)["param"] == "model"
         assert error_of(gateway.post("/v1/completions", {"model": f"{MODEL}+", "prompt": "x"}), 400)["param"] == "model"
 
-    def test_a_search_of_one_that_does_not_exist_is_404(self, grounded: Started, retrieval: FakeRetrieval):
+    def test_one_that_does_not_exist_is_404_for_searches_and_documents(
+        self, grounded: Started, retrieval: FakeRetrieval
+    ):
         retrieval.missing = {"gone"}
-        error = error_of(grounded.post("/v1/search", {"query": QUESTION, "collection": "gone"}), 404)
-        assert (error["code"], error["param"]) == ("collection_not_found", "collection")
+        for response in (
+            grounded.post("/v1/search", {"query": QUESTION, "collection": "gone"}),
+            grounded.http.get("/v1/documents?collection=gone"),
+            grounded.http.delete("/v1/documents?collection=gone&source=a.md"),
+        ):
+            error = error_of(response, 404)
+            assert (error["code"], error["param"]) == ("collection_not_found", "collection")
 
     def test_looking_for_one_ends_with_the_time_of_a_search(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.search_s = 5

@@ -18,7 +18,7 @@ from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.pipelines import PipelineError
 from serve.retrieval.service import BUNDLED, Service
-from serve.retrieval.store.postgres import Hit, Owner, Store, StoreUnavailable
+from serve.retrieval.store.postgres import Hit, IndexedDocument, Owner, Store, StoreUnavailable
 from tests.unit.gateway.test_embeddings import tokenizer_at, words
 
 SECRET = "Who pays for Larkhaven?"
@@ -43,6 +43,13 @@ class FakeStore:
 
     async def exists(self, owner: Owner) -> bool:
         return owner == Owner("acme", "docs")
+
+    async def list_documents(self, owner: Owner, after: str, limit: int) -> list[IndexedDocument]:
+        here = IndexedDocument(1, "a.md", "A", 1, 1, b"", "", {}, 0.0)
+        return [here][:limit] if await self.exists(owner) and after < here.name else []
+
+    async def delete(self, owner: Owner, name: str | None) -> int:
+        return int(await self.exists(owner) and name in (None, "a.md"))
 
     async def vector_search(self, owner: Owner, *_: Any) -> list[Hit]:
         return self.hits if await self.exists(owner) else []
@@ -93,6 +100,23 @@ class TestCollections:
             "collection_not_found",
             f"collection '{name}' does not exist",
         )
+
+    @pytest.mark.parametrize("more", [{"collection": "gone"}, {"collection": ""}, {"tenant": "other"}])
+    @pytest.mark.parametrize(
+        ("method", "arguments"),
+        [("documents", {"after": "", "limit": 2}), ("delete", {"source": None}), ("delete", {"source": "a.md"})],
+    )
+    async def test_a_missing_one_is_404_for_its_documents_too(self, store, folder, more, method, arguments):
+        asked = {"tenant": "acme", "collection": "docs", **more, **arguments}
+        error = await refusal(service(folder).call(method, asked))
+        assert (error.status, error.code, error.param) == (404, "collection_not_found", "collection")
+
+    async def test_a_missing_document_of_one_that_exists_is_404(self, store, folder):
+        asked = {"tenant": "acme", "collection": "docs"}
+        error = await refusal(service(folder).call("delete", {**asked, "source": "gone.md"}))
+        assert (error.status, error.code, error.param) == (404, "document_not_found", "source")
+        assert await service(folder).call("delete", {**asked, "source": "a.md"}) == 1
+        assert await service(folder).call("documents", {**asked, "after": "a.md", "limit": 2}) == []
 
     async def test_one_in_which_nothing_is_found_exists(self, store, folder):
         assert (await find(service(folder)))["passages"]

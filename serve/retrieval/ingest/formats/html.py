@@ -64,7 +64,7 @@ def _from_xml(text: str) -> str:
     """Convert XML syntax to HTML: self-closing elements and CDATA sections."""
     first, *parts = text.split("<![CDATA[")
     text = first + "".join(escape(inner) + rest for inner, _, rest in (part.partition("]]>") for part in parts))
-    return _ENDED.sub(lambda tag: tag[0] if tag[1].lower() in _VOID else f"<{tag[1]}{tag[2]}></{tag[1]}>", text)
+    return _ENDED.sub(lambda tag: tag[0] if tag[1].lower() in VOID else f"<{tag[1]}{tag[2]}></{tag[1]}>", text)
 
 
 def _walk(root: LexborNode, enter: Callable[[LexborNode], bool], leave: Callable[[LexborNode], None]) -> None:
@@ -126,7 +126,7 @@ class _Page:
         if not node.is_element_node:
             return False
         tag, attributes = node.tag or "", node.attributes
-        if tag in _UNSEEN or _is_hidden(tag, attributes) or "headerlink" in (attributes.get("class") or "").split():
+        if _is_unseen(tag, attributes) or "headerlink" in (attributes.get("class") or "").split():
             return False  # `headerlink` is a pilcrow that shows on hover
         if tag in ("math", "svg"):
             self._text(_equation(node) if tag == "math" else _drawn(node))
@@ -329,6 +329,19 @@ def _only_lays_out(table: LexborNode) -> bool:
     return any(part.tag in _LAID_OUT and part.mem_id != table.mem_id for part in table.traverse())
 
 
+def tag_is_unseen(name: str, attributes: str) -> bool:
+    """Whether a page does not show the element of a start tag: its name in lower case, its attributes as they are written."""
+    if name != "dialog" and not _MAY_HIDE.search(attributes):  # nearly all
+        return name in _UNSEEN
+    element = LexborHTMLParser(f"<b {attributes}>").css_first("b", default=None)
+    return element is not None and _is_unseen(name, element.attributes)
+
+
+def _is_unseen(tag: str, attributes: _Attributes) -> bool:
+    """Whether a page does not show an element."""
+    return tag in _UNSEEN or _is_hidden(tag, attributes)
+
+
 def _is_hidden(tag: str, attributes: _Attributes) -> bool:
     if "hidden" in attributes and (attributes["hidden"] or "").strip().lower() != "until-found":
         return True
@@ -370,10 +383,11 @@ def _size(value: str) -> float | None:
     return float(match[1]) if match else None
 
 
+_MAY_HIDE = re.compile("hidden|style", re.IGNORECASE)
 _XML = re.compile(rb"\s{0,100}<\?xml[^>]{0,200}?encoding\s{0,9}=\s{0,9}[\"']([A-Za-z0-9._:-]{1,40})[\"']")
 _XML_START = re.compile(r"\s{0,100}<\?xml\s")
 _ENDED = re.compile(r"<([A-Za-z][A-Za-z0-9:-]{0,40})([^<>]*)/>")
-_VOID = {
+VOID = {
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track", "wbr", "frame",
 }  # fmt: skip
 _HEADINGS = {"h1", "h2", "h3", "h4", "h5", "h6"}
@@ -390,7 +404,7 @@ _UNSEEN = {
 _NOT_DRAWN = {"title", "desc", "defs", "symbol", "metadata", "style", "script", "clippath", "mask", "pattern"}
 _DRAWN = {"text", "foreignobject"}
 _LAID_OUT = {"table", "h1", "h2", "h3", "h4", "h5", "h6", "main", "article", "section", "form", "pre"}
-_ENDED_BY_OTHERS = _VOID | {
+_ENDED_BY_OTHERS = VOID | {
     "p", "li", "dd", "dt", "option", "optgroup", "tr", "td", "th", "thead", "tbody", "tfoot", "colgroup", "caption", "rt", "rp",
     "rb", "rtc", "html", "head", "body",
 }  # fmt: skip
