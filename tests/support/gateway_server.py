@@ -198,11 +198,11 @@ class GatewayServer:
     def stop(self) -> None:
         self._http.close()
         self._uvicorn.should_exit = True
-        self._serving.result(5)
+        self._serving.result(60)
         for stub in self._stubs:
             self._do(stub.stop())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(5)
+        self._thread.join(60)
 
     async def _dispatch(self, scope: Any, receive: Any, send: Any) -> None:
         assert self._current is not None
