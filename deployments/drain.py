@@ -8,7 +8,6 @@ Run as `python -m deployments.drain --deadline-s 600`.
 import argparse
 import csv
 import logging
-import re
 import socket
 import time
 from pathlib import Path
@@ -19,12 +18,13 @@ from ray.exceptions import RayError
 
 from deployments.ray_internals import ControlStore, haproxy_sockets, raylet_node_id, replica_app
 from serve.config.sections import REPLICA_PORTS
+from serve.telemetry.prometheus_text import Samples, parse
 
 _POLL_S = 1.0
 _SETTLE_S = 10.0  # until load balancers have removed this node, and other nodes that stop have been marked as draining
 _QUIET_S = 10.0  # without a request, after which none is expected
-_ENGINE_LOAD = re.compile(r"^vllm:num_requests_(?:running|waiting)\{[^}\n]*\} (\S+)$", re.MULTILINE)
-_GATEWAY_LOAD = re.compile(r"^gearbox_requests_in_flight\{[^}\n]*\} (\S+)$", re.MULTILINE)
+_ENGINE_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+_GATEWAY_LOAD = "gearbox_requests_in_flight"
 _LOG = logging.getLogger("gearbox.drain")
 
 
@@ -65,22 +65,26 @@ def _engine_requests(process: psutil.Process) -> float:
         return 0
     except psutil.AccessDenied:
         return 1
-    loads = [float(load) for port in ports & {*REPLICA_PORTS} for load in _ENGINE_LOAD.findall(_metrics(port))]
+    pages = [_metrics(port) for port in ports & {*REPLICA_PORTS}]
+    loads = [load for page in pages for name in _ENGINE_LOAD for load in page.get(name, {}).values()]
     return sum(loads) if loads else 1
 
 
 def _gateway_requests(port: int) -> float:
     """Requests in flight in all gateways of this node, which share a metrics port. Before its first request there is no series."""
     page = _metrics(port)
-    return sum(map(float, _GATEWAY_LOAD.findall(page))) if "gearbox_" in page else 1
+    return sum(page.get(_GATEWAY_LOAD, {}).values()) if page else 1
 
 
-def _metrics(port: int) -> str:
-    """The metrics page at `port`; empty when it cannot be read."""
+def _metrics(port: int) -> Samples:
+    """The load metrics, and all of a gateway, at `port`; empty when they cannot be read."""
     try:
-        return httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).raise_for_status().text
-    except httpx.HTTPError:
-        return ""
+        return parse(
+            httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).raise_for_status().text,
+            (*_ENGINE_LOAD, "gearbox_"),
+        )
+    except (httpx.HTTPError, ValueError):
+        return {}
 
 
 def _haproxy_requests() -> int:

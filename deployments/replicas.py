@@ -6,7 +6,6 @@ deployment handle (docs/design/performance.md).
 
 import asyncio
 import random
-import re
 from collections.abc import Collection, Iterable
 
 import aiohttp
@@ -18,12 +17,11 @@ from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoin
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
 from serve.routing.catalog import LiveState
+from serve.telemetry.prometheus_text import parse
 
-_GAUGES = re.compile(
-    rb"^vllm:(num_requests_running|num_requests_waiting|kv_cache_usage_perc)\{[^}\n]*\} (\S+)$", re.MULTILINE
-)
-_CACHE = re.compile(rb"^vllm:cache_config_info\{([^}\n]*)\}", re.MULTILINE)
-_CACHE_TOKENS = re.compile(rb'(?:^|,)kv_cache_size_tokens="(\d+)"')
+_GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+_CACHE = "vllm:cache_config_info"
+_READ = (*(f"vllm:{name}" for name in _GAUGES), _CACHE)
 
 
 def app_name(variant: str) -> str:
@@ -118,11 +116,13 @@ async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, f
     """Gauges of one engine; empty when it does not answer in time, so that a dying replica does not delay the others."""
     try:
         async with session.get(f"{url}/metrics") as response:
-            text = await response.read()
-    except (TimeoutError, aiohttp.ClientError):
+            samples = parse(await response.text(), _READ)
+    except (TimeoutError, aiohttp.ClientError, ValueError):
         return {}
-    stats = {name.decode(): float(value) for name, value in _GAUGES.findall(text)}
-    cache = _CACHE.search(text)
-    if cache and b'enable_prefix_caching="True"' in cache[1] and (tokens := _CACHE_TOKENS.search(cache[1])):
-        stats["kv_tokens"] = float(tokens[1])
+    stats = {name: value for name in _GAUGES for value in samples.get(f"vllm:{name}", {}).values()}
+    for series in samples.get(_CACHE, {}):
+        settings = dict(series)
+        tokens = settings.get("kv_cache_size_tokens", "")
+        if settings.get("enable_prefix_caching") == "True" and tokens.isdecimal():
+            stats["kv_tokens"] = float(tokens)
     return stats

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from serve.card import first_problem
+from serve.card import first_reason
 from serve.errors import RequestError
 
 
@@ -102,4 +102,4 @@ def _check(fields: Mapping[str, object], origin: Mapping[str, str], *, strict: b
     except ValidationError as error:
         name = str(error.errors()[0]["loc"][0])
         param = origin.get(name, "budget")
-        raise RequestError(400, f"{param}: {first_problem(error)}", param=param, code="invalid_budget") from error
+        raise RequestError(400, f"{param}: {first_reason(error)}", param=param, code="invalid_budget") from error

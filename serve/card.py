@@ -235,5 +235,10 @@ def first_problem(error: Exception) -> str:
     """A validation error's first problem, as `field: reason` on one line."""
     if isinstance(error, ValidationError):
         where = ".".join(map(str, problem_path(error))) or "document"
-        return f"{where}: {error.errors(include_url=False)[0]['msg']}"
+        return f"{where}: {first_reason(error)}"
     return str(error).splitlines()[0]
+
+
+def first_reason(error: ValidationError) -> str:
+    """A validation error's first problem, without its field."""
+    return str(error.errors(include_url=False)[0]["msg"]).removeprefix("Value error, ")

@@ -21,6 +21,7 @@ from serve.gateway.http import BodyMemory
 from serve.request.json_body import read_json
 from serve.request.json_types import INTEGRAL
 from serve.retrieval.ingest.convert import ConversionError, kind_of
+from serve.retrieval.ingest.metadata import META_SCHEMA
 
 MAX_INPUTS = 2048  # texts in one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all texts together
@@ -53,7 +54,7 @@ class NewDocument(_Body):
     data: Annotated[str, Field(json_schema_extra={"pattern": _BASE64})] | None = None
     type: Annotated[str, Field(max_length=200)] | None = None
     title: Annotated[str, Field(max_length=1000)] | None = None
-    meta: dict[str, Any] = Field(default_factory=dict)
+    meta: dict[str, Any] = Field(default_factory=dict, json_schema_extra=META_SCHEMA)
 
 
 class Search(_Body):

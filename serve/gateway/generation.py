@@ -25,7 +25,7 @@ from serve.gateway.response_metadata import gearbox_object, routing_headers, syn
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
-from serve.request.engine_report import Choice, EngineReport
+from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
@@ -300,6 +300,9 @@ class Generation:
 
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
         document = orjson.loads(body)
+        if attempt.call.echoes_only:
+            count_no_output(document)
+            body = orjson.dumps(document)
         attempt.report = EngineReport.of(document)
         attempt.last_token_at = perf_counter()
         if attempt.report.decode_s is not None:
@@ -323,7 +326,12 @@ class Generation:
         """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over."""
         request = attempt.request
         collects = request.grounding is not None or self._telemetry.captures_content
-        relay = StreamRelay(request.call.wants_usage, self._rename(request.call), collects=collects)
+        relay = StreamRelay(
+            request.call.wants_usage,
+            self._rename(request.call),
+            collects=collects,
+            echoes_only=request.call.echoes_only,
+        )
         try:
             chunk = b""
             while not chunk and (data := await response.content.readany()):

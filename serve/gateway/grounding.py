@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from serve.budget import Budget
-from serve.card import first_problem
+from serve.card import first_reason, problem_path
 from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.http import Headers
@@ -107,8 +107,9 @@ class Grounder:
         except ValidationError as error:
             param = ".".join(["retrieval", *map(str, error.errors()[0]["loc"][:1])])
             if param == "retrieval.collection" and "collection" not in fields:
-                raise _invalid(f"'model' names no collection after '+': {first_problem(error)}", "model") from error
-            raise _invalid(f"{param}: {first_problem(error)}", param) from error
+                raise _invalid(f"'model' names no collection after '+': {first_reason(error)}", "model") from error
+            where = ".".join(["retrieval", *map(str, problem_path(error))])
+            raise _invalid(f"{where}: {first_reason(error)}", param) from error
         if "collection" in fields:
             options._parameter = "retrieval.collection"
         elif named:

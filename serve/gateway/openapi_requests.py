@@ -10,8 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictStr
 
 from serve.budget import Budget
+from serve.request.chat_fields import MAX_LOGPROBS
 from serve.request.grounding import GroundingOptions
 from serve.request.json_types import INTEGRAL
+from serve.request.openai_limits import MAX_LOGIT_BIAS, TOKEN_ID, Role
 
 Count = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]
 Choices = Annotated[int, Field(strict=True, ge=1, le=(1 << 63) - 1), INTEGRAL]
@@ -20,10 +22,13 @@ NotNegative = Annotated[int, Field(strict=True, ge=0), INTEGRAL]
 TokenIds = Annotated[list[NotNegative], Field(min_length=1)]
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 LogitBias = Annotated[
-    dict[Annotated[str, Field(pattern=r"^[0-9]+$")], Annotated[Float, Field(ge=-100, le=100)]],
+    dict[Annotated[str, Field(pattern=TOKEN_ID)], Annotated[Float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
     Field(json_schema_extra={"additionalProperties": False}),
 ]
-_EXACT = 2**53  # up to this value, every JSON parser represents integers exactly
+Logprobs = Annotated[int, Field(strict=True, ge=0, le=MAX_LOGPROBS), INTEGRAL]
+Seed = Annotated[int, Field(strict=True, ge=-(1 << 63), le=(1 << 63) - 1), INTEGRAL]
+StopText = Annotated[StrictStr, Field(min_length=1)]
+Stops = Annotated[list[StopText], Field(max_length=4)]
 
 
 class OpenModel(BaseModel):
@@ -109,7 +114,7 @@ class ToolCall(OpenModel):
 class Message(OpenModel):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Role
     content: StrictStr | list[TextPart] | None = None
     name: StrictStr | None = None
     tool_calls: list[ToolCall] | None = Field(default=None, description="of an assistant's message")
@@ -137,10 +142,16 @@ class _Routed(OpenModel):
     )
 
 
+class RouteMessage(OpenModel):
+    """One message of a conversation, as far as the router needs it."""
+
+    role: Role
+
+
 class RouteChatRequest(_Routed):
     """A chat-completions body as far as the router needs it."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    messages: Annotated[list[RouteMessage], Field(min_length=1)]
     retrieval: StrictBool | Retrieval | None = Field(
         default=None, description="answer from documents: true for the deployment's defaults, or what differs from them"
     )
@@ -151,6 +162,19 @@ class RouteChatRequest(_Routed):
 
 class RouteCompletionRequest(_Routed):
     """A completions body as far as the router needs it."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"max_tokens": {"anyOf": [{"minimum": 1}, {"type": "null"}]}}},
+                {"required": ["echo"], "properties": {"echo": {"const": True}}},
+            ]
+        }
+    )
+
+    max_tokens: Annotated[int, Field(strict=True, ge=0, le=(1 << 63) - 1), INTEGRAL] | None = Field(
+        default=None, description="longest answer, tokens; 0 only with `echo`: the prompt alone"
+    )
 
     prompt: (
         Annotated[StrictStr, Field(min_length=1)]
@@ -170,8 +194,8 @@ class _Sampling(OpenModel):
     presence_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[Float, Field(ge=-2, le=2)] | None = None
     logit_bias: LogitBias | None = Field(default=None, description="bias by token id")
-    seed: Annotated[int, Field(strict=True, gt=-_EXACT, lt=_EXACT), INTEGRAL] | None = None
-    stop: StrictStr | list[StrictStr] | None = Field(default=None, description="texts that end the answer")
+    seed: Seed | None = None
+    stop: StopText | Stops | None = Field(default=None, description="texts that end the answer")
     user: StrictStr | None = None
 
 
@@ -179,12 +203,12 @@ class ChatCompletionRequest(_Sampling, RouteChatRequest):
     """OpenAI's chat-completions body, with `budget` and `retrieval`. Fields not named here go to the engine (vLLM)."""
 
     messages: Annotated[list[Message], Field(min_length=1)]  # type: ignore[assignment]  # narrower than the router's
-    tools: list[Tool] | None = None
+    tools: Annotated[list[Tool], Field(min_length=1)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     parallel_tool_calls: StrictBool | None = None
     response_format: ResponseFormat | None = None
     logprobs: StrictBool | None = None
-    top_logprobs: NotNegative | None = Field(default=None, description="needs `logprobs`")
+    top_logprobs: Logprobs | None = Field(default=None, description="needs `logprobs`")
 
 
 class CompletionRequest(_Sampling, RouteCompletionRequest):
@@ -201,4 +225,4 @@ class CompletionRequest(_Sampling, RouteCompletionRequest):
     )
     echo: StrictBool | None = None
     suffix: StrictStr | None = None
-    logprobs: NotNegative | None = None
+    logprobs: Logprobs | None = None

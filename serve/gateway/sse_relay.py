@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from serve.request.engine_report import Choice, EngineReport
+from serve.request.engine_report import Choice, EngineReport, count_no_output
 
 _FINISH = b'"finish_reason":"'
 _USAGE = b'"usage":{'
@@ -45,6 +45,7 @@ class StreamRelay:
     report: EngineReport = field(default_factory=EngineReport)
     done: bool = False
     collects: bool = False  # whether the choices' texts are collected
+    echoes_only: bool = False  # whether the response is the prompt alone
     choices: dict[int, Choice] = field(default_factory=dict)  # by their index
     _tail: bytes = b""  # an event whose end has not arrived
     _held: bytes = b""  # the last events, held until it is known whether the `gearbox` object goes onto them
@@ -79,6 +80,10 @@ class StreamRelay:
                 continue
             if event.startswith(_ERROR):
                 raise EngineFault(event[6:])
+            if self.echoes_only and _USAGE in event:
+                chunk = orjson.loads(event[6:])
+                count_no_output(chunk)
+                event = b"data: " + orjson.dumps(chunk) + _EVENT_END
             if _USAGE in event and _NO_CHOICES in event:
                 self.report = EngineReport.of(orjson.loads(event[6:]))
                 if self.wants_usage:

@@ -10,6 +10,7 @@ from typing import Any, Literal, cast
 
 from serve.errors import RequestError
 from serve.request.json_body import dump_json, read_json
+from serve.request.openai_limits import check_openai_limits
 from serve.routing.catalog import BLOCK_CHARS
 
 Endpoint = Literal["chat", "completions"]
@@ -64,6 +65,11 @@ class Call:
     blocks: tuple[int, ...]  # hashes of the prompt's complete blocks, each including all blocks before it
 
     @property
+    def echoes_only(self) -> bool:
+        """Whether the response is the prompt alone. The engine still generates a token, and does not return it."""
+        return self.limits_output and self.max_output_tokens == 0
+
+    @property
     def sequences(self) -> int:
         """Number of sequences that the engine generates concurrently."""
         return self.prompts * self.choices
@@ -107,7 +113,8 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     The engine's prefix cache is salted with `tenant`: otherwise TTFT would reveal the prompts of other tenants.
 
     Raises:
-        RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type.
+        RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type; and for values that
+            OpenAI's API refuses and the engine does not.
     """
     body = read_json(raw)
     if not isinstance(body, dict):
@@ -129,6 +136,7 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         prompts, longest, (chars, tokens) = 1, 1.0, _chat_size(body)
     else:
         prompts, longest, chars, tokens = _prompt_size(body)
+    check_openai_limits(body)
     limit = _max_output(body, endpoint)
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
     if (salt := body.get("cache_salt")) is not None and not isinstance(salt, str):

@@ -7,10 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from serve.errors import RequestError
+from serve.request.openai_limits import MAX_LOGIT_BIAS, TOKEN_ID, Role
 
 MAX_CHOICES = 128  # OpenAI's limit
+MAX_LOGPROBS = 20  # OpenAI's limit, and the engine's default
+_IN_EVERY_DIALECT = (
+    "unclosed group", "unopened group", "unclosed character class", "repetition operator missing expression",
+    "invalid character class range, the start must be <= the end", "incomplete escape sequence, reached end of pattern prematurely",
+)  # fmt: skip
 _INT64 = 2**63
 _GREEDY = 1e-5  # vLLM treats lower temperatures as 0
 _CONSTRAINTS = ("json", "regex", "choice", "grammar", "json_object", "structural_tag")
@@ -57,7 +64,7 @@ class _Part(_Fields):
 
 
 class _Message(_Fields):
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    role: Role
     content: str | list[str | _Part] | None = None
     name: str | None = None
     tool_calls: list[_ToolCall] | None = None
@@ -103,11 +110,14 @@ class ChatFields(_Fields):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    logit_bias: dict[Annotated[str, Field(pattern=r"^\s*[+-]?[0-9]+\s*$")], float] | None = None
+    logit_bias: (
+        dict[Annotated[str, Field(pattern=TOKEN_ID)], Annotated[float, Field(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]]
+        | None
+    ) = None
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=-1)] | None = None
-    prompt_logprobs: Annotated[int, Field(ge=-1)] | None = None
+    top_logprobs: Annotated[int, Field(ge=-1, le=MAX_LOGPROBS)] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=-1, le=MAX_LOGPROBS)] | None = None
     response_format: _ResponseFormat | None = None
     structured_outputs: dict[str, Any] | None = None
     tools: Annotated[list[_Tool], Field(min_length=1)] | None = None
@@ -119,6 +129,7 @@ class ChatFields(_Fields):
     request_id: str = ""
     documents: list[dict[str, str]] | None = None
     chat_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     skip_special_tokens: bool = True
     truncate_prompt_tokens: Annotated[int, Field(ge=-1, lt=_INT64)] | None = None
     thinking_token_budget: Annotated[int, Field(ge=-1, strict=True)] | None = None
@@ -189,11 +200,29 @@ def _problems(fields: ChatFields) -> Iterator[tuple[str, str]]:
         constrained = [name for name in _CONSTRAINTS if constraints.get(name) is not None]
         if len(constrained) != 1:
             yield "structured_outputs", f"exactly one of {', '.join(_CONSTRAINTS)} must be given"
+        if (pattern := constraints.get("regex")) is not None and (problem := _pattern_problem(pattern)) is not None:
+            yield "structured_outputs", f"'regex' is not a regular expression: {problem}"
+    if fields.chat_template is not None or "chat_template" in (fields.chat_template_kwargs or {}):
+        yield "chat_template", "the engines use the model's own template"
     if fields.tool_choice not in (None, "none") and fields.tools is None:
         yield "tool_choice", "when using 'tool_choice', 'tools' must be set"
     tools = {tool.function.name for tool in fields.tools or ()}
     if isinstance(chosen := fields.tool_choice, _NamedTool) and chosen.function.name not in tools:
         yield "tool_choice", "the function in 'tool_choice' is none of those in 'tools'"
+
+
+def _pattern_problem(pattern: object) -> str | None:
+    """What makes a regular expression invalid in every dialect. Where dialects differ, the engine decides."""
+    if not isinstance(pattern, str):
+        return "it must be a string"
+    try:
+        SchemaValidator(
+            core_schema.str_schema(pattern=pattern)
+        )  # of Rust: no pattern takes long to compile or to match
+    except SchemaError as error:
+        problem = str(error).rpartition("error: ")[2].partition("\n")[0]
+        return problem if problem in _IN_EVERY_DIALECT else None
+    return None
 
 
 def _refused(error: ValidationError, body: Mapping[str, object]) -> RequestError:

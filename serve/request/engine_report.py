@@ -35,6 +35,12 @@ class EngineReport:
         )
 
 
+def count_no_output(document: dict[str, Any]) -> None:
+    """Set the output tokens in `usage` of a response or chunk to 0: it echoes the prompt alone, without what was generated."""
+    if usage := document.get("usage"):
+        document["usage"] = usage | {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}
+
+
 @dataclass(slots=True)
 class Choice:
     """One choice of a response: its text and its finish reason."""

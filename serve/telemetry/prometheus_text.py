@@ -32,8 +32,10 @@ def scrape(client: httpx.Client, url: str) -> Samples:
     return samples
 
 
-def parse(text: str) -> Samples:
-    """Parse Prometheus' text format. Raises `ValueError`."""
+def parse(text: str, names: tuple[str, ...] = ()) -> Samples:
+    """Parse Prometheus' text format, or only the lines that begin with one of `names`. Raises `ValueError`."""
+    if names:
+        text = "\n".join(line for line in text.split("\n") if line.startswith(names))
     samples: dict[str, dict[Series, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
         for sample in family.samples:

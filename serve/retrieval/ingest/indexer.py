@@ -20,11 +20,11 @@ from serve.errors import RequestError
 from serve.retrieval.embedder import Vectors
 from serve.retrieval.ingest.conversion_workers import ConversionWorkers
 from serve.retrieval.ingest.convert import ConversionError, Text, charset_of, kind_of
+from serve.retrieval.ingest.metadata import check_meta
 from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source, Store
 
 CHUNK_TOKENS = 200
 MAX_NAME = 1024  # characters
-MAX_META = 16 << 10  # bytes, as JSON
 _FORMAT = 2  # version of the stored form; a new number makes all indexed documents outdated
 _BATCH = 8  # texts per embedding batch: questions wait for a batch, and larger ones are not faster
 _MARKDOWN_KINDS = ("markdown", "html", "docx")  # formats converted to Markdown
@@ -171,30 +171,6 @@ def check_name(name: str) -> None:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         message = f"'source' must be a name of 1 to {MAX_NAME} printable characters"
         raise RequestError(400, message, param="source", code="invalid_source")
-
-
-def check_meta(meta: object) -> dict[str, Any]:
-    """Validate metadata: names to strings, numbers, booleans, null, or lists of them. Raises `RequestError`."""
-
-    def plain(value: object) -> bool:
-        if isinstance(value, float):
-            return abs(value) <= 1e300  # false for NaN
-        if isinstance(value, str):
-            return "\0" not in value
-        return value is None or isinstance(value, int)
-
-    try:
-        if not isinstance(meta, Mapping) or len(orjson.dumps(meta)) > MAX_META:
-            raise ValueError
-        for key, value in meta.items():
-            if not key or "\0" in key or not all(map(plain, value if isinstance(value, list) else [value])):
-                raise ValueError
-    except (ValueError, TypeError) as error:
-        message = (
-            f"'meta' must be an object of texts, numbers, true, false, null and lists of them, at most {MAX_META} bytes"
-        )
-        raise RequestError(400, message, param="meta", code="invalid_meta") from error
-    return dict(meta)
 
 
 def _title(title: str | None) -> str:

@@ -141,7 +141,7 @@ class TestFailover:
     @streamed_or_not
     def test_an_engines_rejection_is_reported_without_pydantics_paths(self, gateway: Started, stream):
         gateway.engines["full"].behaviour = "400 of pydantic"
-        error = error_of(gateway.chat(stream=stream, logit_bias={"x": "y"}, stop=5), 400)
+        error = error_of(gateway.chat(stream=stream, logit_bias={"5": "y"}, stop=5), 400)
         assert error["param"] == "stop", "the first field that is wrong, as answers without a variant tell it"
         error = error_of(gateway.post("/v1/completions", {"model": MODEL, "prompt": "a", "stream": stream}), 400)
         assert (error["param"], error["message"]) == ("logit_bias.x", "'logit_bias.x': Input should be a number")

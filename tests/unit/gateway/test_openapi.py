@@ -20,6 +20,7 @@ from serve.gateway.openapi import describe
 from serve.gateway.static_pages import page_routes
 from serve.request.call import PATHS, parse_call
 from serve.request.grounding import GroundingOptions
+from serve.retrieval.ingest.metadata import check_meta
 from serve.telemetry.metrics import Metrics
 from tests.support.gateway_server import Start, Started
 
@@ -331,7 +332,9 @@ def test_bodies_of_documents_are_refused_exactly_where_the_description_forbids_t
         ):
             return  # looked into by `Documents`: base64, empty texts
         try:
-            _parsed(shape, body)
+            parsed = _parsed(shape, body)
+            if shape is NewDocument:
+                check_meta(parsed.meta)
         except RequestError:
             assert not allowed(body), body
         else:

@@ -158,7 +158,7 @@ def test_a_field_of_the_wrong_kind_is_refused_by_its_name(field, value):
 
 
 def test_a_wrong_limit_is_refused_though_the_other_one_counts():
-    body = {"model": "m", "messages": [{}], "max_completion_tokens": 5, "max_tokens": "many"}
+    body = {"model": "m", "messages": [{"role": "user"}], "max_completion_tokens": 5, "max_tokens": "many"}
     assert refused(json.dumps(body).encode()).param == "max_tokens"
 
 

@@ -16,7 +16,8 @@ from serve.errors import RequestError
 from serve.retrieval.embedder import Vectors
 from serve.retrieval.ingest.conversion_workers import ConversionWorkers
 from serve.retrieval.ingest.convert import Section, Text
-from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter, check_meta, check_name
+from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter, check_name
+from serve.retrieval.ingest.metadata import check_meta
 from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source
 
 OWNER = Owner("alice", "docs")
