@@ -27,9 +27,8 @@ from serve.config.sections import (
     RouterConfig,
     ServerConfig,
     VariantConfig,
-    located_error,
 )
-from serve.config.yaml_file import YamlError, YamlFile, read_yaml
+from serve.config.yaml_file import YamlError, YamlFile, located_error, read_yaml
 
 
 class ConfigError(Exception):

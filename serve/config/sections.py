@@ -13,15 +13,11 @@ from pydantic_core import PydanticCustomError
 from serve.budget import LEVELS
 from serve.config.addresses import listen_host, local_url
 from serve.config.engine_arguments import Arguments
+from serve.config.yaml_file import located_error
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 HostPattern = Annotated[str, Field(pattern=r"^(\*|(\*\.)?[a-z0-9]([a-z0-9._-]{0,252}))$")]
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[a-z0-9._\[\]:-]+)$")]
-
-
-def located_error(message: str, *path: str | int) -> PydanticCustomError:
-    """A validation error located at `path` below the validated section; raise it in a validator of the section."""
-    return PydanticCustomError("misfit", "{message}", {"message": message, "path": path})
 
 
 class Section(BaseModel):
@@ -49,7 +45,7 @@ class ModelConfig(Section):
 
 _METRICS_PORT = 9464
 _DERIVED = ("HAProxy's metrics", "HAProxy's statistics", "Serve's own proxy", "Ray's metrics")  # after `metrics_port`
-REPLICA_PORTS = range(30000, 31001)  # HTTP ports of Ray Serve replicas, see deployments.ray_internals
+REPLICA_PORTS = range(30000, 31001)  # HTTP ports that Ray Serve gives its replicas
 
 
 def _range(ports: range) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
 
 from serve.card import first_problem, problem_path
 
@@ -100,6 +101,11 @@ class YamlFile:
         if detail["type"] == "string_type" and isinstance(detail["input"], int | float):
             hint = "; text that looks like a number or like true is put in quotes"
         return f"{self.place(problem_path(error))}: {first_problem(error)}{hint}"
+
+
+def located_error(message: str, *path: str | int) -> PydanticCustomError:
+    """A validation error located at `path` below the validated value; raise it in a validator. See `YamlFile.problem`."""
+    return PydanticCustomError("located", "{message}", {"message": message, "path": path})
 
 
 def read_yaml(file: Path, lenient: bool = False) -> YamlFile:

@@ -26,6 +26,7 @@ class CrossOriginProtection:
                 403,
                 f"the host '{host[:255]}' is not allowed without an API key; the operator can list it in "
                 "'server.allowed_hosts'",
+                param="host",
                 code="host_not_allowed",
             )
         self._check_origin(host, headers)
@@ -37,6 +38,7 @@ class CrossOriginProtection:
                     f"send the body with the header 'Content-Type: {JSON}', not '{content_type[:100]}'"
                     if content_type
                     else f"send the body with the header 'Content-Type: {JSON}'",
+                    param="content-type",
                     code="unsupported_media_type",
                 )
 
@@ -55,5 +57,6 @@ class CrossOriginProtection:
             403,
             f"the origin '{origin[:255]}' is not allowed without an API key; the operator can list it in "
             "'server.allowed_origins'",
+            param="origin",
             code="origin_not_allowed",
         )

@@ -314,7 +314,7 @@ def _text(value: memoryview, limit: int) -> bytes:
         parts.append(orjson.loads(b"".join((b'"', value[at:end], b'"'))).encode())
         size += len(parts[-1])
         if size > limit:
-            raise _too_large(limit)
+            raise _too_large("content", limit)
         at = end
     return b"".join(parts)
 
@@ -324,7 +324,7 @@ def _decoded(value: memoryview, limit: int) -> bytes:
     escaped = re.search(rb"\\", value)  # JSON allows an escaped slash
     value = memoryview(orjson.loads(value).encode()) if escaped else value[1:-1]
     if len(value) > 4 * (limit // 3 + 1):
-        raise _too_large(limit)
+        raise _too_large("data", limit)
     parts = []
     try:
         for at in range(0, len(value), _SLICE):
@@ -335,7 +335,7 @@ def _decoded(value: memoryview, limit: int) -> bytes:
         raise RequestError(400, "'data' is not valid base64", param="data", code="invalid_base64") from error
     data = b"".join(parts)
     if len(data) > limit:
-        raise _too_large(limit)
+        raise _too_large("data", limit)
     return data
 
 
@@ -367,8 +367,8 @@ def _are_ids(values: list[object]) -> bool:
     return all(type(value) is int for value in values)
 
 
-def _too_large(limit: int) -> RequestError:
-    return RequestError(413, f"the document is larger than {limit} bytes", code="document_too_large")
+def _too_large(field: str, limit: int) -> RequestError:
+    return RequestError(413, f"the document is larger than {limit} bytes", param=field, code="document_too_large")
 
 
 def _invalid_json(error: Exception) -> RequestError:

@@ -94,9 +94,8 @@ class Generation:
     ) -> Decision:
         """Choose a variant for `call`, with a prompt `more_chars` longer. Raises `RequestError` when no variant is eligible."""
         any_variant = next(iter(self._variants.values()), None)
-        chars_per_token = (
-            any_variant.card.chars_per_token if any_variant else 4.0
-        )  # without variants the router rejects the request anyway
+        # without variants the router rejects the request anyway
+        chars_per_token = any_variant.card.chars_per_token if any_variant else 4.0
         prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
         longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
         max_output = min(call.max_output_tokens, longest)

@@ -102,7 +102,10 @@ async def read_body(receive: Receive, headers: Headers, limit: int, held: HeldBo
     """
     if (coding := headers.get("content-encoding", "identity").lower()) != "identity":
         raise RequestError(
-            415, f"send the body without 'Content-Encoding: {coding[:100]}'", code="unsupported_content_encoding"
+            415,
+            f"send the body without 'Content-Encoding: {coding[:100]}'",
+            param="content-encoding",
+            code="unsupported_content_encoding",
         )
     declared = headers.get("content-length", "")
     if declared.isdecimal():

@@ -232,7 +232,7 @@ def _refused(error: ValidationError, body: Mapping[str, object]) -> RequestError
         path = _path(detail["loc"], body) + (detail["loc"][-1:] if detail["type"] == "missing" else ())
         problems.setdefault(path, []).append(detail["msg"][0].lower() + detail["msg"][1:])
     first = next(iter(problems))
-    path = max((detail for detail in problems if detail[:1] == first[:1]), key=len)
+    path = max((other for other in problems if other[:1] == first[:1]), key=len)
     where = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
     return _invalid(", or ".join(dict.fromkeys(problems[path])), where)
 

@@ -30,7 +30,7 @@ class Resources:
     embed: Embed
 
 
-_provided: ContextVar[Resources] = ContextVar("parts of retrieval components")
+_provided: ContextVar[Resources] = ContextVar("resources of retrieval components")
 
 
 def provide(store: Store, embed: Embed) -> None:

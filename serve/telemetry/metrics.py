@@ -148,9 +148,9 @@ class Metrics:
         for variant in variants:
             for cause in ("engine", "replica", "context"):
                 self.failovers.labels(variant, cause)
-            for what in TIMES:
-                self.predictions_held.labels(variant, what, "yes")
-                self.predictions_held.labels(variant, what, "no")
+            for metric in TIMES:
+                self.predictions_held.labels(variant, metric, "yes")
+                self.predictions_held.labels(variant, metric, "no")
             for rule in EXCLUSIONS:
                 self.excluded.labels(variant, rule)
             self.cold_start.labels(variant)

@@ -76,7 +76,10 @@ class Splitter:
             chunks += [Chunk(piece, section.heading, section.page) for piece in pieces if piece.strip()]
             if len(chunks) > max_chunks:
                 raise RequestError(
-                    413, f"the document has more than {max_chunks} chunks; split it", code="too_many_chunks"
+                    413,
+                    f"the document has more than {max_chunks} chunks; split it",
+                    param="content",
+                    code="too_many_chunks",
                 )
         return chunks
 

@@ -27,7 +27,11 @@ def verdict(headers: dict[str, str], **server: object) -> str | None:
     try:
         CrossOriginProtection(ServerConfig.model_validate(server)).check(headers)
     except RequestError as error:
-        assert error.status == {"unsupported_media_type": 415}.get(error.code or "", 403)
+        assert (error.status, error.param) == {
+            "host_not_allowed": (403, "host"),
+            "origin_not_allowed": (403, "origin"),
+            "unsupported_media_type": (415, "content-type"),
+        }[error.code or ""]
         return error.code
     return None
 

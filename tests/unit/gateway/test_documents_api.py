@@ -64,8 +64,11 @@ class TestDocuments:
 
     def test_a_document_over_the_limit_is_413(self, start_gateway: Start, retrieval: FakeRetrieval):
         gateway = start_gateway(searches=retrieval, retrieval={"max_document_bytes": 1024})
-        for size in (1025, 1 << 20):
-            error_of(gateway.post("/v1/documents", {"source": "a", "content": "x" * size}), 413)
+        for size, param in ((1028, "content"), (1 << 20, None)):  # the second is over the limit of a body
+            error = error_of(gateway.post("/v1/documents", {"source": "a", "content": "x" * size}), 413)
+            assert error["param"] == param
+        error = error_of(gateway.post("/v1/documents", {"source": "a", "data": "AAAA" * 400}), 413)
+        assert error["param"] == "data"
         assert gateway.post("/v1/documents", {"source": "a", "content": "x" * 1024}).status_code == 200
 
     def test_pages_of_documents(self, grounded: Started):

@@ -153,7 +153,7 @@ class TestBodies:
     @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "GZIP"])
     def test_a_compressed_body_is_415(self, gateway: Started, coding):
         error = error_of(post(gateway, "/v1/chat/completions", b"\x1f\x8b", **{"content-encoding": coding}), 415)
-        assert error["code"] == "unsupported_content_encoding"
+        assert (error["code"], error["param"]) == ("unsupported_content_encoding", "content-encoding")
 
     @settings(
         max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

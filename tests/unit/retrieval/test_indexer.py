@@ -207,7 +207,7 @@ async def test_too_many_bytes_or_chunks_are_413(store, embed):
     indexer = Indexer(store, embed, Splitter(words(), 20), "m", Limits(document_bytes=2000, chunks=10))
     assert (await refused(indexer.index(OWNER, "a.md", b"x" * 2001))).status == 413
     error = await refused(indexer.index(OWNER, "a.md", b"word. " * 300))
-    assert (error.status, error.code) == (413, "too_many_chunks")
+    assert (error.status, error.param, error.code) == (413, "content", "too_many_chunks")
     assert not embed.batches
 
 

@@ -121,7 +121,7 @@ class _Reader:
                 if not part.is_linked_to_previous:
                     self._part, self.outline = part.part, Outline()
                     self.blocks(_checked(part._element))
-                    texts |= dict.fromkeys(section_text.text for section_text in self.outline.sections())
+                    texts |= dict.fromkeys(section.text for section in self.outline.sections())
         return list(texts)
 
     def _table(self, table: Any) -> None:
