@@ -49,11 +49,11 @@ def test_chat_streams_and_shows_variant_and_timings(platform: Platform) -> None:
     terminal.wait_for("you>")
     terminal.type("What is the capital of France?\n")
     terminal.wait_for("first token")
-    assert re.search(r"(full|int8) \(latency\)", terminal.screen) and "quality" in terminal.screen
-    terminal.type(f"/model {platform.model}@best\n")
+    assert re.search(r"(full|int8) \((latency|explore)\)", terminal.screen) and "quality" in terminal.screen
+    terminal.type(f"/model {platform.model}:full\n")
     terminal.wait_for("you>")
     terminal.type("And of Spain?\n")
-    terminal.wait_for("full (quality)")
+    terminal.wait_for("full (pinned)")
     terminal.type("/model nonsense\nhello\n")
     terminal.wait_for("does not exist")
     terminal.type("\x04")

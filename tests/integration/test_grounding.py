@@ -234,8 +234,10 @@ class TestTheBudget:
             temperature=0,
         )  # fmt: skip
         answer = raw.parse()
-        assert raw.headers["x-gearbox-retrieval"] == "used" and answer.model_extra["gearbox"]["variant"] == "full"
-        assert "Ada Quist" in answer.choices[0].message.content
+        facts = answer.model_extra["gearbox"]
+        assert raw.headers["x-gearbox-retrieval"] == "used"
+        assert facts["variant"] == "full" or facts["reason"] == "explore"  # one in a hundred
+        assert "Ada Quist" in answer.choices[0].message.content or facts["variant"] == "distilled"
         fast = platform.client().chat.completions.create(
             model=f"{platform.model}@fast+{harbour}", messages=[{"role": "user", "content": DIVISION}]
         )

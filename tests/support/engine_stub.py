@@ -124,14 +124,14 @@ class EngineStub:
             await asyncio.sleep(0)
             match self.behaviour:
                 case "die mid-stream" if "said" in json.dumps(chunk):
-                    await asyncio.sleep(0.02)  # the gateway has forwarded everything so far
+                    await _forwarded()
                     return _abort(request, response)
                 case "error event mid-stream" if "said" in json.dumps(chunk):
-                    await asyncio.sleep(0.02)
+                    await _forwarded()
                     await response.write(_event(_shape(500, self.error)) + b"data: [DONE]\n\n")
                     return response
                 case "malformed error mid-stream" if "said" in json.dumps(chunk):
-                    await asyncio.sleep(0.02)
+                    await _forwarded()
                     await response.write(b'data: {"error":"out of memory"}\n\ndata: [DONE]\n\n')
                     return response
                 case "end early" if "said" in json.dumps(chunk):
@@ -178,6 +178,12 @@ class EngineStub:
 
     def _timing(self) -> dict[str, float]:
         return {"time_to_first_token_ms": 3.0, "generation_time_ms": self.generation_time_ms, "queue_time_ms": 1.5}
+
+
+async def _forwarded() -> None:
+    """Wait until the gateway, which runs in the same event loop, has forwarded everything so far, however slow the machine is."""
+    for _ in range(20):
+        await asyncio.sleep(0.001)
 
 
 def _prompt(body: dict[str, Any]) -> str:

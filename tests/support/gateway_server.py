@@ -131,7 +131,7 @@ class GatewayServer:
         self._stubs = [EngineStub() for _ in range(3)]
         for stub in self._stubs:
             self._do(stub.start())
-        self._http = httpx.Client(base_url=self.url, timeout=10, trust_env=False, verify=False)
+        self._http = httpx.Client(base_url=self.url, timeout=60, trust_env=False, verify=False)
         while not self._uvicorn.started:
             time.sleep(0.002)
 
@@ -213,10 +213,10 @@ class GatewayServer:
             self._running -= 1
 
     def _finish(self) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while self._running:
             assert time.monotonic() < deadline, "a request does not end"
             time.sleep(0.0005)
 
     def _do(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(5)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)

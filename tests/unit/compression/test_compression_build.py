@@ -90,7 +90,7 @@ def test_a_pruned_and_distilled_variant_has_weights_and_a_card_that_match(
     assert card.training_digest == load_corpus(text).training_digest
     assert load_card(full).training_digest is None, "its only step uses no text"
     assert not out.with_name("distilled.part").exists()
-    assert sorted(p.suffix for p in out.iterdir()) == [".json"] * 5 + [".safetensors"] or not list(out.glob("*.pt"))
+    assert {path.suffix for path in out.iterdir()} <= {".json", ".jinja", ".safetensors"}, "no checkpoint is left"
 
 
 def test_two_distillations_follow_each_other_and_their_options_are_on_the_card(

@@ -135,7 +135,9 @@ def test_the_share_of_zeros_is_the_one_asked_for(made: Path, name: str, share: f
 
 @pytest.mark.parametrize("name", ["two-four", "two-four-int8"])
 def test_two_of_four_are_zero_even_after_quantization(made: Path, name: str) -> None:
-    for tensor in linears(made, name).values():
+    found = linears(made, name)
+    assert len(found) == LINEARS
+    for tensor in found.values():
         assert ((tensor == 0).float().unflatten(1, (-1, 4)).sum(-1) >= 2).all()
 
 

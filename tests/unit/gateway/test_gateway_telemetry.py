@@ -91,7 +91,7 @@ def test_a_cancelled_request_is_cancelled_in_the_engine(gateway: Started, full: 
     """Serve cancels the application's task when the client goes away."""
     full.behaviour = "hold"
     _server.run_and_cancel(gateway, {"model": MODEL, "messages": MESSAGES, "stream": stream}, lambda: full.running)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + 30
     while full.running and time.monotonic() < deadline:
         time.sleep(0.002)
     assert (full.running, full.cancelled) == (0, 1)

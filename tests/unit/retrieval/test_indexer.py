@@ -226,7 +226,7 @@ FIRST = "good = r.convert_limited\ndef fault(data, *given):\n    return os._exit
 
 
 def index_by(fault: str, store: MemoryStore, embed: Embedding) -> Indexer:
-    return Indexer(store, embed, Splitter(words(), 20), "m", Limits(convert_s=5), reading_by(fault))
+    return Indexer(store, embed, Splitter(words(), 20), "m", Limits(convert_s=30), reading_by(fault))
 
 
 async def test_a_document_that_hangs_is_ended(store, embed):
@@ -292,12 +292,19 @@ async def test_a_reader_has_no_secret_in_its_environment(monkeypatch):
 async def test_a_cancelled_caller_ends_the_reader(store, embed):
     indexer = index_by(HANG, store, embed)
     task = asyncio.create_task(indexer.index(OWNER, "a.md", b"x"))
-    await asyncio.sleep(0.5)
+
+    def readers() -> list[psutil.Process]:
+        return [one for one in psutil.Process().children() if HANG in " ".join(one.cmdline())]
+
+    async with asyncio.timeout(30):
+        while not readers():
+            await asyncio.sleep(0.05)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 5)
-    await asyncio.sleep(0.2)
-    assert not [one for one in psutil.Process().children() if HANG in " ".join(one.cmdline())]
+    async with asyncio.timeout(30):
+        while readers():
+            await asyncio.sleep(0.05)
     assert not store.documents
 
 

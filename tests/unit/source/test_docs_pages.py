@@ -52,6 +52,10 @@ def test_every_link_and_anchor_resolves(page: Path) -> None:
     assert [wrong for link in links(page.read_text()) if (wrong := problem(page, link))] == []
 
 
+def test_no_page_has_the_marks_of_an_unfinished_merge() -> None:
+    assert [page.name for page in PAGES if re.search(r"^(<{7}|>{7}) ", page.read_text(), re.MULTILINE)] == []
+
+
 def test_a_broken_link_or_anchor_is_found() -> None:
     page = ROOT / "README.md"
     assert links("[a](docs/x.md) ![b](c.png) [d](https://example.com) `[e](f)`") == ["docs/x.md", "c.png"]

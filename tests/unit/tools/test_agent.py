@@ -137,7 +137,7 @@ async def test_time_is_bounded_for_the_model_and_for_tools(model):
 
     with pytest.raises(AgentError, match=r"within 0\.3 s"):
         await model(calls({"query": "x"}, name="search_documents"), tools=[search_documents(search)], timeout_s=0.3)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4, "and not the 5 s that the tool takes"
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500])

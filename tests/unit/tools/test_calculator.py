@@ -172,14 +172,14 @@ def test_what_is_shown_is_right_to_the_last_digit(value):
 @given(st.text("0123456789+-*/%^().,! sqrtoundmaxfeil", max_size=400))
 @settings(max_examples=500, deadline=None)
 def test_whatever_is_given_costs_little_and_fails_only_as_it_should(text):
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         result = compute(text)
         assert max(result.value.numerator.bit_length(), result.value.denominator.bit_length()) <= MAX_BITS
         assert len(result.answer) < 1000
     except CalculatorError:
         pass
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 @pytest.mark.parametrize(
