@@ -69,8 +69,13 @@ def _message_and_field(message: str, param: object, call: Call) -> tuple[str, ob
     if invalid:
         return _first_validation_error(details.strip().splitlines(), call) or (message, param)
     message = _without_object_repr(message)
-    if "grammar" in message and call.body.get("tools"):
-        return f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free", "tools"
+    if "grammar" in message.lower():
+        if call.body.get("tools"):
+            return (
+                f"the schema of a function can't be enforced ({message}); 'strict': false leaves its calls free",
+                "tools",
+            )
+        return message, next((name for name in ("structured_outputs", "response_format") if call.body.get(name)), param)
     return message, param if isinstance(param, str) else _field_named_in(message, call)
 
 

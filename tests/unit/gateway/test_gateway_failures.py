@@ -161,6 +161,9 @@ class TestFailover:
             ("`vendor_field` is unknown", {"vendor_field": 1}, "vendor_field"),
             ("min_tokens must be less than or equal to max_tokens=4, got 10.", {"min_tokens": 10, "max_tokens": 4}, "min_tokens"),
             ("The decoder prompt cannot be empty", {}, "prompt"),
+            ("Grammar error: invalid regex", {"structured_outputs": {"regex": "("}}, "structured_outputs"),
+            ("Invalid grammar specification", {"response_format": {"type": "json_object"}}, "response_format"),
+            ("Grammar error", {}, None),
             ("something else", {}, None),
         ],
     )  # fmt: skip
