@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from serve.card import first_problem
 from serve.gateway.openapi_requests import ChatCompletionRequest, CompletionRequest
+from serve.request.json_body import read_json
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -34,7 +35,7 @@ async def engine(scope: Message, receive: Receive, send: Send) -> None:
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     raw = b"".join(parts)
-    body = orjson.loads(raw)
+    body: Any = read_json(raw)  # as vLLM reads it: integers of any size stay exact
     if len(body.pop("cache_salt", "")) > _SALT_CHARS:
         return await _refuse(send, "'cache_salt' is too long")
     try:

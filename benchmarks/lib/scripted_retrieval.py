@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from serve.errors import RequestError
+from serve.retrieval.ingest.metadata import check_meta
 
 QUESTION = "Who leads Larkhaven?"
 PASSAGE = {
@@ -91,7 +92,8 @@ class FakeRetrieval:
     async def _embed(self, texts: list[str], **_: Any) -> dict[str, Any]:
         return {"vectors": np.ones((len(texts), 4), np.float32), "tokens": 3 * len(texts)}
 
-    async def _index(self, **_: Any) -> dict[str, Any]:
+    async def _index(self, meta: object = None, **_: Any) -> dict[str, Any]:
+        check_meta(meta or {})
         return {"status": "added", "chunks": 1, "sha256": "00", "ms": 1.0}
 
     async def _documents(self, collection: str, limit: int, **_: Any) -> list[dict[str, Any]]:
