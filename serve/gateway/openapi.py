@@ -23,6 +23,7 @@ from serve.gateway import openapi_requests as requests
 from serve.gateway import openapi_responses as responses
 from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
 from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
+from serve.retrieval.ingest.metadata import NO_NUL
 
 Document = dict[str, Any]
 _COLLECTION = "[a-z0-9][a-z0-9._-]{0,62}"
@@ -154,8 +155,8 @@ def operations() -> Sequence[Operation]:
             "get", "/v1/documents", "listDocuments", "documents", "List documents, or collections",
             responses.DocumentList, (400, 401, 404, 503, 504),
             parameters=(
-                _parameter("query", "collection", "its documents; without it, the collections", _TEXT),
-                _parameter("query", "after", "a document's source, or a collection: the page begins after it", _TEXT),
+                _parameter("query", "collection", "its documents; without it, the collections", _NAME),
+                _parameter("query", "after", "a document's source, or a collection: the page begins after it", _NAME),
                 _parameter("query", "limit", "of a page", {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100}),
             ),
         ),
@@ -163,8 +164,8 @@ def operations() -> Sequence[Operation]:
             "delete", "/v1/documents", "deleteDocuments", "documents", "Remove a document or a collection",
             responses.Deleted, (400, 401, 404, 503, 504),
             parameters=(
-                _parameter("query", "collection", "the collection", _TEXT, "default", required=True),
-                _parameter("query", "source", "only this document", _TEXT),
+                _parameter("query", "collection", "the collection", _NAME, "default", required=True),
+                _parameter("query", "source", "only this document", _NAME),
             ),
         ),
         Operation(
@@ -368,6 +369,7 @@ def _budget_parameters() -> list[Document]:
 
 
 _TEXT: Document = {"type": "string"}
+_NAME: Document = {"type": "string", "pattern": NO_NUL}
 _REQUEST_PARAMETERS = [
     _parameter(
         "header", "x-request-id", "the request's id in logs and traces, at most 128 printable characters", _TEXT

@@ -9,17 +9,17 @@ from serve.errors import RequestError
 
 _MAX_BYTES = 16 << 10  # as JSON
 _MAX_NUMBER = 1e300
-_NO_NUL = r"^[^\u0000]*$"
+NO_NUL = r"^[^\u0000]*$"
 _PLAIN = {
     "anyOf": [
-        {"type": "string", "pattern": _NO_NUL},
+        {"type": "string", "pattern": NO_NUL},
         {"type": "number", "minimum": -_MAX_NUMBER, "maximum": _MAX_NUMBER},
         {"type": ["boolean", "null"]},
     ]
 }
 #: JSON schema of what `check_meta` accepts, without the limit on its size.
 META_SCHEMA: dict[str, Any] = {
-    "propertyNames": {"minLength": 1, "pattern": _NO_NUL},
+    "propertyNames": {"minLength": 1, "pattern": NO_NUL},
     "additionalProperties": {"anyOf": [_PLAIN, {"type": "array", "items": _PLAIN}]},
 }
 
