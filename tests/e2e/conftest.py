@@ -106,16 +106,21 @@ async def visit(browser: Browser, start_stub: Start) -> AsyncIterator[Visit]:
     assert [problem for tab in tabs for problem in tab.problems] == []
 
 
+@pytest.fixture(scope="module")
+def platform_site(platform: Platform) -> Iterator[Site]:
+    """Of the module, so that no tab is open any more, with a decision under way, when its collection is deleted."""
+    document = {"collection": "ui-tests", "source": "larkhaven.md", "content": "Ada Quist leads Larkhaven."}
+    with platform.http() as http:
+        http.post("/v1/documents", json=document).raise_for_status()
+        yield Site(platform.url, collection="ui-tests")
+        http.delete("/v1/documents", params={"collection": "ui-tests"}).raise_for_status()
+
+
 @pytest.fixture(params=["stub", pytest.param("platform", marks=pytest.mark.platform)])
 def site(request: pytest.FixtureRequest, start_stub: Start) -> Iterator[Site]:
     """The page with access by key, and documents: behind it engine stubs, or everything."""
     if request.param == "platform":
-        platform = request.getfixturevalue("platform")
-        document = {"collection": "ui-tests", "source": "larkhaven.md", "content": "Ada Quist leads Larkhaven."}
-        with platform.http() as http:
-            http.post("/v1/documents", json=document).raise_for_status()
-            yield Site(platform.url, collection="ui-tests")
-            http.delete("/v1/documents", params={"collection": "ui-tests"}).raise_for_status()
+        yield request.getfixturevalue("platform_site")
         return
     keys = [{"sha256": hash_key(KEY), "tenant": "alice", "budget": "balanced"}]
     gateway = start_stub(searches=FakeRetrieval(), retrieval={"collection": "docs"}, access={"keys": keys})
