@@ -143,8 +143,7 @@ class GatewayDeployment:
     async def _refresh(self, session: aiohttp.ClientSession) -> None:
         variants = list(self._variants.values())
         await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
-        for variant in variants:
-            variant.latency.tick()
+        self._app.refresh()
 
     async def _reload_files(self) -> None:
         """Load cards that have appeared, and API keys if their file has changed."""

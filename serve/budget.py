@@ -103,3 +103,15 @@ def _check(fields: Mapping[str, object], origin: Mapping[str, str], *, strict: b
         name = str(error.errors()[0]["loc"][0])
         param = origin.get(name, "budget")
         raise RequestError(400, f"{param}: {first_reason(error)}", param=param, code="invalid_budget") from error
+
+
+def remaining(budget: Budget, elapsed_s: float) -> Budget:
+    """`budget` less the elapsed time, with at least 1 ms of each limit, so that variants stay comparable."""
+    if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
+        return budget
+    left = {
+        name: max(limit - elapsed_s * 1000, 1.0)
+        for name, limit in (("ttft_ms", budget.ttft_ms), ("e2e_ms", budget.e2e_ms))
+        if limit is not None
+    }
+    return budget.model_copy(update=left)

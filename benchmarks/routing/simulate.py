@@ -40,6 +40,8 @@ from serve.budget import Budget
 from serve.card import Card
 from serve.config.sections import VariantConfig
 from serve.errors import RequestError
+from serve.routing.active import ActiveRequest
+from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.policies import POLICIES
 from serve.routing.prediction import Features, Latency, OutputLengths, interpolate, rising
@@ -56,6 +58,7 @@ class Running:
 
     outcome: Outcome
     decision: Decision | None = None
+    active: ActiveRequest | None = None
     started: float = 0.0
     first: float = 0.0
 
@@ -82,6 +85,7 @@ class Engine:
         self._at = self._lucky_until = 0.0
         self._luck = 1.0
         self._order = 0
+        self._streamed = [0.0, 0.0, 0.0]  # see `streamed`
 
     @property
     def busy(self) -> bool:
@@ -96,15 +100,25 @@ class Engine:
     def advance(self, now: float) -> None:
         """Simulate the engine's work until `now`."""
         work = (now - self._at) / self._pace()
+        written, sequences = self._written, len(self._writing)
         if self._reading:
             self._left_ms -= work
             self._written += work / self._step_ms * self._step_tokens
         elif self._writing:
             self._written += work / self._tpot[len(self._writing)]
+        if sequences:
+            tokens = (self._written - written) * sequences
+            for i, value in enumerate(((now - self._at) * sequences, tokens, tokens * self.requests)):
+                self._streamed[i] += value
         self._at = now
         if now >= self._lucky_until:
             self._luck = math.exp(self._noise.gauss(0, self._sigma)) * self._drift(now)
             self._lucky_until = now + self._noise.expovariate(1 / LUCK_MS)
+
+    def streamed(self) -> tuple[float, float, float]:
+        """Since the last call: time between tokens, ms, number of tokens, and sequences at each, added up over all tokens."""
+        found, self._streamed = tuple(self._streamed), [0.0, 0.0, 0.0]
+        return found  # type: ignore[return-value]
 
     def take(self, running: Running) -> None:
         """Add an arriving request; call `advance` first."""
@@ -224,12 +238,14 @@ class Platform:
         self.variants = list(variants)
         self.request: Request | None = None  # the request being routed
         self.foreseen: Latency | None = None  # the oracle's expected latency of it
-        self._router = Router(policy)
+        self.admission = Admission(Router(policy))
         self._lengths = OutputLengths()
         self.engines: dict[str, list[tuple[Engine, Machine]]] = {variant.name: [] for variant in variants}
         known = {variant.name: variant for variant in variants}
-        for names in machines:
+        for number, names in enumerate(machines):
             machine = Machine([Engine(known[name], noise, drift) for name in names])
+            for name in names:
+                known[name].live.hardware |= {str(number)}
             for engine in machine.engines:
                 self.engines[engine.variant.name].append((engine, machine))
         for variant in variants:
@@ -242,14 +258,19 @@ class Platform:
         """Yield every request's outcome in the order of the trace; outcomes are complete after the last."""
         refreshed_at = 0.0
         for request in trace:
-            self._until(request.at)
             while request.at >= refreshed_at + LOOK_MS:
                 refreshed_at += LOOK_MS
-                for variant in self.variants:
-                    self._look(variant)
+                self._until(refreshed_at)
+                self.now = refreshed_at
+                self._tick()
+            self._until(request.at)
             self.now = request.at
             yield self._arrive(request)
-        self._until(math.inf)
+        while self._events or len(self.admission):
+            refreshed_at += LOOK_MS
+            self._until(refreshed_at)
+            self.now = refreshed_at
+            self._tick()
 
     def place(self, name: str) -> tuple[Engine, Machine]:
         """Replica for the next request of a variant: the shorter of two queues, like Ray Serve's power-of-two choices."""
@@ -261,32 +282,55 @@ class Platform:
         outcome = Outcome(request)
         expected = self._lengths.expect("", request.kind, request.output_tokens)
         self.request = request
-        try:
-            decision = self._router.decide(self.variants, request.budget, Features(request.prompt_tokens, expected))
-        except RequestError as error:
-            outcome.reason = error.code or ""
-            return outcome
+
+        def decided(found: Decision | RequestError) -> None:
+            if isinstance(found, RequestError):
+                outcome.reason, outcome.refused_ms = found.code or "", self.now - request.at
+            else:
+                self._dispatch(outcome, found)
+
+        waiting = Waiting(request.budget, Features(request.prompt_tokens, expected), request.at / 1000, decided)
+        self.admission.submit(self.variants, waiting, request.at / 1000)
+        return outcome
+
+    def _dispatch(self, outcome: Outcome, decision: Decision) -> None:
+        request, now = outcome.request, self.now
         variant, prediction = decision.variant, decision.chosen.prediction
+        waited = now - request.at
         outcome.variant, outcome.quality, outcome.reason = variant.name, variant.quality.quality, decision.reason
-        outcome.expected, outcome.tail = self.foreseen or prediction.expected, prediction.tail(CONFIDENCE)
+        outcome.expected = self.foreseen or _after(waited, prediction.expected)
+        outcome.tail = _after(waited, prediction.tail(CONFIDENCE))
         outcome.cost_usd = variant.cost_usd(request.prompt_tokens, request.output_tokens)
         variant.live.on_dispatch(request.prompt_tokens)
+        active = ActiveRequest(request.budget, request.at / 1000, decision.features.output_tokens, prediction.expected.tpot_ms)
+        variant.live.start(active)
         engine, machine = self.place(variant.name)
-        machine.advance(request.at)
-        engine.take(Running(outcome, decision, request.at))
+        machine.advance(now)
+        engine.take(Running(outcome, decision, active, now))
         self._plan(machine)
-        return outcome
 
     def _look(self, variant: Variant) -> None:
         live = variant.live
         live.update_from_engines(live.replicas, live.in_flight, 0, 0.0, LOOK_MS / 1000)
         variant.latency.tick()
 
+    def _tick(self) -> None:
+        """What the gateway does regularly."""
+        for variant, load in self.admission.router.loads(self.variants):
+            self._look(variant)
+            streamed = [engine.streamed() for engine, _ in self.engines[variant.name]]
+            if tokens := sum(count for _, count, _ in streamed):
+                spent_ms = sum(ms for ms, _, _ in streamed) / tokens
+                at = sum(sequences for _, _, sequences in streamed) / tokens
+                variant.latency.observe_steps(spent_ms, tokens, at, load)
+        self.admission.roll(self.variants, self.now / 1000)
+
     def _until(self, limit: float) -> None:
         while self._events and self._events[0][0] <= limit:
             at, _, machine, version = heapq.heappop(self._events)
             if version != machine.version:
                 continue
+            self.now = at
             machine.advance(at)
             for engine in machine.engines:
                 for event, running in engine.step():
@@ -299,19 +343,28 @@ class Platform:
 
     def _happened(self, what: str, running: Running, now: float) -> None:
         outcome, decision = running.outcome, running.decision
-        if decision is None:
+        if decision is None or running.active is None:
             raise AssertionError("only decided requests run")
         live, request = decision.variant.live, outcome.request
         if what == "first":
             running.first = now
+            running.active.first_at = now / 1000
             live.on_first_token(request.prompt_tokens)
             return
         steps = request.output_tokens - 1
         tpot = (now - running.first) / steps if steps > 0 else 0.0
-        outcome.took = took = Latency(running.first - running.started, tpot, now - running.started)
+        took = Latency(running.first - running.started, tpot, now - running.started)
+        outcome.took = _after(running.started - request.at, took)
         live.on_complete()
+        live.end(running.active)
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+        self.admission.class_of(request.budget).observe(outcome.within_budget)
+        self.admission.pump(self.variants, now / 1000)
+
+
+def _after(waited_ms: float, times: Latency) -> Latency:
+    return Latency(times.ttft_ms + waited_ms, times.tpot_ms, times.e2e_ms + waited_ms)
 
 
 @dataclass
@@ -322,6 +375,7 @@ class Oracle:
     Only possible in the simulator: it reads the engines' state.
     """
 
+    schedules = False
     margin: float = 0.0
     platform: Platform | None = field(default=None)
 

@@ -35,6 +35,7 @@ class Outcome:
     reason: str = ""
     quality: float = 0.0
     cost_usd: float = 0.0
+    refused_ms: float = 0.0  # from its arrival to its refusal
     took: Latency | None = None  # None: rejected or failed
     expected: Latency | None = None
     tail: Latency | None = None  # the predicted 95% bound

@@ -113,6 +113,10 @@ class Gateway:
         self.telemetry.reconfigure(self._gatekeeper.tenants)
         self._generation.reconfigure(config, _router(config))
 
+    def refresh(self) -> None:
+        """Update what routing knows about the engines' speed; called regularly, after their state was read."""
+        self._generation.refresh()
+
     async def export_quotas(self) -> None:
         """Export rate-limit utilization; called periodically."""
         try:
@@ -183,7 +187,7 @@ class Gateway:
         planned = None if computed else self._generation.planned(call, caller, budget, headers)
         if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):
             planned = {"top_k": 0, "more_chars": 0}
-        decision = self._generation.decide(call, caller, budget, more_chars=planned["more_chars"] if planned else 0)
+        decision = self._generation.decide(call, caller, budget, planned["more_chars"] if planned else 0)
         retrieval = {"retrieval": planned} if planned else {}
         await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **retrieval})
 

@@ -6,14 +6,14 @@ variant if there is one, else to another variant.
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from time import perf_counter
 
 import aiohttp
 import orjson
 from opentelemetry.trace import SpanKind
 
-from serve.budget import Budget, resolve_budget
+from serve.budget import Budget, remaining, resolve_budget
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
@@ -29,6 +29,8 @@ from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
+from serve.routing.active import ActiveRequest
+from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
 from serve.routing.router import Decision, Router, too_many_sequences
@@ -57,7 +59,7 @@ class Generation:
         self._config = config
         self._telemetry = telemetry
         self._grounder = grounder
-        self._router = router
+        self._admission = Admission(router)
         self._lengths = OutputLengths()
         self._variants = variants
         self._engines = engines
@@ -66,7 +68,15 @@ class Generation:
 
     def reconfigure(self, config: PlatformConfig, router: Router) -> None:
         """Apply changed budget profiles and a changed router."""
-        self._config, self._router = config, router
+        self._config, self._admission.router = config, router
+
+    def refresh(self) -> None:
+        """Follow the speed of the engines and the offered work, and start what waited; called regularly."""
+        variants = list(self._variants.values())
+        for variant, load in self._admission.router.loads(variants):
+            variant.latency.observe_steps(*variant.live.take_steps(), load)
+            variant.latency.tick()
+        self._admission.roll(variants, perf_counter())
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
         """The budget of `call` and its name. Raises `RequestError` 404 for an unknown model, variant or profile."""
@@ -89,10 +99,45 @@ class Generation:
         budget = resolve_budget(base, call.budget, headers)
         return budget, profile if budget is base else CUSTOM
 
-    def decide(
-        self, call: Call, caller: Caller, budget: Budget, failed: Collection[str] = (), more_chars: int = 0
-    ) -> Decision:
-        """Choose a variant for `call`, with a prompt `more_chars` longer. Raises `RequestError` when no variant is eligible."""
+    def decide(self, call: Call, caller: Caller, budget: Budget, more_chars: int = 0) -> Decision:
+        """The decision for `call`, arriving now, with a prompt `more_chars` longer. Raises `RequestError` when it would be refused."""
+        now = perf_counter()
+        waiting = self._waiting(call, caller, budget, now, (), lambda _: None, more_chars)
+        try:
+            return self._admission.decide(list(self._variants.values()), waiting, now)
+        except RequestError as error:
+            raise _with_param(error, call) from error
+
+    async def _admit(self, request: Request, failed: Collection[str]) -> Decision:
+        """Wait for the place of `request`. Raises `RequestError` when it is refused."""
+        call = request.call
+        admitted: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
+
+        def decided(found: Decision | RequestError) -> None:
+            if admitted.done():  # the client has gone
+                return
+            if isinstance(found, RequestError):
+                admitted.set_exception(_with_param(found, call))
+            else:
+                admitted.set_result(found)
+
+        waiting = self._waiting(call, request.caller, request.budget, request.arrived, failed, decided)
+        self._admission.submit(list(self._variants.values()), waiting, perf_counter())
+        try:
+            return await admitted
+        finally:
+            self._admission.withdraw(waiting)
+
+    def _waiting(
+        self,
+        call: Call,
+        caller: Caller,
+        budget: Budget,
+        arrived: float,
+        failed: Collection[str],
+        decided: Callable[[Decision | RequestError], None],
+        more_chars: int = 0,
+    ) -> Waiting:
         any_variant = next(iter(self._variants.values()), None)
         # without variants the router rejects the request anyway
         chars_per_token = any_variant.card.chars_per_token if any_variant else 4.0
@@ -103,13 +148,7 @@ class Generation:
         expected = max(expected, min(call.min_output_tokens, longest - round(prompt_tokens * call.longest)))
         context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
         features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
-        variants = self._variants.values()
-        try:
-            return self._router.decide(variants, budget, features, pinned=call.ref.variant, failed=failed)
-        except RequestError as error:
-            if error.code == "too_many_sequences" and call.choices == 1:
-                error.param = "prompt"
-            raise
+        return Waiting(budget, features, arrived, decided, call.ref.variant, failed)
 
     def check_size(self, call: Call) -> None:
         """Reject a request that exceeds every variant, even if no variant is needed. Raises `RequestError` 400."""
@@ -157,7 +196,7 @@ class Generation:
         if options is not None:
             self.check_size(call)
             if options.agent and not calls_function(call.body):  # the agent's first step is a request like this one
-                self.decide(call, caller, _remaining(request.budget, perf_counter() - request.arrived))
+                self.decide(call, caller, remaining(request.budget, perf_counter() - request.arrived))
             within_budget = self._budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
@@ -172,7 +211,7 @@ class Generation:
         moved_from: tuple[str, str] | None = None
         while True:
             started = perf_counter()
-            decision = self.decide(call, caller, _remaining(request.budget, started - request.arrived), failed)
+            decision = await self._admit(request, frozenset(failed))
             decided = perf_counter()
             if moved_from is not None:
                 self._metrics.failovers.labels(*moved_from).inc()
@@ -231,9 +270,9 @@ class Generation:
         """
 
         def miss(more_chars: int, more_s: float) -> bool:
-            left = _remaining(budget, perf_counter() - arrived + more_s)
-            chosen = self.decide(call, caller, left, more_chars=more_chars).chosen
-            return chosen.overflows or chosen.explanation is not None
+            left = remaining(budget, perf_counter() - arrived + more_s)
+            decision = self.decide(call, caller, left, more_chars)
+            return decision.chosen.overflows or (decision.wait_ms == 0 and decision.chosen.explanation is not None)
 
         def within_budget(more_chars: int, more_s: float) -> bool:
             try:
@@ -265,11 +304,16 @@ class Generation:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             trace_headers = request.trace.headers(attempt.span)
         variant.live.on_dispatch(attempt.decision.chosen.uncached_tokens, call.sequences)
+        expected = attempt.decision.chosen.prediction.expected
+        step_ms = None if call.stream else expected.tpot_ms
+        attempt.active = ActiveRequest(
+            request.budget, request.arrived, attempt.decision.features.output_tokens, step_ms
+        )
+        variant.live.start(attempt.active)
         in_flight.inc()
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
-                expected_s = attempt.decision.chosen.prediction.expected.ttft_ms / 1000
-                asyncio.get_running_loop().call_later(expected_s, attempt.on_first_token)
+                asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
             path = _PATHS[call.endpoint]
             async with self._engines.post(variant, path, payload, request.id, trace_headers, broken) as response:
                 if response.status >= 400:
@@ -288,7 +332,9 @@ class Generation:
         finally:
             attempt.on_first_token()
             variant.live.on_complete(call.sequences)
+            variant.live.end(attempt.active)
             in_flight.dec()
+            self._admission.pump(list(self._variants.values()), perf_counter())
             if attempt.first_token_at:
                 variant.live.remember_prefix(attempt.decision.features)
             if attempt.outcome == "ok":
@@ -351,6 +397,7 @@ class Generation:
                     attempt.last_token_at = perf_counter()
                 if relay.done or not (data := await response.content.readany()):
                     break
+                attempt.on_tokens(data.count(b"\n\n"))
                 chunk = relay.feed(data)
         except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
             _LOG.warning(
@@ -394,6 +441,9 @@ class Generation:
         self._lengths.observe(caller.tenant, call.ref.profile or caller.budget, tokens)
         if call.sequences == 1:
             attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+        if attempt.request.budget.timed and attempt.decision.reason not in ("pinned", "nearest_miss"):
+            late = {"ttft", "tpot", "e2e"}.intersection(attempt.request.violations)
+            self._admission.class_of(attempt.request.budget).observe(not late)
 
 
 async def _send_synthetic_completion(
@@ -419,21 +469,15 @@ async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
         raise EngineUnreachable(f"{type(error).__name__} while reading from variant '{variant.name}'") from error
 
 
-def _remaining(budget: Budget, elapsed_s: float) -> Budget:
-    """`budget` less the elapsed time, with at least 1 ms of each limit, so that variants stay comparable."""
-    if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
-        return budget
-    left = {
-        name: max(limit - elapsed_s * 1000, 1.0)
-        for name, limit in (("ttft_ms", budget.ttft_ms), ("e2e_ms", budget.e2e_ms))
-        if limit is not None
-    }
-    return budget.model_copy(update=left)
-
-
 def _unavailable(failed: Collection[str]) -> RequestError:
     names = ", ".join(f"'{name}'" for name in sorted(failed))
     return RequestError(503, f"no response from {names}", code="engine_unavailable", headers={"retry-after": "5"})
+
+
+def _with_param(error: RequestError, call: Call) -> RequestError:
+    if error.code == "too_many_sequences" and call.choices == 1:
+        error.param = "prompt"
+    return error
 
 
 def _not_found(message: str, code: str) -> RequestError:

@@ -1,17 +1,22 @@
 """The catalog: the deployed variants of a model, with their cards and live state."""
 
+import math
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.card import Card, Profile, Quality
 from serve.config.platform import ConfigError
 from serve.config.sections import VariantConfig
+from serve.routing.active import ActiveRequest
 from serve.routing.prediction import Features, LatencyModel, Load
 
 BLOCK_CHARS = 512  # of a prompt's text: about one block of the engine's prefix cache
 _CHARS_PER_TOKEN = 4
 _RATE_SMOOTHING = 0.2  # weight of the newest measurement in the moving average of the prompt rate
+_NO_LIMIT_MS = 10_000  # time per token that no engine needs
+_LIMITS_S = 0.05  # that the sorted limits of the active requests are used before they are computed again
 
 
 @dataclass(slots=True)
@@ -33,13 +38,19 @@ class LiveState:
     peers: int = 0  # other gateways that route to the same variants
     prompt_rate: float = 0.0  # prompt tokens per second of this gateway's requests, moving average
     kv_tokens: int = 0  # capacity of one replica's prefix cache; 0 without one
+    hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; empty where it is not known
+    active: set[ActiveRequest] = field(default_factory=set)  # this gateway's requests
+    _limits: tuple[float, Sequence[float]] = (-1.0, ())  # when they were computed, and sorted, ms per token
+    _step_s: float = 0.0  # between streamed tokens since the last refresh, added up
+    _steps: float = 0.0
+    _steps_at: float = 0.0  # sequences in flight at each of those tokens, added up
     _prompt_tokens_since_refresh: int = 0
     _blocks: OrderedDict[int, None] = field(
         default_factory=OrderedDict
     )  # of prefilled prompts, most recently used last
 
-    def load(self, busy_variants: int = 0, features: Features | None = None) -> Load:
-        """The load that a request of `features` would meet now, while `busy_variants` (including this one) have requests.
+    def load(self, colocated: float = 0, features: Features | None = None) -> Load:
+        """The load that a request of `features` would meet now, while `colocated` other variants on its hardware are busy.
 
         This gateway's requests are counted exactly. Those of other gateways are as old as the last refresh; since then each
         gateway is assumed to have dispatched as many as this one, so that they do not all choose the variant that was idle.
@@ -48,12 +59,11 @@ class LiveState:
         remote = self.remote_in_flight + assumed
         scale = 1 + remote / self.in_flight if self.in_flight else 1
         requests = self.in_flight + remote
-        colocated = busy_variants - (requests > 0)
         return Load(
             requests,
             round(self.pending_prefill_tokens * scale),
             self.replicas,
-            max(colocated, 0),
+            colocated,
             self.prompt_rate * scale,
             self._cached_tokens(features) if features and self._blocks else 0,
         )
@@ -108,6 +118,61 @@ class LiveState:
         self.dispatched_since_refresh += sequences
         self.pending_prefill_tokens += prompt_tokens
         self._prompt_tokens_since_refresh += prompt_tokens
+
+    def endangered(self, now: float, before_ms: float, after_ms: float, sharpness: float) -> float:
+        """Expected number of active requests that meet their limits at `before_ms` per token, and not at `after_ms`.
+
+        The chance of a request is logistic in log(limit / time per token), with this sharpness.
+        """
+        lost = 0.0
+        before, after = math.pow(before_ms, sharpness), math.pow(after_ms, sharpness)
+        for limit in self._step_limits(now):
+            power = math.pow(limit, sharpness)
+            lost += power / (power + before) - power / (power + after)
+        return lost
+
+    def _step_limits(self, now: float) -> Sequence[float]:
+        """The finite `step_limit_ms` of the active requests, sorted."""
+        if not self.active:
+            return ()
+        computed, limits = self._limits
+        if not 0 <= now - computed < _LIMITS_S:
+            limits = sorted(limit for active in self.active if (limit := active.step_limit_ms(now)) < _NO_LIMIT_MS)
+            self._limits = now, limits
+        return limits
+
+    def mean_remaining_tokens(self, now: float) -> float:
+        """Of the active requests, of each sequence; at least 1."""
+        return sum(active.remaining_tokens(now) for active in self.active) / max(len(self.active), 1) or 1.0
+
+    def tightest(self, now: float, step_ms: float, own_ms: float) -> float:
+        """The shortest time per token that an active request with limits needs, or `own_ms`; the late ones do not count."""
+        limits = self._step_limits(now)
+        at = bisect_left(limits, step_ms)
+        return min(own_ms, limits[at]) if at < len(limits) else own_ms
+
+    def start(self, active: ActiveRequest) -> None:
+        """Count a request with limits as active, until `end`."""
+        self.active.add(active)
+        self._limits = -1.0, ()
+
+    def end(self, active: ActiveRequest) -> None:
+        """Count a request as no longer active."""
+        self.active.discard(active)
+        self._limits = -1.0, ()
+
+    def on_tokens(self, active: ActiveRequest, tokens: float, seconds: float) -> None:
+        """Count `tokens` more of a streamed answer, `seconds` after those before."""
+        active.tokens += tokens
+        self._step_s += seconds
+        self._steps += tokens
+        self._steps_at += tokens * self.in_flight
+
+    def take_steps(self) -> tuple[float, float, float]:
+        """Since the last call: mean time per streamed token, ms, number of tokens, mean sequences in flight at them."""
+        steps, seconds, at = self._steps, self._step_s, self._steps_at
+        self._step_s = self._steps = self._steps_at = 0.0
+        return (seconds * 1000 / steps, steps, at / steps) if steps else (0.0, 0.0, 0.0)
 
     def on_first_token(self, prompt_tokens: int) -> None:
         """Count a prompt as prefilled: its first token arrived, or the request ended before."""

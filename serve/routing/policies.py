@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.budget import Budget
 from serve.routing.catalog import Variant
-from serve.routing.router import Candidate, Policy
+from serve.routing.router import HARMLESS, Candidate, Policy
 
 Choice = tuple[Candidate, str]
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
@@ -30,27 +30,28 @@ class WithinBudget:
     `EXPLORED_AFTER` requests, a share `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 
-    def __init__(self, seed: int = 0, explore: float = 0.01, min_probability: float = 0.8) -> None:
+    schedules = True
+
+    def __init__(self, seed: int = 0, explore: float = 0.01) -> None:
         self._random = random.Random(seed)
         self._explore = explore
-        self._min_probability = min_probability  # of meeting the budget; below it a request is rejected or degraded
         self._last: OrderedDict[tuple[object, ...], str] = OrderedDict()
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
         best = self._best(usable, budget)
         if best is None:
-            return self._most_probable(usable)
+            return self._most_valuable(usable)
         if self._random.random() < self._explore:
             unexplored = (c for c in usable if c is not best and _needs_exploration(c.variant))
-            safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99]
+            safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99 and c.harm <= HARMLESS]
             if safe:
                 return min(safe, key=lambda c: c.variant.latency.observed), "explore"
         times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
         key = (*times, budget.max_cost, budget.min_quality, budget.objective)
         last = self._last.get(key)
         if last is not None and best.variant.name != last and best.chance < 0.975:
-            previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None), None)
+            previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None and c.harm <= HARMLESS), None)
             if previous is not None and previous.quality < best.quality:
                 best = previous
         self._last[key] = best.variant.name
@@ -60,19 +61,19 @@ class WithinBudget:
         return best, budget.objective
 
     def _best(self, usable: Sequence[Candidate], budget: Budget) -> Candidate | None:
-        """The first that fits, in the objective's order; those after it need no prediction."""
+        """The first that fits and harms nobody, in the objective's order; those after it need no prediction."""
         for candidate in sorted(usable, key=ORDER[budget.objective]):
-            if candidate.ruled_out is None:
+            if candidate.ruled_out is None and candidate.harm <= HARMLESS:
                 return candidate
         return None
 
-    def _most_probable(self, usable: Sequence[Candidate]) -> Choice | None:
-        """The candidate most likely to meet the latency limits, if its probability is at least `min_probability`."""
-        probabilities = [
-            (c.chance, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in ("ttft", "tpot", "e2e")
+    def _most_valuable(self, usable: Sequence[Candidate]) -> Choice | None:
+        """The candidate that adds most to the expected number of met budgets, if that is at least its `least_chance`."""
+        values = [
+            (c.value, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in (None, "ttft", "tpot", "e2e")
         ]
-        probability, _, index = max(probabilities, default=(0.0, 0.0, 0))
-        return (usable[index], "risk") if probability >= self._min_probability else None
+        value, _, index = max(values, default=(0.0, 0.0, 0))
+        return (usable[index], "risk") if values and value >= usable[index].least_chance else None
 
 
 def _rounded_limit(limit_ms: float | None) -> int | None:
@@ -88,6 +89,8 @@ def _needs_exploration(variant: Variant) -> bool:
 class AlwaysFull:
     """The highest quality, whatever the cost and latency."""
 
+    schedules = False
+
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
         return max(usable, key=lambda c: c.quality), "quality"
@@ -95,6 +98,8 @@ class AlwaysFull:
 
 class AlwaysCheapest:
     """The lowest cost."""
+
+    schedules = False
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
@@ -104,6 +109,8 @@ class AlwaysCheapest:
 class Fastest:
     """The lowest expected end-to-end time."""
 
+    schedules = False
+
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
         """See `router.Policy`."""
         return min(usable, key=ORDER["latency"]), "latency"
@@ -111,6 +118,8 @@ class Fastest:
 
 class Random:
     """A random variant."""
+
+    schedules = False
 
     def __init__(self, seed: int = 0) -> None:
         self._random = random.Random(seed)
@@ -123,6 +132,8 @@ class Random:
 class RoundRobin:
     """Each variant in turn."""
 
+    schedules = False
+
     def __init__(self) -> None:
         self._turn = 0
 
@@ -134,6 +145,8 @@ class RoundRobin:
 
 class Threshold:
     """The highest quality with fewer than `max_per_replica` requests per replica, else the cheapest: a simple baseline."""
+
+    schedules = False
 
     def __init__(self, max_per_replica: int = 8) -> None:
         self._max_per_replica = max_per_replica

@@ -44,15 +44,15 @@ class Features:
 class Load(NamedTuple):
     """Load that a request meets at a variant: sequences in flight, prompt tokens to prefill, and replicas that share both.
 
-    `colocated_busy_variants` counts the other variants with requests: they may run on the same machine. `prompt_rate` is
+    `colocated_busy_variants` counts the other variants with requests on the same hardware. `prompt_rate` is
     the recent number of prompt tokens per second: prefills delay running decodes. `cached_tokens` of the request's prompt
     are in the engines' prefix cache.
     """
 
-    requests: int = 0
+    requests: float = 0
     pending_prefill_tokens: int = 0
     replicas: int = 1
-    colocated_busy_variants: int = 0
+    colocated_busy_variants: float = 0
     prompt_rate: float = 0.0
     cached_tokens: int = 0
 
@@ -166,6 +166,10 @@ _E2E_SPREAD = 2.0  # the same for the end-to-end time, because the output length
 _P95 = LEVELS.index(0.95)
 _STRETCH_STEP = 0.03
 _MAX_PREFILL_SHARE = 0.8  # of the time: beyond it, requests wait for the queue rather than for prefills
+_LEAST_SPREAD = 0.05  # of the log of a time per token, at its 80% quantile
+_FAST_TOKENS, _SLOW_TOKENS = 20, 3000  # streamed tokens that count as much as all before them
+_PACE_FADING = 0.05
+_MAX_PACE = 1.5
 _LOAD_BANDS = (0.125, 0.4, 1.0)  # batch utilization; the residuals of each band have separate quantiles
 
 
@@ -173,8 +177,8 @@ class LatencyModel:
     """Latency model of one variant: its profile and the corrections learned since."""
 
     __slots__ = (
-        "_at_last_tick", "_crowd", "_max_running", "_ms_per_prefill_token", "_spreads", "_startup_ms", "_tpot",
-        "_ttft_by_prompt", "observed", "tpot", "ttft",
+        "_at_last_tick", "_crowd", "_fast", "_max_running", "_slow", "_spreads", "_startup_ms", "_tpot", "_ttft_by_prompt",
+        "ms_per_prefill_token", "observed", "pace", "tpot", "ttft",
     )  # fmt: skip
 
     def __init__(self, profile: Profile, max_running: int) -> None:
@@ -187,7 +191,7 @@ class LatencyModel:
         # by batch size; one entry more than the maximum, for interpolation
         self._crowd = [interpolate(crowd, batch) for batch in range(max_running + 2)]
         self._tpot = [interpolate(tpot, batch) for batch in range(max_running + 2)]
-        self._ms_per_prefill_token = 1000 / profile.prefill_tokens_per_s
+        self.ms_per_prefill_token = 1000 / profile.prefill_tokens_per_s
         self._startup_ms = profile.startup_s * 1000
         self._max_running = max_running
         # log(observed / prior) by load: 1, batch utilization, log(1 + colocated busy variants), and for TTFT thousands of
@@ -198,6 +202,8 @@ class LatencyModel:
         self._spreads = tuple(
             (_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1)
         )
+        self.pace = 0.0  # log of the present time per token over the usual one, see `observe_steps`
+        self._fast = self._slow = 0.0  # log(observed / predicted time per token), moving averages
         self.observed = 0
         self._at_last_tick = 0
 
@@ -213,6 +219,48 @@ class LatencyModel:
                 spread.decay(0.01)
         self._at_last_tick = self.observed
 
+    def observe_steps(self, mean_ms: float, tokens: float, in_flight: float, load: Load) -> None:
+        """Follow the present speed: `tokens` were streamed, `mean_ms` apart, while `in_flight` sequences ran.
+
+        `pace` is how much the last second or two differ from the last minutes, which the answers have taught already.
+        """
+        if not tokens:
+            self._fast -= _PACE_FADING * (self._fast - self._slow)
+        else:
+            error = log_ratio(mean_ms, self.step_ms(load._replace(requests=in_flight))) + self.pace
+            self._fast += tokens / (tokens + _FAST_TOKENS) * (error - self._fast)
+            self._slow += tokens / (tokens + _SLOW_TOKENS) * (error - self._slow)
+        self.pace = max(-_MAX_PACE, min(_MAX_PACE, self._fast - self._slow))
+
+    def step_ms(self, load: Load, more: int = 0, level: float = 0.5) -> float:
+        """Predicted time per token of each running sequence, ms, at `load` with `more` sequences, at a `level` of `LEVELS`."""
+        replicas = load.replicas or 1
+        here = load.requests / replicas + more
+        tpot, full, prefill_share = self._step(here, load)
+        a, b, c, d = self.tpot.weights
+        crowd = math.log1p(load.colocated_busy_variants)
+        spread = self._spreads[bisect_left(_LOAD_BANDS, here / self._max_running)][1]
+        factor = spread.median * spread.factors[LEVELS.index(level)]
+        return tpot * factor * _factor(a + b * full + c * crowd + d * prefill_share + self.pace)
+
+    def sharpness(self, load: Load) -> float:
+        """Of the logistic chance that a time per token is within a limit, from the residuals at this load."""
+        here = load.requests / (load.replicas or 1)
+        spread = self._spreads[bisect_left(_LOAD_BANDS, here / self._max_running)][1]
+        return 1.386 / max(math.log(spread.factors[1]), _LEAST_SPREAD)  # log(0.8 / 0.2) at the 80% quantile
+
+    def _step(self, here: float, load: Load) -> tuple[float, float, float]:
+        """Time per token at `here` sequences by the profile, ms; batch utilization; share of the time spent on prefills."""
+        limit = self._max_running
+        batch = here if here < limit else limit
+        prefill_share = load.prompt_rate / (load.replicas or 1) * self.ms_per_prefill_token / 1000
+        if prefill_share > _MAX_PREFILL_SHARE:
+            prefill_share = _MAX_PREFILL_SHARE
+        whole = int(batch)
+        tpots = self._tpot
+        tpot = tpots[whole] + (batch - whole) * (tpots[whole + 1] - tpots[whole])
+        return tpot * (1 + load.colocated_busy_variants) / (1 - prefill_share), batch / limit, prefill_share
+
     def predict(self, features: Features, load: Load) -> Prediction:
         """Predict the times of a request with `features` at this load.
 
@@ -225,30 +273,27 @@ class LatencyModel:
         before = load.requests / replicas
         here = before + features.sequences
         limit = self._max_running
-        batch = here if here < limit else limit
-        prefill_share = load.prompt_rate / replicas * self._ms_per_prefill_token / 1000
-        if prefill_share > _MAX_PREFILL_SHARE:
-            prefill_share = _MAX_PREFILL_SHARE
+        tpot, full, prefill_share = self._step(here, load)
+        batch = full * limit
         whole = int(batch)
-        part = batch - whole
-        tpots, crowds = self._tpot, self._crowd
-        tpot = (tpots[whole] + part * (tpots[whole + 1] - tpots[whole])) / (1 - prefill_share)
+        crowds = self._crowd
         uncached = features.prompt_tokens - load.cached_tokens
         ttft = interpolate(self._ttft_by_prompt, uncached)
-        ttft *= crowds[whole] + part * (crowds[whole + 1] - crowds[whole])
-        ttft += load.pending_prefill_tokens / replicas * self._ms_per_prefill_token
+        ttft *= crowds[whole] + (batch - whole) * (crowds[whole + 1] - crowds[whole])
+        ttft += load.pending_prefill_tokens / replicas * self.ms_per_prefill_token
+        ttft *= 1 + load.colocated_busy_variants
         steps = float(output - 1 if output > 1 else 0)
         if here > limit:
             queued = max(before + 1 - limit, 0.0)  # ahead of the request's first sequence
             ttft += queued / limit * output * tpot
             steps += (here - limit - queued) / limit * output
-        full, prompt, crowd = batch / limit, uncached / 1000, math.log1p(load.colocated_busy_variants)
+        prompt, crowd = uncached / 1000, math.log1p(load.colocated_busy_variants)
         if not load.replicas:
             ttft += self._startup_ms
         a, b, c, d = self.ttft.weights
         ttft_ms = ttft * _factor(a + b * full + c * crowd + d * prompt)
         a, b, c, d = self.tpot.weights
-        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * prefill_share)
+        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * prefill_share + self.pace)
         return Prediction(
             self,
             self._spreads[bisect_left(_LOAD_BANDS, here / limit)],

@@ -9,20 +9,25 @@ from typing import Protocol
 
 from serve.budget import Budget
 from serve.errors import RequestError, overloaded
-from serve.routing.catalog import Variant
+from serve.routing.catalog import LiveState, Variant
 from serve.routing.prediction import Features, Load, Prediction
 
 #: Rules that exclude a variant whatever the budget is.
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
 _NOT_EVALUATED = "not evaluated"
+LEAST_CHANCE = 0.8  # of meeting the limits, at which a request whose 95% bound exceeds them is still taken
+HARMLESS = 0.1  # expected number of budgets missed by others that does not count
 CONFIDENCE = 0.95  # quantile of the predicted times that must be within the limits; one of `budget.LEVELS`
 
 
 class Candidate:
     """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
-    __slots__ = ("_confidence", "_hard_violation", "_prediction", "_ruled_out", "budget", "features", "load", "variant")
+    __slots__ = (
+        "_confidence", "_hard_violation", "_harm", "_neighbours", "_prediction", "_ruled_out", "budget", "features",
+        "least_chance", "load", "now", "variant",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -32,9 +37,14 @@ class Candidate:
         load: Load,
         confidence: float = CONFIDENCE,
         hard: tuple[str, str] | None = None,
+        now: float = 0.0,
+        least_chance: float = LEAST_CHANCE,
+        neighbours: "Sequence[Candidate]" = (),
     ) -> None:
         self.variant, self.budget, self.features, self.load = variant, budget, features, load
         self._confidence, self._hard_violation = confidence, hard
+        self.now, self.least_chance, self._neighbours = now, least_chance, neighbours
+        self._harm: float | None = None
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
 
@@ -112,6 +122,36 @@ class Candidate:
         """Probability that all latency limits are met."""
         return self.prediction.within(self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
 
+    @property
+    def harm(self) -> float:
+        """Expected number of requests under way that would miss their limits because of this one: in its batch or on its hardware."""
+        if self._harm is None:
+            self._harm = self._endangered()
+        return self._harm
+
+    @property
+    def value(self) -> float:
+        """Expected number of budgets that are met because the request starts here now: its own, less `harm`."""
+        return self.chance - self.harm
+
+    def _endangered(self) -> float:
+        live, latency, load = self.variant.live, self.variant.latency, self.load
+        harm = 0.0
+        if live.active:
+            stall_ms = self.uncached_tokens * latency.ms_per_prefill_token / live.mean_remaining_tokens(self.now)
+            before_ms = latency.step_ms(load)
+            after_ms = latency.step_ms(load, self.features.sequences) + stall_ms
+            # of several replicas, only one gets the request
+            harm += live.endangered(self.now, before_ms, after_ms, latency.sharpness(load)) / (load.replicas or 1)
+        if not load.requests:  # the hardware gets a busy variant more
+            for other in self._neighbours:
+                if other is not self and other.variant.live.active and _share_hardware(self.variant, other.variant):
+                    its, latency = other.load, other.variant.latency
+                    before_ms = latency.step_ms(its)
+                    after_ms = before_ms * (2 + its.colocated_busy_variants) / (1 + its.colocated_busy_variants)
+                    harm += other.variant.live.endangered(self.now, before_ms, after_ms, latency.sharpness(its))
+        return harm
+
     def _violations(self) -> Iterator[tuple[str, float, float]]:
         """Each violated limit: rule, value, limit. Times come last, because predicting them is the most expensive."""
         budget = self.budget
@@ -147,6 +187,7 @@ class Candidate:
             "quality": self.quality,
             **{f"predicted_{name}": value for name, value in self.predictions().items()},
             "chance": round(self.chance, 3),
+            "harm": round(self.harm, 3),
             "cost_usd": self.cost_usd,
             "in_flight": self.load.requests,
             "cached_tokens": self.load.cached_tokens,
@@ -168,18 +209,21 @@ def _in_words(rule: str, value: float, limit: float) -> str:
 class Policy(Protocol):
     """Chooses one of the variants that a request may use."""
 
+    schedules: bool  # whether requests wait in the gateway where they would harm others
+
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
         """The chosen candidate and the reason, one of `REASONS`; None when none fits. `usable` is not empty."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Decision:
-    """The variant chosen for a request, the reason, and all candidates."""
+    """The variant chosen for a request, the reason, and all candidates. `wait_ms`: predicted wait in the gateway before it."""
 
     chosen: Candidate
     reason: str  # one of REASONS
     candidates: Sequence[Candidate]
     features: Features
+    wait_ms: float = 0.0
 
     @property
     def variant(self) -> Variant:
@@ -192,6 +236,8 @@ class Decision:
             "variant": self.variant.name,
             "reason": self.reason,
             "sequences": self.features.sequences,
+            "wait_ms": round(self.wait_ms, 1),
+            "harm": round(self.chosen.harm, 3),
             **{
                 key: value
                 for key, value in self.chosen.public().items()
@@ -208,6 +254,41 @@ class Router:
     policy: Policy
     confidence: float = CONFIDENCE
 
+    @property
+    def schedules(self) -> bool:
+        """Whether requests wait in the gateway where they would harm others."""
+        return self.policy.schedules
+
+    def candidates(
+        self,
+        variants: Iterable[Variant],
+        budget: Budget,
+        features: Features,
+        failed: Collection[str] = (),
+        now: float = 0.0,
+        least_chance: float = LEAST_CHANCE,
+        pinned: str | None = None,
+    ) -> list[Candidate]:
+        """All variants as the request sees them at `now` (seconds), or only the pinned one."""
+        candidates: list[Candidate] = []
+        for variant, load in self.loads(variants, features):
+            if pinned is None or pinned == variant.name:
+                hard = _hard_rule(variant, load, features, failed)
+                candidates.append(
+                    Candidate(variant, budget, features, load, self.confidence, hard, now, least_chance, candidates)
+                )
+        return candidates
+
+    def loads(self, variants: Iterable[Variant], features: Features | None = None) -> list[tuple[Variant, Load]]:
+        """Each variant with the load that a request of `features` would meet now."""
+        variants = list(variants)
+        busy: dict[str, int] = {}
+        for variant in variants:
+            if variant.live.busy:
+                for hardware in variant.live.hardware or _UNKNOWN:
+                    busy[hardware] = busy.get(hardware, 0) + 1
+        return [(v, v.live.load(_colocated(v.live, busy) if busy else 0, features)) for v in variants]
+
     def decide(
         self,
         variants: Iterable[Variant],
@@ -216,8 +297,10 @@ class Router:
         *,
         pinned: str | None = None,
         failed: Collection[str] = (),
+        now: float = 0.0,
+        least_chance: float = LEAST_CHANCE,
     ) -> Decision:
-        """Choose the variant for one request.
+        """Choose the variant for one request that starts at `now` (seconds).
 
         A pinned variant is chosen whatever the budget is. Variants whose context is long enough by estimate are preferred.
         When no variant fits, `degrade` chooses the variant nearest to the limits and `reject` raises.
@@ -226,16 +309,8 @@ class Router:
             RequestError: 400 when the request has more sequences than a replica admits, 503 when no variant is healthy, 429 when
                 all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
-        variants = list(variants)
-        busy = sum(variant.live.busy for variant in variants)
-        candidates, usable = [], []
-        for variant in variants:
-            if pinned is None or pinned == variant.name:
-                load = variant.live.load(busy, features)
-                hard = _hard_rule(variant, load, features, failed)
-                candidates.append(Candidate(variant, budget, features, load, self.confidence, hard))
-                if hard is None:
-                    usable.append(candidates[-1])
+        candidates = self.candidates(variants, budget, features, failed, now, least_chance, pinned)
+        usable = [candidate for candidate in candidates if candidate.evaluated_rule is None]
         if not usable:
             raise _nothing_usable(candidates, features)
         if pinned is not None:
@@ -249,8 +324,21 @@ class Router:
             return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
             raise _rejected(usable, budget, features, self.confidence)
-        nearest = min(usable, key=lambda c: (c.overflows, c.violation, -c.quality))
+        nearest = min(usable, key=lambda c: (c.overflows, c.violation, c.harm, -c.quality))
         return Decision(nearest, "nearest_miss", candidates, features)
+
+
+_UNKNOWN = ("",)  # variants whose place is not known count as neighbours
+
+
+def _colocated(live: LiveState, busy: dict[str, int]) -> float:
+    """Mean number of other busy variants on the hardware of each replica."""
+    hardware = live.hardware or _UNKNOWN
+    return sum(busy.get(one, 0) for one in hardware) / len(hardware) - live.busy
+
+
+def _share_hardware(one: Variant, other: Variant) -> bool:
+    return not one.live.hardware or not other.live.hardware or not one.live.hardware.isdisjoint(other.live.hardware)
 
 
 def _hard_rule(variant: Variant, load: Load, features: Features, failed: Collection[str]) -> tuple[str, str] | None:
@@ -291,7 +379,7 @@ def _max_sequences(candidates: Sequence[Candidate]) -> int:
 
 
 def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, confidence: float) -> RequestError:
-    reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in usable)
+    reasons = "; ".join(f"{c.variant.name}: {c.explanation or f'about {c.harm:.1f} requests under way would be late'}" for c in usable)
     for candidate in usable:
         variant = candidate.variant
         idle = Candidate(variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), confidence)
