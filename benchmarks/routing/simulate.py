@@ -302,12 +302,16 @@ class Platform:
         outcome.tail = _after(waited, prediction.tail(CONFIDENCE))
         outcome.cost_usd = variant.cost_usd(request.prompt_tokens, request.output_tokens)
         variant.live.on_dispatch(request.prompt_tokens)
-        active = ActiveRequest(request.budget, request.at / 1000, decision.features.output_tokens, prediction.expected.tpot_ms)
+        active = ActiveRequest(
+            request.budget, request.at / 1000, decision.features.output_tokens, prediction.expected.tpot_ms
+        )
         variant.live.start(active)
         engine, machine = self.place(variant.name)
         machine.advance(now)
         engine.take(Running(outcome, decision, active, now))
         self._plan(machine)
+        if decision.waited:
+            self.admission.pump(self.variants, now / 1000)
 
     def _look(self, variant: Variant) -> None:
         live = variant.live
@@ -316,13 +320,13 @@ class Platform:
 
     def _tick(self) -> None:
         """What the gateway does regularly."""
-        for variant, load in self.admission.router.loads(self.variants):
+        for variant, its_load in self.admission.router.loads(self.variants):
             self._look(variant)
             streamed = [engine.streamed() for engine, _ in self.engines[variant.name]]
             if tokens := sum(count for _, count, _ in streamed):
                 spent_ms = sum(ms for ms, _, _ in streamed) / tokens
                 at = sum(sequences for _, _, sequences in streamed) / tokens
-                variant.latency.observe_steps(spent_ms, tokens, at, load)
+                variant.latency.observe_steps(spent_ms, tokens, at, its_load)
         self.admission.roll(self.variants, self.now / 1000)
 
     def _until(self, limit: float) -> None:

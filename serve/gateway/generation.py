@@ -77,6 +77,9 @@ class Generation:
             variant.latency.observe_steps(*variant.live.take_steps(), load)
             variant.latency.tick()
         self._admission.roll(variants, perf_counter())
+        self._metrics.waiting.set(len(self._admission))
+        for profile, caution in self._admission.cautions().items():
+            self._metrics.caution.labels(profile).set(caution)
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
         """The budget of `call` and its name. Raises `RequestError` 404 for an unknown model, variant or profile."""
@@ -108,8 +111,8 @@ class Generation:
         except RequestError as error:
             raise _with_param(error, call) from error
 
-    async def _admit(self, request: Request, failed: Collection[str]) -> Decision:
-        """Wait for the place of `request`. Raises `RequestError` when it is refused."""
+    async def _admit(self, request: Request, failed: Collection[str]) -> tuple[Decision, float]:
+        """Wait for the place of `request`; also the seconds that deciding took. Raises `RequestError` when it is refused."""
         call = request.call
         admitted: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
 
@@ -122,9 +125,12 @@ class Generation:
                 admitted.set_result(found)
 
         waiting = self._waiting(call, request.caller, request.budget, request.arrived, failed, decided)
-        self._admission.submit(list(self._variants.values()), waiting, perf_counter())
+        waiting.profile = request.profile
+        started = perf_counter()
+        self._admission.submit(list(self._variants.values()), waiting, started)
+        decision_s = perf_counter() - started
         try:
-            return await admitted
+            return await admitted, decision_s
         finally:
             self._admission.withdraw(waiting)
 
@@ -211,14 +217,17 @@ class Generation:
         moved_from: tuple[str, str] | None = None
         while True:
             started = perf_counter()
-            decision = await self._admit(request, frozenset(failed))
+            decision, decision_s = await self._admit(request, frozenset(failed))
             decided = perf_counter()
             if moved_from is not None:
                 self._metrics.failovers.labels(*moved_from).inc()
                 moved_from = None
-            self._metrics.decision.observe(decided - started)
+            self._metrics.decision.observe(decision_s)
+            waited_s = decided - started - decision_s
+            if decision.waited:
+                self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
             self._telemetry.record_decision(request.profile, decision)
-            attempt = Attempt(request, decision, decided, decided - started)
+            attempt = Attempt(request, decision, decided, decision_s, waited_s)
             request.attempts.append(attempt)
             name = decision.variant.name
             try:
@@ -311,6 +320,7 @@ class Generation:
         )
         variant.live.start(attempt.active)
         in_flight.inc()
+        self._admission.pump(list(self._variants.values()), attempt.dispatched)
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)

@@ -85,6 +85,7 @@ class Gearbox(OpenModel):
     )
     quality: float | None
     missed: str | None = Field(description="the limits that the prediction does not meet")
+    waited_ms: float = Field(description="wait in the gateway until an engine had room")
     ttft_ms: float | None
     tpot_ms: float | None
     e2e_ms: float
@@ -228,6 +229,7 @@ class Candidate(_ClosedModel):
     predicted_tpot_p95_ms: float
     predicted_e2e_p95_ms: float
     chance: float = Field(description="probability that the latency limits are met")
+    harm: float = Field(description="expected number of requests under way that would miss their limits because of it")
     cost_usd: float
     in_flight: int
     cached_tokens: int = Field(description="of the prompt, expected in the variant's prefix cache")
@@ -256,6 +258,8 @@ class RouteDecision(OpenModel):
     predicted_tpot_p95_ms: float | None
     predicted_e2e_p95_ms: float | None
     chance: float | None
+    wait_ms: float = Field(description="predicted wait in the gateway before the request starts; 0: at once")
+    harm: float = Field(description="expected number of requests under way that would miss their limits because of it")
     cost_usd: float
     candidates: list[Candidate]
     retrieval: PlannedRetrieval | None = None

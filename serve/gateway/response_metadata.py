@@ -7,12 +7,13 @@ from serve.request.synthetic_completion import SyntheticCompletion
 
 def routing_headers(attempt: Attempt) -> list[tuple[str, str]]:
     """Headers of a variant's response: the decision, predicted times in ms, and the gateway's overhead in ms."""
-    decision = attempt.decision
+    decision, expected = attempt.decision, attempt.decision.chosen.prediction.expected
+    waited_ms = attempt.waited_s * 1000
     return [
         ("x-gearbox-variant", decision.variant.name),
         ("x-gearbox-reason", decision.reason),
-        ("x-gearbox-predicted-ttft-ms", f"{decision.chosen.prediction.expected.ttft_ms:.1f}"),
-        ("x-gearbox-predicted-e2e-ms", f"{decision.chosen.prediction.expected.e2e_ms:.1f}"),
+        ("x-gearbox-predicted-ttft-ms", f"{waited_ms + expected.ttft_ms:.1f}"),
+        ("x-gearbox-predicted-e2e-ms", f"{waited_ms + expected.e2e_ms:.1f}"),
         ("x-gearbox-quality", f"{decision.variant.quality.quality:.4f}"),
         ("x-gearbox-overhead-ms", f"{attempt.overhead_s * 1000:.3f}"),
         *_grounding_headers(attempt.request.grounding),
@@ -27,12 +28,13 @@ def gearbox_object(attempt: Attempt) -> dict[str, object]:
         "reason": attempt.decision.reason,
         "quality": attempt.variant.quality.quality,
         "missed": attempt.decision.chosen.explanation,
+        "waited_ms": _rounded(attempt.waited_s * 1000),
         "ttft_ms": _rounded(attempt.ttft_ms),
         "tpot_ms": _rounded(attempt.tpot_ms),
         "e2e_ms": _rounded(attempt.e2e_ms),
         "cost_usd": attempt.cost_usd,
         "attempts": len(request.attempts),
-        "predicted": attempt.decision.chosen.predictions(),
+        "predicted": attempt.decision.chosen.predictions(attempt.waited_s * 1000),
         **(request.grounding.public() if request.grounding else {}),
     }
 
@@ -46,7 +48,7 @@ def synthetic_gearbox_object(grounding: Grounding, answer: SyntheticCompletion, 
     """The `gearbox` object of a completion that the gateway produced without a variant, within `e2e_ms`."""
     e2e_ms = round(e2e_ms, 2)
     return {
-        "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "ttft_ms": e2e_ms, "tpot_ms": None,
+        "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "waited_ms": 0.0, "ttft_ms": e2e_ms, "tpot_ms": None,
         "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "predicted": {}, **grounding.public(),
     }  # fmt: skip
 

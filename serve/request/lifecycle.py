@@ -89,6 +89,7 @@ class Attempt:
     decision: Decision
     decided: float = 0.0
     decision_s: float = 0.0
+    waited_s: float = 0.0  # in the gateway, for a place
     dispatched: float = 0.0
     first_token_at: float = 0.0
     last_token_at: float = 0.0
@@ -139,8 +140,8 @@ class Attempt:
 
     @property
     def overhead_s(self) -> float:
-        """Gateway overhead: from the request's arrival to its dispatch, without the document search."""
-        return self.dispatched - self.request.arrived - self.request.searched_s
+        """Gateway overhead: from the request's arrival to its dispatch, without the document search and the wait for a place."""
+        return self.dispatched - self.request.arrived - self.request.searched_s - self.waited_s
 
     @property
     def cost_usd(self) -> float:

@@ -34,9 +34,11 @@ _MAX_CLASSES = 64
 class BudgetClass:
     """Requests with the same limits: offered and queued work in ms of one replica, and what was learned about them."""
 
+    tpot_ms: float  # its limit; infinite without one
     offered_ms: float = 0.0  # per second, moving average
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
+    profile: str = ""  # of its last request
     caution: float = 0.8  # least chance of meeting the limits at which a request is admitted
     _offered_now_ms: float = 0.0
 
@@ -69,9 +71,15 @@ class Waiting:
     start_by: float = math.inf  # the latest start that is in time
     variant: str = ""  # that it waits for
     work_ms: float = 0.0
+    profile: str = ""
 
     def __lt__(self, other: "Waiting") -> bool:
         return self.start_by < other.start_by
+
+    @property
+    def patience(self) -> float:
+        """Until when it waits at most, whatever it would do to others."""
+        return self.arrived + BEST_EFFORT_S
 
     def left(self, now: float) -> Budget:
         """The rest of its budget."""
@@ -98,7 +106,7 @@ class Admission:
         key = (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms, budget.min_quality, budget.max_cost)
         found = self.classes.get(key)
         if found is None:
-            found = self.classes[key] = BudgetClass()
+            found = self.classes[key] = BudgetClass(budget.tpot_ms or math.inf)
             if len(self.classes) > _MAX_CLASSES:
                 self.classes.popitem(last=False)
         self.classes.move_to_end(key)
@@ -124,7 +132,11 @@ class Admission:
             return decision
         if self._crowds(waiting, decision, now):
             return self._later(variants, waiting, budget, its_class, now) or decision
-        if decision.reason == "nearest_miss" and decision.chosen.harm <= HARMLESS and not self._is_behind(waiting, decision):
+        if (
+            decision.reason == "nearest_miss"
+            and decision.chosen.harm <= HARMLESS
+            and not self._is_behind(waiting, decision)
+        ):
             return decision
         if decision.reason == "nearest_miss" or self._is_behind(waiting, decision):
             later = self._later(variants, waiting, budget, its_class, now)
@@ -132,13 +144,14 @@ class Admission:
                 return later
             if budget.on_no_candidate == "reject":
                 raise _too_long(decision)
-            if now - waiting.arrived < BEST_EFFORT_S:
+            if now < waiting.patience:
                 decision.wait_ms = 1.0
         return decision
 
     def submit(self, variants: Sequence[Variant], waiting: Waiting, now: float) -> None:
         """Decide about an arriving request, or let it wait."""
         its_class = self.class_of(waiting.budget)
+        its_class.profile = waiting.profile
         try:
             decision = self.decide(variants, waiting, now)
         except RequestError as refused:
@@ -162,7 +175,10 @@ class Admission:
             self._remove(waiting)
 
     def pump(self, variants: Sequence[Variant], now: float) -> None:
-        """Start the waiting requests that have a place now, and refuse those that cannot be in time any more."""
+        """Start the first waiting request that has a place now, and refuse those that cannot be in time any more.
+
+        Call it again when the started one counts as in flight.
+        """
         blocked: set[str] = set()
         for waiting in list(self._waiting):
             if waiting.variant in blocked and now < waiting.start_by:
@@ -174,17 +190,26 @@ class Admission:
                     blocked.add(waiting.variant)
                     continue
             except RequestError as refused:
-                if refused.status != 429 and refused.status != 422 or now >= waiting.start_by and budget.on_no_candidate == "reject":
+                waits = refused.status in (422, 429)
+                if waits and now < (waiting.start_by if budget.on_no_candidate == "reject" else waiting.patience):
+                    blocked.add(waiting.variant)
+                else:
                     self._remove(waiting)
                     waiting.decided(refused)
-                else:
-                    blocked.add(waiting.variant)
                 continue
-            if decision.reason == "nearest_miss" and decision.chosen.harm > HARMLESS and now - waiting.arrived < BEST_EFFORT_S:
+            if decision.reason == "nearest_miss" and decision.chosen.harm > HARMLESS and now < waiting.patience:
                 blocked.add(waiting.variant)
                 continue
             self._remove(waiting)
-            waiting.decided(decision)
+            decision.waited = True
+            return waiting.decided(decision)
+
+    def cautions(self) -> dict[str, float]:
+        """The highest caution of each profile's classes."""
+        found: dict[str, float] = {}
+        for one in self.classes.values():
+            found[one.profile] = max(one.caution, found.get(one.profile, 0.0))
+        return found
 
     def roll(self, variants: Sequence[Variant], now: float) -> None:
         """Update the classes' shares, and the waiting requests. Call it regularly."""
@@ -230,7 +255,11 @@ class Admission:
         self, variants: Sequence[Variant], waiting: Waiting, budget: Budget, its_class: BudgetClass, now: float
     ) -> Decision | None:
         candidates = self.router.candidates(variants, budget, waiting.features, waiting.failed, now)
-        usable = [c for c in candidates if c.ruled_out not in ("failed", "unavailable", "sequences", "context", "min_quality", "max_cost")]
+        usable = [
+            c
+            for c in candidates
+            if c.ruled_out not in ("failed", "unavailable", "sequences", "context", "min_quality", "max_cost")
+        ]
         for candidate in sorted(usable, key=ORDER[budget.objective]):
             replicas = max(candidate.variant.live.replicas, 1)
             places = _places(candidate)
@@ -266,10 +295,8 @@ class Admission:
         for one in classes:
             one.share = max(one.share + left, 0.01)
         self._demand = sum(one.offered_ms for one in classes) / 1000
-        self._tightest_ms = min(
-            (key[1] for key, one in self.classes.items() if key[1] and one.offered_ms > _NOTICED * 1000 * self._demand),
-            default=math.inf,
-        )
+        noticed = (one.tpot_ms for one in classes if one.offered_ms > _NOTICED * 1000 * self._demand)
+        self._tightest_ms = min(noticed, default=math.inf)
 
 
 def _places(candidate: Candidate) -> int:
@@ -288,7 +315,9 @@ def _places(candidate: Candidate) -> int:
     return low
 
 
-def _work_ms(variant: Variant, features: Features, candidate: Candidate | None = None, places: int | None = None) -> float:
+def _work_ms(
+    variant: Variant, features: Features, candidate: Candidate | None = None, places: int | None = None
+) -> float:
     """Time that the request costs one replica which runs `places` sequences, ms."""
     load = (candidate.load if candidate else variant.live.load())._replace(requests=0, prompt_rate=0.0)
     places = places or max(min(variant.live.in_flight // max(variant.live.replicas, 1), variant.max_running), 1)
@@ -300,7 +329,7 @@ def _work_ms(variant: Variant, features: Features, candidate: Candidate | None =
 def _start_by(waiting: Waiting, candidate: Candidate) -> float:
     """The latest time at which the request starts in time at the candidate's present load."""
     expected, budget = candidate.prediction.expected, waiting.budget
-    by = waiting.arrived + BEST_EFFORT_S
+    by = waiting.patience
     if budget.ttft_ms is not None:
         by = min(by, waiting.arrived + (budget.ttft_ms - expected.ttft_ms) / 1000)
     if budget.e2e_ms is not None:

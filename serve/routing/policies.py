@@ -51,7 +51,9 @@ class WithinBudget:
         key = (*times, budget.max_cost, budget.min_quality, budget.objective)
         last = self._last.get(key)
         if last is not None and best.variant.name != last and best.chance < 0.975:
-            previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None and c.harm <= HARMLESS), None)
+            previous = next(
+                (c for c in usable if c.variant.name == last and c.ruled_out is None and c.harm <= HARMLESS), None
+            )
             if previous is not None and previous.quality < best.quality:
                 best = previous
         self._last[key] = best.variant.name
@@ -69,9 +71,7 @@ class WithinBudget:
 
     def _most_valuable(self, usable: Sequence[Candidate]) -> Choice | None:
         """The candidate that adds most to the expected number of met budgets, if that is at least its `least_chance`."""
-        values = [
-            (c.value, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in (None, "ttft", "tpot", "e2e")
-        ]
+        values = [(c.value, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in (None, "ttft", "tpot", "e2e")]
         value, _, index = max(values, default=(0.0, 0.0, 0))
         return (usable[index], "risk") if values and value >= usable[index].least_chance else None
 

@@ -168,16 +168,16 @@ class Candidate:
             if (limit := budget.e2e_ms) is not None and e2e > limit:
                 yield "e2e", e2e, limit
 
-    def predictions(self) -> dict[str, float]:
-        """Predicted medians and 95% bounds, ms."""
+    def predictions(self, waited_ms: float = 0.0) -> dict[str, float]:
+        """Predicted medians and 95% bounds, ms, of a request that starts after `waited_ms`."""
         expected, tail = self.prediction.expected, self.prediction.tail(CONFIDENCE)
         return {
-            "ttft_ms": round(expected.ttft_ms, 2),
+            "ttft_ms": round(waited_ms + expected.ttft_ms, 2),
             "tpot_ms": round(expected.tpot_ms, 2),
-            "e2e_ms": round(expected.e2e_ms, 2),
-            "ttft_p95_ms": round(tail.ttft_ms, 2),
+            "e2e_ms": round(waited_ms + expected.e2e_ms, 2),
+            "ttft_p95_ms": round(waited_ms + tail.ttft_ms, 2),
             "tpot_p95_ms": round(tail.tpot_ms, 2),
-            "e2e_p95_ms": round(tail.e2e_ms, 2),
+            "e2e_p95_ms": round(waited_ms + tail.e2e_ms, 2),
         }
 
     def public(self) -> dict[str, object]:
@@ -224,6 +224,7 @@ class Decision:
     candidates: Sequence[Candidate]
     features: Features
     wait_ms: float = 0.0
+    waited: bool = False  # whether it has waited
 
     @property
     def variant(self) -> Variant:
@@ -379,7 +380,9 @@ def _max_sequences(candidates: Sequence[Candidate]) -> int:
 
 
 def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, confidence: float) -> RequestError:
-    reasons = "; ".join(f"{c.variant.name}: {c.explanation or f'about {c.harm:.1f} requests under way would be late'}" for c in usable)
+    reasons = "; ".join(
+        f"{c.variant.name}: {c.explanation or f'about {c.harm:.1f} requests under way would be late'}" for c in usable
+    )
     for candidate in usable:
         variant = candidate.variant
         idle = Candidate(variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), confidence)

@@ -114,9 +114,22 @@ class Metrics:
             "failovers", "Requests moved away from a variant or its replica before the first token", "variant", "cause"
         )
         self.decision = histogram("decision_seconds", "Time of one routing decision", SHORT_SECONDS)
-        self.overhead = histogram(
-            "overhead_seconds", "Gateway overhead: from the last byte of a request to its dispatch", SHORT_SECONDS
+        self.waiting = Gauge(
+            "gearbox_requests_waiting", "Requests that wait in the gateway until an engine has room for them",
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
+        self.admission_wait = histogram(
+            "admission_wait_seconds", "Time that requests waited in the gateway for a place", SECONDS, "variant"
         )
+        self.caution = Gauge(
+            "gearbox_admission_caution_ratio",
+            "Least probability of meeting its limits at which a request is admitted under overload", ("profile",),
+            multiprocess_mode="livemax", registry=registry,
+        )  # fmt: skip
+        self.overhead = histogram(
+            "overhead_seconds", "Gateway overhead: from the last byte of a request to its dispatch, without waiting",
+            SHORT_SECONDS,
+        )  # fmt: skip
         self.cold_start = histogram(
             "cold_start_seconds", "Time that requests waited for a replica to scale up from zero", SECONDS, "variant"
         )

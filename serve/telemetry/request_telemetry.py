@@ -180,12 +180,13 @@ class RequestTelemetry:
                 "reason": last.decision.reason,
                 "excluded": {c.variant.name: c.evaluated_rule for c in last.decision.candidates if c.evaluated_rule},
                 "quality": last.variant.quality.quality,
-                "predicted": last.decision.chosen.predictions(),
+                "predicted": last.decision.chosen.predictions(last.waited_s * 1000),
                 "prompt_tokens": last.report.prompt_tokens,
                 "completion_tokens": last.report.completion_tokens,
                 "ttft_ms": _rounded(last.ttft_ms),
                 "tpot_ms": _rounded(last.tpot_ms),
                 "e2e_ms": _rounded(last.e2e_ms) if last.last_token_at else None,
+                "waited_ms": _rounded(last.waited_s * 1000),
                 "overhead_ms": _rounded(last.overhead_s * 1000),
                 "cost_usd": last.cost_usd,
             }
@@ -253,7 +254,9 @@ def _record_spans(trace: Trace, request: Request, error: RequestError | None, en
             for c in attempt.decision.candidates
             if c.evaluated_rule
         }
-        trace.span("route", attempt.decided - attempt.decision_s, attempt.decided, {**routed, **excluded})
+        trace.span(
+            "route", attempt.decided - attempt.decision_s - attempt.waited_s, attempt.decided, {**routed, **excluded}
+        )
         _record_engine_spans(trace, attempt, now)
     last = request.attempts[-1] if request.attempts else None
     attributes = {
