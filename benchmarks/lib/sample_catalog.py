@@ -141,8 +141,8 @@ def choose(variants: list[Variant], features: Features = REQUEST, **limits: Any)
 
 
 def decide(variants: list[Variant], budget: Budget, features: Features, **options: Any) -> Decision:
-    """Decide with the default policy, without exploration, comparing limits with medians."""
-    return Router(WithinBudget(explore=0), confidence=0.5).decide(variants, budget, features, **options)
+    """Decide with the default policy, without exploration."""
+    return Router(WithinBudget(explore=0)).decide(variants, budget, features, **options)
 
 
 def settings(**changes: Any) -> dict[str, Any]:

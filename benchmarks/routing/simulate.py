@@ -40,7 +40,6 @@ from serve.budget import Budget
 from serve.card import Card
 from serve.config.sections import VariantConfig
 from serve.errors import RequestError
-from serve.routing.active import ActiveRequest
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.policies import POLICIES
@@ -58,7 +57,6 @@ class Running:
 
     outcome: Outcome
     decision: Decision | None = None
-    active: ActiveRequest | None = None
     started: float = 0.0
     first: float = 0.0
 
@@ -301,21 +299,17 @@ class Platform:
         outcome.expected = self.foreseen or _after(waited, prediction.expected)
         outcome.tail = _after(waited, prediction.tail(CONFIDENCE))
         outcome.cost_usd = variant.cost_usd(request.prompt_tokens, request.output_tokens)
-        variant.live.on_dispatch(request.prompt_tokens)
-        active = ActiveRequest(
-            request.budget, request.at / 1000, decision.features.output_tokens, prediction.expected.tpot_ms
-        )
-        variant.live.start(active)
+        variant.live.on_dispatch(request.prompt_tokens, 1, decision.features.output_tokens)
         engine, machine = self.place(variant.name)
         machine.advance(now)
-        engine.take(Running(outcome, decision, active, now))
+        engine.take(Running(outcome, decision, now))
         self._plan(machine)
         if decision.waited:
             self.admission.pump(self.variants, now / 1000)
 
     def _look(self, variant: Variant) -> None:
         live = variant.live
-        live.update_from_engines(live.replicas, live.in_flight, 0, 0.0, LOOK_MS / 1000)
+        live.update_from_engines(live.replicas, live.in_flight, 0, 0.0)
         variant.latency.tick()
 
     def _tick(self) -> None:
@@ -347,12 +341,11 @@ class Platform:
 
     def _happened(self, what: str, running: Running, now: float) -> None:
         outcome, decision = running.outcome, running.decision
-        if decision is None or running.active is None:
+        if decision is None:
             raise AssertionError("only decided requests run")
         live, request = decision.variant.live, outcome.request
         if what == "first":
             running.first = now
-            running.active.first_at = now / 1000
             live.on_first_token(request.prompt_tokens)
             return
         steps = request.output_tokens - 1
@@ -360,7 +353,6 @@ class Platform:
         took = Latency(running.first - running.started, tpot, now - running.started)
         outcome.took = _after(running.started - request.at, took)
         live.on_complete()
-        live.end(running.active)
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         self.admission.class_of(request.budget).observe(outcome.within_budget)

@@ -326,14 +326,14 @@ def _initialize_series(metrics: Metrics, config: PlatformConfig) -> None:
 
 
 def _router(config: PlatformConfig) -> Router:
-    return Router(POLICIES[config.router.policy](), config.router.confidence)
+    return Router(POLICIES[config.router.policy]())
 
 
 def _no_variant(reason: str) -> dict[str, object]:
     """The dry-run response for a request that needs no variant; it has the fields of `Decision.public`."""
     times = [f"predicted_{time}{bound}_ms" for bound in ("", "_p95") for time in ("ttft", "tpot", "e2e")]
     unknown = dict.fromkeys(["variant", "quality", "chance", *times])
-    return {**unknown, "reason": reason, "sequences": 0, "wait_ms": 0.0, "harm": 0.0, "cost_usd": 0.0, "candidates": []}
+    return {**unknown, "reason": reason, "sequences": 0, "wait_ms": 0.0, "harm": 0, "cost_usd": 0.0, "candidates": []}
 
 
 def _describe(variant: Variant) -> dict[str, object]:

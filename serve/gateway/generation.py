@@ -29,7 +29,6 @@ from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
-from serve.routing.active import ActiveRequest
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
@@ -78,8 +77,8 @@ class Generation:
             variant.latency.tick()
         self._admission.roll(variants, perf_counter())
         self._metrics.waiting.set(len(self._admission))
-        for profile, caution in self._admission.cautions().items():
-            self._metrics.caution.labels(profile).set(caution)
+        for profile, margin in self._admission.margins().items():
+            self._metrics.margin.labels(profile).set(margin)
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
         """The budget of `call` and its name. Raises `RequestError` 404 for an unknown model, variant or profile."""
@@ -312,13 +311,10 @@ class Generation:
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             trace_headers = request.trace.headers(attempt.span)
-        variant.live.on_dispatch(attempt.decision.chosen.uncached_tokens, call.sequences)
-        expected = attempt.decision.chosen.prediction.expected
-        step_ms = None if call.stream else expected.tpot_ms
-        attempt.active = ActiveRequest(
-            request.budget, request.arrived, attempt.decision.features.output_tokens, step_ms
+        variant.live.on_dispatch(
+            attempt.decision.chosen.uncached_tokens, call.sequences, attempt.decision.features.total_output_tokens
         )
-        variant.live.start(attempt.active)
+        expected = attempt.decision.chosen.prediction.expected
         in_flight.inc()
         self._admission.pump(list(self._variants.values()), attempt.dispatched)
         try:  # the counters are decremented in `finally`
@@ -342,7 +338,6 @@ class Generation:
         finally:
             attempt.on_first_token()
             variant.live.on_complete(call.sequences)
-            variant.live.end(attempt.active)
             in_flight.dec()
             self._admission.pump(list(self._variants.values()), perf_counter())
             if attempt.first_token_at:

@@ -229,7 +229,9 @@ class Candidate(_ClosedModel):
     predicted_tpot_p95_ms: float
     predicted_e2e_p95_ms: float
     chance: float = Field(description="probability that the latency limits are met")
-    harm: float = Field(description="expected number of requests under way that would miss their limits because of it")
+    harm: int = Field(
+        description="sequences under way that would take longer per token than the budgets allow because of it"
+    )
     cost_usd: float
     in_flight: int
     cached_tokens: int = Field(description="of the prompt, expected in the variant's prefix cache")
@@ -259,7 +261,9 @@ class RouteDecision(OpenModel):
     predicted_e2e_p95_ms: float | None
     chance: float | None
     wait_ms: float = Field(description="predicted wait in the gateway before the request starts; 0: at once")
-    harm: float = Field(description="expected number of requests under way that would miss their limits because of it")
+    harm: int = Field(
+        description="sequences under way that would take longer per token than the budgets allow because of it"
+    )
     cost_usd: float
     candidates: list[Candidate]
     retrieval: PlannedRetrieval | None = None

@@ -13,7 +13,6 @@ from serve.request.caller import Caller
 from serve.request.engine_report import EngineReport
 from serve.request.grounding import Grounding
 from serve.request.trace import Trace
-from serve.routing.active import ActiveRequest
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Latency
 from serve.routing.router import Decision
@@ -98,7 +97,6 @@ class Attempt:
     span: Span | None = None  # span of the engine call
     text: str | None = None  # text of the answer, if it is logged
     prefill_pending: bool = True  # whether the prompt counts as pending prefill
-    active: ActiveRequest | None = None  # while an engine works on it
     _streamed_at: float = 0.0  # last time that tokens arrived from the engine
 
     @property
@@ -153,13 +151,10 @@ class Attempt:
         if self.prefill_pending:
             self.prefill_pending = False
             self._streamed_at = perf_counter()
-            if self.active is not None:
-                self.active.first_at = self._streamed_at
             self.variant.live.on_first_token(self.decision.chosen.uncached_tokens)
 
     def on_tokens(self, events: int) -> None:
         """Count events of the engine's stream that arrived now, one for each token of a sequence."""
         now = perf_counter()
-        if self.active is not None:
-            self.variant.live.on_tokens(self.active, events / self.call.sequences, now - self._streamed_at)
+        self.variant.live.on_tokens(events / self.call.sequences, now - self._streamed_at)
         self._streamed_at = now

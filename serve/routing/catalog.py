@@ -1,22 +1,17 @@
 """The catalog: the deployed variants of a model, with their cards and live state."""
 
-import math
-from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from serve.card import Card, Profile, Quality
 from serve.config.platform import ConfigError
 from serve.config.sections import VariantConfig
-from serve.routing.active import ActiveRequest
 from serve.routing.prediction import Features, LatencyModel, Load
 
 BLOCK_CHARS = 512  # of a prompt's text: about one block of the engine's prefix cache
 _CHARS_PER_TOKEN = 4
-_RATE_SMOOTHING = 0.2  # weight of the newest measurement in the moving average of the prompt rate
-_NO_LIMIT_MS = 10_000  # time per token that no engine needs
-_LIMITS_S = 0.05  # that the sorted limits of the active requests are used before they are computed again
+_SMOOTHING = 0.05  # weight of the newest request in the usual lengths
 
 
 @dataclass(slots=True)
@@ -36,15 +31,13 @@ class LiveState:
     remote_in_flight: int = 0  # sequences of other gateways, at the last refresh
     dispatched_since_refresh: int = 0  # sequences of this gateway's requests
     peers: int = 0  # other gateways that route to the same variants
-    prompt_rate: float = 0.0  # prompt tokens per second of this gateway's requests, moving average
+    usual_prompt: float = 0.0  # prompt tokens to be read and tokens to be generated of a request, moving averages
+    usual_output: float = 0.0
     kv_tokens: int = 0  # capacity of one replica's prefix cache; 0 without one
     hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; empty where it is not known
-    active: set[ActiveRequest] = field(default_factory=set)  # this gateway's requests
-    _limits: tuple[float, Sequence[float]] = (-1.0, ())  # when they were computed, and sorted, ms per token
     _step_s: float = 0.0  # between streamed tokens since the last refresh, added up
     _steps: float = 0.0
     _steps_at: float = 0.0  # sequences in flight at each of those tokens, added up
-    _prompt_tokens_since_refresh: int = 0
     _blocks: OrderedDict[int, None] = field(
         default_factory=OrderedDict
     )  # of prefilled prompts, most recently used last
@@ -64,7 +57,7 @@ class LiveState:
             round(self.pending_prefill_tokens * scale),
             self.replicas,
             colocated,
-            self.prompt_rate * scale,
+            self.usual_prompt / self.usual_output if self.usual_output else 0.0,
             self._cached_tokens(features) if features and self._blocks else 0,
         )
 
@@ -97,73 +90,29 @@ class LiveState:
         running: int,
         waiting: int,
         kv_usage: float,
-        elapsed_s: float = 0.5,
         kv_tokens: int | None = None,
     ) -> None:
-        """Store what the engines report, `elapsed_s` after the last refresh."""
+        """Store what the engines report."""
         if replicas < self.replicas:
             self._blocks.clear()  # a replica stopped, and its cache is lost
         if kv_tokens is not None:
             self.kv_tokens = kv_tokens
-        self.prompt_rate += _RATE_SMOOTHING * (self._prompt_tokens_since_refresh / elapsed_s - self.prompt_rate)
-        self._prompt_tokens_since_refresh = 0
         self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
         self.been_up = self.been_up or replicas > 0
         self.remote_in_flight = max(0, running + waiting - self.in_flight)
         self.dispatched_since_refresh = 0
 
-    def on_dispatch(self, prompt_tokens: int, sequences: int = 1) -> None:
-        """Count a request dispatched to the variant; like the engine, each of its sequences."""
+    def on_dispatch(self, prompt_tokens: int, sequences: int = 1, output_tokens: int = 0) -> None:
+        """Count a request dispatched to the variant; like the engine, each of its sequences. `output_tokens` are expected of all."""
         self.in_flight += sequences
         self.dispatched_since_refresh += sequences
         self.pending_prefill_tokens += prompt_tokens
-        self._prompt_tokens_since_refresh += prompt_tokens
+        if output_tokens:
+            self.usual_prompt += _SMOOTHING * (prompt_tokens - self.usual_prompt)
+            self.usual_output += _SMOOTHING * (output_tokens - self.usual_output)
 
-    def endangered(self, now: float, before_ms: float, after_ms: float, sharpness: float) -> float:
-        """Expected number of active requests that meet their limits at `before_ms` per token, and not at `after_ms`.
-
-        The chance of a request is logistic in log(limit / time per token), with this sharpness.
-        """
-        lost = 0.0
-        before, after = math.pow(before_ms, sharpness), math.pow(after_ms, sharpness)
-        for limit in self._step_limits(now):
-            power = math.pow(limit, sharpness)
-            lost += power / (power + before) - power / (power + after)
-        return lost
-
-    def _step_limits(self, now: float) -> Sequence[float]:
-        """The finite `step_limit_ms` of the active requests, sorted."""
-        if not self.active:
-            return ()
-        computed, limits = self._limits
-        if not 0 <= now - computed < _LIMITS_S:
-            limits = sorted(limit for active in self.active if (limit := active.step_limit_ms(now)) < _NO_LIMIT_MS)
-            self._limits = now, limits
-        return limits
-
-    def mean_remaining_tokens(self, now: float) -> float:
-        """Of the active requests, of each sequence; at least 1."""
-        return sum(active.remaining_tokens(now) for active in self.active) / max(len(self.active), 1) or 1.0
-
-    def tightest(self, now: float, step_ms: float, own_ms: float) -> float:
-        """The shortest time per token that an active request with limits needs, or `own_ms`; the late ones do not count."""
-        limits = self._step_limits(now)
-        at = bisect_left(limits, step_ms)
-        return min(own_ms, limits[at]) if at < len(limits) else own_ms
-
-    def start(self, active: ActiveRequest) -> None:
-        """Count a request with limits as active, until `end`."""
-        self.active.add(active)
-        self._limits = -1.0, ()
-
-    def end(self, active: ActiveRequest) -> None:
-        """Count a request as no longer active."""
-        self.active.discard(active)
-        self._limits = -1.0, ()
-
-    def on_tokens(self, active: ActiveRequest, tokens: float, seconds: float) -> None:
-        """Count `tokens` more of a streamed answer, `seconds` after those before."""
-        active.tokens += tokens
+    def on_tokens(self, tokens: float, seconds: float) -> None:
+        """Count `tokens` more of each sequence of a streamed answer, `seconds` after those before."""
         self._step_s += seconds
         self._steps += tokens
         self._steps_at += tokens * self.in_flight

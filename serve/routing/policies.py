@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.budget import Budget
 from serve.routing.catalog import Variant
-from serve.routing.router import HARMLESS, Candidate, Policy
+from serve.routing.router import Candidate, Policy
 
 Choice = tuple[Candidate, str]
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
@@ -25,9 +25,10 @@ ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
 class WithinBudget:
     """The default: of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
 
-    Hysteresis: while the variant last chosen for the same budget still fits, a higher quality is chosen only at half the
-    risk the budget allows; otherwise load would oscillate between the two. Until every variant has answered
-    `EXPLORED_AFTER` requests, a share `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
+    A variant that has room is preferred to one whose engines run as much as the budgets allow. Hysteresis: while the variant
+    last chosen for the same budget still fits, a higher quality is chosen only if it fits with half of the limits to spare;
+    otherwise load would oscillate between the two. Until every variant has answered `EXPLORED_AFTER` requests, a share
+    `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 
     schedules = True
@@ -41,19 +42,17 @@ class WithinBudget:
         """See `router.Policy`."""
         best = self._best(usable, budget)
         if best is None:
-            return self._most_valuable(usable)
+            return None
         if self._random.random() < self._explore:
             unexplored = (c for c in usable if c is not best and _needs_exploration(c.variant))
-            safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99 and c.harm <= HARMLESS]
+            safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99 and not c.harm]
             if safe:
                 return min(safe, key=lambda c: c.variant.latency.observed), "explore"
         times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
         key = (*times, budget.max_cost, budget.min_quality, budget.objective)
         last = self._last.get(key)
         if last is not None and best.variant.name != last and best.chance < 0.975:
-            previous = next(
-                (c for c in usable if c.variant.name == last and c.ruled_out is None and c.harm <= HARMLESS), None
-            )
+            previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None and not c.harm), None)
             if previous is not None and previous.quality < best.quality:
                 best = previous
         self._last[key] = best.variant.name
@@ -63,17 +62,14 @@ class WithinBudget:
         return best, budget.objective
 
     def _best(self, usable: Sequence[Candidate], budget: Budget) -> Candidate | None:
-        """The first that fits and harms nobody, in the objective's order; those after it need no prediction."""
+        """The first that fits and has room, else the first that fits, in the objective's order; the others need no prediction."""
+        full = None
         for candidate in sorted(usable, key=ORDER[budget.objective]):
-            if candidate.ruled_out is None and candidate.harm <= HARMLESS:
-                return candidate
-        return None
-
-    def _most_valuable(self, usable: Sequence[Candidate]) -> Choice | None:
-        """The candidate that adds most to the expected number of met budgets, if that is at least its `least_chance`."""
-        values = [(c.value, c.quality, i) for i, c in enumerate(usable) if c.ruled_out in (None, "ttft", "tpot", "e2e")]
-        value, _, index = max(values, default=(0.0, 0.0, 0))
-        return (usable[index], "risk") if values and value >= usable[index].least_chance else None
+            if candidate.ruled_out is None:
+                if not candidate.harm:
+                    return candidate
+                full = full or candidate
+        return full
 
 
 def _rounded_limit(limit_ms: float | None) -> int | None:

@@ -44,8 +44,8 @@ class Features:
 class Load(NamedTuple):
     """Load that a request meets at a variant: sequences in flight, prompt tokens to prefill, and replicas that share both.
 
-    `colocated_busy_variants` counts the other variants with requests on the same hardware. `prompt_rate` is
-    the recent number of prompt tokens per second: prefills delay running decodes. `cached_tokens` of the request's prompt
+    `colocated_busy_variants` counts the other variants with requests on the same hardware. `prefill_per_token`
+    prompt tokens are read for each token that is generated: prefills delay running decodes. `cached_tokens` of the request's prompt
     are in the engines' prefix cache.
     """
 
@@ -53,7 +53,7 @@ class Load(NamedTuple):
     pending_prefill_tokens: int = 0
     replicas: int = 1
     colocated_busy_variants: float = 0
-    prompt_rate: float = 0.0
+    prefill_per_token: float = 0.0
     cached_tokens: int = 0
 
 
@@ -165,11 +165,7 @@ _MIN_SPREAD = 1.4  # initial 95% bound over the median: production load varies m
 _E2E_SPREAD = 2.0  # the same for the end-to-end time, because the output length is a guess
 _P95 = LEVELS.index(0.95)
 _STRETCH_STEP = 0.03
-_MAX_PREFILL_SHARE = 0.8  # of the time: beyond it, requests wait for the queue rather than for prefills
-_LEAST_SPREAD = 0.05  # of the log of a time per token, at its 80% quantile
-_FAST_TOKENS, _SLOW_TOKENS = 20, 3000  # streamed tokens that count as much as all before them
-_PACE_FADING = 0.05
-_MAX_PACE = 1.5
+_DRIFT_TOKENS = 500  # streamed tokens that count as much as all before them
 _LOAD_BANDS = (0.125, 0.4, 1.0)  # batch utilization; the residuals of each band have separate quantiles
 
 
@@ -177,8 +173,8 @@ class LatencyModel:
     """Latency model of one variant: its profile and the corrections learned since."""
 
     __slots__ = (
-        "_at_last_tick", "_crowd", "_fast", "_max_running", "_slow", "_spreads", "_startup_ms", "_tpot", "_ttft_by_prompt",
-        "ms_per_prefill_token", "observed", "pace", "tpot", "ttft",
+        "_at_last_tick", "_crowd", "_max_running", "_spreads", "_startup_ms", "_tpot", "_ttft_by_prompt", "drift",
+        "ms_per_prefill_token", "observed", "tpot", "ttft",
     )  # fmt: skip
 
     def __init__(self, profile: Profile, max_running: int) -> None:
@@ -202,8 +198,7 @@ class LatencyModel:
         self._spreads = tuple(
             (_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1)
         )
-        self.pace = 0.0  # log of the present time per token over the usual one, see `observe_steps`
-        self._fast = self._slow = 0.0  # log(observed / predicted time per token), moving averages
+        self.drift = 0.0  # log(observed time per token of late / `step_ms` without it), see `observe_steps`
         self.observed = 0
         self._at_last_tick = 0
 
@@ -222,44 +217,36 @@ class LatencyModel:
     def observe_steps(self, mean_ms: float, tokens: float, in_flight: float, load: Load) -> None:
         """Follow the present speed: `tokens` were streamed, `mean_ms` apart, while `in_flight` sequences ran.
 
-        `pace` is how much the last second or two differ from the last minutes, which the answers have taught already.
+        It is learned within seconds, long before the requests under way are complete.
         """
-        if not tokens:
-            self._fast -= _PACE_FADING * (self._fast - self._slow)
-        else:
-            error = log_ratio(mean_ms, self.step_ms(load._replace(requests=in_flight))) + self.pace
-            self._fast += tokens / (tokens + _FAST_TOKENS) * (error - self._fast)
-            self._slow += tokens / (tokens + _SLOW_TOKENS) * (error - self._slow)
-        self.pace = max(-_MAX_PACE, min(_MAX_PACE, self._fast - self._slow))
+        if tokens:
+            error = log_ratio(mean_ms, self.step_ms(load, in_flight)) + self.drift
+            self.drift += tokens / (tokens + _DRIFT_TOKENS) * (error - self.drift)
 
-    def step_ms(self, load: Load, more: int = 0, level: float = 0.5) -> float:
-        """Predicted time per token of each running sequence, ms, at `load` with `more` sequences, at a `level` of `LEVELS`."""
-        replicas = load.replicas or 1
-        here = load.requests / replicas + more
-        tpot, full, prefill_share = self._step(here, load)
-        a, b, c, d = self.tpot.weights
-        crowd = math.log1p(load.colocated_busy_variants)
-        spread = self._spreads[bisect_left(_LOAD_BANDS, here / self._max_running)][1]
-        factor = spread.median * spread.factors[LEVELS.index(level)]
-        return tpot * factor * _factor(a + b * full + c * crowd + d * prefill_share + self.pace)
+    def step_ms(self, load: Load, batch: float, colocated: float | None = None) -> float:
+        """Time per token of each of `batch` running sequences of a replica, ms, with the prefills that keep so many running.
 
-    def sharpness(self, load: Load) -> float:
-        """Of the logistic chance that a time per token is within a limit, from the residuals at this load."""
-        here = load.requests / (load.replicas or 1)
-        spread = self._spreads[bisect_left(_LOAD_BANDS, here / self._max_running)][1]
-        return 1.386 / max(math.log(spread.factors[1]), _LEAST_SPREAD)  # log(0.8 / 0.2) at the 80% quantile
-
-    def _step(self, here: float, load: Load) -> tuple[float, float, float]:
-        """Time per token at `here` sequences by the profile, ms; batch utilization; share of the time spent on prefills."""
+        Physics and one learned factor, without a bound. `colocated` busy variants on the hardware, by default those of `load`.
+        """
         limit = self._max_running
-        batch = here if here < limit else limit
-        prefill_share = load.prompt_rate / (load.replicas or 1) * self.ms_per_prefill_token / 1000
-        if prefill_share > _MAX_PREFILL_SHARE:
-            prefill_share = _MAX_PREFILL_SHARE
+        batch = batch if batch < limit else limit
         whole = int(batch)
         tpots = self._tpot
-        tpot = tpots[whole] + (batch - whole) * (tpots[whole + 1] - tpots[whole])
-        return tpot * (1 + load.colocated_busy_variants) / (1 - prefill_share), batch / limit, prefill_share
+        decode_ms = tpots[whole] + (batch - whole) * (tpots[whole + 1] - tpots[whole])
+        prefill_ms = max(batch - 1, 0.0) * load.prefill_per_token * self.ms_per_prefill_token
+        crowd = 1 + (load.colocated_busy_variants if colocated is None else colocated)
+        return (decode_ms + prefill_ms) * crowd * math.exp(self.drift)
+
+    def places(self, load: Load, limit_ms: float, colocated: float | None = None) -> int:
+        """Sequences that a replica can run within `limit_ms` per token; 0 where one is too slow."""
+        low, high = 0, self._max_running
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self.step_ms(load, middle, colocated) <= limit_ms:
+                low = middle
+            else:
+                high = middle - 1
+        return low
 
     def predict(self, features: Features, load: Load) -> Prediction:
         """Predict the times of a request with `features` at this load.
@@ -273,10 +260,9 @@ class LatencyModel:
         before = load.requests / replicas
         here = before + features.sequences
         limit = self._max_running
-        tpot, full, prefill_share = self._step(here, load)
-        batch = full * limit
-        whole = int(batch)
-        crowds = self._crowd
+        batch = here if here < limit else limit
+        full, whole = batch / limit, int(batch)
+        tpot, crowds = self.step_ms(load, batch), self._crowd
         uncached = features.prompt_tokens - load.cached_tokens
         ttft = interpolate(self._ttft_by_prompt, uncached)
         ttft *= crowds[whole] + (batch - whole) * (crowds[whole + 1] - crowds[whole])
@@ -293,7 +279,7 @@ class LatencyModel:
         a, b, c, d = self.ttft.weights
         ttft_ms = ttft * _factor(a + b * full + c * crowd + d * prompt)
         a, b, c, d = self.tpot.weights
-        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * prefill_share + self.pace)
+        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * load.prefill_per_token / 10)
         return Prediction(
             self,
             self._spreads[bisect_left(_LOAD_BANDS, here / limit)],
@@ -301,7 +287,7 @@ class LatencyModel:
             (ttft_ms, tpot_ms),
             steps,
             (1.0, full, crowd, prompt),
-            (1.0, full, crowd, prefill_share),
+            (1.0, full, crowd, load.prefill_per_token / 10),
         )
 
 

@@ -3,6 +3,7 @@
 The router decides which variants a request may use; a policy chooses among them, see `serve.routing.policies`.
 """
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,17 +17,15 @@ from serve.routing.prediction import Features, Load, Prediction
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
 _NOT_EVALUATED = "not evaluated"
-LEAST_CHANCE = 0.8  # of meeting the limits, at which a request whose 95% bound exceeds them is still taken
-HARMLESS = 0.1  # expected number of budgets missed by others that does not count
-CONFIDENCE = 0.95  # quantile of the predicted times that must be within the limits; one of `budget.LEVELS`
+CONFIDENCE = 0.95  # of the predicted bounds; one of `budget.LEVELS`
 
 
 class Candidate:
     """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
     __slots__ = (
-        "_confidence", "_hard_violation", "_harm", "_neighbours", "_prediction", "_ruled_out", "budget", "features",
-        "least_chance", "load", "now", "variant",
+        "_crowded", "_hard_violation", "_neighbours", "_prediction", "_ruled_out", "budget", "features", "load", "margin",
+        "step_limit_ms", "variant",
     )  # fmt: skip
 
     def __init__(
@@ -35,16 +34,15 @@ class Candidate:
         budget: Budget,
         features: Features,
         load: Load,
-        confidence: float = CONFIDENCE,
         hard: tuple[str, str] | None = None,
-        now: float = 0.0,
-        least_chance: float = LEAST_CHANCE,
+        margin: float = 1.0,
+        step_limit_ms: float = math.inf,
         neighbours: "Sequence[Candidate]" = (),
     ) -> None:
         self.variant, self.budget, self.features, self.load = variant, budget, features, load
-        self._confidence, self._hard_violation = confidence, hard
-        self.now, self.least_chance, self._neighbours = now, least_chance, neighbours
-        self._harm: float | None = None
+        self._hard_violation, self._neighbours = hard, neighbours
+        self.margin, self.step_limit_ms = margin, step_limit_ms
+        self._crowded: int | None = None
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
 
@@ -123,34 +121,28 @@ class Candidate:
         return self.prediction.within(self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
 
     @property
-    def harm(self) -> float:
-        """Expected number of requests under way that would miss their limits because of this one: in its batch or on its hardware."""
-        if self._harm is None:
-            self._harm = self._endangered()
-        return self._harm
+    def harm(self) -> int:
+        """Number of sequences under way that would take longer per token than the budgets allow because of this request.
 
-    @property
-    def value(self) -> float:
-        """Expected number of budgets that are met because the request starts here now: its own, less `harm`."""
-        return self.chance - self.harm
+        Those in its batch, and those at other variants whose hardware it would wake this one on.
+        """
+        if self._crowded is None:
+            self._crowded = 0 if self.step_limit_ms == math.inf else self._crowd()
+        return self._crowded
 
-    def _endangered(self) -> float:
-        live, latency, load = self.variant.live, self.variant.latency, self.load
-        harm = 0.0
-        if live.active:
-            stall_ms = self.uncached_tokens * latency.ms_per_prefill_token / live.mean_remaining_tokens(self.now)
-            before_ms = latency.step_ms(load)
-            after_ms = latency.step_ms(load, self.features.sequences) + stall_ms
-            # of several replicas, only one gets the request
-            harm += live.endangered(self.now, before_ms, after_ms, latency.sharpness(load)) / (load.replicas or 1)
-        if not load.requests:  # the hardware gets a busy variant more
+    def _crowd(self) -> int:
+        load, crowded = self.load, 0
+        limit_ms = self.step_limit_ms / self.margin
+        own = self.variant.latency.places(load, limit_ms)
+        if load.requests and load.requests + self.features.sequences > max(own, 1) * (load.replicas or 1):
+            crowded += round(load.requests)
+        if not load.requests:
             for other in self._neighbours:
-                if other is not self and other.variant.live.active and _share_hardware(self.variant, other.variant):
-                    its, latency = other.load, other.variant.latency
-                    before_ms = latency.step_ms(its)
-                    after_ms = before_ms * (2 + its.colocated_busy_variants) / (1 + its.colocated_busy_variants)
-                    harm += other.variant.live.endangered(self.now, before_ms, after_ms, latency.sharpness(its))
-        return harm
+                its = other.load
+                if other is not self and its.requests and _share_hardware(self.variant, other.variant):
+                    left = other.variant.latency.places(its, limit_ms, its.colocated_busy_variants + 1)
+                    crowded += round(its.requests) if its.requests > left * (its.replicas or 1) else 0
+        return crowded
 
     def _violations(self) -> Iterator[tuple[str, float, float]]:
         """Each violated limit: rule, value, limit. Times come last, because predicting them is the most expensive."""
@@ -160,7 +152,7 @@ class Candidate:
         if (limit := budget.max_cost) is not None and (cost := self.cost_usd) > limit:
             yield "max_cost", cost, limit
         if budget.timed:
-            ttft, tpot, e2e = self.prediction.tail(self._confidence)
+            ttft, tpot, e2e = (self.margin * time for time in self.prediction.expected)
             if (limit := budget.ttft_ms) is not None and ttft > limit:
                 yield "ttft", ttft, limit
             if (limit := budget.tpot_ms) is not None and tpot > limit:
@@ -187,7 +179,7 @@ class Candidate:
             "quality": self.quality,
             **{f"predicted_{name}": value for name, value in self.predictions().items()},
             "chance": round(self.chance, 3),
-            "harm": round(self.harm, 3),
+            "harm": self.harm,
             "cost_usd": self.cost_usd,
             "in_flight": self.load.requests,
             "cached_tokens": self.load.cached_tokens,
@@ -238,7 +230,7 @@ class Decision:
             "reason": self.reason,
             "sequences": self.features.sequences,
             "wait_ms": round(self.wait_ms, 1),
-            "harm": round(self.chosen.harm, 3),
+            "harm": self.chosen.harm,
             **{
                 key: value
                 for key, value in self.chosen.public().items()
@@ -253,7 +245,6 @@ class Router:
     """Chooses a variant for each request: excludes those that cannot take it, then applies the policy."""
 
     policy: Policy
-    confidence: float = CONFIDENCE
 
     @property
     def schedules(self) -> bool:
@@ -266,18 +257,16 @@ class Router:
         budget: Budget,
         features: Features,
         failed: Collection[str] = (),
-        now: float = 0.0,
-        least_chance: float = LEAST_CHANCE,
         pinned: str | None = None,
+        margin: float = 1.0,
+        step_limit_ms: float = math.inf,
     ) -> list[Candidate]:
-        """All variants as the request sees them at `now` (seconds), or only the pinned one."""
+        """All variants as the request sees them, or only the pinned one."""
         candidates: list[Candidate] = []
         for variant, load in self.loads(variants, features):
             if pinned is None or pinned == variant.name:
                 hard = _hard_rule(variant, load, features, failed)
-                candidates.append(
-                    Candidate(variant, budget, features, load, self.confidence, hard, now, least_chance, candidates)
-                )
+                candidates.append(Candidate(variant, budget, features, load, hard, margin, step_limit_ms, candidates))
         return candidates
 
     def loads(self, variants: Iterable[Variant], features: Features | None = None) -> list[tuple[Variant, Load]]:
@@ -298,10 +287,13 @@ class Router:
         *,
         pinned: str | None = None,
         failed: Collection[str] = (),
-        now: float = 0.0,
-        least_chance: float = LEAST_CHANCE,
+        margin: float = 1.0,
+        step_limit_ms: float = math.inf,
     ) -> Decision:
-        """Choose the variant for one request that starts at `now` (seconds).
+        """Choose the variant for one request that starts now.
+
+        Predicted times, `margin` times as long, must be within the limits. `step_limit_ms` is the time per token that the
+        budgets of the traffic allow: it bounds how many requests an engine should run.
 
         A pinned variant is chosen whatever the budget is. Variants whose context is long enough by estimate are preferred.
         When no variant fits, `degrade` chooses the variant nearest to the limits and `reject` raises.
@@ -310,7 +302,7 @@ class Router:
             RequestError: 400 when the request has more sequences than a replica admits, 503 when no variant is healthy, 429 when
                 all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
-        candidates = self.candidates(variants, budget, features, failed, now, least_chance, pinned)
+        candidates = self.candidates(variants, budget, features, failed, pinned, margin, step_limit_ms)
         usable = [candidate for candidate in candidates if candidate.evaluated_rule is None]
         if not usable:
             raise _nothing_usable(candidates, features)
@@ -324,7 +316,7 @@ class Router:
         if (choice := self.policy.choose(usable, budget)) is not None:
             return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
-            raise _rejected(usable, budget, features, self.confidence)
+            raise _rejected(usable, budget, features)
         nearest = min(usable, key=lambda c: (c.overflows, c.violation, c.harm, -c.quality))
         return Decision(nearest, "nearest_miss", candidates, features)
 
@@ -379,13 +371,13 @@ def _max_sequences(candidates: Sequence[Candidate]) -> int:
     return max(candidate.variant.max_running + candidate.variant.max_waiting for candidate in candidates)
 
 
-def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, confidence: float) -> RequestError:
-    reasons = "; ".join(
-        f"{c.variant.name}: {c.explanation or f'about {c.harm:.1f} requests under way would be late'}" for c in usable
-    )
+def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features) -> RequestError:
+    reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in usable)
     for candidate in usable:
         variant = candidate.variant
-        idle = Candidate(variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), confidence)
+        idle = Candidate(
+            variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), margin=candidate.margin
+        )
         if idle.ruled_out is None:
             wait_s = (candidate.prediction.expected.e2e_ms - idle.prediction.expected.e2e_ms) / 1000
             return overloaded(

@@ -121,9 +121,9 @@ class Metrics:
         self.admission_wait = histogram(
             "admission_wait_seconds", "Time that requests waited in the gateway for a place", SECONDS, "variant"
         )
-        self.caution = Gauge(
-            "gearbox_admission_caution_ratio",
-            "Least probability of meeting its limits at which a request is admitted under overload", ("profile",),
+        self.margin = Gauge(
+            "gearbox_admission_margin_ratio",
+            "Predicted times, so many times as long, must be within a request's limits; learned from outcomes", ("profile",),
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
         self.overhead = histogram(
