@@ -41,14 +41,20 @@ class Outcome:
     tail: Latency | None = None  # the predicted 95% bound
 
     @property
+    def missed(self) -> set[str]:
+        """The times that were longer than their limits: ttft, tpot, e2e."""
+        if self.took is None:
+            return set()
+        limits = (("ttft", self.request.budget.ttft_ms), ("tpot", self.request.budget.tpot_ms), ("e2e", self.request.budget.e2e_ms))
+        return {name for (name, limit), took in zip(limits, self.took, strict=True) if limit is not None and took > limit}
+
+    @property
     def within_budget(self) -> bool:
         """Whether every limit of its budget was met."""
-        budget, took = self.request.budget, self.took
+        budget = self.request.budget
         return (
-            took is not None
-            and took.ttft_ms <= (budget.ttft_ms or math.inf)
-            and took.tpot_ms <= (budget.tpot_ms or math.inf)
-            and took.e2e_ms <= (budget.e2e_ms or math.inf)
+            self.took is not None
+            and not self.missed
             and self.quality >= (budget.min_quality or 0.0)
             and (budget.max_cost is None or self.cost_usd <= budget.max_cost)
         )

@@ -447,8 +447,7 @@ class Generation:
         if call.sequences == 1:
             attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         if attempt.request.budget.timed and attempt.decision.reason not in ("pinned", "nearest_miss"):
-            late = {"ttft", "tpot", "e2e"}.intersection(attempt.request.violations)
-            self._admission.class_of(attempt.request.budget).observe(not late)
+            self._admission.class_of(attempt.request.budget).observe(set(attempt.request.violations))
 
 
 async def _send_synthetic_completion(

@@ -9,7 +9,7 @@ share of what can be done.
 import math
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
 
 from serve.budget import Budget, remaining
@@ -36,7 +36,8 @@ class BudgetClass:
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
-    margin: float = 1.0  # predicted times, so many times as long, must be within the limits
+    margin: float = 1.0  # predicted times, so many times as long, must be within the limits of TTFT and E2E
+    step_margin: float = 1.0  # the same of the time per token
     _offered_now_ms: float = 0.0
 
     def offer(self, work_ms: float) -> None:
@@ -49,10 +50,15 @@ class BudgetClass:
         self.offered_ms += weight * (self._offered_now_ms / elapsed_s - self.offered_ms)
         self._offered_now_ms = 0.0
 
-    def observe(self, kept: bool) -> None:
-        """Adapt the margin to the outcome of an admitted request, so that in the long run `LATE_SHARE` of them are late."""
-        margin = self.margin * math.exp(_MARGIN_STEP * ((not kept) - LATE_SHARE))
-        self.margin = min(max(margin, LEAST_MARGIN), MOST_MARGIN)
+    @property
+    def step_limit_ms(self) -> float:
+        """The predicted time per token that keeps its limit."""
+        return self.tpot_ms / self.step_margin
+
+    def observe(self, missed: Set[str]) -> None:
+        """Adapt the margins to the limits that an admitted request missed, so that in the long run `LATE_SHARE` are late."""
+        self.margin = _adapted(self.margin, not missed.isdisjoint(("ttft", "e2e")))
+        self.step_margin = _adapted(self.step_margin, "tpot" in missed)
 
 
 @dataclass(slots=True, eq=False)
@@ -184,7 +190,7 @@ class Admission:
         """The highest margin of each profile's classes."""
         found: dict[str, float] = {}
         for one in self.classes.values():
-            found[one.profile] = max(one.margin, found.get(one.profile, 0.0))
+            found[one.profile] = max(one.margin, one.step_margin, found.get(one.profile, 0.0))
         return found
 
     def roll(self, variants: Sequence[Variant], now: float) -> None:
@@ -199,7 +205,7 @@ class Admission:
     def _now(self, variants: Sequence[Variant], waiting: Waiting, its_class: BudgetClass, now: float) -> Decision:
         return self.router.decide(
             variants, waiting.left(now), waiting.features, pinned=waiting.pinned, failed=waiting.failed,
-            margin=its_class.margin, step_limit_ms=min(self._step_limit_ms, its_class.tpot_ms),
+            margin=its_class.margin, step_limit_ms=min(self._step_limit_ms, its_class.step_limit_ms),
         )  # fmt: skip
 
     def _is_behind(self, waiting: Waiting) -> bool:
@@ -225,8 +231,12 @@ class Admission:
         for one in classes:
             one.share = max(one.share + left, 0.01)
         demand = sum(one.offered_ms for one in classes)
-        noticed = (one.tpot_ms for one in classes if one.offered_ms > _NOTICED * demand)
+        noticed = (one.step_limit_ms for one in classes if one.offered_ms > _NOTICED * demand)
         self._step_limit_ms = min(noticed, default=math.inf)
+
+
+def _adapted(margin: float, late: bool) -> float:
+    return min(max(margin * math.exp(_MARGIN_STEP * (late - LATE_SHARE)), LEAST_MARGIN), MOST_MARGIN)
 
 
 def _work_ms(variant: Variant, features: Features, candidate: Candidate | None = None) -> float:

@@ -130,17 +130,23 @@ class Candidate:
             self._crowded = 0 if self.step_limit_ms == math.inf else self._crowd()
         return self._crowded
 
+    @property
+    def _places(self) -> int:
+        """Sequences that a replica can run within `step_limit_ms`; 0 without such a limit, or where one takes longer."""
+        if self.step_limit_ms == math.inf:
+            return 0
+        return self.variant.latency.places(self.load, self.step_limit_ms)
+
     def _crowd(self) -> int:
         load, crowded = self.load, 0
-        limit_ms = self.step_limit_ms / self.margin
-        own = self.variant.latency.places(load, limit_ms)
-        if load.requests and load.requests + self.features.sequences > max(own, 1) * (load.replicas or 1):
+        places = max(self._places, 1) * (load.replicas or 1)
+        if load.requests and load.requests + self.features.sequences > places:
             crowded += round(load.requests)
         if not load.requests:
             for other in self._neighbours:
                 its = other.load
                 if other is not self and its.requests and _share_hardware(self.variant, other.variant):
-                    left = other.variant.latency.places(its, limit_ms, its.colocated_busy_variants + 1)
+                    left = other.variant.latency.places(its, self.step_limit_ms, its.colocated_busy_variants + 1)
                     crowded += round(its.requests) if its.requests > left * (its.replicas or 1) else 0
         return crowded
 
@@ -155,7 +161,7 @@ class Candidate:
             ttft, tpot, e2e = (self.margin * time for time in self.prediction.expected)
             if (limit := budget.ttft_ms) is not None and ttft > limit:
                 yield "ttft", ttft, limit
-            if (limit := budget.tpot_ms) is not None and tpot > limit:
+            if (limit := budget.tpot_ms) is not None and tpot > limit and not self._places:
                 yield "tpot", tpot, limit
             if (limit := budget.e2e_ms) is not None and e2e > limit:
                 yield "e2e", e2e, limit
