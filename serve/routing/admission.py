@@ -19,7 +19,7 @@ from serve.routing.prediction import Features
 from serve.routing.router import Candidate, Decision, Router
 
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
-LATE_SHARE = 0.05  # of the admitted requests of a class that may miss their limits
+LATE_SHARE = 0.03  # of the admitted requests of a class that may miss their limits
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _MARGIN_STEP = 0.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
@@ -37,7 +37,7 @@ class BudgetClass:
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
     margin: float = 1.0  # predicted times, so many times as long, must be within the limits of TTFT and E2E
-    step_margin: float = 1.0  # the same of the time per token
+    step_margin: float = 1.25  # the same of the time per token
     _offered_now_ms: float = 0.0
 
     def offer(self, work_ms: float) -> None:
@@ -123,9 +123,7 @@ class Admission:
         waiting.start_by = _start_by(waiting, decision, its_class)
         if not decision.chosen.harm and not self._is_behind(waiting):
             return decision
-        work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
-        replicas = max(decision.variant.live.replicas, 1)
-        decision.wait_ms = (its_class.queued_ms + work_ms) / (its_class.share * replicas)
+        decision.wait_ms = self._wait_ms(waiting, decision, its_class)
         if waiting.budget.on_no_candidate == "reject" and now + decision.wait_ms / 1000 > waiting.start_by:
             raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
@@ -207,6 +205,15 @@ class Admission:
             variants, waiting.left(now), waiting.features, pinned=waiting.pinned, failed=waiting.failed,
             margin=its_class.margin, step_limit_ms=min(self._step_limit_ms, its_class.step_limit_ms),
         )  # fmt: skip
+
+    def _wait_ms(self, waiting: Waiting, decision: Decision, its_class: BudgetClass) -> float:
+        """Predicted wait: for the next place, after those that must start earlier or its own class, whose share is limited."""
+        load, latency = decision.chosen.load, decision.variant.latency
+        replicas = load.replicas or 1
+        batch = max(load.requests / replicas, 1.0)
+        next_ms = waiting.features.output_tokens * latency.step_ms(load, batch) / batch
+        ahead_ms = sum(other.work_ms for other in self._waiting if other < waiting and other.variant == waiting.variant)
+        return (max(ahead_ms, its_class.queued_ms / its_class.share) + next_ms) / replicas
 
     def _is_behind(self, waiting: Waiting) -> bool:
         """Whether a request that waits for the same variant must start earlier."""
