@@ -32,8 +32,7 @@ def variant_app(
         pools: place the replicas in the variant's node pool; false on a single machine.
     """
     engine_args = {
-        **config.engine_args(variant),
-        **config.frontend,
+        **config.serving_args(variant),
         "enable_per_request_metrics": True,
         "enable_prompt_tokens_details": True,
         "api_key": [token],
