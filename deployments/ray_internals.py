@@ -37,7 +37,8 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     """Environment variables for Ray on one machine, which it reads when it is imported or started.
 
     Serve documents the HAProxy and throughput switches only. The others keep two platforms on one machine apart (paths and
-    ports, for which Ray has fixed defaults), keep Ray from killing slow proxies and from running engines at low priority.
+    ports, for which Ray has fixed defaults), keep Ray from killing slow proxies and from giving all workers the same low
+    priority: `deployments/cpu_priority.py` lowers that of some.
 
     Args:
         haproxy: folder for HAProxy's configuration and sockets.
@@ -57,7 +58,7 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["HAProxy's metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["HAProxy's statistics"]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["Serve's own proxy"]),
-        "RAY_worker_niceness": "0",  # by default 15, at which any other process would starve the engines
+        "RAY_worker_niceness": "0",  # by default 15, for gateways and engines alike
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }

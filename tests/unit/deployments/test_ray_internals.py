@@ -180,6 +180,12 @@ class TestProcesses:
         assert ray_internals.raylet_node_id(["raylet", "--node_id=abc", "--x"]) == "abc"
         assert ray_internals.raylet_node_id(["python"]) is None
 
+    def test_workers_stay_in_the_session_of_their_raylet(self):
+        with needed_for("cpu_priority: Linux compares priorities inside a session only, where autogroup is on"):
+            assert b"setsid" not in (RAY / "core/src/ray/raylet/raylet").read_bytes(), "the raylet calls setsid"
+            started = "".join(file.read_text() for file in (RAY / "_private").rglob("*.py"))
+            assert "os.setsid" not in started and "start_new_session=True" not in started, "Ray starts new sessions"
+
     def test_haproxy_has_its_admin_socket_in_a_folder_for_each_node(self, monkeypatch: pytest.MonkeyPatch):
         from ray.serve._private import haproxy
 
