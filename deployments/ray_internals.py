@@ -122,11 +122,20 @@ def replica_endpoints(handle: "DeploymentHandle[Any]") -> list[Endpoint]:
 
     Handles only offer to choose one replica for one request; the gateway collects metrics from all and avoids broken ones.
     """
+    return [endpoint for replica in _running_replicas(handle) if (endpoint := replica.backend_http_endpoint)]
+
+
+def replica_nodes(handle: "DeploymentHandle[Any]") -> frozenset[str]:
+    """Ray's ids of the nodes on which the replicas behind `handle` run; may be called from any thread.
+
+    Serve's status lists replicas with their nodes, but asking the controller for it twice a second would load it.
+    """
+    return frozenset(replica.node_id for replica in _running_replicas(handle) if replica.node_id)
+
+
+def _running_replicas(handle: "DeploymentHandle[Any]") -> tuple[Any, ...]:
     router = handle._router._asyncio_router.request_router if handle._router else None
-    if router is None:
-        return []
-    replicas = tuple(router.curr_replicas.values())  # a copy, as the event loop may change them meanwhile
-    return [endpoint for replica in replicas if (endpoint := replica.backend_http_endpoint)]
+    return tuple(router.curr_replicas.values()) if router else ()  # a copy: the event loop may change them meanwhile
 
 
 async def choose_endpoint(handle: "DeploymentHandle[Any]", reserve: bool) -> Endpoint | None:

@@ -33,6 +33,7 @@ class LiveState:
     peers: int = 0  # other gateways that route to the same variants
     prompt_rate: float = 0.0  # prompt tokens per second of this gateway's requests, moving average
     kv_tokens: int = 0  # capacity of one replica's prefix cache; 0 without one
+    hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; variants with a common id share it
     _prompt_tokens_since_refresh: int = 0
     _blocks: OrderedDict[int, None] = field(
         default_factory=OrderedDict

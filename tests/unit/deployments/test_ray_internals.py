@@ -293,6 +293,11 @@ class TestHandles:
         with needed_for("ray_internals.replica_endpoints: engine metrics, and leaving a broken replica for another"):
             assert ray_internals.replica_endpoints(handle) == [("10.0.0.1", 30000)]
 
+    async def test_replicas_tell_their_node(self, handle: DeploymentHandle):
+        with needed_for("ray_internals.replica_nodes: the router's knowledge of variants that share hardware"):
+            assert ray_internals.replica_nodes(handle) == {"node"}
+            assert ray_internals.replica_nodes(DeploymentHandle("engine:full", "variant-full")) == set()
+
     @pytest.mark.parametrize("reserve", [True, False])
     async def test_a_slot_is_reserved_only_on_demand(self, handle: DeploymentHandle, monkeypatch, reserve: bool):
         with needed_for("ray_internals.choose_endpoint: every request to an engine, and starting from zero replicas"):
