@@ -15,7 +15,6 @@ from deployments.replicas import ServeReplicas
 from serve.gateway.engine_client import NoReplica
 from serve.routing.catalog import LiveState
 
-NAMES = ("half", "third", "whole", "four", "cpu")
 METRICS = """\
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
 vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
@@ -140,7 +139,8 @@ async def test_variants_on_the_same_node_share_its_cores():
 
 
 async def test_fractions_of_a_gpu_are_shared_and_whole_gpus_are_not():
-    found = await hardware({"half": 0.5, "third": 0.3, "whole": 1, "four": 4}, **dict.fromkeys(NAMES, ["a"]))
+    gpus = {"half": 0.5, "third": 0.3, "whole": 1, "four": 4, "cpu": 0}
+    found = await hardware(gpus, **{variant: ["a"] for variant in gpus})
     assert found["half"] & found["third"]
     alone = [found[name] for name in ("whole", "four", "cpu")]
     assert len(frozenset.union(found["half"], *alone)) == 4, "each has hardware of its own"
