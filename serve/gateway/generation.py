@@ -7,7 +7,7 @@ variant if there is one, else to another variant.
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from time import perf_counter, time
+from time import perf_counter
 
 import aiohttp
 import orjson
@@ -19,6 +19,7 @@ from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
 from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
+from serve.gateway.engine_priority import EnginePriority
 from serve.gateway.grounding import BudgetCheck, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
@@ -61,13 +62,9 @@ class Generation:
         self._lengths = OutputLengths()
         self._variants = variants
         self._engines = engines
+        self._priority = EnginePriority(config)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
-        self._in_order_of_arrival = frozenset(  # variants whose engines schedule so: they take no priority
-            variant.name
-            for variant in config.variants
-            if config.serving_args(variant)["scheduling_policy"] != "priority"
-        )
 
     def reconfigure(self, config: PlatformConfig, router: Router) -> None:
         """Apply changed budget profiles and a changed router."""
@@ -261,7 +258,7 @@ class Generation:
 
     async def _attempt(self, attempt: Attempt, send: Send, broken: Collection[str]) -> None:
         variant, call, request = attempt.variant, attempt.call, attempt.request
-        payload = call.payload(self._config.model.name, self._priority(attempt))
+        payload = call.payload(self._config.model.name, self._priority.of(attempt))
         in_flight = self._metrics.in_flight.labels(variant.name)
         attempt.dispatched = perf_counter()
         self._metrics.overhead.observe(attempt.overhead_s)
@@ -301,17 +298,6 @@ class Generation:
             self._telemetry.record_attempt(attempt)
             if attempt.report.total_tokens:
                 await self._gatekeeper.charge(attempt.request.caller, attempt.report.total_tokens)
-
-    def _priority(self, attempt: Attempt) -> int | None:
-        """The request's priority at the engine: the deadline of its first token, ms since the epoch.
-
-        Wall-clock time, so that an engine can compare requests of several gateways.
-        """
-        if attempt.variant.name in self._in_order_of_arrival:
-            return None
-        request, expected = attempt.request, attempt.decision.chosen.prediction.expected
-        arrived_ms = (time() - (perf_counter() - request.arrived)) * 1000
-        return round(arrived_ms + request.budget.first_token_by_ms(expected.e2e_ms - expected.ttft_ms))
 
     async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
         document = orjson.loads(body)

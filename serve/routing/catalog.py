@@ -23,6 +23,7 @@ class LiveState:
 
     replicas: int = 0
     been_up: bool = False  # whether a replica has run since this gateway started
+    hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; variants with a common id share it
     running: int = 0  # running in the engines, at the last refresh
     waiting: int = 0  # queued in the engines, at the last refresh
     kv_usage: float = 0.0  # share of the KV cache in use, of the replica that uses most
@@ -33,7 +34,6 @@ class LiveState:
     peers: int = 0  # other gateways that route to the same variants
     prompt_rate: float = 0.0  # prompt tokens per second of this gateway's requests, moving average
     kv_tokens: int = 0  # capacity of one replica's prefix cache; 0 without one
-    hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; variants with a common id share it
     _prompt_tokens_since_refresh: int = 0
     _blocks: OrderedDict[int, None] = field(
         default_factory=OrderedDict
