@@ -47,7 +47,7 @@ class Call:
     """A generation request, parsed as far as routing needs it."""
 
     endpoint: Endpoint
-    body: dict[str, object]  # the body for the engine, without `budget`, `retrieval` and `priority`
+    body: dict[str, object]  # the body for the engine, without `budget` and `retrieval`
     ref: ModelRef
     budget: object  # the body's `budget` field, not yet validated
     retrieval: object  # the body's `retrieval` field, not yet validated
@@ -93,12 +93,12 @@ class Call:
         """The body for the engine, with the logical model's name and with usage at the end of every stream.
 
         Args:
-            priority: 64-bit integer, lower first; None for engines that schedule in order of arrival.
+            priority: 64-bit integer, lower first; None for engines that schedule in order of arrival. It replaces the
+                client's own, which could overtake every other request.
         """
         self.body["model"] = served_name
-        if priority is None:
-            self.body.pop("priority", None)  # of an earlier attempt
-        else:
+        self.body.pop("priority", None)
+        if priority is not None:
             self.body["priority"] = priority
         if self.stream:
             options = self.body.get("stream_options")
@@ -118,8 +118,7 @@ class Call:
 def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
     """Parse a chat-completions or completions body.
 
-    The engine's prefix cache is salted with `tenant`: otherwise TTFT would reveal the prompts of other tenants. The body's
-    `priority` is ignored: the order of requests follows from their budgets.
+    The engine's prefix cache is salted with `tenant`: otherwise TTFT would reveal the prompts of other tenants.
 
     Raises:
         RequestError: 400 when it is not JSON, not an object, or a field the gateway uses has the wrong type; and for values that
@@ -147,7 +146,6 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         prompts, longest, chars, tokens = _prompt_size(body)
     check_openai_limits(body)
     limit = _max_output(body, endpoint)
-    body.pop("priority", None)
     text = _conversation(body) if endpoint == "chat" else body["prompt"]
     if (salt := body.get("cache_salt")) is not None and not isinstance(salt, str):
         raise RequestError(400, "'cache_salt' must be a string", param="cache_salt", code="invalid_type")
