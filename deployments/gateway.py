@@ -41,7 +41,8 @@ class GatewayDeployment:
         self._catalog: Mapping[str, object] = {}
         self._variants: dict[str, Variant] = {}
         self._rejected: dict[str, str] = {}  # reason by variant
-        self._replicas = ServeReplicas(replica_host(self._config.server.host))
+        gpus = {variant.name: variant.resources.gpus for variant in self._config.variants}
+        self._replicas = ServeReplicas(replica_host(self._config.server.host), gpus)
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._metrics = Metrics()

@@ -37,7 +37,8 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     """Environment variables for Ray on one machine, which it reads when it is imported or started.
 
     Serve documents the HAProxy and throughput switches only. The others keep two platforms on one machine apart (paths and
-    ports, for which Ray has fixed defaults), keep Ray from killing slow proxies and from running engines at low priority.
+    ports, for which Ray has fixed defaults), keep Ray from killing slow proxies and from giving all workers the same low
+    priority: `deployments/cpu_priority.py` lowers that of some.
 
     Args:
         haproxy: folder for HAProxy's configuration and sockets.
@@ -57,7 +58,7 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(ports["HAProxy's metrics"]),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(ports["HAProxy's statistics"]),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports["Serve's own proxy"]),
-        "RAY_worker_niceness": "0",  # by default 15, at which any other process would starve the engines
+        "RAY_worker_niceness": "0",  # by default 15, for gateways and engines alike
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
     }
@@ -121,11 +122,20 @@ def replica_endpoints(handle: "DeploymentHandle[Any]") -> list[Endpoint]:
 
     Handles only offer to choose one replica for one request; the gateway collects metrics from all and avoids broken ones.
     """
+    return [endpoint for replica in _running_replicas(handle) if (endpoint := replica.backend_http_endpoint)]
+
+
+def replica_nodes(handle: "DeploymentHandle[Any]") -> frozenset[str]:
+    """Ray's ids of the nodes on which the replicas behind `handle` run; may be called from any thread.
+
+    Serve's status lists replicas with their nodes, but asking the controller for it twice a second would load it.
+    """
+    return frozenset(replica.node_id for replica in _running_replicas(handle) if replica.node_id)
+
+
+def _running_replicas(handle: "DeploymentHandle[Any]") -> tuple[Any, ...]:
     router = handle._router._asyncio_router.request_router if handle._router else None
-    if router is None:
-        return []
-    replicas = tuple(router.curr_replicas.values())  # a copy, as the event loop may change them meanwhile
-    return [endpoint for replica in replicas if (endpoint := replica.backend_http_endpoint)]
+    return tuple(router.curr_replicas.values()) if router else ()  # a copy: the event loop may change them meanwhile
 
 
 async def choose_endpoint(handle: "DeploymentHandle[Any]", reserve: bool) -> Endpoint | None:

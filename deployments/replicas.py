@@ -6,14 +6,14 @@ deployment handle (docs/design/performance.md).
 
 import asyncio
 import random
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import aiohttp
 from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoints
+from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoints, replica_nodes
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
 from serve.routing.catalog import LiveState
@@ -45,8 +45,9 @@ async def app_handle(app: str) -> DeploymentHandle | None:
 class ServeReplicas:
     """The replicas of each variant, updated by Serve's request router, to which the controller pushes every change."""
 
-    def __init__(self, host_override: str | None) -> None:
+    def __init__(self, host_override: str | None, gpus: Mapping[str, float] | None = None) -> None:
         self._host_override = host_override  # where replicas listen, if not on their node's address
+        self._gpus = gpus or {}  # of each replica, by variant; none where there is no entry
         self._handles: dict[str, DeploymentHandle] = {}
 
     async def sync(self, variants: Iterable[str]) -> None:
@@ -90,11 +91,12 @@ class ServeReplicas:
         return [self._url(endpoint) for endpoint in replica_endpoints(handle)] if handle else []
 
     async def refresh(self, variant: str, live: LiveState, session: aiohttp.ClientSession) -> None:
-        """Update `live`: the number of replicas from Serve, the load from the metrics of each engine.
+        """Update `live`: replicas and where they run from Serve, the load from the metrics of each engine.
 
         Engines that do not answer count as loaded as the others; when none answers, the last known load stays.
         """
         urls = self.urls(variant)
+        live.hardware = self._hardware(variant)
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
         if urls and not engines:
             return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
@@ -106,6 +108,16 @@ class ServeReplicas:
             max((stats.get("kv_cache_usage_perc", 0.0) for stats in engines), default=0.0),
             kv_tokens=min((round(stats.get("kv_tokens", 0)) for stats in engines), default=None),
         )
+
+    def _hardware(self, variant: str) -> frozenset[str]:
+        """Ids of what the replicas of `variant` compute on; variants with a common id share it.
+
+        Replicas without a GPU share the cores of their node, those with less than a whole GPU its GPUs. Ray gives whole GPUs
+        to one replica only.
+        """
+        handle, gpus = self._handles.get(variant), self._gpus.get(variant, 0)
+        part = "" if not gpus else "/gpu" if gpus < 1 else f"/gpu/{variant}"
+        return frozenset(f"{node}{part}" for node in replica_nodes(handle)) if handle else frozenset()
 
     def _url(self, endpoint: Endpoint) -> str:
         host, port = endpoint

@@ -13,6 +13,7 @@ from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from deployments.cpu_priority import EMBEDDER, lower_cpu_priority
 from deployments.embedder import IDENTITY_FILE, READY_FILE
 from deployments.fetch import wait_for_file
 from deployments.placement import LOCAL
@@ -35,6 +36,7 @@ class EmbedderDeployment:
     """Embed token ids; concurrent requests are batched."""
 
     async def __init__(self, folder: str) -> None:
+        lower_cpu_priority(EMBEDDER)
         await wait_for_file(Path(folder) / READY_FILE)
         self._embedder = Embedder(Path(folder))
         self._lock = asyncio.Lock()

@@ -5,6 +5,7 @@ from pathlib import Path
 from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
+from deployments.cpu_priority import ENGINE, lower_cpu_priority
 from deployments.fetch import wait_for_file
 from deployments.placement import POOL
 from deployments.ray_internals import before_engine_start
@@ -16,9 +17,10 @@ from serve.config.sections import VariantConfig
 ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
 
 
-async def wait_for_weights(folder: Path) -> None:
-    """Wait until `folder` has complete weights: the card is written last."""
+async def prepare_engine(folder: Path) -> None:
+    """Wait until `folder` has complete weights (the card is written last), then leave the CPU to gateways first."""
     await wait_for_file(folder / CARD_FILE)
+    lower_cpu_priority(ENGINE)
 
 
 def variant_app(
@@ -32,8 +34,7 @@ def variant_app(
         pools: place the replicas in the variant's node pool; false on a single machine.
     """
     engine_args = {
-        **config.engine_args(variant),
-        **config.frontend,
+        **config.serving_args(variant),
         "enable_per_request_metrics": True,
         "enable_prompt_tokens_details": True,
         "api_key": [token],
@@ -51,7 +52,7 @@ def variant_app(
         accelerator_config=None if resources.gpus else {"kind": "cpu"},
         placement_group_config={"bundle_per_worker": worker},
         runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env}},
-        callback_config={"callback_class": before_engine_start(wait_for_weights)},
+        callback_config={"callback_class": before_engine_start(prepare_engine)},
         log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
         deployment_config={
             "name": variant.name,

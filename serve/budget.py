@@ -23,6 +23,9 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_fl
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 
 
+BEST_EFFORT_WAIT_MS = (
+    60_000.0  # deadline of the first token of a request without one: bounds how long others overtake it
+)
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # estimated quantiles of predicted times, which can be compared with limits
 
 
@@ -47,6 +50,16 @@ class Budget(BaseModel):
     def timed(self) -> bool:
         """Whether the budget has a time limit."""
         return self.ttft_ms is not None or self.tpot_ms is not None or self.e2e_ms is not None
+
+    def first_token_by_ms(self, decode_ms: float) -> float:
+        """Deadline of the first token, ms after the arrival, where the tokens after the first take `decode_ms`.
+
+        Not before the arrival: a limit too short to be kept would otherwise overtake requests that are due already.
+        """
+        deadlines = [] if self.ttft_ms is None else [self.ttft_ms]
+        if self.e2e_ms is not None:
+            deadlines.append(self.e2e_ms - decode_ms)
+        return max(min(deadlines, default=BEST_EFFORT_WAIT_MS), 0.0)
 
 
 DEFAULT_PROFILES: Mapping[str, Budget] = {

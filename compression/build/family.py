@@ -93,7 +93,7 @@ class Family:
         model: its name, for folders and cards.
         compression_python, engine_python: interpreters of the environments that build and measure.
         text: a text file to calibrate, train and measure on instead of Python's documentation.
-        background: run subprocesses at a lower priority (nice 10), while the platform already answers.
+        background: run subprocesses at the lowest priority (nice 19), while the platform already answers.
 
     Raises:
         SourceError: the source is no such thing, or the hub does not say which commit it is at.

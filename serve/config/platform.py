@@ -117,6 +117,13 @@ class PlatformConfig(BaseSettings):
         """vLLM engine arguments of `variant`: the common arguments, overridden by those of the variant."""
         return {**self.engine, **variant.engine}
 
+    def serving_args(self, variant: VariantConfig) -> dict[str, object]:
+        """All vLLM arguments of `variant` when it serves: scheduling by priority by default, `engine_args` and `frontend`.
+
+        The scheduling policy is no part of `engine_args`: it changes nothing that a card states.
+        """
+        return {"scheduling_policy": "priority", **self.engine_args(variant), **self.frontend}
+
     def with_file_keys(self) -> "PlatformConfig":
         """A copy with the current keys of `access.keys_file` added. Raises `ConfigError`."""
         file = self.access.keys_file

@@ -19,6 +19,7 @@ from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
 from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
+from serve.gateway.engine_priority import EnginePriority
 from serve.gateway.grounding import BudgetCheck, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
@@ -62,6 +63,7 @@ class Generation:
         self._lengths = OutputLengths()
         self._variants = variants
         self._engines = engines
+        self._priority = EnginePriority(config)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
 
@@ -303,7 +305,7 @@ class Generation:
 
     async def _attempt(self, attempt: Attempt, send: Send, broken: Collection[str]) -> None:
         variant, call, request = attempt.variant, attempt.call, attempt.request
-        payload = call.payload(self._config.model.name)
+        payload = call.payload(self._config.model.name, self._priority.of(attempt))
         in_flight = self._metrics.in_flight.labels(variant.name)
         attempt.dispatched = perf_counter()
         self._metrics.overhead.observe(attempt.overhead_s)

@@ -89,9 +89,17 @@ class Call:
             if isinstance(function, dict) and function.get("strict") is None:
                 function["strict"] = True
 
-    def payload(self, served_name: str) -> bytes:
-        """The body for the engine, with the logical model's name and with usage at the end of every stream."""
+    def payload(self, served_name: str, priority: int | None = None) -> bytes:
+        """The body for the engine, with the logical model's name and with usage at the end of every stream.
+
+        Args:
+            priority: 64-bit integer, lower first; None for engines that schedule in order of arrival. It replaces the
+                client's own, which could overtake every other request.
+        """
         self.body["model"] = served_name
+        self.body.pop("priority", None)
+        if priority is not None:
+            self.body["priority"] = priority
         if self.stream:
             options = self.body.get("stream_options")
             options = dict(options) if isinstance(options, dict) else {}

@@ -125,7 +125,6 @@ class ChatFields(_Fields):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     user: str | None = None
-    priority: Annotated[int, Field(ge=-_INT64, lt=_INT64)] = 0
     request_id: str = ""
     documents: list[dict[str, str]] | None = None
     chat_template: str | None = None

@@ -1,5 +1,6 @@
 """Observability of the platform: metrics, scrape targets, health, and the commands that show them."""
 
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -8,7 +9,8 @@ import httpx
 import pytest
 
 from compression.hardware import compute_dtype
-from tests.support.platform import KEYS, Platform, engine_processes
+from deployments.cpu_priority import ENGINE
+from tests.support.platform import KEYS, Platform, engine_processes, gateway_processes
 
 pytestmark = pytest.mark.platform
 
@@ -53,6 +55,14 @@ def test_an_engine_is_two_processes_and_computes_in_what_the_processor_is_fast_i
     with platform.http() as http:
         cards = [row["card"] for row in http.get("/v1/variants").json()["data"]]
     assert all(f", {compute_dtype()}, " in card["profile"]["engine"] for card in cards)
+
+
+def test_gateways_get_the_cpu_before_engines(platform: Platform) -> None:
+    """Linux compares priorities inside a session only, where it shares the CPU between sessions first (autogroup)."""
+    (gateway, *_) = gateway_processes(platform)
+    engines = [process for name in ("full", "int8", "distilled") for process in engine_processes(platform, name)]
+    assert engines and {process.nice() for process in engines} == {gateway.nice() + ENGINE}
+    assert {os.getsid(process.pid) for process in engines} == {os.getsid(gateway.pid)}
 
 
 def test_up_printed_how_to_use_it(platform: Platform) -> None:

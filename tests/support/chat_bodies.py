@@ -65,7 +65,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"50": "x"}}, "logit_bias.50"), ({"stream_options": {"include_usage": True}}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": "maybe"}}, "stream_options.include_usage"),
     ({"min_tokens": 3, "max_tokens": 2}, "min_tokens"), ({"min_tokens": -1}, "min_tokens"), ({"user": 5}, "user"),
-    ({"priority": "x"}, "priority"), ({"documents": "x"}, "documents"), ({"thinking_token_budget": "x"}, "thinking_token_budget"),
+    ({"documents": "x"}, "documents"), ({"thinking_token_budget": "x"}, "thinking_token_budget"),
     ({"skip_special_tokens": "q"}, "skip_special_tokens"), ({"kv_transfer_params": 5}, "kv_transfer_params"),
     ({"vllm_xargs": 5}, "vllm_xargs"), ({"request_id": 5}, "request_id"), ({"mm_processor_kwargs": 5}, "mm_processor_kwargs"),
     ({"bad_words": 5}, "bad_words"), ({"bad_words": [""]}, "bad_words[0]"), ({"logit_bias": {"a": 1}}, "logit_bias.a"),

@@ -112,6 +112,6 @@ pool '{{ $pool.name }}': the smallest numbers of replicas need {{ round $gpus 3 
 {{- if include "gearbox.retrieves" . }}{{ with .Values.platform.retrieval }}{{ $replicas = add $replicas (dig "replicas" "min" 1 .) (dig "embedder_replicas" "min" 1 .) }}{{ else }}{{ $replicas = add $replicas 2 }}{{ end }}{{ end -}}
 {{- $cores := mulf (float64 .Values.gateway.pods.max) (include "gearbox.cores" .Values.gateway.resources | float64) -}}
 {{- if gt (mulf 0.5 (float64 $replicas)) $cores }}
-gateway: {{ $replicas }} replicas of half a core each, but pods.max of {{ int .Values.gateway.pods.max }} gives {{ $cores }} cores; raise gateway.pods.max or its resources.limits.cpu
+gateway: {{ $replicas }} replicas of half a core each, but pods.max of {{ int .Values.gateway.pods.max }} gives {{ $cores }} cores; raise gateway.pods.max or the cpu of gateway.resources
 {{- end }}
 {{- end }}

@@ -22,6 +22,7 @@ DIGESTS, PRIVILEGED = "digests", "privileged"  # releases beside CASES
 ACCEPTED: Mapping[str, tuple[tuple[str, ...], str]] = {
     "CKV_K8S_8": (("ask",), "it runs to its end: nothing could be restarted"),
     "CKV_K8S_9": (("ask",), "it runs to its end: nothing is sent there"),
+    "CKV_K8S_11": (("ray",), "gateways: a throttled one would delay every answer and refusal"),
     "CKV_K8S_15": (EVERY, "tags do not move here (`latest` is refused), and a registry that is down stops no pod"),
     "CKV_K8S_35": (EVERY, "read by Ray, object stores' clients and the stores' images; API keys are a file"),
     "CKV_K8S_40": (STORES, "the users of those images, who own their files"),

@@ -70,9 +70,26 @@ def test_a_container_may_do_nothing_that_it_need_not(values: dict[str, Any]) -> 
 
 @cases
 def test_a_container_says_what_it_needs_and_may_use(values: dict[str, Any]) -> None:
-    for name, container in containers(render(values)):
-        for part in ("requests", "limits"):
-            assert {"cpu", "memory", "ephemeral-storage"} <= container["resources"][part].keys(), name
+    documents = render(values)
+    unlimited = [
+        container
+        for pod in pods(documents)
+        if pod.labels.get("gearbox.io/pool") == "gateway"
+        for container in pod.spec["containers"]
+    ]
+    for name, container in containers(documents):
+        requests, limits = container["resources"]["requests"], container["resources"]["limits"]
+        assert {"cpu", "memory", "ephemeral-storage"} <= requests.keys(), name
+        assert {"memory", "ephemeral-storage"} <= limits.keys(), name
+        assert ("cpu" in limits) != (container in unlimited), name
+
+
+def test_gateways_have_cpu_of_their_own_and_are_not_throttled() -> None:
+    """Kubernetes gives CPU by requests; a limit would stop a gateway for up to 100 ms while its node has idle cores."""
+    (gateway,) = (pod for pod in pods(render(OPEN)) if pod.labels.get("gearbox.io/pool") == "gateway")
+    (resources,) = (container["resources"] for container in gateway.spec["containers"])
+    assert resources["requests"]["cpu"] == "1500m", "half a core each for gateway, retrieval and embedder"
+    assert "cpu" not in resources["limits"]
 
 
 @cases

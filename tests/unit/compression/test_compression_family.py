@@ -196,17 +196,25 @@ def test_background_work_runs_at_a_lower_priority(bench: Bench) -> None:
     (bench.folder / "hang").touch()
     family = bench.family(background=True)
     nice: list[int] = []
+    autogroups: set[str] = set()
     before = set(psutil.Process().children(recursive=True))  # of other tests, such as a browser
 
     def look(_: Progress) -> None:
         time.sleep(0.1)
-        nice.extend(child.nice() for child in set(psutil.Process().children(recursive=True)) - before)
+        children = set(psutil.Process().children(recursive=True)) - before
+        nice.extend(child.nice() for child in children)
+        autogroups.update(
+            file.read_text() for child in children if (file := Path(f"/proc/{child.pid}/autogroup")).exists()
+        )
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         family.make(family.plan([spec("full")])[0], look)
     assert nice
-    assert min(nice) >= 10
+    assert min(nice) == 19
+    assert all(autogroup.strip().endswith("nice 10") for autogroup in autogroups if autogroup), (
+        "of a session of its own"
+    )
 
 
 def test_recipes_that_start_from_each_other_are_refused(bench: Bench, tmp_path: Path) -> None:

@@ -102,6 +102,25 @@ def test_a_variants_engine_arguments_win_over_the_common_ones():
     assert config.engine_args(config.variants[0]) == {"max_model_len": 2048, "max_num_seqs": 2}
 
 
+@pytest.mark.parametrize(
+    ("changes", "policy"),
+    [
+        ({}, "priority"),
+        ({"engine": {"scheduling_policy": "fcfs"}}, "fcfs"),
+        ({"frontend": {"scheduling_policy": "fcfs"}}, "fcfs"),
+        (variant(engine={"scheduling_policy": "fcfs"}), "fcfs"),
+    ],
+)
+def test_engines_schedule_by_priority_where_nothing_else_is_configured(changes, policy):
+    config = make_config(**changes)
+    assert config.serving_args(config.variants[0])["scheduling_policy"] == policy
+
+
+def test_the_default_scheduling_policy_does_not_have_variants_measured_again():
+    config = make_config()
+    assert "scheduling_policy" not in config.engine_args(config.variants[0])
+
+
 @pytest.mark.parametrize("name", ["", "a+b", "a@b", "a:b", "a b", " a", "é", "a/b", "-a", "a" * 64])
 def test_a_profile_that_no_request_could_name_is_refused(write, name):
     message = problem(write(profiles={name: {}}))

@@ -180,6 +180,12 @@ class TestProcesses:
         assert ray_internals.raylet_node_id(["raylet", "--node_id=abc", "--x"]) == "abc"
         assert ray_internals.raylet_node_id(["python"]) is None
 
+    def test_workers_stay_in_the_session_of_their_raylet(self):
+        with needed_for("cpu_priority: Linux compares priorities inside a session only, where autogroup is on"):
+            assert b"setsid" not in (RAY / "core/src/ray/raylet/raylet").read_bytes(), "the raylet calls setsid"
+            started = "".join(file.read_text() for file in (RAY / "_private").rglob("*.py"))
+            assert "os.setsid" not in started and "start_new_session=True" not in started, "Ray starts new sessions"
+
     def test_haproxy_has_its_admin_socket_in_a_folder_for_each_node(self, monkeypatch: pytest.MonkeyPatch):
         from ray.serve._private import haproxy
 
@@ -286,6 +292,11 @@ class TestHandles:
     async def test_all_replicas_with_an_http_port_are_listed(self, handle: DeploymentHandle):
         with needed_for("ray_internals.replica_endpoints: engine metrics, and leaving a broken replica for another"):
             assert ray_internals.replica_endpoints(handle) == [("10.0.0.1", 30000)]
+
+    async def test_replicas_tell_their_node(self, handle: DeploymentHandle):
+        with needed_for("ray_internals.replica_nodes: the router's knowledge of variants that share hardware"):
+            assert ray_internals.replica_nodes(handle) == {"node"}
+            assert ray_internals.replica_nodes(DeploymentHandle("engine:full", "variant-full")) == set()
 
     @pytest.mark.parametrize("reserve", [True, False])
     async def test_a_slot_is_reserved_only_on_demand(self, handle: DeploymentHandle, monkeypatch, reserve: bool):

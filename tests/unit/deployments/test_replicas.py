@@ -82,6 +82,7 @@ class Handle:
     def __init__(self, *ports: int) -> None:
         self.endpoints = [("127.0.0.1", port) for port in ports]
         self.reserved: list[bool] = []
+        self.nodes: list[str] = []
 
     async def choose(self, reserve: bool) -> Endpoint:
         self.reserved.append(reserve)
@@ -91,6 +92,7 @@ class Handle:
 @pytest.fixture(autouse=True)
 def _serve(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "replica_endpoints", lambda handle: handle.endpoints)
+    monkeypatch.setattr(module, "replica_nodes", lambda handle: frozenset(handle.nodes))
     monkeypatch.setattr(module, "choose_endpoint", Handle.choose)
 
 
@@ -116,3 +118,42 @@ async def test_other_variants_broken_replicas_change_nothing():
     assert zero.reserved == [True]
     assert await chosen(up := Handle(1, 2), 7) == url(1)
     assert up.reserved == [False]
+
+
+async def hardware(gpus: dict[str, float], **nodes: list[str]) -> dict[str, frozenset[str]]:
+    """What each variant computes on, where Ray has placed its replicas on `nodes`."""
+    replicas = ServeReplicas(None, gpus)
+    found = {}
+    async with aiohttp.ClientSession() as session:
+        for variant in nodes:
+            replicas._handles[variant] = handle = Handle()
+            handle.nodes = nodes[variant]
+            await replicas.refresh(variant, live := LiveState(), session)
+            found[variant] = live.hardware
+    return found
+
+
+async def test_variants_on_the_same_node_share_its_cores():
+    found = await hardware({"full": 0}, full=["a", "b"], int8=["b"], distilled=["c"])
+    assert found == {"full": {"a", "b"}, "int8": {"b"}, "distilled": {"c"}}
+
+
+async def test_fractions_of_a_gpu_are_shared_and_whole_gpus_are_not():
+    gpus = {"half": 0.5, "third": 0.3, "whole": 1, "four": 4, "cpu": 0}
+    found = await hardware(gpus, **{variant: ["a"] for variant in gpus})
+    assert found["half"] & found["third"]
+    alone = [found[name] for name in ("whole", "four", "cpu")]
+    assert len(frozenset.union(found["half"], *alone)) == 4, "each has hardware of its own"
+
+
+async def test_what_a_variant_computes_on_follows_its_replicas():
+    replicas, live = ServeReplicas(None), LiveState()
+    replicas._handles["full"] = handle = Handle()
+    async with aiohttp.ClientSession() as session:
+        for nodes in (["a"], ["a", "b"], ["b"], []):
+            handle.nodes = nodes
+            await replicas.refresh("full", live, session)
+            assert live.hardware == set(nodes)
+        del replicas._handles["full"]
+        await replicas.refresh("full", live, session)
+    assert live.hardware == frozenset()

@@ -50,6 +50,23 @@ PARTS = [
     ("config/cache.py", r"^    enable_prefix_caching: bool", "replicas: size of the prefix cache"),
     ("entrypoints/launchers/cli_args.py", r"enable_per_request_metrics", "variant: timings in every response"),
     ("entrypoints/launchers/cli_args.py", r"enable_prompt_tokens_details", "variant: cached tokens in every response"),
+    (
+        "entrypoints/openai/chat_completion/protocol.py",
+        r"^class ChatCompletionRequest\((?s:.*)^    priority: int = Field\(\s+default=0,\s+ge=_INT64_MIN",
+        "generation: a deadline in ms is the priority of a chat",
+    ),
+    (
+        "entrypoints/openai/completion/protocol.py",
+        r"^    priority: int = Field\(\s+default=0,\s+ge=_INT64_MIN",
+        "generation: a deadline in ms is the priority of a completion",
+    ),
+    ("engine/arg_utils.py", r"^    scheduling_policy: SchedulerPolicy", "platform: engines schedule by priority"),
+    ("v1/request.py", r"return self\.priority < other\.priority", "generation: the earliest deadline is first"),
+    (
+        "v1/core/sched/scheduler.py",
+        r"preempted_req = max\(\s+self\.running,\s+key=lambda r: \(r\.priority, r\.arrival_time\)",
+        "docs/design/routing.md: the latest deadline is preempted",
+    ),
     ("benchmarks/serve.py", r"^def add_cli_args\(parser", "benchmarks/lib/vllm_bench.py"),
     ("benchmarks/serve.py", r"^async def main_async\(args", "benchmarks/lib/vllm_bench.py"),
 ]

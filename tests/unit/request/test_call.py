@@ -51,6 +51,13 @@ def test_the_budget_is_taken_out_of_what_the_engine_gets():
     assert "budget" not in orjson.loads(call.payload("served"))
 
 
+@pytest.mark.parametrize("sent", [-(2**63), 3, "x", None])
+def test_a_clients_priority_is_replaced(sent):
+    call = chat(priority=sent)
+    assert json.loads(call.payload("m", 1_800_000_000_000))["priority"] == 1_800_000_000_000
+    assert "priority" not in json.loads(call.payload("m")), "another attempt, at an engine that schedules by arrival"
+
+
 def test_everything_else_reaches_the_engine_as_it_was_sent():
     sent = {
         "messages": [{"role": "user", "content": "größer 😀 \u2028 \u0000"}],

@@ -135,3 +135,20 @@ def test_a_number_in_a_header_has_no_underscores():
     with pytest.raises(RequestError) as caught:
         resolve_budget(Budget(), None, {"x-gearbox-slo-ttft-ms": "1_000"})
     assert (caught.value.param, caught.value.code) == ("x-gearbox-slo-ttft-ms", "invalid_budget")
+
+
+@pytest.mark.parametrize(
+    ("limits", "by_ms"),
+    [
+        ({}, 60_000),
+        ({"tpot_ms": 50, "max_cost": 1}, 60_000),
+        ({"ttft_ms": 800}, 800),
+        ({"e2e_ms": 2000}, 1500),
+        ({"ttft_ms": 800, "e2e_ms": 2000}, 800),
+        ({"ttft_ms": 800, "e2e_ms": 1200}, 700),
+        ({"ttft_ms": 90_000}, 90_000),
+        ({"e2e_ms": 1}, 0),
+    ],
+)
+def test_the_first_token_is_due_when_the_rest_still_fits(limits, by_ms):
+    assert Budget(**limits).first_token_by_ms(decode_ms=500) == by_ms

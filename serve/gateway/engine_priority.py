@@ -1,0 +1,28 @@
+"""Engine priority: the deadline that a request carries to engines which schedule by priority."""
+
+from time import perf_counter, time
+
+from serve.config.platform import PlatformConfig
+from serve.request.lifecycle import Attempt
+
+
+class EnginePriority:
+    """Priorities of requests at the engines of a platform, lower first."""
+
+    def __init__(self, config: PlatformConfig) -> None:
+        self._in_order_of_arrival = frozenset(  # variants whose engines schedule so: they take no priority
+            variant.name
+            for variant in config.variants
+            if config.serving_args(variant)["scheduling_policy"] != "priority"
+        )
+
+    def of(self, attempt: Attempt) -> int | None:
+        """The deadline of the request's first token, ms since the epoch; None for an engine that takes no priority.
+
+        Wall-clock time, so that an engine can compare the requests of several gateways.
+        """
+        if attempt.variant.name in self._in_order_of_arrival:
+            return None
+        request, expected = attempt.request, attempt.decision.chosen.prediction.expected
+        arrived_ms = (time() - (perf_counter() - request.arrived)) * 1000
+        return round(arrived_ms + request.budget.first_token_by_ms(expected.e2e_ms - expected.ttft_ms))
