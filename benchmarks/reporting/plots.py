@@ -151,7 +151,9 @@ def goodput_shapes(result: Result, name: str) -> Path:
                 rows = [by_load[load][policy][metric] for load in at]
                 color, width = ("black", 2) if policy == "budget" else (f"C{i}", 1)
                 x = [float(load) for load in at]
-                ax.plot(x, [row["median"] for row in rows], "o-", color=color, label=policy, markersize=3, linewidth=width)
+                ax.plot(
+                    x, [row["median"] for row in rows], "o-", color=color, label=policy, markersize=3, linewidth=width
+                )
                 ax.fill_between(x, [row["min"] for row in rows], [row["max"] for row in rows], color=color, alpha=0.1)
             ax.set_title(f"{shape}: {title}", fontsize=10)
             ax.set_ylim(0, 1.05)

@@ -12,12 +12,10 @@ import argparse
 import asyncio
 import hashlib
 import itertools
-import json
 import os
 import sys
-import zlib
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,51 +23,30 @@ from benchmarks.lib.processes import RESUMES, NotStarted, command
 from benchmarks.reporting import claims, plots
 from benchmarks.reporting.claim_rows_goodput import goodput as figures_of
 from benchmarks.reporting.results import Progress, save
-from benchmarks.routing import simulate
-from benchmarks.routing.dispatchers import LIMITS, Dispatcher, InFlight, dispatcher
-from benchmarks.routing.goodput_summary import ADMISSION, Cell, summarise
+from benchmarks.routing.goodput_cells import (
+    ARRIVALS,
+    ROUNDS,
+    WARM_LOAD,
+    Bench,
+    Journal,
+    Setting,
+    Size,
+    make_trace,
+    rotated,
+    seed_of,
+    settings,
+)
+from benchmarks.routing.goodput_simulated import simulated
+from benchmarks.routing.goodput_summary import Cell, summarise
 from benchmarks.routing.live_platform import SPLIT, WORK, Machine, NoVariant, Platform, Setup, machine, serving
 from benchmarks.routing.load_client import Replayed, replay
-from benchmarks.routing.workloads import (
-    ABSOLUTE,
-    Outcome,
-    Request,
-    admission,
-    bursty,
-    by_kind,
-    full_load,
-    mixed,
-    poisson,
-    prediction,
-    ramp,
-    square,
-    summary,
-)
+from benchmarks.routing.workloads import ABSOLUTE, Request, full_load, summary
 from benchmarks.systems.full_weights import CONFIG
 from compression.build.subprocesses import SubprocessFailed
-from serve.card import Profile, load_card
+from serve.card import Profile
 from serve.config.platform import ConfigError, load_config
-from serve.config.sections import VariantConfig
-from serve.routing.catalog import make_variant
-from serve.routing.policies import POLICIES
 
-PERIOD_S = 10.0  # of bursts and square waves
-ARRIVALS: Mapping[str, Callable[[float, int, float], Iterator[float]]] = {  # by rate, seed and seconds of the cell
-    "poisson": lambda rate, seed, _: poisson(rate, seed),
-    "bursty": lambda rate, seed, _: bursty(rate, seed, period_s=PERIOD_S),
-    "ramp": lambda rate, seed, seconds: ramp(rate, seed, period_s=seconds),
-    "square": lambda rate, seed, _: square(rate, seed, period_s=PERIOD_S),
-}
-LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
-ROUTED = ("budget", "threshold", "fastest", "round-robin", "token-load")  # between all variants
-ON_FULL = ("full", ADMISSION, "budget-full")  # with `full` alone; on a split machine it has all cores
-ROUNDS, SECONDS = 5, 20.0
-SIMULATED = {"budget-full": "budget", **{name: name for name in POLICIES}}  # the simulator's policy by ours
-WARM_S, WARM_LOAD = 12.0, 0.5
-DRAIN_S = 60.0  # between the cells of a simulation; live runs wait for the last answer
 KEPT, PROBE_S, STEP, PROBES = 0.95, 20.0, 1.15, 10  # search of the rate that `full` sustains
-
-
 Part = TypeVar("Part")
 
 
@@ -77,133 +54,9 @@ class Unsustained(Exception):
     """Plain `full` does not keep its budgets at any rate that was tried."""
 
 
-@dataclass(slots=True, frozen=True)
-class Size:
-    """Extent of the measurement."""
-
-    loads: tuple[float, ...] = LOADS
-    shapes: tuple[str, ...] = tuple(ARRIVALS)
-    policies: tuple[str, ...] = (*ON_FULL, *ROUTED)
-    rounds: int = ROUNDS
-    seconds: float = SECONDS
-
-    def part(self) -> list[str]:
-        """What was chosen other than the whole benchmark."""
-        whole = Size()
-        return [name for name, value in asdict(self).items() if value != asdict(whole)[name]]
-
-
-@dataclass(slots=True, frozen=True)
-class Setting:
-    """A compared policy, and what it is deployed on."""
-
-    policy: str
-    setup: Setup
-
-
-def settings(platform: str, policies: Sequence[str], cores: int, names: Sequence[str]) -> list[Setting]:
-    """All compared settings on a machine with `cores` cores; `names` are the variants of the default platform.
-
-    A policy may be a variant's name: all requests go to it. `admission` is one setting for each limit in flight.
-    """
-    split = platform == "split"
-    together = Setup(SPLIT, cores // len(SPLIT)) if split else Setup(tuple(names))
-    found = []
-    for policy in policies:
-        own = [f"{ADMISSION}-{limit}" for limit in LIMITS] if policy == ADMISSION else [policy]
-        for one in own:
-            alone = "full" if policy in ON_FULL else policy if policy in names or policy in SPLIT else None
-            if alone and (split or policy == "budget-full"):
-                found.append(Setting(one, Setup((alone,), cores if split else 0)))
-            else:
-                found.append(Setting(one, together))
-    return found
-
-
-def make_trace(shape: str, rate_per_s: float, seconds: float, seed: int) -> list[Request]:
-    """The requests of one cell, with heavy-tailed prompts."""
-    requests = mixed(ARRIVALS[shape](rate_per_s, seed, seconds), ABSOLUTE, seed + 1, heavy=True)
-    return list(itertools.takewhile(lambda request: request.at < seconds * 1000, requests))
-
-
-def seed_of(*parts: object) -> int:
-    """A seed that depends only on what is measured, not on what else is."""
-    return zlib.crc32("/".join(map(str, parts)).encode())
-
-
-@dataclass(slots=True)
-class Journal:
-    """Cells measured so far, in a file: an interrupted run goes on after them."""
-
-    path: Path
-    cells: list[Cell] = field(default_factory=list)
-    search: dict[str, object] | None = None  # the result of the search for load 1
-
-    @classmethod
-    def open(cls, path: Path) -> "Journal":
-        """Read what the file has; the last line may be cut off."""
-        journal = cls(path)
-        for line in path.read_text().splitlines() if path.exists() else ():
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue
-            if "search" in entry:
-                journal.search = entry["search"]
-            else:
-                journal.cells.append(Cell(**entry))
-        return journal
-
-    def write(self, entry: Cell | dict[str, object]) -> None:
-        """Add an entry."""
-        if isinstance(entry, Cell):
-            self.cells.append(entry)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(entry) if isinstance(entry, Cell) else entry) + "\n")
-
-    def has(self, where: str, number: int, setting: Setting, shape: str, load: float) -> bool:
-        """Whether the cell is measured."""
-        return Cell(where, number, shape, load, setting.policy, {}) in self.cells
-
-
-@dataclass(slots=True)
-class Bench:
-    """What all cells share."""
-
-    machine: Machine
-    full: Profile  # of `full` where it is alone
-    size: Size
-    journal: Journal
-    per_s: float = 0.0  # requests per second that plain `full` sustains
-
-    def keys(self) -> list[tuple[str, float]]:
-        """Shapes and loads."""
-        return [(shape, load) for shape in self.size.shapes for load in self.size.loads]
-
-    def trace(self, number: int, shape: str, load: float) -> list[Request]:
-        """The trace of a cell: the same for every setting."""
-        return make_trace(shape, self.per_s * load, self.size.seconds, seed_of(number, shape, f"{load:g}"))
-
-    def dispatcher(self, setting: Setting, number: int) -> Dispatcher:
-        """The client's side of `setting`."""
-        names = setting.setup.variants
-        profiles = {name: self.machine.profile(name, setting.setup) for name in names}
-        price = {one.name: one.price_usd_per_hour for one in self.machine.config.variants}
-        variants = [
-            InFlight(name, self.machine.quality(name), profiles[name].cost_usd(60, 24, price.get(name)))
-            for name in names
-        ]
-        return dispatcher(setting.policy, self.machine.config.model.name, variants, profiles, number)
-
-    async def replay(self, platform: Platform, setting: Setting, trace: Sequence[Request], number: int) -> Replayed:
-        """Send `trace`."""
-        qualities = {name: self.machine.quality(name) for name in setting.setup.variants}
-        return await replay(platform.url, self.dispatcher(setting, number), trace, qualities, number)
-
-    def row(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """All numbers of a cell."""
-        return {**summary(outcomes), **admission(outcomes), **prediction(outcomes), **by_kind(outcomes, self.full)}
+async def send(bench: Bench, platform: Platform, setting: Setting, trace: Sequence[Request], number: int) -> Replayed:
+    """Replay `trace` on a platform of `setting`."""
+    return await replay(platform.url, bench.dispatcher(setting, number), trace, bench.qualities, number)
 
 
 async def sustained(kept_at: Callable[[float], Awaitable[float]], start: float) -> tuple[float, list[dict[str, float]]]:
@@ -238,7 +91,7 @@ def find_load_1(bench: Bench, setting: Setting) -> dict[str, object]:
 
             async def kept_at(rate: float) -> float:
                 trace = make_trace("poisson", rate, PROBE_S, seed_of("search"))
-                return summary((await bench.replay(platform, setting, trace, 0)).outcomes)["attainment"]
+                return summary((await send(bench, platform, setting, trace, 0)).outcomes)["attainment"]
 
             async def search() -> tuple[float, list[dict[str, float]]]:
                 await kept_at(by_profile * WARM_LOAD)
@@ -257,15 +110,14 @@ def find_load_1(bench: Bench, setting: Setting) -> dict[str, object]:
 
 async def live(bench: Bench, platform: Platform, setting: Setting, number: int, progress: Progress) -> None:
     """Measure the cells of a setting in a round that are not in the journal."""
-    warm = make_trace("poisson", bench.per_s * WARM_LOAD, WARM_S, seed_of(number, "warm"))
-    await bench.replay(platform, setting, warm, number)
-    for shape, load in bench.keys():
+    await send(bench, platform, setting, bench.warm_up(number), number)
+    for shape, load in bench.keys:
         name = _name(number, setting, shape, load)
         if bench.journal.has("live", number, setting, shape, load):
             progress.skip(name)
             continue
         progress.step(name)
-        replayed = await bench.replay(platform, setting, bench.trace(number, shape, load), number)
+        replayed = await send(bench, platform, setting, bench.trace(number, shape, load), number)
         row = {**bench.row(replayed.outcomes), **replayed.client()}
         bench.journal.write(Cell("live", number, shape, load, setting.policy, row))
         print(f"    {_line(row)}", flush=True)
@@ -282,54 +134,6 @@ def _line(row: Mapping[str, float]) -> str:
         f"kept {row['attainment']:.2f}, late {row['late']:.2f}, refused {row['refused']:.2f} "
         f"({kinds}), quality {row['quality']:.2f}{refusal}, client {row['client_cpu_share']:.0%} of a core"
     )
-
-
-def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
-    """The cells of a setting in the simulator; none for a policy that it does not have."""
-    alone = setting.policy in setting.setup.variants
-    if not alone and setting.policy not in SIMULATED:
-        return []
-    variants = []
-    for name in setting.setup.variants:
-        if alone and name != setting.policy:
-            continue
-        args = bench.machine.config.engine_args(bench.machine.config.variants[0])
-        waiting = bench.machine.config.server.max_waiting_per_replica
-        config = VariantConfig(
-            name=name, recipe=name, price_usd_per_hour=bench.machine.config.variants[0].price_usd_per_hour
-        )
-        variants.append(make_variant(config, load_card(bench.machine.folder(name, setting.setup)), args, waiting))
-    names = [variant.name for variant in variants]
-    places = [[name] for name in names] if setting.setup.cores else [names]  # a core each, or shared
-    policy = POLICIES["full" if alone else SIMULATED[setting.policy]]()
-    platform = simulate.Platform(variants, places, policy, number)
-    trace: list[Request] = []
-    ends: list[int] = []
-    cells = [bench.trace(number, shape, load) for shape, load in bench.keys()]
-    warm = make_trace("poisson", bench.per_s * WARM_LOAD, WARM_S, seed_of(number, "warm"))
-    for i, cell in enumerate([warm, *cells]):
-        offset = i * (bench.size.seconds + DRAIN_S) * 1000
-        trace += [replace(request, at=request.at + offset) for request in cell]
-        ends.append(len(trace))
-    outcomes = list(platform.run(trace))
-    found = []
-    for i, (shape, load) in enumerate(bench.keys(), 1):
-        its, offset = outcomes[ends[i - 1] : ends[i]], i * (bench.size.seconds + DRAIN_S) * 1000
-        for outcome in its:
-            outcome.request = replace(outcome.request, at=outcome.request.at - offset)
-        found.append(Cell("simulated", number, shape, load, setting.policy, bench.row(its)))
-    return found
-
-
-def rotated(compared: Sequence[Setting], number: int) -> list[Setting]:
-    """A different order in each round; settings that share a platform stay together."""
-    setups = list(dict.fromkeys(one.setup for one in compared))
-    turn = number % len(setups)
-    order = []
-    for setup in setups[turn:] + setups[:turn]:
-        group = [one for one in compared if one.setup == setup]
-        order += group[number % len(group) :] + group[: number % len(group)]
-    return order
 
 
 def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], int], None]) -> None:
@@ -355,7 +159,7 @@ def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], 
         (_name(number, one, *key), size.seconds * 1.5)
         for number in range(size.rounds)
         for one in rotated(compared, number)
-        for key in bench.keys()
+        for key in bench.keys
     ]
     progress = Progress(steps)
     for number in range(size.rounds):
@@ -370,12 +174,12 @@ def _measure_group(bench: Bench, setup: Setup, group: Sequence[Setting], number:
     """Measure the settings of one platform in one round; it is not started if all are in the journal."""
 
     def missing(where: str) -> list[Setting]:
-        return [one for one in group if not all(bench.journal.has(where, number, one, *key) for key in bench.keys())]
+        return [one for one in group if not all(bench.journal.has(where, number, one, *key) for key in bench.keys)]
 
     to_measure = missing("live")
     for one in group:
         if one not in to_measure:
-            for key in bench.keys():
+            for key in bench.keys:
                 progress.skip(_name(number, one, *key))
     if to_measure:
         with serving(bench.machine, setup) as platform:

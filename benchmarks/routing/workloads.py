@@ -134,8 +134,9 @@ def relative(full: Profile) -> Kinds:
     kinds = {}
     for kind, (share, floor, *factors) in KINDS.items():
         limits = [round(x * unit, 1) if x else None for x, unit in zip(factors, idle, strict=True)]
-        kinds[kind] = share, Budget(
-            min_quality=floor, ttft_ms=limits[0], tpot_ms=limits[1], e2e_ms=limits[2], on_no_candidate="reject"
+        kinds[kind] = (
+            share,
+            Budget(min_quality=floor, ttft_ms=limits[0], tpot_ms=limits[1], e2e_ms=limits[2], on_no_candidate="reject"),
         )
     return kinds
 
