@@ -23,6 +23,7 @@ from benchmarks.lib.processes import RESUMES, NotStarted, command
 from benchmarks.reporting import claims, plots
 from benchmarks.reporting.claim_rows_goodput import goodput as figures_of
 from benchmarks.reporting.results import Progress, save
+from benchmarks.routing.dispatchers import LIMITS
 from benchmarks.routing.goodput_cells import (
     ARRIVALS,
     ROUNDS,
@@ -37,7 +38,7 @@ from benchmarks.routing.goodput_cells import (
     settings,
 )
 from benchmarks.routing.goodput_simulated import simulated
-from benchmarks.routing.goodput_summary import Cell, summarise
+from benchmarks.routing.goodput_summary import ADMISSION, Cell, summarise
 from benchmarks.routing.live_platform import SPLIT, WORK, Machine, NoVariant, Platform, Setup, machine, serving
 from benchmarks.routing.load_client import Replayed, replay
 from benchmarks.routing.workloads import ABSOLUTE, Request, full_load, summary
@@ -54,9 +55,10 @@ class Unsustained(Exception):
     """Plain `full` does not keep its budgets at any rate that was tried."""
 
 
-async def send(bench: Bench, platform: Platform, setting: Setting, trace: Sequence[Request], number: int) -> Replayed:
-    """Replay `trace` on a platform of `setting`."""
-    return await replay(platform.url, bench.dispatcher(setting, number), trace, bench.qualities, number)
+async def send(bench: Bench, platform: Platform, setting: Setting, trace: Sequence[Request], *cell: object) -> Replayed:
+    """Replay `trace` on a platform of `setting`. No two cells have equal prompts: the engines' prefix caches would have them."""
+    seed = seed_of(setting.policy, *cell)
+    return await replay(platform.url, bench.dispatcher(setting, seed), trace, bench.qualities, seed)
 
 
 async def sustained(kept_at: Callable[[float], Awaitable[float]], start: float) -> tuple[float, list[dict[str, float]]]:
@@ -91,7 +93,7 @@ def find_load_1(bench: Bench, setting: Setting) -> dict[str, object]:
 
             async def kept_at(rate: float) -> float:
                 trace = make_trace("poisson", rate, PROBE_S, seed_of("search"))
-                return summary((await send(bench, platform, setting, trace, 0)).outcomes)["attainment"]
+                return summary((await send(bench, platform, setting, trace, "search", rate)).outcomes)["attainment"]
 
             async def search() -> tuple[float, list[dict[str, float]]]:
                 await kept_at(by_profile * WARM_LOAD)
@@ -110,14 +112,14 @@ def find_load_1(bench: Bench, setting: Setting) -> dict[str, object]:
 
 async def live(bench: Bench, platform: Platform, setting: Setting, number: int, progress: Progress) -> None:
     """Measure the cells of a setting in a round that are not in the journal."""
-    await send(bench, platform, setting, bench.warm_up(number), number)
+    await send(bench, platform, setting, bench.warm_up(number), number, "warm")
     for shape, load in bench.keys:
         name = _name(number, setting, shape, load)
         if bench.journal.has("live", number, setting, shape, load):
             progress.skip(name)
             continue
         progress.step(name)
-        replayed = await send(bench, platform, setting, bench.trace(number, shape, load), number)
+        replayed = await send(bench, platform, setting, bench.trace(number, shape, load), number, shape, load)
         row = {**bench.row(replayed.outcomes), **replayed.client()}
         bench.journal.write(Cell("live", number, shape, load, setting.policy, row))
         print(f"    {_line(row)}", flush=True)
@@ -253,12 +255,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--policies",
         type=_list_of(str),
         default=whole.policies,
-        help=f"{', '.join(whole.policies)}, random, or a variant",
+        help=f"{', '.join(whole.policies)}, random, admission-K, or a variant",
     )
     parser.add_argument("--rounds", type=int, default=whole.rounds)
     parser.add_argument("--seconds", type=_positive, default=whole.seconds, help="of arrivals in a cell")
     args = parser.parse_args(arguments)
-    known = {*whole.policies, "random", *SPLIT, *(variant.name for variant in load_config(CONFIG).variants)}
+    known = {
+        *whole.policies,
+        "random",
+        *(f"{ADMISSION}-{limit}" for limit in LIMITS),
+        *SPLIT,
+        *(variant.name for variant in load_config(CONFIG).variants),
+    }
     if unknown := [policy for policy in args.policies if policy not in known]:
         parser.error(f"unknown policy {unknown[0]}; there are {', '.join(sorted(known))}")
     size = Size(args.loads, args.shapes, args.policies, args.rounds, args.seconds)

@@ -67,7 +67,7 @@ class Setting:
 def settings(platform: str, policies: Sequence[str], cores: int, names: Sequence[str]) -> list[Setting]:
     """All compared settings on a machine with `cores` cores; `names` are the variants of the default platform.
 
-    A policy may be a variant's name: all requests go to it. `admission` is one setting for each limit in flight.
+    A policy may be a variant's name: all requests go to it. `admission` is a setting for each limit in flight.
     """
     split = platform == "split"
     together = Setup(SPLIT, cores // len(SPLIT)) if split else Setup(tuple(names))
@@ -75,7 +75,13 @@ def settings(platform: str, policies: Sequence[str], cores: int, names: Sequence
     for policy in policies:
         own = [f"{ADMISSION}-{limit}" for limit in LIMITS] if policy == ADMISSION else [policy]
         for one in own:
-            alone = "full" if policy in ON_FULL else policy if policy in names or policy in SPLIT else None
+            alone = (
+                "full"
+                if policy in ON_FULL or policy.startswith(ADMISSION)
+                else policy
+                if policy in names or policy in SPLIT
+                else None
+            )
             if alone and (split or policy == "budget-full"):
                 found.append(Setting(one, Setup((alone,), cores if split else 0)))
             else:
@@ -169,7 +175,7 @@ class Bench:
         """What every setting gets before its cells of a round."""
         return make_trace("poisson", self.per_s * WARM_LOAD, WARM_S, seed_of(number, "warm"))
 
-    def dispatcher(self, setting: Setting, number: int) -> Dispatcher:
+    def dispatcher(self, setting: Setting, seed: int) -> Dispatcher:
         """The client's side of `setting`."""
         names = setting.setup.variants
         profiles = {name: self.machine.profile(name, setting.setup) for name in names}
@@ -178,7 +184,7 @@ class Bench:
             InFlight(name, self.machine.quality(name), profiles[name].cost_usd(60, 24, price.get(name)))
             for name in names
         ]
-        return dispatcher(setting.policy, self.machine.config.model.name, variants, profiles, number)
+        return dispatcher(setting.policy, self.machine.config.model.name, variants, profiles, seed)
 
     def row(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
         """All numbers of a cell."""

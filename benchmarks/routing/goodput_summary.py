@@ -85,7 +85,8 @@ def compared(by_policy: Mapping[str, Rounds]) -> dict[str, Any]:
     `over_best`: less the best baseline, `best`; `over_full`, `over_admission`: ratios; `scheduling`: what the router gains over
     `full` with `full` alone; `shifting`: what it gains by the other variants.
     """
-    ours, found = by_policy["budget"], {}
+    ours: Rounds = by_policy["budget"]
+    found: dict[str, Any] = {}
     baselines = [policy for policy in by_policy if policy not in OURS]
     if baselines:
         best = max(baselines, key=lambda policy: _middle(by_policy[policy]))

@@ -124,16 +124,13 @@ class Platform:
     model: str
 
 
-@contextmanager
-def serving(machine: Machine, setup: Setup) -> Iterator[Platform]:
-    """A platform of `setup`, stopped after the block. Retrieval is left out. Raises `NotStarted`."""
+def document(machine: Machine, setup: Setup, port: int) -> dict[str, object]:
+    """The configuration of a platform of `setup`, without retrieval; metrics are at the next port."""
     config = machine.config
-    ports = free_ports(10)
-    folder = Path(tempfile.mkdtemp(prefix="gb-"))
     prices = {variant.name: variant.price_usd_per_hour for variant in config.variants}
-    document: dict[str, object] = {
+    return {
         "model": {"name": config.model.name, "source": config.model.source},
-        "server": {"port": ports[0], "metrics_port": ports[0] + 1},
+        "server": {"port": port, "metrics_port": port + 1},
         "access": {"allow_anonymous": True},
         "engine": config.engine,
         "frontend": config.frontend,
@@ -143,8 +140,14 @@ def serving(machine: Machine, setup: Setup) -> Iterator[Platform]:
             for name in setup.variants
         ],
     }
+
+
+@contextmanager
+def serving(machine: Machine, setup: Setup) -> Iterator[Platform]:
+    """A platform of `setup`, stopped after the block. Retrieval is left out. Raises `NotStarted`."""
+    port, folder = free_ports(10)[0], Path(tempfile.mkdtemp(prefix="gb-"))
     file = folder / "gearbox.yaml"
-    file.write_text(yaml.safe_dump(document))
+    file.write_text(yaml.safe_dump(document(machine, setup, port)))
     command = python("-m", "deployments.supervisor", "--config", str(file), "--state", str(folder))
     with System("gearbox", command, {"GEARBOX_RUN_ID": folder.name}) as system:
 
@@ -153,4 +156,4 @@ def serving(machine: Machine, setup: Setup) -> Iterator[Platform]:
             return state is not None and all(one.phase == "ready" for one in state.variants.values())
 
         system.wait(up, PATIENCE_S)
-        yield Platform(f"http://127.0.0.1:{ports[0]}", config.model.name)
+        yield Platform(f"http://127.0.0.1:{port}", machine.config.model.name)

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from benchmarks.lib.processes import NotStarted
 from benchmarks.lib.sample_catalog import MODEL, three_gears
-from benchmarks.reporting import claims, plots
+from benchmarks.reporting import claims, goodput_tables, plots
 from benchmarks.routing import goodput, goodput_cells, goodput_simulated, live_platform, load_client
 from benchmarks.routing.dispatchers import Admission, Dispatcher, InFlight, Pinned, token_load
 from benchmarks.routing.goodput import sustained
@@ -127,6 +128,11 @@ def test_on_a_split_machine_every_setting_has_as_many_cores():
     assert Setting("budget", Setup(SPLIT, 2)) in compared
 
 
+def test_one_limit_of_the_admission_can_be_chosen():
+    [one] = settings("split", ["admission-16"], 2, NAMES)
+    assert one == Setting("admission-16", Setup(("full",), 2))
+
+
 def test_rounds_have_another_order_and_platforms_start_once():
     compared = settings("split", Size().policies, 2, NAMES)
     orders = [rotated(compared, number) for number in range(2)]
@@ -179,6 +185,20 @@ def test_load_1_is_the_highest_rate_that_keeps_the_budgets():
         search(0.01, 6.0)
 
 
+@pytest.mark.parametrize(("setup", "threads"), [(Setup(NAMES), "2"), (Setup(("full", "lora-healed"), 1), "1")])
+def test_the_platform_is_what_up_starts_without_retrieval(setup: Setup, threads: str, tmp_path: Path):
+    config = load_config(live_platform.CONFIG)
+    folders = {(name, setup.cores): tmp_path / name for name in setup.variants}
+    file = tmp_path / "gearbox.yaml"
+    file.write_text(yaml.safe_dump(live_platform.document(Machine(config, folders), setup, 9000)))
+    deployed = load_config(file)
+    assert [one.name for one in deployed.variants] == list(setup.variants)
+    assert deployed.env == {**config.env, "OMP_NUM_THREADS": threads}
+    assert (deployed.engine, deployed.frontend, deployed.model) == (config.engine, config.frontend, config.model)
+    assert deployed.retrieval is None and deployed.server.port == 9000
+    assert deployed.variants[0].price_usd_per_hour == config.variants[0].price_usd_per_hour
+
+
 SIZE = Size((0.5, 2.0), ("square",), ("budget", "budget-full", "full", "admission", "token-load"), 2, 0.3)
 
 
@@ -213,7 +233,11 @@ def starts(machine: Machine, gateway: Started, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_whole_run_measures_compares_plots_and_claims(
-    starts: list[Setup], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    starts: list[Setup],
+    gateway: Started,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     saved: list[tuple[dict, int]] = []
     goodput.measure("default", SIZE, lambda result, rounds: saved.append((result, rounds)))
@@ -234,12 +258,18 @@ def test_a_whole_run_measures_compares_plots_and_claims(
             assert total == pytest.approx(1, abs=0.01)
             assert result["simulated"][shape][load]["budget"]["attainment"]["n"] == 2
             assert result["compared"][shape][load]["over_best"]["n"] == 2
+    prompts = [tuple(body["prompt"]) for engine in gateway.engines.values() for body in engine.requests]
+    assert len(set(prompts)) == len(prompts)  # none is in a prefix cache from another cell
     assert len(starts) == 1 + 2 * 2  # the search, then two platforms in each round
     assert not list(tmp_path.glob("*.jsonl"))
     monkeypatch.setattr(plots, "IMAGES", tmp_path)
     assert plots.goodput_shapes(result, "goodput-default-part").exists()
     machine = {"cpu": "x", "cores": 2, "memory_gb": 1, "measured": "2026-11-29T22:00:00Z", "commit": "0"}
-    rows = claims.rows("goodput-default", {**result, "machine": machine, "command": "python -m x"}, None)
+    document = {**result, "machine": machine, "command": "python -m x"}
+    page = goodput_tables.goodput_shapes(document)
+    assert "| square | load 0.5 | load 2 |" in page and "| budget | 100% / 0% / 1.00 |" in page
+    assert "| admission |" in page and "admission-8" not in page
+    rows = claims.rows("goodput-default", document, None)
     assert {row.area for row in rows} == {"routing"}
     assert any(row.id == "goodput-default.square.load-2.over_full" and row.aim == ">= 2" for row in rows)
     assert not any(row.id == "goodput-default.square.load-0.5.over_full" for row in rows)
