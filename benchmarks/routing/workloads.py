@@ -130,7 +130,7 @@ LONGEST_PROMPT, LONGEST_ANSWER = 1000, 120
 
 def relative(full: Profile) -> Kinds:
     """`KINDS` with limits in ms, by the speed of `full`."""
-    idle = LatencyModel(full, 1).predict(Features(*(median for median, _ in (PROMPT, ANSWER))), Load()).expected
+    idle = LatencyModel(full, 1).predict(Features(PROMPT[0], ANSWER[0]), Load()).expected
     kinds = {}
     for kind, (share, floor, *factors) in KINDS.items():
         limits = [round(x * unit, 1) if x else None for x, unit in zip(factors, idle, strict=True)]
@@ -262,7 +262,7 @@ def admission(outcomes: Sequence[Outcome]) -> dict[str, float]:
 
     Shares and times of nothing are left out.
     """
-    found = {}
+    found: dict[str, float] = {}
     if served := [outcome for outcome in outcomes if outcome.took]:
         found["kept_of_admitted"] = statistics.fmean(outcome.within_budget for outcome in served)
     if times := sorted(outcome.refused_ms for outcome in outcomes if outcome.refused_ms is not None):
