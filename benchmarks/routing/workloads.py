@@ -242,7 +242,7 @@ def max_min(offered: Mapping[str, float], capacity: float) -> dict[str, float]:
 
 def by_kind(outcomes: Sequence[Outcome], full: Profile) -> dict[str, float]:
     """`KIND.METRIC` of each kind of request: shares `kept`, `late`, `refused`; `offered_s` and `kept_s` of work."""
-    found = {}
+    found: dict[str, float] = {}
     for kind in dict.fromkeys(outcome.request.kind for outcome in outcomes):
         its = [outcome for outcome in outcomes if outcome.request.kind == kind]
         row = summary(its)
