@@ -138,6 +138,37 @@ def goodput(result: Result) -> Path:
     return policies(result["live"], "goodput", label, simulated=result["simulated"])
 
 
+def goodput_shapes(result: Result, name: str) -> Path:
+    """Kept, late and refused requests over load, a line for each policy, a column for each shape of arrivals."""
+    shapes = result["live"]
+    figure, axes = _figure(3, len(shapes), squeeze=False)
+    titles = {"attainment": "kept", "late": "answered too late", "refused": "refused"}
+    policies = [policy for policy in _all_policies(shapes) if not policy.startswith("admission-")]
+    for column, (shape, by_load) in enumerate(shapes.items()):
+        for ax, (metric, title) in zip(axes[:, column], titles.items(), strict=True):
+            for i, policy in enumerate(policies):
+                at = [load for load, by_policy in by_load.items() if policy in by_policy]
+                rows = [by_load[load][policy][metric] for load in at]
+                color, width = ("black", 2) if policy == "budget" else (f"C{i}", 1)
+                x = [float(load) for load in at]
+                ax.plot(
+                    x, [row["median"] for row in rows], "o-", color=color, label=policy, markersize=3, linewidth=width
+                )
+                ax.fill_between(x, [row["min"] for row in rows], [row["max"] for row in rows], color=color, alpha=0.1)
+            ax.set_title(f"{shape}: {title}", fontsize=10)
+            ax.set_ylim(0, 1.05)
+            ax.set_xscale("log", base=2)
+            ax.set_xticks([float(load) for load in by_load], list(by_load), fontsize=7)
+            ax.set_xticks([], minor=True)
+        axes[-1, column].set_xlabel(f"load, 1 = {result['full_per_s']:.2f}/s, which full sustains", fontsize=9)
+    axes[0, 0].legend(fontsize=7)
+    return _save(figure, name)
+
+
+def _all_policies(shapes: Result) -> list[str]:
+    return list(dict.fromkeys(policy for by_load in shapes.values() for row in by_load.values() for policy in row))
+
+
 def guard(result: Result) -> Path:
     """Precision-recall curve of marking unsupported text, the chosen threshold on it, and probability calibration."""
     figure, (curves, held) = _figure(1, 2)
@@ -303,13 +334,14 @@ def _point(ax: "Axes", name: str, x: float, quality: float, xerr: object = None)
     ax.annotate(name, (x, quality), textcoords="offset points", xytext=(0, -16), ha="center", fontsize=9)
 
 
-def _figure(rows: int, columns: int) -> "tuple[Figure, Any]":
+def _figure(rows: int, columns: int, squeeze: bool = True) -> "tuple[Figure, Any]":
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.2 * columns, 3.6 * rows), layout="constrained")
+    size = (4.2 * columns, 3.6 * rows)
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", squeeze=squeeze)
     for ax in figure.axes:
         ax.grid(alpha=0.25)
         ax.set_axisbelow(True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.lib.processes import command
 from benchmarks.reporting.results import Progress, save, spread
 from benchmarks.routing.simulate import GEARS, catalog
-from benchmarks.routing.workloads import ARRIVALS, mixed
+from benchmarks.routing.workloads import ARRIVALS, mixed, relative
 from serve.budget import Budget
 from serve.routing.catalog import Variant
 from serve.routing.policies import WithinBudget
@@ -38,7 +38,7 @@ def variants(count: int) -> list[Variant]:
 def requests(count: int) -> list[tuple[Budget, Features]]:
     """Budgets and lengths of the request mix of the other benchmarks."""
     full = catalog(["full"])[0].profile
-    trace = itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), full, 0), count)
+    trace = itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), relative(full), 0), count)
     degrade = {"on_no_candidate": "degrade"}
     return [(one.budget.model_copy(update=degrade), Features(one.prompt_tokens, one.output_tokens)) for one in trace]
 

@@ -1,379 +1,225 @@
-"""Measure the goodput of every routing policy on the live platform, from idle to overload: `python -m benchmarks.routing.goodput`.
+"""Measure the goodput of the router and of baselines on the live platform, idle to overload: `python -m benchmarks.routing.goodput`.
 
-All policies get the same bursty traces. The machine is split between two variants, one core each; `full` on the whole
-machine is measured too, so that no policy has more hardware than another. Loads are in units of the rate that `full` on the
-whole machine sustains. Times are measured at the client.
+`--platform default` deploys the variants of deployments/local.yaml as `gearbox up` does: all share the cores. `--platform split`
+deploys two variants with a core each, and compares them with one on all cores. All policies get the same traces. Loads are in
+units of the Poisson rate that plain `full` sustains, which is measured first. Times are measured at the client.
+
+Interrupted, the same command goes on where it stopped. A result of fewer rounds than the default is saved as
+`goodput-PLATFORM-part`, which makes no claims.
 """
 
 import argparse
 import asyncio
+import hashlib
 import itertools
 import os
-import random
-import shutil
-import signal
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
-import aiohttp
-import httpx
-import orjson
-import yaml
-
-from benchmarks.lib.processes import NotStarted, System, command, free_ports, python
-from benchmarks.reporting import plots
-from benchmarks.reporting.results import Progress, save, spread
-from benchmarks.routing import simulate
-from benchmarks.routing.workloads import Outcome, Request, bursty, full_load, mixed, prediction, summary
+from benchmarks.lib.processes import RESUMES, NotStarted, command
+from benchmarks.reporting import claims, plots
+from benchmarks.reporting.claim_rows_goodput import goodput as figures_of
+from benchmarks.reporting.results import Progress, save
+from benchmarks.routing.dispatchers import LIMITS
+from benchmarks.routing.goodput_cells import (
+    ARRIVALS,
+    ROUNDS,
+    WARM_LOAD,
+    Bench,
+    Journal,
+    Setting,
+    Size,
+    make_trace,
+    rotated,
+    seed_of,
+    settings,
+)
+from benchmarks.routing.goodput_simulated import simulated
+from benchmarks.routing.goodput_summary import ADMISSION, Cell, summarise
+from benchmarks.routing.live_platform import SPLIT, WORK, Machine, NoVariant, Platform, Setup, machine, serving
+from benchmarks.routing.load_client import Replayed, replay
+from benchmarks.routing.workloads import ABSOLUTE, Request, full_load, summary
 from benchmarks.systems.full_weights import CONFIG
-from compression.build.subprocesses import SubprocessFailed, run_subprocess
-from deployments.state import cache_folder, load_state
-from serve.card import Profile, load_card
-from serve.config.platform import ConfigError, PlatformConfig, load_config
-from serve.config.sections import VariantConfig
-from serve.routing.catalog import make_variant
-from serve.routing.policies import POLICIES
-from serve.routing.prediction import Latency
+from compression.build.subprocesses import SubprocessFailed
+from serve.card import Profile
+from serve.config.platform import ConfigError, load_config
 
-GEARS = ("full", "lora-healed")
-SPLIT = ("budget", "threshold", "fastest", "round-robin", "random")  # policies between the variants, one core each
-WORK = cache_folder() / "benchmarks" / "goodput"
-BURST_S = 10.0  # period of the bursts
-WARM_S, WARM_LOAD = 12.0, 0.5
-DRAIN_S = 60.0  # between the cells of a simulation; live runs wait for the last answer
-PATIENCE_S = 600.0
-VOCABULARY = 40_000  # token ids in random prompts
+KEPT, PROBE_S, STEP, PROBES = 0.95, 20.0, 1.15, 10  # search of the rate that `full` sustains
+Part = TypeVar("Part")
 
 
-class NoVariant(Exception):
-    """A variant is not in the cache; the message says how to build it."""
+class Unsustained(Exception):
+    """Plain `full` does not keep its budgets at any rate that was tried."""
 
 
-@dataclass(slots=True, frozen=True)
-class Size:
-    """Extent of the measurement."""
-
-    loads: tuple[float, ...]
-    rounds: int
-    seconds: float
+async def send(bench: Bench, platform: Platform, setting: Setting, trace: Sequence[Request], *cell: object) -> Replayed:
+    """Replay `trace` on a platform of `setting`. No two cells have equal prompts: the engines' prefix caches would have them."""
+    seed = seed_of(setting.policy, *cell)
+    return await replay(platform.url, bench.dispatcher(setting, seed), trace, bench.qualities, seed)
 
 
-FULL = Size((0.3, 1.0, 2.0, 3.0), 2, 20.0)
-QUICK = Size((0.5, 2.0), 1, 10.0)
+async def sustained(kept_at: Callable[[float], Awaitable[float]], start: float) -> tuple[float, list[dict[str, float]]]:
+    """The highest rate of a geometric series at which a share of at least `KEPT` is kept, and all that were tried.
+
+    From `start` the rate goes up while the share is kept, else down until it is. Raises `Unsustained`.
+    """
+    tried: list[dict[str, float]] = []
+    rate, rising, best = start, None, None
+    for _ in range(PROBES):
+        kept = await kept_at(rate)
+        tried.append({"per_s": round(rate, 3), "kept": round(kept, 4)})
+        print(f"    full keeps {kept:.1%} at {rate:.2f}/s", flush=True)
+        well = kept >= KEPT
+        if well:
+            best = rate
+        rising = well if rising is None else rising
+        if rising != well:
+            break
+        rate *= STEP if rising else 1 / STEP
+    if best is None:
+        raise Unsustained(f"plain full keeps less than {KEPT:.0%} of its budgets even at {tried[-1]['per_s']}/s")
+    return best, tried
 
 
-def gear(name: str, config: PlatformConfig, cores: int) -> Path:
-    """The weights of variant `name` with a card profiled on `cores` cores. Raises `NoVariant`, `SubprocessFailed`."""
-    folders = sorted(
-        (cache_folder() / config.model.name).glob(f"{name}-????????????"), key=lambda one: one.stat().st_mtime
+def find_load_1(bench: Bench, setting: Setting) -> dict[str, object]:
+    """Measure the Poisson rate that plain `full` sustains; or what the journal has. Raises `Unsustained`, `NotStarted`."""
+    if bench.journal.search is None:
+        by_profile = full_load(bench.full, make_trace("poisson", 1.0, 2000.0, 0))
+        print(f"full sustains {by_profile:.2f} requests a second by its profile; measuring", flush=True)
+        with serving(bench.machine, setting.setup) as platform:
+
+            async def kept_at(rate: float) -> float:
+                trace = make_trace("poisson", rate, PROBE_S, seed_of("search"))
+                return summary((await send(bench, platform, setting, trace, "search", rate)).outcomes)["attainment"]
+
+            async def search() -> tuple[float, list[dict[str, float]]]:
+                await kept_at(by_profile * WARM_LOAD)
+                return await sustained(kept_at, by_profile)
+
+            per_s, tried = asyncio.run(search())
+        bench.journal.search = {
+            "full_per_s": round(per_s, 3),
+            "by_profile_per_s": round(by_profile, 3),
+            "kept": KEPT,
+            "tried": tried,
+        }
+        bench.journal.write({"search": bench.journal.search})
+    return bench.journal.search
+
+
+async def live(bench: Bench, platform: Platform, setting: Setting, number: int, progress: Progress) -> None:
+    """Measure the cells of a setting in a round that are not in the journal."""
+    await send(bench, platform, setting, bench.warm_up(number), number, "warm")
+    for shape, load in bench.keys:
+        name = _name(number, setting, shape, load)
+        if bench.journal.has("live", number, setting, shape, load):
+            progress.skip(name)
+            continue
+        progress.step(name)
+        replayed = await send(bench, platform, setting, bench.trace(number, shape, load), number, shape, load)
+        row = {**bench.row(replayed.outcomes), **replayed.client()}
+        bench.journal.write(Cell("live", number, shape, load, setting.policy, row))
+        print(f"    {_line(row)}", flush=True)
+
+
+def _name(number: int, setting: Setting, shape: str, load: float) -> str:
+    return f"round {number + 1}, {setting.policy}, {shape}, load {load:g}"
+
+
+def _line(row: Mapping[str, float]) -> str:
+    kinds = ", ".join(f"{kind} {row[f'{kind}.kept']:.2f}" for kind in ABSOLUTE if f"{kind}.kept" in row)
+    refusal = f", refusal p99 {row['refusal_p99_ms']:.0f} ms" if "refusal_p99_ms" in row else ""
+    return (
+        f"kept {row['attainment']:.2f}, late {row['late']:.2f}, refused {row['refused']:.2f} "
+        f"({kinds}), quality {row['quality']:.2f}{refusal}, client {row['client_cpu_share']:.0%} of a core"
     )
-    measured = [folder for folder in folders if (card := load_card(folder)).quality and card.name == name]
-    if not measured:
-        raise NoVariant(
-            f"no variant '{name}' has been made and measured: run 'python -m benchmarks.compression.techniques' first"
-        )
-    folder = WORK / f"{measured[-1].name}-{cores}"
-    if not folder.exists():
-        scratch = folder.with_suffix(".part")
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.copytree(measured[-1], scratch, copy_function=_link_weights)
-        engine = ["--engine-args", orjson.dumps(config.engine_args(config.variants[0])).decode()]
-        command = [
-            sys.executable,
-            "-m",
-            "compression.measure.variant",
-            "--variant",
-            str(scratch),
-            "--only",
-            "profile",
-            *engine,
-        ]
-        run_subprocess(
-            command, {**config.env, "OMP_NUM_THREADS": str(cores)}, folder.with_suffix(".log"), lambda _: None
-        )
-        scratch.rename(folder)
-    return folder
 
 
-def _link_weights(source: str, target: str) -> None:
-    if source.endswith(".safetensors"):
-        os.link(source, target)
-    else:
-        shutil.copy2(source, target)
+def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], int], None]) -> None:
+    """Measure all settings; `save_round` gets the result and the number of rounds after each.
 
-
-@dataclass(slots=True)
-class Platform:
-    """A platform whose policy can be changed while it runs."""
-
-    url: str
-    model: str
-    system: System
-    file: Path
-    document: dict[str, object]
-
-    def use(self, policy: str) -> None:
-        """Route by `policy` from now on."""
-        self.file.write_text(yaml.safe_dump({**self.document, "router": {"policy": policy}}))
-        os.kill(self.system.pid, signal.SIGHUP)
-        in_a_row = 0
-        started = time.monotonic()
-        while in_a_row < 5:
-            if time.monotonic() - started > PATIENCE_S:
-                raise NotStarted(f"the gateway does not change to policy '{policy}'")
-            time.sleep(0.2)
-            try:
-                model = httpx.get(f"{self.url}/v1/models", timeout=10).raise_for_status().json()["data"][0]
-            except httpx.HTTPError:
-                in_a_row = 0
-                continue
-            in_a_row = in_a_row + 1 if model["gearbox"]["policy"] == policy else 0
-
-
-@contextmanager
-def serving(config: PlatformConfig, gears: Mapping[str, Path], cores: int) -> Iterator[Platform]:
-    """A platform of `gears`, each on `cores` cores; it is stopped after the block. Raises `NotStarted`."""
-    ports = free_ports(10)
-    folder = Path(tempfile.mkdtemp(prefix="gb-"))
-    document: dict[str, object] = {
-        "model": {"name": config.model.name, "source": config.model.source},
-        "server": {"port": ports[0], "metrics_port": ports[0] + 1},
-        "access": {"allow_anonymous": True},
-        "engine": config.engine,
-        "env": {**config.env, "OMP_NUM_THREADS": str(cores)},
-        "variants": [{"name": name, "weights": str(weights)} for name, weights in gears.items()],
-    }
-    file = folder / "gearbox.yaml"
-    file.write_text(yaml.safe_dump(document))
-    command = python("-m", "deployments.supervisor", "--config", str(file), "--state", str(folder))
-    with System("gearbox", command, {"GEARBOX_RUN_ID": folder.name}) as system:
-
-        def up() -> bool:
-            state = load_state(folder)
-            return state is not None and all(one.phase == "ready" for one in state.variants.values())
-
-        system.wait(up, PATIENCE_S)
-        yield Platform(f"http://127.0.0.1:{ports[0]}", config.model.name, system, file, document)
-
-
-async def replay(
-    platform: Platform, trace: Sequence[Request], qualities: Mapping[str, float], seed: int
-) -> list[Outcome]:
-    """Send the requests of `trace` at their times; return every outcome as the client saw it."""
-    drawn = random.Random(seed)
-    prompts = [[drawn.randrange(100, VOCABULARY) for _ in range(request.prompt_tokens)] for request in trace]
-    timeout = aiohttp.ClientTimeout(total=None, sock_read=300)
-    connector = aiohttp.TCPConnector(limit=0)
-    async with aiohttp.ClientSession(platform.url, timeout=timeout, connector=connector) as session:
-        started = time.perf_counter()
-
-        async def one(request: Request, prompt: list[int]) -> Outcome:
-            await asyncio.sleep(started + request.at / 1000 - time.perf_counter())
-            return await ask(session, platform.model, request, prompt, qualities)
-
-        return list(await asyncio.gather(*(one(*pair) for pair in zip(trace, prompts, strict=True))))
-
-
-async def ask(
-    session: aiohttp.ClientSession, model: str, request: Request, prompt: list[int], qualities: Mapping[str, float]
-) -> Outcome:
-    """Stream one answer of exactly the request's length; an error is an outcome too."""
-    body = {
-        "model": f"{model}@best",
-        "prompt": prompt,
-        "max_tokens": request.output_tokens,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "user": request.kind,
-        "budget": request.budget.model_dump(exclude_none=True),
-    }
-    outcome = Outcome(request)
-    sent_at = time.perf_counter()
-    first = last = 0.0
-    async with session.post("/v1/completions", json=body) as response:
-        if response.status != 200:
-            outcome.reason = str(response.status)
-            await response.read()
-            return outcome
-        outcome.variant, outcome.reason = response.headers["x-gearbox-variant"], response.headers["x-gearbox-reason"]
-        async for line in response.content:
-            if not line.startswith(b"data: {"):
-                if line.startswith(b"event: error"):
-                    outcome.reason = "interrupted"
-                    return outcome
-                continue
-            last = time.perf_counter()
-            first = first or last
-            metadata = orjson.loads(line[6:]).get("gearbox", {}) if b'"gearbox"' in line else {}
-    outcome.quality, outcome.cost_usd = qualities[outcome.variant], metadata["cost_usd"]
-    steps = request.output_tokens - 1
-    outcome.took = Latency(*((first - sent_at) * 1000, (last - first) * 1000 / max(steps, 1), (last - sent_at) * 1000))
-    predicted = metadata["predicted"]
-    outcome.expected = Latency(predicted["ttft_ms"], predicted["tpot_ms"], predicted["e2e_ms"])
-    outcome.tail = Latency(predicted["ttft_p95_ms"], predicted["tpot_p95_ms"], predicted["e2e_p95_ms"])
-    return outcome
-
-
-def make_trace(full: Profile, rate_per_s: float, seconds: float, seed: int) -> list[Request]:
-    """The requests of one cell."""
-    requests = mixed(bursty(rate_per_s, seed, period_s=BURST_S), full, seed + 1000)
-    return list(itertools.takewhile(lambda request: request.at < seconds * 1000, requests))
-
-
-@dataclass(slots=True, frozen=True)
-class Setting:
-    """A compared set-up: variants with the cores of each, and a policy between them."""
-
-    label: str
-    gears: tuple[str, ...]
-    cores: int
-    policy: str
-
-
-def settings(cores: int) -> list[Setting]:
-    """All compared set-ups on a machine with `cores` cores."""
-    on_all_cores = [Setting(f"{name} on all cores", (name,), cores, "full") for name in GEARS]
-    return on_all_cores + [Setting(policy, GEARS, cores // len(GEARS), policy) for policy in SPLIT]
-
-
-@dataclass(slots=True)
-class Bench:
-    """Inputs that all cells share."""
-
-    config: PlatformConfig
-    folders: Mapping[tuple[str, int], Path]  # by variant and cores
-    full: Profile  # of `full` on all cores
-    per_s: float  # requests per second that it sustains
-    size: Size
-
-    def cells(self, number: int) -> list[tuple[str, list[Request]]]:
-        """The traces of one round, the first to warm up: the same for every setting."""
-        warm = make_trace(self.full, self.per_s * WARM_LOAD, WARM_S, 100 * number)
-        loads = [
-            (f"{load:g}", make_trace(self.full, self.per_s * load, self.size.seconds, 100 * number + i))
-            for i, load in enumerate(self.size.loads, 1)
-        ]
-        return [("", warm), *loads]
-
-
-async def live(bench: Bench, platform: Platform, number: int) -> dict[str, list[Outcome]]:
-    """Outcomes by load on a running platform."""
-    qualities = {name: quality_of(folder) for (name, _), folder in bench.folders.items()}
-    outcomes = {}
-    for i, (load, trace) in enumerate(bench.cells(number)):
-        outcomes[load] = await replay(platform, trace, qualities, 1000 * number + i)
-    return outcomes
-
-
-def simulated(bench: Bench, setting: Setting, number: int) -> dict[str, list[Outcome]]:
-    """Outcomes by load in the simulator."""
-    variants = []
-    for name in setting.gears:
-        card = load_card(bench.folders[name, setting.cores])
-        args = bench.config.engine_args(bench.config.variants[0])
-        waiting = bench.config.server.max_waiting_per_replica
-        config = VariantConfig(name=name, recipe=name, price_usd_per_hour=bench.config.variants[0].price_usd_per_hour)
-        variants.append(make_variant(config, card, args, waiting))
-    platform = simulate.Platform(variants, [[name] for name in setting.gears], POLICIES[setting.policy](), number)
-    trace: list[Request] = []
-    ends: list[tuple[str, int]] = []
-    offset = 0.0
-    for load, cell in bench.cells(number):
-        trace += [replace(request, at=request.at + offset) for request in cell]
-        ends.append((load, len(trace)))
-        offset += (bench.size.seconds + DRAIN_S) * 1000
-    outcomes = list(platform.run(trace))
-    begins = [0, *(end for _, end in ends)]
-    found = {}
-    for (load, end), begin in zip(ends, begins, strict=False):
-        first = trace[begin].at if begin < len(trace) else 0.0
-        cell = outcomes[begin:end]
-        for outcome in cell:
-            outcome.request = replace(outcome.request, at=outcome.request.at - first)
-        found[load] = cell
-    return found
-
-
-def measure(size: Size) -> dict[str, object]:
-    """Measure all settings. Returns the result without the machine. Raises `NoVariant`, `SubprocessFailed`, `NotStarted`."""
-    config = load_config(CONFIG)
+    Raises:
+        NoVariant, SubprocessFailed, NotStarted, Unsustained, ConfigError: one line that says what is missing.
+    """
     cores = len(os.sched_getaffinity(0))
-    if cores < len(GEARS):
-        raise NoVariant(f"{len(GEARS)} gears need as many cores; this machine has {cores}")
-    compared = settings(cores)
-    missing = sorted({(name, one.cores) for one in compared for name in one.gears})
-    folders = {}
-    for name, its in missing:
-        print(f"profile of {name} on {its} cores", flush=True)
-        folders[name, its] = gear(name, config, its)
-    full = profile_of(folders["full", cores])
-    per_s = full_load(full, make_trace(full, 1.0, 2000.0, 0))
-    bench = Bench(config, folders, full, per_s, size)
-    print(f"full sustains {per_s:.2f} such requests a second by its profile", flush=True)
-    cell_s = WARM_S + len(size.loads) * size.seconds * 1.4
-    plan = [(number, one) for number in range(size.rounds) for one in _rotated(compared, number)]
-    progress = Progress([(f"{one.label}, round {number + 1}", cell_s + 30) for number, one in plan])
-    found: dict[str, dict[str, dict[str, list[list[Outcome]]]]] = {"live": {}, "simulated": {}}
+    if platform == "split" and cores < len(SPLIT):
+        raise NoVariant(f"{len(SPLIT)} variants need as many cores; this machine has {cores}")
+    names = [variant.name for variant in load_config(CONFIG).variants]
+    compared = settings(platform, size.policies, cores, names)
+    [plain] = settings(platform, ["full"], cores, names)
+    its = machine(platform, [one.setup for one in [plain, *compared]])
+    path = WORK / f"{platform}-{_digest(platform, size, its)}.jsonl"
+    bench = Bench(its, its.profile("full", plain.setup), size, Journal.open(path))
+    print(f"the client runs at nice {os.nice(0)}; measured cells are kept in {path} until the end", flush=True)
+    search = find_load_1(bench, plain)
+    bench.per_s = float(str(search["full_per_s"]))
+    print(f"load 1 is {bench.per_s:.2f} requests a second", flush=True)
+    steps = [
+        (_name(number, one, *key), size.seconds * 1.5)
+        for number in range(size.rounds)
+        for one in rotated(compared, number)
+        for key in bench.keys
+    ]
+    progress = Progress(steps)
     for number in range(size.rounds):
-        for gears, group in itertools.groupby(_rotated(compared, number), lambda one: (one.gears, one.cores)):
-            with serving(config, {name: folders[name, gears[1]] for name in gears[0]}, gears[1]) as platform:
-                for one in group:
-                    progress.step(f"{one.label}, round {number + 1}")
-                    platform.use(one.policy)
-                    outcomes = {
-                        "live": asyncio.run(live(bench, platform, number)),
-                        "simulated": simulated(bench, one, number),
-                    }
-                    for where, by_load in outcomes.items():
-                        for load, cell in by_load.items():
-                            if load:
-                                found[where].setdefault(load, {}).setdefault(one.label, []).append(cell)
-                    print(f"    {_line(outcomes['live'])}", flush=True)
+        for setup, group in itertools.groupby(rotated(compared, number), lambda one: one.setup):
+            _measure_group(bench, setup, list(group), number, progress)
+        done = [cell for cell in bench.journal.cells if cell.number <= number]
+        save_round(_result(platform, bench, search, done), number + 1)
+    path.unlink(missing_ok=True)
+
+
+def _measure_group(bench: Bench, setup: Setup, group: Sequence[Setting], number: int, progress: Progress) -> None:
+    """Measure the settings of one platform in one round; it is not started if all are in the journal."""
+
+    def missing(where: str) -> list[Setting]:
+        return [one for one in group if not all(bench.journal.has(where, number, one, *key) for key in bench.keys)]
+
+    to_measure = missing("live")
+    for one in group:
+        if one not in to_measure:
+            for key in bench.keys:
+                progress.skip(_name(number, one, *key))
+    if to_measure:
+        with serving(bench.machine, setup) as platform:
+            for one in to_measure:
+                asyncio.run(live(bench, platform, one, number, progress))
+    for one in missing("simulated"):
+        for cell in simulated(bench, one, number):
+            bench.journal.write(cell)
+
+
+def _result(platform: str, bench: Bench, search: Mapping[str, object], cells: Sequence[Cell]) -> dict[str, object]:
+    size, names = bench.size, list(dict.fromkeys(name for name, _ in bench.machine.folders))
     return {
-        "size": {"loads": size.loads, "rounds": size.rounds, "seconds": size.seconds},
-        "full_per_s": round(per_s, 3),
-        "gears": {
+        "platform": platform,
+        "size": {**asdict(size), "rounds_measured": len({cell.number for cell in cells})},
+        "part": size.part(),
+        "client_nice": os.nice(0),
+        "full_per_s": search["full_per_s"],
+        "search": search,
+        "variants": {
             name: {
-                "quality": quality_of(folders[name, cores]),
-                "cores": {its: _speeds(folders[name, its]) for its in sorted({c for n, c in folders if n == name})},
+                "quality": bench.machine.quality(name),
+                "cores": {
+                    "shared" if cores == 0 else str(cores): _speeds(bench.machine.profile(name, Setup((name,), cores)))
+                    for one, cores in bench.machine.folders
+                    if one == name
+                },
             }
-            for name in GEARS
+            for name in names
         },
-        "budgets": {r.kind: r.budget.model_dump(exclude_none=True) for r in make_trace(full, 1.0, 100.0, 0)},
-        **{
-            where: {
-                load: {label: _summary(cells) for label, cells in by_label.items()}
-                for load, by_label in by_load.items()
-            }
-            for where, by_load in found.items()
+        "budgets": {
+            kind: {"share": share, **budget.model_dump(exclude_none=True)} for kind, (share, budget) in ABSOLUTE.items()
         },
+        **summarise(cells),
     }
 
 
-def profile_of(folder: Path) -> Profile:
-    """The profile on a card that has one."""
-    profile = load_card(folder).profile
-    if profile is None:
-        raise NoVariant(f"{folder} has no profile")
-    return profile
-
-
-def quality_of(folder: Path) -> float:
-    """The quality on a card that has one."""
-    quality = load_card(folder).quality
-    if quality is None:
-        raise NoVariant(f"{folder} has no quality")
-    return quality.quality
-
-
-def _speeds(folder: Path) -> dict[str, float]:
-    profile = profile_of(folder)
+def _speeds(profile: Profile) -> dict[str, float]:
     return {
         "tokens_per_s": profile.decode_tokens_per_s,
         "prefill_tokens_per_s": profile.prefill_tokens_per_s,
@@ -381,42 +227,82 @@ def _speeds(folder: Path) -> dict[str, float]:
     }
 
 
-def _summary(cells: Sequence[Sequence[Outcome]]) -> dict[str, object]:
-    """Median and spread of each number over the rounds."""
-    rows = [{**summary(cell), **prediction(cell)} for cell in cells]
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: spread([row[name] for row in rows if name in row], 4) for name in names}
+def _digest(platform: str, size: Size, its: Machine) -> str:
+    """Names what is measured and with which code: cells of other code are not mixed in."""
+    root = Path(__file__).parents[2]
+    sources = sorted([*(root / "serve").rglob("*.py"), *(root / "benchmarks" / "routing").glob("*.py"), CONFIG])
+    parts = [platform, repr(size), *map(str, its.folders.values()), *(source.read_text() for source in sources)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def _line(by_load: Mapping[str, Sequence[Outcome]]) -> str:
-    rows = {load: summary(cell) for load, cell in by_load.items() if load}
-    return "; ".join(
-        f"load {load}: {row['attainment']:.2f} within budget, quality {row['quality']:.2f}"
-        for load, row in rows.items()
-    )
+def print_aims(result: Mapping[str, object]) -> None:
+    """Print the missed aims, then how many were met."""
+    aims = [(one, claims.meets(one.aim, one.measured)) for one in figures_of(result) if one.aim]
+    for one, met in aims:
+        if not met:
+            print(f"missed: {one.claim}: {one.measured:.3g} {one.unit} (aim {one.aim})")
+    print(f"{sum(not met for _, met in aims)} aims missed, {sum(bool(met) for _, met in aims)} met", flush=True)
 
 
-def _rotated(compared: Sequence[Setting], number: int) -> list[Setting]:
-    """A different order in each round; settings that share a platform stay together."""
-    on_all_cores = [one for one in compared if len(one.gears) == 1]
-    split = [one for one in compared if len(one.gears) > 1]
-    turn = number % len(split)
-    split = split[turn:] + split[:turn]
-    return [*on_all_cores, *split] if number % 2 == 0 else [*split, *on_all_cores]
-
-
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    whole = Size()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few seconds of each: to see that it works")
-    args = parser.parse_args()
-    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), "only the gears' profiles were saved"):
-        result = measure(QUICK if args.quick else FULL)
-    if args.quick:
-        return 0
-    save("goodput", result)
-    plots.goodput(result)
+    parser.add_argument("--platform", choices=("default", "split"), default="default", help="what is deployed")
+    parser.add_argument("--loads", type=_list_of(_positive), default=whole.loads, help="times what `full` sustains")
+    parser.add_argument("--shapes", type=_list_of(_one_of(ARRIVALS)), default=whole.shapes, help=", ".join(ARRIVALS))
+    parser.add_argument(
+        "--policies",
+        type=_list_of(str),
+        default=whole.policies,
+        help=f"{', '.join(whole.policies)}, random, admission-K, or a variant",
+    )
+    parser.add_argument("--rounds", type=int, default=whole.rounds)
+    parser.add_argument("--seconds", type=_positive, default=whole.seconds, help="of arrivals in a cell")
+    args = parser.parse_args(arguments)
+    known = {
+        *whole.policies,
+        "random",
+        *(f"{ADMISSION}-{limit}" for limit in LIMITS),
+        *SPLIT,
+        *(variant.name for variant in load_config(CONFIG).variants),
+    }
+    if unknown := [policy for policy in args.policies if policy not in known]:
+        parser.error(f"unknown policy {unknown[0]}; there are {', '.join(sorted(known))}")
+    size = Size(args.loads, args.shapes, args.policies, args.rounds, args.seconds)
+
+    def save_round(result: dict[str, object], rounds: int) -> None:
+        name = f"goodput-{args.platform}" if rounds >= ROUNDS else f"goodput-{args.platform}-part"
+        print_aims(result)
+        save(name, result)
+        plots.goodput_shapes(result, name)
+
+    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError, Unsustained), RESUMES):
+        measure(args.platform, size, save_round)
     return 0
+
+
+def _positive(text: str) -> float:
+    value = float(text)
+    if value <= 0:
+        raise ValueError(text)
+    return value
+
+
+def _one_of(known: Mapping[str, object]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(known)}")
+        return text
+
+    return check
+
+
+def _list_of(parse: Callable[[str], Part]) -> Callable[[str], tuple[Part, ...]]:
+    def parse_all(text: str) -> tuple[Part, ...]:
+        return tuple(parse(part) for part in text.split(","))
+
+    return parse_all
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from benchmarks.routing.workloads import (
     mixed,
     prediction,
     recorded,
+    relative,
     summary,
 )
 from serve.budget import Budget
@@ -431,7 +432,7 @@ def simulate(cell: Cell, trace: Iterable[Request] | None = None) -> list[Outcome
     variants = catalog(dict.fromkeys(cell.gears))
     if trace is None:
         full = catalog(["full"])[0].profile
-        endless = mixed(ARRIVALS[cell.arrivals](cell.rate_per_s, cell.seed), full, cell.seed + 1000)
+        endless = mixed(ARRIVALS[cell.arrivals](cell.rate_per_s, cell.seed), relative(full), cell.seed + 1000)
         trace = itertools.takewhile(lambda request: request.at < cell.seconds * 1000, endless)
     name, _, margin = cell.policy.partition(":")
     policy = Oracle(float(margin)) if name == "oracle" else POLICIES[name]()
@@ -450,7 +451,7 @@ def measured(cell: Cell) -> tuple[Cell, dict[str, float]]:
 def cells() -> list[Cell]:
     """All cells of the benchmark, each with the same number of machines."""
     full = catalog(["full"])[0].profile
-    sample = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), full, 0), 4000))
+    sample = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), relative(full), 0), 4000))
     sustained = full_load(full, sample) * len(GEARS)
     settings = [(f"{name} everywhere", "full", (name,) * len(GEARS)) for name in (GEARS[0], GEARS[-1])]
     settings += [(name, name, GEARS) for name in POLICIES if name not in ("full", "cheapest")]

@@ -39,6 +39,8 @@ class Outcome:
     took: Latency | None = None  # None: rejected or failed
     expected: Latency | None = None
     tail: Latency | None = None  # the predicted 95% bound
+    first_token: bool = False  # whether one arrived
+    refused_ms: float | None = None  # from sending to the refusal, where the request was refused
 
     @property
     def missed(self) -> set[str]:
@@ -90,11 +92,31 @@ def diurnal(rate_per_s: float, seed: int, depth: float = 0.8, period_s: float = 
     return _thinned(rate, rate_per_s * (1 + depth), seed)
 
 
+def ramp(rate_per_s: float, seed: int, depth: float = 0.75, period_s: float = 20.0) -> Iterator[float]:
+    """Arrival times in ms: in each period the rate rises steadily from `depth` below its mean to `depth` above it."""
+
+    def rate(at: float) -> float:
+        return rate_per_s * (1 - depth + 2 * depth * (at % period_s) / period_s)
+
+    return _thinned(rate, rate_per_s * (1 + depth), seed)
+
+
+def square(rate_per_s: float, seed: int, depth: float = 0.6, period_s: float = 10.0) -> Iterator[float]:
+    """Arrival times in ms: half of each period `depth` below the mean rate, then half of it `depth` above."""
+
+    def rate(at: float) -> float:
+        return rate_per_s * (1 - depth if at % period_s < period_s / 2 else 1 + depth)
+
+    return _thinned(rate, rate_per_s * (1 + depth), seed)
+
+
 ARRIVALS: Mapping[str, Callable[[float, int], Iterator[float]]] = {
     "poisson": poisson,
     "bursty": bursty,
     "diurnal": diurnal,
 }
+
+Kinds = Mapping[str, tuple[float, Budget]]  # share of the requests and budget, by kind
 
 # share of the requests, quality floor, and limits in units of what `full` takes when idle: TTFT, TPOT, E2E
 KINDS: Mapping[str, tuple[float, float | None, float | None, float | None, float | None]] = {
@@ -102,35 +124,52 @@ KINDS: Mapping[str, tuple[float, float | None, float | None, float | None, float
     "careful": (0.2, 0.9, 15.0, 4.5, None),
     "patient": (0.2, None, None, None, 20.0),
 }
+# the live platform's: what people notice, on any hardware
+ABSOLUTE: Kinds = {
+    "interactive": (0.55, Budget(ttft_ms=800, tpot_ms=90, on_no_candidate="reject")),
+    "careful": (0.2, Budget(min_quality=0.9, e2e_ms=8000, on_no_candidate="reject")),
+    "patient": (0.25, Budget(e2e_ms=15_000, on_no_candidate="reject")),
+}
 PROMPT, ANSWER = (60, 0.7), (24, 0.5)  # medians in tokens and sigmas of log-normal lengths
+TAIL = (0.03, 150, 1.5)  # of heavy-tailed prompts: share, shortest in tokens and exponent of a Pareto distribution
 LONGEST_PROMPT, LONGEST_ANSWER = 1000, 120
 
 
-def mixed(arrivals: Iterable[float], full: Profile, seed: int) -> Iterator[Request]:
-    """Requests of all `KINDS`, rejected when their budget cannot be met, with limits relative to the speed of `full`."""
-    idle = LatencyModel(full, 1).predict(Features(*(median for median, _ in (PROMPT, ANSWER))), Load()).expected
-    budgets = {}
-    for kind, (_, floor, *factors) in KINDS.items():
+def relative(full: Profile) -> Kinds:
+    """`KINDS` with limits in ms, by the speed of `full`."""
+    idle = LatencyModel(full, 1).predict(Features(PROMPT[0], ANSWER[0]), Load()).expected
+    kinds = {}
+    for kind, (share, floor, *factors) in KINDS.items():
         limits = [round(x * unit, 1) if x else None for x, unit in zip(factors, idle, strict=True)]
-        budgets[kind] = Budget(
-            min_quality=floor, ttft_ms=limits[0], tpot_ms=limits[1], e2e_ms=limits[2], on_no_candidate="reject"
+        kinds[kind] = (
+            share,
+            Budget(min_quality=floor, ttft_ms=limits[0], tpot_ms=limits[1], e2e_ms=limits[2], on_no_candidate="reject"),
         )
+    return kinds
+
+
+def mixed(arrivals: Iterable[float], kinds: Kinds, seed: int, heavy: bool = False) -> Iterator[Request]:
+    """Requests of all `kinds`; with `heavy`, some prompts are from the Pareto distribution `TAIL`."""
     drawn = random.Random(seed)
-    shares = [share for share, *_ in KINDS.values()]
+    shares = [share for share, _ in kinds.values()]
     for at in arrivals:
-        kind = drawn.choices(list(KINDS), shares)[0]
-        prompt = max(8, min(LONGEST_PROMPT, round(drawn.lognormvariate(math.log(PROMPT[0]), PROMPT[1]))))
-        answer = max(2, min(LONGEST_ANSWER, round(drawn.lognormvariate(math.log(ANSWER[0]), ANSWER[1]))))
-        yield Request(at, prompt, answer, budgets[kind], kind)
+        kind = drawn.choices(list(kinds), shares)[0]
+        prompt = drawn.lognormvariate(math.log(PROMPT[0]), PROMPT[1])
+        if heavy and drawn.random() < TAIL[0]:
+            prompt = TAIL[1] * drawn.paretovariate(TAIL[2])
+        answer = drawn.lognormvariate(math.log(ANSWER[0]), ANSWER[1])
+        lengths = max(8, min(LONGEST_PROMPT, round(prompt))), max(2, min(LONGEST_ANSWER, round(answer)))
+        yield Request(at, *lengths, kinds[kind][1], kind)
+
+
+def work_s(full: Profile, request: Request) -> float:
+    """Seconds of `full` that a request takes by its profile, at the throughput of many requests at once."""
+    return request.prompt_tokens / full.prefill_tokens_per_s + request.output_tokens / full.decode_tokens_per_s
 
 
 def full_load(full: Profile, requests: Sequence[Request]) -> float:
     """Requests per second, with the lengths of `requests`, that one replica of `full` sustains by its profile."""
-    seconds = [
-        request.prompt_tokens / full.prefill_tokens_per_s + request.output_tokens / full.decode_tokens_per_s
-        for request in requests
-    ]
-    return 1 / statistics.fmean(seconds)
+    return 1 / statistics.fmean(work_s(full, request) for request in requests)
 
 
 def recorded(path: Path) -> Iterator[Request]:
@@ -194,6 +233,50 @@ def prediction(outcomes: Sequence[Outcome]) -> dict[str, float]:
             errors[f"{time}_error"] = statistics.median(abs(expected / took - 1) for expected, _, took in pairs)
             errors[f"{time}_covered"] = statistics.fmean(took <= tail for _, tail, took in pairs)
     return errors
+
+
+def max_min(offered: Mapping[str, float], capacity: float) -> dict[str, float]:
+    """The max-min fair share of `capacity` for each kind of `offered` work: no kind gets more than it offers.
+
+    Water-filling: what the smallest kinds do not need is divided equally among the others.
+    """
+    shares, left = {}, capacity
+    for place, kind in enumerate(sorted(offered, key=lambda kind: offered[kind])):
+        shares[kind] = min(offered[kind], left / (len(offered) - place))
+        left -= shares[kind]
+    return shares
+
+
+def by_kind(outcomes: Sequence[Outcome], full: Profile) -> dict[str, float]:
+    """`KIND.METRIC` of each kind of request: shares `kept`, `late`, `refused`; `offered_s` and `kept_s` of work."""
+    found: dict[str, float] = {}
+    for kind in dict.fromkeys(outcome.request.kind for outcome in outcomes):
+        its = [outcome for outcome in outcomes if outcome.request.kind == kind]
+        row = summary(its)
+        found |= {
+            f"{kind}.requests": row["requests"],
+            f"{kind}.kept": row["attainment"],
+            f"{kind}.late": row["late"],
+            f"{kind}.refused": row["refused"],
+            f"{kind}.offered_s": sum(work_s(full, o.request) for o in its),
+            f"{kind}.kept_s": sum(work_s(full, o.request) for o in its if o.within_budget),
+        }
+    return found
+
+
+def admission(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """`kept_of_admitted`, and median, 99th percentile and largest time in ms until a refusal reached the client.
+
+    Shares and times of nothing are left out.
+    """
+    found: dict[str, float] = {}
+    if served := [outcome for outcome in outcomes if outcome.took]:
+        found["kept_of_admitted"] = statistics.fmean(outcome.within_budget for outcome in served)
+    if times := sorted(outcome.refused_ms for outcome in outcomes if outcome.refused_ms is not None):
+        found["refusal_p50_ms"] = statistics.median(times)
+        found["refusal_p99_ms"] = times[math.ceil(0.99 * len(times)) - 1]
+        found["refusal_max_ms"] = times[-1]
+    return found
 
 
 def _thinned(rate: Callable[[float], float], highest: float, seed: int) -> Iterator[float]:

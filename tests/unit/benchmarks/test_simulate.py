@@ -18,6 +18,7 @@ from benchmarks.routing.workloads import (
     mixed,
     prediction,
     recorded,
+    relative,
     summary,
 )
 from serve.budget import Budget
@@ -87,7 +88,7 @@ def test_the_replica_with_the_shorter_queue_is_taken():
 
 def test_every_request_ends_and_nothing_is_left_in_flight():
     variants = [steady("full"), steady("small", quality=0.5)]
-    trace = list(itertools.islice(mixed(ARRIVALS["bursty"](20.0, 3), PROFILE, 3), 500))
+    trace = list(itertools.islice(mixed(ARRIVALS["bursty"](20.0, 3), relative(PROFILE), 3), 500))
     platform = Platform(variants, [["full"], ["small"]], WithinBudget(), 1)
     outcomes = list(platform.run(trace))
     assert len(outcomes) == 500
@@ -102,7 +103,7 @@ def test_the_same_seed_gives_the_same_outcomes():
             make_live_variant("full", profile=PROFILE),
             make_live_variant("small", profile=PROFILE, quality=0.5),
         ]
-        trace = itertools.islice(mixed(ARRIVALS["bursty"](8.0, 3), PROFILE, 3), 200)
+        trace = itertools.islice(mixed(ARRIVALS["bursty"](8.0, 3), relative(PROFILE), 3), 200)
         return [(o.variant, o.took) for o in Platform(variants, [["full"], ["small"]], WithinBudget(), 1).run(trace)]
 
     assert once() == once()
@@ -155,7 +156,7 @@ def test_bursts_are_four_times_as_busy():
 
 
 def test_requests_have_the_kinds_and_limits_of_the_mix():
-    requests = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 1), PROFILE, 1), 2000))
+    requests = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 1), relative(PROFILE), 1), 2000))
     for kind, (share, floor, *_) in KINDS.items():
         its = [request for request in requests if request.kind == kind]
         assert len(its) / 2000 == pytest.approx(share, abs=0.04)

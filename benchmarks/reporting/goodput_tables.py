@@ -1,0 +1,29 @@
+"""The table of the live routing benchmark."""
+
+from benchmarks.reporting.cells import Result, machine_line, table
+
+
+def goodput_shapes(result: Result) -> str:
+    """Every policy at every load, a table for each shape of arrivals."""
+    size, parts = result["size"], []
+    for shape, by_load in result["live"].items():
+        policies = dict.fromkeys(policy for row in by_load.values() for policy in row)
+        rows = [
+            [policy, *(_kept(by_policy.get(policy)) for by_policy in by_load.values())]
+            for policy in policies
+            if not policy.startswith("admission-")
+        ]
+        parts.append(table([shape, *(f"load {load}" for load in by_load)], rows))
+    note = (
+        f"Within budget / answered late / mean quality of the answers. Load 1 is {result['full_per_s']:.2f} requests a second, the "
+        f"Poisson rate at which plain `full` keeps {result['search']['kept']:.0%} (its profile says "
+        f"{result['search']['by_profile_per_s']:.2f}). `admission` is the limit in flight that keeps most at each load. "
+        f"Medians of {size['rounds_measured']} rounds of {size['seconds']:.0f} s."
+    )
+    return "\n\n".join([*parts, f"{note}\n{machine_line(result)}"])
+
+
+def _kept(row: Result | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['attainment']['median']:.0%} / {row['late']['median']:.0%} / {row['quality']['median']:.2f}"

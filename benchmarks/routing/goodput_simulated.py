@@ -1,0 +1,51 @@
+"""The cells of the live routing benchmark in the simulator."""
+
+from dataclasses import replace
+
+from benchmarks.routing import simulate
+from benchmarks.routing.goodput_cells import Bench, Setting
+from benchmarks.routing.goodput_summary import Cell
+from benchmarks.routing.workloads import Request
+from serve.card import load_card
+from serve.config.sections import VariantConfig
+from serve.routing.catalog import make_variant
+from serve.routing.policies import POLICIES
+
+SIMULATED = {"budget-full": "budget", **{name: name for name in POLICIES}}  # the simulator's policy by ours
+DRAIN_S = 60.0  # between two cells
+
+
+def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
+    """The cells of a setting in the simulator; none for a policy that it does not have."""
+    alone = setting.policy in setting.setup.variants
+    if not alone and setting.policy not in SIMULATED:
+        return []
+    variants = []
+    for name in setting.setup.variants:
+        if alone and name != setting.policy:
+            continue
+        args = bench.machine.config.engine_args(bench.machine.config.variants[0])
+        waiting = bench.machine.config.server.max_waiting_per_replica
+        config = VariantConfig(
+            name=name, recipe=name, price_usd_per_hour=bench.machine.config.variants[0].price_usd_per_hour
+        )
+        variants.append(make_variant(config, load_card(bench.machine.folder(name, setting.setup)), args, waiting))
+    names = [variant.name for variant in variants]
+    places = [[name] for name in names] if setting.setup.cores else [names]  # a core each, or shared
+    policy = POLICIES["full" if alone else SIMULATED[setting.policy]]()
+    platform = simulate.Platform(variants, places, policy, number)
+    trace: list[Request] = []
+    ends: list[int] = []
+    cells = [bench.trace(number, shape, load) for shape, load in bench.keys]
+    for i, cell in enumerate([bench.warm_up(number), *cells]):
+        offset = i * (bench.size.seconds + DRAIN_S) * 1000
+        trace += [replace(request, at=request.at + offset) for request in cell]
+        ends.append(len(trace))
+    outcomes = list(platform.run(trace))
+    found = []
+    for i, (shape, load) in enumerate(bench.keys, 1):
+        its, offset = outcomes[ends[i - 1] : ends[i]], i * (bench.size.seconds + DRAIN_S) * 1000
+        for outcome in its:
+            outcome.request = replace(outcome.request, at=outcome.request.at - offset)
+        found.append(Cell("simulated", number, shape, load, setting.policy, bench.row(its)))
+    return found
