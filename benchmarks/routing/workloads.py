@@ -47,8 +47,14 @@ class Outcome:
         """The times that were longer than their limits: ttft, tpot, e2e."""
         if self.took is None:
             return set()
-        limits = (("ttft", self.request.budget.ttft_ms), ("tpot", self.request.budget.tpot_ms), ("e2e", self.request.budget.e2e_ms))
-        return {name for (name, limit), took in zip(limits, self.took, strict=True) if limit is not None and took > limit}
+        limits = (
+            ("ttft", self.request.budget.ttft_ms),
+            ("tpot", self.request.budget.tpot_ms),
+            ("e2e", self.request.budget.e2e_ms),
+        )
+        return {
+            name for (name, limit), took in zip(limits, self.took, strict=True) if limit is not None and took > limit
+        }
 
     @property
     def within_budget(self) -> bool:

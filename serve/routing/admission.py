@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from serve.budget import Budget, remaining
 from serve.errors import RequestError, overloaded
 from serve.routing.catalog import Variant
+from serve.routing.gears import Demand, resting
 from serve.routing.prediction import Features
 from serve.routing.router import Candidate, Decision, Router
 
@@ -32,23 +33,31 @@ class BudgetClass:
     """Requests with the same limits: offered and queued work in ms of one replica, and what was learned about them."""
 
     tpot_ms: float  # its limit; infinite without one
-    offered_ms: float = 0.0  # per second, moving average
+    min_quality: float = 0.0
+    offered_ms: float = 0.0  # of this, and of the next three, per second: moving averages
+    requests: float = 0.0
+    prompt_tokens: float = 0.0
+    output_tokens: float = 0.0
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
     margin: float = 1.0  # predicted times, so many times as long, must be within the limits of TTFT and E2E
     step_margin: float = 1.25  # the same of the time per token
-    _offered_now_ms: float = 0.0
+    _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
-    def offer(self, work_ms: float) -> None:
+    def offer(self, work_ms: float, features: Features) -> None:
         """Count an arriving request."""
-        self._offered_now_ms += work_ms
+        ms, requests, prompt, output = self._now
+        self._now = ms + work_ms, requests + 1, prompt + features.prompt_tokens, output + features.total_output_tokens
 
     def roll(self, elapsed_s: float) -> None:
         """Update the average, `elapsed_s` after the last call."""
         weight = 1 - math.exp(-elapsed_s / _MEMORY_S)
-        self.offered_ms += weight * (self._offered_now_ms / elapsed_s - self.offered_ms)
-        self._offered_now_ms = 0.0
+        before = self.offered_ms, self.requests, self.prompt_tokens, self.output_tokens
+        self.offered_ms, self.requests, self.prompt_tokens, self.output_tokens = (
+            old + weight * (new / elapsed_s - old) for old, new in zip(before, self._now, strict=True)
+        )
+        self._now = (0.0, 0.0, 0.0, 0.0)
 
     @property
     def step_limit_ms(self) -> float:
@@ -92,6 +101,7 @@ class Admission:
     classes: "OrderedDict[tuple[object, ...], BudgetClass]" = field(default_factory=OrderedDict)
     _waiting: list[Waiting] = field(default_factory=list)  # in the order of `start_by`
     _step_limit_ms: float = math.inf  # time per token that the classes which are offered now need
+    _resting: frozenset[str] = frozenset()
     _rolled: float = -1.0
 
     def __len__(self) -> int:
@@ -103,7 +113,7 @@ class Admission:
         key = (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms, budget.min_quality, budget.max_cost)
         found = self.classes.get(key)
         if found is None:
-            found = self.classes[key] = BudgetClass(budget.tpot_ms or math.inf)
+            found = self.classes[key] = BudgetClass(budget.tpot_ms or math.inf, budget.min_quality or 0.0)
             if len(self.classes) > _MAX_CLASSES:
                 self.classes.popitem(last=False)
         self.classes.move_to_end(key)
@@ -138,10 +148,10 @@ class Admission:
             decision = self.decide(variants, waiting, now)
         except RequestError as refused:
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
-                its_class.offer(_work_ms(best, waiting.features))
+                its_class.offer(_work_ms(best, waiting.features), waiting.features)
             return waiting.decided(refused)
         waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
-        its_class.offer(waiting.work_ms)
+        its_class.offer(waiting.work_ms, waiting.features)
         if decision.wait_ms == 0:
             return waiting.decided(decision)
         if len(self._waiting) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
@@ -197,13 +207,20 @@ class Admission:
             for its_class in self.classes.values():
                 its_class.roll(now - self._rolled)
             self._share()
+            if self.router.schedules:
+                classes = self.classes.values()
+                demands = [
+                    Demand(one.requests, one.prompt_tokens, one.output_tokens, one.step_limit_ms, one.min_quality)
+                    for one in classes if one.requests > _NOTICED * sum(other.requests for other in classes)
+                ]  # fmt: skip
+                self._resting = resting(variants, demands, self._resting)
         self._rolled = now
         self.pump(variants, now)
 
     def _now(self, variants: Sequence[Variant], waiting: Waiting, its_class: BudgetClass, now: float) -> Decision:
         return self.router.decide(
             variants, waiting.left(now), waiting.features, pinned=waiting.pinned, failed=waiting.failed,
-            margin=its_class.margin, step_limit_ms=min(self._step_limit_ms, its_class.step_limit_ms),
+            margin=its_class.margin, step_limit_ms=min(self._step_limit_ms, its_class.step_limit_ms), resting=self._resting,
         )  # fmt: skip
 
     def _wait_ms(self, waiting: Waiting, decision: Decision, its_class: BudgetClass) -> float:

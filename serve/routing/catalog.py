@@ -23,7 +23,6 @@ class LiveState:
 
     replicas: int = 0
     been_up: bool = False  # whether a replica has run since this gateway started
-    hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; variants with a common id share it
     running: int = 0  # running in the engines, at the last refresh
     waiting: int = 0  # queued in the engines, at the last refresh
     kv_usage: float = 0.0  # share of the KV cache in use, of the replica that uses most

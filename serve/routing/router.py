@@ -14,7 +14,7 @@ from serve.routing.catalog import LiveState, Variant
 from serve.routing.prediction import Features, Load, Prediction
 
 #: Rules that exclude a variant whatever the budget is.
-HARD_RULES = ("failed", "unavailable", "sequences", "context", "full")
+HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
 _NOT_EVALUATED = "not evaluated"
 CONFIDENCE = 0.95  # of the predicted bounds; one of `budget.LEVELS`
@@ -60,6 +60,17 @@ class Candidate:
     def overflows(self) -> bool:
         """Whether the variant's context is too short, by estimate; only the engine counts tokens exactly."""
         return self.features.context_tokens > self.variant.max_model_len
+
+    @property
+    def affordable(self) -> bool:
+        """Whether it has the quality, at the cost."""
+        floor, ceiling = self.budget.min_quality, self.budget.max_cost
+        return (floor is None or self.quality >= floor) and (ceiling is None or self.cost_usd <= ceiling)
+
+    def rest(self) -> None:
+        """Exclude this variant because others use its hardware better now."""
+        self._hard_violation = "resting", "under the present load, other variants use its hardware better"
+        self._ruled_out = _NOT_EVALUATED
 
     def exclude_if_too_short(self) -> None:
         """Exclude this variant if its context is too short, because one with a longer context was preferred."""
@@ -295,11 +306,13 @@ class Router:
         failed: Collection[str] = (),
         margin: float = 1.0,
         step_limit_ms: float = math.inf,
+        resting: Collection[str] = (),
     ) -> Decision:
         """Choose the variant for one request that starts now.
 
         Predicted times, `margin` times as long, must be within the limits. `step_limit_ms` is the time per token that the
-        budgets of the traffic allow: it bounds how many requests an engine should run.
+        budgets of the traffic allow: it bounds how many requests an engine should run. Variants in `resting` are used only
+        where no other has the quality at the cost.
 
         A pinned variant is chosen whatever the budget is. Variants whose context is long enough by estimate are preferred.
         When no variant fits, `degrade` chooses the variant nearest to the limits and `reject` raises.
@@ -314,6 +327,13 @@ class Router:
             raise _nothing_usable(candidates, features)
         if pinned is not None:
             return Decision(usable[0], "pinned", candidates, features)
+        if resting:
+            awake = [c for c in usable if c.variant.name not in resting]
+            if any(c.affordable for c in awake):
+                for candidate in usable:
+                    if candidate.variant.name in resting:
+                        candidate.rest()
+                usable = awake
         roomy = [candidate for candidate in usable if not candidate.overflows]
         if 0 < len(roomy) < len(usable) and (choice := self.policy.choose(roomy, budget)) is not None:
             for candidate in usable:

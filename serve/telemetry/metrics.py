@@ -24,7 +24,7 @@ Ending = Literal[
     "answered", "rejected", "failed", "cancelled"
 ]  # final outcome of a request, independent of its attempts
 TIMES = ("ttft", "tpot", "e2e")
-EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "min_quality", "max_cost", *TIMES)
+EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "resting", "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # rejections that operators alert on: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
