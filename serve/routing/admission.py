@@ -23,6 +23,7 @@ BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no t
 LATE_SHARE = 0.03  # of the admitted requests of a class that may miss their limits
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _MARGIN_STEP = 0.05
+_SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
 _MEMORY_S = 10.0  # over which offered work is averaged
 _MAX_CLASSES = 64
@@ -38,17 +39,28 @@ class BudgetClass:
     requests: float = 0.0
     prompt_tokens: float = 0.0
     output_tokens: float = 0.0
+    admitted_ms: float = 0.0  # the same, of the admitted requests
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
     margin: float = 1.0  # predicted times, so many times as long, must be within the limits of TTFT and E2E
     step_margin: float = 1.25  # the same of the time per token
+    _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
     def offer(self, work_ms: float, features: Features) -> None:
         """Count an arriving request."""
         ms, requests, prompt, output = self._now
         self._now = ms + work_ms, requests + 1, prompt + features.prompt_tokens, output + features.total_output_tokens
+
+    def admit(self, work_ms: float) -> None:
+        """Count an admitted request."""
+        self._admitted_now_ms += work_ms
+
+    @property
+    def over_share(self) -> bool:
+        """Whether it got more than its share of late."""
+        return self.admitted_ms > 1000 * self.share * _SHARE_TOLERANCE
 
     def roll(self, elapsed_s: float) -> None:
         """Update the average, `elapsed_s` after the last call."""
@@ -58,6 +70,8 @@ class BudgetClass:
             old + weight * (new / elapsed_s - old) for old, new in zip(before, self._now, strict=True)
         )
         self._now = (0.0, 0.0, 0.0, 0.0)
+        self.admitted_ms += weight * (self._admitted_now_ms / elapsed_s - self.admitted_ms)
+        self._admitted_now_ms = 0.0
 
     @property
     def step_limit_ms(self) -> float:
@@ -134,7 +148,10 @@ class Admission:
         if not decision.chosen.harm and not self._is_behind(waiting):
             return decision
         decision.wait_ms = self._wait_ms(waiting, decision, its_class)
-        if waiting.budget.on_no_candidate == "reject" and now + decision.wait_ms / 1000 > waiting.start_by:
+        if waiting.budget.on_no_candidate == "reject" and (
+            now + decision.wait_ms / 1000 > waiting.start_by
+            or (its_class.over_share and any(one.queued_ms for one in self.classes.values() if one is not its_class))
+        ):
             raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
             decision.wait_ms = 0.0
@@ -153,6 +170,7 @@ class Admission:
         waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
         its_class.offer(waiting.work_ms, waiting.features)
         if decision.wait_ms == 0:
+            its_class.admit(waiting.work_ms)
             return waiting.decided(decision)
         if len(self._waiting) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
             return waiting.decided(_too_long(decision))
@@ -191,6 +209,7 @@ class Admission:
             if decision.chosen.harm and rejects:
                 waiting.decided(_too_long(decision))
                 continue
+            self.class_of(waiting.budget).admit(waiting.work_ms)
             decision.waited = True
             return waiting.decided(decision)
 
