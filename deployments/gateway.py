@@ -14,7 +14,7 @@ from ray import serve as ray_serve
 from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
 from deployments.placement import LOCAL
-from deployments.ray_internals import node_metrics_endpoints, with_version
+from deployments.ray_internals import get_shared_value, node_metrics_endpoints, put_shared_value, with_version
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from serve.card import CARD_FILE, Card, CardError, load_card
@@ -27,6 +27,7 @@ from serve.telemetry.metrics_server import Exposition, serve_metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
 RELOAD_S = 5  # shorter is no use: Kubernetes takes a minute to update a mounted secret
+_SAVE_S = 10
 _PUBLISH_S = 5  # reading every tenant's limits from a shared store has a cost
 _LOG = logging.getLogger("gearbox.gateway")
 
@@ -79,7 +80,24 @@ class GatewayDeployment:
         self._catalog = settings["catalog"]
         self._update_variants(await asyncio.to_thread(self._load_cards))
         if self._refreshing is None:
+            await asyncio.to_thread(self._restore_learned)
             self._refreshing = asyncio.create_task(self._run_background())
+
+    @property
+    def _learned_key(self) -> bytes:
+        return f"gearbox-learned-{self._config.model.name}".encode()
+
+    def _restore_learned(self) -> None:
+        """Begin with what a gateway of this cluster knew last; the cards alone are a poor guess of this machine's speed."""
+        try:
+            data = get_shared_value(self._learned_key)
+            if data is not None and self._app.restore(data):
+                _LOG.info("routing begins with what a gateway had learned before")
+        except Exception:
+            _LOG.exception("routing begins anew: what a gateway had learned before cannot be read")
+
+    async def _save_learned(self) -> None:
+        await asyncio.to_thread(put_shared_value, self._learned_key, self._app.learned())
 
     def _load_cards(self) -> dict[str, Card]:
         """The cards that exist by now; in a cluster, a variant's weights may arrive later than its place in the catalog."""
@@ -135,6 +153,7 @@ class GatewayDeployment:
                 _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
                 _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
                 _repeat(self._app.export_quotas, _PUBLISH_S, "exporting the rate limits' utilization failed"),
+                _repeat(self._save_learned, _SAVE_S, "saving what routing has learned failed"),
                 _repeat(self._reload_files, RELOAD_S, "reloading cards and keys failed; the previous ones stay"),
             )
 

@@ -200,6 +200,21 @@ def shared_value(key: bytes, default: bytes) -> bytes:
     return value
 
 
+def put_shared_value(key: bytes, value: bytes) -> None:
+    """Replace the cluster-wide value of `key`."""
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    _internal_kv_put(key, value, overwrite=True)
+
+
+def get_shared_value(key: bytes) -> bytes | None:
+    """The cluster-wide value of `key`, if there is one."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value: bytes | None = _internal_kv_get(key)
+    return value
+
+
 class ControlStore:
     """Nodes of the cluster in Ray's control store (GCS), read and drained without joining the cluster as a driver.
 

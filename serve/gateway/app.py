@@ -117,6 +117,14 @@ class Gateway:
         """Update what routing knows about the engines' speed; called regularly, after their state was read."""
         self._generation.refresh()
 
+    def learned(self) -> bytes:
+        """What routing has learned, for another gateway's `restore`."""
+        return self._generation.learned()
+
+    def restore(self, data: bytes) -> bool:
+        """Begin with what another gateway has learned. Raises as `serve.routing.learned.restore`."""
+        return self._generation.restore(data)
+
     async def export_quotas(self) -> None:
         """Export rate-limit utilization; called periodically."""
         try:

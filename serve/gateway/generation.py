@@ -30,6 +30,7 @@ from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
+from serve.routing import learned
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
@@ -70,6 +71,14 @@ class Generation:
     def reconfigure(self, config: PlatformConfig, router: Router) -> None:
         """Apply changed budget profiles and a changed router."""
         self._config, self._admission.router = config, router
+
+    def learned(self) -> bytes:
+        """What routing has learned, for another gateway's `restore`."""
+        return learned.dump(self._variants.values(), self._lengths, self._admission)
+
+    def restore(self, data: bytes) -> bool:
+        """Begin with what another gateway has learned. Raises as `serve.routing.learned.restore`."""
+        return learned.restore(data, self._variants.values(), self._lengths, self._admission)
 
     def refresh(self) -> None:
         """Follow the speed of the engines and the offered work, and start what waited; called regularly."""

@@ -11,6 +11,7 @@ from bisect import insort
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from serve.budget import Budget, remaining
 from serve.errors import RequestError, overloaded
@@ -212,6 +213,17 @@ class Admission:
             self.class_of(waiting.budget).admit(waiting.work_ms)
             decision.waited = True
             return waiting.decided(decision)
+
+    def state(self) -> list[object]:
+        """The classes with their margins, for `restore`."""
+        return [[list(key), one.margin, one.step_margin] for key, one in self.classes.items()]
+
+    def restore(self, state: Any) -> None:
+        """Take over the margins that another gateway learned, for classes that are not known here."""
+        for key, margin, step_margin in state:
+            if tuple(key) not in self.classes:
+                one = self.classes[tuple(key)] = BudgetClass(key[1] or math.inf, key[3] or 0.0)
+                one.margin, one.step_margin = margin, step_margin
 
     def margins(self) -> dict[str, float]:
         """The highest margin of each profile's classes."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from serve.budget import LEVELS
 
@@ -25,6 +26,14 @@ class Regression:
         self._moments = [[_RIDGE * (i == j) for j in range(size)] for i in range(size)]
         self._products = [0.0] * size
         self.scale = 0.2  # mean absolute error of the predictions
+
+    def state(self) -> list[object]:
+        """What was learned, for `restore`; only numbers and lists."""
+        return [self.weights, self._moments, self._products, self.scale]
+
+    def restore(self, state: Any) -> None:
+        """Take over the state of an estimator of the same size."""
+        self.weights, self._moments, self._products, self.scale = state
 
     def predict(self, x: Sequence[float]) -> float:
         """The expected value at features `x`."""
@@ -86,6 +95,14 @@ class Quantiles:
         self._start = list(start)
         self._scale = max(abs(start[-1] - start[0]) / 4, _MIN_SCALE)
         self._step_boost = 1.2  # steps are longer at first, because the initial values are a guess
+
+    def state(self) -> list[object]:
+        """What was learned, for `restore`; only numbers and lists."""
+        return [self.values, self._scale, self._step_boost]
+
+    def restore(self, state: Any) -> None:
+        """Take over the state of other quantiles at the same levels."""
+        self.values, self._scale, self._step_boost = state
 
     def observe(self, value: float) -> None:
         """Update with one observation."""

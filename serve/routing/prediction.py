@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serve.budget import LEVELS
 from serve.card import Profile
@@ -143,6 +143,14 @@ class _Spread:
         median = self._quantiles.values[0]
         return self._quantiles.share_below(median + (log_ratio - median) / self.stretch)
 
+    def state(self) -> list[object]:
+        return [self.stretch, self._quantiles.state()]
+
+    def restore(self, state: Any) -> None:
+        self.stretch, quantiles = state
+        self._quantiles.restore(quantiles)
+        self._refresh()
+
     def observe(self, point_ms: float, tail_ms: float, observed_ms: float) -> None:
         self._quantiles.observe(log_ratio(observed_ms, point_ms))
         self.stretch = min(max(self.stretch + _STRETCH_STEP * ((observed_ms > tail_ms) - 0.05), 0.5), 5.0)
@@ -166,6 +174,7 @@ _E2E_SPREAD = 2.0  # the same for the end-to-end time, because the output length
 _P95 = LEVELS.index(0.95)
 _STRETCH_STEP = 0.03
 _DRIFT_TOKENS = 500  # streamed tokens that count as much as all before them
+_KEPT_LENGTHS = 500  # tenants and profiles whose output lengths a new gateway begins with
 _LOAD_BANDS = (0.125, 0.4, 1.0)  # batch utilization; the residuals of each band have separate quantiles
 
 
@@ -201,6 +210,26 @@ class LatencyModel:
         self.drift = 0.0  # log(observed time per token of late / `step_ms` without it), see `observe_steps`
         self.observed = 0
         self._at_last_tick = 0
+
+    def state(self) -> dict[str, object]:
+        """What was learned, for `restore`; only numbers, lists and names."""
+        spreads = [[spread.state() for spread in band] for band in self._spreads]
+        return {
+            "drift": self.drift,
+            "ttft": self.ttft.state(),
+            "tpot": self.tpot.state(),
+            "spreads": spreads,
+            "observed": self.observed,
+        }
+
+    def restore(self, state: Any) -> None:
+        """Take over the state of a model of the same variant."""
+        self.drift, self.observed = state["drift"], state["observed"]
+        self.ttft.restore(state["ttft"])
+        self.tpot.restore(state["tpot"])
+        for band, its in zip(self._spreads, state["spreads"], strict=True):
+            for spread, one in zip(band, its, strict=True):
+                spread.restore(one)
 
     def tick(self) -> None:
         """Decay the corrections by 1% if there was no observation since the last call. Call it regularly.
@@ -314,6 +343,19 @@ class OutputLengths:
             return max_tokens
         return max(1, min(max_tokens, round(math.exp(seen.values[0]))))
 
+    def state(self) -> list[object]:
+        """What was learned of all requests, and of the tenants and profiles seen last, for `restore`."""
+        newest = itertools.islice(reversed(self._seen.items()), _KEPT_LENGTHS)
+        return [self._all and self._all.state(), [[*key, lengths.state()] for key, lengths in newest]]
+
+    def restore(self, state: Any) -> None:
+        """Take over the state of another gateway; what was learned here already stays."""
+        overall, seen = state
+        if overall is not None and self._all is None:
+            self._all = _restored(overall)
+        for tenant, profile, lengths in reversed(seen):
+            self._seen.setdefault((tenant, profile), _restored(lengths))
+
     def observe(self, tenant: str, profile: str, tokens: int) -> None:
         """Update with the length of an output that ended by itself or at its limit."""
         length = math.log(max(tokens, 1))
@@ -321,6 +363,12 @@ class OutputLengths:
         self._seen[tenant, profile] = _updated(self._seen.pop((tenant, profile), None), length)
         if len(self._seen) > self._max_entries:
             self._seen.popitem(last=False)
+
+
+def _restored(state: Any) -> Quantiles:
+    lengths = Quantiles(normal_start(0.0, 1.0))
+    lengths.restore(state)
+    return lengths
 
 
 def _updated(lengths: Quantiles | None, length: float) -> Quantiles:
