@@ -15,9 +15,8 @@ def goodput_shapes(result: Result) -> str:
         ]
         parts.append(table([shape, *(f"load {load}" for load in by_load)], rows))
     note = (
-        f"Within budget / answered late / mean quality of the answers. Load 1 is {result['full_per_s']:.2f} requests a second, the "
-        f"Poisson rate at which plain `full` keeps {result['search']['kept']:.0%} (its profile says "
-        f"{result['search']['by_profile_per_s']:.2f}). `admission` is the limit in flight that keeps most at each load. "
+        f"Within budget / answered late / mean quality of the answers. Load 1 is {result['full_per_s']:.2f} requests a second, "
+        "whose work `full` does alone at its best batch, by its profile. `admission` is the limit in flight that keeps most at each load. "
         f"Medians of {size['rounds_measured']} rounds of {size['seconds']:.0f} s."
     )
     return "\n\n".join([*parts, f"{note}\n{machine_line(result)}"])

@@ -160,7 +160,9 @@ def goodput_shapes(result: Result, name: str) -> Path:
             ax.set_xscale("log", base=2)
             ax.set_xticks([float(load) for load in by_load], list(by_load), fontsize=7)
             ax.set_xticks([], minor=True)
-        axes[-1, column].set_xlabel(f"load, 1 = {result['full_per_s']:.2f}/s, which full sustains", fontsize=9)
+        axes[-1, column].set_xlabel(
+            f"load, 1 = {result['full_per_s']:.2f}/s, what full does by its profile", fontsize=9
+        )
     axes[0, 0].legend(fontsize=7)
     return _save(figure, name)
 

@@ -2,7 +2,7 @@
 
 `--platform default` deploys the variants of deployments/local.yaml as `gearbox up` does: all share the cores. `--platform split`
 deploys two variants with a core each, and compares them with one on all cores. All policies get the same traces. Loads are in
-units of the Poisson rate that plain `full` sustains, which is measured first. Times are measured at the client.
+units of the rate whose work, by its profile, `full` does alone at its best batch. Times are measured at the client.
 
 Interrupted, the same command goes on where it stopped. A result of fewer rounds than the default is saved as
 `goodput-PLATFORM-part`, which makes no claims.
@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
@@ -27,7 +27,6 @@ from benchmarks.routing.dispatchers import LIMITS
 from benchmarks.routing.goodput_cells import (
     ARRIVALS,
     ROUNDS,
-    WARM_LOAD,
     Bench,
     Journal,
     Setting,
@@ -41,73 +40,19 @@ from benchmarks.routing.goodput_simulated import simulated
 from benchmarks.routing.goodput_summary import ADMISSION, Cell, summarise
 from benchmarks.routing.live_platform import SPLIT, WORK, Machine, NoVariant, Platform, Setup, machine, serving
 from benchmarks.routing.load_client import Replayed, replay
-from benchmarks.routing.workloads import ABSOLUTE, Request, full_load, summary
+from benchmarks.routing.workloads import ABSOLUTE, Request, full_load
 from benchmarks.systems.full_weights import CONFIG
 from compression.build.subprocesses import SubprocessFailed
 from serve.card import Profile
 from serve.config.platform import ConfigError, load_config
 
-KEPT, PROBE_S, STEP, PROBES = 0.95, 20.0, 1.15, 10  # search of the rate that `full` sustains
 Part = TypeVar("Part")
-
-
-class Unsustained(Exception):
-    """Plain `full` does not keep its budgets at any rate that was tried."""
 
 
 async def send(bench: Bench, platform: Platform, setting: Setting, trace: Sequence[Request], *cell: object) -> Replayed:
     """Replay `trace` on a platform of `setting`. No two cells have equal prompts: the engines' prefix caches would have them."""
     seed = seed_of(setting.policy, *cell)
     return await replay(platform.url, bench.dispatcher(setting, seed), trace, bench.qualities, seed)
-
-
-async def sustained(kept_at: Callable[[float], Awaitable[float]], start: float) -> tuple[float, list[dict[str, float]]]:
-    """The highest rate of a geometric series at which a share of at least `KEPT` is kept, and all that were tried.
-
-    From `start` the rate goes up while the share is kept, else down until it is. Raises `Unsustained`.
-    """
-    tried: list[dict[str, float]] = []
-    rate, rising, best = start, None, None
-    for _ in range(PROBES):
-        kept = await kept_at(rate)
-        tried.append({"per_s": round(rate, 3), "kept": round(kept, 4)})
-        print(f"    full keeps {kept:.1%} at {rate:.2f}/s", flush=True)
-        well = kept >= KEPT
-        if well:
-            best = rate
-        rising = well if rising is None else rising
-        if rising != well:
-            break
-        rate *= STEP if rising else 1 / STEP
-    if best is None:
-        raise Unsustained(f"plain full keeps less than {KEPT:.0%} of its budgets even at {tried[-1]['per_s']}/s")
-    return best, tried
-
-
-def find_load_1(bench: Bench, setting: Setting) -> dict[str, object]:
-    """Measure the Poisson rate that plain `full` sustains; or what the journal has. Raises `Unsustained`, `NotStarted`."""
-    if bench.journal.search is None:
-        by_profile = full_load(bench.full, make_trace("poisson", 1.0, 2000.0, 0))
-        print(f"full sustains {by_profile:.2f} requests a second by its profile; measuring", flush=True)
-        with serving(bench.machine, setting.setup) as platform:
-
-            async def kept_at(rate: float) -> float:
-                trace = make_trace("poisson", rate, PROBE_S, seed_of("search"))
-                return summary((await send(bench, platform, setting, trace, "search", rate)).outcomes)["attainment"]
-
-            async def search() -> tuple[float, list[dict[str, float]]]:
-                await kept_at(by_profile * WARM_LOAD)
-                return await sustained(kept_at, by_profile)
-
-            per_s, tried = asyncio.run(search())
-        bench.journal.search = {
-            "full_per_s": round(per_s, 3),
-            "by_profile_per_s": round(by_profile, 3),
-            "kept": KEPT,
-            "tried": tried,
-        }
-        bench.journal.write({"search": bench.journal.search})
-    return bench.journal.search
 
 
 async def live(bench: Bench, platform: Platform, setting: Setting, number: int, progress: Progress) -> None:
@@ -142,7 +87,7 @@ def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], 
     """Measure all settings; `save_round` gets the result and the number of rounds after each.
 
     Raises:
-        NoVariant, SubprocessFailed, NotStarted, Unsustained, ConfigError: one line that says what is missing.
+        NoVariant, SubprocessFailed, NotStarted, ConfigError: one line that says what is missing.
     """
     cores = len(os.sched_getaffinity(0))
     if platform == "split" and cores < len(SPLIT):
@@ -154,8 +99,7 @@ def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], 
     path = WORK / f"{platform}-{_digest(platform, size, its)}.jsonl"
     bench = Bench(its, its.profile("full", plain.setup), size, Journal.open(path))
     print(f"the client runs at nice {os.nice(0)}; measured cells are kept in {path} until the end", flush=True)
-    search = find_load_1(bench, plain)
-    bench.per_s = float(str(search["full_per_s"]))
+    bench.per_s = full_load(bench.full, make_trace("poisson", 1.0, 2000.0, 0))
     print(f"load 1 is {bench.per_s:.2f} requests a second", flush=True)
     steps = [
         (_name(number, one, *key), size.seconds * 1.5)
@@ -168,7 +112,7 @@ def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], 
         for setup, group in itertools.groupby(rotated(compared, number), lambda one: one.setup):
             _measure_group(bench, setup, list(group), number, progress)
         done = [cell for cell in bench.journal.cells if cell.number <= number]
-        save_round(_result(platform, bench, search, done), number + 1)
+        save_round(_result(platform, bench, done), number + 1)
     path.unlink(missing_ok=True)
 
 
@@ -192,15 +136,14 @@ def _measure_group(bench: Bench, setup: Setup, group: Sequence[Setting], number:
             bench.journal.write(cell)
 
 
-def _result(platform: str, bench: Bench, search: Mapping[str, object], cells: Sequence[Cell]) -> dict[str, object]:
+def _result(platform: str, bench: Bench, cells: Sequence[Cell]) -> dict[str, object]:
     size, names = bench.size, list(dict.fromkeys(name for name, _ in bench.machine.folders))
     return {
         "platform": platform,
         "size": {**asdict(size), "rounds_measured": len({cell.number for cell in cells})},
         "part": size.part(),
         "client_nice": os.nice(0),
-        "full_per_s": search["full_per_s"],
-        "search": search,
+        "full_per_s": round(bench.per_s, 3),
         "variants": {
             name: {
                 "quality": bench.machine.quality(name),
@@ -277,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         save(name, result)
         plots.goodput_shapes(result, name)
 
-    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError, Unsustained), RESUMES):
+    with command((NoVariant, SubprocessFailed, NotStarted, ConfigError), RESUMES):
         measure(args.platform, size, save_round)
     return 0
 

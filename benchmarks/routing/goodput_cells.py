@@ -106,7 +106,6 @@ class Journal:
 
     path: Path
     cells: list[Cell] = field(default_factory=list)
-    search: dict[str, object] | None = None  # the result of the search for load 1
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
@@ -117,19 +116,15 @@ class Journal:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if "search" in entry:
-                journal.search = entry["search"]
-            else:
-                journal.cells.append(Cell(**entry))
+            journal.cells.append(Cell(**entry))
         return journal
 
-    def write(self, entry: Cell | dict[str, object]) -> None:
-        """Add an entry."""
-        if isinstance(entry, Cell):
-            self.cells.append(entry)
+    def write(self, cell: Cell) -> None:
+        """Add a cell."""
+        self.cells.append(cell)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(entry) if isinstance(entry, Cell) else entry) + "\n")
+            file.write(json.dumps(asdict(cell)) + "\n")
 
     def has(self, where: str, number: int, setting: Setting, shape: str, load: float) -> bool:
         """Whether the cell is measured."""

@@ -151,7 +151,18 @@ class Candidate:
     def _crowd(self) -> int:
         load, crowded = self.load, 0
         places = max(self._places, 1) * (load.replicas or 1)
-        if load.requests and load.requests + self.features.sequences > places:
+        longer = max(
+            self.uncached_tokens - self.variant.live.usual_prompt, 0.0
+        )  # than the prompts that `places` counts with
+        stall_ms = longer * self.variant.latency.ms_per_prefill_token / max(self.variant.live.usual_output, 1.0)
+        if load.requests and (
+            load.requests + self.features.sequences > places
+            or (
+                stall_ms
+                and stall_ms + self.variant.latency.step_ms(load, load.requests / (load.replicas or 1) + 1)
+                > self.step_limit_ms
+            )
+        ):
             crowded += round(load.requests)
         if not load.requests:
             for other in self._neighbours:
