@@ -18,7 +18,7 @@ from benchmarks.routing.workloads import ANSWER, Outcome, Request
 from serve.card import Profile
 
 PER_REPLICA = 8  # of `threshold`: requests in flight from which a variant counts as busy
-LIMITS = (8, 12, 16, 24)  # of `admission`: requests in flight
+LIMITS = (4, 6, 8, 12, 16)
 _NEWEST = 0.1  # weight of the newest answer in the running TPOT
 
 

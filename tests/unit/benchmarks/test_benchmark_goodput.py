@@ -195,8 +195,6 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(goodput, "machine", lambda *_: its)
     monkeypatch.setattr(goodput, "WORK", tmp_path)
     monkeypatch.setattr(goodput_cells, "WARM_S", 0.1)
-    monkeypatch.setattr(goodput, "PROBE_S", 0.3)
-    monkeypatch.setattr(goodput, "STEP", 4.0)
     monkeypatch.setattr(goodput_cells, "LIMITS", (8, 16))
     return its
 
