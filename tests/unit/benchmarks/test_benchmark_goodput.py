@@ -195,6 +195,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     monkeypatch.setattr(goodput, "machine", lambda *_: its)
     monkeypatch.setattr(goodput, "WORK", tmp_path)
     monkeypatch.setattr(goodput_cells, "WARM_S", 0.1)
+    monkeypatch.setattr(goodput, "full_load", lambda *_: 20.0)
     monkeypatch.setattr(goodput_cells, "LIMITS", (8, 16))
     return its
 
@@ -267,7 +268,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
 
     async def replay_until_broken(*args):
         replayed.append(1)
-        if len(replayed) == 8:
+        if len(replayed) == 4:
             raise NotStarted("broken")
         return await measured(*args)
 
