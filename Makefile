@@ -3,6 +3,9 @@ ENGINE      = .venv
 COMPRESSION = .venv-compression
 GEARBOX     = $(ENGINE)/bin/gearbox
 ARGS       ?=
+# Even where the shell forbids it, Python writes bytecode: else each process of an engine, of Ray and of the tests compiles torch,
+# vLLM and its other imports again, half of its start.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: up down status test test-unit check bench lock install clean
 
