@@ -26,7 +26,7 @@ test: install
 	@scripts/test $(ARGS)
 
 test-unit: install
-	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=1 tests/unit $(ARGS)
+	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --durations=25 --durations-min=1 tests/unit $(ARGS)
 
 check: install
 	@$(ENGINE)/bin/ruff format --check .
