@@ -12,8 +12,8 @@ import pytest
 
 from serve.config.sections import AccessConfig
 from serve.errors import RequestError
-from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway import rate_limits
+from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway.rate_limits import StoreUnavailable
 from serve.request.caller import Caller
 from serve.routing.prediction import OutputLengths
