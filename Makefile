@@ -3,6 +3,9 @@ ENGINE      = .venv
 COMPRESSION = .venv-compression
 GEARBOX     = $(ENGINE)/bin/gearbox
 ARGS       ?=
+# Even where the shell forbids it, Python writes bytecode: else each process of an engine, of Ray and of the tests compiles torch,
+# vLLM and its other imports again, half of its start.
+export PYTHONDONTWRITEBYTECODE =
 
 .PHONY: up down status test test-unit check bench lock install clean
 
@@ -23,7 +26,7 @@ test: install
 	@scripts/test $(ARGS)
 
 test-unit: install
-	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --durations=25 --durations-min=1 tests/unit $(ARGS)
+	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --durations=25 --durations-min=1 tests/unit $(ARGS)
 
 check: install
 	@$(ENGINE)/bin/ruff format --check .

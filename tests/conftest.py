@@ -13,11 +13,14 @@ from serve.gateway.auth import hash_key
 from tests.support.platform import KEYS, Platform, local_settings, started
 from tests.support.trace_collector import Collector
 
+gc.disable()  # while modules are imported, of which nothing is garbage
+
 
 def pytest_collection_finish() -> None:
     """Freeze imported objects: otherwise each full garbage collection scans torch and all other modules, for 0.7 s."""
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -114,19 +114,21 @@ def _run(folder: Path, processes: int, report: Report) -> None:
 
 def main(folder: Path) -> int:
     """One of the processes; returns its exit code."""
-    from transformers import AutoModelForCausalLM
-
-    first = ProcessGroup().index == 0
+    group = ProcessGroup()
+    first = group.index == 0
     report = progress_on_stdout() if first else lambda *_: None
     job = _Job.model_validate_json((folder / "job.json").read_text())
-    student, teacher = (
-        AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True)
-        for place in (folder / "student", job.teacher)
-    )
-    cache = TopKCache(job.cache, job.cache_teacher) if job.cache else None
-    sequences = np.load(folder / "sequences.npy").tolist()
 
     def action() -> None:
+        group.check_batch(job.settings.batch)  # before anything is loaded
+        from transformers import AutoModelForCausalLM
+
+        student, teacher = (
+            AutoModelForCausalLM.from_pretrained(place, dtype="auto", use_safetensors=True)
+            for place in (folder / "student", job.teacher)
+        )
+        cache = TopKCache(job.cache, job.cache_teacher) if job.cache else None
+        sequences = np.load(folder / "sequences.npy").tolist()
         trained = distill(student, teacher, sequences, job.settings, job.seed, job.checkpoints, report, cache)
         if first:
             student.save_pretrained(folder / "trained")

@@ -77,8 +77,7 @@ def distill(
     """
     group = ProcessGroup()
     dtype = torch.bfloat16 if group.device.type == "cuda" else getattr(torch, compute_dtype())
-    if group.count > settings.batch:
-        raise DistillError(f"{group.count} processes cannot share a batch of {settings.batch}: raise batch")
+    group.check_batch(settings.batch)
     layers = _layer_mapping(student, teacher, settings)
     student.to(group.device, dtype).train()
     teacher.to(group.device, dtype)
@@ -229,6 +228,11 @@ class ProcessGroup:
         # explicit: on a CPU it would otherwise not detect the other processes
         state = PartialState(cpu=not torch.cuda.is_available())
         self.device, self.count, self.index = state.device, state.num_processes, state.process_index
+
+    def check_batch(self, sequences: int) -> None:
+        """Raise a DistillError unless each process has a sequence of a batch of `sequences`."""
+        if self.count > sequences:
+            raise DistillError(f"{self.count} processes cannot share a batch of {sequences}: raise batch")
 
     def shard(self, batch: Tensor) -> Tensor:
         """This process's sequences of a batch."""

@@ -14,6 +14,7 @@ from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from serve.gateway.auth import hash_key
 from tests.e2e.browser import KEY, Site, Tab, Visit, launched
 from tests.support.gateway_server import GatewayServer, Start, Started
+from tests.support.platform import Platform
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """An invalid configuration: one clear line, exit code 2, nothing started."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ import yaml
 
 from deployments.state import load_state
 from tests.support.platform import ROOT, Platform, gearbox
+from tests.support.waiting import eventually
 
 
 def base() -> dict:
@@ -105,10 +105,7 @@ def test_routing_is_taken_anew_while_answers_are_under_way(platform: Platform) -
             platform.config.write_text(yaml.safe_dump({**yaml.safe_load(before), "router": {"policy": "cheapest"}}))
             done = platform.gearbox("reload")
             assert (done.returncode, "policy cheapest" in done.stdout) == (0, True), done.stderr
-            deadline = time.monotonic() + 30
-            while policy_of(platform) != "cheapest":
-                assert time.monotonic() < deadline, "the gateway does not take the policy"
-                time.sleep(0.2)
+            eventually(lambda: policy_of(platform) == "cheapest", 30, "the gateway takes the policy")
             ended = list(lines)[-2:] == ["data: [DONE]", ""]
         with platform.http() as http:
             told = http.post(
@@ -123,8 +120,7 @@ def test_routing_is_taken_anew_while_answers_are_under_way(platform: Platform) -
     finally:
         platform.config.write_text(before)
         assert platform.gearbox("reload").returncode == 0
-        while policy_of(platform) != "budget":
-            time.sleep(0.2)
+        eventually(lambda: policy_of(platform) == "budget", 30, "the gateway takes the policy back")
     assert ended, "the answer under way came whole"
 
 

@@ -15,8 +15,8 @@ import psycopg
 import pytest
 
 from deployments.state import load_state, processes_of
-from tests.integration.test_failure import eventually
 from tests.support.platform import KEYS, Platform
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.platform
 QUESTION, FACT = "Who designed the harbour of Norfell?", "Ada Quist"

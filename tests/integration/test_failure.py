@@ -2,27 +2,16 @@
 
 import asyncio
 import contextlib
-import time
-from collections.abc import Callable
 
 import httpx
 import openai
 import pytest
 
 from tests.support.platform import KEYS, Platform, engine_processes
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.platform
 LONG = [{"role": "user", "content": "Count from one to one thousand in words, without leaving any number out."}]
-
-
-def eventually(condition: Callable[[], bool], within_s: float, what: str) -> None:
-    """Wait for `condition`, fail with `what` when it does not come true."""
-    end = time.monotonic() + within_s
-    while time.monotonic() < end:
-        if condition():
-            return
-        time.sleep(0.2)
-    pytest.fail(f"not within {within_s} s: {what}")
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -52,6 +41,7 @@ async def test_a_client_that_leaves_stops_its_generation(platform: Platform, str
 async def test_a_killed_replica_under_load_costs_nobody_their_answer(platform: Platform) -> None:
     """Streams that had begun at the killed engine end in an error; everything else is answered by another variant."""
     outcomes: list[str] = []
+    streaming = asyncio.Event()
 
     async def ask(client: openai.AsyncOpenAI) -> None:
         try:
@@ -60,6 +50,7 @@ async def test_a_killed_replica_under_load_costs_nobody_their_answer(platform: P
             )
             async for chunk in stream:
                 last = chunk
+                streaming.set()
             outcomes.append(last.model_extra["gearbox"]["variant"])
         except openai.APIStatusError as error:
             outcomes.append(f"status {error.status_code}: {error.message}")
@@ -67,9 +58,10 @@ async def test_a_killed_replica_under_load_costs_nobody_their_answer(platform: P
             outcomes.append(f"interrupted: {error.message}")
 
     async with platform.async_client() as client:
+        engine = await asyncio.to_thread(engine_processes, platform, "full")
         load = [asyncio.create_task(ask(client)) for _ in range(6)]
-        await asyncio.sleep(0.5)
-        for process in await asyncio.to_thread(engine_processes, platform, "full"):
+        await asyncio.wait_for(streaming.wait(), 60)
+        for process in engine:
             process.kill()
         for _ in range(12):
             load.append(asyncio.create_task(ask(client)))

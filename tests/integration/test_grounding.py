@@ -1,15 +1,16 @@
 """Grounded answers of the real model: compared with ungrounded ones, streamed, cancelled, within a budget."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.integration.test_failure import eventually
 from tests.support.answers import chunks, error_of, gearbox_of, text_of
 from tests.support.platform import KEYS, Platform
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.platform
 VARIANTS = ("full", "int8", "distilled")
@@ -78,7 +79,7 @@ class TestWhatTheModelAloneGetsWrong:
 
     def test_it_tells_of_a_tree_that_is_not(self, http: httpx.Client) -> None:
         said = text_of(ask(http, DUNETREE, False), False)
-        assert said.startswith("A Martian Dunetree is a"), said
+        assert re.search(r"Dunetree (is|was|refers|grows)\b", said), said
 
 
 class TestTheClassicFailures:

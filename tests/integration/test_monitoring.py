@@ -118,7 +118,7 @@ def _use(platform: Platform, deadline: float, first: int) -> None:
         if time.monotonic() > deadline and number >= 2 * len(ways):
             return
         asked = way.get("ask", "Tell me about gears.")
-        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": asked}], "max_tokens": 24}
+        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": asked}], "max_tokens": 16}
         body |= {name: value for name, value in way.items() if name not in ("ask", "tenant")}
         with platform.http(way.get("tenant", "alice" if first % 2 else "bob")) as http:
             http.post("/v1/chat/completions", json=body)

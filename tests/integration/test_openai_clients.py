@@ -166,6 +166,7 @@ def test_a_forced_tool_call_comes_back_as_one(platform: Platform) -> None:
         "type": "object",
         "properties": {"days": {"type": "integer", "minimum": 1, "maximum": 7}},
         "required": ["days"],
+        "additionalProperties": False,
     }
     function = {"name": "forecast", "description": "Weather.", "strict": True, "parameters": parameters}
     tool = {"type": "function", "function": function}
@@ -174,6 +175,7 @@ def test_a_forced_tool_call_comes_back_as_one(platform: Platform) -> None:
         messages=[{"role": "user", "content": "Weather for three days?"}],
         tools=[tool],
         tool_choice={"type": "function", "function": {"name": "forecast"}},
+        temperature=0,
         max_tokens=60,
     )
     call = answer.choices[0].message.tool_calls[0].function
@@ -185,7 +187,7 @@ async def test_twenty_clients_at_once_each_get_their_own_answer(platform: Platfo
 
         async def ask(number: int) -> str:
             stream = await client.completions.create(
-                model=f"{platform.model}:full", prompt=f"{number} {number} {number} {number} {number}",
+                model=f"{platform.model}:full", prompt=" ".join([str(number)] * 20),
                 max_tokens=6, temperature=0, stream=True,
             )  # fmt: skip
             return "".join([chunk.choices[0].text async for chunk in stream])

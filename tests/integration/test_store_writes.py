@@ -1,6 +1,7 @@
 """Writes to the document store: atomic, concurrent, cancelled; migrations, and the limit of connections."""
 
 import asyncio
+from collections.abc import Iterator
 
 import numpy as np
 import psycopg
@@ -55,10 +56,26 @@ async def test_many_writers_of_many_names_do_not_block_each_other(store):
 async def test_a_put_that_is_cancelled_or_that_fails_leaves_what_was_there(store):
     await put(store, ALICE, "a.md", ["gears old"])
     texts = [f"gears new {i}" for i in range(3000)]
-    for wait in (0.0, 0.01, 0.05, 0.1, 0.2):
-        task = asyncio.create_task(put(store, ALICE, "a.md", texts, 1))
-        await asyncio.sleep(wait)
-        task.cancel()
+    vectors = np.stack([unit(i) for i in range(3000)])
+
+    class CancelledAt(list[Chunk]):
+        """Chunks; the put is cancelled when it writes the one at `row`."""
+
+        row: int | None = None
+
+        def __iter__(self) -> Iterator[Chunk]:
+            for i, chunk in enumerate(super().__iter__()):
+                if i == self.row:
+                    task.cancel()
+                yield chunk
+
+    for row in (None, 0, 1, 1000, 2999):
+        chunks = CancelledAt(map(Chunk, texts))
+        chunks.row = row
+        task = asyncio.create_task(store.upsert(ALICE, source("a.md", 1), chunks, vectors))
+        if row is None:  # before its first statement is answered
+            await asyncio.sleep(0)
+            task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
         assert [hit.content for hit in await store.keyword_search(ALICE, "gears", 50)] == ["gears old"]

@@ -346,10 +346,11 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(stub, docs):
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
-    while not stub.posts:
+    while not stub.sources():
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "run it again to go on" in err
     assert "Traceback" not in err

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.lib.sample_catalog import make_card, write_variant
 from compression.build.subprocesses import SubprocessFailed
+from compression.cli import compress as compress_command
 from deployments.cli import app
 from serve.card import Step, load_card
 
@@ -142,6 +143,24 @@ def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path, monkey
     recipe.write_text(
         "name: shallow\nparent: full\nsteps: [{technique: prune, layers: 3, samples: 4, sequence_length: 32}]"
     )
+    from compression.build.variant import build
+    from compression.recipe.schema import load_recipe
+
+    real, started = compress_command.run_subprocess, []
+
+    def build_here(command: list[str], *_: object) -> None:
+        options = dict(zip(command[3::2], command[4::2], strict=True))
+        recipe, parent = load_recipe(Path(options["--recipe"])), options.get("--parent")
+        build(
+            recipe, recipe.name, options["--model"], options.get("--source"), parent and Path(parent),
+            Path(options["--out"]), Path(options["--text"]), "", lambda *_: None,
+        )  # fmt: skip
+
+    def run(command: list[str], *rest: object) -> None:  # each process imports torch: one shows that they run
+        started.append(command)
+        (real if "shallow" in command[command.index("--out") + 1] else build_here)(command, *rest)
+
+    monkeypatch.setattr(compress_command, "run_subprocess", run)
     out = tmp_path / "made" / "shallow"
     result = compress(recipe, "--model", source, "--out", out, "--text", text)
     assert result.exit_code == 0, result.output
@@ -155,18 +174,9 @@ def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path, monkey
     assert card.parameters < full.parameters
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["full", "shallow"]
     assert "prune → save" in result.stderr
+    assert len(started) == 2
 
-    from compression.build.variant import build
-    from compression.recipe.schema import load_recipe
-
-    def build_here(command: list[str], *_: object) -> None:  # another process would import torch again
-        options = dict(zip(command[3::2], command[4::2], strict=True))
-        build(
-            load_recipe(Path(options["--recipe"])), "shallow", options["--model"], None, Path(options["--parent"]),
-            Path(options["--out"]), Path(options["--text"]), "", lambda *_: None,
-        )  # fmt: skip
-
-    monkeypatch.setattr("compression.cli.compress.run_subprocess", build_here)
     again = compress(recipe, "--model", source, "--out", tmp_path / "made" / "second", "--text", text)
     assert [line.split(":")[0] for line in again.stdout.splitlines()] == ["shallow"], "full is taken as it is"
+    assert len(started) == 3
     assert load_card(tmp_path / "made" / "second").weights_digest == card.weights_digest

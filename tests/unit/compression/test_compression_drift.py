@@ -8,7 +8,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytest.importorskip("compressed_tensors")
 
 from compression.measure import drift  # noqa: E402
 from compression.measure.divergence import TopK  # noqa: E402
@@ -141,6 +140,7 @@ def to_int8(folder: Path) -> None:
 
 def test_the_reference_of_int8_is_its_weights_and_its_rounding_that_of_the_activations(tmp_path: Path) -> None:
     """Compared with the same arithmetic written out."""
+    pytest.importorskip("compressed_tensors")  # here, not above: importing it takes seconds
     model = tiny(tmp_path)
     to_int8(tmp_path)
     for name, module in model.named_modules():

@@ -10,11 +10,13 @@ from compression.text import (
     Corpus,
     Document,
     TextError,
+    all_ngrams,
     file_documents,
     held_out_sequences,
     is_held_out,
     load_corpus,
     sequences_digest,
+    shared_ngrams,
     training_sequences,
     word_ngrams,
 )
@@ -84,11 +86,34 @@ def test_training_order_follows_the_seed_and_the_measured_set_does_not() -> None
     assert len(digests) == 1
 
 
-def test_pythons_own_documentation_is_split_by_document() -> None:
-    corpus = load_corpus()
-    assert {d.name for d in corpus.training}.isdisjoint(d.name for d in corpus.held_out)
-    assert sum(len(d.text) for d in corpus.training) > 1_000_000
-    assert all(is_held_out(d.name) for d in corpus.held_out)
+@pytest.fixture(scope="module")
+def python() -> Corpus:
+    """Python's documentation, which takes seconds to read."""
+    return load_corpus()
+
+
+def test_pythons_own_documentation_is_split_by_document(python: Corpus) -> None:
+    assert {d.name for d in python.training}.isdisjoint(d.name for d in python.held_out)
+    assert sum(len(d.text) for d in python.training) > 1_000_000
+    assert all(is_held_out(d.name) for d in python.held_out)
+
+
+def test_pythons_held_out_documentation_shares_nothing_with_what_is_trained_on(python: Corpus) -> None:
+    tokens: list[str] = []
+
+    def encode(words: str) -> list[int]:
+        begin = len(tokens)
+        tokens.extend(words.split())
+        return list(range(begin, len(tokens)))
+
+    def decode(row: list[int]) -> str:
+        return " ".join(tokens[token] for token in row)
+
+    rows = held_out_sequences(python, encode, decode, 300, 12)
+    training = all_ngrams(document.text for document in python.training)
+    assert shared_ngrams(training, map(decode, rows)) == 0
+    everything = shared_ngrams(training, (document.text for document in python.held_out))
+    assert everything > 0, "the documents do overlap before it is removed"
 
 
 def test_the_same_documentation_has_the_same_digest(monkeypatch: pytest.MonkeyPatch) -> None:

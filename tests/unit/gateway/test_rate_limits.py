@@ -12,6 +12,7 @@ import pytest
 
 from serve.config.sections import AccessConfig
 from serve.errors import RequestError
+from serve.gateway import rate_limits
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway.rate_limits import StoreUnavailable
 from serve.request.caller import Caller
@@ -210,11 +211,15 @@ async def test_the_use_of_limits_is_not_known_while_the_store_fails(store):
 
 async def test_many_requests_at_once_do_not_pile_up_at_a_store_that_hangs(store):
     keeper, caller, _ = gatekeeper(store[1])
-    assert max(await asyncio.gather(*(refused(keeper, caller) for _ in range(300)))) < 2
+    assert max(await asyncio.gather(*(refused(keeper, caller) for _ in range(300)))) < 5, (
+        "one after the other takes 60 s"
+    )
     connections = store[0].connections
     quick = [await refused(keeper, caller) for _ in range(300)]
-    assert sum(quick) < TIMEOUT_S * 5, "once it is known to be down nobody waits for it"
-    assert store[0].connections - connections <= 2
+    looks = 1 + int(sum(quick) / rate_limits._PAUSE_S)  # of requests that ask whether it is back
+    waited = sum(seconds >= TIMEOUT_S for seconds in quick)
+    assert waited <= 1 + looks, "once it is known to be down nobody else waits for it"
+    assert store[0].connections - connections <= 2 * looks
     deadline = time.monotonic() + 5
     while store[0].open:
         assert time.monotonic() < deadline, "what was given up is closed"

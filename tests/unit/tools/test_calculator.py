@@ -7,7 +7,7 @@ from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.tools.calculator import MAX_BITS, CalculatorError, ExpressionSyntaxError, answer, compute
@@ -109,12 +109,14 @@ EXPRESSIONS = st.recursive(
 
 
 def by_fractions(expression: str) -> Fraction:
-    """The same by Python's own parser, over Fractions."""
+    """The same by Python's own parser, over Fractions: also where `//` and `%` made integers, which `/` would turn into floats."""
     exact = re.sub(r"(\d+(?:\.\d+)?)", r"Fraction('\1')", expression)
+    exact = re.sub(r"(?<!/)/(?!/)", "* Fraction(1) /", exact)
     return eval(exact, {"Fraction": Fraction})
 
 
 @given(EXPRESSIONS.filter(lambda text: len(text) < 390))
+@example("((1) // (1)) / ((1) // (0.001))")
 @settings(max_examples=300, deadline=None)
 def test_it_agrees_with_fractions(expression):
     try:
