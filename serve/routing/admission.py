@@ -174,7 +174,8 @@ class Admission:
             its_class.admit(waiting.work_ms)
             return waiting.decided(decision)
         if len(self._waiting) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
-            return waiting.decided(_too_long(decision))
+            wait_s = decision.wait_ms / 1000
+            return waiting.decided(overloaded("too many requests wait already; retry later", wait_s, "overloaded"))
         its_class.queued_ms += waiting.work_ms
         insort(self._waiting, waiting)
 
@@ -201,6 +202,8 @@ class Admission:
                     blocked.add(waiting.variant)
                     continue
                 self._remove(waiting)
+                if refused.status == 422:  # what is left of a budget that was possible
+                    refused = _no_time(waiting.work_ms / 1000)
                 waiting.decided(refused)
                 continue
             if decision.chosen.harm and not overdue:
@@ -316,6 +319,9 @@ def _start_by(waiting: Waiting, decision: Decision, its_class: BudgetClass) -> f
 
 
 def _too_long(decision: Decision) -> RequestError:
-    wait_s = decision.chosen.prediction.expected.e2e_ms / 1000
+    return _no_time(decision.chosen.prediction.expected.e2e_ms / 1000)
+
+
+def _no_time(wait_s: float) -> RequestError:
     message = "the requests that wait already leave no time for this one; retry later"
     return overloaded(message, wait_s, "budget_under_load")
