@@ -189,17 +189,18 @@ class Admission:
 
         Call it again when the started one counts as in flight.
         """
-        blocked: set[str] = set()
+        blocked: set[tuple[object, ...]] = set()
         for waiting in list(self._waiting):
+            queue = waiting.variant, waiting.budget.min_quality, waiting.budget.max_cost, frozenset(waiting.failed)
             rejects = waiting.budget.on_no_candidate == "reject"
             overdue = now > (waiting.start_by if rejects else waiting.arrived + BEST_EFFORT_S)
-            if waiting.variant in blocked and not overdue:
+            if queue in blocked and not overdue:
                 continue
             try:
                 decision = self._now(variants, waiting, self.class_of(waiting.budget), now)
             except RequestError as refused:
                 if refused.status == 429 and not overdue:
-                    blocked.add(waiting.variant)
+                    blocked.add(queue)
                     continue
                 self._remove(waiting)
                 if refused.status == 422:  # what is left of a budget that was possible
@@ -207,7 +208,7 @@ class Admission:
                 waiting.decided(refused)
                 continue
             if decision.chosen.harm and not overdue:
-                blocked.add(waiting.variant)
+                blocked.add(queue)
                 continue
             self._remove(waiting)
             if decision.chosen.harm and rejects:

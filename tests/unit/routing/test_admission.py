@@ -157,6 +157,16 @@ def test_an_arrival_does_not_overtake_one_that_must_start_earlier():
     assert early.started
 
 
+def test_one_that_needs_a_busy_variant_does_not_keep_others_from_an_idle_one():
+    full, small = engine(), engine("small", quality=0.5)
+    site = Site(full, small)
+    running = [site.ask(**PACED) for _ in range(4)]
+    floor, free = site.ask(**PACED, min_quality=0.9, ttft_ms=4000), site.ask(**PACED, ttft_ms=9000)
+    assert floor.waits and free.waits
+    site.complete(next(one for one in running if one.variant is small))
+    assert floor.waits and free.started and free.variant is small
+
+
 def test_what_would_wait_too_long_is_refused_at_once():
     site = Site()
     for _ in range(2):
