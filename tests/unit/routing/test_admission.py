@@ -137,6 +137,18 @@ def test_the_limits_of_others_bound_what_runs_for_those_without():
     assert paced.started
 
 
+def test_a_time_per_token_that_nothing_keeps_bounds_nobody():
+    site = Site(engine(max_waiting=100))
+    for _ in range(4):
+        site.ask(tpot_ms=10)
+    site.roll(1.0)
+    assert all(site.ask(**limits).started for limits in ({}, {"e2e_ms": 20_000}, {"tpot_ms": 10}))
+    floor = Site(engine(), make_live_variant("small", quality=0.5, tpot_ms=5))
+    floor.ask(tpot_ms=10, min_quality=0.9)
+    floor.roll(1.0)
+    assert floor.admission._step_limit_ms == float("inf"), "no variant with that quality is so fast"
+
+
 def test_the_one_that_must_start_first_starts_first():
     site = Site()
     running = [site.ask(**PACED) for _ in range(2)]
