@@ -152,6 +152,7 @@ class GatewayDeployment:
             await asyncio.gather(
                 _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
                 _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
+                _repeat(self._update_routing, REFRESH_S, "updating the routing failed"),
                 _repeat(self._app.export_quotas, _PUBLISH_S, "exporting the rate limits' utilization failed"),
                 _repeat(self._save_learned, _SAVE_S, "saving what routing has learned failed"),
                 _repeat(self._reload_files, RELOAD_S, "reloading cards and keys failed; the previous ones stay"),
@@ -163,6 +164,8 @@ class GatewayDeployment:
     async def _refresh(self, session: aiohttp.ClientSession) -> None:
         variants = list(self._variants.values())
         await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
+
+    async def _update_routing(self) -> None:
         self._app.refresh()
 
     async def _reload_files(self) -> None:

@@ -1,7 +1,7 @@
 """Write the chart's values.schema.json and renamed.yaml: `python -m helm.values_schema`.
 
 The platform's part is that of `serve.config.platform`, so that Helm rejects what `gearbox up` would. The rest follows
-values.yaml: types come from the defaults, exceptions are listed here. Renamed values pass the schema, so that
+values.yaml: types come from the defaults, exceptions are listed here. Renamed and removed values pass the schema, so that
 templates/_check.tpl can name what replaces them.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from helm.chart_values import CHART, Place, defaults, documented
 from serve.config.platform import PlatformConfig
-from serve.config.renamed import RENAMED
+from serve.config.renamed import REMOVED, RENAMED
 
 SCHEMA = CHART / "values.schema.json"
 RENAMES = CHART / "renamed.yaml"
@@ -30,6 +30,11 @@ RENAMED_VALUES = {
     "secrets.limitsStore": "secrets.rateLimitStore",
     "allowOpenAccessFromOutside": "allowPublicAnonymousAccess",
     **{f"platform.{old}": f"platform.{new}" for old, new in RENAMED.items()},
+}
+#: What became of each value that does not exist any more, to be put after "was".
+CHANGED_VALUES = {
+    **{old: f"renamed to {new}" for old, new in RENAMED_VALUES.items()},
+    **{f"platform.{old}": f"removed: {instead}" for old, instead in REMOVED.items()},
 }
 
 
@@ -115,13 +120,13 @@ def schema() -> Schema:
     ]  # templates/_check.tpl has a clearer message
     whole = _object({**{key: _of((key,), value) for key, value in values.items()}, "global": _OBJECT})
     whole["definitions"] = definitions
-    for old, new in RENAMED_VALUES.items():
+    for old, change in CHANGED_VALUES.items():
         *sections, key = old.split(".")
         part = whole
         for name in sections:
             part = _resolved(whole, part["properties"][name.removesuffix("[]")])
             part = _resolved(whole, part["items"]) if name.endswith("[]") else part
-        part["properties"][key] = {"description": f"Renamed to {new}."}
+        part["properties"][key] = {"description": f"{change[0].upper()}{change[1:]}."}
     return {"$schema": "http://json-schema.org/draft-07/schema#", **whole}
 
 
@@ -202,8 +207,8 @@ def _plain(part: Any) -> Any:
 
 def renames() -> str:
     """The text of renamed.yaml."""
-    head = "# Values that were renamed, for templates/_check.tpl. Made by `python -m helm.values_schema`.\n"
-    return head + "".join(f"{json.dumps(old)}: {new}\n" for old, new in RENAMED_VALUES.items())
+    head = "# Values that were renamed or removed, for templates/_check.tpl. Made by `python -m helm.values_schema`.\n"
+    return head + "".join(f"{json.dumps(old)}: {json.dumps(change)}\n" for old, change in CHANGED_VALUES.items())
 
 
 if __name__ == "__main__":

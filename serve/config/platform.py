@@ -87,8 +87,8 @@ class PlatformConfig(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _no_renamed_key(cls, data: object) -> object:
-        for path, new in find_renamed(data):
-            raise located_error(f"this key was renamed to {new}", *path)
+        for path, change in find_renamed(data):
+            raise located_error(f"this key was {change}", *path)
         return data
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Renamed configuration keys and commands. Using one is an error that names its replacement; see docs/upgrading.md."""
+"""Renamed and removed configuration keys, renamed commands. Using one is an error that names its replacement; see docs/upgrading.md."""
 
 from collections.abc import Iterator, Mapping
 
@@ -25,17 +25,28 @@ RENAMED: Mapping[str, str] = {
     "observability.tenants": "observability.tenant_cardinality_limit",
 }
 
+#: Configuration keys without a successor, and what does their work.
+REMOVED: Mapping[str, str] = {
+    "router.confidence": "caution is learned for each class of budgets, see docs/design/routing.md",
+}
+
 #: Commands of `gearbox`.
 RENAMED_COMMANDS: Mapping[str, str] = {"forget": "documents delete"}
 
 
 def find_renamed(config: object) -> Iterator[tuple[Path, str]]:
-    """The path of each renamed key in an unvalidated configuration, and the key that replaces it."""
-    for old, new in RENAMED.items():
+    """The path of each renamed or removed key in an unvalidated configuration, and what became of it."""
+    for old, change in changes().items():
         *sections, key = old.split(".")
         for path, section in _sections(config, sections):
             if isinstance(section, Mapping) and key in section:
-                yield (*path, key), new
+                yield (*path, key), change
+
+
+def changes() -> dict[str, str]:
+    """What became of each key, to be put after "was"."""
+    renamed = {old: f"renamed to {new}" for old, new in RENAMED.items()}
+    return {**renamed, **{old: f"removed: {instead}" for old, instead in REMOVED.items()}}
 
 
 def _sections(part: object, names: list[str], path: Path = ()) -> Iterator[tuple[Path, object]]:

@@ -10,7 +10,6 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from serve.budget import LEVELS
 from serve.config.addresses import listen_host, local_url
 from serve.config.engine_arguments import Arguments
 from serve.config.yaml_file import located_error
@@ -245,20 +244,11 @@ class AccessConfig(Section):
         return self
 
 
-def _level(value: float) -> float:
-    if value not in LEVELS:
-        raise ValueError(f"must be one of {', '.join(map(str, LEVELS))}")
-    return value
-
-
 class RouterConfig(Section):
     """How requests are routed."""
 
     policy: Literal["budget", "full", "cheapest", "fastest", "random", "round-robin", "threshold"] = Field(
         default="budget", description="all but `budget` are baselines to compare with; see docs/how-to/routing.md"
-    )
-    confidence: Annotated[float, AfterValidator(_level)] = Field(
-        default=0.95, description="the predicted quantile of a time that must be within its limit for a variant to fit"
     )
 
 

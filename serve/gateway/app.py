@@ -114,7 +114,7 @@ class Gateway:
         self._generation.reconfigure(config, _router(config))
 
     def refresh(self) -> None:
-        """Update what routing knows about the engines' speed; called regularly, after their state was read."""
+        """Update what routing knows about the engines' speed, and start or refuse waiting requests; called regularly."""
         self._generation.refresh()
 
     def learned(self) -> bytes:

@@ -17,7 +17,7 @@ from serve.budget import Budget, remaining
 from serve.errors import RequestError, overloaded
 from serve.routing.catalog import Variant
 from serve.routing.gears import Demand, resting
-from serve.routing.prediction import Features
+from serve.routing.prediction import Features, Load
 from serve.routing.router import Candidate, Decision, Router
 
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
@@ -46,6 +46,7 @@ class BudgetClass:
     profile: str = ""  # of its last request
     margin: float = 1.0  # predicted times, so many times as long, must be within the limits of TTFT and E2E
     step_margin: float = 1.25  # the same of the time per token
+    possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
@@ -76,8 +77,8 @@ class BudgetClass:
 
     @property
     def step_limit_ms(self) -> float:
-        """The predicted time per token that keeps its limit."""
-        return self.tpot_ms / self.step_margin
+        """The predicted time per token that keeps its limit; infinite where nothing can, as others would gain nothing by it."""
+        return self.tpot_ms / self.step_margin if self.possible else math.inf
 
     def observe(self, missed: Set[str]) -> None:
         """Adapt the margins to the limits that an admitted request missed, so that in the long run `LATE_SHARE` are late."""
@@ -174,7 +175,8 @@ class Admission:
             its_class.admit(waiting.work_ms)
             return waiting.decided(decision)
         if len(self._waiting) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
-            return waiting.decided(_too_long(decision))
+            wait_s = decision.wait_ms / 1000
+            return waiting.decided(overloaded("too many requests wait already; retry later", wait_s, "overloaded"))
         its_class.queued_ms += waiting.work_ms
         insort(self._waiting, waiting)
 
@@ -188,23 +190,26 @@ class Admission:
 
         Call it again when the started one counts as in flight.
         """
-        blocked: set[str] = set()
+        blocked: set[tuple[object, ...]] = set()
         for waiting in list(self._waiting):
+            queue = waiting.variant, waiting.budget.min_quality, waiting.budget.max_cost, frozenset(waiting.failed)
             rejects = waiting.budget.on_no_candidate == "reject"
             overdue = now > (waiting.start_by if rejects else waiting.arrived + BEST_EFFORT_S)
-            if waiting.variant in blocked and not overdue:
+            if queue in blocked and not overdue:
                 continue
             try:
                 decision = self._now(variants, waiting, self.class_of(waiting.budget), now)
             except RequestError as refused:
                 if refused.status == 429 and not overdue:
-                    blocked.add(waiting.variant)
+                    blocked.add(queue)
                     continue
                 self._remove(waiting)
+                if refused.status == 422:  # what is left of a budget that was possible
+                    refused = _no_time(waiting.work_ms / 1000)
                 waiting.decided(refused)
                 continue
             if decision.chosen.harm and not overdue:
-                blocked.add(waiting.variant)
+                blocked.add(queue)
                 continue
             self._remove(waiting)
             if decision.chosen.harm and rejects:
@@ -237,6 +242,8 @@ class Admission:
         if self._rolled >= 0 and now > self._rolled:
             for its_class in self.classes.values():
                 its_class.roll(now - self._rolled)
+                idle_ms = (_idle_step_ms(v) for v in variants if v.quality.quality >= its_class.min_quality)
+                its_class.possible = min(idle_ms, default=0.0) <= its_class.tpot_ms
             self._share()
             if self.router.schedules:
                 classes = self.classes.values()
@@ -294,6 +301,12 @@ def _adapted(margin: float, late: bool) -> float:
     return min(max(margin * math.exp(_MARGIN_STEP * (late - LATE_SHARE)), LEAST_MARGIN), MOST_MARGIN)
 
 
+def _idle_step_ms(variant: Variant) -> float:
+    """Time per token of a request alone: the profile's or, if it is shorter, the present one."""
+    profiled_ms = min(point.p50_ms for point in variant.profile.tpot)
+    return min(profiled_ms, variant.latency.step_ms(Load(), 1))
+
+
 def _work_ms(variant: Variant, features: Features, candidate: Candidate | None = None) -> float:
     """Time that the request costs one replica, ms: its share of the batches that it is in, with prefill."""
     load = candidate.load if candidate else variant.live.load()
@@ -316,6 +329,9 @@ def _start_by(waiting: Waiting, decision: Decision, its_class: BudgetClass) -> f
 
 
 def _too_long(decision: Decision) -> RequestError:
-    wait_s = decision.chosen.prediction.expected.e2e_ms / 1000
+    return _no_time(decision.chosen.prediction.expected.e2e_ms / 1000)
+
+
+def _no_time(wait_s: float) -> RequestError:
     message = "the requests that wait already leave no time for this one; retry later"
     return overloaded(message, wait_s, "budget_under_load")

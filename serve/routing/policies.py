@@ -26,8 +26,8 @@ class WithinBudget:
     """The default: of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
 
     A variant that has room is preferred to one whose engines run as much as the budgets allow. Hysteresis: while the variant
-    last chosen for the same budget still fits, a higher quality is chosen only if it fits with half of the limits to spare;
-    otherwise load would oscillate between the two. Until every variant has answered `EXPLORED_AFTER` requests, a share
+    last chosen for the same budget still fits and has room, a higher quality is chosen only if it meets the limits with a
+    probability of 97.5%; otherwise load would oscillate between the two. Until every variant has answered `EXPLORED_AFTER` requests, a share
     `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 

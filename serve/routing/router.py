@@ -15,7 +15,7 @@ from serve.routing.prediction import Features, Load, Prediction
 
 #: Rules that exclude a variant whatever the budget is.
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
-REASONS = ("pinned", "quality", "cost", "latency", "explore", "risk", "nearest_miss", "random", "turn")
+REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss", "random", "turn")
 _NOT_EVALUATED = "not evaluated"
 CONFIDENCE = 0.95  # of the predicted bounds; one of `budget.LEVELS`
 

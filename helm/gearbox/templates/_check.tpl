@@ -14,9 +14,9 @@ gives its problems as lines; an empty text is none. */}}
 {{- end -}}
 {{- end }}
 
-{{/* renamed.yaml: places and what replaces them; `[]` is each entry of a list. */}}
+{{/* renamed.yaml: places and what became of them; `[]` is each entry of a list. */}}
 {{- define "gearbox.check.renamed" -}}
-{{- range $old, $new := .Files.Get "renamed.yaml" | fromYaml -}}
+{{- range $old, $change := .Files.Get "renamed.yaml" | fromYaml -}}
 {{- $path := splitList "." $old -}}
 {{- $sections := list $.Values -}}
 {{- range $name := initial $path -}}
@@ -29,7 +29,7 @@ gives its problems as lines; an empty text is none. */}}
 {{- end -}}
 {{- range $section := $sections -}}
 {{- if hasKey $section (last $path) }}
-{{ $old }} was renamed to {{ $new }}
+{{ $old }} was {{ $change }}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -13,7 +13,6 @@ const REASONS = {
   cost: "the cheapest that fits",
   latency: "the fastest that fits",
   explore: "tried now and then, to learn how fast it is",
-  risk: "none fits for sure; this one is likely to",
   nearest_miss: "nothing fits; this one misses the limits by least",
 };
 

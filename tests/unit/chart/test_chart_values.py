@@ -12,7 +12,7 @@ from helm.chart_readme import README
 from helm.chart_readme import rendered as readme
 from helm.chart_render import EXAMPLES, OPEN, example, merged, refusal
 from helm.chart_values import Place, at, defaults, documented, sections
-from helm.values_schema import RENAMED_VALUES, RENAMES, SCHEMA, renames
+from helm.values_schema import CHANGED_VALUES, RENAMES, SCHEMA, renames
 from helm.values_schema import rendered as schema
 from serve.config.platform import PlatformConfig
 
@@ -140,12 +140,12 @@ def test_the_readme_shows_every_example() -> None:
         assert file.read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("old", RENAMED_VALUES)
-def test_a_renamed_value_names_its_replacement(old: str) -> None:
+@pytest.mark.parametrize("old", CHANGED_VALUES)
+def test_a_renamed_or_removed_value_names_its_replacement(old: str) -> None:
     values: Any = "anything"
     for name in reversed(old.split(".")):
         values = {name.removesuffix("[]"): [_TOOL | values] if name.endswith("[]") else values}
-    assert f"  - {old} was renamed to {RENAMED_VALUES[old]}\n" in refusal(merged(OPEN, values))
+    assert f"  - {old} was {CHANGED_VALUES[old]}\n" in refusal(merged(OPEN, values))
 
 
 _TOOL = {"name": "a", "openapi_spec": "b", "hosts": ["c.example"]}

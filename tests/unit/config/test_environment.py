@@ -72,9 +72,9 @@ def test_a_wrong_override_names_the_variable(write, monkeypatch, name, text, sta
 
 def test_a_wrong_value_in_the_file_is_not_blamed_on_an_override(write, monkeypatch):
     monkeypatch.setenv("GEARBOX_SERVER__HOST", "0.0.0.0")
-    monkeypatch.setenv("GEARBOX_ROUTER", '{"confidence": 0.95}')
+    monkeypatch.setenv("GEARBOX_OBSERVABILITY", '{"log_requests": false}')
     assert problem(write(server={"port": "many"})).startswith("server.port: ")
-    assert problem(write(router={"policy": "x"})).startswith("router.policy: ")
+    assert problem(write(observability={"trace_sample_ratio": 2})).startswith("observability.trace_sample_ratio: ")
 
 
 def test_arguments_and_variables_of_engines_keep_type_and_case_in_overrides(write, monkeypatch):

@@ -5,7 +5,7 @@ import logging
 import threading
 from contextlib import suppress
 from types import SimpleNamespace
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from ray import serve as ray_serve
@@ -23,15 +23,23 @@ class FailsFirst:
     """Replicas whose first look fails, and of which Serve says nothing."""
 
     looks = 0
+    stays_away = False  # whether all of them fail
 
     async def sync(self, variants: object) -> None:
         await asyncio.Event().wait()
 
     async def refresh(self, variant: str, live: LiveState, session: object) -> None:
         self.looks += 1
-        if self.looks == 1:
+        if self.looks == 1 or self.stays_away:
             raise ConnectionError("the engine is away")
         live.update_from_engines(2, 5, 0, 0.0)
+
+
+class Hanging(FailsFirst):
+    """Replicas that do not answer."""
+
+    async def refresh(self, variant: str, live: LiveState, session: object) -> None:
+        await asyncio.Event().wait()
 
 
 async def test_a_failed_poll_is_logged_and_the_next_one_runs(
@@ -43,7 +51,7 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     watcher._reload_files = AsyncMock()
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
-    watcher._app = SimpleNamespace(export_quotas=AsyncMock(side_effect=hanging.wait))
+    watcher._app = SimpleNamespace(export_quotas=AsyncMock(side_effect=hanging.wait), refresh=Mock())
     task = asyncio.create_task(watcher._run_background())
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
@@ -58,6 +66,27 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     assert watcher._variants["full"].live.replicas == 2
     assert watcher._replicas.looks >= 20, "neither a store nor a controller that hangs holds up the looks"
     watcher._app.export_quotas.assert_awaited()
+
+
+@pytest.mark.parametrize("replicas", [FailsFirst, Hanging])
+async def test_waiting_requests_are_decided_whatever_polling_does(
+    monkeypatch: pytest.MonkeyPatch, replicas: type[FailsFirst]
+):
+    monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
+    watcher = GatewayDeployment.__new__(GatewayDeployment)
+    watcher._retrieval, watcher._reload_files = RetrievalHandle(enabled=False), AsyncMock()
+    watcher._replicas, watcher._variants = replicas(), {"full": make_live_variant("full")}
+    watcher._replicas.stays_away = True
+    watcher._app = SimpleNamespace(export_quotas=AsyncMock(), refresh=Mock())
+    task = asyncio.create_task(watcher._run_background())
+    for _ in range(1000):
+        await asyncio.sleep(0.001)
+        if watcher._app.refresh.call_count >= 5:
+            break
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    assert watcher._app.refresh.call_count >= 5
 
 
 class Handle:

@@ -9,16 +9,27 @@ from serve.routing.prediction import Features, Load
 
 def test_the_load_is_this_gateways_own_and_what_others_had_at_the_last_look():
     live = three_gears()[0].live
-    live.on_dispatch(100)
+    live.on_dispatch(100, 1, 20)
     live.update_from_engines(replicas=1, running=3, waiting=2, kv_usage=0.1)
-    assert live.load() == Load(5, 500, 1, prompt_rate=200), "four of others, taken to be like the own one"
+    assert live.load() == Load(5, 500, 1, prefill_per_token=5), "four of others, taken to be like the own one"
     live.on_dispatch(50)
     assert live.load().requests == 6
     live.on_first_token(100)
     live.on_complete()
     assert live.load().requests == 5
     live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
-    assert live.load() == Load(1, 50, 1, prompt_rate=live.prompt_rate), "the engines have not seen the own one yet"
+    assert live.load() == Load(1, 50, 1, prefill_per_token=5), "the engines have not seen the own one yet"
+
+
+def test_the_prompts_that_are_read_beside_each_token_follow_the_usual_lengths():
+    live = three_gears()[0].live
+    assert live.load().prefill_per_token == 0, "nothing is known yet"
+    for _ in range(200):
+        live.on_dispatch(100, 1, 50)
+    assert live.load().prefill_per_token == pytest.approx(2)
+    for _ in range(200):
+        live.on_dispatch(10, 1, 50)
+    assert live.load().prefill_per_token == pytest.approx(0.2, rel=0.01), "the lengths of late count"
 
 
 def test_what_a_variant_has_in_its_cache_need_not_be_read_again():

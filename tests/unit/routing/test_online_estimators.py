@@ -129,8 +129,14 @@ def test_what_is_cached_need_not_be_read():
 
 
 def test_reading_prompts_takes_time_from_answers_under_way():
-    idle, reading = (model().predict(Features(100, 11), Load(prompt_rate=rate)).expected for rate in (0, 500))
-    assert reading.tpot_ms == pytest.approx(2 * idle.tpot_ms), "half of the 1000 tokens a second that it can read"
+    beside, reading, idle, alone = (
+        model().predict(Features(100, 11), Load(others, prefill_per_token=share)).expected
+        for others, share in ((1, 0), (1, 20), (0, 0), (0, 20))
+    )
+    assert reading.tpot_ms == pytest.approx(beside.tpot_ms + 20), (
+        "20 prompt tokens of the other, 1000 are read a second"
+    )
+    assert alone.tpot_ms == idle.tpot_ms, "there are no others whose prompts would delay it"
 
 
 def test_what_other_variants_do_to_this_one_is_learnt():

@@ -70,11 +70,9 @@ def test_never_below_the_floor_or_over_the_cost_unless_it_says_degrade(of, budge
             continue
         assert found.chosen.quality >= (budget.min_quality or 0)
         assert budget.max_cost is None or found.chosen.cost_usd <= budget.max_cost
-        assert found.reason in ("risk", "explore") or found.chosen.ruled_out is None
+        assert found.chosen.ruled_out is None
         if found.reason == "explore":
             assert found.chosen.chance >= 0.99
-        if found.reason == "risk":
-            assert 0.8 <= found.chosen.chance <= 0.96
 
 
 @given(variants(), budgets(), st.sampled_from([*LATENCY, "max_cost", "min_quality"]), st.floats(1, 10))
@@ -141,13 +139,11 @@ def test_what_was_learnt_in_an_overload_does_not_keep_a_variant_idle_for_ever():
 
 def test_a_load_at_the_edge_does_not_swing_between_two_variants():
     full, small = make_live_variant("full"), make_live_variant("small", quality=0.5, ttft_ms=50, tpot_ms=5)
-    edge = full.latency.predict(REQUEST, full.live.load()).tail(0.95).e2e_ms
+    edge = full.latency.predict(REQUEST, full.live.load()).expected.e2e_ms
     router, names = Router(WithinBudget(explore=0)), []
     for i in range(40):
         budget = Budget(e2e_ms=edge * (1.01 + 0.0001 * (i % 3)))  # what is left of it after the gateway's own time
-        for part in full.latency.predict(REQUEST, full.live.load())._spreads:
-            part.stretch = 1.05 if i % 2 else 0.99  # what is known changes a little all the time
-            part._refresh()
+        full.latency.drift = 0.02 if i % 2 else -0.02  # what is known changes a little all the time
         names.append(router.decide([full, small], budget, REQUEST).variant.name)
     switches = sum(a != b for a, b in itertools.pairwise(names))
     assert switches <= 1
