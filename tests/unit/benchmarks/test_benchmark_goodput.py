@@ -114,7 +114,7 @@ def test_on_the_default_platform_all_variants_share_the_cores():
     assert {one.setup for one in compared} == {Setup(NAMES), Setup(("full",))}
     assert [one.policy for one in compared if one.setup == Setup(("full",))] == ["budget-full"]
     assert [one.policy for one in compared if one.policy.startswith("admission")] == [
-        "admission-8", "admission-12", "admission-16", "admission-24"
+        "admission-4", "admission-6", "admission-8", "admission-12", "admission-16"
     ]  # fmt: skip
 
 
@@ -122,7 +122,7 @@ def test_on_a_split_machine_every_setting_has_as_many_cores():
     compared = settings("split", [*Size().policies, "lora-healed"], 4, NAMES)
     assert {one.setup.cores * len(one.setup.variants) for one in compared} == {4}
     alone = {one.policy for one in compared if one.setup == Setup(("full",), 4)}
-    assert alone == {"full", "budget-full", "admission-8", "admission-12", "admission-16", "admission-24"}
+    assert alone == {"full", "budget-full", "admission-4", "admission-6", "admission-8", "admission-12", "admission-16"}
     assert Setting("lora-healed", Setup(("lora-healed",), 4)) in compared
     assert Setting("budget", Setup(SPLIT, 2)) in compared
 
