@@ -356,7 +356,7 @@ class Platform:
         live.on_complete()
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
-        self.admission.class_of(request.budget).observe(outcome.missed)
+        self.admission.class_of(request.budget).observe(decision, took)
         self.admission.pump(self.variants, now / 1000)
 
 

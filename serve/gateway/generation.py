@@ -458,7 +458,7 @@ class Generation:
         if call.sequences == 1:
             attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         if attempt.request.budget.timed and attempt.decision.reason not in ("pinned", "nearest_miss"):
-            self._admission.class_of(attempt.request.budget).observe(set(attempt.request.violations))
+            self._admission.class_of(attempt.request.budget).observe(attempt.decision, took)
 
 
 async def _send_synthetic_completion(

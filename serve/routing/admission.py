@@ -9,21 +9,22 @@ share of what can be done.
 import math
 from bisect import insort
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.budget import Budget, remaining
+from serve.budget import LEVELS, Budget, remaining
 from serve.errors import RequestError, overloaded
 from serve.routing.catalog import Variant
 from serve.routing.gears import Demand, resting
-from serve.routing.prediction import Features, Load
+from serve.routing.online_estimators import Quantiles, log_ratio, normal_start
+from serve.routing.prediction import Features, Latency, Load
 from serve.routing.router import Candidate, Decision, Router
 
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
-LATE_SHARE = 0.03  # of the admitted requests of a class that may miss their limits
+LATE_SHARE = 0.05  # of the admitted requests of a class that may miss their limits
+_LEVEL = LEVELS.index(0.95)
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
-_MARGIN_STEP = 0.05
 _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
 _MEMORY_S = 10.0  # over which offered work is averaged
@@ -44,8 +45,10 @@ class BudgetClass:
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
-    margin: float = 1.0  # predicted times, so many times as long, must be within the limits of TTFT and E2E
-    step_margin: float = 1.25  # the same of the time per token
+    waits: Quantiles = field(
+        default_factory=lambda: Quantiles(normal_start(0.0, math.log(1.2)))
+    )  # log(observed / predicted)
+    steps: Quantiles = field(default_factory=lambda: Quantiles(normal_start(0.0, math.log(1.1))))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -80,10 +83,28 @@ class BudgetClass:
         """The predicted time per token that keeps its limit; infinite where nothing can, as others would gain nothing by it."""
         return self.tpot_ms / self.step_margin if self.possible else math.inf
 
-    def observe(self, missed: Set[str]) -> None:
-        """Adapt the margins to the limits that an admitted request missed, so that in the long run `LATE_SHARE` are late."""
-        self.margin = _adapted(self.margin, not missed.isdisjoint(("ttft", "e2e")))
-        self.step_margin = _adapted(self.step_margin, "tpot" in missed)
+    @property
+    def margin(self) -> float:
+        """Predicted times to the first token and of all, so many times as long, must be within their limits."""
+        return _clipped(self.waits.values[_LEVEL])
+
+    @property
+    def step_margin(self) -> float:
+        """The same of the time per token."""
+        return _clipped(self.steps.values[_LEVEL])
+
+    def observe(self, decision: Decision, took: Latency) -> None:
+        """Learn from an admitted request how much longer than predicted its times were, in all but `LATE_SHARE` of the cases.
+
+        The time per token counts where the engine ran nearly as much as it may, and compared with what that should take.
+        """
+        expected, budget = decision.chosen.prediction.expected, decision.chosen.budget
+        if budget.ttft_ms is not None:
+            self.waits.observe(log_ratio(took.ttft_ms, expected.ttft_ms))
+        elif budget.e2e_ms is not None:
+            self.waits.observe(log_ratio(took.e2e_ms, expected.e2e_ms))
+        if took.tpot_ms and decision.chosen.fills:
+            self.steps.observe(log_ratio(took.tpot_ms, decision.chosen.step_limit_ms))
 
 
 @dataclass(slots=True, eq=False)
@@ -221,14 +242,15 @@ class Admission:
 
     def state(self) -> list[object]:
         """The classes with their margins, for `restore`."""
-        return [[list(key), one.margin, one.step_margin] for key, one in self.classes.items()]
+        return [[list(key), one.waits.state(), one.steps.state()] for key, one in self.classes.items()]
 
     def restore(self, state: Any) -> None:
         """Take over the margins that another gateway learned, for classes that are not known here."""
-        for key, margin, step_margin in state:
+        for key, waits, steps in state:
             if tuple(key) not in self.classes:
                 one = self.classes[tuple(key)] = BudgetClass(key[1] or math.inf, key[3] or 0.0)
-                one.margin, one.step_margin = margin, step_margin
+                one.waits.restore(waits)
+                one.steps.restore(steps)
 
     def margins(self) -> dict[str, float]:
         """The highest margin of each profile's classes."""
@@ -297,8 +319,8 @@ class Admission:
         self._step_limit_ms = min(noticed, default=math.inf)
 
 
-def _adapted(margin: float, late: bool) -> float:
-    return min(max(margin * math.exp(_MARGIN_STEP * (late - LATE_SHARE)), LEAST_MARGIN), MOST_MARGIN)
+def _clipped(log_margin: float) -> float:
+    return min(max(math.exp(log_margin), LEAST_MARGIN), MOST_MARGIN)
 
 
 def _idle_step_ms(variant: Variant) -> float:

@@ -17,6 +17,7 @@ from serve.routing.prediction import Features, Load, Prediction
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss", "random", "turn")
 _NOT_EVALUATED = "not evaluated"
+_NEARLY = 0.75  # of the places of an engine
 CONFIDENCE = 0.95  # of the predicted bounds; one of `budget.LEVELS`
 
 
@@ -140,6 +141,12 @@ class Candidate:
         if self._crowded is None:
             self._crowded = 0 if self.step_limit_ms == math.inf else self._crowd()
         return self._crowded
+
+    @property
+    def fills(self) -> bool:
+        """Whether its engines run nearly as many sequences with it as the limit of the time per token allows."""
+        here = (self.load.requests + self.features.sequences) / (self.load.replicas or 1)
+        return self.step_limit_ms < math.inf and here >= _NEARLY * self._places
 
     @property
     def _places(self) -> int:
