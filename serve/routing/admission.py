@@ -46,9 +46,9 @@ class BudgetClass:
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
     waits: Quantiles = field(
-        default_factory=lambda: Quantiles(normal_start(0.0, math.log(1.2)))
+        default_factory=lambda: Quantiles(normal_start(-math.log(1.2), 0.0))
     )  # log(observed / predicted)
-    steps: Quantiles = field(default_factory=lambda: Quantiles(normal_start(0.0, math.log(1.1))))
+    steps: Quantiles = field(default_factory=lambda: Quantiles(normal_start(0.0, math.log(1.2))))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)

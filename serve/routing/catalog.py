@@ -108,8 +108,9 @@ class LiveState:
         self.dispatched_since_refresh += sequences
         self.pending_prefill_tokens += prompt_tokens
         if output_tokens:
-            self.usual_prompt += _SMOOTHING * (prompt_tokens - self.usual_prompt)
-            self.usual_output += _SMOOTHING * (output_tokens - self.usual_output)
+            smoothing = _SMOOTHING if self.usual_output else 1.0
+            self.usual_prompt += smoothing * (prompt_tokens - self.usual_prompt)
+            self.usual_output += smoothing * (output_tokens - self.usual_output)
 
     def on_tokens(self, tokens: float, seconds: float) -> None:
         """Count `tokens` more of each sequence of a streamed answer, `seconds` after those before."""

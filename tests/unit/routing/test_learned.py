@@ -21,7 +21,7 @@ def taught() -> bytes:
         variant.latency.observe_steps(80.0, 1000, 2, SLOW)
     for _ in range(20):
         lengths.observe("alice", "best", 7)
-        admission.class_of(Budget(tpot_ms=50)).observe({"tpot"})
+        admission.class_of(Budget(tpot_ms=50)).steps.observe(1.0)
     return learned.dump(variants, lengths, admission)
 
 
@@ -37,7 +37,7 @@ def test_a_new_gateway_predicts_as_the_one_before():
         assert variant.latency.observed == 50
         after.observe(900, 90, 1800)
     assert lengths.expect("alice", "best", 100) == lengths.expect("bob", "fast", 100) < 15
-    assert admission.class_of(Budget(tpot_ms=50)).step_margin > 2
+    assert admission.class_of(Budget(tpot_ms=50)).step_margin > 1.5
     assert learned.restore(learned.dump(variants, lengths, admission), three_gears(), OutputLengths(), admission)
 
 
