@@ -13,17 +13,16 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve.budget import LEVELS, Budget, remaining
+from serve.budget import Budget, remaining
 from serve.errors import RequestError, overloaded
 from serve.routing.catalog import Variant
 from serve.routing.gears import Demand, resting
-from serve.routing.online_estimators import Quantiles, log_ratio, normal_start
+from serve.routing.online_estimators import RecentQuantile, log_ratio
 from serve.routing.prediction import Features, Latency, Load
 from serve.routing.router import Candidate, Decision, Router
 
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
 LATE_SHARE = 0.05  # of the admitted requests of a class that may miss their limits
-_LEVEL = LEVELS.index(0.95)
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
@@ -45,10 +44,8 @@ class BudgetClass:
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
-    waits: Quantiles = field(
-        default_factory=lambda: Quantiles(normal_start(-math.log(1.2), 0.0))
-    )  # log(observed / predicted)
-    steps: Quantiles = field(default_factory=lambda: Quantiles(normal_start(0.0, math.log(1.2))))
+    waits: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, 0.0))  # of log(observed / predicted)
+    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.2)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -86,12 +83,12 @@ class BudgetClass:
     @property
     def margin(self) -> float:
         """Predicted times to the first token and of all, so many times as long, must be within their limits."""
-        return _clipped(self.waits.values[_LEVEL])
+        return _clipped(self.waits.value)
 
     @property
     def step_margin(self) -> float:
         """The same of the time per token."""
-        return _clipped(self.steps.values[_LEVEL])
+        return _clipped(self.steps.value)
 
     def observe(self, decision: Decision, took: Latency) -> None:
         """Learn from an admitted request how much longer than predicted its times were, in all but `LATE_SHARE` of the cases.

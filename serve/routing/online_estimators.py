@@ -1,6 +1,7 @@
 """Online estimators: regression and quantiles in constant time and memory per observation, without dependencies."""
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -131,6 +132,31 @@ class Quantiles:
                     values[i] - values[i - 1]
                 )
         return 0.995
+
+
+class RecentQuantile:
+    """A quantile of the last observations: it follows a change of the stream within as many of them."""
+
+    __slots__ = ("_level", "_recent", "value")
+
+    def __init__(self, level: float, start: float, count: int = 40) -> None:
+        self._level = level
+        self._recent: deque[float] = deque([start] * 4, maxlen=count)
+        self.value = start
+
+    def observe(self, value: float) -> None:
+        """Update with one observation."""
+        self._recent.append(value)
+        self.value = sorted(self._recent)[int(self._level * len(self._recent))]
+
+    def state(self) -> list[float]:
+        """What was learned, for `restore`."""
+        return list(self._recent)
+
+    def restore(self, state: Sequence[float]) -> None:
+        """Take over the observations of another."""
+        for value in state:
+            self.observe(value)
 
 
 def normal_start(median: float, p95: float) -> list[float]:

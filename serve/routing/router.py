@@ -158,18 +158,7 @@ class Candidate:
     def _crowd(self) -> int:
         load, crowded = self.load, 0
         places = max(self._places, 1) * (load.replicas or 1)
-        longer = max(
-            self.uncached_tokens - self.variant.live.usual_prompt, 0.0
-        )  # than the prompts that `places` counts with
-        stall_ms = longer * self.variant.latency.ms_per_prefill_token / max(self.variant.live.usual_output, 1.0)
-        if load.requests and (
-            load.requests + self.features.sequences > places
-            or (
-                stall_ms
-                and stall_ms + self.variant.latency.step_ms(load, load.requests / (load.replicas or 1) + 1)
-                > self.step_limit_ms
-            )
-        ):
+        if load.requests and (load.requests + self.features.sequences > places or self._stalls()):
             crowded += round(load.requests)
         if not load.requests:
             for other in self._neighbours:
@@ -178,6 +167,15 @@ class Candidate:
                     left = other.variant.latency.places(its, self.step_limit_ms, its.colocated_busy_variants + 1)
                     crowded += round(its.requests) if its.requests > left * (its.replicas or 1) else 0
         return crowded
+
+    def _stalls(self) -> bool:
+        """Whether its prompt is longer than usual, so long that reading it would take the others' time."""
+        live, latency, load = self.variant.live, self.variant.latency, self.load
+        longer = self.uncached_tokens - (live.usual_prompt or math.inf)
+        if longer <= 0:
+            return False
+        stall_ms = longer * latency.ms_per_prefill_token / live.usual_output
+        return stall_ms + latency.step_ms(load, load.requests / (load.replicas or 1) + 1) > self.step_limit_ms
 
     def _violations(self) -> Iterator[tuple[str, float, float]]:
         """Each violated limit: rule, value, limit. Times come last, because predicting them is the most expensive."""

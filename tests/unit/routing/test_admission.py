@@ -298,9 +298,9 @@ def taught(slower: float, count: int) -> BudgetClass:
 
 
 def test_margins_rise_with_slower_answers_than_predicted_and_fall_with_faster():
-    slow, fast = taught(1.8, 300), taught(0.5, 300)
+    slow, fast = taught(1.8, 50), taught(0.5, 50)
     assert 1.5 < slow.margin < 2.1 and fast.margin == LEAST_MARGIN
-    assert slow.step_margin > 1.5 and fast.step_margin < 0.85
+    assert slow.step_margin > 1.5 and fast.step_margin == LEAST_MARGIN
     assert taught(9.0, 300).margin == MOST_MARGIN
 
 
@@ -317,7 +317,7 @@ def test_the_margin_of_a_profile_is_that_of_its_most_careful_class():
     site.admission.class_of(Budget(ttft_ms=100)).profile = "fast"
     careful = site.admission.class_of(Budget(ttft_ms=200))
     careful.profile = "fast"
-    careful.waits.values = [2.0] * len(careful.waits.values)
+    careful.waits.value = 2.0
     assert site.admission.margins() == {"fast": MOST_MARGIN}
 
 
