@@ -45,7 +45,7 @@ class BudgetClass:
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
     waits: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, 0.0))  # of log(observed / predicted)
-    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.2)))
+    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.05)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
@@ -285,7 +285,7 @@ class Admission:
         load, latency = decision.chosen.load, decision.variant.latency
         replicas = load.replicas or 1
         batch = max(load.requests / replicas, 1.0)
-        next_ms = waiting.features.output_tokens * latency.step_ms(load, batch) / batch
+        next_ms = 0.25 * waiting.features.output_tokens * latency.step_ms(load, batch) / batch
         ahead_ms = sum(other.work_ms for other in self._waiting if other < waiting and other.variant == waiting.variant)
         return (max(ahead_ms, its_class.queued_ms / its_class.share) + next_ms) / replicas
 

@@ -139,9 +139,9 @@ class RecentQuantile:
 
     __slots__ = ("_level", "_recent", "value")
 
-    def __init__(self, level: float, start: float, count: int = 40) -> None:
+    def __init__(self, level: float, start: float, count: int = 30) -> None:
         self._level = level
-        self._recent: deque[float] = deque([start] * 4, maxlen=count)
+        self._recent: deque[float] = deque([start], maxlen=count)
         self.value = start
 
     def observe(self, value: float) -> None:
