@@ -22,6 +22,10 @@ from serve.routing.prediction import Features, Latency, Load
 from serve.routing.router import Candidate, Decision, Router
 
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
+_HOPE = 0.25  # of the mean time until a place is free: those that can wait longer than others may find one sooner
+_WAIT_LEVEL = (
+    0.6  # quantile of the times to the first token and of all: most requests have more time left than the edge
+)
 LATE_SHARE = 0.05  # of the admitted requests of a class that may miss their limits
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _SHARE_TOLERANCE = 1.05
@@ -44,7 +48,9 @@ class BudgetClass:
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
-    waits: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, 0.0))  # of log(observed / predicted)
+    waits: RecentQuantile = field(
+        default_factory=lambda: RecentQuantile(_WAIT_LEVEL, 0.0)
+    )  # of log(observed / predicted)
     steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.05)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
@@ -285,7 +291,7 @@ class Admission:
         load, latency = decision.chosen.load, decision.variant.latency
         replicas = load.replicas or 1
         batch = max(load.requests / replicas, 1.0)
-        next_ms = 0.25 * waiting.features.output_tokens * latency.step_ms(load, batch) / batch
+        next_ms = _HOPE * waiting.features.output_tokens * latency.step_ms(load, batch) / batch
         ahead_ms = sum(other.work_ms for other in self._waiting if other < waiting and other.variant == waiting.variant)
         return (max(ahead_ms, its_class.queued_ms / its_class.share) + next_ms) / replicas
 

@@ -10,7 +10,7 @@ from serve.routing.prediction import Load
 
 _CONTENDED = 0.7  # utilization from which on gears that share hardware are in each other's way
 _BETTER = 0.05  # mean log of the share kept by which another choice must be better than the present one
-_LEAST_KEPT = 0.05  # a class that gets nothing counts as one that gets this
+_LEAST_KEPT = 0.01  # a class that gets nothing counts as one that gets this
 
 
 @dataclass(slots=True, frozen=True)
