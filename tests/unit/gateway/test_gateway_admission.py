@@ -83,7 +83,7 @@ def test_a_request_waits_in_the_gateway_while_the_engine_is_at_its_places(
         waiting = Client(paced, budget=PACED, stream=stream)
         time.sleep(0.05)
         _server.refresh(paced)
-        assert paced.sample("gearbox_requests_waiting") == 1
+        assert paced.sample("gearbox_admission_requests_waiting") == 1
         assert paced.engines["full"].running == 2 and paced.sample("gearbox_requests_in_flight", variant="full") == 2
     response = waiting.answer()
     paced.settle()
@@ -94,7 +94,7 @@ def test_a_request_waits_in_the_gateway_while_the_engine_is_at_its_places(
         "waiting is not the gateway's own time"
     )
     _server.refresh(paced)
-    assert paced.sample("gearbox_requests_waiting") == 0
+    assert paced.sample("gearbox_admission_requests_waiting") == 0
     assert paced.sample("gearbox_admission_wait_seconds_count", variant="full") == 1
     assert paced.sample("gearbox_admission_wait_seconds_sum", variant="full") == pytest.approx(
         found["waited_ms"] / 1000, abs=0.01
@@ -115,7 +115,7 @@ def test_the_place_of_a_client_that_has_gone_is_free(paced: Started, _server: Ga
     with full_engine(paced):
         _server.run_and_cancel(paced, {**BODY, "budget": PACED}, lambda: len(admission))
         _server.refresh(paced)
-        assert paced.sample("gearbox_requests_waiting") == 0
+        assert paced.sample("gearbox_admission_requests_waiting") == 0
         assert not any(one.queued_ms for one in admission.classes.values())
         waiting = Client(paced, budget=PACED)
         until(lambda: len(admission) == 1, "another waits")
