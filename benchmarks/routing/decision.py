@@ -1,4 +1,8 @@
-"""Measure the time of a routing decision by the number of variants, with a profile: `python -m benchmarks.routing.decision`."""
+"""Measure the time of a decision by the number of variants, with a profile: `python -m benchmarks.routing.decision`.
+
+Every variant has 16 sequences in flight, as many as the limits allow, and requests wait in the admission: a decision is that of
+an arriving request, pumping is what a completion costs that starts nothing.
+"""
 
 import cProfile
 import itertools
@@ -13,25 +17,27 @@ from benchmarks.reporting.results import Progress, save, spread
 from benchmarks.routing.simulate import GEARS, catalog
 from benchmarks.routing.workloads import ARRIVALS, mixed, relative
 from serve.budget import Budget
+from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
 from serve.routing.policies import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Router
 
 COUNTS = (8, 100)
-AIMS_US = {"8": 50.0, "100": 500.0}
+AIMS_US = {"8": 60.0, "100": 600.0}
+IN_FLIGHT, WAITING = 16, 32  # sequences at each variant, requests in the gateway
 REPEATS, CALLS = 15, 400
 IMPOSSIBLE = Budget(ttft_ms=1, tpot_ms=1, e2e_ms=1)  # every variant is checked, then the nearest miss is searched
 
 
 def variants(count: int) -> list[Variant]:
-    """`count` variants with real cards, each with some load."""
+    """`count` variants with real cards, each with `IN_FLIGHT` sequences."""
     drawn = random.Random(0)
     selected = [catalog([name])[0] for name in itertools.islice(itertools.cycle(GEARS), count)]
     for variant in selected:
         variant.live.update_from_engines(1, 0, 0, 0.0)
-        for _ in range(drawn.randrange(8)):
-            variant.live.on_dispatch(drawn.randrange(20, 400))
+        for _ in range(IN_FLIGHT):
+            variant.live.on_dispatch(drawn.randrange(20, 400), 1, drawn.randrange(10, 100))
     return selected
 
 
@@ -41,6 +47,18 @@ def requests(count: int) -> list[tuple[Budget, Features]]:
     trace = itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), relative(full), 0), count)
     degrade = {"on_no_candidate": "degrade"}
     return [(one.budget.model_copy(update=degrade), Features(one.prompt_tokens, one.output_tokens)) for one in trace]
+
+
+def crowded(its: Sequence[Variant], mix: Sequence[tuple[Budget, Features]]) -> Admission:
+    """An admission in which `WAITING` requests wait, as every engine runs what the time per token of the mix allows."""
+    admission = Admission(Router(WithinBudget()))
+    admission.roll(its, 0.0)
+    paced = [(budget, features) for budget, features in mix if budget.tpot_ms is not None]
+    for budget, features in itertools.islice(itertools.cycle(paced), 100 * WAITING):
+        if len(admission) == WAITING:
+            return admission
+        admission.submit(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
+    raise AssertionError("no request waits: the variants have room")
 
 
 def timed(work: Callable[[], object], repeats: int, calls: int) -> list[float]:
@@ -62,10 +80,15 @@ def measure() -> dict[str, object]:
     for count in COUNTS:
         progress.step(f"{count} variants")
         its, router = variants(count), Router(WithinBudget())
+        admission = crowded(its, mix)
 
-        def decide(its: Sequence[Variant] = its, router: Router = router) -> None:
+        def decide(its: Sequence[Variant] = its, admission: Admission = admission) -> None:
             for budget, features in mix:
-                router.decide(its, budget, features)
+                admission.decide(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
+
+        def pump(its: Sequence[Variant] = its, admission: Admission = admission) -> None:
+            for _ in mix:
+                admission.pump(its, 0.0)
 
         def nothing_fits(its: Sequence[Variant] = its, router: Router = router) -> None:
             for _, features in mix:
@@ -80,6 +103,7 @@ def measure() -> dict[str, object]:
         decide()
         rows[str(count)] = {
             "decide_us": spread(timed(decide, REPEATS, CALLS), 1),
+            "pump_us": spread(timed(pump, REPEATS, CALLS), 1),
             "nothing_fits_us": spread(timed(nothing_fits, REPEATS, CALLS), 1),
             "observe_us": spread(timed(observe, REPEATS, CALLS), 1),
         }
@@ -107,7 +131,10 @@ def main() -> int:
     with command((), "nothing was saved"):
         result = measure()
     for count, row in result["variants"].items():  # type: ignore[attr-defined]
-        print(f"{count} variants: {row['decide_us']['median']} µs a decision, aim {AIMS_US[count]:.0f}")
+        print(
+            f"{count} variants: {row['decide_us']['median']} µs a decision, aim {AIMS_US[count]:.0f}; "
+            f"{row['pump_us']['median']} µs for a completion"
+        )
     save("decision", result)
     return 0
 

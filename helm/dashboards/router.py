@@ -1,4 +1,4 @@
-"""Router dashboard: prediction accuracy, excluded variants, stability of the choices, and routing latency."""
+"""Router dashboard: prediction accuracy, waiting requests, excluded variants, stability of the choices, and routing latency."""
 
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
@@ -103,7 +103,8 @@ def build() -> Dashboard:
         chart(
             "Excluded candidates",
             "Candidates that routing decisions excluded, by rule. full and unavailable are capacity, ttft, tpot and e2e are "
-            "load or tight budgets, min_quality and max_cost are the callers' own wish.",
+            "load or tight budgets, resting means that others use the same hardware better, min_quality and max_cost are "
+            "the callers' own wish.",
             "short", Line(rate("gearbox_candidates_excluded_total", "rule", VARIANT), "{{rule}}"), stacked=True,
         ),
         chart(
@@ -159,10 +160,31 @@ def build() -> Dashboard:
             Line(quantile(0.99, "gearbox_overhead_seconds", "", MODEL), "p99"),
         ),
     ]  # fmt: skip
+    admission = [
+        chart(
+            "Waiting in the gateways",
+            "Requests that wait until an engine has room for them within the budgets. It rises in bursts and falls after "
+            "them; if it stays, the load is more than the budgets allow: add replicas or loosen the limits.",
+            "short", Line(f"sum by (model) (gearbox_admission_requests_waiting{{{MODEL}}})", "{{model}}"),
+        ),
+        chart(
+            "Wait for a place",
+            "Time that requests waited in a gateway before they started, of those that waited. It counts in their TTFT and E2E.",
+            "s",
+            Line(quantile(0.5, "gearbox_admission_wait_seconds", BY_VARIANT, VARIANT), f"{NAME} p50"),
+            Line(quantile(0.95, "gearbox_admission_wait_seconds", BY_VARIANT, VARIANT), f"{NAME} p95"),
+        ),
+        chart(
+            "Learned margins",
+            "Predicted times, so many times as long, must be within the limits: the highest of each profile. At 2.5, the most, "
+            "answers are late whatever is predicted: compare predicted and measured times above.",
+            "none", Line(f"max by (model, profile) (gearbox_admission_margin_ratio{{{MODEL}}})", "{{model}}@{{profile}}"),
+        ),
+    ]  # fmt: skip
     return dashboard(
         "gearbox-router",
         "Gearbox: router",
-        "Predictions against what happened, what was ruled out and why, oscillation, failovers and overhead.",
+        "Predictions against what happened, what waits, what was ruled out and why, oscillation, failovers and overhead.",
         ("model", "variant"),
-        (("Now", now), ("Predictions", predictions), ("Choices", choices)),
+        (("Now", now), ("Predictions", predictions), ("Admission", admission), ("Choices", choices)),
     )

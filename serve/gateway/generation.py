@@ -233,7 +233,7 @@ class Generation:
                 self._metrics.failovers.labels(*moved_from).inc()
                 moved_from = None
             self._metrics.decision.observe(decision_s)
-            waited_s = decided - started - decision_s
+            waited_s = decided - started - decision_s if decision.waited else 0.0
             if decision.waited:
                 self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
             self._telemetry.record_decision(request.profile, decision)

@@ -37,7 +37,7 @@ class LiveState:
     hardware: frozenset[str] = frozenset()  # ids of what its replicas compute on; empty where it is not known
     _step_s: float = 0.0  # between streamed tokens since the last refresh, added up
     _steps: float = 0.0
-    _steps_at: float = 0.0  # sequences in flight at each of those tokens, added up
+    _steps_at: float = 0.0  # sequences in flight at a replica at each of those tokens, added up
     _blocks: OrderedDict[int, None] = field(
         default_factory=OrderedDict
     )  # of prefilled prompts, most recently used last
@@ -116,10 +116,10 @@ class LiveState:
         """Count `tokens` more of each sequence of a streamed answer, `seconds` after those before."""
         self._step_s += seconds
         self._steps += tokens
-        self._steps_at += tokens * self.in_flight
+        self._steps_at += tokens * (self.in_flight + self.remote_in_flight) / (self.replicas or 1)
 
     def take_steps(self) -> tuple[float, float, float]:
-        """Since the last call: mean time per streamed token, ms, number of tokens, mean sequences in flight at them."""
+        """Since the last call: mean time per streamed token, ms, number of tokens, mean sequences in flight at a replica then."""
         steps, seconds, at = self._steps, self._step_s, self._steps_at
         self._step_s = self._steps = self._steps_at = 0.0
         return (seconds * 1000 / steps, steps, at / steps) if steps else (0.0, 0.0, 0.0)

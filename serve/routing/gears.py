@@ -50,7 +50,7 @@ def _resting(gears: Sequence[Variant], demands: Sequence[Demand], before: Collec
         for some in itertools.combinations(sorted(gears, key=lambda gear: -gear.quality.quality), size):
             its, _ = _score(some, demands)
             present = {gear.name for gear in some} == names - set(before)
-            if its + _BETTER * present > score + _BETTER * ({gear.name for gear in chosen} != names - set(before)):
+            if its + _BETTER * present > score + _BETTER * ({gear.name for gear in chosen} == names - set(before)):
                 score, chosen = its, list(some)
     return names - {gear.name for gear in chosen}
 

@@ -115,7 +115,7 @@ class Metrics:
         )
         self.decision = histogram("decision_seconds", "Time of one routing decision", SHORT_SECONDS)
         self.waiting = Gauge(
-            "gearbox_requests_waiting", "Requests that wait in the gateway until an engine has room for them",
+            "gearbox_admission_requests_waiting", "Requests that wait in the gateway until an engine has room for them",
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
         self.admission_wait = histogram(

@@ -181,6 +181,14 @@ class GatewayServer:
 
         self._do(call())
 
+    def refresh(self, started: Started) -> None:
+        """Update the gateway's routing, as its deployment does regularly."""
+
+        async def call() -> None:
+            started.app.refresh()
+
+        self._do(call())
+
     def close(self, started: Started) -> None:
         """End the gateway the way an ASGI server does."""
         messages = iter(("lifespan.startup", "lifespan.shutdown"))

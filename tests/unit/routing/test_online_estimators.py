@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_profile
 from serve.budget import LEVELS
+from serve.routing.catalog import LiveState
 from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
 from serve.routing.prediction import Features, LatencyModel, Load, OutputLengths
 
@@ -174,3 +175,41 @@ def test_an_answers_length_is_that_of_those_before_it():
     assert forgotten == stranger == pytest.approx(40, rel=0.2), (
         "the one seen longest ago is as good as never seen: all's"
     )
+
+
+def stream(live: LiveState, known: LatencyModel, step_ms: float, seconds: float) -> None:
+    """What a gateway does while all sequences in flight get a token every `step_ms`."""
+    for _ in range(round(seconds * 2)):
+        for _ in range(round(500 / step_ms)):
+            for _ in range(live.in_flight):
+                live.on_tokens(1, step_ms / 1000)
+        known.observe_steps(*live.take_steps(), live.load())
+
+
+@pytest.mark.parametrize("slower", [0.4, 1.0, 3.0])
+def test_a_jump_of_the_time_per_token_is_followed_within_seconds_of_chunks(slower: float):
+    known, live = LatencyModel(make_profile([(100, 1, 100)], [(1, 5), (8, 10)]), 8), LiveState(replicas=1)
+    for _ in range(8):
+        live.on_dispatch(0)
+    before = known.step_ms(live.load(), 8)
+    stream(live, known, before * slower, 10)
+    assert known.step_ms(live.load(), 8) == pytest.approx(before * slower, rel=0.15)
+    stream(live, known, before, 10)
+    assert known.step_ms(live.load(), 8) == pytest.approx(before, rel=0.15), "and back"
+
+
+@pytest.mark.parametrize(("own", "others", "replicas"), [(8, 0, 2), (2, 6, 2), (4, 4, 1)])
+def test_engines_that_are_as_fast_as_profiled_do_not_drift(own: int, others: int, replicas: int):
+    """Whoever sent the sequences, and however many replicas share them."""
+    known, live = LatencyModel(make_profile([(100, 1, 100)], [(1, 20), (8, 160)]), 8), LiveState()
+    for _ in range(own):
+        live.on_dispatch(0)
+    live.update_from_engines(replicas, own + others, 0, 0.0)
+    stream(live, known, 20 * (own + others) / replicas, 5)
+    assert known.drift == pytest.approx(0, abs=0.01)
+
+
+def test_no_chunks_change_nothing():
+    known, live = model(), LiveState()
+    known.observe_steps(*live.take_steps(), live.load())
+    assert known.drift == 0

@@ -1,0 +1,158 @@
+"""Requests that wait in the gateway: what their clients, metrics and dry runs see."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from benchmarks.lib.sample_catalog import MODEL, make_live_variant, make_profile
+from tests.support.gateway_server import GatewayServer, Start, Started
+
+PACED = {"tpot_ms": 60}  # two sequences run within it, with the margin of the beginning
+BODY = {"model": MODEL, "messages": [{"role": "user", "content": "hello there"}]}
+
+
+@pytest.fixture
+def paced(start_gateway: Start) -> Started:
+    """A gateway for one engine of 20 ms per token, and 20 more for each other sequence, that holds its answers."""
+    profile = make_profile([(100, 1, 100)], [(1, 20), (8, 160)])
+    gateway = start_gateway(variants=[make_live_variant("full", profile=profile, max_running=8, max_waiting=8)])
+    gateway.engines["full"].behaviour = "hold"
+    return gateway
+
+
+def until(true: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + 5
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.002)
+
+
+class Client(threading.Thread):
+    """A request in a thread of its own."""
+
+    def __init__(self, gateway: Started, **body: Any) -> None:
+        super().__init__(daemon=True)
+        self._gateway, self._body = gateway, {**BODY, **body}
+        self.response: httpx.Response | None = None
+        self.start()
+
+    def run(self) -> None:
+        self.response = self._gateway.http.post("/v1/chat/completions", json=self._body)
+
+    def answer(self) -> httpx.Response:
+        self.join(30)
+        assert self.response is not None
+        return self.response
+
+
+@contextmanager
+def full_engine(gateway: Started) -> Iterator[list[Client]]:
+    """Two requests at the engine, which are answered at the end."""
+    engine = gateway.engines["full"]
+    clients = [Client(gateway, budget=PACED) for _ in range(2)]
+    until(lambda: engine.running == 2, "both are at the engine")
+    try:
+        yield clients
+    finally:
+        engine.behaviour = "answer"
+        engine.hold.set()
+        for client in clients:
+            assert client.answer().status_code == 200
+        gateway.settle()
+
+
+def gearbox_of(response: httpx.Response) -> dict[str, Any]:
+    """The `gearbox` object of an answer, streamed or not."""
+    if response.headers["content-type"].startswith("application/json"):
+        return orjson.loads(response.content)["gearbox"]
+    events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
+    return next(found for event in reversed(events) if (found := orjson.loads(event).get("gearbox")))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_request_waits_in_the_gateway_while_the_engine_is_at_its_places(
+    paced: Started, _server: GatewayServer, stream: bool
+):
+    with full_engine(paced) as clients:
+        waiting = Client(paced, budget=PACED, stream=stream)
+        time.sleep(0.05)
+        _server.refresh(paced)
+        assert paced.sample("gearbox_admission_requests_waiting") == 1
+        assert paced.engines["full"].running == 2 and paced.sample("gearbox_requests_in_flight", variant="full") == 2
+    response = waiting.answer()
+    paced.settle()
+    found = gearbox_of(response)
+    assert found["waited_ms"] >= 50
+    assert found["ttft_ms"] >= found["waited_ms"] and found["predicted"]["ttft_ms"] >= found["waited_ms"]
+    assert float(response.headers["x-gearbox-overhead-ms"]) < found["waited_ms"], (
+        "waiting is not the gateway's own time"
+    )
+    _server.refresh(paced)
+    assert paced.sample("gearbox_admission_requests_waiting") == 0
+    assert paced.sample("gearbox_admission_wait_seconds_count", variant="full") == 1
+    assert paced.sample("gearbox_admission_wait_seconds_sum", variant="full") == pytest.approx(
+        found["waited_ms"] / 1000, abs=0.01
+    )
+    assert gearbox_of(clients[0].answer())["waited_ms"] == 0
+
+
+def test_the_learned_margin_is_a_metric(paced: Started, _server: GatewayServer):
+    paced.engines["full"].behaviour = "answer"
+    paced.chat(budget={"e2e_ms": 60_000})
+    paced.chat(model=f"{MODEL}@fast")
+    _server.refresh(paced)
+    assert 1.0 < paced.sample("gearbox_admission_margin_ratio", profile="custom") <= 1.25
+
+
+def test_the_place_of_a_client_that_has_gone_is_free(paced: Started, _server: GatewayServer):
+    admission = paced.app._generation._admission
+    with full_engine(paced):
+        _server.run_and_cancel(paced, {**BODY, "budget": PACED}, lambda: len(admission))
+        _server.refresh(paced)
+        assert paced.sample("gearbox_admission_requests_waiting") == 0
+        assert not any(one.queued_ms for one in admission.classes.values())
+        waiting = Client(paced, budget=PACED)
+        until(lambda: len(admission) == 1, "another waits")
+    assert waiting.answer().status_code == 200
+    assert len(paced.engines["full"].requests) == 3
+    assert paced.sample("gearbox_requests_total", outcome="cancelled") == 1
+
+
+def test_one_that_would_wait_too_long_is_refused_at_once(paced: Started):
+    with full_engine(paced):
+        started = time.monotonic()
+        tight = {**PACED, "e2e_ms": 330, "on_no_candidate": "reject"}
+        response = paced.http.post("/v1/chat/completions", json={**BODY, "max_tokens": 11, "budget": tight})
+        assert time.monotonic() - started < 5
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "budget_under_load")
+        assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_waiting_request_whose_variant_goes_gets_an_error(paced: Started, _server: GatewayServer):
+    admission = paced.app._generation._admission
+    with full_engine(paced):
+        waiting = Client(paced, budget=PACED)
+        until(lambda: len(admission) == 1, "it waits")
+        paced.variants["full"].live.replicas = 0
+        _server.refresh(paced)
+        response = waiting.answer()
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "no_healthy_variant")
+        paced.variants["full"].live.replicas = 1
+
+
+def test_a_dry_run_shows_the_wait_and_the_harm(paced: Started):
+    def plan() -> dict[str, Any]:
+        return paced.http.post("/v1/route", json={**BODY, "max_tokens": 11, "budget": PACED}).json()
+
+    assert (plan()["wait_ms"], plan()["harm"]) == (0, 0)
+    with full_engine(paced):
+        found = plan()
+        assert found["wait_ms"] > 0 and found["harm"] == 2
+        assert found["candidates"][0]["harm"] == 2
+        assert len(paced.app._generation._admission) == 0
