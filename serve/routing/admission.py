@@ -170,13 +170,13 @@ class Admission:
         if decision.reason == "pinned" or not self.router.schedules:
             return decision
         waiting.variant = decision.variant.name
-        waiting.start_by = _start_by(waiting, decision, its_class)
+        waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
+        waiting.start_by = _start_by(waiting, decision, its_class.margin)
         if not decision.chosen.harm and not self._is_behind(waiting):
             return decision
         decision.wait_ms = self._wait_ms(waiting, decision, its_class)
         if waiting.budget.on_no_candidate == "reject" and (
-            now + decision.wait_ms / 1000 > waiting.start_by
-            or (its_class.over_share and any(one.queued_ms for one in self.classes.values() if one is not its_class))
+            now + decision.wait_ms / 1000 > waiting.start_by or (its_class.over_share and self._endangers(waiting, now))
         ):
             raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
@@ -193,7 +193,6 @@ class Admission:
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
                 its_class.offer(_work_ms(best, waiting.features), waiting.features)
             return waiting.decided(refused)
-        waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
         its_class.offer(waiting.work_ms, waiting.features)
         if decision.wait_ms == 0:
             its_class.admit(waiting.work_ms)
@@ -295,6 +294,17 @@ class Admission:
         ahead_ms = sum(other.work_ms for other in self._waiting if other < waiting and other.variant == waiting.variant)
         return (max(ahead_ms, its_class.queued_ms / its_class.share) + next_ms) / replicas
 
+    def _endangers(self, waiting: Waiting, now: float) -> bool:
+        """Whether there is no time for a waiting request of another class, if this one is done first."""
+        its_class = self.class_of(waiting.budget)
+        ahead_ms = waiting.work_ms
+        for other in self._waiting:
+            if other.variant == waiting.variant and self.class_of(other.budget) is not its_class:
+                ahead_ms += other.work_ms
+                if now + ahead_ms / 1000 > other.start_by:
+                    return True
+        return False
+
     def _is_behind(self, waiting: Waiting) -> bool:
         """Whether a request that waits for the same variant must start earlier."""
         for other in self._waiting:
@@ -342,14 +352,14 @@ def _work_ms(variant: Variant, features: Features, candidate: Candidate | None =
     return decode_ms + uncached * variant.latency.ms_per_prefill_token
 
 
-def _start_by(waiting: Waiting, decision: Decision, its_class: BudgetClass) -> float:
-    """The latest time at which the request starts in time at the present load."""
+def _start_by(waiting: Waiting, decision: Decision, margin: float) -> float:
+    """The latest time at which the request starts in time at the present load, if it takes `margin` times what is predicted."""
     ttft_ms, _, e2e_ms = decision.chosen.prediction.expected
     budget, by = waiting.budget, waiting.arrived + BEST_EFFORT_S
     if budget.ttft_ms is not None:
-        by = min(by, waiting.arrived + (budget.ttft_ms - its_class.margin * ttft_ms) / 1000)
+        by = min(by, waiting.arrived + (budget.ttft_ms - margin * ttft_ms) / 1000)
     if budget.e2e_ms is not None:
-        by = min(by, waiting.arrived + (budget.e2e_ms - its_class.margin * e2e_ms) / 1000)
+        by = min(by, waiting.arrived + (budget.e2e_ms - margin * e2e_ms) / 1000)
     return by
 
 

@@ -173,7 +173,8 @@ _MIN_SPREAD = 1.4  # initial 95% bound over the median: production load varies m
 _E2E_SPREAD = 2.0  # the same for the end-to-end time, because the output length is a guess
 _P95 = LEVELS.index(0.95)
 _STRETCH_STEP = 0.03
-_DRIFT_TOKENS = 500  # streamed tokens that count as much as all before them
+_MAX_PLACES = 256  # results of `places` that are kept until the drift changes
+_DRIFT_TOKENS = 250  # streamed tokens that count as much as all before them
 _KEPT_LENGTHS = 500  # tenants and profiles whose output lengths a new gateway begins with
 _LOAD_BANDS = (0.125, 0.4, 1.0)  # batch utilization; the residuals of each band have separate quantiles
 
@@ -182,8 +183,20 @@ class LatencyModel:
     """Latency model of one variant: its profile and the corrections learned since."""
 
     __slots__ = (
-        "_at_last_tick", "_crowd", "_max_running", "_spreads", "_startup_ms", "_tpot", "_ttft_by_prompt", "drift",
-        "ms_per_prefill_token", "observed", "tpot", "ttft",
+        "_at_last_tick",
+        "_crowd",
+        "_max_running",
+        "_places",
+        "_speed",
+        "_spreads",
+        "_startup_ms",
+        "_tpot",
+        "_ttft_by_prompt",
+        "drift",
+        "ms_per_prefill_token",
+        "observed",
+        "tpot",
+        "ttft",
     )  # fmt: skip
 
     def __init__(self, profile: Profile, max_running: int) -> None:
@@ -208,6 +221,8 @@ class LatencyModel:
             (_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1)
         )
         self.drift = 0.0  # log(observed time per token of late / `step_ms` without it), see `observe_steps`
+        self._speed = 1.0  # e^drift
+        self._places: dict[tuple[float, float, float], int] = {}  # see `places`
         self.observed = 0
         self._at_last_tick = 0
 
@@ -224,7 +239,8 @@ class LatencyModel:
 
     def restore(self, state: Any) -> None:
         """Take over the state of a model of the same variant."""
-        self.drift, self.observed = state["drift"], state["observed"]
+        self._set_drift(state["drift"])
+        self.observed = state["observed"]
         self.ttft.restore(state["ttft"])
         self.tpot.restore(state["tpot"])
         for band, its in zip(self._spreads, state["spreads"], strict=True):
@@ -250,7 +266,11 @@ class LatencyModel:
         """
         if tokens:
             error = log_ratio(mean_ms, self.step_ms(load, in_flight)) + self.drift
-            self.drift += tokens / (tokens + _DRIFT_TOKENS) * (error - self.drift)
+            self._set_drift(self.drift + tokens / (tokens + _DRIFT_TOKENS) * (error - self.drift))
+
+    def _set_drift(self, drift: float) -> None:
+        self.drift, self._speed = drift, math.exp(drift)
+        self._places.clear()
 
     def step_ms(self, load: Load, batch: float, colocated: float | None = None) -> float:
         """Time per token of each of `batch` running sequences of a replica, ms, with the prefills that keep so many running.
@@ -264,10 +284,17 @@ class LatencyModel:
         decode_ms = tpots[whole] + (batch - whole) * (tpots[whole + 1] - tpots[whole])
         prefill_ms = max(batch - 1, 0.0) * load.prefill_per_token * self.ms_per_prefill_token
         crowd = 1 + (load.colocated_busy_variants if colocated is None else colocated)
-        return (decode_ms + prefill_ms) * crowd * math.exp(self.drift)
+        return (decode_ms + prefill_ms) * crowd * self._speed
 
     def places(self, load: Load, limit_ms: float, colocated: float | None = None) -> int:
         """Sequences that a replica can run within `limit_ms` per token; 0 where one is too slow."""
+        key = (
+            limit_ms,
+            load.colocated_busy_variants if colocated is None else colocated,
+            round(load.prefill_per_token, 1),
+        )
+        if (known := self._places.get(key)) is not None:
+            return known
         low, high = 0, self._max_running
         while low < high:
             middle = (low + high + 1) // 2
@@ -275,6 +302,9 @@ class LatencyModel:
                 low = middle
             else:
                 high = middle - 1
+        if len(self._places) >= _MAX_PLACES:
+            self._places.clear()
+        self._places[key] = low
         return low
 
     def predict(self, features: Features, load: Load) -> Prediction:
