@@ -13,6 +13,7 @@ from serve.routing.catalog import Variant
 from serve.routing.router import Candidate, Policy
 
 Choice = tuple[Candidate, str]
+_HEADROOM = 1.1  # times the predicted times, with which a higher quality is taken again
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
 
 ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
@@ -26,8 +27,8 @@ class WithinBudget:
     """The default: of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
 
     A variant that has room is preferred to one whose engines run as much as the budgets allow. Hysteresis: while the variant
-    last chosen for the same budget still fits and has room, a higher quality is chosen only if it meets the limits with a
-    probability of 97.5%; otherwise load would oscillate between the two. Until every variant has answered `EXPLORED_AFTER` requests, a share
+    last chosen for the same budget still fits and has room, a higher quality is chosen only with a tenth of the
+    limits to spare; otherwise load would oscillate between the two. Until every variant has answered `EXPLORED_AFTER` requests, a share
     `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 
@@ -51,7 +52,7 @@ class WithinBudget:
         times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
         key = (*times, budget.max_cost, budget.min_quality, budget.objective)
         last = self._last.get(key)
-        if last is not None and best.variant.name != last and best.chance < 0.975:
+        if last is not None and best.variant.name != last and not best.fits(_HEADROOM):
             previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None and not c.harm), None)
             if previous is not None and previous.quality < best.quality:
                 best = previous

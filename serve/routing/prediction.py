@@ -185,6 +185,7 @@ class LatencyModel:
     __slots__ = (
         "_at_last_tick",
         "_crowd",
+        "_drift",
         "_max_running",
         "_places",
         "_speed",
@@ -192,7 +193,6 @@ class LatencyModel:
         "_startup_ms",
         "_tpot",
         "_ttft_by_prompt",
-        "drift",
         "ms_per_prefill_token",
         "observed",
         "tpot",
@@ -220,9 +220,8 @@ class LatencyModel:
         self._spreads = tuple(
             (_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1)
         )
-        self.drift = 0.0  # log(observed time per token of late / `step_ms` without it), see `observe_steps`
-        self._speed = 1.0  # e^drift
         self._places: dict[tuple[float, float, float], int] = {}  # see `places`
+        self.drift = 0.0
         self.observed = 0
         self._at_last_tick = 0
 
@@ -239,8 +238,7 @@ class LatencyModel:
 
     def restore(self, state: Any) -> None:
         """Take over the state of a model of the same variant."""
-        self._set_drift(state["drift"])
-        self.observed = state["observed"]
+        self.drift, self.observed = state["drift"], state["observed"]
         self.ttft.restore(state["ttft"])
         self.tpot.restore(state["tpot"])
         for band, its in zip(self._spreads, state["spreads"], strict=True):
@@ -266,10 +264,16 @@ class LatencyModel:
         """
         if tokens:
             error = log_ratio(mean_ms, self.step_ms(load, in_flight)) + self.drift
-            self._set_drift(self.drift + tokens / (tokens + _DRIFT_TOKENS) * (error - self.drift))
+            self.drift += tokens / (tokens + _DRIFT_TOKENS) * (error - self.drift)
 
-    def _set_drift(self, drift: float) -> None:
-        self.drift, self._speed = drift, math.exp(drift)
+    @property
+    def drift(self) -> float:
+        """log(observed time per token of late / `step_ms` without it), see `observe_steps`."""
+        return self._drift
+
+    @drift.setter
+    def drift(self, drift: float) -> None:
+        self._drift, self._speed = drift, math.exp(drift)
         self._places.clear()
 
     def step_ms(self, load: Load, batch: float, colocated: float | None = None) -> float:

@@ -127,6 +127,12 @@ class Candidate:
             for rule, value, limit in self._violations()
         )
 
+    def fits(self, headroom: float) -> bool:
+        """Whether it would meet the limits if it took `headroom` times what is predicted."""
+        limits = (self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
+        pairs = zip(limits, self.prediction.expected, strict=True)
+        return all(limit is None or headroom * self.margin * time <= limit for limit, time in pairs)
+
     @property
     def chance(self) -> float:
         """Probability that all latency limits are met."""
