@@ -66,6 +66,11 @@ class BudgetClass:
         self._admitted_now_ms += work_ms
 
     @property
+    def recent_ms(self) -> float:
+        """Work offered in about `_MEMORY_S`, also since the last `roll`."""
+        return self.offered_ms * _MEMORY_S + self._now[0]
+
+    @property
     def over_share(self) -> bool:
         """Whether it got more than its share of late."""
         return self.admitted_ms > 1000 * self.share * _SHARE_TOLERANCE
@@ -149,15 +154,20 @@ class Admission:
         return len(self._waiting)
 
     def class_of(self, budget: Budget) -> BudgetClass:
-        """The class of `budget`; of the least recently used, only `_MAX_CLASSES` are kept."""
-        key = (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms, budget.min_quality, budget.max_cost)
+        """The class of `budget`. A new one replaces that which offered least, then the least recently used, of `_MAX_CLASSES`."""
+        key = _key(budget)
         found = self.classes.get(key)
         if found is None:
-            found = self.classes[key] = BudgetClass(budget.tpot_ms or math.inf, budget.min_quality or 0.0)
-            if len(self.classes) > _MAX_CLASSES:
-                self.classes.popitem(last=False)
+            found = _new_class(budget)
+            while len(self.classes) >= _MAX_CLASSES:
+                del self.classes[min(self.classes, key=lambda one: self.classes[one].recent_ms)]
+            self.classes[key] = found
         self.classes.move_to_end(key)
         return found
+
+    def _known(self, budget: Budget) -> BudgetClass:
+        """The class of `budget`, or one like a new one: decisions alone leave no trace."""
+        return self.classes.get(_key(budget)) or _new_class(budget)
 
     def decide(self, variants: Sequence[Variant], waiting: Waiting, now: float) -> Decision:
         """The decision about an arriving request: to start now or, with `Decision.wait_ms`, later.
@@ -165,7 +175,7 @@ class Admission:
         Raises:
             RequestError: as `Router.decide`, and 429 when it would wait too long.
         """
-        its_class = self.class_of(waiting.budget)
+        its_class = self._known(waiting.budget)
         decision = self._now(variants, waiting, its_class, now)
         if decision.reason == "pinned" or not self.router.schedules:
             return decision
@@ -320,6 +330,14 @@ class Admission:
         demand = sum(one.offered_ms for one in classes)
         noticed = (one.step_limit_ms for one in classes if one.offered_ms > _NOTICED * demand)
         self._step_limit_ms = min(noticed, default=math.inf)
+
+
+def _key(budget: Budget) -> tuple[object, ...]:
+    return (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms, budget.min_quality, budget.max_cost)
+
+
+def _new_class(budget: Budget) -> BudgetClass:
+    return BudgetClass(budget.tpot_ms or math.inf, budget.min_quality or 0.0)
 
 
 def _clipped(log_margin: float) -> float:

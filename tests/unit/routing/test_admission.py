@@ -408,3 +408,24 @@ def test_every_request_gets_one_decision(script, max_waiting):
     assert all(len(one.decisions) == 1 or (one in withdrawn and one.waits) for one in asked)
     assert len(site.admission) == 0 and site.queued_ms() == pytest.approx(0, abs=1e-6)
     assert all(variant.live.in_flight == 0 for variant in site.variants)
+
+
+def test_decisions_alone_leave_no_trace():
+    site = Site()
+    site.ask(e2e_ms=10_000)
+    for i in range(200):
+        site.admission.decide(site.variants, Waiting(Budget(e2e_ms=9000 + i), REQUEST, 0.0, lambda _: None), 0.0)
+    assert list(site.admission.classes) == [(None, None, 10_000, None, None)]
+
+
+def test_many_odd_limits_do_not_displace_the_classes_that_offer_work():
+    site = Site(engine(max_waiting=1000))
+    for _ in range(3):
+        site.ask(e2e_ms=10_000)
+    site.admission.class_of(Budget(e2e_ms=10_000)).waits.observe(0.5)
+    site.roll(1.0)
+    for i in range(200):
+        site.ask(e2e_ms=20_000 + i)
+    assert len(site.admission.classes) == of_admission._MAX_CLASSES
+    assert (None, None, 10_000, None, None) in site.admission.classes
+    assert (None, None, 20_199, None, None) in site.admission.classes
