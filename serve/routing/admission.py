@@ -32,6 +32,7 @@ _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
 _MEMORY_S = 10.0  # over which offered work is averaged
 _MAX_CLASSES = 64
+_MAX_TRIED = 16  # decisions in vain whenever a place is free: each quality and cost asked for needs one
 
 
 @dataclass(slots=True)
@@ -200,6 +201,8 @@ class Admission:
         try:
             decision = self.decide(variants, waiting, now)
         except RequestError as refused:
+            if refused.status != 429:  # never possible: no demand that others should make room for
+                return waiting.decided(refused)
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
                 its_class.offer(_work_ms(best, waiting.features), waiting.features)
             return waiting.decided(refused)
@@ -229,7 +232,7 @@ class Admission:
             queue = waiting.variant, waiting.budget.min_quality, waiting.budget.max_cost, frozenset(waiting.failed)
             rejects = waiting.budget.on_no_candidate == "reject"
             overdue = now > (waiting.start_by if rejects else waiting.arrived + BEST_EFFORT_S)
-            if queue in blocked and not overdue:
+            if not overdue and (queue in blocked or len(blocked) >= _MAX_TRIED):
                 continue
             try:
                 decision = self._now(variants, waiting, self.class_of(waiting.budget), now)
@@ -242,11 +245,11 @@ class Admission:
                     refused = _no_time(waiting.work_ms / 1000)
                 waiting.decided(refused)
                 continue
-            if decision.chosen.harm and not overdue:
+            if decision.chosen.harm and not overdue and self.router.schedules:
                 blocked.add(queue)
                 continue
             self._remove(waiting)
-            if decision.chosen.harm and rejects:
+            if decision.chosen.harm and rejects and self.router.schedules:
                 waiting.decided(_too_long(decision))
                 continue
             self.class_of(waiting.budget).admit(waiting.work_ms)
@@ -287,6 +290,8 @@ class Admission:
                     for one in classes if one.requests > _NOTICED * sum(other.requests for other in classes)
                 ]  # fmt: skip
                 self._resting = resting(variants, demands, self._resting)
+            else:
+                self._resting = frozenset()
         self._rolled = now
         self.pump(variants, now)
 
@@ -317,7 +322,8 @@ class Admission:
     def _remove(self, waiting: Waiting) -> None:
         self._waiting.remove(waiting)
         its_class = self.class_of(waiting.budget)
-        its_class.queued_ms = max(its_class.queued_ms - waiting.work_ms, 0.0)
+        left_ms = its_class.queued_ms - waiting.work_ms
+        its_class.queued_ms = left_ms if left_ms > 1e-6 else 0.0  # less is what rounding leaves
 
     def _share(self) -> None:
         """Max-min fairness: each class gets what it offers, up to an equal share of what is left; then all may use the rest."""
