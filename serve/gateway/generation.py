@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 from opentelemetry.trace import SpanKind
 
-from serve.budget import Budget, remaining, resolve_budget
+from serve.budget import Budget, resolve_budget
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
@@ -112,10 +112,15 @@ class Generation:
         budget = resolve_budget(base, call.budget, headers)
         return budget, profile if budget is base else CUSTOM
 
-    def decide(self, call: Call, caller: Caller, budget: Budget, more_chars: int = 0) -> Decision:
-        """The decision for `call`, arriving now, with a prompt `more_chars` longer. Raises `RequestError` when it would be refused."""
+    def decide(
+        self, call: Call, caller: Caller, budget: Budget, more_chars: int = 0, elapsed_s: float = 0.0
+    ) -> Decision:
+        """The decision for `call`, which arrived `elapsed_s` ago, with a prompt `more_chars` longer.
+
+        Raises `RequestError` when it would be refused.
+        """
         now = perf_counter()
-        waiting = self._waiting(call, caller, budget, now, (), lambda _: None, more_chars)
+        waiting = self._waiting(call, caller, budget, now - elapsed_s, (), lambda _: None, more_chars)
         try:
             return self._admission.decide(list(self._variants.values()), waiting, now)
         except RequestError as error:
@@ -212,7 +217,7 @@ class Generation:
         if options is not None:
             self.check_size(call)
             if options.agent and not calls_function(call.body):  # the agent's first step is a request like this one
-                self.decide(call, caller, remaining(request.budget, perf_counter() - request.arrived))
+                self.decide(call, caller, request.budget, elapsed_s=perf_counter() - request.arrived)
             within_budget = self._budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
@@ -289,8 +294,7 @@ class Generation:
         """
 
         def miss(more_chars: int, more_s: float) -> bool:
-            left = remaining(budget, perf_counter() - arrived + more_s)
-            decision = self.decide(call, caller, left, more_chars)
+            decision = self.decide(call, caller, budget, more_chars, perf_counter() - arrived + more_s)
             return decision.chosen.overflows or (decision.wait_ms == 0 and decision.chosen.explanation is not None)
 
         def within_budget(more_chars: int, more_s: float) -> bool:

@@ -32,6 +32,7 @@ _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
 _MEMORY_S = 10.0  # over which offered work is averaged
 _MAX_CLASSES = 64
+_MAX_TRIED = 16  # decisions in vain whenever a place is free: each quality and cost asked for needs one
 
 
 @dataclass(slots=True)
@@ -64,6 +65,11 @@ class BudgetClass:
     def admit(self, work_ms: float) -> None:
         """Count an admitted request."""
         self._admitted_now_ms += work_ms
+
+    @property
+    def recent_ms(self) -> float:
+        """Work offered in about `_MEMORY_S`, also since the last `roll`."""
+        return self.offered_ms * _MEMORY_S + self._now[0]
 
     @property
     def over_share(self) -> bool:
@@ -149,15 +155,20 @@ class Admission:
         return len(self._waiting)
 
     def class_of(self, budget: Budget) -> BudgetClass:
-        """The class of `budget`; of the least recently used, only `_MAX_CLASSES` are kept."""
-        key = (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms, budget.min_quality, budget.max_cost)
+        """The class of `budget`. A new one replaces that which offered least, then the least recently used, of `_MAX_CLASSES`."""
+        key = _key(budget)
         found = self.classes.get(key)
         if found is None:
-            found = self.classes[key] = BudgetClass(budget.tpot_ms or math.inf, budget.min_quality or 0.0)
-            if len(self.classes) > _MAX_CLASSES:
-                self.classes.popitem(last=False)
+            found = _new_class(budget)
+            while len(self.classes) >= _MAX_CLASSES:
+                del self.classes[min(self.classes, key=lambda one: self.classes[one].recent_ms)]
+            self.classes[key] = found
         self.classes.move_to_end(key)
         return found
+
+    def _known(self, budget: Budget) -> BudgetClass:
+        """The class of `budget`, or one like a new one: decisions alone leave no trace."""
+        return self.classes.get(_key(budget)) or _new_class(budget)
 
     def decide(self, variants: Sequence[Variant], waiting: Waiting, now: float) -> Decision:
         """The decision about an arriving request: to start now or, with `Decision.wait_ms`, later.
@@ -165,7 +176,7 @@ class Admission:
         Raises:
             RequestError: as `Router.decide`, and 429 when it would wait too long.
         """
-        its_class = self.class_of(waiting.budget)
+        its_class = self._known(waiting.budget)
         decision = self._now(variants, waiting, its_class, now)
         if decision.reason == "pinned" or not self.router.schedules:
             return decision
@@ -190,6 +201,8 @@ class Admission:
         try:
             decision = self.decide(variants, waiting, now)
         except RequestError as refused:
+            if refused.status != 429:  # never possible: no demand that others should make room for
+                return waiting.decided(refused)
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
                 its_class.offer(_work_ms(best, waiting.features), waiting.features)
             return waiting.decided(refused)
@@ -218,7 +231,7 @@ class Admission:
             queue = waiting.variant, waiting.budget.min_quality, waiting.budget.max_cost, frozenset(waiting.failed)
             rejects = waiting.budget.on_no_candidate == "reject"
             overdue = now > (waiting.start_by if rejects else waiting.arrived + BEST_EFFORT_S)
-            if queue in blocked and not overdue:
+            if not overdue and (queue in blocked or len(blocked) >= _MAX_TRIED):
                 continue
             try:
                 decision = self._now(variants, waiting, self.class_of(waiting.budget), now)
@@ -231,11 +244,11 @@ class Admission:
                     refused = _no_time(waiting.work_ms / 1000)
                 waiting.decided(refused)
                 continue
-            if decision.chosen.harm and not overdue:
+            if decision.chosen.harm and not overdue and self.router.schedules:
                 blocked.add(queue)
                 continue
             self._remove(waiting)
-            if decision.chosen.harm and rejects:
+            if decision.chosen.harm and rejects and self.router.schedules:
                 waiting.decided(_too_long(decision))
                 continue
             self.class_of(waiting.budget).admit(waiting.work_ms)
@@ -276,6 +289,8 @@ class Admission:
                     for one in classes if one.requests > _NOTICED * sum(other.requests for other in classes)
                 ]  # fmt: skip
                 self._resting = resting(variants, demands, self._resting)
+            else:
+                self._resting = frozenset()
         self._rolled = now
         self.pump(variants, now)
 
@@ -317,7 +332,8 @@ class Admission:
     def _remove(self, waiting: Waiting) -> None:
         self._waiting.remove(waiting)
         its_class = self.class_of(waiting.budget)
-        its_class.queued_ms = max(its_class.queued_ms - waiting.work_ms, 0.0)
+        left_ms = its_class.queued_ms - waiting.work_ms
+        its_class.queued_ms = left_ms if left_ms > 1e-6 else 0.0  # less is what rounding leaves
 
     def _share(self) -> None:
         """Max-min fairness: each class gets what it offers, up to an equal share of what is left; then all may use the rest."""
@@ -330,6 +346,14 @@ class Admission:
         demand = sum(one.offered_ms for one in classes)
         noticed = (one.step_limit_ms for one in classes if one.offered_ms > _NOTICED * demand)
         self._step_limit_ms = min(noticed, default=math.inf)
+
+
+def _key(budget: Budget) -> tuple[object, ...]:
+    return (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms, budget.min_quality, budget.max_cost)
+
+
+def _new_class(budget: Budget) -> BudgetClass:
+    return BudgetClass(budget.tpot_ms or math.inf, budget.min_quality or 0.0)
 
 
 def _clipped(log_margin: float) -> float:

@@ -151,6 +151,7 @@ def test_a_dry_run_shows_the_wait_and_the_harm(paced: Started):
         return paced.http.post("/v1/route", json={**BODY, "max_tokens": 11, "budget": PACED}).json()
 
     assert (plan()["wait_ms"], plan()["harm"]) == (0, 0)
+    assert not paced.app._generation._admission.classes, "a dry run leaves no trace"
     with full_engine(paced):
         found = plan()
         assert found["wait_ms"] > 0 and found["harm"] == 2

@@ -408,3 +408,66 @@ def test_every_request_gets_one_decision(script, max_waiting):
     assert all(len(one.decisions) == 1 or (one in withdrawn and one.waits) for one in asked)
     assert len(site.admission) == 0 and site.queued_ms() == pytest.approx(0, abs=1e-6)
     assert all(variant.live.in_flight == 0 for variant in site.variants)
+
+
+def test_decisions_alone_leave_no_trace():
+    site = Site()
+    site.ask(e2e_ms=10_000)
+    for i in range(200):
+        site.admission.decide(site.variants, Waiting(Budget(e2e_ms=9000 + i), REQUEST, 0.0, lambda _: None), 0.0)
+    assert list(site.admission.classes) == [(None, None, 10_000, None, None)]
+
+
+def test_many_odd_limits_do_not_displace_the_classes_that_offer_work():
+    site = Site(engine(max_waiting=1000))
+    for _ in range(3):
+        site.ask(e2e_ms=10_000)
+    site.admission.class_of(Budget(e2e_ms=10_000)).waits.observe(0.5)
+    site.roll(1.0)
+    for i in range(200):
+        site.ask(e2e_ms=20_000 + i)
+    assert len(site.admission.classes) == of_admission._MAX_CLASSES
+    assert (None, None, 10_000, None, None) in site.admission.classes
+    assert (None, None, 20_199, None, None) in site.admission.classes
+
+
+def test_what_cannot_be_met_at_all_is_no_demand():
+    site = Site()
+    for _ in range(5):
+        assert site.ask(tpot_ms=21, max_cost=0, on_no_candidate="reject").error.status == 422
+    site.roll(1.0)
+    assert site.admission._step_limit_ms == float("inf")
+    assert all(site.ask().started for _ in range(4))
+
+
+def test_rounding_leaves_no_queue_behind():
+    site = Site()
+    waiting = [Waiting(Budget(), REQUEST, 0.0, lambda _: None, work_ms=ms) for ms in (0.1, 0.2, 0.3)]
+    for one in waiting:
+        site.admission._waiting.append(one)
+        site.admission.class_of(one.budget).queued_ms += one.work_ms
+    for one in waiting:
+        site.admission.withdraw(one)
+    assert site.queued_ms() == 0
+
+
+def test_with_another_policy_no_gear_rests_and_nothing_waits_any_more():
+    site = Site()
+    for _ in range(2):
+        site.ask(**PACED)
+    waiting = [site.ask(**PACED), site.ask(**PACED, on_no_candidate="reject")]
+    site.admission._resting = frozenset({"full"})
+    site.admission.router = Router(POLICIES["full"]())
+    site.roll(1.0)
+    assert all(one.started for one in waiting) and not site.admission._resting
+
+
+def test_a_free_place_costs_few_decisions_however_many_different_requests_wait(monkeypatch):
+    site = Site(engine(max_waiting=1000))
+    for _ in range(2):
+        site.ask(**PACED)
+    waiting = [site.ask(**PACED, max_cost=1 + i) for i in range(200)]
+    decided, decide = [], Router.decide
+    monkeypatch.setattr(Router, "decide", lambda *args, **options: decided.append(1) or decide(*args, **options))
+    site.roll(0.5)
+    assert all(one.waits for one in waiting) and len(decided) <= 20
