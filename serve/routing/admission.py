@@ -24,9 +24,9 @@ from serve.routing.router import Candidate, Decision, Router
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
 _HOPE = 0.25  # of the mean time until a place is free: those that can wait longer than others may find one sooner
 _WAIT_LEVEL = (
-    0.6  # quantile of the times to the first token and of all: most requests have more time left than the edge
+    0.6  # quantile of the times to the first token and of all: few requests wait until the edge of their limits
 )
-LATE_SHARE = 0.05  # of the admitted requests of a class that may miss their limits
+LATE_SHARE = 0.05  # of the requests at nearly full engines that may take longer per token than their limit
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
@@ -49,9 +49,8 @@ class BudgetClass:
     queued_ms: float = 0.0
     share: float = 1.0  # of the replicas' time that it may plan with
     profile: str = ""  # of its last request
-    waits: RecentQuantile = field(
-        default_factory=lambda: RecentQuantile(_WAIT_LEVEL, 0.0)
-    )  # of log(observed / predicted)
+    # of log(observed / predicted)
+    waits: RecentQuantile = field(default_factory=lambda: RecentQuantile(_WAIT_LEVEL, 0.0))
     steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.05)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
@@ -71,10 +70,9 @@ class BudgetClass:
         """Work offered in about `_MEMORY_S`, also since the last `roll`."""
         return self.offered_ms * _MEMORY_S + self._now[0]
 
-    @property
-    def over_share(self) -> bool:
-        """Whether it got more than its share of late."""
-        return self.admitted_ms > 1000 * self.share * _SHARE_TOLERANCE
+    def over_share(self, replicas: int) -> bool:
+        """Whether it got more than its share of the time of so many replicas of late."""
+        return self.admitted_ms > 1000 * replicas * self.share * _SHARE_TOLERANCE
 
     def roll(self, elapsed_s: float) -> None:
         """Update the average, `elapsed_s` after the last call."""
@@ -103,7 +101,7 @@ class BudgetClass:
         return _clipped(self.steps.value)
 
     def observe(self, decision: Decision, took: Latency) -> None:
-        """Learn from an admitted request how much longer than predicted its times were, in all but `LATE_SHARE` of the cases.
+        """Learn from an admitted request how much longer than predicted its times were.
 
         The time per token counts where the engine ran nearly as much as it may, and compared with what that should take.
         """
@@ -187,7 +185,8 @@ class Admission:
             return decision
         decision.wait_ms = self._wait_ms(waiting, decision, its_class)
         if waiting.budget.on_no_candidate == "reject" and (
-            now + decision.wait_ms / 1000 > waiting.start_by or (its_class.over_share and self._endangers(waiting, now))
+            now + decision.wait_ms / 1000 > waiting.start_by
+            or (its_class.over_share(decision.chosen.load.replicas or 1) and self._endangers(waiting, now))
         ):
             raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
@@ -281,7 +280,7 @@ class Admission:
                 its_class.roll(now - self._rolled)
                 idle_ms = (_idle_step_ms(v) for v in variants if v.quality.quality >= its_class.min_quality)
                 its_class.possible = min(idle_ms, default=0.0) <= its_class.tpot_ms
-            self._share()
+            self._share(max((variant.live.replicas for variant in variants), default=0) or 1)
             if self.router.schedules:
                 classes = self.classes.values()
                 demands = [
@@ -335,11 +334,11 @@ class Admission:
         left_ms = its_class.queued_ms - waiting.work_ms
         its_class.queued_ms = left_ms if left_ms > 1e-6 else 0.0  # less is what rounding leaves
 
-    def _share(self) -> None:
+    def _share(self, replicas: int) -> None:
         """Max-min fairness: each class gets what it offers, up to an equal share of what is left; then all may use the rest."""
         left, classes = 1.0, sorted(self.classes.values(), key=lambda one: one.offered_ms)
         for i, one in enumerate(classes):
-            one.share = min(one.offered_ms / 1000, left / (len(classes) - i))
+            one.share = min(one.offered_ms / (1000 * replicas), left / (len(classes) - i))
             left -= one.share
         for one in classes:
             one.share = max(one.share + left, 0.01)
