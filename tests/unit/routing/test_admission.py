@@ -352,10 +352,10 @@ def test_shares_are_what_is_offered_up_to_an_equal_part_and_all_may_plan_with_th
     admission = Site().admission
     small, large, huge = (admission.class_of(Budget(e2e_ms=ms)) for ms in (1000, 2000, 3000))
     small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 900.0, 5000.0
-    admission._share()
+    admission._share(1)
     assert [one.share for one in (small, large, huge)] == pytest.approx([0.1, 0.45, 0.45])
     small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 200.0, 300.0
-    admission._share()
+    admission._share(1)
     assert [one.share for one in (small, large, huge)] == pytest.approx([0.5, 0.6, 0.7])
 
 
