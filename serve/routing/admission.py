@@ -51,7 +51,7 @@ class BudgetClass:
     profile: str = ""  # of its last request
     # of log(observed / predicted)
     waits: RecentQuantile = field(default_factory=lambda: RecentQuantile(_WAIT_LEVEL, 0.0))
-    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.05)))
+    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.2)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
