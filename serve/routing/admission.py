@@ -31,13 +31,15 @@ LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
 _MEMORY_S = 10.0  # over which offered work is averaged
+_QUIET_S = 30.0  # without an answer, after which margins decay: one that lets nothing in would last for ever
+_FORGOTTEN = 0.02  # of them a second
 _MAX_CLASSES = 64
 _MAX_TRIED = 16  # decisions in vain whenever a place is free: each quality and cost asked for needs one
 
 
 @dataclass(slots=True)
 class BudgetClass:
-    """Requests with the same limits: offered and queued work in ms of one replica, and what was learned about them."""
+    """Requests with the same limits: offered work in ms of all replicas, queued in ms of one, and what was learned about them."""
 
     tpot_ms: float  # its limit; infinite without one
     min_quality: float = 0.0
@@ -54,6 +56,7 @@ class BudgetClass:
     )  # of log(observed / predicted)
     steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.05)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
+    quiet_s: float = 0.0  # since it learned from an answer
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
@@ -86,6 +89,10 @@ class BudgetClass:
         self._now = (0.0, 0.0, 0.0, 0.0)
         self.admitted_ms += weight * (self._admitted_now_ms / elapsed_s - self.admitted_ms)
         self._admitted_now_ms = 0.0
+        self.quiet_s += elapsed_s
+        if self.quiet_s > _QUIET_S:
+            for learned in (self.waits, self.steps):
+                learned.decay(_FORGOTTEN * min(elapsed_s, 1.0))
 
     @property
     def step_limit_ms(self) -> float:
@@ -108,6 +115,7 @@ class BudgetClass:
         The time per token counts where the engine ran nearly as much as it may, and compared with what that should take.
         """
         expected, budget = decision.chosen.prediction.expected, decision.chosen.budget
+        self.quiet_s = 0.0
         if budget.ttft_ms is not None:
             self.waits.observe(log_ratio(took.ttft_ms, expected.ttft_ms))
         elif budget.e2e_ms is not None:
@@ -204,12 +212,13 @@ class Admission:
             if refused.status != 429:  # never possible: no demand that others should make room for
                 return waiting.decided(refused)
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
-                its_class.offer(_work_ms(best, waiting.features), waiting.features)
+                its_class.offer(_work_ms(best, waiting.features) / best.live.replicas, waiting.features)
             return waiting.decided(refused)
         waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
-        its_class.offer(waiting.work_ms, waiting.features)
+        replicas = decision.chosen.load.replicas or 1
+        its_class.offer(waiting.work_ms / replicas, waiting.features)
         if decision.wait_ms == 0:
-            its_class.admit(waiting.work_ms)
+            its_class.admit(waiting.work_ms / replicas)
             return waiting.decided(decision)
         if len(self._waiting) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
             wait_s = decision.wait_ms / 1000
@@ -252,7 +261,7 @@ class Admission:
             if decision.chosen.harm and rejects and self.router.schedules:
                 waiting.decided(_too_long(decision))
                 continue
-            self.class_of(waiting.budget).admit(waiting.work_ms)
+            self.class_of(waiting.budget).admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
             decision.waited = True
             return waiting.decided(decision)
 
@@ -272,6 +281,8 @@ class Admission:
         """The highest margin of each profile's classes."""
         found: dict[str, float] = {}
         for one in self.classes.values():
+            if not one.profile:  # restored, and not asked for yet
+                continue
             found[one.profile] = max(one.margin, one.step_margin, found.get(one.profile, 0.0))
         return found
 
