@@ -137,6 +137,7 @@ class Generation:
             if isinstance(found, RequestError):
                 admitted.set_exception(_with_param(found, call))
             else:
+                found.variant.live.in_flight += call.sequences  # its place is taken until the request continues below
                 admitted.set_result(found)
 
         waiting = self._waiting(call, request.caller, request.budget, request.arrived, failed, decided)
@@ -145,9 +146,22 @@ class Generation:
         self._admission.submit(list(self._variants.values()), waiting, started)
         decision_s = perf_counter() - started
         try:
-            return await admitted, decision_s
-        finally:
+            decision = await admitted
+        except asyncio.CancelledError:
             self._admission.withdraw(waiting)
+            if not admitted.cancelled() and admitted.exception() is None:
+                admitted.result().variant.live.on_complete(call.sequences)
+            self._start_waiting()  # the next may have the place
+            raise
+        decision.variant.live.on_complete(call.sequences)
+        return decision, decision_s
+
+    def _start_waiting(self) -> None:
+        """Start what waits for a place; an error concerns none of the requests that call this."""
+        try:
+            self._admission.pump(list(self._variants.values()), perf_counter())
+        except Exception:
+            _LOG.exception("starting waiting requests failed")
 
     def _waiting(
         self,
@@ -331,7 +345,7 @@ class Generation:
         )
         expected = attempt.decision.chosen.prediction.expected
         in_flight.inc()
-        self._admission.pump(list(self._variants.values()), attempt.dispatched)
+        self._start_waiting()
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
@@ -354,7 +368,7 @@ class Generation:
             attempt.on_first_token()
             variant.live.on_complete(call.sequences)
             in_flight.dec()
-            self._admission.pump(list(self._variants.values()), perf_counter())
+            self._start_waiting()
             if attempt.first_token_at:
                 variant.live.remember_prefix(attempt.decision.features)
             if attempt.outcome == "ok":
@@ -459,8 +473,9 @@ class Generation:
         caller, call = attempt.request.caller, attempt.call
         tokens = round(attempt.report.completion_tokens / call.sequences)
         self._lengths.observe(caller.tenant, call.ref.profile or caller.budget, tokens)
-        if call.sequences == 1:
-            attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
+        if call.sequences > 1:
+            return
+        attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         if attempt.request.budget.timed and attempt.decision.reason not in ("pinned", "nearest_miss"):
             self._admission.class_of(attempt.request.budget).observe(attempt.decision, took)
 

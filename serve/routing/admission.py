@@ -31,13 +31,15 @@ LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _SHARE_TOLERANCE = 1.05
 _NOTICED = 0.05  # share of the offered work from which on a class's limits matter to others
 _MEMORY_S = 10.0  # over which offered work is averaged
+_QUIET_S = 30.0  # without an answer, after which margins decay: one that lets nothing in would last for ever
+_FORGOTTEN = 0.02  # of them a second
 _MAX_CLASSES = 64
 _MAX_TRIED = 16  # decisions in vain whenever a place is free: each quality and cost asked for needs one
 
 
 @dataclass(slots=True)
 class BudgetClass:
-    """Requests with the same limits: offered and queued work in ms of one replica, and what was learned about them."""
+    """Requests with the same limits: offered work in ms of all replicas, queued in ms of one, and what was learned about them."""
 
     tpot_ms: float  # its limit; infinite without one
     min_quality: float = 0.0
@@ -51,8 +53,9 @@ class BudgetClass:
     profile: str = ""  # of its last request
     # of log(observed / predicted)
     waits: RecentQuantile = field(default_factory=lambda: RecentQuantile(_WAIT_LEVEL, 0.0))
-    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.2)))
+    steps: RecentQuantile = field(default_factory=lambda: RecentQuantile(1 - LATE_SHARE, math.log(1.1)))
     possible: bool = True  # whether a variant of the quality keeps `tpot_ms` when it is idle
+    quiet_s: float = 0.0  # since it learned from an answer
     _admitted_now_ms: float = 0.0
     _now: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
 
@@ -70,9 +73,10 @@ class BudgetClass:
         """Work offered in about `_MEMORY_S`, also since the last `roll`."""
         return self.offered_ms * _MEMORY_S + self._now[0]
 
-    def over_share(self, replicas: int) -> bool:
-        """Whether it got more than its share of the time of so many replicas of late."""
-        return self.admitted_ms > 1000 * replicas * self.share * _SHARE_TOLERANCE
+    @property
+    def over_share(self) -> bool:
+        """Whether it got more than its share of late."""
+        return self.admitted_ms > 1000 * self.share * _SHARE_TOLERANCE
 
     def roll(self, elapsed_s: float) -> None:
         """Update the average, `elapsed_s` after the last call."""
@@ -84,6 +88,10 @@ class BudgetClass:
         self._now = (0.0, 0.0, 0.0, 0.0)
         self.admitted_ms += weight * (self._admitted_now_ms / elapsed_s - self.admitted_ms)
         self._admitted_now_ms = 0.0
+        self.quiet_s += elapsed_s
+        if self.quiet_s > _QUIET_S:
+            for learned in (self.waits, self.steps):
+                learned.decay(_FORGOTTEN * min(elapsed_s, 1.0))
 
     @property
     def step_limit_ms(self) -> float:
@@ -106,6 +114,7 @@ class BudgetClass:
         The time per token counts where the engine ran nearly as much as it may, and compared with what that should take.
         """
         expected, budget = decision.chosen.prediction.expected, decision.chosen.budget
+        self.quiet_s = 0.0
         if budget.ttft_ms is not None:
             self.waits.observe(log_ratio(took.ttft_ms, expected.ttft_ms))
         elif budget.e2e_ms is not None:
@@ -185,8 +194,7 @@ class Admission:
             return decision
         decision.wait_ms = self._wait_ms(waiting, decision, its_class)
         if waiting.budget.on_no_candidate == "reject" and (
-            now + decision.wait_ms / 1000 > waiting.start_by
-            or (its_class.over_share(decision.chosen.load.replicas or 1) and self._endangers(waiting, now))
+            now + decision.wait_ms / 1000 > waiting.start_by or (its_class.over_share and self._endangers(waiting, now))
         ):
             raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
@@ -203,11 +211,13 @@ class Admission:
             if refused.status != 429:  # never possible: no demand that others should make room for
                 return waiting.decided(refused)
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
-                its_class.offer(_work_ms(best, waiting.features), waiting.features)
+                its_class.offer(_work_ms(best, waiting.features) / best.live.replicas, waiting.features)
             return waiting.decided(refused)
-        its_class.offer(waiting.work_ms, waiting.features)
+        waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
+        replicas = decision.chosen.load.replicas or 1
+        its_class.offer(waiting.work_ms / replicas, waiting.features)
         if decision.wait_ms == 0:
-            its_class.admit(waiting.work_ms)
+            its_class.admit(waiting.work_ms / replicas)
             return waiting.decided(decision)
         if len(self._waiting) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
             wait_s = decision.wait_ms / 1000
@@ -250,7 +260,7 @@ class Admission:
             if decision.chosen.harm and rejects and self.router.schedules:
                 waiting.decided(_too_long(decision))
                 continue
-            self.class_of(waiting.budget).admit(waiting.work_ms)
+            self.class_of(waiting.budget).admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
             decision.waited = True
             return waiting.decided(decision)
 
@@ -270,6 +280,8 @@ class Admission:
         """The highest margin of each profile's classes."""
         found: dict[str, float] = {}
         for one in self.classes.values():
+            if not one.profile:  # restored, and not asked for yet
+                continue
             found[one.profile] = max(one.margin, one.step_margin, found.get(one.profile, 0.0))
         return found
 
@@ -280,7 +292,7 @@ class Admission:
                 its_class.roll(now - self._rolled)
                 idle_ms = (_idle_step_ms(v) for v in variants if v.quality.quality >= its_class.min_quality)
                 its_class.possible = min(idle_ms, default=0.0) <= its_class.tpot_ms
-            self._share(max((variant.live.replicas for variant in variants), default=0) or 1)
+            self._share()
             if self.router.schedules:
                 classes = self.classes.values()
                 demands = [
@@ -334,11 +346,11 @@ class Admission:
         left_ms = its_class.queued_ms - waiting.work_ms
         its_class.queued_ms = left_ms if left_ms > 1e-6 else 0.0  # less is what rounding leaves
 
-    def _share(self, replicas: int) -> None:
+    def _share(self) -> None:
         """Max-min fairness: each class gets what it offers, up to an equal share of what is left; then all may use the rest."""
         left, classes = 1.0, sorted(self.classes.values(), key=lambda one: one.offered_ms)
         for i, one in enumerate(classes):
-            one.share = min(one.offered_ms / (1000 * replicas), left / (len(classes) - i))
+            one.share = min(one.offered_ms / 1000, left / (len(classes) - i))
             left -= one.share
         for one in classes:
             one.share = max(one.share + left, 0.01)

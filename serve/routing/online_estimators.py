@@ -34,7 +34,10 @@ class Regression:
 
     def restore(self, state: Any) -> None:
         """Take over the state of an estimator of the same size."""
-        self.weights, self._moments, self._products, self.scale = state
+        weights, moments, products, scale = state
+        if len(weights) != len(self.weights) or any(math.isnan(value) for value in [*weights, *products, scale]):
+            raise ValueError("the state is of another estimator")
+        self.weights, self._moments, self._products, self.scale = weights, moments, products, scale
 
     def predict(self, x: Sequence[float]) -> float:
         """The expected value at features `x`."""
@@ -137,16 +140,26 @@ class Quantiles:
 class RecentQuantile:
     """A quantile of the last observations: it follows a change of the stream within as many of them."""
 
-    __slots__ = ("_level", "_recent", "value")
+    __slots__ = ("_level", "_recent", "_start", "value")
 
     def __init__(self, level: float, start: float, count: int = 30) -> None:
-        self._level = level
+        self._level, self._start = level, start
         self._recent: deque[float] = deque([start], maxlen=count)
         self.value = start
 
     def observe(self, value: float) -> None:
         """Update with one observation."""
         self._recent.append(value)
+        self._update()
+
+    def decay(self, share: float) -> None:
+        """Move the observations back towards the start by `share`."""
+        recent = [value + share * (self._start - value) for value in self._recent]
+        self._recent.clear()
+        self._recent.extend(recent)
+        self._update()
+
+    def _update(self) -> None:
         self.value = sorted(self._recent)[int(self._level * len(self._recent))]
 
     def state(self) -> list[float]:
@@ -156,7 +169,7 @@ class RecentQuantile:
     def restore(self, state: Sequence[float]) -> None:
         """Take over the observations of another."""
         for value in state:
-            self.observe(value)
+            self.observe(float(value))
 
 
 def normal_start(median: float, p95: float) -> list[float]:

@@ -183,20 +183,8 @@ class LatencyModel:
     """Latency model of one variant: its profile and the corrections learned since."""
 
     __slots__ = (
-        "_at_last_tick",
-        "_crowd",
-        "_drift",
-        "_max_running",
-        "_places",
-        "_speed",
-        "_spreads",
-        "_startup_ms",
-        "_tpot",
-        "_ttft_by_prompt",
-        "ms_per_prefill_token",
-        "observed",
-        "tpot",
-        "ttft",
+        "_at_last_tick", "_crowd", "_drift", "_max_running", "_places", "_speed", "_spreads", "_startup_ms", "_stepped",
+        "_tpot", "_ttft_by_prompt", "ms_per_prefill_token", "observed", "tpot", "ttft",
     )  # fmt: skip
 
     def __init__(self, profile: Profile, max_running: int) -> None:
@@ -224,6 +212,7 @@ class LatencyModel:
         self.drift = 0.0
         self.observed = 0
         self._at_last_tick = 0
+        self._stepped = False  # whether steps were observed since the last tick
 
     def state(self) -> dict[str, object]:
         """What was learned, for `restore`; only numbers, lists and names."""
@@ -238,7 +227,7 @@ class LatencyModel:
 
     def restore(self, state: Any) -> None:
         """Take over the state of a model of the same variant."""
-        self.drift, self.observed = state["drift"], state["observed"]
+        self.drift, self.observed = float(state["drift"]), int(state["observed"])
         self.ttft.restore(state["ttft"])
         self.tpot.restore(state["tpot"])
         for band, its in zip(self._spreads, state["spreads"], strict=True):
@@ -246,7 +235,7 @@ class LatencyModel:
                 spread.restore(one)
 
     def tick(self) -> None:
-        """Decay the corrections by 1% if there was no observation since the last call. Call it regularly.
+        """Decay the corrections by 1% if there was no observation since the last call; so with the drift. Call it regularly.
 
         Otherwise a variant that was overloaded, and gets no requests for that reason, would never be chosen again.
         """
@@ -255,14 +244,17 @@ class LatencyModel:
             self.tpot.decay(0.01)
             for spread in itertools.chain(*self._spreads):
                 spread.decay(0.01)
-        self._at_last_tick = self.observed
+        if not self._stepped:
+            self.drift *= 0.99
+        self._at_last_tick, self._stepped = self.observed, False
 
     def observe_steps(self, mean_ms: float, tokens: float, in_flight: float, load: Load) -> None:
         """Follow the present speed: `tokens` were streamed, `mean_ms` apart, while `in_flight` sequences ran.
 
         It is learned within seconds, long before the requests under way are complete.
         """
-        if tokens:
+        if tokens > 0:
+            self._stepped = True
             error = log_ratio(mean_ms, self.step_ms(load, in_flight)) + self.drift
             self.drift += tokens / (tokens + _DRIFT_TOKENS) * (error - self.drift)
 

@@ -17,6 +17,7 @@ from serve.routing.prediction import Features, Load, Prediction
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss", "random", "turn")
 _NOT_EVALUATED = "not evaluated"
+_MOST_STEP = 1.26  # of a time per token, which `step_limit_ms` is at most where it is derived from it
 _NEARLY = 0.75  # of the places of an engine
 CONFIDENCE = 0.95  # of the predicted bounds; one of `budget.LEVELS`
 
@@ -161,6 +162,10 @@ class Candidate:
             return 0
         return self.variant.latency.places(self.load, self.step_limit_ms)
 
+    def _keeps(self, tpot_ms: float) -> bool:
+        """Whether its engines run sequences within `tpot_ms` if they run no more than they may."""
+        return self._places > 0 and self.step_limit_ms <= _MOST_STEP * tpot_ms
+
     def _crowd(self) -> int:
         load, crowded = self.load, 0
         places = max(self._places, 1) * (load.replicas or 1)
@@ -194,7 +199,7 @@ class Candidate:
             ttft, tpot, e2e = (self.margin * time for time in self.prediction.expected)
             if (limit := budget.ttft_ms) is not None and ttft > limit:
                 yield "ttft", ttft, limit
-            if (limit := budget.tpot_ms) is not None and tpot > limit and not self._places:
+            if (limit := budget.tpot_ms) is not None and tpot > limit and not self._keeps(limit):
                 yield "tpot", tpot, limit
             if (limit := budget.e2e_ms) is not None and e2e > limit:
                 yield "e2e", e2e, limit

@@ -1,9 +1,11 @@
 """Requests that wait in the gateway: what their clients, metrics and dry runs see."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import orjson
 import pytest
 
 from benchmarks.lib.sample_catalog import MODEL, make_live_variant, make_profile
+from serve.budget import Budget
 from tests.support.gateway_server import GatewayServer, Start, Started
 
 PACED = {"tpot_ms": 60}  # two sequences run within it, with the margin of the beginning
@@ -157,3 +160,85 @@ def test_a_dry_run_shows_the_wait_and_the_harm(paced: Started):
         assert found["wait_ms"] > 0 and found["harm"] == 2
         assert found["candidates"][0]["harm"] == 2
         assert len(paced.app._generation._admission) == 0
+
+
+class Admitted:
+    """Requests that ask the gateway's admission for a place, without a client or an engine."""
+
+    def __init__(self, gateway: Started) -> None:
+        self.generation = gateway.app._generation
+        self.live = gateway.variants["full"].live
+        self.live.in_flight = 2
+
+    def ask(self) -> asyncio.Task[Any]:
+        call = SimpleNamespace(
+            prompt_tokens=100, prompt_chars=0, max_output_tokens=11, min_output_tokens=0, longest=1.0, limits_output=True,
+            blocks=(), sequences=1, choices=1, ref=SimpleNamespace(variant=None, profile=None),
+        )  # fmt: skip
+        request = SimpleNamespace(
+            call=call,
+            caller=SimpleNamespace(tenant="", budget="best"),
+            budget=Budget(**PACED),
+            arrived=time.perf_counter(),
+            profile="custom",
+        )
+        return asyncio.ensure_future(self.generation._admit(request, frozenset()))
+
+    def complete(self) -> None:
+        self.live.on_complete()
+        self.generation._start_waiting()
+
+
+def test_a_place_is_given_once_before_the_request_has_started(paced: Started):
+    site = Admitted(paced)
+
+    async def play() -> None:
+        asked = [site.ask() for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(one.done() for one in asked)
+        site.complete()
+        site.complete()
+        site.generation._start_waiting()
+        await asyncio.sleep(0.01)
+        assert [one.done() for one in asked] == [True, True, False]
+        asked[2].cancel()
+        await asyncio.wait(asked)
+        assert site.live.in_flight == 0
+
+    asyncio.run(play())
+
+
+def test_the_place_of_a_client_that_goes_as_it_gets_it_is_passed_on(paced: Started):
+    site = Admitted(paced)
+
+    async def play() -> None:
+        gone, other = site.ask(), site.ask()
+        await asyncio.sleep(0)
+        site.complete()
+        gone.cancel()
+        await asyncio.sleep(0.01)
+        assert gone.cancelled() and other.done()
+        assert site.live.in_flight == 1
+        site.live.on_complete()
+
+    asyncio.run(play())
+
+
+def test_an_error_in_starting_others_does_not_spoil_an_answer(paced: Started, monkeypatch: pytest.MonkeyPatch):
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    paced.engines["full"].behaviour = "answer"
+    monkeypatch.setattr(type(paced.app._generation._admission), "pump", fail)
+    assert paced.http.post("/v1/chat/completions", json=BODY).status_code == 200
+    paced.settle()
+    assert paced.variants["full"].live.in_flight == 0
+
+
+def test_several_sequences_teach_no_margin(paced: Started):
+    paced.engines["full"].behaviour = "answer"
+    budget = {"e2e_ms": 60_000}
+    assert paced.http.post("/v1/chat/completions", json={**BODY, "n": 2, "stream": False, "budget": budget}).status_code == 200
+    paced.settle()
+    (its,) = paced.app._generation._admission.classes.values()
+    assert its.waits.state() == [0.0]

@@ -352,10 +352,10 @@ def test_shares_are_what_is_offered_up_to_an_equal_part_and_all_may_plan_with_th
     admission = Site().admission
     small, large, huge = (admission.class_of(Budget(e2e_ms=ms)) for ms in (1000, 2000, 3000))
     small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 900.0, 5000.0
-    admission._share(1)
+    admission._share()
     assert [one.share for one in (small, large, huge)] == pytest.approx([0.1, 0.45, 0.45])
     small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 200.0, 300.0
-    admission._share(1)
+    admission._share()
     assert [one.share for one in (small, large, huge)] == pytest.approx([0.5, 0.6, 0.7])
 
 
@@ -471,3 +471,35 @@ def test_a_free_place_costs_few_decisions_however_many_different_requests_wait(m
     monkeypatch.setattr(Router, "decide", lambda *args, **options: decided.append(1) or decide(*args, **options))
     site.roll(0.5)
     assert all(one.waits for one in waiting) and len(decided) <= 20
+
+
+def test_a_margin_that_lets_nothing_in_does_not_last():
+    site, limits = Site(), {"ttft_ms": 200, "on_no_candidate": "reject"}
+    its = site.admission.class_of(Budget(**limits))
+    for _ in range(30):
+        its.waits.observe(1.0)
+    assert site.ask(**limits).error.status in (422, 429)
+    site.roll(29)
+    assert its.margin == MOST_MARGIN
+    site.roll(150)
+    assert site.ask(**limits).started
+
+
+def test_a_time_per_token_that_nothing_keeps_is_refused_also_where_others_have_one():
+    site, limits = Site(), {"tpot_ms": 10, "on_no_candidate": "reject"}
+    site.admission.class_of(Budget(**limits))
+    site.ask(**PACED)
+    site.roll(1.0)
+    assert site.admission._step_limit_ms < 50
+    assert site.ask(**limits).error.status == 422
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_a_share_is_of_all_replicas(replicas: int):
+    site = Site(engine(replicas=replicas, max_waiting=1000))
+    for _ in range(60):
+        for _ in range(2):
+            site.admission.submit(site.variants, Waiting(Budget(tpot_ms=1000), REQUEST, site.now, lambda _: None), site.now)
+        site.roll(0.5)
+    (its,) = site.admission.classes.values()
+    assert its.over_share == (replicas == 1)

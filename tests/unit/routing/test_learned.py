@@ -61,3 +61,26 @@ def test_what_is_too_old_is_not_used(monkeypatch):
 def test_what_is_broken_is_an_error(data):
     with pytest.raises((ValueError, KeyError, TypeError)):
         learned.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+
+
+def test_a_state_of_another_size_or_with_gaps_is_not_taken():
+    variant = make_live_variant("full", ttft_ms=400, tpot_ms=40)
+    for weights in ([0.0] * 5, [None] * 4):
+        state = variant.latency.state()
+        state["tpot"] = [weights, *state["tpot"][1:]]
+        with pytest.raises((ValueError, TypeError)):
+            variant.latency.restore(state)
+        assert variant.latency.predict(REQUEST, SLOW).expected
+    with pytest.raises(TypeError):
+        Admission(Router(WithinBudget())).restore([[[None, 50.0, None, None, None], [None], [0.0]]])
+
+
+def test_a_slow_moment_is_forgotten_by_a_variant_that_gets_nothing_more():
+    variant = make_live_variant("full", ttft_ms=400, tpot_ms=40)
+    usual = variant.latency.step_ms(SLOW, 1)
+    variant.latency.observe_steps(20 * usual, 10_000, 1, SLOW)
+    assert variant.latency.step_ms(SLOW, 1) > 10 * usual
+    for _ in range(600):
+        variant.latency.observe_steps(0.0, 0, 0, SLOW)
+        variant.latency.tick()
+    assert variant.latency.step_ms(SLOW, 1) < 1.1 * usual
