@@ -23,7 +23,7 @@ from serve.gateway.engine_priority import EnginePriority
 from serve.gateway.grounding import BudgetCheck, Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
-from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
+from serve.gateway.sse_relay import EngineFault, StreamRelay, count_tokens, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.engine_report import Choice, EngineReport, count_no_output
@@ -423,6 +423,7 @@ class Generation:
             raise EngineUnreachable("the stream ended before the first token")
         attempt.first_token_at = attempt.last_token_at = perf_counter()
         attempt.on_first_token()
+        ahead = count_tokens(data) if data.count(b'"role":"assistant"') == count_tokens(data) else 0
         await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
         try:
             while True:
@@ -431,8 +432,9 @@ class Generation:
                     attempt.last_token_at = perf_counter()
                 if relay.done or not (data := await response.content.readany()):
                     break
-                attempt.on_tokens(data.count(b"\n\n"))
                 chunk = relay.feed(data)
+                attempt.on_tokens(count_tokens(data, relay.done) - ahead)
+                ahead = 0
         except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
             _LOG.warning(
                 "request %s: the stream from variant %s was interrupted: %s",

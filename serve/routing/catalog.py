@@ -122,7 +122,7 @@ class LiveState:
         """Since the last call: mean time per streamed token, ms, number of tokens, mean sequences in flight at a replica then."""
         steps, seconds, at = self._steps, self._step_s, self._steps_at
         self._step_s = self._steps = self._steps_at = 0.0
-        return (seconds * 1000 / steps, steps, at / steps) if steps else (0.0, 0.0, 0.0)
+        return (seconds * 1000 / steps, steps, at / steps) if steps > 0 else (0.0, 0.0, 0.0)
 
     def on_first_token(self, prompt_tokens: int) -> None:
         """Count a prompt as prefilled: its first token arrived, or the request ended before."""

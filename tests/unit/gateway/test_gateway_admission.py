@@ -238,7 +238,21 @@ def test_an_error_in_starting_others_does_not_spoil_an_answer(paced: Started, mo
 def test_several_sequences_teach_no_margin(paced: Started):
     paced.engines["full"].behaviour = "answer"
     budget = {"e2e_ms": 60_000}
-    assert paced.http.post("/v1/chat/completions", json={**BODY, "n": 2, "stream": False, "budget": budget}).status_code == 200
+    assert (
+        paced.http.post("/v1/chat/completions", json={**BODY, "n": 2, "stream": False, "budget": budget}).status_code
+        == 200
+    )
     paced.settle()
     (its,) = paced.app._generation._admission.classes.values()
     assert its.waits.state() == [0.0]
+
+
+def test_only_the_tokens_after_the_first_count_as_steps(paced: Started):
+    """Not the role, the usage and the end: short answers would make the engine look many times as fast as it is."""
+    paced.engines["full"].behaviour = "answer"
+    with paced.http.stream("POST", "/v1/chat/completions", json={**BODY, "stream": True}) as response:
+        events = [line[6:] for line in response.iter_lines() if line.startswith("data: {")]
+    paced.settle()
+    deltas = [choice["delta"] for event in events for choice in orjson.loads(event)["choices"]]
+    tokens = sum("role" not in delta and bool(delta.get("content")) for delta in deltas)
+    assert 0 <= paced.variants["full"].live.take_steps()[1] <= tokens

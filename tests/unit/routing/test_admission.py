@@ -499,7 +499,9 @@ def test_a_share_is_of_all_replicas(replicas: int):
     site = Site(engine(replicas=replicas, max_waiting=1000))
     for _ in range(60):
         for _ in range(2):
-            site.admission.submit(site.variants, Waiting(Budget(tpot_ms=1000), REQUEST, site.now, lambda _: None), site.now)
+            site.admission.submit(
+                site.variants, Waiting(Budget(tpot_ms=1000), REQUEST, site.now, lambda _: None), site.now
+            )
         site.roll(0.5)
     (its,) = site.admission.classes.values()
     assert its.over_share == (replicas == 1)
