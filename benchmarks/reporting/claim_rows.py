@@ -186,30 +186,6 @@ def distillation(result: Result) -> Iterator[Figure]:
         yield figure(f"{name}.tokens_per_s", "gears", f"{of}: training speed", row["tokens_per_s"], "tokens/s")
 
 
-def goodput(result: Result) -> Iterator[Figure]:
-    """Budget attainment of every policy on the live platform, and the accuracy of its predictions."""
-    yield figure("load_1", "routing", "requests that full on all cores sustains by its profile: load 1", result["full_per_s"], "requests/s")  # fmt: skip
-    for load, by_label in result["live"].items():
-        for label, row in by_label.items():
-            of, id = f"live, load {load}, {label}", f"load-{load}.{label}"
-            simulated = ("simulator", result["simulated"][load][label]["attainment"])
-            yield figure(f"{id}.attainment", "routing", f"{of}: requests within budget", row["attainment"], "share", against=simulated)  # fmt: skip
-            yield figure(f"{id}.late", "routing", f"{of}: requests answered late", row["late"], "share")
-            yield figure(f"{id}.quality", "routing", f"{of}: mean quality of answers", row["quality"])
-        its, others = by_label["budget"], {label: row for label, row in by_label.items() if label != "budget"}
-        full, id, of = by_label["full on all cores"], f"load-{load}", f"live, load {load}, policy budget"
-        best = max(others, key=lambda label: others[label]["attainment"]["median"])
-        yield figure(f"{id}.over_best", "routing", f"{of}: requests within budget, less the best other policy's ({best})", _median(its) - _median(others[best]), "share", aim=">= 0")  # fmt: skip
-        kept_share = _median(its) / (1 - _median(its, "refused"))
-        yield figure(f"{id}.kept_of_admitted", "routing", f"{of}: of the requests not refused, within budget", kept_share, "share", aim=">= 0.95")  # fmt: skip
-        if float(load) >= SATURATED:
-            yield figure(f"{id}.over_full", "routing", f"{of}: requests within budget, over full on all cores'", _median(its) / _median(full), "times", aim=">= 2")  # fmt: skip
-            yield _violations(id, of, its, full)
-            if late := _median(its, "late"):
-                yield figure(f"{id}.fewer_late", "routing", f"{of}: late answers, how many times fewer than full's", _median(full, "late") / late, "times")  # fmt: skip
-        yield from _predictions(f"{id}.predictions", f"live, bursty, load {load}", its, 0.1)
-
-
 def simulate(result: Result) -> Iterator[Figure]:
     """Budget attainment of every policy in the simulator, compared with an oracle."""
     yield figure("load_1", "routing", "simulated: requests that full everywhere sustains: load 1", result["requests_per_s_at_1"], "requests/s")  # fmt: skip
@@ -316,7 +292,6 @@ FIGURES: Mapping[str, Figures] = {
     "compression": compression,
     "compression-large": compression_large,
     "distillation": distillation,
-    "goodput": goodput,
     "simulate": simulate,
     "decision": decision,
     "upgrades": upgrades,

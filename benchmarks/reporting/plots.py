@@ -132,12 +132,6 @@ def distillation(result: Result) -> Path:
     return _save(figure, "distillation")
 
 
-def goodput(result: Result) -> Path:
-    """Goodput of each policy over load on the live platform, and dotted in the simulator."""
-    label = "load, full on the whole machine = 1"
-    return policies(result["live"], "goodput", label, simulated=result["simulated"])
-
-
 def goodput_shapes(result: Result, name: str) -> Path:
     """Kept, late and refused requests over load, a line for each policy, a column for each shape of arrivals."""
     shapes = result["live"]

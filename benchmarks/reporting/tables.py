@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import claims, grounding_tables, telemetry_tables
+from benchmarks.reporting import claims, goodput_tables, grounding_tables, telemetry_tables
 from benchmarks.reporting.cells import Result, machine_line, median_range, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
@@ -243,30 +243,11 @@ def compression_large(result: Result) -> str:
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 
 
-def goodput(result: Result) -> str:
-    """Every policy at every load: live, with the simulator's value in brackets."""
-    rows = []
-    for label in next(iter(result["live"].values())):
-        row = [label]
-        for at, by_label in result["live"].items():
-            its, simulated = by_label[label], result["simulated"][at][label]
-            attainment = f"{its['attainment']['median']:.0%} ({simulated['attainment']['median']:.0%})"
-            row.append(f"{attainment}, {its['late']['median']:.0%} late, q {its['quality']['median']:.2f}")
-        rows.append(row)
-    size = result["size"]
-    note = (
-        f"Within budget, answered late, and mean quality of the answers; in brackets the share within budget that the simulator "
-        f"gives. Load 1 is {result['full_per_s']:.2f} requests a second, what `full` on all cores sustains by its profile; "
-        f"bursts of four times the rate in a quarter of the time; medians of {size['rounds']} rounds of {size['seconds']:.0f} s."
-    )
-    return f"{table(['', *(f'load {load}' for load in result['live'])], rows)}\n\n{note}\n{machine_line(result)}"
-
-
 def predictions(live: Result, simulated: Result) -> str:
     """Prediction error and coverage of the default policy; in the simulator, compared with an oracle."""
     rows = []
     for where, by_load in (
-        ("live, bursty", live["live"]),
+        *((f"live, {shape}", by_load) for shape, by_load in live["live"].items()),
         ("simulated", simulated["poisson"]),
         ("simulated, bursty", simulated["bursty"]),
     ):
@@ -359,8 +340,8 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "compression": (compression, ("compression",)),
     "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),
-    "goodput": (goodput, ("goodput",)),
-    "predictions": (predictions, ("goodput", "simulate")),
+    "goodput-default": (goodput_tables.goodput_shapes, ("goodput-default",)),
+    "predictions": (predictions, ("goodput-default", "simulate")),
     "simulate": (simulate, ("simulate",)),
     "decision": (decision, ("decision",)),
     "upgrades": (upgrades, ("upgrades",)),

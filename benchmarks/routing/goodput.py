@@ -4,8 +4,7 @@
 deploys two variants with a core each, and compares them with one on all cores. All policies get the same traces. Loads are in
 units of the rate whose work, by its profile, `full` does alone at its best batch. Times are measured at the client.
 
-Interrupted, the same command goes on where it stopped. A result of fewer rounds than the default is saved as
-`goodput-PLATFORM-part`, which makes no claims.
+Interrupted, the same command goes on where it stopped. A single round is saved as `goodput-PLATFORM-part`, which makes no claims.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from benchmarks.reporting.results import Progress, save
 from benchmarks.routing.dispatchers import LIMITS
 from benchmarks.routing.goodput_cells import (
     ARRIVALS,
-    ROUNDS,
+    PUBLISHED,
     Bench,
     Journal,
     Setting,
@@ -215,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     size = Size(args.loads, args.shapes, args.policies, args.rounds, args.seconds)
 
     def save_round(result: dict[str, object], rounds: int) -> None:
-        name = f"goodput-{args.platform}" if rounds >= ROUNDS else f"goodput-{args.platform}-part"
+        name = f"goodput-{args.platform}" if rounds >= PUBLISHED else f"goodput-{args.platform}-part"
         print_aims(result)
         save(name, result)
         plots.goodput_shapes(result, name)

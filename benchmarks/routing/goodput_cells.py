@@ -36,7 +36,7 @@ ARRIVALS: Mapping[str, Callable[[float, int, float], Iterator[float]]] = {  # by
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 ROUTED = ("budget", "threshold", "fastest", "round-robin", "token-load")  # between all variants
 ON_FULL = ("full", ADMISSION, "budget-full")  # with `full` alone; on a split machine it has all cores
-ROUNDS, SECONDS = 5, 20.0
+ROUNDS, PUBLISHED, SECONDS = 5, 2, 20.0  # rounds of the whole, and the fewest that are published
 WARM_S, WARM_LOAD = 12.0, 0.5
 
 

@@ -395,7 +395,7 @@ def _start_by(waiting: Waiting, decision: Decision, margin: float) -> float:
         by = min(by, waiting.arrived + (budget.ttft_ms - margin * ttft_ms) / 1000)
     if budget.e2e_ms is not None:
         by = min(by, waiting.arrived + (budget.e2e_ms - margin * e2e_ms) / 1000)
-    return by
+    return max(by, waiting.arrived)  # what cannot be in time is due at once, not before all others
 
 
 def _too_long(decision: Decision) -> RequestError:

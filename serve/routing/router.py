@@ -26,7 +26,7 @@ class Candidate:
     """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
     __slots__ = (
-        "_crowded", "_hard_violation", "_neighbours", "_prediction", "_ruled_out", "budget", "features", "load", "margin",
+        "_crowded", "_hard_violation", "_misses", "_neighbours", "_prediction", "_ruled_out", "budget", "features", "load", "margin",
         "step_limit_ms", "variant",
     )  # fmt: skip
 
@@ -47,6 +47,7 @@ class Candidate:
         self._crowded: int | None = None
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
+        self._misses: list[tuple[str, float, float]] | None = None
 
     @property
     def quality(self) -> float:
@@ -97,12 +98,18 @@ class Candidate:
     def ruled_out(self) -> str | None:
         """The first rule that excludes the variant; None if it fits."""
         if self._ruled_out is _NOT_EVALUATED:
-            self._ruled_out = (
-                self._hard_violation[0]
-                if self._hard_violation
-                else next((rule for rule, *_ in self._violations()), None)
-            )
+            if self._hard_violation:
+                self._ruled_out = self._hard_violation[0]
+            elif not self.affordable:  # without predicting times
+                self._ruled_out = next(self._violations())[0]
+            else:
+                self._ruled_out = misses[0][0] if (misses := self._missed()) else None
         return self._ruled_out
+
+    def _missed(self) -> list[tuple[str, float, float]]:
+        if self._misses is None:
+            self._misses = list(self._violations())
+        return self._misses
 
     @property
     def evaluated_rule(self) -> str | None:
@@ -116,7 +123,7 @@ class Candidate:
         """The rule in words; of limits, every one that is not met."""
         if self._hard_violation:
             return self._hard_violation[1]
-        return ", ".join(_in_words(*miss) for miss in self._violations()) or None
+        return ", ".join(_in_words(*miss) for miss in self._missed()) or None
 
     @property
     def violation(self) -> float:
@@ -125,7 +132,7 @@ class Candidate:
             return 0.0
         return sum(
             1 - value / limit if rule == "min_quality" else value / max(limit, 1e-12) - 1
-            for rule, value, limit in self._violations()
+            for rule, value, limit in self._missed()
         )
 
     def fits(self, headroom: float) -> bool:
@@ -196,13 +203,14 @@ class Candidate:
         if (limit := budget.max_cost) is not None and (cost := self.cost_usd) > limit:
             yield "max_cost", cost, limit
         if budget.timed:
-            ttft, tpot, e2e = (self.margin * time for time in self.prediction.expected)
-            if (limit := budget.ttft_ms) is not None and ttft > limit:
-                yield "ttft", ttft, limit
-            if (limit := budget.tpot_ms) is not None and tpot > limit and not self._keeps(limit):
-                yield "tpot", tpot, limit
-            if (limit := budget.e2e_ms) is not None and e2e > limit:
-                yield "e2e", e2e, limit
+            ttft, tpot, e2e = self.prediction.expected
+            margin = self.margin
+            if (limit := budget.ttft_ms) is not None and margin * ttft > limit:
+                yield "ttft", margin * ttft, limit
+            if (limit := budget.tpot_ms) is not None and margin * tpot > limit and not self._keeps(limit):
+                yield "tpot", margin * tpot, limit
+            if (limit := budget.e2e_ms) is not None and margin * e2e > limit:
+                yield "e2e", margin * e2e, limit
 
     def predictions(self, waited_ms: float = 0.0) -> dict[str, float]:
         """Predicted medians and 95% bounds, ms, of a request that starts after `waited_ms`."""
