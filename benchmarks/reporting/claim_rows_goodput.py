@@ -24,15 +24,15 @@ def goodput(result: Result) -> Iterator[Figure]:
             for policy, row in by_policy.items():
                 base = ("simulator", simulated[policy]["attainment"]) if policy in simulated else None
                 yield figure(f"{id}.{policy}.kept", "routing", f"{of}, {policy}: requests within budget", row["attainment"], "share", against=base)  # fmt: skip
+                yield figure(f"{id}.{policy}.late", "routing", f"{of}, {policy}: requests answered late", row["late"], "share")  # fmt: skip
+                yield figure(f"{id}.{policy}.quality", "routing", f"{of}, {policy}: mean quality of answers", row["quality"])  # fmt: skip
             if "budget" in by_policy:
                 yield from _ours(id, f"{of}, policy budget", by_policy["budget"])
                 yield from _compared(id, f"{of}, policy budget", float(load), result["compared"][shape][load])
 
 
 def _ours(id: str, of: str, row: Mapping[str, Any]) -> Iterator[Figure]:
-    for metric, words in {"late": "answered late", "refused": "refused"}.items():
-        yield figure(f"{id}.{metric}", "routing", f"{of}: requests {words}", row[metric], "share")
-    yield figure(f"{id}.quality", "routing", f"{of}: mean quality of answers", row["quality"])
+    yield figure(f"{id}.refused", "routing", f"{of}: requests refused", row["refused"], "share")
     yield figure(f"{id}.delivered", "routing", f"{of}: quality of answers within budget, over all requests", row["delivered"])  # fmt: skip
     if "kept_of_admitted" in row:
         yield figure(f"{id}.kept_of_admitted", "routing", f"{of}: of the requests admitted, within budget", row["kept_of_admitted"], "share", aim=f">= {OF_ADMITTED}")  # fmt: skip
