@@ -158,6 +158,7 @@ class Metrics:
                 self.violations.labels(profile, kind)
             self.switches.labels(profile)
             self.profile_cost.labels(profile)
+            self.margin.labels(profile).set(1.0)
         for variant in variants:
             for cause in ("engine", "replica", "context"):
                 self.failovers.labels(variant, cause)
@@ -167,6 +168,7 @@ class Metrics:
             for rule in EXCLUSIONS:
                 self.excluded.labels(variant, rule)
             self.cold_start.labels(variant)
+            self.admission_wait.labels(variant)
             self.in_flight.labels(variant)
         for code, status in REFUSALS.items():
             self.refused.labels(str(status), code)
