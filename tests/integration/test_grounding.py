@@ -163,7 +163,9 @@ class TestStreams:
         assert sources == ["norfell.md"] if "Ada Quist" in text else set(sources) <= {"norfell.md", "ostrava.md"}
         assert len([chunk for chunk in earlier if chunk.choices and chunk.choices[0].delta.content]) > 3
         ends = [one["end"] for one in facts["sentences"]]
-        assert ends == sorted(ends) and all(end <= len(text) for end in ends)  # positions are those of the text that was streamed
+        assert ends == sorted(ends) and all(
+            end <= len(text) for end in ends
+        )  # positions are those of the text that was streamed
         assert (facts["quoted"] is not None) == ("Source 1 says:" in text)
 
     def test_a_streamed_answer_is_the_same_as_a_whole_one(self, http: httpx.Client, harbour: str) -> None:
