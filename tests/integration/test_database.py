@@ -1,6 +1,7 @@
 """The PostgreSQL server that the platform starts: ownership of its folder, recovery, permissions."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import psutil
 import psycopg
 import pytest
 
-from deployments.database import Database, DatabaseError
+from deployments.database import _BIN, _LIBRARIES, Database, DatabaseError
 from deployments.state import RUN_ID, processes_of
 
 
@@ -114,13 +115,20 @@ def test_root_leaves_data_to_its_owner_and_says_what_it_cannot_use(tmp_path, mon
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as somebody else")
-def test_programs_that_the_servers_account_cannot_reach_are_told_of_and_not_opened(tmp_path, monkeypatch):
-    programs = tmp_path / "closed/bin"
-    programs.mkdir(parents=True)
-    programs.parent.chmod(0o700)
-    monkeypatch.setattr("deployments.database._BIN", programs)
+def test_programs_that_the_servers_account_cannot_reach_run_from_a_copy_and_are_not_opened(tmp_path, monkeypatch):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for part in (_BIN.parent.relative_to(packages := _BIN.parents[2]), _LIBRARIES):
+        shutil.copytree(packages / part, closed / part)
+    monkeypatch.setattr("deployments.database._BIN", programs := closed / _BIN.relative_to(packages))
     before = modes(programs)
-    with pytest.raises(DatabaseError, match=r"other accounts have no access to .*another user than root"):
-        Database(tmp_path / "documents").start()
-    assert modes(programs) == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["closed", "documents.lock"]
+    database = Database(tmp_path / "documents")
+    with psycopg.connect(database.start()) as connection:
+        connection.execute("create extension vector")
+    assert psutil.Process(database._process.pid).exe().startswith(str(copy := database._copied))
+    assert database.restart_if_dead() is False
+    psutil.Process(database._process.pid).kill()
+    database._process.wait()
+    assert database.restart_if_dead()
+    database.stop()
+    assert modes(programs) == before and not copy.exists()
