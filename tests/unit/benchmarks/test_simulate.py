@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_live_variant, make_profile
 from benchmarks.routing import simulate
-from benchmarks.routing.simulate import Engine, Machine, Oracle, Platform, Running
+from benchmarks.routing.simulate import Oracle
+from benchmarks.routing.simulated_platform import Engine, Machine, Platform, Running
 from benchmarks.routing.workloads import (
     ARRIVALS,
     KINDS,
