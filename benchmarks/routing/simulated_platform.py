@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from benchmarks.routing.workloads import Outcome, Request
+from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
@@ -271,8 +271,8 @@ class Platform:
         variant, prediction = decision.variant, decision.chosen.prediction
         waited = now - request.at
         outcome.variant, outcome.quality, outcome.reason = variant.name, variant.quality.quality, decision.reason
-        outcome.expected = self.foreseen or _after(waited, prediction.expected)
-        outcome.tail = _after(waited, prediction.tail(CONFIDENCE))
+        outcome.expected = self.foreseen or after_wait(waited, prediction.expected)
+        outcome.tail = after_wait(waited, prediction.tail(CONFIDENCE))
         outcome.cost_usd = variant.cost_usd(request.prompt_tokens, request.output_tokens)
         variant.live.on_dispatch(request.prompt_tokens, 1, decision.features.output_tokens)
         engine, machine = self.place(variant.name)
@@ -326,13 +326,9 @@ class Platform:
         steps = request.output_tokens - 1
         tpot = (now - running.first) / steps if steps > 0 else 0.0
         took = Latency(running.first - running.started, tpot, now - running.started)
-        outcome.took = _after(running.started - request.at, took)
+        outcome.took = after_wait(running.started - request.at, took)
         live.on_complete()
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         self.admission.class_of(request.budget).observe(decision, took)
         self.admission.pump(self.variants, now / 1000)
-
-
-def _after(waited_ms: float, times: Latency) -> Latency:
-    return Latency(times.ttft_ms + waited_ms, times.tpot_ms, times.e2e_ms + waited_ms)
