@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.progress import track
 
@@ -138,7 +139,7 @@ def cells() -> list[Cell]:
     ]
 
 
-def measure() -> dict[str, object]:
+def measure() -> dict[str, Any]:
     """Simulate all cells and the run at scale. Returns the result without the machine."""
     plan = cells()
     max_rate_per_s = max(cell.rate_per_s for cell in plan)
