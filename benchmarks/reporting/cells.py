@@ -23,6 +23,11 @@ def mean_interval(its: Mapping[str, Any], digits: int) -> str:
     return f"{its['mean']:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in its['ci95'])}]"
 
 
+def policy_cell(row: Mapping[str, Any]) -> str:
+    """Within budget, late, and quality, of a routing policy."""
+    return f"{row['attainment']['median']:.0%} / {row['late']['median']:.0%} / {row['quality']['median']:.2f}"
+
+
 def machine_words(result: Result) -> str:
     """Processor, cores, memory and accelerator it was measured on."""
     machine = result["machine"]

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.reporting.cells import Result
+from benchmarks.reporting.claim_rows import SATURATED, TIMES
 from benchmarks.reporting.figures import Figure, Figures, figure
 
-TIMES = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "e2e_ms": "E2E"}
-SATURATED = 1.0  # load from which `full` cannot keep up
 OF_ADMITTED, REFUSAL_MS = 0.95, 50  # aims: share kept of the requests admitted; p99 until a refusal
 OVER_FULL, OVER_ADMISSION = 2, 1.25  # aims from saturation on: ratios of kept budgets
 ERROR, COVERED = 0.1, "0.93 to 0.98"  # aims of predictions

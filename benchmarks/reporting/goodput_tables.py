@@ -1,6 +1,6 @@
 """The table of the live routing benchmark."""
 
-from benchmarks.reporting.cells import Result, machine_line, table
+from benchmarks.reporting.cells import Result, machine_line, policy_cell, table
 
 
 def goodput_shapes(result: Result) -> str:
@@ -9,7 +9,7 @@ def goodput_shapes(result: Result) -> str:
     for shape, by_load in result["live"].items():
         policies = dict.fromkeys(policy for row in by_load.values() for policy in row)
         rows = [
-            [policy, *(_kept(by_policy.get(policy)) for by_policy in by_load.values())]
+            [policy, *(policy_cell(row[policy]) if policy in row else "" for row in by_load.values())]
             for policy in policies
             if not policy.startswith("admission-")
         ]
@@ -20,9 +20,3 @@ def goodput_shapes(result: Result) -> str:
         f"Medians of {size['rounds_measured']} rounds of {size['seconds']:.0f} s."
     )
     return "\n\n".join([*parts, f"{note}\n{machine_line(result)}"])
-
-
-def _kept(row: Result | None) -> str:
-    if row is None:
-        return ""
-    return f"{row['attainment']['median']:.0%} / {row['late']['median']:.0%} / {row['quality']['median']:.2f}"

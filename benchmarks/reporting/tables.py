@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.reporting import claims, goodput_tables, grounding_tables, telemetry_tables
-from benchmarks.reporting.cells import Result, machine_line, median_range, table
+from benchmarks.reporting.cells import Result, machine_line, median_range, policy_cell, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
 from benchmarks.reporting.variant_group import group
@@ -272,7 +272,7 @@ def simulate(result: Result) -> str:
     loads = list(result["bursty"])
     rows = []
     for label in next(iter(result["bursty"].values())):
-        rows.append([label, *(_policy_cell(result["bursty"][load][label]) for load in loads)])
+        rows.append([label, *(policy_cell(result["bursty"][load][label]) for load in loads)])
     scale = result["scale"]
     note = (
         f"Within budget / answered late / mean quality of answers; {len(result['gears'])} machines, one variant each or `everywhere` "
@@ -292,10 +292,6 @@ def decision(result: Result) -> str:
     ]
     parts = ", ".join(f"`{name}` {share:.0%}" for name, share in result["shares"].items())
     return f"{table(['variants', 'decision, µs', 'when nothing fits, µs', 'learning from an answer, µs'], rows)}\n\nWhere it goes: {parts}.\n\n{_aims('decision', result)}\n{machine_line(result)}"
-
-
-def _policy_cell(row: Mapping[str, Any]) -> str:
-    return f"{row['attainment']['median']:.0%} / {row['late']['median']:.0%} / {row['quality']['median']:.2f}"
 
 
 def _speeds(profile: Mapping[str, Any]) -> tuple[float, float, float]:

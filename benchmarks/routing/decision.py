@@ -8,6 +8,7 @@ import cProfile
 import itertools
 import pstats
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -116,11 +117,10 @@ def _shares(work: Callable[[], object]) -> dict[str, float]:
     """Share of self time of each function of the router, largest first."""
     profile = cProfile.Profile()
     profile.runcall(work)
-    own = {
-        name: row[2]
-        for (file, _, name), row in pstats.Stats(profile).stats.items()
-        if row[2]  # type: ignore[attr-defined]
-    }
+    own: dict[str, float] = {}
+    for (_, _, function), row in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        name = re.sub(" of type object at 0x[0-9a-f]+", "", function)
+        own[name] = own.get(name, 0.0) + row[2]
     total = sum(own.values())
     top = sorted(own.items(), key=lambda one: -one[1])[:6]
     return {name: round(seconds / total, 3) for name, seconds in top}

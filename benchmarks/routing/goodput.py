@@ -37,7 +37,7 @@ from benchmarks.routing.goodput_cells import (
 )
 from benchmarks.routing.goodput_simulated import simulated
 from benchmarks.routing.goodput_summary import ADMISSION, Cell, summarise
-from benchmarks.routing.live_platform import SPLIT, WORK, Machine, NoVariant, Platform, Setup, machine, serving
+from benchmarks.routing.live_platform import SPLIT, WORK, Machine, NoVariant, Setup, machine, serving
 from benchmarks.routing.load_client import Replayed, replay
 from benchmarks.routing.workloads import ABSOLUTE, Request, full_load
 from benchmarks.systems.full_weights import CONFIG
@@ -48,22 +48,22 @@ from serve.config.platform import ConfigError, load_config
 Part = TypeVar("Part")
 
 
-async def send(bench: Bench, platform: Platform, setting: Setting, trace: Sequence[Request], *cell: object) -> Replayed:
-    """Replay `trace` on a platform of `setting`. No two cells have equal prompts: the engines' prefix caches would have them."""
+async def send(bench: Bench, url: str, setting: Setting, trace: Sequence[Request], *cell: object) -> Replayed:
+    """Replay `trace` on the platform of `setting` at `url`. No two cells have equal prompts: the engines' prefix caches would have them."""
     seed = seed_of(setting.policy, *cell)
-    return await replay(platform.url, bench.dispatcher(setting, seed), trace, bench.qualities, seed)
+    return await replay(url, bench.dispatcher(setting, seed), trace, bench.qualities, seed)
 
 
-async def live(bench: Bench, platform: Platform, setting: Setting, number: int, progress: Progress) -> None:
+async def live(bench: Bench, url: str, setting: Setting, number: int, progress: Progress) -> None:
     """Measure the cells of a setting in a round that are not in the journal."""
-    await send(bench, platform, setting, bench.warm_up(number), number, "warm")
+    await send(bench, url, setting, bench.warm_up(number), number, "warm")
     for shape, load in bench.keys:
         name = _name(number, setting, shape, load)
         if bench.journal.has("live", number, setting, shape, load):
             progress.skip(name)
             continue
         progress.step(name)
-        replayed = await send(bench, platform, setting, bench.trace(number, shape, load), number, shape, load)
+        replayed = await send(bench, url, setting, bench.trace(number, shape, load), number, shape, load)
         row = {**bench.row(replayed.outcomes), **replayed.client()}
         bench.journal.write(Cell("live", number, shape, load, setting.policy, row))
         print(f"    {_line(row)}", flush=True)
@@ -127,9 +127,9 @@ def _measure_group(bench: Bench, setup: Setup, group: Sequence[Setting], number:
             for key in bench.keys:
                 progress.skip(_name(number, one, *key))
     if to_measure:
-        with serving(bench.machine, setup) as platform:
+        with serving(bench.machine, setup) as url:
             for one in to_measure:
-                asyncio.run(live(bench, platform, one, number, progress))
+                asyncio.run(live(bench, url, one, number, progress))
     for one in missing("simulated"):
         for cell in simulated(bench, one, number):
             bench.journal.write(cell)
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         *whole.policies,
         "random",
         *(f"{ADMISSION}-{limit}" for limit in LIMITS),
-        *SPLIT,
+        *(SPLIT if args.platform == "split" else ()),
         *(variant.name for variant in load_config(CONFIG).variants),
     }
     if unknown := [policy for policy in args.policies if policy not in known]:

@@ -75,13 +75,11 @@ def settings(platform: str, policies: Sequence[str], cores: int, names: Sequence
     for policy in policies:
         own = [f"{ADMISSION}-{limit}" for limit in LIMITS] if policy == ADMISSION else [policy]
         for one in own:
-            alone = (
-                "full"
-                if policy in ON_FULL or policy.startswith(ADMISSION)
-                else policy
-                if policy in names or policy in SPLIT
-                else None
-            )
+            alone = None
+            if policy in ON_FULL or policy.startswith(ADMISSION):
+                alone = "full"
+            elif policy in names or policy in SPLIT:
+                alone = policy
             if alone and (split or policy == "budget-full"):
                 found.append(Setting(one, Setup((alone,), cores if split else 0)))
             else:
@@ -109,7 +107,7 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> "Journal":
-        """Read what the file has; the last line may be cut off."""
+        """Read what the file has; a line may be cut off."""
         journal = cls(path)
         for line in path.read_text().splitlines() if path.exists() else ():
             try:
@@ -124,7 +122,7 @@ class Journal:
         self.cells.append(cell)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
-            file.write(json.dumps(asdict(cell)) + "\n")
+            file.write(f"\n{json.dumps(asdict(cell))}\n")  # a new line, also after one that was cut off
 
     def has(self, where: str, number: int, setting: Setting, shape: str, load: float) -> bool:
         """Whether the cell is measured."""

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from benchmarks.routing import simulate
 from benchmarks.routing.goodput_cells import Bench, Setting
 from benchmarks.routing.goodput_summary import Cell
+from benchmarks.routing.simulated_platform import Platform
 from benchmarks.routing.workloads import Request
 from serve.card import load_card
 from serve.config.sections import VariantConfig
@@ -33,7 +33,7 @@ def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
     names = [variant.name for variant in variants]
     places = [[name] for name in names] if setting.setup.cores else [names]  # a core each, or shared
     policy = POLICIES["full" if alone else SIMULATED[setting.policy]]()
-    platform = simulate.Platform(variants, places, policy, number)
+    platform = Platform(variants, places, policy, number)
     trace: list[Request] = []
     ends: list[int] = []
     cells = [bench.trace(number, shape, load) for shape, load in bench.keys]

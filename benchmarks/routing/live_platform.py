@@ -116,14 +116,6 @@ def _link_weights(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-@dataclass(slots=True)
-class Platform:
-    """A running platform."""
-
-    url: str
-    model: str
-
-
 def document(machine: Machine, setup: Setup, port: int) -> dict[str, object]:
     """The configuration of a platform of `setup`, without retrieval; metrics are at the next port."""
     config = machine.config
@@ -143,8 +135,8 @@ def document(machine: Machine, setup: Setup, port: int) -> dict[str, object]:
 
 
 @contextmanager
-def serving(machine: Machine, setup: Setup) -> Iterator[Platform]:
-    """A platform of `setup`, stopped after the block. Retrieval is left out. Raises `NotStarted`."""
+def serving(machine: Machine, setup: Setup) -> Iterator[str]:
+    """The URL of a platform of `setup`, stopped after the block. Retrieval is left out. Raises `NotStarted`."""
     port, folder = free_ports(10)[0], Path(tempfile.mkdtemp(prefix="gb-"))
     file = folder / "gearbox.yaml"
     file.write_text(yaml.safe_dump(document(machine, setup, port)))
@@ -156,4 +148,4 @@ def serving(machine: Machine, setup: Setup) -> Iterator[Platform]:
             return state is not None and all(one.phase == "ready" for one in state.variants.values())
 
         system.wait(up, PATIENCE_S)
-        yield Platform(f"http://127.0.0.1:{port}", machine.config.model.name)
+        yield f"http://127.0.0.1:{port}"

@@ -11,7 +11,7 @@ import aiohttp
 import orjson
 
 from benchmarks.routing.dispatchers import Dispatcher, Place
-from benchmarks.routing.workloads import Outcome, Request
+from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.routing.prediction import Latency
 
 VOCABULARY = 40_000  # token ids in random prompts
@@ -131,7 +131,5 @@ async def _stream(
     steps = request.output_tokens - 1
     outcome.took = Latency(*((first - sent_at) * 1000, (last - first) * 1000 / max(steps, 1), (last - sent_at) * 1000))
     predicted = metadata["predicted"]  # from when it was sent on: the wait before is known
-    ttft, tpot, e2e = (predicted[f"{name}_ms"] for name in ("ttft", "tpot", "e2e"))
-    outcome.expected = Latency(ttft + waited_ms, tpot, e2e + waited_ms)
-    ttft, tpot, e2e = (predicted[f"{name}_p95_ms"] for name in ("ttft", "tpot", "e2e"))
-    outcome.tail = Latency(ttft + waited_ms, tpot, e2e + waited_ms)
+    outcome.expected = after_wait(waited_ms, Latency(*(predicted[f"{name}_ms"] for name in ("ttft", "tpot", "e2e"))))
+    outcome.tail = after_wait(waited_ms, Latency(*(predicted[f"{name}_p95_ms"] for name in ("ttft", "tpot", "e2e"))))

@@ -67,6 +67,11 @@ class Outcome:
         )
 
 
+def after_wait(waited_ms: float, times: Latency) -> Latency:
+    """The times of a request that started `waited_ms` after its arrival."""
+    return Latency(times.ttft_ms + waited_ms, times.tpot_ms, times.e2e_ms + waited_ms)
+
+
 class TraceError(Exception):
     """A recorded trace cannot be read; the message names the line."""
 

@@ -43,7 +43,8 @@ async def test_an_urgent_request_overtakes_patient_ones_at_a_full_engine(platfor
     assert not jumped, f"answered in this order: {answered}"
 
 
-async def test_a_clients_own_priority_overtakes_nothing(platform: Platform) -> None:
+async def test_a_clients_own_priority_does_not_reach_the_engine(platform: Platform) -> None:
+    """Which refuses one that is no number."""
     body = {"model": platform.model, "prompt": "hello", "max_tokens": 1, "priority": "first"}
     with platform.http() as http:
         assert (await asyncio.to_thread(http.post, "/v1/completions", json=body)).status_code == 200

@@ -5,7 +5,6 @@ import itertools
 import json
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -14,7 +13,7 @@ from benchmarks.lib.processes import NotStarted
 from benchmarks.lib.sample_catalog import MODEL, three_gears
 from benchmarks.reporting import claims, goodput_tables, plots
 from benchmarks.routing import goodput, goodput_cells, goodput_simulated, live_platform, load_client
-from benchmarks.routing.dispatchers import Admission, Dispatcher, InFlight, Pinned, token_load
+from benchmarks.routing.dispatchers import Admission, Dispatcher, InFlight, Pinned, round_robin, token_load
 from benchmarks.routing.goodput_cells import ARRIVALS, Bench, Journal, Setting, Size, make_trace, rotated, settings
 from benchmarks.routing.goodput_simulated import simulated
 from benchmarks.routing.live_platform import SPLIT, Machine, Setup
@@ -67,21 +66,29 @@ def test_a_gateway_that_is_gone_is_an_outcome_too():
     assert one.took is None and one.reason.startswith("failed: ")
 
 
+def test_waiting_in_the_client_is_part_of_the_measured_and_of_the_predicted_times(gateway: Started):
+    class Late(Dispatcher):
+        async def place(self, request: Request):
+            await asyncio.sleep(1)
+            return await super().place(request)
+
+    [one] = send(gateway, [Request(0, 5, 3, Budget(), "chat")], Late(MODEL)).outcomes
+    gateway.finish()
+    assert one.took and one.expected and one.tail
+    for times in (one.took, one.expected, one.tail):
+        assert times.ttft_ms > 1000 > times.tpot_ms and times.e2e_ms > 1000
+
+
 def test_a_baseline_pins_its_requests_and_sends_no_budget(gateway: Started):
     variants = [InFlight(name, quality) for name, quality in QUALITIES.items()]
     trace = [Request(0, 5, 3, Budget(ttft_ms=1, on_no_candidate="reject"), "chat")] * 4
-    outcomes = send(gateway, trace, Pinned(MODEL, variants, goodput_choice())).outcomes
+    outcomes = send(gateway, trace, Pinned(MODEL, variants, round_robin())).outcomes
     gateway.finish()
     assert [one.variant for one in outcomes] == ["full", "int8", "distilled", "full"]
     assert {one.reason for one in outcomes} == {"pinned"}
     assert all("budget" not in body for engine in gateway.engines.values() for body in engine.requests)
     assert [one.requests for one in variants] == [0, 0, 0]
     assert [one.tokens for one in variants] == pytest.approx([0, 0, 0])
-
-
-def goodput_choice():
-    turns = itertools.count()
-    return lambda variants: variants[next(turns) % len(variants)]
 
 
 def test_a_failed_request_leaves_no_token_load(gateway: Started):
@@ -208,7 +215,7 @@ def starts(machine: Machine, gateway: Started, monkeypatch: pytest.MonkeyPatch) 
     @contextmanager
     def serving(_: Machine, setup: Setup):
         started.append(setup)
-        yield SimpleNamespace(url=gateway.url, model=MODEL)
+        yield gateway.url
 
     monkeypatch.setattr(goodput, "serving", serving)
     return started
@@ -276,15 +283,27 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     with pytest.raises(NotStarted):
         goodput.measure("default", size, lambda *_: None)
     [journal] = tmp_path.glob("*.jsonl")
-    before = [json.loads(line) for line in journal.read_text().splitlines()]
-    assert before
+    before = [json.loads(line) for line in journal.read_text().splitlines() if line]
+    assert [(entry["policy"], entry["load"]) for entry in before] == [("full", 0.5), ("full", 1.0)]
     journal.write_text(journal.read_text() + '{"where": "cut o')
     results = []
     goodput.measure("default", size, lambda result, _: results.append(result))
+    assert (
+        len(replayed) == 4 + 3
+    )  # the cells of `full` are not measured again, only those of `budget`, after its warm-up
     first = before[0]
     its = results[0]["live"]["poisson"][f"{first['load']:g}"][first["policy"]]
     assert its["attainment"]["median"] == round(first["row"]["attainment"], 4)
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_journal_keeps_what_is_written_after_a_line_that_was_cut_off(tmp_path: Path):
+    cells = [goodput_cells.Cell("live", number, "square", 1.0, "full", {"attainment": 0.5}) for number in range(2)]
+    path = tmp_path / "cells.jsonl"
+    for cell in cells:
+        path.open("a").write('{"where": "cut o')
+        Journal.open(path).write(cell)
+    assert Journal.open(path).cells == cells
 
 
 def test_the_simulation_beside_it_has_the_same_cells(machine: Machine):
@@ -294,13 +313,24 @@ def test_the_simulation_beside_it_has_the_same_cells(machine: Machine):
         (load, len(bench.trace(0, "square", load))) for load in (0.3, 2.0)
     ]
     assert simulated(bench, Setting("admission-8", Setup(NAMES)), 0) == []
+    bench.size = Size((8.0, 0.2), ("square",))
+    overload, after = simulated(bench, Setting("full", Setup(NAMES)), 0)
+    assert overload.row["attainment"] < 0.2 and after.row["attainment"] > 0.8, "it begins when the overload is over"
+    assert after.row["goodput_per_s"] == pytest.approx(0.2 * 3, rel=0.5), "and its time is its own"
+    bench.size = Size((0.3, 2.0), ("square",))
     static = simulated(bench, Setting("distilled", Setup(NAMES)), 0)
     assert static[0].row["quality"] == pytest.approx(machine.quality("distilled"))
 
 
 def test_the_command_says_what_it_does_not_know(capsys: pytest.CaptureFixture[str]):
-    for arguments in (["--policies", "nothing"], ["--shapes", "round"], ["--loads", "-1"]):
+    for arguments in (
+        ["--policies", "lora-healed"],
+        ["--policies", "nothing"],
+        ["--shapes", "round"],
+        ["--loads", "-1"],
+    ):
         with pytest.raises(SystemExit):
             goodput.main(arguments)
-    assert "unknown policy nothing" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "unknown policy nothing" in said and "unknown policy lora-healed" in said  # only `split` deploys it
     assert Size().part() == []

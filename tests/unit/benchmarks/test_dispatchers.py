@@ -170,3 +170,16 @@ def test_dispatchers_by_name():
     assert type(dispatcher("budget", "m", [], {}, 0)) is Dispatcher
     with pytest.raises(KeyError):
         place("nothing")
+
+
+def test_each_name_has_a_choice_of_its_own():
+    def chosen(policy: str, seed: int = 0) -> list[str]:
+        """Of three requests that stay in flight, while `full` has many requests and `int8` many tokens."""
+        variants = [InFlight("full", 1.0, 2.0, requests=8), InFlight("int8", 0.9, 1.0, tokens=10_000)]
+        its = dispatcher(policy, "m", variants, {}, seed)
+        return [asyncio.run(its.place(request())).model.removeprefix("m:") for _ in range(3)]  # type: ignore[union-attr]
+
+    assert chosen("threshold") == ["int8"] * 3
+    assert chosen("token-load") == ["full"] * 3
+    assert chosen("round-robin") == ["full", "int8", "full"]
+    assert len({tuple(chosen("random", seed)) for seed in range(20)}) > 2

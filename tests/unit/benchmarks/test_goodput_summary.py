@@ -85,6 +85,7 @@ def test_refusals_are_timed_and_kinds_counted():
     assert found["kept_of_admitted"] == 0.5
     assert (found["refusal_p50_ms"], found["refusal_p99_ms"], found["refusal_max_ms"]) == (50.5, 99, 100)
     assert admission([outcome("a")]) == {"kept_of_admitted": 1}
+    assert admission([outcome("a", refused_ms=0.0)])["refusal_max_ms"] == 0, "as in the simulator"
     kinds = by_kind(outcomes, profile)
     assert (kinds["a.kept"], kinds["a.late"], kinds["b.refused"]) == (0.5, 0.5, 1)
     assert (kinds["a.offered_s"], kinds["a.kept_s"], kinds["b.kept_s"]) == (pytest.approx(0.4), pytest.approx(0.2), 0)

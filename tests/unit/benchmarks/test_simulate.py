@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_live_variant, make_profile
 from benchmarks.routing import simulate
-from benchmarks.routing.simulate import Engine, Machine, Oracle, Platform, Running
+from benchmarks.routing.simulate import Oracle
+from benchmarks.routing.simulated_platform import Engine, Machine, Platform, Running
 from benchmarks.routing.workloads import (
     ARRIVALS,
     KINDS,
@@ -95,6 +96,19 @@ def test_every_request_ends_and_nothing_is_left_in_flight():
     assert all((o.took is None) == (o.variant == "") for o in outcomes)
     assert all(v.live.in_flight == v.live.pending_prefill_tokens == 0 for v in variants)
     assert all(o.took.ttft_ms > 0 and o.took.e2e_ms >= o.took.ttft_ms for o in outcomes if o.took)
+
+
+def test_while_answers_are_written_the_gateway_follows_their_pace_and_the_offered_work():
+    def last_expected(drift: float) -> Latency:
+        """Of a request beside a long answer, after others of one token each, which tell nothing of the time per token."""
+        long = asked(0, output=400, e2e_ms=60_000)
+        platform = Platform([steady()], [["full"]], WithinBudget(), 1, drift=lambda _: drift)
+        short = (asked(at, prompt=10, output=1) for at in range(1000, 8000, 500))
+        *_, last = platform.run([long, *short, asked(8000)])
+        assert platform.admission.class_of(long.budget).offered_ms > 0
+        return last.expected
+
+    assert last_expected(2.0).tpot_ms > 1.3 * last_expected(1.0).tpot_ms
 
 
 def test_the_same_seed_gives_the_same_outcomes():

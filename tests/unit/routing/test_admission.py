@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.lib.sample_catalog import REQUEST, make_live_variant, make_profile
-from benchmarks.routing.simulate import Platform
+from benchmarks.routing.simulated_platform import Platform
 from benchmarks.routing.workloads import ARRIVALS, Outcome, Request
 from serve.budget import Budget
 from serve.errors import RequestError

@@ -1,6 +1,6 @@
 """Regular expressions, and loops around them, take linear time for any text from clients, models or documents (no ReDoS).
 
-`regex_probe` finds the patterns and tests each with texts generated from it; tests check what it must find and report.
+`regex_probe` finds the patterns and times each on texts generated from it; tests check what it must find and report.
 """
 
 import asyncio

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from serve.tools.calculator import MAX_BITS, CalculatorError, ExpressionSyntaxError, answer, compute
 from serve.tools.calculator_intent import find_expression
-from tests.unit.tools.questions_arithmetic import COMPUTATIONS, FRESH_COMPUTATIONS, FRESH_OTHERS, NOT_COMPUTATIONS
+from tests.unit.tools.questions_arithmetic import COMPUTATIONS, FRESH_COMPUTATIONS
 from tests.unit.tools.questions_clock import CLOCK, NOT_CLOCK
+from tests.unit.tools.questions_not_arithmetic import FRESH_OTHERS, NOT_COMPUTATIONS
 
 
 @pytest.mark.parametrize(

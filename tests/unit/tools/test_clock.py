@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from serve.tools.clock import ClockError, ClockQuestion, Day, answer, find_question, parse_day, time_zone
 from serve.tools.intent import DETECTED, detect
-from tests.unit.tools.questions_arithmetic import COMPUTATIONS, NOT_COMPUTATIONS
+from tests.unit.tools.questions_arithmetic import COMPUTATIONS
 from tests.unit.tools.questions_clock import CLOCK, FRESH_CLOCK, FRESH_NOT_CLOCK, NOT_CLOCK
+from tests.unit.tools.questions_not_arithmetic import NOT_COMPUTATIONS
 
 NOW = datetime(2026, 11, 25, 3, 40, tzinfo=UTC)
 DATES = st.dates(date(1, 1, 1), date(9999, 12, 31))
