@@ -291,6 +291,7 @@ class Generation:
             raise EngineUnreachable("the stream ended before the first token")
         attempt.first_token_at = attempt.last_token_at = perf_counter()
         attempt.on_first_token()
+        # a chunk with nothing but roles: the tokens that follow are the first ones, and no step was before them
         ahead = count_tokens(data) if data.count(b'"role":"assistant"') == count_tokens(data) else 0
         await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
         try:
