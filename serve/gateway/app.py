@@ -125,7 +125,7 @@ class Gateway:
         return self._admission.learned()
 
     def restore(self, data: bytes) -> bool:
-        """Begin with what another gateway has learned. Raises as `serve.routing.learned.restore`."""
+        """Begin with what another gateway has learned. Raises as `serve.routing.learned_state.restore`."""
         return self._admission.restore(data)
 
     async def export_quotas(self) -> None:

@@ -11,7 +11,7 @@ from serve.gateway.grounding import BudgetCheck
 from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.lifecycle import Attempt, Request
-from serve.routing import learned
+from serve.routing import learned_state
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, OutputLengths
@@ -36,11 +36,11 @@ class RequestAdmission:
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""
-        return learned.dump(self._variants.values(), self._lengths, self._queue)
+        return learned_state.dump(self._variants.values(), self._lengths, self._queue)
 
     def restore(self, data: bytes) -> bool:
-        """Begin with what another gateway has learned. Raises as `serve.routing.learned.restore`."""
-        return learned.restore(data, self._variants.values(), self._lengths, self._queue)
+        """Begin with what another gateway has learned. Raises as `serve.routing.learned_state.restore`."""
+        return learned_state.restore(data, self._variants.values(), self._lengths, self._queue)
 
     def refresh(self) -> None:
         """Follow the speed of the engines and the offered work, and start what waited; called regularly."""

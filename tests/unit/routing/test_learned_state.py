@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import REQUEST, make_card, make_live_variant, three_gears
 from serve.budget import Budget
-from serve.routing import learned
+from serve.routing import learned_state
 from serve.routing.admission import Admission
 from serve.routing.policies import WithinBudget
 from serve.routing.prediction import Load, OutputLengths
@@ -22,14 +22,14 @@ def taught() -> bytes:
     for _ in range(20):
         lengths.observe("alice", "best", 7)
         admission.class_of(Budget(tpot_ms=50)).steps.observe(1.0)
-    return learned.dump(variants, lengths, admission)
+    return learned_state.dump(variants, lengths, admission)
 
 
 def test_a_new_gateway_predicts_as_the_one_before():
     data = taught()
     variants, lengths, admission = three_gears(), OutputLengths(), Admission(Router(WithinBudget()))
     naive = [variant.latency.predict(REQUEST, SLOW).expected for variant in variants]
-    assert learned.restore(data, variants, lengths, admission)
+    assert learned_state.restore(data, variants, lengths, admission)
     for variant, before in zip(variants, naive, strict=True):
         after = variant.latency.predict(REQUEST, SLOW)
         assert after.expected != before
@@ -38,29 +38,31 @@ def test_a_new_gateway_predicts_as_the_one_before():
         after.observe(900, 90, 1800)
     assert lengths.expect("alice", "best", 100) == lengths.expect("bob", "fast", 100) < 15
     assert admission.class_of(Budget(tpot_ms=50)).step_margin > 1.5
-    assert learned.restore(learned.dump(variants, lengths, admission), three_gears(), OutputLengths(), admission)
+    assert learned_state.restore(
+        learned_state.dump(variants, lengths, admission), three_gears(), OutputLengths(), admission
+    )
 
 
 def test_other_weights_begin_anew():
     variant = make_live_variant("full", ttft_ms=400, tpot_ms=40)
-    data = learned.dump([variant], OutputLengths(), Admission(Router(WithinBudget())))
+    data = learned_state.dump([variant], OutputLengths(), Admission(Router(WithinBudget())))
     object.__setattr__(variant, "card", make_card("full", digest="sha256:" + "1" * 64))
     variant.latency.observed = 0
     known = variant.latency.state()
-    learned.restore(data, [variant], OutputLengths(), Admission(Router(WithinBudget())))
+    learned_state.restore(data, [variant], OutputLengths(), Admission(Router(WithinBudget())))
     assert variant.latency.state() == known
 
 
 def test_what_is_too_old_is_not_used(monkeypatch):
     data = taught()
-    monkeypatch.setattr(learned, "time", lambda: 2e10)
-    assert not learned.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+    monkeypatch.setattr(learned_state, "time", lambda: 2e10)
+    assert not learned_state.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"version": 1}', b"[]"])
 def test_what_is_broken_is_an_error(data):
     with pytest.raises((ValueError, KeyError, TypeError)):
-        learned.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+        learned_state.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
 
 
 def test_a_state_of_another_size_or_with_gaps_is_not_taken():
