@@ -1,5 +1,7 @@
 """Admission: which requests start at once, which wait and in what order, and which are refused."""
 
+import math
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -247,3 +249,56 @@ def test_a_free_place_costs_few_decisions_however_many_different_requests_wait(m
     monkeypatch.setattr(Router, "decide", lambda *args, **options: decided.append(1) or decide(*args, **options))
     site.roll(0.5)
     assert all(one.waits for one in waiting) and len(decided) <= 20
+
+
+def test_waiting_behind_an_earlier_request_is_predicted_longer():
+    site = Site()
+    for _ in range(2):
+        site.ask(**PACED)
+    site.ask(**PACED, ttft_ms=4000)
+
+    def wait_ms(ttft_ms: float) -> float:
+        waiting = Waiting(Budget(**PACED, ttft_ms=ttft_ms), REQUEST, 0.0, lambda _: None)
+        return site.admission.decide(site.variants, waiting, 0.0).wait_ms
+
+    assert wait_ms(9000) > wait_ms(3000) + 200, "its work is at least that of reading and decoding at a full batch"
+
+
+@pytest.mark.parametrize("limit", ["ttft_ms", "e2e_ms"])
+def test_the_latest_start_leaves_the_predicted_time_with_its_margin(limit: str):
+    site = Site()
+    budget = Budget(**{limit: 5000})
+    site.admission.class_of(budget).waits.value = math.log(1.5)
+    waiting = Waiting(budget, REQUEST, 1.0, lambda _: None)
+    expected = site.admission.decide(site.variants, waiting, 1.0).chosen.prediction.expected
+    assert waiting.start_by == pytest.approx(1.0 + (5000 - 1.5 * getattr(expected, limit)) / 1000)
+
+
+def test_what_cannot_be_in_time_is_due_at_its_arrival_and_not_before_others():
+    site = Site()
+    waiting = Waiting(Budget(ttft_ms=1), REQUEST, 1.0, lambda _: None)
+    site.admission.decide(site.variants, waiting, 1.0)
+    assert waiting.start_by == 1.0
+
+
+def test_another_attempt_of_one_that_has_waited_long_starts_at_once():
+    """As after a failure of its engine."""
+    site = Site()
+    for _ in range(2):
+        site.ask(**PACED)
+    site.now = BEST_EFFORT_S + 1
+    waiting = Waiting(Budget(**PACED), REQUEST, 0.0, lambda _: None)
+    decision = site.admission.decide(site.variants, waiting, site.now)
+    assert decision.chosen.harm == 2 and decision.wait_ms == 0
+
+
+def test_a_cached_prompt_is_less_work():
+    full = engine()
+    full.live.kv_tokens = 10_000
+    features = Features(1000, 11, blocks=(1, 2, 3))
+    waiting = [Waiting(Budget(), features, 0.0, lambda _: None) for _ in range(2)]
+    site = Site(full)
+    site.admission.decide(site.variants, waiting[0], 0.0)
+    full.live.remember_prefix(features)
+    site.admission.decide(site.variants, waiting[1], 0.0)
+    assert waiting[1].work_ms == pytest.approx(waiting[0].work_ms - 750), "three quarters at 1 ms per token"

@@ -11,7 +11,7 @@ from serve.budget import Budget
 from serve.routing import admission as of_admission
 from serve.routing.admission import LEAST_MARGIN, MOST_MARGIN, BudgetClass, Waiting
 from serve.routing.policies import WithinBudget
-from serve.routing.prediction import Latency
+from serve.routing.prediction import Features, Latency
 from tests.support.admission_site import PACED, Site, engine
 
 
@@ -186,3 +186,75 @@ def test_a_share_is_of_all_replicas(replicas: int):
         site.roll(0.5)
     (its,) = site.admission.classes.values()
     assert its.over_share == (replicas == 1)
+
+
+def test_a_class_over_its_share_is_refused_where_another_would_be_late():
+    """Long answers of its own would take the time in which the other must start."""
+    limits = {**PACED, "ttft_ms": 20_000, "on_no_candidate": "reject"}
+    for admitted_ms, other_ms, output_tokens, waits in (
+        (1000.0, 2000, 100, False), (0.0, 2000, 100, True), (1000.0, 9000, 100, True), (1000.0, 2000, 5, True),
+    ):  # fmt: skip
+        site = Site()
+        for _ in range(2):
+            site.ask(**PACED)
+        assert site.ask(**PACED, ttft_ms=other_ms).waits
+        its = site.admission.class_of(Budget(**limits))
+        its.share, its.admitted_ms = 0.1, admitted_ms
+        assert site.ask(features=Features(100, output_tokens), **limits).waits == waits
+
+
+def test_an_answer_ends_the_quiet_after_which_margins_decay():
+    site, budget = Site(), Budget(ttft_ms=10_000)
+    its = site.admission.class_of(budget)
+    for _ in range(30):
+        its.waits.observe(1.0)
+    site.roll(29)
+    decision = site.admission.router.decide(site.variants, budget, REQUEST)
+    its.observe(decision, Latency(decision.chosen.prediction.expected.ttft_ms, 20, 300))
+    site.roll(29)
+    assert its.waits.value == 1.0
+
+
+def test_a_class_with_no_other_limit_learns_from_the_time_of_all():
+    site, budget, its = Site(), Budget(e2e_ms=10_000), BudgetClass(float("inf"))
+    decision = site.admission.router.decide(site.variants, budget, REQUEST)
+    for _ in range(30):
+        its.observe(decision, Latency(1.0, 20, 1.5 * decision.chosen.prediction.expected.e2e_ms))
+    assert its.margin == pytest.approx(1.5)
+
+
+def test_limits_of_few_requests_bound_nobody(monkeypatch: pytest.MonkeyPatch):
+    """Neither the places nor the gears that rest."""
+    demands = []
+    monkeypatch.setattr(of_admission, "resting", lambda variants, offered, before: demands.extend(offered) or ())
+    for paced, noticed in ((3, False), (20, True)):
+        site = Site(engine(max_running=1000, max_waiting=1000))
+        for _ in range(100):
+            site.ask()
+        for _ in range(paced):
+            site.ask(**PACED)
+        demands.clear()
+        site.roll(1.0)
+        site.roll(0.5)
+        assert (site.admission._step_limit_ms < float("inf")) == noticed
+        assert any(one.step_limit_ms < float("inf") for one in demands) == noticed
+
+
+def test_refused_requests_are_demand():
+    """Without them the class that is refused would never get its share."""
+    site, limits = Site(), {**PACED, "ttft_ms": 120, "on_no_candidate": "reject"}
+    for _ in range(2):
+        site.ask(**PACED)
+    assert site.ask(**limits).error.code == "budget_under_load"
+    assert site.admission.class_of(Budget(**limits)).recent_ms > 0
+
+
+def test_another_gateways_margins_are_taken_for_unknown_classes_and_have_no_profile_yet():
+    other, site = Site(), Site()
+    for ttft_ms in (100, 200):
+        other.admission.class_of(Budget(ttft_ms=ttft_ms)).waits.observe(0.5)
+    known = site.admission.class_of(Budget(ttft_ms=100))
+    site.admission.restore(other.admission.state())
+    assert site.admission.class_of(Budget(ttft_ms=100)) is known and known.waits.state() == [0.0]
+    assert site.admission.class_of(Budget(ttft_ms=200)).waits.state()[-1] == 0.5
+    assert site.admission.margins() == {}

@@ -1,5 +1,6 @@
 """What a gateway has learned, taken over by another."""
 
+import orjson
 import pytest
 
 from benchmarks.lib.sample_catalog import REQUEST, make_card, make_live_variant, three_gears
@@ -34,7 +35,7 @@ def test_a_new_gateway_predicts_as_the_one_before():
         after = variant.latency.predict(REQUEST, SLOW)
         assert after.expected != before
         assert after.expected.ttft_ms == pytest.approx(900, rel=0.2)
-        assert variant.latency.observed == 50
+        assert variant.latency.observed == 50 and variant.latency.drift != 0
         after.observe(900, 90, 1800)
     assert lengths.expect("alice", "best", 100) == lengths.expect("bob", "fast", 100) < 15
     assert admission.class_of(Budget(tpot_ms=50)).step_margin > 1.5
@@ -86,3 +87,25 @@ def test_a_slow_moment_is_forgotten_by_a_variant_that_gets_nothing_more():
         variant.latency.observe_steps(0.0, 0, 0, SLOW)
         variant.latency.tick()
     assert variant.latency.step_ms(SLOW, 1) < 1.1 * usual
+
+
+@pytest.mark.parametrize("change", ["hardware", "batch", "answers"])
+def test_what_was_learned_elsewhere_or_is_known_here_is_not_taken(change: str):
+    data = taught()
+    for variant in (variants := three_gears()):
+        if change == "hardware":
+            object.__setattr__(variant, "profile", variant.profile.model_copy(update={"hardware": "4 cores"}))
+        elif change == "batch":
+            object.__setattr__(variant, "max_running", variant.max_running + 1)
+        else:
+            variant.latency.predict(REQUEST, SLOW).observe(100, 10, 200)
+    before = [variant.latency.state() for variant in variants]
+    assert learned_state.restore(data, variants, OutputLengths(), Admission(Router(WithinBudget())))
+    assert [variant.latency.state() for variant in variants] == before
+
+
+@pytest.mark.parametrize(("change", "taken"), [({}, True), ({"version": 0}, False), ({"at": 3e9}, False)])
+def test_another_version_or_a_time_to_come_is_not_used(change: dict[str, float], taken: bool):
+    data = orjson.dumps({**orjson.loads(taught()), **change})
+    found = learned_state.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+    assert found == taken
