@@ -23,9 +23,8 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_fl
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 
 
-BEST_EFFORT_WAIT_MS = (
-    60_000.0  # deadline of the first token of a request without one: bounds how long others overtake it
-)
+#: Deadline of the first token of a request without one: bounds how long others overtake it.
+BEST_EFFORT_WAIT_MS = 60_000.0
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # estimated quantiles of predicted times, which can be compared with limits
 
 

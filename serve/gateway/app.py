@@ -30,6 +30,7 @@ from serve.gateway.http import (
 )
 from serve.gateway.openapi import describe
 from serve.gateway.rate_limits import StoreUnavailable
+from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
 from serve.request.caller import Caller
@@ -81,8 +82,9 @@ class Gateway:
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
         self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
+        self._admission = RequestAdmission(variants, _router(config), metrics)
         self._generation = Generation(
-            config, variants, self._engines, self._gatekeeper, metrics, self.telemetry, _router(config), self._grounder
+            config, variants, self._engines, self._gatekeeper, metrics, self.telemetry, self._admission, self._grounder
         )
         self._routes: dict[str, dict[str, Handler]] = {
             "/v1/route": {"POST": self._route},
@@ -111,19 +113,20 @@ class Gateway:
         self._description = _description(config)
         self._gatekeeper.reconfigure(config.access)
         self.telemetry.reconfigure(self._gatekeeper.tenants)
-        self._generation.reconfigure(config, _router(config))
+        self._admission.reconfigure(_router(config))
+        self._generation.reconfigure(config)
 
     def refresh(self) -> None:
         """Update what routing knows about the engines' speed, and start or refuse waiting requests; called regularly."""
-        self._generation.refresh()
+        self._admission.refresh()
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""
-        return self._generation.learned()
+        return self._admission.learned()
 
     def restore(self, data: bytes) -> bool:
-        """Begin with what another gateway has learned. Raises as `serve.routing.learned.restore`."""
-        return self._generation.restore(data)
+        """Begin with what another gateway has learned. Raises as `serve.routing.learned_state.restore`."""
+        return self._admission.restore(data)
 
     async def export_quotas(self) -> None:
         """Export rate-limit utilization; called periodically."""
@@ -190,12 +193,12 @@ class Gateway:
         budget, _ = self._generation.budget(call, caller, headers)
         computed = self._grounder.computed(call, headers)
         if computed is not None and computed.direct is not None:
-            self._generation.check_size(call)
+            self._admission.check_size(call)
             return await reply_json(send, {"budget": budget.model_dump(), **_no_variant(computed.reason)})
         planned = None if computed else self._generation.planned(call, caller, budget, headers)
         if planned and not await self._grounder.collection_exists(call, caller.tenant, headers):
             planned = {"top_k": 0, "more_chars": 0}
-        decision = self._generation.decide(call, caller, budget, planned["more_chars"] if planned else 0)
+        decision = self._admission.decide(call, caller, budget, planned["more_chars"] if planned else 0)
         retrieval = {"retrieval": planned} if planned else {}
         await reply_json(send, {"budget": budget.model_dump(), **decision.public(), **retrieval})
 

@@ -1,4 +1,4 @@
-"""Generation requests: resolve the budget, choose a variant, relay its response, record telemetry; with failover.
+"""Generation requests: resolve the budget, have the request admitted, relay its response, record telemetry; with failover.
 
 A request whose replica fails before the first token is routed again with the rest of its budget: to another replica of the
 variant if there is one, else to another variant.
@@ -6,7 +6,7 @@ variant if there is one, else to another variant.
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from time import perf_counter
 
 import aiohttp
@@ -20,8 +20,9 @@ from serve.gateway.auth import Gatekeeper
 from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
 from serve.gateway.engine_priority import EnginePriority
-from serve.gateway.grounding import BudgetCheck, Grounder
+from serve.gateway.grounding import Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
 from serve.gateway.sse_relay import EngineFault, StreamRelay, count_tokens, error_event, splice
 from serve.request.call import Call
@@ -30,11 +31,7 @@ from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
-from serve.routing import learned
-from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
-from serve.routing.prediction import Features, OutputLengths
-from serve.routing.router import Decision, Router, too_many_sequences
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 
@@ -54,42 +51,22 @@ class Generation:
         gatekeeper: Gatekeeper,
         metrics: Metrics,
         telemetry: RequestTelemetry,
-        router: Router,
+        admission: RequestAdmission,
         grounder: Grounder,
     ) -> None:
         self._config = config
         self._telemetry = telemetry
         self._grounder = grounder
-        self._admission = Admission(router)
-        self._lengths = OutputLengths()
+        self._admission = admission
         self._variants = variants
         self._engines = engines
         self._priority = EnginePriority(config)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
 
-    def reconfigure(self, config: PlatformConfig, router: Router) -> None:
-        """Apply changed budget profiles and a changed router."""
-        self._config, self._admission.router = config, router
-
-    def learned(self) -> bytes:
-        """What routing has learned, for another gateway's `restore`."""
-        return learned.dump(self._variants.values(), self._lengths, self._admission)
-
-    def restore(self, data: bytes) -> bool:
-        """Begin with what another gateway has learned. Raises as `serve.routing.learned.restore`."""
-        return learned.restore(data, self._variants.values(), self._lengths, self._admission)
-
-    def refresh(self) -> None:
-        """Follow the speed of the engines and the offered work, and start what waited; called regularly."""
-        variants = list(self._variants.values())
-        for variant, load in self._admission.router.loads(variants):
-            variant.latency.observe_steps(*variant.live.take_steps(), load)
-            variant.latency.tick()
-        self._admission.roll(variants, perf_counter())
-        self._metrics.waiting.set(len(self._admission))
-        for profile, margin in self._admission.margins().items():
-            self._metrics.margin.labels(profile).set(margin)
+    def reconfigure(self, config: PlatformConfig) -> None:
+        """Apply changed budget profiles."""
+        self._config = config
 
     def budget(self, call: Call, caller: Caller, headers: Headers) -> tuple[Budget, str]:
         """The budget of `call` and its name. Raises `RequestError` 404 for an unknown model, variant or profile."""
@@ -111,95 +88,6 @@ class Generation:
         base = self._config.profiles[profile]
         budget = resolve_budget(base, call.budget, headers)
         return budget, profile if budget is base else CUSTOM
-
-    def decide(
-        self, call: Call, caller: Caller, budget: Budget, more_chars: int = 0, elapsed_s: float = 0.0
-    ) -> Decision:
-        """The decision for `call`, which arrived `elapsed_s` ago, with a prompt `more_chars` longer.
-
-        Raises `RequestError` when it would be refused.
-        """
-        now = perf_counter()
-        waiting = self._waiting(call, caller, budget, now - elapsed_s, (), lambda _: None, more_chars)
-        try:
-            return self._admission.decide(list(self._variants.values()), waiting, now)
-        except RequestError as error:
-            raise _with_param(error, call) from error
-
-    async def _admit(self, request: Request, failed: Collection[str]) -> tuple[Decision, float]:
-        """Wait for the place of `request`; also the seconds that deciding took. Raises `RequestError` when it is refused."""
-        call = request.call
-        admitted: asyncio.Future[Decision] = asyncio.get_running_loop().create_future()
-
-        def decided(found: Decision | RequestError) -> None:
-            if admitted.done():  # the client has gone
-                return
-            if isinstance(found, RequestError):
-                admitted.set_exception(_with_param(found, call))
-            else:
-                found.variant.live.in_flight += call.sequences  # its place is taken until the request continues below
-                admitted.set_result(found)
-
-        waiting = self._waiting(call, request.caller, request.budget, request.arrived, failed, decided)
-        waiting.profile = request.profile
-        started = perf_counter()
-        self._admission.submit(list(self._variants.values()), waiting, started)
-        decision_s = perf_counter() - started
-        try:
-            decision = await admitted
-        except asyncio.CancelledError:
-            self._admission.withdraw(waiting)
-            if not admitted.cancelled() and admitted.exception() is None:
-                admitted.result().variant.live.on_complete(call.sequences)
-            self._start_waiting()  # the next may have the place
-            raise
-        decision.variant.live.on_complete(call.sequences)
-        return decision, decision_s
-
-    def _start_waiting(self) -> None:
-        """Start what waits for a place; an error concerns none of the requests that call this."""
-        try:
-            self._admission.pump(list(self._variants.values()), perf_counter())
-        except Exception:
-            _LOG.exception("starting waiting requests failed")
-
-    def _waiting(
-        self,
-        call: Call,
-        caller: Caller,
-        budget: Budget,
-        arrived: float,
-        failed: Collection[str],
-        decided: Callable[[Decision | RequestError], None],
-        more_chars: int = 0,
-    ) -> Waiting:
-        any_variant = next(iter(self._variants.values()), None)
-        # without variants the router rejects the request anyway
-        chars_per_token = any_variant.card.chars_per_token if any_variant else 4.0
-        prompt_tokens = call.prompt_tokens + round((call.prompt_chars + more_chars) / chars_per_token) + 1
-        longest = max((variant.max_model_len for variant in self._variants.values()), default=call.max_output_tokens)
-        max_output = min(call.max_output_tokens, longest)
-        expected = self._lengths.expect(caller.tenant, call.ref.profile or caller.budget, max_output)
-        expected = max(expected, min(call.min_output_tokens, longest - round(prompt_tokens * call.longest)))
-        context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
-        features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
-        return Waiting(budget, features, arrived, decided, call.ref.variant, failed)
-
-    def check_size(self, call: Call) -> None:
-        """Reject a request that exceeds every variant, even if no variant is needed. Raises `RequestError` 400."""
-        variants = [variant for variant in self._variants.values() if call.ref.variant in (None, variant.name)]
-        if not variants:
-            return  # no variant is up: limits are unknown
-        if call.sequences > (max_sequences := max(variant.max_running + variant.max_waiting for variant in variants)):
-            raise too_many_sequences(call.sequences, max_sequences)
-        if call.limits_output and call.max_output_tokens > (
-            max_context := max(variant.max_model_len for variant in variants)
-        ):
-            message = (
-                f"This model's maximum context length is {max_context} tokens, fewer than the limit of the answer."
-            )
-            param = "max_tokens" if call.body.get("max_completion_tokens") is None else "max_completion_tokens"
-            raise RequestError(400, message, param=param, code="context_length_exceeded")
 
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
         """Generate and send the response, or an error. Raises `RequestError` for an unknown model, variant or profile."""
@@ -229,10 +117,10 @@ class Generation:
             call.constrain_tool_calls()
         await self._gatekeeper.admit(caller)
         if options is not None:
-            self.check_size(call)
+            self._admission.check_size(call)
             if options.agent and not calls_function(call.body):  # the agent's first step is a request like this one
-                self.decide(call, caller, request.budget, elapsed_s=perf_counter() - request.arrived)
-            within_budget = self._budget_check(call, caller, request.budget, request.arrived)
+                self._admission.decide(call, caller, request.budget, elapsed_s=perf_counter() - request.arrived)
+            within_budget = self._admission.budget_check(call, caller, request.budget, request.arrived)
             key = headers.get("authorization", "").partition(" ")[2]
             request.grounding = grounding = await self._grounder.ground(
                 call, options, caller.tenant, key, request.budget, request.arrived, within_budget
@@ -246,7 +134,7 @@ class Generation:
         moved_from: tuple[str, str] | None = None
         while True:
             started = perf_counter()
-            decision, decision_s = await self._admit(request, frozenset(failed))
+            decision, decision_s = await self._admission.admit(request, frozenset(failed))
             decided = perf_counter()
             if moved_from is not None:
                 self._metrics.failovers.labels(*moved_from).inc()
@@ -298,30 +186,10 @@ class Generation:
         if (options := self._grounder.resolve_options(call, headers)) is None or options.collection is None:
             return None
 
-        top_k, more_chars = self._grounder.plan(options, self._budget_check(call, caller, budget, perf_counter()))
+        top_k, more_chars = self._grounder.plan(
+            options, self._admission.budget_check(call, caller, budget, perf_counter())
+        )
         return {"top_k": top_k, "more_chars": more_chars}
-
-    def _budget_check(self, call: Call, caller: Caller, budget: Budget, arrived: float) -> BudgetCheck:
-        """Return a check whether some variant meets `budget` with a longer prompt and a later start.
-
-        If none meets it even without sources, the check is only whether the longer prompt fits a context.
-        """
-
-        def miss(more_chars: int, more_s: float) -> bool:
-            decision = self.decide(call, caller, budget, more_chars, perf_counter() - arrived + more_s)
-            return decision.chosen.overflows or (decision.wait_ms == 0 and decision.chosen.explanation is not None)
-
-        def within_budget(more_chars: int, more_s: float) -> bool:
-            try:
-                return missed or not miss(more_chars, more_s)
-            except RequestError:
-                return False
-
-        try:
-            missed = miss(0, 0)
-        except RequestError:
-            missed = False
-        return within_budget
 
     def _rule_out_shorter(self, variant: Variant, failed: set[str], error: ContextTooLong, call: Call) -> None:
         """Exclude all variants whose context is not longer than that of `variant`, or raise 400."""
@@ -345,7 +213,7 @@ class Generation:
         )
         expected = attempt.decision.chosen.prediction.expected
         in_flight.inc()
-        self._start_waiting()
+        self._admission.start_waiting()
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
@@ -368,11 +236,11 @@ class Generation:
             attempt.on_first_token()
             variant.live.on_complete(call.sequences)
             in_flight.dec()
-            self._start_waiting()
+            self._admission.start_waiting()
             if attempt.first_token_at:
                 variant.live.remember_prefix(attempt.decision.features)
             if attempt.outcome == "ok":
-                self._learn(attempt)
+                self._admission.observe(attempt)
             self._telemetry.record_attempt(attempt)
             if attempt.report.total_tokens:
                 await self._gatekeeper.charge(attempt.request.caller, attempt.report.total_tokens)
@@ -423,6 +291,7 @@ class Generation:
             raise EngineUnreachable("the stream ended before the first token")
         attempt.first_token_at = attempt.last_token_at = perf_counter()
         attempt.on_first_token()
+        # a chunk with nothing but roles: the tokens that follow are the first ones, and no step was before them
         ahead = count_tokens(data) if data.count(b'"role":"assistant"') == count_tokens(data) else 0
         await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
         try:
@@ -468,19 +337,6 @@ class Generation:
         request, written = attempt.request, attempt.report.completion_tokens
         return await self._grounder.check(grounding, request.call, choices, written, request.budget, request.arrived)
 
-    def _learn(self, attempt: Attempt) -> None:
-        """Update the predictors from a complete response. For several sequences only the output length is learned."""
-        if (took := attempt.latency) is None:
-            return
-        caller, call = attempt.request.caller, attempt.call
-        tokens = round(attempt.report.completion_tokens / call.sequences)
-        self._lengths.observe(caller.tenant, call.ref.profile or caller.budget, tokens)
-        if call.sequences > 1:
-            return
-        attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
-        if attempt.request.budget.timed and attempt.decision.reason not in ("pinned", "nearest_miss"):
-            self._admission.class_of(attempt.request.budget).observe(attempt.decision, took)
-
 
 async def _send_synthetic_completion(
     request: Request, grounding: Grounding, answer: SyntheticCompletion, send: Send
@@ -508,12 +364,6 @@ async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
 def _unavailable(failed: Collection[str]) -> RequestError:
     names = ", ".join(f"'{name}'" for name in sorted(failed))
     return RequestError(503, f"no response from {names}", code="engine_unavailable", headers={"retry-after": "5"})
-
-
-def _with_param(error: RequestError, call: Call) -> RequestError:
-    if error.code == "too_many_sequences" and call.choices == 1:
-        error.param = "prompt"
-    return error
 
 
 def _not_found(message: str, code: str) -> RequestError:

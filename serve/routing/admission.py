@@ -23,9 +23,7 @@ from serve.routing.router import Candidate, Decision, Router
 
 BEST_EFFORT_S = 30.0  # that a request waits at most for others when it has no time limits or cannot meet them
 _HOPE = 0.25  # of the mean time until a place is free: those that can wait longer than others may find one sooner
-_WAIT_LEVEL = (
-    0.6  # quantile of the times to the first token and of all: few requests wait until the edge of their limits
-)
+_WAIT_LEVEL = 0.6  # quantile of the times to the first token and of all: few wait until the edge of their limits
 LATE_SHARE = 0.05  # of the requests at nearly full engines that may take longer per token than their limit
 LEAST_MARGIN, MOST_MARGIN = 0.8, 2.5
 _SHARE_TOLERANCE = 1.05
@@ -151,7 +149,7 @@ class Admission:
     """The waiting requests of one gateway, and the classes of their budgets."""
 
     router: Router
-    classes: "OrderedDict[tuple[object, ...], BudgetClass]" = field(default_factory=OrderedDict)
+    classes: OrderedDict[tuple[object, ...], BudgetClass] = field(default_factory=OrderedDict)
     _waiting: list[Waiting] = field(default_factory=list)  # in the order of `start_by`
     _step_limit_ms: float = math.inf  # time per token that the classes which are offered now need
     _resting: frozenset[str] = frozenset()
@@ -185,10 +183,10 @@ class Admission:
         """
         its_class = self._known(waiting.budget)
         decision = self._now(variants, waiting, its_class, now)
+        waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
         if decision.reason == "pinned" or not self.router.schedules:
             return decision
         waiting.variant = decision.variant.name
-        waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
         waiting.start_by = _start_by(waiting, decision, its_class.margin)
         if not decision.chosen.harm and not self._is_behind(waiting):
             return decision
@@ -213,7 +211,6 @@ class Admission:
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
                 its_class.offer(_work_ms(best, waiting.features) / best.live.replicas, waiting.features)
             return waiting.decided(refused)
-        waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
         replicas = decision.chosen.load.replicas or 1
         its_class.offer(waiting.work_ms / replicas, waiting.features)
         if decision.wait_ms == 0:
@@ -322,10 +319,9 @@ class Admission:
 
     def _endangers(self, waiting: Waiting, now: float) -> bool:
         """Whether there is no time for a waiting request of another class, if this one is done first."""
-        its_class = self.class_of(waiting.budget)
-        ahead_ms = waiting.work_ms
+        key, ahead_ms = _key(waiting.budget), waiting.work_ms
         for other in self._waiting:
-            if other.variant == waiting.variant and self.class_of(other.budget) is not its_class:
+            if other.variant == waiting.variant and _key(other.budget) != key:
                 ahead_ms += other.work_ms
                 if now + ahead_ms / 1000 > other.start_by:
                     return True

@@ -41,18 +41,16 @@ def resting(variants: Iterable[Variant], demands: Sequence[Demand], before: Coll
 
 def _resting(gears: Sequence[Variant], demands: Sequence[Demand], before: Collection[str]) -> set[str]:
     names = {gear.name for gear in gears}
-    best = max(gears, key=lambda gear: gear.quality.quality)
-    score, busiest = _score([best], demands)
-    if len(gears) < 2 or busiest < _CONTENDED:
+    best, *others = sorted(gears, key=lambda gear: -gear.quality.quality)
+    if not others or _score([best], demands)[1] < _CONTENDED:
         return set()
-    chosen = [best]
-    for size in (1, 2):
-        for some in itertools.combinations(sorted(gears, key=lambda gear: -gear.quality.quality), size):
-            its, _ = _score(some, demands)
-            present = {gear.name for gear in some} == names - set(before)
-            if its + _BETTER * present > score + _BETTER * ({gear.name for gear in chosen} == names - set(before)):
-                score, chosen = its, list(some)
-    return names - {gear.name for gear in chosen}
+
+    def value(some: Sequence[Variant]) -> float:
+        present = {gear.name for gear in some} == names - set(before)
+        return _score(some, demands)[0] + _BETTER * present
+
+    choices = itertools.chain.from_iterable(itertools.combinations([best, *others], size) for size in (1, 2))
+    return names - {gear.name for gear in max(choices, key=value)}
 
 
 def _score(gears: Sequence[Variant], demands: Sequence[Demand]) -> tuple[float, float]:

@@ -1,7 +1,9 @@
 """Latency prediction: the card's profile, corrected online by every completed request.
 
 The ratio of observed to profiled time is learned as a function of the load (`online_estimators.Regression`); the quantiles
-of the residuals (`online_estimators.Quantiles`) give a bound beside the median. The coverage of the bounds is measured by `benchmarks.routing.goodput` and `benchmarks.routing.simulate`: beyond saturation it is far below its nominal level on a live platform.
+of the residuals (`online_estimators.Quantiles`) give a bound beside the median. The coverage of the bounds is measured by
+`benchmarks.routing.goodput` and `benchmarks.routing.simulate`: beyond saturation it is far below its nominal level on a live
+platform.
 Constant time and memory per request.
 """
 

@@ -26,7 +26,7 @@ class Candidate:
     """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
     __slots__ = (
-        "_crowded", "_hard_violation", "_misses", "_neighbours", "_prediction", "_ruled_out", "budget", "features", "load", "margin",
+        "_hard_violation", "_harm", "_misses", "_neighbours", "_prediction", "_ruled_out", "budget", "features", "load", "margin",
         "step_limit_ms", "variant",
     )  # fmt: skip
 
@@ -44,7 +44,7 @@ class Candidate:
         self.variant, self.budget, self.features, self.load = variant, budget, features, load
         self._hard_violation, self._neighbours = hard, neighbours
         self.margin, self.step_limit_ms = margin, step_limit_ms
-        self._crowded: int | None = None
+        self._harm: int | None = None
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
         self._misses: list[tuple[str, float, float]] | None = None
@@ -152,9 +152,9 @@ class Candidate:
 
         Those in its batch, and those at other variants whose hardware it would wake this one on.
         """
-        if self._crowded is None:
-            self._crowded = 0 if self.step_limit_ms == math.inf else self._crowd()
-        return self._crowded
+        if self._harm is None:
+            self._harm = 0 if self.step_limit_ms == math.inf else self._count_harmed()
+        return self._harm
 
     @property
     def fills(self) -> bool:
@@ -173,7 +173,7 @@ class Candidate:
         """Whether its engines run sequences within `tpot_ms` if they run no more than they may."""
         return self._places > 0 and self.step_limit_ms <= _MOST_STEP * tpot_ms
 
-    def _crowd(self) -> int:
+    def _count_harmed(self) -> int:
         load, crowded = self.load, 0
         places = max(self._places, 1) * (load.replicas or 1)
         if load.requests and (load.requests + self.features.sequences > places or self._stalls()):
@@ -303,7 +303,7 @@ class Router:
         """Whether requests wait in the gateway where they would harm others."""
         return self.policy.schedules
 
-    def candidates(
+    def _candidates(
         self,
         variants: Iterable[Variant],
         budget: Budget,
@@ -356,7 +356,7 @@ class Router:
             RequestError: 400 when the request has more sequences than a replica admits, 503 when no variant is healthy, 429 when
                 all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
-        candidates = self.candidates(variants, budget, features, failed, pinned, margin, step_limit_ms)
+        candidates = self._candidates(variants, budget, features, failed, pinned, margin, step_limit_ms)
         usable = [candidate for candidate in candidates if candidate.evaluated_rule is None]
         if not usable:
             raise _nothing_usable(candidates, features)

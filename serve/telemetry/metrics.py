@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from prometheus_client.samples import Exemplar
 from prometheus_client.utils import floatToGoString
 
+from serve.routing.router import HARD_RULES
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 30, 60, 120)
 TOKEN_SECONDS = (0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.075, 0.1, 0.15, 0.2, 0.35, 0.5, 1)
 SHORT_SECONDS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 5e-2, 0.25)
@@ -24,7 +26,7 @@ Ending = Literal[
     "answered", "rejected", "failed", "cancelled"
 ]  # final outcome of a request, independent of its attempts
 TIMES = ("ttft", "tpot", "e2e")
-EXCLUSIONS = ("failed", "unavailable", "sequences", "context", "full", "resting", "min_quality", "max_cost", *TIMES)
+EXCLUSIONS = (*HARD_RULES, "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # rejections that operators alert on: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,

@@ -49,3 +49,15 @@ def test_a_system_that_forbids_it_is_no_failure(
     with caplog.at_level(logging.WARNING):
         cpu_priority.lower_cpu_priority(10)
     assert "the CPU priority could not be lowered: not permitted" in caplog.text
+
+
+def test_a_thread_that_has_ended_meanwhile_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def ended(*arguments: object) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(os, "setpriority", ended)
+    with caplog.at_level(logging.WARNING):
+        cpu_priority.lower_cpu_priority(10)
+    assert not caplog.records

@@ -114,7 +114,7 @@ def test_the_learned_margin_is_a_metric(paced: Started, _server: GatewayServer):
 
 
 def test_the_place_of_a_client_that_has_gone_is_free(paced: Started, _server: GatewayServer):
-    admission = paced.app._generation._admission
+    admission = paced.app._admission._queue
     with full_engine(paced):
         _server.run_and_cancel(paced, {**BODY, "budget": PACED}, lambda: len(admission))
         _server.refresh(paced)
@@ -138,7 +138,7 @@ def test_one_that_would_wait_too_long_is_refused_at_once(paced: Started):
 
 
 def test_a_waiting_request_whose_variant_goes_gets_an_error(paced: Started, _server: GatewayServer):
-    admission = paced.app._generation._admission
+    admission = paced.app._admission._queue
     with full_engine(paced):
         waiting = Client(paced, budget=PACED)
         until(lambda: len(admission) == 1, "it waits")
@@ -154,19 +154,19 @@ def test_a_dry_run_shows_the_wait_and_the_harm(paced: Started):
         return paced.http.post("/v1/route", json={**BODY, "max_tokens": 11, "budget": PACED}).json()
 
     assert (plan()["wait_ms"], plan()["harm"]) == (0, 0)
-    assert not paced.app._generation._admission.classes, "a dry run leaves no trace"
+    assert not paced.app._admission._queue.classes, "a dry run leaves no trace"
     with full_engine(paced):
         found = plan()
         assert found["wait_ms"] > 0 and found["harm"] == 2
         assert found["candidates"][0]["harm"] == 2
-        assert len(paced.app._generation._admission) == 0
+        assert len(paced.app._admission._queue) == 0
 
 
 class Admitted:
     """Requests that ask the gateway's admission for a place, without a client or an engine."""
 
     def __init__(self, gateway: Started) -> None:
-        self.generation = gateway.app._generation
+        self.admission = gateway.app._admission
         self.live = gateway.variants["full"].live
         self.live.in_flight = 2
 
@@ -182,11 +182,11 @@ class Admitted:
             arrived=time.perf_counter(),
             profile="custom",
         )
-        return asyncio.ensure_future(self.generation._admit(request, frozenset()))
+        return asyncio.ensure_future(self.admission.admit(request, frozenset()))
 
     def complete(self) -> None:
         self.live.on_complete()
-        self.generation._start_waiting()
+        self.admission.start_waiting()
 
 
 def test_a_place_is_given_once_before_the_request_has_started(paced: Started):
@@ -198,7 +198,7 @@ def test_a_place_is_given_once_before_the_request_has_started(paced: Started):
         assert not any(one.done() for one in asked)
         site.complete()
         site.complete()
-        site.generation._start_waiting()
+        site.admission.start_waiting()
         await asyncio.sleep(0.01)
         assert [one.done() for one in asked] == [True, True, False]
         asked[2].cancel()
@@ -229,7 +229,7 @@ def test_an_error_in_starting_others_does_not_spoil_an_answer(paced: Started, mo
         raise ZeroDivisionError
 
     paced.engines["full"].behaviour = "answer"
-    monkeypatch.setattr(type(paced.app._generation._admission), "pump", fail)
+    monkeypatch.setattr(type(paced.app._admission._queue), "pump", fail)
     assert paced.http.post("/v1/chat/completions", json=BODY).status_code == 200
     paced.settle()
     assert paced.variants["full"].live.in_flight == 0
@@ -243,7 +243,7 @@ def test_several_sequences_teach_no_margin(paced: Started):
         == 200
     )
     paced.settle()
-    (its,) = paced.app._generation._admission.classes.values()
+    (its,) = paced.app._admission._queue.classes.values()
     assert its.waits.state() == [0.0]
 
 

@@ -1,101 +1,18 @@
-"""Admission: which requests start at once, which wait and in what order, and which are refused, by hand and in simulated minutes."""
+"""Admission: which requests start at once, which wait and in what order, and which are refused."""
 
-import itertools
-from dataclasses import dataclass, field
+import math
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.lib.sample_catalog import REQUEST, make_live_variant, make_profile
-from benchmarks.routing.simulated_platform import Platform
-from benchmarks.routing.workloads import ARRIVALS, Outcome, Request
+from benchmarks.lib.sample_catalog import REQUEST
 from serve.budget import Budget
-from serve.errors import RequestError
-from serve.routing import admission as of_admission
-from serve.routing.admission import BEST_EFFORT_S, LEAST_MARGIN, MOST_MARGIN, Admission, BudgetClass, Waiting
-from serve.routing.catalog import Variant
-from serve.routing.policies import POLICIES, WithinBudget
-from serve.routing.prediction import Features, Latency
-from serve.routing.router import Decision, Router
-
-# 20 ms per token alone, 20 ms more for each other sequence; a prompt of 100 tokens takes 100 ms
-PROFILE = make_profile([(100, 1, 100)], [(1, 20), (8, 160)])
-# two sequences run within 50 ms per token, for whose prediction a margin of 1.2 is kept at first
-PACED = {"tpot_ms": 50}
-
-
-def engine(name: str = "full", **changes) -> Variant:
-    """A variant with hardware of its own."""
-    made = make_live_variant(name, profile=PROFILE, **{"max_running": 8, "max_waiting": 8, **changes})
-    made.live.hardware = frozenset({name})
-    return made
-
-
-@dataclass(eq=False)
-class Asked:
-    """One request, and what came of it."""
-
-    waiting: Waiting
-    decisions: list[Decision | RequestError] = field(default_factory=list)
-
-    @property
-    def started(self) -> bool:
-        return bool(self.decisions) and isinstance(self.decisions[0], Decision)
-
-    @property
-    def waits(self) -> bool:
-        return not self.decisions
-
-    @property
-    def error(self) -> RequestError:
-        (found,) = self.decisions
-        assert isinstance(found, RequestError)
-        return found
-
-    @property
-    def variant(self) -> Variant:
-        (found,) = self.decisions
-        assert isinstance(found, Decision)
-        return found.variant
-
-
-class Site:
-    """A gateway's admission and its variants; what starts is in flight until `complete`."""
-
-    def __init__(self, *variants: Variant, policy: str = "budget") -> None:
-        self.variants = list(variants) or [engine()]
-        chosen = WithinBudget(explore=0) if policy == "budget" else POLICIES[policy]()
-        self.admission = Admission(Router(chosen))
-        self.now = 0.0
-
-    def ask(self, *, features: Features = REQUEST, pinned: str | None = None, **limits) -> Asked:
-        one: Asked
-
-        def decided(found: Decision | RequestError) -> None:
-            one.decisions.append(found)
-            if isinstance(found, Decision):
-                found.variant.live.on_dispatch(0, features.sequences, features.total_output_tokens)
-                if found.waited:
-                    self.admission.pump(self.variants, self.now)
-
-        one = Asked(Waiting(Budget(**limits), features, self.now, decided, pinned))
-        self.admission.submit(self.variants, one.waiting, self.now)
-        return one
-
-    def complete(self, one: Asked) -> None:
-        one.variant.live.on_complete(one.waiting.features.sequences)
-        self.admission.pump(self.variants, self.now)
-
-    def roll(self, seconds: float = 0.0) -> None:
-        """Let the time pass as the gateway does."""
-        until = self.now + seconds
-        while self.now < until:
-            self.now = min(self.now + 0.5, until)
-            self.admission.roll(self.variants, self.now)
-
-    def queued_ms(self) -> float:
-        return sum(one.queued_ms for one in self.admission.classes.values())
+from serve.routing.admission import BEST_EFFORT_S, Waiting
+from serve.routing.policies import POLICIES
+from serve.routing.prediction import Features
+from serve.routing.router import Router
+from tests.support.admission_site import PACED, Asked, Site, engine
 
 
 def test_a_request_starts_at_once_where_there_is_room():
@@ -120,33 +37,6 @@ def test_a_dry_run_predicts_the_wait_and_changes_nothing():
     decision = site.admission.decide(site.variants, Waiting(Budget(**PACED), REQUEST, 0.0, lambda _: None), 0.0)
     assert decision.public()["harm"] == 2 and decision.public()["wait_ms"] > 0
     assert len(site.admission) == 0 and site.queued_ms() == 0
-
-
-def test_the_limits_of_others_bound_what_runs_for_those_without():
-    """As soon as they are more than a twentieth of the offered work."""
-    site = Site()
-    free = [site.ask() for _ in range(6)]
-    assert all(one.started for one in free), "nobody's time per token is limited"
-    site.roll(0.5)
-    paced = site.ask(**PACED)
-    assert paced.waits
-    site.roll(0.5)
-    assert site.ask().waits
-    for one in free:
-        site.complete(one)
-    assert paced.started
-
-
-def test_a_time_per_token_that_nothing_keeps_bounds_nobody():
-    site = Site(engine(max_waiting=100))
-    for _ in range(4):
-        site.ask(tpot_ms=10)
-    site.roll(1.0)
-    assert all(site.ask(**limits).started for limits in ({}, {"e2e_ms": 20_000}, {"tpot_ms": 10}))
-    floor = Site(engine(), make_live_variant("small", quality=0.5, tpot_ms=5))
-    floor.ask(tpot_ms=10, min_quality=0.9)
-    floor.roll(1.0)
-    assert floor.admission._step_limit_ms == float("inf"), "no variant with that quality is so fast"
 
 
 def test_the_one_that_must_start_first_starts_first():
@@ -277,88 +167,6 @@ def test_no_more_wait_than_engines_may_have_waiting():
     assert "retry-after" in asked[5].error.headers
 
 
-def test_the_classes_least_recently_used_are_forgotten():
-    site = Site()
-    for i in range(200):
-        site.ask(e2e_ms=10_000 + i)
-    assert len(site.admission.classes) == of_admission._MAX_CLASSES
-    assert (None, None, 10_199, None, None) in site.admission.classes
-
-
-def taught(slower: float, count: int) -> BudgetClass:
-    """A class whose requests took `slower` times what was predicted, at engines that ran as much as they may."""
-    site, its, budget = Site(engine()), BudgetClass(50.0), Budget(ttft_ms=10_000, tpot_ms=50)
-    site.variants[0].live.in_flight = 3
-    for _ in range(count):
-        decision = site.admission.router.decide(site.variants, budget, REQUEST, step_limit_ms=its.step_limit_ms)
-        assert decision.chosen.fills
-        ttft_ms = decision.chosen.prediction.expected.ttft_ms
-        its.observe(decision, Latency(slower * ttft_ms, slower * decision.chosen.step_limit_ms, 1e3))
-    return its
-
-
-def test_margins_rise_with_slower_answers_than_predicted_and_fall_with_faster():
-    slow, fast = taught(1.8, 50), taught(0.5, 50)
-    assert 1.5 < slow.margin < 2.1 and fast.margin == LEAST_MARGIN
-    assert slow.step_margin > 1.5 and fast.step_margin == LEAST_MARGIN
-    assert taught(9.0, 300).margin == MOST_MARGIN
-
-
-def test_the_time_per_token_teaches_only_where_the_engine_is_nearly_full():
-    site, its = Site(engine()), BudgetClass(5000.0)
-    chosen = site.admission.router.decide(site.variants, Budget(tpot_ms=5000), REQUEST, step_limit_ms=5000)
-    before = its.step_margin
-    its.observe(chosen, Latency(100, 20, 300))
-    assert not chosen.chosen.fills and its.step_margin == before
-
-
-def test_the_margin_of_a_profile_is_that_of_its_most_careful_class():
-    site = Site()
-    site.admission.class_of(Budget(ttft_ms=100)).profile = "fast"
-    careful = site.admission.class_of(Budget(ttft_ms=200))
-    careful.profile = "fast"
-    careful.waits.value = 2.0
-    assert site.admission.margins() == {"fast": MOST_MARGIN}
-
-
-def minute(rates: dict[str, float]) -> dict[str, list[Outcome]]:
-    """A minute of requests a second by kind, each with budgets of its own, at one simulated engine."""
-    limits = {"quick": {"e2e_ms": 3000}, "slow": {"e2e_ms": 6000}}
-    trace = sorted(
-        (
-            Request(at, 100, 21, Budget(**limits[kind], on_no_candidate="reject"), kind)
-            for number, (kind, rate) in enumerate(rates.items())
-            for at in itertools.takewhile(lambda at: at < 60_000, ARRIVALS["poisson"](rate, number))
-        ),
-        key=lambda request: request.at,
-    )
-    outcomes = list(Platform([engine(max_waiting=100)], [["full"]], WithinBudget(explore=0), 1).run(trace))
-    return {kind: [one for one in outcomes if one.request.kind == kind] for kind in rates}
-
-
-def kept(outcomes: list[Outcome]) -> int:
-    return sum(one.within_budget for one in outcomes)
-
-
-def test_a_class_that_offers_too_much_does_not_starve_another():
-    alone = minute({"slow": 0.5})
-    flooded = minute({"slow": 0.5, "quick": 20.0})
-    assert kept(alone["slow"]) >= 0.95 * len(alone["slow"])
-    assert kept(flooded["slow"]) >= 0.8 * kept(alone["slow"]), "the fair share of the one is more than it offers"
-    assert kept(flooded["quick"]) > 0.3 * 60, "the other has the rest"
-
-
-def test_shares_are_what_is_offered_up_to_an_equal_part_and_all_may_plan_with_the_rest():
-    admission = Site().admission
-    small, large, huge = (admission.class_of(Budget(e2e_ms=ms)) for ms in (1000, 2000, 3000))
-    small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 900.0, 5000.0
-    admission._share()
-    assert [one.share for one in (small, large, huge)] == pytest.approx([0.1, 0.45, 0.45])
-    small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 200.0, 300.0
-    admission._share()
-    assert [one.share for one in (small, large, huge)] == pytest.approx([0.5, 0.6, 0.7])
-
-
 @st.composite
 def scripts(draw: st.DrawFn) -> list[tuple]:
     """What happens at a gateway: requests arrive, end, are given up; engines come and go; time passes."""
@@ -410,36 +218,6 @@ def test_every_request_gets_one_decision(script, max_waiting):
     assert all(variant.live.in_flight == 0 for variant in site.variants)
 
 
-def test_decisions_alone_leave_no_trace():
-    site = Site()
-    site.ask(e2e_ms=10_000)
-    for i in range(200):
-        site.admission.decide(site.variants, Waiting(Budget(e2e_ms=9000 + i), REQUEST, 0.0, lambda _: None), 0.0)
-    assert list(site.admission.classes) == [(None, None, 10_000, None, None)]
-
-
-def test_many_odd_limits_do_not_displace_the_classes_that_offer_work():
-    site = Site(engine(max_waiting=1000))
-    for _ in range(3):
-        site.ask(e2e_ms=10_000)
-    site.admission.class_of(Budget(e2e_ms=10_000)).waits.observe(0.5)
-    site.roll(1.0)
-    for i in range(200):
-        site.ask(e2e_ms=20_000 + i)
-    assert len(site.admission.classes) == of_admission._MAX_CLASSES
-    assert (None, None, 10_000, None, None) in site.admission.classes
-    assert (None, None, 20_199, None, None) in site.admission.classes
-
-
-def test_what_cannot_be_met_at_all_is_no_demand():
-    site = Site()
-    for _ in range(5):
-        assert site.ask(tpot_ms=21, max_cost=0, on_no_candidate="reject").error.status == 422
-    site.roll(1.0)
-    assert site.admission._step_limit_ms == float("inf")
-    assert all(site.ask().started for _ in range(4))
-
-
 def test_rounding_leaves_no_queue_behind():
     site = Site()
     waiting = [Waiting(Budget(), REQUEST, 0.0, lambda _: None, work_ms=ms) for ms in (0.1, 0.2, 0.3)]
@@ -473,35 +251,54 @@ def test_a_free_place_costs_few_decisions_however_many_different_requests_wait(m
     assert all(one.waits for one in waiting) and len(decided) <= 20
 
 
-def test_a_margin_that_lets_nothing_in_does_not_last():
-    site, limits = Site(), {"ttft_ms": 200, "on_no_candidate": "reject"}
-    its = site.admission.class_of(Budget(**limits))
-    for _ in range(30):
-        its.waits.observe(1.0)
-    assert site.ask(**limits).error.status in (422, 429)
-    site.roll(29)
-    assert its.margin == MOST_MARGIN
-    site.roll(150)
-    assert site.ask(**limits).started
+def test_waiting_behind_an_earlier_request_is_predicted_longer():
+    site = Site()
+    for _ in range(2):
+        site.ask(**PACED)
+    site.ask(**PACED, ttft_ms=4000)
+
+    def wait_ms(ttft_ms: float) -> float:
+        waiting = Waiting(Budget(**PACED, ttft_ms=ttft_ms), REQUEST, 0.0, lambda _: None)
+        return site.admission.decide(site.variants, waiting, 0.0).wait_ms
+
+    assert wait_ms(9000) > wait_ms(3000) + 200, "its work is at least that of reading and decoding at a full batch"
 
 
-def test_a_time_per_token_that_nothing_keeps_is_refused_also_where_others_have_one():
-    site, limits = Site(), {"tpot_ms": 10, "on_no_candidate": "reject"}
-    site.admission.class_of(Budget(**limits))
-    site.ask(**PACED)
-    site.roll(1.0)
-    assert site.admission._step_limit_ms < 50
-    assert site.ask(**limits).error.status == 422
+@pytest.mark.parametrize("limit", ["ttft_ms", "e2e_ms"])
+def test_the_latest_start_leaves_the_predicted_time_with_its_margin(limit: str):
+    site = Site()
+    budget = Budget(**{limit: 5000})
+    site.admission.class_of(budget).waits.value = math.log(1.5)
+    waiting = Waiting(budget, REQUEST, 1.0, lambda _: None)
+    expected = site.admission.decide(site.variants, waiting, 1.0).chosen.prediction.expected
+    assert waiting.start_by == pytest.approx(1.0 + (5000 - 1.5 * getattr(expected, limit)) / 1000)
 
 
-@pytest.mark.parametrize("replicas", [1, 4])
-def test_a_share_is_of_all_replicas(replicas: int):
-    site = Site(engine(replicas=replicas, max_waiting=1000))
-    for _ in range(60):
-        for _ in range(2):
-            site.admission.submit(
-                site.variants, Waiting(Budget(tpot_ms=1000), REQUEST, site.now, lambda _: None), site.now
-            )
-        site.roll(0.5)
-    (its,) = site.admission.classes.values()
-    assert its.over_share == (replicas == 1)
+def test_what_cannot_be_in_time_is_due_at_its_arrival_and_not_before_others():
+    site = Site()
+    waiting = Waiting(Budget(ttft_ms=1), REQUEST, 1.0, lambda _: None)
+    site.admission.decide(site.variants, waiting, 1.0)
+    assert waiting.start_by == 1.0
+
+
+def test_another_attempt_of_one_that_has_waited_long_starts_at_once():
+    """As after a failure of its engine."""
+    site = Site()
+    for _ in range(2):
+        site.ask(**PACED)
+    site.now = BEST_EFFORT_S + 1
+    waiting = Waiting(Budget(**PACED), REQUEST, 0.0, lambda _: None)
+    decision = site.admission.decide(site.variants, waiting, site.now)
+    assert decision.chosen.harm == 2 and decision.wait_ms == 0
+
+
+def test_a_cached_prompt_is_less_work():
+    full = engine()
+    full.live.kv_tokens = 10_000
+    features = Features(1000, 11, blocks=(1, 2, 3))
+    waiting = [Waiting(Budget(), features, 0.0, lambda _: None) for _ in range(2)]
+    site = Site(full)
+    site.admission.decide(site.variants, waiting[0], 0.0)
+    full.live.remember_prefix(features)
+    site.admission.decide(site.variants, waiting[1], 0.0)
+    assert waiting[1].work_ms == pytest.approx(waiting[0].work_ms - 750), "three quarters at 1 ms per token"

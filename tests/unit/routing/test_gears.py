@@ -103,3 +103,26 @@ def test_offered_work_lets_a_gear_rest_and_its_end_wakes_it():
     for half in range(41, 200):
         admission.roll(of, half / 2)
     assert admission._resting == frozenset()
+
+
+def test_two_gears_work_where_each_keeps_what_the_other_would_not():
+    of = [gear("full"), gear("small")]
+    assert resting(of, [demand(80), demand(20, min_quality=0.9)], ()) == frozenset()
+
+
+def test_few_requests_with_a_floor_do_not_outweigh_all_others():
+    of = [gear("full"), gear("small")]
+    assert resting(of, [demand(150), demand(2, min_quality=0.9)], ()) == {"full"}
+
+
+def test_replicas_add_up():
+    full = gear("full")
+    full.live.replicas = 4
+    assert resting([full, gear("small")], [demand(120)], ()) == frozenset(), "60% of what four do is no contention"
+
+
+def test_prompts_take_time_from_decoding():
+    """With ten tokens of prompts for each of answers `full` decodes 37 tokens a second within 100 ms, without 50."""
+    of = [gear("full"), gear("small")]
+    assert resting(of, [Demand(3.2, 0, 32, 100, 0)], {"small"}) == frozenset()
+    assert resting(of, [Demand(3.2, 320, 32, 100, 0)], {"small"}) == {"small"}

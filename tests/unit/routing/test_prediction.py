@@ -5,7 +5,7 @@ import random
 import pytest
 
 from benchmarks.lib.sample_catalog import make_profile
-from serve.routing.prediction import Features, Latency, LatencyModel, Load
+from serve.routing.prediction import Features, Latency, LatencyModel, Load, OutputLengths
 
 TTFT = [(100, 1, 100.0), (200, 1, 300.0), (200, 4, 600.0)]
 TPOT = [(1, 10.0), (4, 40.0)]
@@ -108,3 +108,52 @@ def test_longer_prompts_and_answers_and_fewer_replicas_never_lower_a_prediction(
         assert longer.ttft_ms >= base.ttft_ms - 1e-9
         assert longer.e2e_ms >= base.e2e_ms - 1e-9
         assert crowded.e2e_ms >= base.e2e_ms - 1e-9
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [Load(colocated_busy_variants=1), Load(prefill_per_token=20.0), None],
+    ids=["beside others", "prompts", "drift"],
+)
+def test_places_follow_the_load_and_the_speed(changed: Load | None):
+    """Also where they are known of another load."""
+    model = LatencyModel(make_profile(tpot=[(1, 20), (8, 160)]), max_running=8)
+    assert model.places(Load(), 80) == 4
+    if changed is None:
+        model.observe_steps(40.0, 1e9, 1, Load())  # twice as slow
+    assert 0 < model.places(changed or Load(), 80) <= 2
+    assert [model.places(Load(), 80, colocated) for colocated in (0, 3)] == ([4, 1] if changed else [2, 0])
+
+
+def test_one_sequence_waits_for_no_other_prompt():
+    model = LatencyModel(make_profile(tpot=[(1, 20), (8, 160)]), max_running=8)
+    crowded = Load(prefill_per_token=10.0)
+    assert model.step_ms(crowded, 1) == model.step_ms(Load(), 1)
+    assert model.step_ms(crowded, 3) == model.step_ms(Load(), 3) + 20, "1 ms per token, for each of two others"
+
+
+def test_output_lengths_seen_last_are_handed_on_and_those_known_stay():
+    before, after = OutputLengths(), OutputLengths()
+    for number in range(600):
+        before.observe(f"tenant {number}", "best", 7)
+    after.observe("tenant 599", "best", 1000)
+    after.restore(before.state())
+    assert after.expect("tenant 598", "best", 5000) < 15
+    assert after.expect("tenant 599", "best", 5000) > 500
+    assert after.expect("tenant 0", "best", 5000) > 500, "it is as good as unknown: what is known of all here"
+
+
+def test_of_output_lengths_that_were_handed_on_the_oldest_is_forgotten_first():
+    before, after = OutputLengths(), OutputLengths(max_entries=2)
+    for tenant, tokens in (("old", 7), ("new", 1000)):
+        before.observe(tenant, "best", tokens)
+    after.restore(before.state())
+    after.observe("other", "best", 7)
+    assert after.expect("new", "best", 5000) > 500
+    assert after.expect("old", "best", 5000) == after.expect("unknown", "best", 5000)
+
+
+def test_a_cached_part_of_the_prompt_takes_no_time():
+    model = LatencyModel(make_profile(TTFT, TPOT), max_running=4)
+    cached, short = model.predict(Features(200, 11), Load(cached_tokens=100)), model.predict(Features(100, 11), Load())
+    assert cached.expected.ttft_ms == short.expected.ttft_ms

@@ -348,3 +348,10 @@ def test_the_nearest_miss_names_every_limit_it_misses():
         and "predicted ttft" in distilled.explanation
     )
     assert distilled.ruled_out == "min_quality", "the first of them"
+
+
+def test_the_wait_before_a_request_counts_until_its_first_token_and_its_end():
+    chosen = choose(three_gears()).chosen
+    now, later = chosen.predictions(), chosen.predictions(100.0)
+    waited = {name: 0.0 if name.startswith("tpot") else 100.0 for name in now}
+    assert {name: later[name] - now[name] for name in now} == pytest.approx(waited)

@@ -1,10 +1,11 @@
 """What a gateway has learned, taken over by another."""
 
+import orjson
 import pytest
 
 from benchmarks.lib.sample_catalog import REQUEST, make_card, make_live_variant, three_gears
 from serve.budget import Budget
-from serve.routing import learned
+from serve.routing import learned_state
 from serve.routing.admission import Admission
 from serve.routing.policies import WithinBudget
 from serve.routing.prediction import Load, OutputLengths
@@ -22,45 +23,47 @@ def taught() -> bytes:
     for _ in range(20):
         lengths.observe("alice", "best", 7)
         admission.class_of(Budget(tpot_ms=50)).steps.observe(1.0)
-    return learned.dump(variants, lengths, admission)
+    return learned_state.dump(variants, lengths, admission)
 
 
 def test_a_new_gateway_predicts_as_the_one_before():
     data = taught()
     variants, lengths, admission = three_gears(), OutputLengths(), Admission(Router(WithinBudget()))
     naive = [variant.latency.predict(REQUEST, SLOW).expected for variant in variants]
-    assert learned.restore(data, variants, lengths, admission)
+    assert learned_state.restore(data, variants, lengths, admission)
     for variant, before in zip(variants, naive, strict=True):
         after = variant.latency.predict(REQUEST, SLOW)
         assert after.expected != before
         assert after.expected.ttft_ms == pytest.approx(900, rel=0.2)
-        assert variant.latency.observed == 50
+        assert variant.latency.observed == 50 and variant.latency.drift != 0
         after.observe(900, 90, 1800)
     assert lengths.expect("alice", "best", 100) == lengths.expect("bob", "fast", 100) < 15
     assert admission.class_of(Budget(tpot_ms=50)).step_margin > 1.5
-    assert learned.restore(learned.dump(variants, lengths, admission), three_gears(), OutputLengths(), admission)
+    assert learned_state.restore(
+        learned_state.dump(variants, lengths, admission), three_gears(), OutputLengths(), admission
+    )
 
 
 def test_other_weights_begin_anew():
     variant = make_live_variant("full", ttft_ms=400, tpot_ms=40)
-    data = learned.dump([variant], OutputLengths(), Admission(Router(WithinBudget())))
+    data = learned_state.dump([variant], OutputLengths(), Admission(Router(WithinBudget())))
     object.__setattr__(variant, "card", make_card("full", digest="sha256:" + "1" * 64))
     variant.latency.observed = 0
     known = variant.latency.state()
-    learned.restore(data, [variant], OutputLengths(), Admission(Router(WithinBudget())))
+    learned_state.restore(data, [variant], OutputLengths(), Admission(Router(WithinBudget())))
     assert variant.latency.state() == known
 
 
 def test_what_is_too_old_is_not_used(monkeypatch):
     data = taught()
-    monkeypatch.setattr(learned, "time", lambda: 2e10)
-    assert not learned.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+    monkeypatch.setattr(learned_state, "time", lambda: 2e10)
+    assert not learned_state.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b'{"version": 1}', b"[]"])
 def test_what_is_broken_is_an_error(data):
     with pytest.raises((ValueError, KeyError, TypeError)):
-        learned.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+        learned_state.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
 
 
 def test_a_state_of_another_size_or_with_gaps_is_not_taken():
@@ -84,3 +87,25 @@ def test_a_slow_moment_is_forgotten_by_a_variant_that_gets_nothing_more():
         variant.latency.observe_steps(0.0, 0, 0, SLOW)
         variant.latency.tick()
     assert variant.latency.step_ms(SLOW, 1) < 1.1 * usual
+
+
+@pytest.mark.parametrize("change", ["hardware", "batch", "answers"])
+def test_what_was_learned_elsewhere_or_is_known_here_is_not_taken(change: str):
+    data = taught()
+    for variant in (variants := three_gears()):
+        if change == "hardware":
+            object.__setattr__(variant, "profile", variant.profile.model_copy(update={"hardware": "4 cores"}))
+        elif change == "batch":
+            object.__setattr__(variant, "max_running", variant.max_running + 1)
+        else:
+            variant.latency.predict(REQUEST, SLOW).observe(100, 10, 200)
+    before = [variant.latency.state() for variant in variants]
+    assert learned_state.restore(data, variants, OutputLengths(), Admission(Router(WithinBudget())))
+    assert [variant.latency.state() for variant in variants] == before
+
+
+@pytest.mark.parametrize(("change", "taken"), [({}, True), ({"version": 0}, False), ({"at": 3e9}, False)])
+def test_another_version_or_a_time_to_come_is_not_used(change: dict[str, float], taken: bool):
+    data = orjson.dumps({**orjson.loads(taught()), **change})
+    found = learned_state.restore(data, three_gears(), OutputLengths(), Admission(Router(WithinBudget())))
+    assert found == taken
