@@ -8,6 +8,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from helm.dashboards.queries import all_queries
 from tests.integration.test_grounding import put
 from tests.support.platform import KEYS, ROOT, Platform, gateway_processes
 from tests.support.trace_collector import Collector
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.platform
 COLLECTION = "monitoring"
@@ -40,12 +42,16 @@ class Prometheus:
     def query(self, expr: str) -> list[dict[str, Any]]:
         return self.get("query", query=expr)["result"]
 
+    def evaluated_all_after(self, moment: datetime) -> bool:
+        """Whether every group of rules was evaluated since."""
+        return all(datetime.fromisoformat(group["lastEvaluation"]) > moment for group in self.get("rules")["groups"])
+
 
 @pytest.fixture(scope="module")
 def prometheus(
     platform: Platform, tmp_path_factory: pytest.TempPathFactory, system_command: Callable[[str], str]
 ) -> Iterator[Prometheus]:
-    """As docs/operations/monitoring.md says to configure it, but looking every second."""
+    """As docs/operations/monitoring.md says to configure it, but looking every second, at rules too."""
     folder = tmp_path_factory.mktemp("prometheus")
     (block,) = re.findall(
         r"```yaml\n(scrape_configs:.*?)```", (ROOT / "docs/operations/monitoring.md").read_text(), re.DOTALL
@@ -54,7 +60,15 @@ def prometheus(
     for job in config["scrape_configs"]:
         for discovery in job.get("http_sd_configs", ()):
             discovery["refresh_interval"] = "1s"
-    config |= {"global": {"scrape_interval": "1s", "evaluation_interval": "2s"}, "rule_files": list(map(str, RULES))}
+    config |= {
+        "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(folder / "rules-*.yaml")],
+    }
+    for file in RULES:
+        rules = yaml.safe_load(file.read_text())
+        for group in rules["groups"]:
+            group.pop("interval", None)
+        (folder / f"rules-{file.name}").write_text(yaml.safe_dump(rules))
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     command = [
         system_command("prometheus"), f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}",
@@ -79,7 +93,10 @@ def loaded(platform: Platform, prometheus: Prometheus) -> Prometheus:
         client.start()
     for client in clients:
         client.join()
-    time.sleep(3)  # the last requests are scraped, and rules have seen them
+    ended = datetime.now(UTC)
+    eventually(
+        lambda: prometheus.evaluated_all_after(ended + timedelta(seconds=3)), 60, "rules have seen the last requests"
+    )
     return prometheus
 
 

@@ -151,12 +151,14 @@ async def test_a_gateway_does_not_start_without_its_keys(deployment, tmp_path: P
         await own.reconfigure({"config": {}, "catalog": {}})
 
 
-async def test_keys_may_name_profiles_that_come_with_the_sections_that_change_in_place(deployment, tmp_path: Path):
+async def test_keys_may_name_profiles_that_come_with_the_sections_that_change_in_place(
+    deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump([{"sha256": hash_key(OLD), "tenant": "old", "budget": "strict"}]))
     own = deployment(make_config(access={"keys_file": str(file)}))
     own._refreshing = None
-    own._watch = lambda: asyncio.sleep(0)
+    monkeypatch.setattr(own, "_run_background", lambda: asyncio.sleep(0))
     await own.reconfigure({"config": {"profiles": {"strict": {"min_quality": 0.9}}}, "catalog": {}})
     assert asks(own, OLD) == "old"
 
