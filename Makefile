@@ -1,4 +1,4 @@
-# make up: install, build, serve.   make test: install, test.   make test-unit: only the unit tests.   make down: stop.
+# make up: install, build, serve.   make test: install, test.   make test-unit: only the fast unit tests.   make down: stop.
 ENGINE      = .venv
 COMPRESSION = .venv-compression
 GEARBOX     = $(ENGINE)/bin/gearbox
@@ -26,7 +26,7 @@ test: install
 	@scripts/test $(ARGS)
 
 test-unit: install
-	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --durations=25 --durations-min=1 tests/unit $(ARGS)
+	@$(ENGINE)/bin/python -m pytest -n logical --maxprocesses=8 --dist=loadfile --no-loadscope-reorder --durations=25 --durations-min=1 -m "not slow" tests/unit $(ARGS)
 
 check: install
 	@$(ENGINE)/bin/ruff format --check .

@@ -10,13 +10,11 @@ import pytest
 from tests.support.engine_stub import EngineStub
 from tests.support.gateway_server import GatewayServer, Started
 
-# Files of few tests that take long, most of it in processes of their own.
-LONGEST = ("llmcompressor", "multi_gpu", "fuzz_api", "cli_compress", "regex_safety", "compression_build", "checkov")
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files: at the end, one core would wait for the other."""
-    items.sort(key=lambda item: not item.path.stem.endswith(LONGEST))
+    """Begin with the files that have slow tests: at the end, one core would wait for the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True)

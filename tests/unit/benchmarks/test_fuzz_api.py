@@ -5,6 +5,8 @@ import pytest
 from benchmarks.api import fuzz_api
 from serve.gateway.openapi import operations
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tally():

@@ -15,6 +15,7 @@ from helm.chart_render import CHART, example, merged, one, render
 from serve.gateway.auth import hash_key
 from tests.support.gateway_server import Start, Started
 
+pytestmark = pytest.mark.slow
 SCRIPT = CHART / "tests/ask.py"
 
 

@@ -14,6 +14,7 @@ import yaml
 from helm.chart_render import Document, merged, pods, render
 from tests.unit.chart.test_chart_policy import CASES
 
+pytestmark = pytest.mark.slow
 CHECKOV = Path(__file__).resolve().parents[3] / ".venv-checkov/bin/checkov"  # made by scripts/test
 EVERY = ("ray", "ask", "weights", "postgresql", "redis")
 STORES = EVERY[3:]

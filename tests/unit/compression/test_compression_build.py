@@ -27,6 +27,7 @@ from compression.text import TextError, load_corpus  # noqa: E402
 from serve.card import Card, Step, check_card, load_card  # noqa: E402
 from tests.support.tiny_model import build_full, write_model, write_text  # noqa: E402
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 STUDENT = {
     "name": "distilled",

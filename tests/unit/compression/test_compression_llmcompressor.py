@@ -16,6 +16,7 @@ from safetensors.torch import load_file  # noqa: E402
 from serve.card import check_card, load_card  # noqa: E402
 from tests.support.llmcompressor_builds import VARIANTS  # noqa: E402
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 LINEARS = 4 * 7  # of four layers
 FULL_PARAMETERS = 2 * 102 * 64 + 4 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 96 + 2 * 64) + 64

@@ -12,6 +12,8 @@ from compression.distill.teacher import TopKCache  # noqa: E402
 from compression.distill.trainer import DistillError, distill  # noqa: E402
 from tests.unit.compression.test_compression_distill import SEQUENCES, quiet, settings, tiny  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> Path:

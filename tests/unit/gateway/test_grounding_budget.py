@@ -19,11 +19,15 @@ class TestBudget:
     @pytest.mark.parametrize(("choice", "outcome", "passages"), [("shrink", "shrunk", 1), ("skip", "skipped", 0)])
     def test_a_budget_that_carries_some_of_the_sources(self, grounded: Started, retrieval, choice, outcome, passages):
         retrieval.passages = [{**PASSAGE, "n": n} for n in range(1, 5)]
-        costs = [1e-7 * 1.02**i for i in range(1000)]
-        some = [cost for cost in costs if 0 < grounded.post("/v1/route", _body(cost)).json()["retrieval"]["top_k"] < 4]
-        facts = gearbox_of(ask(grounded, budget={"max_cost": some[0]}, retrieval={"on_budget": choice}), False)[
-            "retrieval"
-        ]
+
+        def carried(cost: float) -> int:
+            return grounded.post("/v1/route", _body(cost)).json()["retrieval"]["top_k"]
+
+        coarse = (1e-7 * 1.1**i for i in range(200))
+        carries_none = next(cost for cost in coarse if carried(cost) == 0)  # far below, sources are no question
+        cost = next(cost for i in range(50) if carried(cost := carries_none * 1.01**i) == 1)
+        answer = ask(grounded, budget={"max_cost": cost}, retrieval={"on_budget": choice})
+        facts = gearbox_of(answer, False)["retrieval"]
         assert (facts["outcome"], facts["passages"], facts["why"]) == (
             outcome,
             passages,

@@ -23,6 +23,7 @@ from serve.retrieval.verify.sentence_selector import SentenceSelector, select_se
 from serve.tools import calculator, calculator_intent, clock
 from serve.tools.intent import DETECTED, detect
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("serve", "deployments", "compression", "helm")
 DEADLINE_S = 200  # of all patterns together, which take a few seconds
