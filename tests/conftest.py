@@ -33,7 +33,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[Platform]:
-    """The demo platform with keys and traces, on separate ports. Builds what is not cached yet (about 15 minutes)."""
+    """The demo platform with keys and traces, on separate ports. Builds what is not cached yet (9 minutes)."""
     settings = local_settings()
     settings["server"] |= {"port": 18000, "metrics_port": 19464, "max_waiting_per_replica": 8}
     settings["access"] = {
