@@ -182,16 +182,16 @@ def down() -> None:
 
 @app.command()
 def reload() -> None:
-    """Apply the configuration's `router` and `profiles` to the running platform, without affecting requests in flight."""
+    """Apply the configuration's `profiles` to the running platform, without affecting requests in flight."""
     state = load_state(state_folder())
     if state is None or not is_running(state):
         raise fail("nothing is running; 'gearbox up' starts it")
     try:
-        policy = load_config(Path(state.config)).router.policy
+        profiles = load_config(Path(state.config)).profiles
     except ConfigError as error:
         raise fail(str(error), 2) from error
     os.kill(state.pid, signal.SIGHUP)
-    typer.echo(f"reloading the routing of {state.url} from {state.config}: policy {policy}")
+    typer.echo(f"reloading the budget profiles of {state.url} from {state.config}: {', '.join(profiles)}")
 
 
 def _stop(pid: int, timeout_s: float = 60) -> None:

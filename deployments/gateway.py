@@ -206,14 +206,14 @@ async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure:
 def gateway_app(
     config: PlatformConfig,
     catalog: Mapping[str, Card],
-    routing: Mapping[str, object],
+    reloaded: Mapping[str, object],
     engine_token: str,
     metrics_folder: str,
 ) -> ray_serve.Application:
-    """The gateway's application on a single machine. `routing` replaces sections of `config`, see `serve.config.platform.ROUTING`."""
+    """The gateway's application on a single machine. `reloaded` replaces sections of `config`, see `serve.config.platform.RELOADED`."""
     cards = {name: card.model_dump(mode="json") for name, card in catalog.items()}
     deployment = gateway_deployment(config, metrics_folder).options(
-        num_replicas=config.server.gateway_replicas, user_config={"catalog": cards, "config": dict(routing)}
+        num_replicas=config.server.gateway_replicas, user_config={"catalog": cards, "config": dict(reloaded)}
     )
     return with_version(deployment, "gateway").bind(settings_of(config), engine_token)
 

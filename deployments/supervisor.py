@@ -28,7 +28,7 @@ from deployments.ray_internals import metrics_port_argument, ray_environment
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
-from serve.config.platform import ROUTING, ConfigError, PlatformConfig, load_config
+from serve.config.platform import RELOADED, ConfigError, PlatformConfig, load_config
 from serve.config.sections import VariantConfig
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Supervisor:
-    """Starts a platform, maintains its state file, reloads its routing configuration."""
+    """Starts a platform, maintains its state file, reloads its budget profiles."""
 
     def __init__(self, config: PlatformConfig, state: PlatformState, folder: Path) -> None:
         self._config = config
@@ -47,7 +47,7 @@ class Supervisor:
         self._folder = folder
         self._token = secrets.token_urlsafe(24)
         self._catalog: dict[str, Card] = {}
-        self._routing = config.model_dump(mode="json", include=ROUTING)
+        self._reloaded = config.model_dump(mode="json", include=RELOADED)
         self._lock = threading.Lock()
         self._serve_lock = threading.Lock()  # Serve's configuration classes cannot be created by two threads at once
         self._database: Database | None = None
@@ -70,7 +70,7 @@ class Supervisor:
             while True:  # until a signal to stop
                 self.reload_requested.wait()
                 self.reload_requested.clear()
-                self._reload_routing()
+                self._reload()
         except SystemExit:  # raised by the handler of the stop signals, which `ray.init` replaces by one of its own
             self._stopping = True
             for number in _STOP_SIGNALS:
@@ -142,12 +142,12 @@ class Supervisor:
             time.sleep(1)
             database.restart_if_dead()
 
-    def _reload_routing(self) -> None:
-        """Apply the routing sections of the configuration file; an invalid file changes nothing."""
+    def _reload(self) -> None:
+        """Apply the sections of the configuration file that a running platform reloads; an invalid file changes nothing."""
         try:
-            self._routing = load_config(Path(self._state.config)).model_dump(mode="json", include=ROUTING)
+            self._reloaded = load_config(Path(self._state.config)).model_dump(mode="json", include=RELOADED)
         except ConfigError as error:
-            _LOG.error("routing is unchanged, the configuration is invalid: %s", error)
+            _LOG.error("profiles are unchanged, the configuration is invalid: %s", error)
             return
         self._deploy({})
 
@@ -201,7 +201,7 @@ class Supervisor:
         order = [variant.name for variant in self._config.variants if variant.name in self._catalog]
         catalog = {name: self._catalog[name] for name in order}
         with self._serve_lock:
-            gateway = gateway_app(self._config, catalog, self._routing, self._token, str(self._folder / "metrics"))
+            gateway = gateway_app(self._config, catalog, self._reloaded, self._token, str(self._folder / "metrics"))
             targets = [ray_serve.RunTarget(gateway, name="gateway", route_prefix="/")]
             if folders:
                 from deployments.replicas import app_name

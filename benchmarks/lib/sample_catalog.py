@@ -8,7 +8,7 @@ from serve.card import Card, Peak, Profile, Quality, Step, TpotPoint, TtftPoint,
 from serve.config.platform import PlatformConfig
 from serve.config.sections import VariantConfig
 from serve.routing.catalog import Variant, make_variant
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Decision, Router
 

@@ -20,7 +20,7 @@ from benchmarks.routing.workloads import ARRIVALS, mixed, relative
 from serve.budget import Budget
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Router
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from benchmarks.routing.baselines import POLICIES
 from benchmarks.routing.goodput_cells import Bench, Setting
 from benchmarks.routing.goodput_summary import Cell
 from benchmarks.routing.simulated_platform import Platform
@@ -9,7 +10,6 @@ from benchmarks.routing.workloads import Request
 from serve.card import load_card
 from serve.config.sections import VariantConfig
 from serve.routing.catalog import make_variant
-from serve.routing.policies import POLICIES
 
 SIMULATED = {"budget-full": "budget", **{name: name for name in POLICIES}}  # the simulator's policy by ours
 DRAIN_S = 60.0  # between two cells

@@ -16,6 +16,7 @@ from rich.progress import track
 from benchmarks.lib.processes import command
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import load, save, spread
+from benchmarks.routing.baselines import POLICIES
 from benchmarks.routing.simulated_platform import Platform
 from benchmarks.routing.workloads import (
     ARRIVALS,
@@ -33,7 +34,6 @@ from serve.budget import Budget
 from serve.card import Card
 from serve.config.sections import VariantConfig
 from serve.routing.catalog import Variant, make_variant
-from serve.routing.policies import POLICIES
 from serve.routing.prediction import Latency
 from serve.routing.router import Candidate
 
@@ -53,7 +53,6 @@ class Oracle:
     Only possible in the simulator: it reads the engines' state.
     """
 
-    schedules = False
     margin: float = 0.0
     platform: Platform | None = field(default=None)
 

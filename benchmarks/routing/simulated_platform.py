@@ -1,6 +1,6 @@
 """Discrete-event simulation of the platform: engines and machines modelled from cards, behind the platform's own router.
 
-The router, its policies and its predictions are those of the platform. Only the engines are modelled, from their cards, in steps
+The router and its predictions are those of the platform. Only the engines are modelled, from their cards, in steps
 like vLLM's scheduler: waiting prompts are prefilled together in one step, in which every running answer gets one token;
 between such steps all answers decode together at the profile's time per token. Variants on one machine share its cores.
 """
@@ -14,12 +14,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from benchmarks.routing.baselines import admission
 from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Waiting
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, Latency, OutputLengths, interpolate, rising
-from serve.routing.router import CONFIDENCE, Decision, Policy, Router
+from serve.routing.router import CONFIDENCE, Decision, Policy
 
 LOOK_MS = 500.0  # interval of the gateway's engine polling
 CHUNK = 2048  # prompt tokens prefilled in one step; vLLM's max_num_batched_tokens on CPUs
@@ -211,7 +212,7 @@ class Platform:
         self.variants = list(variants)
         self.request: Request | None = None  # the request being routed
         self.foreseen: Latency | None = None  # the oracle's expected latency of it
-        self.admission = Admission(Router(policy))
+        self.admission = admission(policy)
         self._lengths = OutputLengths()
         self.engines: dict[str, list[tuple[Engine, Machine]]] = {variant.name: [] for variant in variants}
         known = {variant.name: variant for variant in variants}

@@ -57,12 +57,12 @@ def variable_of(path: Sequence[str | int], below: bool = False) -> str | None:
     return next((name for upper, name in names.items() if below and path and upper.startswith(start)), None)
 
 
-def unknown_variable(sections: Collection[str]) -> str | None:
-    """A variable for a section that is not in `sections`, most likely a typing error; None if there is none."""
+def unknown_variable(sections: Collection[str], removed: Collection[str]) -> tuple[str, str] | None:
+    """A variable for a section that is `removed` or in no `sections`, most likely a typing error, and that section."""
     for name in os.environ:
-        section, between, _ = name.upper().removeprefix(PREFIX).partition(BETWEEN)
-        if name.upper().startswith(PREFIX) and between and section.lower() not in sections:
-            return name
+        section, between, _ = name.lower().removeprefix(PREFIX.lower()).partition(BETWEEN)
+        if name.upper().startswith(PREFIX) and (section in removed or (between and section not in sections)):
+            return name, section
     return None
 
 

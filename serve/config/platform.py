@@ -17,14 +17,13 @@ from serve.budget import DEFAULT_PROFILES, Budget
 from serve.card import first_problem, problem_path
 from serve.config.engine_arguments import Arguments
 from serve.config.environment import Environment, unknown_variable, variable_of
-from serve.config.renamed import find_renamed
+from serve.config.renamed import changes, find_renamed
 from serve.config.retrieval import RetrievalConfig
 from serve.config.sections import (
     AccessConfig,
     KeyConfig,
     ModelConfig,
     ObservabilityConfig,
-    RouterConfig,
     ServerConfig,
     VariantConfig,
 )
@@ -44,7 +43,7 @@ def _profile_name(value: str) -> str:
 _PROFILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 ProfileName = Annotated[str, AfterValidator(_profile_name)]
 
-ROUTING = {"router", "profiles"}  # sections that a running platform reloads
+RELOADED = {"profiles"}  # sections that a running platform reloads
 
 
 class PlatformConfig(BaseSettings):
@@ -62,7 +61,6 @@ class PlatformConfig(BaseSettings):
     model: ModelConfig
     server: ServerConfig = ServerConfig()
     access: AccessConfig = AccessConfig()
-    router: RouterConfig = RouterConfig()
     profiles: Annotated[dict[ProfileName, Budget], AfterValidator(lambda own: {**DEFAULT_PROFILES, **own})] = Field(
         default_factory=dict, validate_default=True, description="named budgets, added to the built-in ones"
     )
@@ -177,12 +175,14 @@ def load_config(path: Path) -> PlatformConfig:
     data = file.data
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ConfigError(f"{file.place()}: expected a mapping of names at the top")
+    removed = {key: f"this key was {change}" for key, change in changes().items()}
     for key in (
         data.keys() - PlatformConfig.model_fields.keys()
     ):  # pydantic-settings would treat some as its own arguments
-        raise ConfigError(f"{file.place((key,))}: {key}: Extra inputs are not permitted")
-    if (variable := unknown_variable(PlatformConfig.model_fields)) is not None:
-        raise ConfigError(f"{variable}: the configuration has no such section")
+        raise ConfigError(f"{file.place((key,))}: {key}: {removed.get(key, 'Extra inputs are not permitted')}")
+    if (unknown := unknown_variable(PlatformConfig.model_fields, removed)) is not None:
+        variable, section = unknown
+        raise ConfigError(f"{variable}: {removed.get(section, 'the configuration has no such section')}")
     try:
         config = PlatformConfig(**data)
     except ValidationError as error:

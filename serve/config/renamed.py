@@ -27,7 +27,7 @@ RENAMED: Mapping[str, str] = {
 
 #: Configuration keys without a successor, and what does their work.
 REMOVED: Mapping[str, str] = {
-    "router.confidence": "caution is learned for each class of budgets, see docs/design/routing.md",
+    "router": "requests are always routed by their budgets, of which a profile may set the objective, see docs/how-to/budgets.md",
 }
 
 #: Commands of `gearbox`.

@@ -244,14 +244,6 @@ class AccessConfig(Section):
         return self
 
 
-class RouterConfig(Section):
-    """How requests are routed."""
-
-    policy: Literal["budget", "full", "cheapest", "fastest", "random", "round-robin", "threshold"] = Field(
-        default="budget", description="all but `budget` are baselines to compare with; see docs/how-to/routing.md"
-    )
-
-
 class ObservabilityConfig(Section):
     """Request telemetry: logs, traces, and the cardinality of metrics."""
 

@@ -37,8 +37,6 @@ from serve.request.caller import Caller
 from serve.request.json_body import read_json  # fmt: skip
 from serve.request.lifecycle import CUSTOM, Arrival
 from serve.routing.catalog import Variant
-from serve.routing.policies import POLICIES
-from serve.routing.router import Router
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 from serve.telemetry.tracing import Tracer
@@ -82,7 +80,7 @@ class Gateway:
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
         self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
-        self._admission = RequestAdmission(variants, _router(config), metrics)
+        self._admission = RequestAdmission(variants, metrics)
         self._generation = Generation(
             config, variants, self._engines, self._gatekeeper, metrics, self.telemetry, self._admission, self._grounder
         )
@@ -113,7 +111,6 @@ class Gateway:
         self._description = _description(config)
         self._gatekeeper.reconfigure(config.access)
         self.telemetry.reconfigure(self._gatekeeper.tenants)
-        self._admission.reconfigure(_router(config))
         self._generation.reconfigure(config)
 
     def refresh(self) -> None:
@@ -223,11 +220,7 @@ class Gateway:
             {
                 "id": name,
                 **common,
-                "gearbox": {
-                    "variants": list(self._variants),
-                    "profiles": list(self._config.profiles),
-                    "policy": self._config.router.policy,
-                },
+                "gearbox": {"variants": list(self._variants), "profiles": list(self._config.profiles)},
             }
         ]
         for profile, budget in self._config.profiles.items():
@@ -334,10 +327,6 @@ def _own_url(config: PlatformConfig) -> str:
 
 def _initialize_series(metrics: Metrics, config: PlatformConfig) -> None:
     metrics.initialize_series((variant.name for variant in config.variants), [*config.profiles, CUSTOM])
-
-
-def _router(config: PlatformConfig) -> Router:
-    return Router(POLICIES[config.router.policy]())
 
 
 def _no_variant(reason: str) -> dict[str, object]:

@@ -14,6 +14,7 @@ from serve.request.lifecycle import Attempt, Request
 from serve.routing import learned_state
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features, OutputLengths
 from serve.routing.router import Decision, Router, too_many_sequences
 from serve.telemetry.metrics import Metrics
@@ -24,15 +25,11 @@ _LOG = logging.getLogger("gearbox.gateway")
 class RequestAdmission:
     """Decides about the requests of one gateway, and lets them wait."""
 
-    def __init__(self, variants: Mapping[str, Variant], router: Router, metrics: Metrics) -> None:
+    def __init__(self, variants: Mapping[str, Variant], metrics: Metrics) -> None:
         self._variants = variants
-        self._queue = Admission(router)
+        self._queue = Admission(Router(WithinBudget()))
         self._lengths = OutputLengths()
         self._metrics = metrics
-
-    def reconfigure(self, router: Router) -> None:
-        """Decide with `router` from now on."""
-        self._queue.router = router
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""

@@ -184,7 +184,7 @@ class Admission:
         its_class = self._known(waiting.budget)
         decision = self._now(variants, waiting, its_class, now)
         waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
-        if decision.reason == "pinned" or not self.router.schedules:
+        if decision.reason == "pinned":
             return decision
         waiting.variant = decision.variant.name
         waiting.start_by = _start_by(waiting, decision, its_class.margin)
@@ -250,11 +250,11 @@ class Admission:
                     refused = _no_time(waiting.work_ms / 1000)
                 waiting.decided(refused)
                 continue
-            if decision.chosen.harm and not overdue and self.router.schedules:
+            if decision.chosen.harm and not overdue:
                 blocked.add(queue)
                 continue
             self._remove(waiting)
-            if decision.chosen.harm and rejects and self.router.schedules:
+            if decision.chosen.harm and rejects:
                 waiting.decided(_too_long(decision))
                 continue
             self.class_of(waiting.budget).admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
@@ -290,15 +290,12 @@ class Admission:
                 idle_ms = (_idle_step_ms(v) for v in variants if v.quality.quality >= its_class.min_quality)
                 its_class.possible = min(idle_ms, default=0.0) <= its_class.tpot_ms
             self._share()
-            if self.router.schedules:
-                classes = self.classes.values()
-                demands = [
-                    Demand(one.requests, one.prompt_tokens, one.output_tokens, one.step_limit_ms, one.min_quality)
-                    for one in classes if one.requests > _NOTICED * sum(other.requests for other in classes)
-                ]  # fmt: skip
-                self._resting = resting(variants, demands, self._resting)
-            else:
-                self._resting = frozenset()
+            classes = self.classes.values()
+            demands = [
+                Demand(one.requests, one.prompt_tokens, one.output_tokens, one.step_limit_ms, one.min_quality)
+                for one in classes if one.requests > _NOTICED * sum(other.requests for other in classes)
+            ]  # fmt: skip
+            self._resting = resting(variants, demands, self._resting)
         self._rolled = now
         self.pump(variants, now)
 

@@ -1,6 +1,6 @@
 """The router: (variants, budget, features, live state) -> decision. The same object in service and in the simulator.
 
-The router decides which variants a request may use; a policy chooses among them, see `serve.routing.policies`.
+The router decides which variants a request may use; a policy chooses among them, see `serve.routing.policy`.
 """
 
 import math
@@ -15,7 +15,7 @@ from serve.routing.prediction import Features, Load, Prediction
 
 #: Rules that exclude a variant whatever the budget is.
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
-REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss", "random", "turn")
+REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss")
 _NOT_EVALUATED = "not evaluated"
 _MOST_STEP = 1.26  # of a time per token, which `step_limit_ms` is at most where it is derived from it
 _NEARLY = 0.75  # of the places of an engine
@@ -251,9 +251,7 @@ def _in_words(rule: str, value: float, limit: float) -> str:
 
 
 class Policy(Protocol):
-    """Chooses one of the variants that a request may use."""
-
-    schedules: bool  # whether requests wait in the gateway where they would harm others
+    """Chooses one of the variants that a request may use: `serve.routing.policy` in service, others in the simulator."""
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
         """The chosen candidate and the reason, one of `REASONS`; None when none fits. `usable` is not empty."""
@@ -297,11 +295,6 @@ class Router:
     """Chooses a variant for each request: excludes those that cannot take it, then applies the policy."""
 
     policy: Policy
-
-    @property
-    def schedules(self) -> bool:
-        """Whether requests wait in the gateway where they would harm others."""
-        return self.policy.schedules
 
     def _candidates(
         self,

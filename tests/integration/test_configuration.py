@@ -88,13 +88,13 @@ def test_down_and_status_without_a_platform(tmp_path: Path) -> None:
     assert status.returncode == 1 and "nothing is running" in status.stderr
 
 
-def policy_of(platform: Platform) -> str:
+def objective_of_best(platform: Platform) -> str:
     with platform.http() as http:
-        return http.get("/v1/models").json()["data"][0]["gearbox"]["policy"]
+        return http.get(f"/v1/models/{platform.model}@best").json()["gearbox"]["budget"]["objective"]
 
 
 @pytest.mark.platform
-def test_routing_is_taken_anew_while_answers_are_under_way(platform: Platform) -> None:
+def test_profiles_are_taken_anew_while_answers_are_under_way(platform: Platform) -> None:
     before = platform.config.read_text()
     body = {"model": f"{platform.model}:full", "prompt": "Once upon a time", "max_tokens": 60, "stream": True}
     ended = False
@@ -102,25 +102,27 @@ def test_routing_is_taken_anew_while_answers_are_under_way(platform: Platform) -
         with platform.http() as http, http.stream("POST", "/v1/completions", json=body) as answer:
             lines = answer.iter_lines()
             next(lines)
-            platform.config.write_text(yaml.safe_dump({**yaml.safe_load(before), "router": {"policy": "cheapest"}}))
+            config = yaml.safe_load(before)
+            config["profiles"] = {**config.get("profiles", {}), "best": {"objective": "cost"}}
+            platform.config.write_text(yaml.safe_dump(config))
             done = platform.gearbox("reload")
-            assert (done.returncode, "policy cheapest" in done.stdout) == (0, True), done.stderr
-            eventually(lambda: policy_of(platform) == "cheapest", 30, "the gateway takes the policy")
+            assert (done.returncode, "best" in done.stdout) == (0, True), done.stderr
+            eventually(lambda: objective_of_best(platform) == "cost", 30, "the gateway takes the profile")
             ended = list(lines)[-2:] == ["data: [DONE]", ""]
         with platform.http() as http:
-            told = http.post(
+            response = http.post(
                 "/v1/completions", json={"model": f"{platform.model}@best", "prompt": "Hi", "max_tokens": 2}
             )
-            assert told.headers["x-gearbox-reason"] == "cost"
-        platform.config.write_text("router: {policy: magic}")
+            assert response.headers["x-gearbox-reason"] == "cost"
+        platform.config.write_text("profiles: {best: {objective: magic}}")
         refused = platform.gearbox("reload")
         assert refused.returncode == 2
         assert len(refused.stderr.splitlines()) == 1
-        assert policy_of(platform) == "cheapest"
+        assert objective_of_best(platform) == "cost"
     finally:
         platform.config.write_text(before)
         assert platform.gearbox("reload").returncode == 0
-        eventually(lambda: policy_of(platform) == "budget", 30, "the gateway takes the policy back")
+        eventually(lambda: objective_of_best(platform) == "quality", 30, "the gateway takes the profile back")
     assert ended, "the answer under way came whole"
 
 

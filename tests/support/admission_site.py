@@ -7,7 +7,7 @@ from serve.budget import Budget
 from serve.errors import RequestError
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
-from serve.routing.policies import POLICIES, WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Decision, Router
 
@@ -55,10 +55,9 @@ class Asked:
 class Site:
     """A gateway's admission and its variants; what starts is in flight until `complete`."""
 
-    def __init__(self, *variants: Variant, policy: str = "budget") -> None:
+    def __init__(self, *variants: Variant) -> None:
         self.variants = list(variants) or [engine()]
-        chosen = WithinBudget(explore=0) if policy == "budget" else POLICIES[policy]()
-        self.admission = Admission(Router(chosen))
+        self.admission = Admission(Router(WithinBudget(explore=0)))
         self.now = 0.0
 
     def ask(self, *, features: Features = REQUEST, pinned: str | None = None, **limits) -> Asked:

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_live_variant, make_profile
 from benchmarks.routing import simulate
+from benchmarks.routing.baselines import POLICIES
 from benchmarks.routing.simulate import Oracle
 from benchmarks.routing.simulated_platform import Engine, Machine, Platform, Running
 from benchmarks.routing.workloads import (
@@ -23,7 +24,7 @@ from benchmarks.routing.workloads import (
     summary,
 )
 from serve.budget import Budget
-from serve.routing.policies import POLICIES, AlwaysFull, WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Latency
 
 # a prompt of 100 tokens is read in 100 ms, a token takes 20 ms alone and 40 ms with three others
@@ -43,7 +44,7 @@ def asked(at: float = 0.0, prompt: int = 100, output: int = 11, **limits) -> Req
 
 def run(requests: list[Request], machines=(("full",),), variants=None, policy=None) -> list[Outcome]:
     variants = variants or [steady()]
-    return list(Platform(variants, machines, policy or AlwaysFull()).run(requests))
+    return list(Platform(variants, machines, policy or POLICIES["full"]()).run(requests))
 
 
 def test_a_request_alone_takes_what_the_profile_says():

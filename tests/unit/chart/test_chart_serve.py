@@ -165,7 +165,6 @@ def test_access_may_name_a_profile_of_the_operators_own(access: dict[str, Any]) 
 IN_PLACE = {
     "replica bounds": changed_variant(TWO, 1, replicas={"min": 0, "max": 3, "target_in_flight": 4}),
     "prices": changed_variant(TWO, 1, price_usd_per_hour=7.5),
-    "router": merged(TWO, {"platform": {"router": {"policy": "cheapest"}}}),
     "profiles": merged(TWO, {"platform": OWN_PROFILE}),
     "a profile that is used": merged(TWO, {"platform": {**OWN_PROFILE, "access": {"anonymous_profile": "strict"}}}),
     "gateways": merged(TWO, {"platform": {"server": {"gateway_replicas": 2}}}),

@@ -110,7 +110,6 @@ def test_a_missing_file_is_named(tmp_path):
             "7:3: retrieval.verification_timeout_s: Input should be a finite number",
         ),
         ("retrieval:\n  top_k: yes\n", "7:3: retrieval.top_k: "),
-        ("router:\n  policy: fast\n", "7:3: router.policy: "),
         ("engine:\n  a: {b: [1, no]}\n", "7:14: engine.a.b.1: 'no' is true or false in YAML 1.1"),
         ("engine:\n  1: x\n", "7:3: engine.1"),
         ("engine:\n  a:\n    2: x\n", "7:3: engine.a: the name 2 must be text"),

@@ -55,3 +55,11 @@ def test_a_renamed_key_in_the_environment_names_the_variable_and_the_replacement
     monkeypatch.delenv("GEARBOX_ACCESS__OPEN")
     monkeypatch.setenv("GEARBOX_SERVER", '{"drain_s": 5}')
     assert load_error(write()) == "GEARBOX_SERVER: server.drain_s: this key was renamed to server.drain_timeout_s"
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("GEARBOX_ROUTER__POLICY", "full"), ("GEARBOX_ROUTER", '{"policy": "full"}')]
+)
+def test_a_removed_section_in_the_environment_is_an_error(write, monkeypatch, name, text):
+    monkeypatch.setenv(name, text)
+    assert load_error(write()) == f"{name}: this key was removed: {REMOVED['router']}"

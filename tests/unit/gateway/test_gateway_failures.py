@@ -12,7 +12,7 @@ from langchain_openai import ChatOpenAI
 from benchmarks.lib.sample_catalog import MODEL, make_live_variant, three_gears
 from serve.gateway.sse_relay import StreamRelay
 from serve.routing.catalog import Variant
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from tests.support.answers import MESSAGES, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.engine_stub import FAILURES, STREAM_FAILURES, EngineStub
 from tests.support.gateway_server import Start, Started

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from benchmarks.lib.sample_catalog import REQUEST
 from serve.budget import Budget
 from serve.routing.admission import BEST_EFFORT_S, Waiting
-from serve.routing.policies import POLICIES
 from serve.routing.prediction import Features
 from serve.routing.router import Router
 from tests.support.admission_site import PACED, Asked, Site, engine
@@ -112,12 +111,6 @@ def test_a_pinned_request_never_waits():
     for _ in range(2):
         site.ask(**PACED)
     assert site.ask(**PACED, pinned="full").started
-
-
-@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "budget"])
-def test_policies_for_comparison_let_nothing_wait(policy: str):
-    site = Site(policy=policy)
-    assert all(site.ask(**PACED).started for _ in range(8))
 
 
 def test_a_request_whose_client_has_gone_leaves_nothing_behind():
@@ -227,17 +220,6 @@ def test_rounding_leaves_no_queue_behind():
     for one in waiting:
         site.admission.withdraw(one)
     assert site.queued_ms() == 0
-
-
-def test_with_another_policy_no_gear_rests_and_nothing_waits_any_more():
-    site = Site()
-    for _ in range(2):
-        site.ask(**PACED)
-    waiting = [site.ask(**PACED), site.ask(**PACED, on_no_candidate="reject")]
-    site.admission._resting = frozenset({"full"})
-    site.admission.router = Router(POLICIES["full"]())
-    site.roll(1.0)
-    assert all(one.started for one in waiting) and not site.admission._resting
 
 
 def test_a_free_place_costs_few_decisions_however_many_different_requests_wait(monkeypatch):

@@ -10,7 +10,7 @@ from benchmarks.routing.workloads import ARRIVALS, Outcome, Request
 from serve.budget import Budget
 from serve.routing import admission as of_admission
 from serve.routing.admission import LEAST_MARGIN, MOST_MARGIN, BudgetClass, Waiting
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features, Latency
 from tests.support.admission_site import PACED, Site, engine
 

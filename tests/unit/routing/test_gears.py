@@ -9,7 +9,7 @@ from serve.budget import Budget
 from serve.routing.admission import Admission, Waiting
 from serve.routing.catalog import Variant
 from serve.routing.gears import Demand, resting
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.router import Router
 
 # tokens a second, whatever the batch is: 50 and 200

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.lib.sample_catalog import REQUEST
 from serve.budget import Budget
 from serve.routing.catalog import Variant
-from serve.routing.policies import AlwaysFull, WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Router
 from tests.support.admission_site import engine
@@ -14,7 +14,7 @@ LIMIT_MS = 50.0  # two sequences run within it
 
 
 def harm(*variants: Variant, features: Features = REQUEST) -> dict[str, int]:
-    decision = Router(AlwaysFull()).decide(variants, Budget(), features, step_limit_ms=LIMIT_MS)
+    decision = Router(WithinBudget(explore=0)).decide(variants, Budget(), features, step_limit_ms=LIMIT_MS)
     return {candidate.variant.name: candidate.harm for candidate in decision.candidates}
 
 
@@ -45,8 +45,11 @@ def test_of_equally_near_misses_the_one_is_taken_that_harms_nobody():
 
 
 def test_a_margin_counts_for_every_time_limit():
-    expected = Router(AlwaysFull()).decide([engine()], Budget(), REQUEST).chosen.prediction.expected
+    expected = Router(WithinBudget(explore=0)).decide([engine()], Budget(), REQUEST).chosen.prediction.expected
     for rule, time_ms in zip(("ttft", "tpot", "e2e"), expected, strict=True):
         budget = Budget(**{f"{rule}_ms": 1.3 * time_ms})
         for margin, ruled_out in ((1.2, None), (1.4, rule)):
-            assert Router(AlwaysFull()).decide([engine()], budget, REQUEST, margin=margin).chosen.ruled_out == ruled_out
+            assert (
+                Router(WithinBudget(explore=0)).decide([engine()], budget, REQUEST, margin=margin).chosen.ruled_out
+                == ruled_out
+            )

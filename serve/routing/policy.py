@@ -1,7 +1,4 @@
-"""Routing policies: choose one of the usable variants. `Router` calls them, in the gateway and in the simulator.
-
-To add a policy, write a class with `choose` and add it to `POLICIES`.
-"""
+"""The routing policy: of the usable variants, the best within the budget."""
 
 import math
 import random
@@ -10,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from serve.budget import Budget
 from serve.routing.catalog import Variant
-from serve.routing.router import Candidate, Policy
+from serve.routing.router import Candidate
 
-Choice = tuple[Candidate, str]
 _HEADROOM = 1.1  # times the predicted times, with which a higher quality is taken again
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
 
-ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
+_ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
     "quality": lambda c: (-c.quality, c.cost_usd),
     "cost": lambda c: (c.cost_usd, -c.quality),
     "latency": lambda c: (c.prediction.expected.e2e_ms, -c.quality, c.cost_usd),
@@ -24,7 +20,7 @@ ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
 
 
 class WithinBudget:
-    """The default: of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
+    """Of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
 
     A variant that has room is preferred to one whose engines run as much as the budgets allow. Hysteresis: while the variant
     last chosen for the same budget still fits and has room, a higher quality is chosen only with a tenth of the
@@ -32,14 +28,12 @@ class WithinBudget:
     `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 
-    schedules = True
-
     def __init__(self, seed: int = 0, explore: float = 0.01) -> None:
         self._random = random.Random(seed)
         self._explore = explore
         self._last: OrderedDict[tuple[object, ...], str] = OrderedDict()
 
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
+    def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
         """See `router.Policy`."""
         best = self._best(usable, budget)
         if best is None:
@@ -65,7 +59,7 @@ class WithinBudget:
     def _best(self, usable: Sequence[Candidate], budget: Budget) -> Candidate | None:
         """The first that fits and has room, else the first that fits, in the objective's order; the others need no prediction."""
         full = None
-        for candidate in sorted(usable, key=ORDER[budget.objective]):
+        for candidate in sorted(usable, key=_ORDER[budget.objective]):
             if candidate.ruled_out is None:
                 if not candidate.harm:
                     return candidate
@@ -81,88 +75,3 @@ def _rounded_limit(limit_ms: float | None) -> int | None:
 def _needs_exploration(variant: Variant) -> bool:
     """Whether the variant has too few observations; False when a replica would have to start for it."""
     return variant.latency.observed < EXPLORED_AFTER and variant.live.replicas > 0
-
-
-class AlwaysFull:
-    """The highest quality, whatever the cost and latency."""
-
-    schedules = False
-
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
-        """See `router.Policy`."""
-        return max(usable, key=lambda c: c.quality), "quality"
-
-
-class AlwaysCheapest:
-    """The lowest cost."""
-
-    schedules = False
-
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
-        """See `router.Policy`."""
-        return min(usable, key=lambda c: c.cost_usd), "cost"
-
-
-class Fastest:
-    """The lowest expected end-to-end time."""
-
-    schedules = False
-
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
-        """See `router.Policy`."""
-        return min(usable, key=ORDER["latency"]), "latency"
-
-
-class Random:
-    """A random variant."""
-
-    schedules = False
-
-    def __init__(self, seed: int = 0) -> None:
-        self._random = random.Random(seed)
-
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
-        """See `router.Policy`."""
-        return self._random.choice(usable), "random"
-
-
-class RoundRobin:
-    """Each variant in turn."""
-
-    schedules = False
-
-    def __init__(self) -> None:
-        self._turn = 0
-
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
-        """See `router.Policy`."""
-        self._turn += 1
-        return usable[self._turn % len(usable)], "turn"
-
-
-class Threshold:
-    """The highest quality with fewer than `max_per_replica` requests per replica, else the cheapest: a simple baseline."""
-
-    schedules = False
-
-    def __init__(self, max_per_replica: int = 8) -> None:
-        self._max_per_replica = max_per_replica
-
-    def choose(self, usable: Sequence[Candidate], budget: Budget) -> Choice | None:
-        """See `router.Policy`."""
-        for candidate in sorted(usable, key=lambda c: -c.quality):
-            load = candidate.variant.live.load()
-            if load.requests < self._max_per_replica * max(load.replicas, 1):
-                return candidate, "quality"
-        return min(usable, key=lambda c: c.cost_usd), "cost"
-
-
-POLICIES: Mapping[str, Callable[[], Policy]] = {
-    "budget": WithinBudget,
-    "full": AlwaysFull,
-    "cheapest": AlwaysCheapest,
-    "fastest": Fastest,
-    "random": Random,
-    "round-robin": RoundRobin,
-    "threshold": Threshold,
-}

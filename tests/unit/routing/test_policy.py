@@ -1,11 +1,10 @@
-"""Properties of the routing policies for all variants, loads and estimates."""
+"""Properties of the routing policy for all variants, loads and estimates."""
 
 import itertools
 import random
 from collections import Counter
 from pathlib import Path
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +12,7 @@ from benchmarks.lib.sample_catalog import REQUEST, make_live_variant, make_profi
 from serve.budget import Budget
 from serve.errors import RequestError
 from serve.routing.catalog import Variant
-from serve.routing.policies import POLICIES, WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import HARD_RULES, REASONS, Decision, Router
 
@@ -89,28 +88,23 @@ def test_a_looser_budget_never_yields_lower_quality(of, budget, name, factor):
     assert loose.chosen.quality >= tight.chosen.quality
 
 
-# Generating the variants takes longer than all policies together, which therefore get the same ones.
-
-
 @given(variants(), st.lists(budgets(), min_size=1, max_size=10), st.integers(0, 1000))
 @settings(deadline=None)
 def test_the_same_requests_are_routed_the_same_way_again(of, requests, seed):
-    def run(name: str) -> list[object]:
-        router = Router(WithinBudget(seed, explore=0.3) if name == "budget" else POLICIES[name]())
+    def run() -> list[object]:
+        router = Router(WithinBudget(seed, explore=0.3))
         found = [decide(router, of, budget) for budget in requests]
         return [one.status if isinstance(one, RequestError) else (one.variant.name, one.reason) for one in found]
 
-    for name in POLICIES:
-        assert run(name) == run(name), name
+    assert run() == run()
 
 
 @given(variants(), budgets())
 @settings(deadline=None)
 def test_with_degrade_every_request_is_answered_while_there_is_room(of, budget):
-    for name, policy in POLICIES.items():
-        found = decide(Router(policy()), of, budget.model_copy(update={"on_no_candidate": "degrade"}))
-        assert isinstance(found, Decision), name
-        assert found.chosen.ruled_out not in HARD_RULES, name
+    found = decide(Router(WithinBudget()), of, budget.model_copy(update={"on_no_candidate": "degrade"}))
+    assert isinstance(found, Decision)
+    assert found.chosen.ruled_out not in HARD_RULES
 
 
 def test_traffic_moves_down_as_load_rises_and_back_when_it_falls():
@@ -194,41 +188,13 @@ def test_a_request_that_would_be_late_is_refused_at_once_where_it_says_reject():
     assert (found.status, found.code) == (429, "budget_under_load")
 
 
-@pytest.mark.parametrize(
-    ("name", "chosen"),
-    [("full", "full"), ("cheapest", "distilled"), ("fastest", "distilled"), ("threshold", "full")],
-)
-def test_each_simple_policy_does_what_it_says_when_idle(name, chosen):
-    found = decide(Router(POLICIES[name]()), three_gears(), Budget(min_quality=0.99))
-    assert isinstance(found, Decision)
-    assert found.variant.name == chosen, "and cares for no budget"
-
-
-def test_round_robin_and_random_use_all():
-    for name in ("round-robin", "random"):
-        router = Router(POLICIES[name]())
-        assert {router.decide(three_gears(), Budget(), REQUEST).variant.name for _ in range(60)} == {
-            "full", "int8", "distilled",
-        }  # fmt: skip
-
-
-def test_the_threshold_fills_one_variant_after_the_other():
-    of = three_gears(load=8, max_running=16)
-    of[1].live.in_flight = 7
-    assert Router(POLICIES["threshold"]()).decide(of, Budget(), REQUEST).variant.name == "int8"
-    of[1].live.in_flight = 8
-    of[2].live.in_flight = 8
-    assert Router(POLICIES["threshold"]()).decide(of, Budget(), REQUEST).variant.name == "distilled"
-
-
-@pytest.mark.parametrize("name", POLICIES)
-def test_every_reason_of_a_policy_is_documented(name):
-    policy, generator = POLICIES[name](), random.Random(5)
+def test_every_reason_is_documented():
+    router, generator = Router(WithinBudget()), random.Random(5)
     documented = (Path(__file__).parents[3] / "docs/how-to/budgets.md").read_text()
     for _ in range(300):
         variants = three_gears(load=generator.randint(0, 7))
         budget = Budget(
             ttft_ms=10 ** generator.uniform(0, 4), objective=generator.choice(["quality", "cost", "latency"])
         )
-        reason = Router(policy).decide(variants, budget, REQUEST).reason
+        reason = router.decide(variants, budget, REQUEST).reason
         assert reason in REASONS and f"`{reason}`" in documented
