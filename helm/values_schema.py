@@ -35,6 +35,8 @@ RENAMED_VALUES = {
 CHANGED_VALUES = {
     **{old: f"renamed to {new}" for old, new in RENAMED_VALUES.items()},
     **{f"platform.{old}": f"removed: {instead}" for old, instead in REMOVED.items()},
+    "httpRoute.timeouts.backendRequest": "removed: an attempt has no limit of its own, set httpRoute.timeouts.request",
+    "monitoring.scrapeConfig.refreshInterval": "removed: engines are looked for as often as they are scraped, set interval",
 }
 
 
@@ -105,7 +107,6 @@ _SAID: dict[str, Schema | Callable[[], Schema]] = {
     "*.parentRefs": _list({**_OBJECT, "required": ["name"]}),
     "*.timeouts.*": _DURATION,
     "*.interval": _DURATION,
-    "*.refreshInterval": _DURATION,
     "*.auth.password": _PASSWORD,
 }  # fmt: skip
 

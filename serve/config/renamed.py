@@ -4,6 +4,10 @@ from collections.abc import Iterator, Mapping
 
 Path = tuple[str | int, ...]
 
+_UPLOAD_BYTES = (
+    "a gateway holds four bodies of the largest document (`max_document_bytes`), see docs/how-to/documents.md"
+)
+
 #: Configuration keys by path; `[]` is each entry of a list.
 RENAMED: Mapping[str, str] = {
     "server.request_timeout_s": "server.stream_idle_timeout_s",
@@ -15,7 +19,6 @@ RENAMED: Mapping[str, str] = {
     "access.on_store_failure": "access.on_rate_limit_store_failure",
     "retrieval.check_s": "retrieval.verification_timeout_s",
     "retrieval.max_uploads": "retrieval.max_concurrent_uploads",
-    "retrieval.max_uploads_bytes": "retrieval.max_concurrent_upload_bytes",
     "retrieval.always": "retrieval.ground_by_default",
     "retrieval.abstention": "retrieval.abstention_message",
     "retrieval.agent_steps": "retrieval.max_agent_steps",
@@ -27,6 +30,8 @@ RENAMED: Mapping[str, str] = {
 
 #: Configuration keys without a successor, and what does their work.
 REMOVED: Mapping[str, str] = {
+    "retrieval.max_uploads_bytes": _UPLOAD_BYTES,
+    "retrieval.max_concurrent_upload_bytes": _UPLOAD_BYTES,
     "router": "requests are always routed by their budgets, of which a profile may set the objective, see docs/how-to/budgets.md",
 }
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 from serve.config.http_tools import HttpToolConfig
 from serve.config.sections import Name, ReplicaBounds, Section
@@ -51,10 +51,6 @@ class RetrievalConfig(Section):
     max_concurrent_uploads: int = Field(
         default=32, ge=1, description="documents that one gateway ingests at once; more are answered with 429"
     )
-    max_concurrent_upload_bytes: int | None = Field(
-        default=None,
-        description="bytes of their request bodies that one gateway holds at once; by default four of the largest",
-    )
     ground_by_default: bool = Field(
         default=False,
         description="ground chat requests that have no `retrieval` field; `retrieval: false` turns it off",
@@ -90,14 +86,6 @@ class RetrievalConfig(Section):
         default=(), description="HTTP services that agents may call; see docs/how-to/tools.md"
     )
     max_agent_steps: int = Field(default=4, ge=1, le=16, description="most model calls of one agent request")
-
-    @model_validator(mode="after")
-    def _check_upload_limits(self) -> "RetrievalConfig":
-        if self.max_concurrent_upload_bytes is not None and self.max_concurrent_upload_bytes < self.max_upload_bytes:
-            raise ValueError(
-                f"max_concurrent_upload_bytes is {self.max_concurrent_upload_bytes}, but one document's body may have {self.max_upload_bytes} bytes"
-            )
-        return self
 
     @property
     def max_upload_bytes(self) -> int:

@@ -26,6 +26,7 @@ from serve.retrieval.ingest.metadata import META_SCHEMA
 MAX_INPUTS = 2048  # texts in one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all texts together
 _WAIT_S = 120.0  # for all calls but indexing; embedding the largest allowed request takes about as long
+_LARGEST_HELD = 4  # bodies of the largest document that a gateway has in memory
 _FIELD_BYTES = 1 << 17  # of a document's field other than its content, as JSON
 _SLICE = 1 << 18  # bytes of content decoded at once: decoding holds the GIL
 _CUT = 4096  # bytes before a slice's end that are searched for a place to split
@@ -101,8 +102,9 @@ class Documents:
         if self._config is None:
             return BodyMemory(0)
         settings = self._config
-        max_bytes = settings.max_concurrent_upload_bytes or 4 * settings.max_upload_bytes
-        return BodyMemory(max_bytes, settings.max_concurrent_uploads, "too_many_uploads")
+        return BodyMemory(
+            _LARGEST_HELD * settings.max_upload_bytes, settings.max_concurrent_uploads, "too_many_uploads"
+        )
 
     @property
     def max_body_bytes(self) -> int:

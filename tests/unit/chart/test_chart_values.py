@@ -93,7 +93,7 @@ def test_a_typo_is_refused_at_every_level() -> None:
         ),
         ({"platform": {"variants": []}}, "'/platform/variants'"),
         ({"platform": {"variants": [{"recipe": "full"}]}}, "'name'"),
-        ({"platform": {"router": {"policy": "best"}}}, "'/platform/router/policy'"),
+        ({"platform": {"retrieval": {"on_budget": "best"}}}, "'/platform/retrieval/on_budget'"),
         ({"platform": {"access": {"keys": [{"sha256": "abc", "tenant": "a"}]}}}, "'/platform/access/keys/0/sha256'"),
         ({"platform": {"model": {"name": "Bad Name"}}}, "'/platform/model/name'"),
         ({"pools": [{"name": "a"}]}, "'/pools/0'"),

@@ -26,7 +26,6 @@ from tests.support.gateway_server import GatewayServer, Start, Started
 
 LARGE = 30 << 20  # bytes of a document
 JSON_BODY = {"content-type": "application/json"}
-LIMITS = {"max_document_bytes": 1 << 20, "max_concurrent_upload_bytes": 3 << 20, "max_concurrent_uploads": 3}
 
 
 class Slow(FakeRetrieval):
@@ -57,6 +56,13 @@ class Upload(threading.Thread):
         self.status = self.gateway.http.post("/v1/documents", json=body).status_code
 
 
+def bounded(start_gateway: Start, searches: FakeRetrieval, uploads: int = 3) -> Started:
+    """A gateway that holds 3 MiB of documents."""
+    gateway = start_gateway(searches=searches, retrieval={"max_document_bytes": 1 << 20})
+    gateway.app._uploads = BodyMemory(3 << 20, uploads, "too_many_uploads")
+    return gateway
+
+
 def until(happened: Any) -> None:
     deadline = time.monotonic() + 30
     while not happened():
@@ -76,7 +82,7 @@ class TestMemory:
     def test_uploads_over_the_concurrent_limits_are_rejected_with_retry_after(
         self, start_gateway: Start, slow: Slow, size, fit
     ):
-        gateway = start_gateway(searches=slow, retrieval=LIMITS)
+        gateway = bounded(start_gateway, slow)
         uploads = []
         for i in range(fit):
             uploads.append(Upload(gateway, size))
@@ -93,7 +99,7 @@ class TestMemory:
         assert gateway.http.post("/v1/documents", json={"source": "a", "content": "x" * size}).status_code == 200
 
     def test_refused_and_broken_ones_give_their_room_back(self, start_gateway: Start, retrieval: FakeRetrieval):
-        gateway = start_gateway(searches=retrieval, retrieval=LIMITS)
+        gateway = bounded(start_gateway, retrieval)
         for content in (b"{", b"[]", b"x" * (2 << 20), b"x" * (3 << 20), b'{"source": "a", "content": 5}'):
             for _ in range(4):
                 assert gateway.http.post("/v1/documents", content=content, headers=JSON_BODY).status_code in (400, 413)
@@ -115,7 +121,7 @@ class TestMemory:
         assert (memory.bytes, memory.bodies) == (0, 0)
 
     def test_a_body_of_unknown_length_counts_as_it_arrives(self, start_gateway: Start, slow: Slow):
-        gateway = start_gateway(searches=slow, retrieval=LIMITS)
+        gateway = bounded(start_gateway, slow)
         uploads = [Upload(gateway, 1 << 20), Upload(gateway, 1 << 20)]
         until(lambda: slow.indexing == 2)
         parts = (b" " * (1 << 17) for _ in range(12))
@@ -128,7 +134,7 @@ class TestMemory:
             upload.join()
 
     def test_who_declares_much_and_sends_little_holds_little(self, start_gateway: Start, retrieval: FakeRetrieval):
-        gateway = start_gateway(searches=retrieval, retrieval={**LIMITS, "max_concurrent_uploads": 50})
+        gateway = bounded(start_gateway, retrieval, 50)
         host, port = gateway.url.removeprefix("http://").split(":")
         idle = []
         for _ in range(20):
@@ -170,10 +176,12 @@ class TestMemory:
         assert (caught.value.status, caught.value.code) == (408, "body_timeout")
         assert memory.bytes == memory.bodies == 0
 
-    def test_a_memory_limit_below_the_largest_document_is_rejected(self):
-        with pytest.raises(ValueError, match="max_concurrent_upload_bytes"):
-            RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=1 << 20)
-        assert RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_upload_bytes=(2 << 20) + (1 << 16))
+    def test_four_of_the_largest_documents_are_held(self):
+        config = RetrievalConfig(max_document_bytes=1 << 20, max_concurrent_uploads=3)
+        memory = Documents(config, FakeRetrieval()).uploads()
+        assert memory.fits(4 * config.max_upload_bytes) and not memory.fits(4 * config.max_upload_bytes + 1)
+        with memory.body(), memory.body(), memory.body(), pytest.raises(RequestError), memory.body():
+            pass
 
 
 def large(kind: str) -> bytes:
