@@ -2,11 +2,13 @@
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic, perf_counter
 
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Router
 
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
@@ -23,7 +25,6 @@ from serve.gateway.http import (
     Scope,
     Send,
     headers_of,
-    lifespan,
     read_body,
     reply,
     reply_json,
@@ -133,14 +134,16 @@ class Gateway:
             return  # already logged and counted by `Limits`
         self.telemetry.export_quotas(quotas)
 
-    async def _close(self) -> None:
+    @asynccontextmanager
+    async def _open(self, app: object) -> AsyncIterator[None]:
+        yield
         await self._engines.close()
         await asyncio.to_thread(self.telemetry.close)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection scope."""
         if scope["type"] == "lifespan":
-            return await lifespan(receive, send, self._close)
+            return await Router(lifespan=self._open).lifespan(scope, receive, send)
         if scope["type"] == "http":
             await self._entry(scope, receive, send)
 

@@ -156,14 +156,3 @@ async def reply(
 async def reply_json(send: Send, document: object, headers: Iterable[tuple[str, str]] = ()) -> None:
     """Send a document as JSON with status 200."""
     await reply(send, 200, orjson.dumps(document), headers)
-
-
-async def lifespan(receive: Receive, send: Send, on_shutdown: Callable[[], Awaitable[None]]) -> None:
-    """Handle the ASGI lifespan protocol; `on_shutdown` runs before shutdown is confirmed."""
-    while True:
-        message = await receive()
-        if message["type"] == "lifespan.shutdown":
-            await on_shutdown()
-            await send({"type": "lifespan.shutdown.complete"})
-            return
-        await send({"type": "lifespan.startup.complete"})
