@@ -32,7 +32,7 @@ class Gatekeeper:
     def __init__(
         self, access: AccessConfig, server: ServerConfig | None = None, metrics: Metrics | None = None
     ) -> None:
-        self._limits = Limits(access, (metrics or Metrics()).limits_store_failures)
+        self._limits = Limits(access, (metrics or Metrics()).rate_limit_store_failures)
         self._protection = CrossOriginProtection(server or ServerConfig())
         self.reconfigure(access)
 

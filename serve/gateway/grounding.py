@@ -181,7 +181,7 @@ class Grounder:
         grounding = Grounding(options)
         question = question_of(call)
         if question is None:
-            grounding.why = "the last message is no question: not a user's, not text alone, or to be continued"
+            grounding.explanation = "the last message is no question: not a user's, not text alone, or to be continued"
             return self._counted(grounding)
         grounding.question = question
         plain = model_only(call.body) is None and call.body.get("n") in (None, 1)
@@ -199,7 +199,7 @@ class Grounder:
         if top_k < options.top_k:
             if options.on_budget != "shrink":
                 return self._counted(self._without(grounding, f"the budget carries {top_k} of {options.top_k} sources"))
-            grounding.why = f"the budget carries {top_k} of {options.top_k} sources"
+            grounding.explanation = f"the budget carries {top_k} of {options.top_k} sources"
         if (result := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
             return self._counted(grounding)
         grounding.support, grounding.passages = result["support"], result["passages"]
@@ -208,7 +208,7 @@ class Grounder:
         for stage, took_ms in grounding.timings_ms.items():
             self._metrics.stage.labels(stage).observe(took_ms / 1000)
         if not grounding.passages:
-            grounding.why = "no document supports an answer"
+            grounding.explanation = "no document supports an answer"
             grounding.outcome = "unsupported"
             if options.on_unsupported == "abstain" and not calls_function(call.body):
                 fields, refusal = read_fields(call.body), not takes_text(call.body)
@@ -250,7 +250,9 @@ class Grounder:
         grounding.support, grounding.passages = result["support"], result["passages"]
         grounding.timings_ms, grounding.starts_ms = result["timings_ms"], result["starts_ms"]
         grounding.outcome = "shrunk"
-        grounding.why = f"the context has room for {len(grounding.passages)} of {grounding.options.top_k} sources"
+        grounding.explanation = (
+            f"the context has room for {len(grounding.passages)} of {grounding.options.top_k} sources"
+        )
         self._put_in(grounding, call, result["prompt"])
         return True
 
@@ -290,13 +292,13 @@ class Grounder:
         if not grounding.passages:
             return
         if not choices or not all(choice.text.strip() for choice in choices):
-            grounding.why = "an answer without text was not checked"
+            grounding.explanation = "an answer without text was not checked"
             return
         left = self._settings.verification_timeout_s
         if budget.e2e_ms is not None:
             left = min(left, budget.e2e_ms / 1000 - (perf_counter() - arrived))
         if left <= 0:
-            grounding.why = "no time was left to check the answer"
+            grounding.explanation = "no time was left to check the answer"
             return
         started = perf_counter()
         try:
@@ -310,9 +312,9 @@ class Grounder:
                     sentences += [{**sentence, "choice": number} for sentence in checked]
                 grounding.sentences = sentences
         except TimeoutError:
-            grounding.why = f"the answer could not be checked within {left * 1000:.0f} ms"
+            grounding.explanation = f"the answer could not be checked within {left * 1000:.0f} ms"
         except RequestError as error:
-            grounding.why = f"the answer could not be checked: {error.message}"
+            grounding.explanation = f"the answer could not be checked: {error.message}"
         grounding.check_ms = _since(started)
         self._metrics.check.observe(perf_counter() - started)
         for sentence in grounding.sentences or ():
@@ -335,7 +337,7 @@ class Grounder:
             if reason is None:
                 grounding.outcome, grounding.direct = "computed", SyntheticCompletion.within(fields, used.answer)
                 return True
-            grounding.why = f"computed, and passed to the model: the request asks for {reason}"
+            grounding.explanation = f"computed, and passed to the model: the request asks for {reason}"
         call.replace_messages(
             with_prompt(call, [{"role": "user", "content": f"{question}\n\nComputed exactly: {used.answer}"}])
         )
@@ -403,7 +405,10 @@ class Grounder:
             if options.parameter is not None:
                 raise _no_collection(options) from error
             grounding.ms = _since(started)
-            grounding.outcome, grounding.why = "skipped", f"the collection '{options.collection}' has no documents"
+            grounding.outcome, grounding.explanation = (
+                "skipped",
+                f"the collection '{options.collection}' has no documents",
+            )
             return None
         self._metrics.retrieval.observe(self._took(started))
         grounding.ms = _since(started)
@@ -422,7 +427,7 @@ class Grounder:
         if grounding.options.on_budget == "refuse":
             self._metrics.grounded.labels("rejected").inc()
             raise RequestError(422, why, param="retrieval.on_budget", code="impossible_budget")
-        grounding.outcome, grounding.why = "skipped", why
+        grounding.outcome, grounding.explanation = "skipped", why
         return grounding
 
     def _counted(self, grounding: Grounding) -> Grounding:

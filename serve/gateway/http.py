@@ -43,19 +43,19 @@ class BodyMemory:
     """Memory limit for request bodies: the number of bodies held at once and their total bytes.
 
     Args:
-        most_bytes: limit of bytes held at once; at least one body of the maximum size.
-        most_bodies: limit of bodies held at once; None: no limit.
+        max_bytes: limit of bytes held at once; at least one body of the maximum size.
+        max_bodies: limit of bodies held at once; None: no limit.
         code: error code of requests that exceed a limit.
     """
 
-    def __init__(self, most_bytes: int, most_bodies: int | None = None, code: str = "too_many_bodies") -> None:
-        self._most_bytes, self._most_bodies, self._code = most_bytes, most_bodies, code
+    def __init__(self, max_bytes: int, max_bodies: int | None = None, code: str = "too_many_bodies") -> None:
+        self._max_bytes, self._max_bodies, self._code = max_bytes, max_bodies, code
         self.bytes = self.bodies = 0
 
     @contextmanager
     def body(self) -> Iterator["HeldBody"]:
         """Reserve a body, released at the end. Raises `RequestError` 429."""
-        if self.bodies == self._most_bodies:
+        if self.bodies == self._max_bodies:
             raise self.full()
         held = HeldBody(self)
         self.bodies += 1
@@ -67,7 +67,7 @@ class BodyMemory:
 
     def fits(self, size: int) -> bool:
         """Whether `size` more bytes fit into the memory."""
-        return self.bytes + size <= self._most_bytes
+        return self.bytes + size <= self._max_bytes
 
     def full(self) -> RequestError:
         """The 429 for a body that does not fit into the memory."""

@@ -50,7 +50,7 @@ class Grounding:
     question: str = ""
     quotable: bool = False  # whether a quote may be appended to the answer
     outcome: Outcome = "off"
-    why: str | None = None
+    explanation: str | None = None
     support: float | None = None
     passages: Sequence[Mapping[str, Any]] = ()
     bare: Mapping[str, Any] = field(
@@ -87,7 +87,7 @@ class Grounding:
             "quoted": self.quoted,
             "tools": self.tools,
             "retrieval": {
-                "outcome": self.outcome, "why": self.why, "collection": self.options.collection, "mode": self.options.mode,
+                "outcome": self.outcome, "why": self.explanation, "collection": self.options.collection, "mode": self.options.mode,
                 "support": self.support, "passages": len(self.passages), "ms": self.ms, "check_ms": self.check_ms,
                 "timings_ms": self.timings_ms,
             },

@@ -66,12 +66,12 @@ class Metrics:
         )
         self.tenant_tokens = counter("tenant_tokens", "Prompt and generated tokens by tenant", "tenant", "kind")
         self.cost = counter("cost_usd", "Cost of answers at the configured prices", "tenant", "variant")
-        self.ledger = Gauge(
+        self.rate_limit_utilization = Gauge(
             "gearbox_rate_limit_utilization_ratio", "Share of a tenant's rate limit that is used in the current minute", ("tenant", "limit"),
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
 
-        self.limits_store_failures = counter(
+        self.rate_limit_store_failures = counter(
             "rate_limit_store_failures", "Failed operations of the rate-limit store", "operation"
         )
 
@@ -175,7 +175,7 @@ class Metrics:
         for code, status in REFUSALS.items():
             self.refused.labels(str(status), code)
         for operation in ("admit", "charge", "read"):
-            self.limits_store_failures.labels(operation)
+            self.rate_limit_store_failures.labels(operation)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)
 

@@ -129,7 +129,7 @@ class RequestTelemetry:
     def export_quotas(self, quotas: Iterable[tuple[str, str, float]]) -> None:
         """Set the rate-limit utilization gauges from (tenant, limit, used share), limit being requests or tokens."""
         for tenant, limited, used in quotas:
-            self._metrics.ledger.labels(tenant, limited).set(used)
+            self._metrics.rate_limit_utilization.labels(tenant, limited).set(used)
 
     def close(self) -> None:
         """Flush pending traces."""

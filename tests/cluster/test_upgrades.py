@@ -38,9 +38,11 @@ def test_every_change_was_made(rehearsed: Rehearsal):
 @pytest.mark.parametrize("step", STEPS)
 def test_no_request_failed(rehearsed: Rehearsal, step: str):
     (row,) = [row for row in rehearsed.summary() if row["step"] == step]
-    errors = [f"{asked.began_s:.0f} s {asked.kind}: {asked.error}" for asked in rehearsed.load.records if asked.error]
-    assert {kind: told["failed"] for kind, told in row["kinds"].items()} == {kind.name: 0 for kind in KINDS}, errors
-    assert sum(told["requests"] for told in row["kinds"].values()) > 0, "there was load"
+    errors = [
+        f"{record.began_s:.0f} s {record.kind}: {record.error}" for record in rehearsed.load.records if record.error
+    ]
+    assert {kind: counts["failed"] for kind, counts in row["kinds"].items()} == {kind.name: 0 for kind in KINDS}, errors
+    assert sum(counts["requests"] for counts in row["kinds"].values()) > 0, "there was load"
 
 
 def test_what_helm_test_runs_is_content(rehearsed: Rehearsal):

@@ -153,9 +153,9 @@ async def take_pictures(url: str, key: str | None, folder: Path, browser: Browse
 
 async def _limit_between(tab: Tab) -> int:
     """Place of the slider for a time that the best variant is expected to miss and another to keep."""
-    async with tab.page.expect_response("**/v1/route") as asked:
+    async with tab.page.expect_response("**/v1/route") as response:
         await tab.page.get_by_label("Whole answer within").fill("120")
-    candidates = (await (await asked.value).json())["candidates"]
+    candidates = (await (await response.value).json())["candidates"]
     best = max(candidates, key=lambda one: one["quality"])["predicted_e2e_p95_ms"]
     others = [one["predicted_e2e_p95_ms"] for one in candidates if one["predicted_e2e_p95_ms"] < best]
     limit_ms = math.sqrt(best * max(others, default=best / 2))

@@ -79,8 +79,8 @@ async def test_the_platform_s_pipeline_runs_in_haystack_alone_with_its_generator
     )  # fmt: skip
     pipeline.add_component("llm", generator)
     pipeline.connect("prompt.prompt", "llm.messages")
-    asked = {"question": QUESTION, "tenant": "alice", "collection": COLLECTION}
-    data = {name: {key: asked[key] for key in asked if key in wanted} for name, wanted in pipeline.inputs().items()}
+    inputs = {"question": QUESTION, "tenant": "alice", "collection": COLLECTION}
+    data = {name: {key: inputs[key] for key in inputs if key in wanted} for name, wanted in pipeline.inputs().items()}
     made = await pipeline.run_async(data, include_outputs_from={"guard"})
     reply = made["llm"]["replies"][0]
     assert FACT in reply.text and reply.text == "".join(streamed) and len(streamed) > 3

@@ -134,8 +134,8 @@ def _use(platform: Platform, deadline: float, first: int) -> None:
     for number, way in enumerate(itertools.islice(itertools.cycle(ways), first * 4, None)):
         if time.monotonic() > deadline and number >= 2 * len(ways):
             return
-        asked = way.get("ask", "Tell me about gears.")
-        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": asked}], "max_tokens": 16}
+        prompt = way.get("ask", "Tell me about gears.")
+        body = {"model": "smollm2-135m", "messages": [{"role": "user", "content": prompt}], "max_tokens": 16}
         body |= {name: value for name, value in way.items() if name not in ("ask", "tenant")}
         with platform.http(way.get("tenant", "alice" if first % 2 else "bob")) as http:
             http.post("/v1/chat/completions", json=body)
@@ -205,9 +205,9 @@ def test_the_log_has_a_json_line_for_each_request_and_no_secret(loaded: Promethe
     text = file.read_text()
     assert "zebras" not in text and "Norfell" not in text
     assert not [entry for entry in KEYS.values() if entry["key"] in text]
-    told = [entry["request"] for entry in map(json.loads, text.splitlines()) if entry["message"] == "request"]
-    assert len(told) > 50
-    (line,) = (one for one in told if one["id"] == "monitored-1")
+    logged = [entry["request"] for entry in map(json.loads, text.splitlines()) if entry["message"] == "request"]
+    assert len(logged) > 50
+    (line,) = (one for one in logged if one["id"] == "monitored-1")
     facts = answer["gearbox"]
     assert (line["variant"], line["reason"], line["tenant"]) == (facts["variant"], facts["reason"], "alice")
     assert line["predicted"] == facts["predicted"] and line["cost_usd"] == facts["cost_usd"]

@@ -63,12 +63,12 @@ def test_the_budget_moves_the_request(platform: Platform) -> None:
     """
     client = platform.client()
 
-    def asked(model: str, **extra: object) -> tuple[str, str]:
+    def answered(model: str, **extra: object) -> tuple[str, str]:
         raw = client.chat.completions.with_raw_response.create(model=model, messages=QUESTION, max_tokens=2, **extra)
         return raw.headers["x-gearbox-variant"], raw.headers["x-gearbox-reason"]
 
     def taken(model: str, **extra: object) -> tuple[str, str]:
-        while (took := asked(model, **extra))[1] == "explore":  # one in a hundred
+        while (took := answered(model, **extra))[1] == "explore":  # one in a hundred
             pass
         return took
 
@@ -81,7 +81,7 @@ def test_the_budget_moves_the_request(platform: Platform) -> None:
     def takes_the_least(key: str, reason: str, model: str, **extra: object) -> None:
         before = least(key)
         for _ in range(20):
-            took, after = asked(model, **extra), least(key)
+            took, after = answered(model, **extra), least(key)
             if before == after and took[1] != "explore":
                 assert took == (after, reason)
                 return
@@ -113,7 +113,7 @@ def test_a_prompt_that_was_read_before_is_predicted_to_start_sooner_but_only_for
     story = [{"role": "user", "content": "".join(f"Once upon a time, {i} sheep lived on a hill. " for i in range(80))}]
     body = {"model": f"{platform.model}:full", "messages": story, "max_tokens": 2}
 
-    def asked(tenant: str) -> tuple[float, int, float]:
+    def answered(tenant: str) -> tuple[float, int, float]:
         """Tokens the engine found in its cache, those the gateway expected there, and the predicted TTFT."""
         with platform.http(tenant) as http:
             route = http.post("/v1/route", json=body).json()
@@ -123,11 +123,11 @@ def test_a_prompt_that_was_read_before_is_predicted_to_start_sooner_but_only_for
         return hits, route["candidates"][0]["cached_tokens"], route["predicted_ttft_ms"]
 
     time.sleep(1)  # the size of the cache is looked at every half second
-    _, _, cold = asked("alice")
-    hits, expected, warm = asked("alice")
+    _, _, cold = answered("alice")
+    hits, expected, warm = answered("alice")
     assert expected > 500 and hits > 500 and abs(hits - expected) < 300
     assert warm < 0.7 * cold
-    hits, expected, _ = asked("bob")
+    hits, expected, _ = answered("bob")
     assert hits == expected == 0
 
 

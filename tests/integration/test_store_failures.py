@@ -108,8 +108,8 @@ async def test_a_killed_server_is_an_error_until_it_is_restarted_and_then_all_go
 
 
 async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(store, database):
-    """Every document is there whole, in a version that was written, and once; what was told to be written is there."""
-    stop, told = threading.Event(), {}
+    """Every document is there whole, in a version that was written, and once; what was acknowledged is there."""
+    stop, acknowledged = threading.Event(), {}
 
     def keep() -> None:
         while not stop.is_set():
@@ -126,7 +126,7 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
             version = (version + 1) % 250
             try:
                 await put(store, ALICE, f"{number}.md", [f"gears v{version} {i}" for i in range(40)], version)
-                told[number] = version
+                acknowledged[number] = version
             except StoreUnavailable:
                 await asyncio.sleep(0.05)
 
@@ -162,7 +162,7 @@ async def test_a_server_killed_during_queries_and_writes_leaves_whole_documents(
     database.restart_if_dead()
     assert killed >= 2
     assert answered > 5
-    assert len(told) == 3
+    assert len(acknowledged) == 3
     listed = await store.list_documents(ALICE)
     assert sorted(one.name for one in listed) == ["0.md", "1.md", "2.md"]
     assert len(await store.keyword_search(ALICE, "gears", 1000)) == 120

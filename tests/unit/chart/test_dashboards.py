@@ -42,11 +42,11 @@ def test_the_models_of_grafana_take_it_without_loss(file: Path) -> None:
 
 @each
 def test_every_panel_says_what_it_shows_in_which_unit(file: Path) -> None:
-    told = document(file)
-    assert told["uid"] == file.stem and told["title"].startswith("Gearbox: ") and told["description"]
-    titles = [panel["title"] for panel in panels(told)]
+    dashboard = document(file)
+    assert dashboard["uid"] == file.stem and dashboard["title"].startswith("Gearbox: ") and dashboard["description"]
+    titles = [panel["title"] for panel in panels(dashboard)]
     assert len(titles) == len(set(titles))
-    for panel in panels(told):
+    for panel in panels(dashboard):
         assert len(panel["description"].split(". ")) > 1 or ":" in panel["description"], panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         for place in (panel, *panel["targets"]):
@@ -58,26 +58,26 @@ def test_every_panel_says_what_it_shows_in_which_unit(file: Path) -> None:
 @each
 def test_panels_lie_beside_each_other(file: Path) -> None:
     taken: dict[tuple[int, int], str] = {}
-    told = document(file)
-    for panel in told["panels"]:
+    dashboard = document(file)
+    for panel in dashboard["panels"]:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
         for x in range(place["x"], place["x"] + place["w"]):
             for y in range(place["y"], place["y"] + place["h"]):
                 assert taken.setdefault((x, y), panel["title"]) == panel["title"]
-    ids = [panel["id"] for panel in told["panels"]]
+    ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids))
 
 
 @each
 def test_its_variables_are_all_used_and_all_there(file: Path) -> None:
-    told = document(file)
-    names = [variable["name"] for variable in told["templating"]["list"]]
+    dashboard = document(file)
+    names = [variable["name"] for variable in dashboard["templating"]["list"]]
     assert names[:2] == ["datasource", "model"]
-    asked = " ".join(target["expr"] for panel in panels(told) for target in panel["targets"])
-    used = set(re.findall(r"\$\{?(\w+)", asked)) - {"__rate_interval", "__range"}
+    queries = " ".join(target["expr"] for panel in panels(dashboard) for target in panel["targets"])
+    used = set(re.findall(r"\$\{?(\w+)", queries)) - {"__rate_interval", "__range"}
     assert used == set(names) - {"datasource"}
-    for variable in told["templating"]["list"][1:]:
+    for variable in dashboard["templating"]["list"][1:]:
         assert variable["multi"] and variable["includeAll"] and variable["allValue"] == ".+"
         assert unknown_names(variable["query"]["query"].removeprefix("label_values(").rsplit(",", 1)[0]) == []
 

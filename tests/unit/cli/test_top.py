@@ -160,8 +160,8 @@ def test_tenants_are_in_the_order_of_their_spend(platform, watch):
         platform.metrics.tenant_requests.labels(f"tenant-{i}", "answered").inc(2)
         platform.metrics.cost.labels(f"tenant-{i}", "full").inc(i / 3600)
     platform.metrics.tenant_tokens.labels("tenant-7", "input").inc(30)
-    platform.metrics.ledger.labels("tenant-7", "requests").set(0.2)
-    platform.metrics.ledger.labels("tenant-7", "tokens").set(0.9)
+    platform.metrics.rate_limit_utilization.labels("tenant-7", "requests").set(0.2)
+    platform.metrics.rate_limit_utilization.labels("tenant-7", "tokens").set(0.9)
     platform.metrics.tenant_requests.labels("idle", "answered")
     watch.refresh(2)
     text = shown(watch)
@@ -215,7 +215,7 @@ def test_a_platform_without_variants_is_shown():
 def test_a_narrow_terminal_gets_fewer_columns_and_nothing_broken(platform, watch, width):
     long = "distilled-and-pruned-and-int8"
     platform.variants[long] = platform.variants.pop("distilled")
-    platform.metrics.ledger.labels("acme", "requests").set(0.1)
+    platform.metrics.rate_limit_utilization.labels("acme", "requests").set(0.1)
     watch.refresh(0)
     for _ in range(40):
         platform.answer("full", "best", met=False)

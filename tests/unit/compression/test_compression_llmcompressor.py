@@ -43,9 +43,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
-    assert [one for one in told if "error" in one] == []
-    (folder / "told.json").write_text(json.dumps({one["name"]: one["stages"] for one in told}))
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"name"')]
+    assert [one for one in results if "error" in one] == []
+    (folder / "results.json").write_text(json.dumps({one["name"]: one["stages"] for one in results}))
     return folder
 
 
@@ -147,7 +147,7 @@ def test_steps_compose_into_one_card(made: Path) -> None:
     assert [step.technique for step in card.steps] == ["prune", "cast", "quantize"]
     assert len(linears(made, "pruned-half-int8")) == 3 * 7
     assert tensors(made, "pruned-half-int8")["model.norm.weight"].dtype == torch.float16
-    assert json.loads((made / "told.json").read_text())["pruned-half-int8"][0] == "prune"
+    assert json.loads((made / "results.json").read_text())["pruned-half-int8"][0] == "prune"
 
 
 def test_a_model_can_be_quantized_straight_from_its_source(made: Path) -> None:

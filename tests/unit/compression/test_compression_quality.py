@@ -43,14 +43,14 @@ def test_answers_are_equal_up_to_the_first_token_that_differs() -> None:
 
 
 def test_full_keeps_its_answers_and_a_variant_is_compared_with_them(tmp_path: Path) -> None:
-    told: list[tuple[str, int, int, str]] = []
+    progress: list[tuple[str, int, int, str]] = []
     full = FakeServed(lambda prompt: f"{prompt}!!", top=uniform(0.5))
-    measured = measure_quality(full, HELD_OUT, tmp_path, True, lambda *facts: told.append(facts))
+    measured = measure_quality(full, HELD_OUT, tmp_path, True, lambda *facts: progress.append(facts))
     assert (measured.quality, measured.kl_to_full, measured.top1_agreement) == (1, 0, 1)
     assert measured.perplexity == pytest.approx(2)
     assert (measured.answers.equal_tokens, measured.answers.exact) == (1, 1)
     assert (measured.training_digest, measured.shared_ngrams) == (HELD_OUT.training_digest, 0)
-    assert [stage for stage, *_ in told] == ["quality", "answers"]
+    assert [stage for stage, *_ in progress] == ["quality", "answers"]
     assert [file.suffix for file in tmp_path.iterdir()] == [".npz"]
 
     variant = FakeServed(lambda prompt: f"{prompt}!?" if prompt == "ABC" else f"{prompt}!!", top=uniform(0.25))

@@ -17,10 +17,10 @@ def solve(prompt: str) -> str:
 
 def test_generated_answers_are_cut_at_the_line_and_counted() -> None:
     task = arithmetic(50)
-    told: list[int] = []
-    score = score_task(FakeServed(solve), task, 3, told.append)
+    progress: list[int] = []
+    score = score_task(FakeServed(solve), task, 3, progress.append)
     assert (score.score, score.items, score.scoring, score.shared_ngrams) == (1.0, 50, EXACT_MATCH, 3)
-    assert (score.ci95, score.set_digest, told) == (wilson_ci95(50, 50), task.digest, [50])
+    assert (score.ci95, score.set_digest, progress) == (wilson_ci95(50, 50), task.digest, [50])
     half = score_task(FakeServed(lambda p: solve(p) if "+" in p.splitlines()[-1] else " none"), task, 0, lambda _: None)
     sums = sum("+" in item.prompt.splitlines()[-1] for item in task.items)
     assert half.score == sums / 50

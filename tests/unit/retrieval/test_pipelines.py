@@ -29,7 +29,7 @@ def hit(content: str, source: str, date: str = "", cosine: float = 0.8) -> Hit:
 class FakeStore:
     def __init__(self, dense: list[Hit], keyword: list[Hit]) -> None:
         self.dense, self.keyword = dense, keyword
-        self.asked: list[tuple[str, Owner, Any, Any]] = []
+        self.calls: list[tuple[str, Owner, Any, Any]] = []
         self.error: Exception | None = None
 
     async def vector_search(self, owner: Owner, embedding: Any, top_k: int, filters: Any) -> list[Hit]:
@@ -39,7 +39,7 @@ class FakeStore:
         return self._found("keyword", owner, filters, self.keyword)
 
     def _found(self, kind: str, owner: Owner, filters: Any, hits: list[Hit]) -> list[Hit]:
-        self.asked.append((kind, owner, filters, None))
+        self.calls.append((kind, owner, filters, None))
         if self.error:
             raise self.error
         return hits
@@ -76,7 +76,7 @@ async def test_the_bundled_pipelines_find_what_supports_an_answer_newest_first(s
     found = await run(bundled[mode])
     assert [document.meta["source"] for document in found.documents] == ["new.md", "old.md"]
     assert found.support > 0.5
-    assert {owner for _, owner, _, _ in store.asked} == {Owner("acme", "docs")}
+    assert {owner for _, owner, _, _ in store.calls} == {Owner("acme", "docs")}
     last = found.prompt[-1].text or ""
     assert "Tomas Brandt" in last
     assert last.index("Tomas Brandt") < last.index(QUESTION)
@@ -86,7 +86,7 @@ async def test_the_bundled_pipelines_find_what_supports_an_answer_newest_first(s
 async def test_what_the_request_says_reaches_the_searches_and_the_guard(store: FakeStore, bundled):
     found = await run(bundled["hybrid"], top_k=1, filters={"field": "meta.date", "operator": ">", "value": "2025"})
     assert len(found.documents) == 1
-    assert all(filters["value"] == "2025" for _, _, filters, _ in store.asked)
+    assert all(filters["value"] == "2025" for _, _, filters, _ in store.calls)
     assert (await run(bundled["hybrid"], min_score=1.0)).documents == ()
     assert len((await run(bundled["dense"], min_score=0.0)).documents) >= 2
 

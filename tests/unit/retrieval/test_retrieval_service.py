@@ -107,16 +107,16 @@ class TestCollections:
         [("documents", {"after": "", "limit": 2}), ("delete", {"source": None}), ("delete", {"source": "a.md"})],
     )
     async def test_a_missing_one_is_404_for_its_documents_too(self, store, folder, more, method, arguments):
-        asked = {"tenant": "acme", "collection": "docs", **more, **arguments}
-        error = await refusal(service(folder).call(method, asked))
+        request = {"tenant": "acme", "collection": "docs", **more, **arguments}
+        error = await refusal(service(folder).call(method, request))
         assert (error.status, error.code, error.param) == (404, "collection_not_found", "collection")
 
     async def test_a_missing_document_of_one_that_exists_is_404(self, store, folder):
-        asked = {"tenant": "acme", "collection": "docs"}
-        error = await refusal(service(folder).call("delete", {**asked, "source": "gone.md"}))
+        request = {"tenant": "acme", "collection": "docs"}
+        error = await refusal(service(folder).call("delete", {**request, "source": "gone.md"}))
         assert (error.status, error.code, error.param) == (404, "document_not_found", "source")
-        assert await service(folder).call("delete", {**asked, "source": "a.md"}) == 1
-        assert await service(folder).call("documents", {**asked, "after": "a.md", "limit": 2}) == []
+        assert await service(folder).call("delete", {**request, "source": "a.md"}) == 1
+        assert await service(folder).call("documents", {**request, "after": "a.md", "limit": 2}) == []
 
     async def test_one_in_which_nothing_is_found_exists(self, store, folder):
         assert (await find(service(folder)))["passages"]
@@ -238,10 +238,10 @@ class Handle:
 
     def __init__(self, work: Any) -> None:
         self.work = work
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     def remote(self, *arguments: Any) -> Any:
-        self.asked.append(arguments)
+        self.calls.append(arguments)
         return Response(self.work(*arguments))
 
 
@@ -273,7 +273,7 @@ class TestDeployment:
         one = await deployment(folder, handle)
         made = (await one("embed", {"texts": [words(i) for i in range(20)]}))["result"]
         assert made["vectors"].tolist() == [[1, i + 3, 2, 0] for i in range(20)] and made["tokens"] == 60
-        assert [len(ids) for (ids,) in handle.asked] == [8, 8, 4]
+        assert [len(ids) for (ids,) in handle.calls] == [8, 8, 4]
 
     @pytest.mark.parametrize(
         ("more", "code"),
@@ -286,7 +286,7 @@ class TestDeployment:
         handle = Handle(vectors)
         refused = (await (await deployment(folder, handle))("embed", {"texts": ["w1"], **more}))["error"]
         assert (refused["status"], refused["code"]) == (400, code)
-        assert handle.asked == []
+        assert handle.calls == []
 
     async def test_a_store_that_is_misconfigured_fails_the_start_and_one_that_is_away_does_not(self, store, folder):
         store.opening = StoreUnavailable()
