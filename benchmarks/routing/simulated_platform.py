@@ -19,7 +19,7 @@ from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
 from serve.routing.admission import Waiting
 from serve.routing.catalog import Variant
-from serve.routing.prediction import Features, Latency, OutputLengths, interpolate, rising
+from serve.routing.prediction import Curve, Features, Latency, OutputLengths
 from serve.routing.router import CONFIDENCE, Decision, Policy
 
 LOOK_MS = 500.0  # interval of the gateway's engine polling
@@ -45,10 +45,10 @@ class Engine:
         self.slow = 1.0  # number of busy variants on this machine
         self._noise, self._drift = noise, drift
         profile = variant.profile
-        points = rising((point.concurrency, point.p50_ms) for point in profile.tpot)
-        self._tpot = [points[0][1], *(interpolate(points, batch) for batch in range(1, variant.max_running + 1))]
+        tpot = Curve((point.concurrency, point.p50_ms) for point in profile.tpot)
+        self._tpot = [tpot(batch) for batch in range(variant.max_running + 1)]
         alone = [point for point in profile.ttft if point.concurrency == 1] or profile.ttft
-        self._reading_ms = rising((point.prompt_tokens, point.p50_ms) for point in alone)
+        self._reading_ms = Curve((point.prompt_tokens, point.p50_ms) for point in alone)
         self._sigma = math.log(max(point.p95_ms / point.p50_ms for point in profile.tpot)) / 1.645
         self._writing: list[tuple[float, int, Running]] = []  # ordered by the token count at which each is done
         self._waiting: deque[Running] = deque()
@@ -163,7 +163,7 @@ class Engine:
             tokens += prompt
             self._reading.append(self._waiting.popleft())
         if self._reading:
-            self._step_ms, self._step_tokens = interpolate(self._reading_ms, tokens), 1.0
+            self._step_ms, self._step_tokens = self._reading_ms(tokens), 1.0
             if writing:  # decode tokens beside the prompts, and before them half of the current step
                 self._step_ms += self._tpot[writing] - self._tpot[1] + self._tpot[writing] / 2
                 self._step_tokens = 1.5

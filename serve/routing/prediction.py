@@ -13,13 +13,12 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import mul
 from typing import Any, NamedTuple
 
 from serve.budget import LEVELS
 from serve.card import Profile
 from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
-
-Curve = Sequence[tuple[float, float]]  # (x, milliseconds), sorted by x
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,29 +67,23 @@ class Latency(NamedTuple):
 
 
 class Prediction:
-    """Predicted distributions of the times of one request at one variant. `expected` holds the medians."""
+    """Predicted distributions of the times of one request at one variant; its attributes are the medians."""
 
-    __slots__ = ("_model", "_points", "_priors", "_rest_at", "_spreads", "_tail", "_ttft_at", "expected")
+    __slots__ = ("_batch", "_model", "_points", "_prior", "_prompt", "e2e_ms", "tpot_ms", "ttft_ms")
 
-    def __init__(
-        self,
-        model: "LatencyModel",
-        spreads: "tuple[_Spread, _Spread, _Spread]",
-        priors: tuple[float, float],
-        points: tuple[float, float],
-        steps: float,
-        ttft_at: Sequence[float],
-        rest_at: Sequence[float],
-    ) -> None:
-        self._model, self._spreads, self._priors = model, spreads, priors
-        self._ttft_at, self._rest_at = ttft_at, rest_at
-        a, b, c = spreads
-        ttft, tpot = points
-        ttft_ms, tpot_ms = ttft * a.median, tpot * b.median
+    def __init__(self, model: "LatencyModel", batch: "_Batch", ttft_prior: float, steps: float, prompt: float) -> None:
+        self._model, self._batch, self._prior, self._prompt = model, batch, ttft_prior, prompt
+        a, b, c = batch.medians
+        ttft = ttft_prior * _factor(batch.log_ttft + batch.weights[3] * prompt)
+        self.ttft_ms, self.tpot_ms = ttft_ms, tpot_ms = ttft * a, batch.tpot * b
         e2e = ttft_ms + tpot_ms * steps
-        self._points = (ttft, tpot, e2e)
-        self._tail = Latency(ttft * a.bound, tpot * b.bound, e2e * c.bound)
-        self.expected = Latency(ttft_ms, tpot_ms, e2e * c.median)
+        self.e2e_ms = e2e * c
+        self._points = (ttft, batch.tpot, e2e)
+
+    @property
+    def expected(self) -> Latency:
+        """The medians."""
+        return Latency(self.ttft_ms, self.tpot_ms, self.e2e_ms)
 
     def within(self, ttft_ms: float | None, tpot_ms: float | None, e2e_ms: float | None) -> float:
         """Probability that every given limit is met: the minimum over the limits, since the same load decides them all."""
@@ -98,7 +91,7 @@ class Prediction:
         return min(
             (
                 spread.share_below(math.log(limit) - math.log(point))
-                for limit, point, spread in zip(limits, self._points, self._spreads, strict=True)
+                for limit, point, spread in zip(limits, self._points, self._batch.spreads, strict=True)
                 if limit is not None
             ),
             default=1.0,
@@ -107,21 +100,22 @@ class Prediction:
     def tail(self, level: float) -> Latency:
         """The predicted times at one of `budget.LEVELS`."""
         if level == LEVELS[_P95]:
-            return self._tail
-        index, (ttft, tpot, e2e), expected = LEVELS.index(level), self._spreads, self.expected
+            return Latency(*map(mul, self._points, self._batch.bounds))
+        index, (ttft, tpot, e2e), expected = LEVELS.index(level), self._batch.spreads, self.expected
         return Latency(
             expected[0] * ttft.factors[index], expected[1] * tpot.factors[index], expected[2] * e2e.factors[index]
         )
 
     def observe(self, ttft_ms: float, tpot_ms: float | None, e2e_ms: float) -> None:
         """Learn from the observed times; `tpot_ms` is None for an output of one token."""
-        model, (ttft, tpot, e2e) = self._model, self._spreads
-        model.ttft.observe(self._ttft_at, log_ratio(ttft_ms, self._priors[0]))
-        ttft.observe(self._points[0], self._tail[0], ttft_ms)
+        model, batch, points, bounds = self._model, self._batch, self._points, self.tail(LEVELS[_P95])
+        ttft, tpot, e2e = batch.spreads
+        model.ttft.observe((1.0, batch.full, batch.colocated, self._prompt), log_ratio(ttft_ms, self._prior))
+        ttft.observe(points[0], bounds[0], ttft_ms)
         if tpot_ms is not None:
-            model.tpot.observe(self._rest_at, log_ratio(tpot_ms, self._priors[1]))
-            tpot.observe(self._points[1], self._tail[1], tpot_ms)
-        e2e.observe(self._points[2], self._tail[2], e2e_ms)
+            model.tpot.observe((1.0, batch.full, batch.colocated, batch.prefill), log_ratio(tpot_ms, batch.tpot_prior))
+            tpot.observe(points[1], bounds[1], tpot_ms)
+        e2e.observe(points[2], bounds[2], e2e_ms)
         model.observed += 1
 
 
@@ -185,32 +179,32 @@ class LatencyModel:
     """Latency model of one variant: its profile and the corrections learned since."""
 
     __slots__ = (
-        "_at_last_tick", "_crowd", "_drift", "_max_running", "_places", "_speed", "_spreads", "_startup_ms", "_stepped",
-        "_tpot", "_ttft_by_prompt", "ms_per_prefill_token", "observed", "tpot", "ttft",
+        "_at_last_tick", "_batch", "_drift", "_places", "_speed", "_stepped", "_tpot", "max_running", "ms_per_prefill_token",
+        "observed", "spreads", "startup_ms", "tpot", "ttft", "ttft_by_prompt", "ttft_slowdown",
     )  # fmt: skip
 
     def __init__(self, profile: Profile, max_running: int) -> None:
         alone = [point for point in profile.ttft if point.concurrency == 1] or profile.ttft
         crowd_length = max((point.prompt_tokens for point in profile.ttft if point.concurrency > 1), default=0)
-        crowd = rising((p.concurrency, p.p50_ms) for p in profile.ttft if p.prompt_tokens == crowd_length)
-        self._ttft_by_prompt = rising((point.prompt_tokens, point.p50_ms) for point in alone)
-        crowd = [(x, y / interpolate(crowd, 1)) for x, y in crowd] if len(crowd) > 1 else [(1.0, 1.0)]
-        tpot = rising((point.concurrency, point.p50_ms) for point in profile.tpot)
+        crowded = [(p.concurrency, p.p50_ms) for p in profile.ttft if p.prompt_tokens == crowd_length] or [(1, 1.0)]
+        one_ms = Curve(crowded)(1)
+        crowd = Curve((concurrency, ms / one_ms) for concurrency, ms in crowded)
+        tpot = Curve((point.concurrency, point.p50_ms) for point in profile.tpot)
+        self.ttft_by_prompt = Curve((point.prompt_tokens, point.p50_ms) for point in alone)
         # by batch size; one entry more than the maximum, for interpolation
-        self._crowd = [interpolate(crowd, batch) for batch in range(max_running + 2)]
-        self._tpot = [interpolate(tpot, batch) for batch in range(max_running + 2)]
+        self.ttft_slowdown = [crowd(batch) for batch in range(max_running + 2)]
+        self._tpot = [tpot(batch) for batch in range(max_running + 2)]
         self.ms_per_prefill_token = 1000 / profile.prefill_tokens_per_s
-        self._startup_ms = profile.startup_s * 1000
-        self._max_running = max_running
+        self.startup_ms = profile.startup_s * 1000
+        self.max_running = max_running
         # log(observed / prior) by load: 1, batch utilization, log(1 + colocated busy variants), and for TTFT thousands of
         # prompt tokens, for TPOT the share of the time spent on prefills
         self.ttft, self.tpot = Regression(4), Regression(4)
         first = max(point.p95_ms / point.p50_ms for point in profile.ttft)
         rest = max(point.p95_ms / point.p50_ms for point in profile.tpot)
-        self._spreads = tuple(
-            (_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1)
-        )
+        self.spreads = tuple((_Spread(first), _Spread(rest), _Spread(_E2E_SPREAD)) for _ in range(len(_LOAD_BANDS) + 1))
         self._places: dict[tuple[float, float, float], int] = {}  # see `places`
+        self._batch: _Batch | None = None  # of the last prediction
         self.drift = 0.0
         self.observed = 0
         self._at_last_tick = 0
@@ -218,7 +212,7 @@ class LatencyModel:
 
     def state(self) -> dict[str, object]:
         """What was learned, for `restore`; only numbers, lists and names."""
-        spreads = [[spread.state() for spread in band] for band in self._spreads]
+        spreads = [[spread.state() for spread in band] for band in self.spreads]
         return {
             "drift": self.drift,
             "ttft": self.ttft.state(),
@@ -232,7 +226,7 @@ class LatencyModel:
         self.drift, self.observed = float(state["drift"]), int(state["observed"])
         self.ttft.restore(state["ttft"])
         self.tpot.restore(state["tpot"])
-        for band, its in zip(self._spreads, state["spreads"], strict=True):
+        for band, its in zip(self.spreads, state["spreads"], strict=True):
             for spread, one in zip(band, its, strict=True):
                 spread.restore(one)
 
@@ -244,7 +238,7 @@ class LatencyModel:
         if self.observed == self._at_last_tick:
             self.ttft.decay(0.01)
             self.tpot.decay(0.01)
-            for spread in itertools.chain(*self._spreads):
+            for spread in itertools.chain(*self.spreads):
                 spread.decay(0.01)
         if not self._stepped:
             self.drift *= 0.99
@@ -269,18 +263,18 @@ class LatencyModel:
     def drift(self, drift: float) -> None:
         self._drift, self._speed = drift, math.exp(drift)
         self._places.clear()
+        self._batch = None
 
     def step_ms(self, load: Load, batch: float, colocated: float | None = None) -> float:
         """Time per token of each of `batch` running sequences of a replica, ms, with the prefills that keep so many running.
 
         Physics and one learned factor, without a bound. `colocated` busy variants on the hardware, by default those of `load`.
         """
-        limit = self._max_running
+        limit, tpots = self.max_running, self._tpot
         batch = batch if batch < limit else limit
         whole = int(batch)
-        tpots = self._tpot
         decode_ms = tpots[whole] + (batch - whole) * (tpots[whole + 1] - tpots[whole])
-        prefill_ms = max(batch - 1, 0.0) * load.prefill_per_token * self.ms_per_prefill_token
+        prefill_ms = (batch - 1 if batch > 1 else 0.0) * load.prefill_per_token * self.ms_per_prefill_token
         crowd = 1 + (load.colocated_busy_variants if colocated is None else colocated)
         return (decode_ms + prefill_ms) * crowd * self._speed
 
@@ -293,7 +287,7 @@ class LatencyModel:
         )
         if (known := self._places.get(key)) is not None:
             return known
-        low, high = 0, self._max_running
+        low, high = 0, self.max_running
         while low < high:
             middle = (low + high + 1) // 2
             if self.step_ms(load, middle, colocated) <= limit_ms:
@@ -313,39 +307,54 @@ class LatencyModel:
         is the profile's at the resulting concurrency, extended by the share of the time spent on prefills. Sequences of the
         request that exceed the batch are generated after the others.
         """
-        replicas, output = load.replicas or 1, features.output_tokens
-        before = load.requests / replicas
-        here = before + features.sequences
-        limit = self._max_running
-        batch = here if here < limit else limit
-        full, whole = batch / limit, int(batch)
-        tpot, crowds = self.step_ms(load, batch), self._crowd
-        uncached = features.prompt_tokens - load.cached_tokens
-        ttft = interpolate(self._ttft_by_prompt, uncached)
-        ttft *= crowds[whole] + (batch - whole) * (crowds[whole + 1] - crowds[whole])
-        ttft += load.pending_prefill_tokens / replicas * self.ms_per_prefill_token
-        ttft *= 1 + load.colocated_busy_variants
-        steps = float(output - 1 if output > 1 else 0)
+        key = (*load[:-1], features.sequences)
+        if (batch := self._batch) is None or batch.key != key or batch.weights is not self.ttft.weights:
+            self._batch = batch = _Batch(self, load, key)
+        output, uncached = features.output_tokens, features.prompt_tokens - load.cached_tokens
+        ttft = (self.ttft_by_prompt(uncached) * batch.slowdown + batch.pending_ms) * batch.shared
+        ttft += batch.before * output * batch.tpot_prior
+        ttft += batch.startup_ms
+        steps = (output - 1 if output > 1 else 0) + batch.after * output
+        return Prediction(self, batch, ttft, steps, uncached / 1000)
+
+
+class _Batch:
+    """The batch that a request would be in: what its prediction needs of the load and of what was learned, not of its lengths.
+
+    Kept for the next request at the same load, `key`, until the drift changes or `weights`, those of the TTFT, are replaced, as by
+    every learned answer.
+    `before` and `after`: batches that are generated before the request's first sequence and, for the others, after it.
+    `full`, `colocated` and `prefill` are the features of the regressions.
+    """
+
+    __slots__ = (
+        "after", "before", "bounds", "colocated", "full", "key", "log_ttft", "medians", "pending_ms", "prefill", "shared", "slowdown",
+        "spreads", "startup_ms", "tpot", "tpot_prior", "weights",
+    )  # fmt: skip
+
+    def __init__(self, model: LatencyModel, load: Load, key: tuple[float, ...]) -> None:
+        self.key = requests, pending_tokens, running, colocated, prefill_per_token, sequences = key
+        replicas, limit, slowdown = running or 1, model.max_running, model.ttft_slowdown
+        ahead = requests / replicas
+        here = ahead + sequences
+        size, self.before, self.after = here, 0.0, 0.0
         if here > limit:
-            queued = max(before + 1 - limit, 0.0)  # ahead of the request's first sequence
-            ttft += queued / limit * output * tpot
-            steps += (here - limit - queued) / limit * output
-        prompt, crowd = uncached / 1000, math.log1p(load.colocated_busy_variants)
-        if not load.replicas:
-            ttft += self._startup_ms
-        a, b, c, d = self.ttft.weights
-        ttft_ms = ttft * _factor(a + b * full + c * crowd + d * prompt)
-        a, b, c, d = self.tpot.weights
-        tpot_ms = tpot * _factor(a + b * full + c * crowd + d * load.prefill_per_token / 10)
-        return Prediction(
-            self,
-            self._spreads[bisect_left(_LOAD_BANDS, here / limit)],
-            (ttft, tpot),
-            (ttft_ms, tpot_ms),
-            steps,
-            (1.0, full, crowd, prompt),
-            (1.0, full, crowd, load.prefill_per_token / 10),
-        )
+            queued = max(ahead + 1 - limit, 0.0)  # ahead of the request's first sequence
+            size, self.before, self.after = limit, queued / limit, (here - limit - queued) / limit
+        whole = int(size)
+        self.slowdown = slowdown[whole] + (size - whole) * (slowdown[whole + 1] - slowdown[whole])
+        self.pending_ms = pending_tokens / replicas * model.ms_per_prefill_token
+        self.startup_ms = 0.0 if running else model.startup_ms
+        self.shared = 1 + colocated
+        self.tpot_prior = model.step_ms(load, size)
+        full, others = size / limit, math.log1p(colocated)
+        self.full, self.colocated, self.prefill = full, others, prefill_per_token / 10
+        a, b, c, _ = self.weights = model.ttft.weights
+        self.log_ttft = a + b * full + c * others  # of the learned factor, without what the prompt adds
+        a, b, c, d = model.tpot.weights
+        self.tpot = self.tpot_prior * _factor(a + b * full + c * others + d * prefill_per_token / 10)
+        self.spreads = x, y, z = model.spreads[bisect_left(_LOAD_BANDS, here / limit)]
+        self.medians, self.bounds = (x.median, y.median, z.median), (x.bound, y.bound, z.bound)
 
 
 def _factor(log_ratio: float) -> float:
@@ -405,22 +414,26 @@ def _updated(lengths: Quantiles | None, length: float) -> Quantiles:
     return lengths
 
 
-def rising(points: Iterable[tuple[float, float]]) -> Curve:
-    """Sort points by x, one per x, and make them monotonic: less time for more work is measurement noise."""
-    curve: list[tuple[float, float]] = []
-    for x, y in sorted(points):
-        if curve and curve[-1][0] == x:
-            curve[-1] = (x, max(y, curve[-1][1]))
-        else:
-            curve.append((x, max(y, curve[-1][1]) if curve else y))
-    return curve
+class Curve:
+    """Milliseconds by x, piecewise linear: constant below the first point, along the last slope above the last, never falling.
 
+    Less time for more work is taken as measurement noise.
+    """
 
-def interpolate(points: Curve, x: float) -> float:
-    """Piecewise linear through `points`; constant below the first, along the last slope above the last, never falling."""
-    if x <= points[0][0] or len(points) == 1:
-        return points[0][1]
-    i = min(bisect_left(points, (x,)), len(points) - 1)
-    (x0, y0), (x1, y1) = points[i - 1], points[i]
-    y = y0 + (y1 - y0) / (x1 - x0) * (x - x0)
-    return max(y, y1) if x > x1 else y
+    __slots__ = ("_pieces", "_xs")
+
+    def __init__(self, points: Iterable[tuple[float, float]]) -> None:
+        highest, rising = 0.0, dict[float, float]()
+        for x, y in sorted(points):
+            rising[x] = highest = max(highest, y)
+        self._xs = list(rising)
+        pairs = itertools.pairwise(rising.items())
+        self._pieces = [(x0, y0, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in pairs]  # by the index of their end
+        first = (self._xs[0], rising[self._xs[0]], 0.0)
+        self._pieces = [first, *self._pieces, self._pieces[-1] if self._pieces else first]
+
+    def __call__(self, x: float) -> float:
+        """The milliseconds at `x`."""
+        at = bisect_left(self._xs, x)
+        x0, y0, slope = self._pieces[at]
+        return y0 + slope * (x - x0) if at else y0

@@ -161,6 +161,29 @@ def test_the_bound_holds_as_often_as_it_says_when_the_spread_comes_and_goes():
     assert held / count == pytest.approx(0.95, abs=0.015)
 
 
+def test_a_prediction_follows_everything_that_was_learned_since_the_one_before():
+    known, at = model(), (Features(100, 11), Load(2))
+
+    def times(of: LatencyModel) -> tuple[object, ...]:
+        prediction = of.predict(*at)
+        return prediction.expected, prediction.tail(0.95)
+
+    elsewhere = model()
+    elsewhere.predict(*at).observe(50, 5, 100)
+    for learn in (
+        lambda: known.predict(*at).observe(1000, 100, 3000),
+        lambda: known.predict(*at).observe(500, None, 500),
+        lambda: known.observe_steps(40.0, 500, 1, Load()),
+        lambda: [known.tick() for _ in range(3)],
+        lambda: known.restore(elsewhere.state()),
+    ):
+        before = times(known)
+        learn()
+        same = model()
+        same.restore(known.state())
+        assert times(known) == times(same) != before
+
+
 def test_an_answers_length_is_that_of_those_before_it():
     lengths, drawn = OutputLengths(max_entries=2), random.Random(4)
     assert lengths.expect("a", "fast", 256) == 256, "nothing is known yet"
