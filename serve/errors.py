@@ -1,7 +1,7 @@
 """Errors returned to clients, in OpenAI's format."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orjson
@@ -26,12 +26,12 @@ _TYPES = {
 
 
 class RequestError(Exception):
-    """An error response: HTTP status, message, and the invalid parameter."""
+    """An error response: HTTP status, message, and the invalid parameter. A message that is a function is composed when read."""
 
     def __init__(
         self,
         status: int,
-        message: str,
+        message: str | Callable[[], str],
         *,
         param: str | None = None,
         code: str | None = None,
@@ -40,11 +40,19 @@ class RequestError(Exception):
     ) -> None:
         super().__init__(message)
         self.status = status
-        self.message = message
+        self._message = message
         self.param = param
         self.code = code
         self.kind = kind or _TYPES.get(status, "server_error")
         self.headers = dict(headers or {})
+
+    @property
+    def message(self) -> str:
+        """What was wrong and what would be right, for the client."""
+        return self._message if isinstance(self._message, str) else self._message()
+
+    def __str__(self) -> str:
+        return self.message
 
     def parts(self) -> dict[str, Any]:
         """Serialize the error for another process; see `of`."""
@@ -72,6 +80,6 @@ def retrieval_misconfigured(message: str) -> RequestError:
     return RequestError(500, message, code="retrieval_misconfigured", headers={"x-should-retry": "false"})
 
 
-def overloaded(message: str, retry_after_s: float, code: str) -> RequestError:
+def overloaded(message: str | Callable[[], str], retry_after_s: float, code: str) -> RequestError:
     """429 with `Retry-After` in whole seconds, at least one."""
     return RequestError(429, message, code=code, headers={"retry-after": str(max(1, round(retry_after_s)))})

@@ -349,6 +349,13 @@ def test_an_error_is_in_openais_shape(status, kind):
     assert orjson.loads(RequestError(status, "why").body())["error"]["param"] is None
 
 
+def test_a_message_that_is_a_function_is_composed_when_it_is_read():
+    composed = []
+    error = RequestError(422, lambda: composed.append(1) or "why")
+    assert not composed
+    assert error.message == str(error) == error.parts()["message"] == "why"
+
+
 @pytest.mark.parametrize(("wait_s", "header"), [(0, "1"), (-5, "1"), (0.2, "1"), (7.0, "7")])
 def test_retry_after_is_whole_seconds_and_at_least_one(wait_s, header):
     error = overloaded("later", wait_s, "overloaded")
