@@ -48,13 +48,13 @@ class LiveState:
         This gateway's requests are counted exactly. Those of other gateways are as old as the last refresh; since then each
         gateway is assumed to have dispatched as many as this one, so that they do not all choose the variant that was idle.
         """
-        assumed = self.dispatched_since_refresh * self.peers
-        remote = self.remote_in_flight + assumed
-        scale = 1 + remote / self.in_flight if self.in_flight else 1
-        requests = self.in_flight + remote
+        remote = self.remote_in_flight + self.dispatched_since_refresh * self.peers
+        pending_tokens = self.pending_prefill_tokens
+        if remote and self.in_flight:  # the others' prompts are not known: as this gateway's
+            pending_tokens = round(pending_tokens * (1 + remote / self.in_flight))
         return Load(
-            requests,
-            round(self.pending_prefill_tokens * scale),
+            self.in_flight + remote,
+            pending_tokens,
             self.replicas,
             colocated,
             self.usual_prompt / self.usual_output if self.usual_output else 0.0,

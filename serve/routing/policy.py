@@ -15,7 +15,7 @@ EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learn
 _ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
     "quality": lambda c: (-c.quality, c.cost_usd),
     "cost": lambda c: (c.cost_usd, -c.quality),
-    "latency": lambda c: (c.prediction.expected.e2e_ms, -c.quality, c.cost_usd),
+    "latency": lambda c: (c.prediction.e2e_ms, -c.quality, c.cost_usd),
 }
 
 

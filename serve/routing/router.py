@@ -4,13 +4,14 @@ The router decides which variants a request may use; a policy chooses among them
 """
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from serve.budget import Budget
 from serve.errors import RequestError, overloaded
-from serve.routing.catalog import LiveState, Variant
+from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, Load, Prediction
 
 #: Rules that exclude a variant whatever the budget is.
@@ -22,64 +23,79 @@ _NEARLY = 0.75  # of the places of an engine
 CONFIDENCE = 0.95  # of the predicted bounds; one of `budget.LEVELS`
 
 
+class Limits:
+    """What one request asks of every variant: the limits of its budget, infinite where it has none.
+
+    Predicted times, `margin` times as long, must be within them. `step_limit_ms` is the time per token that the budgets of the
+    traffic allow. `loads` are the variants that the request may use, with the load that it would meet. Computed once for all
+    variants.
+    """
+
+    __slots__ = (
+        "budget", "e2e_ms", "loads", "margin", "max_cost", "min_quality", "step_limit_ms", "timed", "tpot_ms", "ttft_ms",
+    )  # fmt: skip
+
+    def __init__(
+        self, budget: Budget, margin: float, step_limit_ms: float, loads: Sequence[tuple[Variant, Load]] = ()
+    ) -> None:
+        self.budget, self.timed, self.loads = budget, budget.timed, loads
+        self.margin, self.step_limit_ms = margin, step_limit_ms
+        self.min_quality, self.max_cost = budget.min_quality or 0.0, _upper(budget.max_cost)
+        self.ttft_ms, self.tpot_ms, self.e2e_ms = map(_upper, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
+
+
+def _upper(limit: float | None) -> float:
+    return math.inf if limit is None else limit
+
+
 class Candidate:
     """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
     __slots__ = (
-        "_hard_violation", "_harm", "_misses", "_neighbours", "_prediction", "_ruled_out", "budget", "features", "load", "margin",
-        "step_limit_ms", "variant",
+        "_harm", "_misses", "_prediction", "_ruled_out", "_violation", "cost_usd", "excluded", "features", "limits", "load", "overflows",
+        "quality", "variant",
     )  # fmt: skip
 
     def __init__(
-        self,
-        variant: Variant,
-        budget: Budget,
-        features: Features,
-        load: Load,
-        hard: tuple[str, str] | None = None,
-        margin: float = 1.0,
-        step_limit_ms: float = math.inf,
-        neighbours: "Sequence[Candidate]" = (),
+        self, variant: Variant, load: Load, features: Features, limits: Limits, excluded: tuple[str, str] | None = None
     ) -> None:
-        self.variant, self.budget, self.features, self.load = variant, budget, features, load
-        self._hard_violation, self._neighbours = hard, neighbours
-        self.margin, self.step_limit_ms = margin, step_limit_ms
+        self.variant, self.load, self.features, self.limits = variant, load, features, limits
+        self.excluded = excluded  # by a hard rule: its name, and in words
+        self.quality = variant.quality.quality  # relative to `full`
+        # at the expected output length, for all sequences
+        self.cost_usd = variant.cost_usd(features.prompt_tokens, features.output_tokens * features.sequences)
+        # whether the variant's context is too short, by estimate; only the engine counts tokens exactly
+        self.overflows = features.context_tokens > variant.max_model_len
         self._harm: int | None = None
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
         self._misses: list[tuple[str, float, float]] | None = None
 
     @property
-    def quality(self) -> float:
-        """Quality of the variant, relative to `full`."""
-        return self.variant.quality.quality
+    def budget(self) -> Budget:
+        """The budget of the request."""
+        return self.limits.budget
 
     @property
-    def cost_usd(self) -> float:
-        """Cost of the request at this variant, at the expected output length, for all sequences."""
-        return self.variant.cost_usd(self.features.prompt_tokens, self.features.total_output_tokens)
-
-    @property
-    def overflows(self) -> bool:
-        """Whether the variant's context is too short, by estimate; only the engine counts tokens exactly."""
-        return self.features.context_tokens > self.variant.max_model_len
+    def step_limit_ms(self) -> float:
+        """The time per token that the budgets of the traffic allow."""
+        return self.limits.step_limit_ms
 
     @property
     def affordable(self) -> bool:
         """Whether it has the quality, at the cost."""
-        floor, ceiling = self.budget.min_quality, self.budget.max_cost
-        return (floor is None or self.quality >= floor) and (ceiling is None or self.cost_usd <= ceiling)
+        return self.quality >= self.limits.min_quality and self.cost_usd <= self.limits.max_cost
 
     def rest(self) -> None:
         """Exclude this variant because others use its hardware better now."""
-        self._hard_violation = "resting", "under the present load, other variants use its hardware better"
+        self.excluded = "resting", "under the present load, other variants use its hardware better"
         self._ruled_out = _NOT_EVALUATED
 
     def exclude_if_too_short(self) -> None:
         """Exclude this variant if its context is too short, because one with a longer context was preferred."""
         if self.overflows:
             tokens, limit = self.features.context_tokens, self.variant.max_model_len
-            self._hard_violation = "context", f"about {tokens} tokens by estimate, {limit} fit"
+            self.excluded = "context", f"about {tokens} tokens by estimate, {limit} fit"
             self._ruled_out = _NOT_EVALUATED
 
     @property
@@ -98,53 +114,49 @@ class Candidate:
     def ruled_out(self) -> str | None:
         """The first rule that excludes the variant; None if it fits."""
         if self._ruled_out is _NOT_EVALUATED:
-            if self._hard_violation:
-                self._ruled_out = self._hard_violation[0]
-            elif not self.affordable:  # without predicting times
-                self._ruled_out = next(self._violations())[0]
+            if self.excluded:
+                self._ruled_out = self.excluded[0]
+            elif self.quality < self.limits.min_quality:  # like the cost, without predicting times
+                self._ruled_out = "min_quality"
+            elif self.cost_usd > self.limits.max_cost:
+                self._ruled_out = "max_cost"
             else:
                 self._ruled_out = misses[0][0] if (misses := self._missed()) else None
         return self._ruled_out
 
-    def _missed(self) -> list[tuple[str, float, float]]:
-        if self._misses is None:
-            self._misses = list(self._violations())
-        return self._misses
-
     @property
     def evaluated_rule(self) -> str | None:
         """`ruled_out` without evaluating it: None also where the decision did not need to know."""
-        if self._hard_violation:
-            return self._hard_violation[0]
+        if self.excluded:
+            return self.excluded[0]
         return None if self._ruled_out is _NOT_EVALUATED else self._ruled_out
 
     @property
     def explanation(self) -> str | None:
         """The rule in words; of limits, every one that is not met."""
-        if self._hard_violation:
-            return self._hard_violation[1]
+        if self.excluded:
+            return self.excluded[1]
         return ", ".join(_in_words(*miss) for miss in self._missed()) or None
 
     @property
     def violation(self) -> float:
         """Distance from the budget: the sum of relative excesses over its limits; 0 if the variant fits."""
-        if self._hard_violation:
-            return 0.0
-        return sum(
-            1 - value / limit if rule == "min_quality" else value / max(limit, 1e-12) - 1
-            for rule, value, limit in self._missed()
-        )
+        return 0.0 if self.excluded or not self._missed() else self._violation
 
     def fits(self, headroom: float) -> bool:
         """Whether it would meet the limits if it took `headroom` times what is predicted."""
-        limits = (self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
-        pairs = zip(limits, self.prediction.expected, strict=True)
-        return all(limit is None or headroom * self.margin * time <= limit for limit, time in pairs)
+        limits, times, factor = self.limits, self.prediction, headroom * self.limits.margin
+        return (
+            factor * times.ttft_ms <= limits.ttft_ms
+            and factor * times.tpot_ms <= limits.tpot_ms
+            and factor * times.e2e_ms <= limits.e2e_ms
+        )
 
     @property
     def chance(self) -> float:
         """Probability that all latency limits are met."""
-        return self.prediction.within(self.budget.ttft_ms, self.budget.tpot_ms, self.budget.e2e_ms)
+        budget = self.limits.budget
+        return self.prediction.within(budget.ttft_ms, budget.tpot_ms, budget.e2e_ms)
 
     @property
     def harm(self) -> int:
@@ -153,36 +165,30 @@ class Candidate:
         Those in its batch, and those at other variants whose hardware it would wake this one on.
         """
         if self._harm is None:
-            self._harm = 0 if self.step_limit_ms == math.inf else self._count_harmed()
+            self._harm = 0 if self.limits.step_limit_ms == math.inf else self._count_harmed()
         return self._harm
 
     @property
     def fills(self) -> bool:
         """Whether its engines run nearly as many sequences with it as the limit of the time per token allows."""
         here = (self.load.requests + self.features.sequences) / (self.load.replicas or 1)
-        return self.step_limit_ms < math.inf and here >= _NEARLY * self._places
+        return self.limits.step_limit_ms < math.inf and here >= _NEARLY * self._places
 
     @property
     def _places(self) -> int:
-        """Sequences that a replica can run within `step_limit_ms`; 0 without such a limit, or where one takes longer."""
-        if self.step_limit_ms == math.inf:
-            return 0
-        return self.variant.latency.places(self.load, self.step_limit_ms)
-
-    def _keeps(self, tpot_ms: float) -> bool:
-        """Whether its engines run sequences within `tpot_ms` if they run no more than they may."""
-        return self._places > 0 and self.step_limit_ms <= _MOST_STEP * tpot_ms
+        """Sequences that a replica can run within `step_limit_ms`; 0 where one takes longer."""
+        return self.variant.latency.places(self.load, self.limits.step_limit_ms)
 
     def _count_harmed(self) -> int:
-        load, crowded = self.load, 0
-        places = max(self._places, 1) * (load.replicas or 1)
-        if load.requests and (load.requests + self.features.sequences > places or self._stalls()):
-            crowded += round(load.requests)
-        if not load.requests:
-            for other in self._neighbours:
-                its = other.load
-                if other is not self and its.requests and _share_hardware(self.variant, other.variant):
-                    left = other.variant.latency.places(its, self.step_limit_ms, its.colocated_busy_variants + 1)
+        load, crowded, limit_ms = self.load, 0, self.limits.step_limit_ms
+        if load.requests:
+            places = max(self._places, 1) * (load.replicas or 1)
+            if load.requests + self.features.sequences > places or self._stalls():
+                crowded = round(load.requests)
+        else:
+            for other, its in self.limits.loads:
+                if its.requests and _share_hardware(self.variant, other):
+                    left = other.latency.places(its, limit_ms, its.colocated_busy_variants + 1)
                     crowded += round(its.requests) if its.requests > left * (its.replicas or 1) else 0
         return crowded
 
@@ -193,24 +199,38 @@ class Candidate:
         if longer <= 0:
             return False
         stall_ms = longer * latency.ms_per_prefill_token / live.usual_output
-        return stall_ms + latency.step_ms(load, load.requests / (load.replicas or 1) + 1) > self.step_limit_ms
+        step_ms = latency.step_ms(load, load.requests / (load.replicas or 1) + 1)
+        return stall_ms + step_ms > self.limits.step_limit_ms
 
-    def _violations(self) -> Iterator[tuple[str, float, float]]:
+    def _missed(self) -> list[tuple[str, float, float]]:
         """Each violated limit: rule, value, limit. Times come last, because predicting them is the most expensive."""
-        budget = self.budget
-        if (floor := budget.min_quality) is not None and (quality := self.quality) < floor:
-            yield "min_quality", quality, floor
-        if (limit := budget.max_cost) is not None and (cost := self.cost_usd) > limit:
-            yield "max_cost", cost, limit
-        if budget.timed:
-            ttft, tpot, e2e = self.prediction.expected
-            margin = self.margin
-            if (limit := budget.ttft_ms) is not None and margin * ttft > limit:
-                yield "ttft", margin * ttft, limit
-            if (limit := budget.tpot_ms) is not None and margin * tpot > limit and not self._keeps(limit):
-                yield "tpot", margin * tpot, limit
-            if (limit := budget.e2e_ms) is not None and margin * e2e > limit:
-                yield "e2e", margin * e2e, limit
+        if self._misses is None:
+            limits, distance = self.limits, 0.0
+            self._misses = misses = []
+            if (quality := self.quality) < (limit := limits.min_quality):
+                misses.append(("min_quality", quality, limit))
+                distance += 1 - quality / limit
+            if (cost := self.cost_usd) > (limit := limits.max_cost):
+                misses.append(("max_cost", cost, limit))
+                distance += cost / max(limit, 1e-12) - 1
+            if limits.timed:
+                times, margin = self.prediction, limits.margin
+                if (ttft := margin * times.ttft_ms) > (limit := limits.ttft_ms):
+                    misses.append(("ttft", ttft, limit))
+                    distance += ttft / limit - 1
+                if (tpot := margin * times.tpot_ms) > (limit := limits.tpot_ms) and not self._keeps(limit):
+                    misses.append(("tpot", tpot, limit))
+                    distance += tpot / limit - 1
+                if (e2e := margin * times.e2e_ms) > (limit := limits.e2e_ms):
+                    misses.append(("e2e", e2e, limit))
+                    distance += e2e / limit - 1
+            self._violation = distance
+        return self._misses
+
+    def _keeps(self, tpot_ms: float) -> bool:
+        """Whether its engines run sequences within `tpot_ms` if they run no more than they may, at least one."""
+        limit_ms = self.limits.step_limit_ms
+        return limit_ms <= _MOST_STEP * tpot_ms and self.variant.latency.step_ms(self.load, 1) <= limit_ms
 
     def predictions(self, waited_ms: float = 0.0) -> dict[str, float]:
         """Predicted medians and 95% bounds, ms, of a request that starts after `waited_ms`."""
@@ -307,22 +327,24 @@ class Router:
         step_limit_ms: float = math.inf,
     ) -> list[Candidate]:
         """All variants as the request sees them, or only the pinned one."""
-        candidates: list[Candidate] = []
-        for variant, load in self.loads(variants, features):
-            if pinned is None or pinned == variant.name:
-                hard = _hard_rule(variant, load, features, failed)
-                candidates.append(Candidate(variant, budget, features, load, hard, margin, step_limit_ms, candidates))
-        return candidates
+        loads = self.loads(variants, features)
+        if pinned is not None:
+            loads = [(variant, load) for variant, load in loads if variant.name == pinned]
+        limits = Limits(budget, margin, step_limit_ms, loads)
+        return [Candidate(v, load, features, limits, _hard_rule(v, load, features, failed)) for v, load in loads]
 
     def loads(self, variants: Iterable[Variant], features: Features | None = None) -> list[tuple[Variant, Load]]:
         """Each variant with the load that a request of `features` would meet now."""
-        variants = list(variants)
+        lives = [(variant, variant.live, variant.live.busy) for variant in variants]
         busy: dict[str, int] = {}
-        for variant in variants:
-            if variant.live.busy:
-                for hardware in variant.live.hardware or _UNKNOWN:
-                    busy[hardware] = busy.get(hardware, 0) + 1
-        return [(v, v.live.load(_colocated(v.live, busy) if busy else 0, features)) for v in variants]
+        for _, live, is_busy in lives:
+            for hardware in live.hardware or _UNKNOWN:
+                busy[hardware] = busy.get(hardware, 0) + is_busy
+        crowds = {  # by hardware: mean number of busy variants on each part of it
+            on: sum(map(busy.__getitem__, on or _UNKNOWN)) / len(on or _UNKNOWN)
+            for on in {live.hardware for _, live, _ in lives}
+        }
+        return [(variant, live.load(crowds[live.hardware] - is_busy, features)) for variant, live, is_busy in lives]
 
     def decide(
         self,
@@ -350,7 +372,7 @@ class Router:
                 all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
         candidates = self._candidates(variants, budget, features, failed, pinned, margin, step_limit_ms)
-        usable = [candidate for candidate in candidates if candidate.evaluated_rule is None]
+        usable = [candidate for candidate in candidates if candidate.excluded is None]
         if not usable:
             raise _nothing_usable(candidates, features)
         if pinned is not None:
@@ -370,18 +392,15 @@ class Router:
         if (choice := self.policy.choose(usable, budget)) is not None:
             return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
-            raise _rejected(usable, budget, features)
-        nearest = min(usable, key=lambda c: (c.overflows, c.violation, c.harm, -c.quality))
+            raise _rejected(usable, budget, features, margin)
+        misses = [(candidate.overflows, candidate.violation) for candidate in usable]
+        least = min(misses)
+        tied = (candidate for candidate, miss in zip(usable, misses, strict=True) if miss == least)
+        nearest = min(tied, key=lambda c: (c.harm, -c.quality))
         return Decision(nearest, "nearest_miss", candidates, features)
 
 
 _UNKNOWN = ("",)  # variants whose place is not known count as neighbours
-
-
-def _colocated(live: LiveState, busy: dict[str, int]) -> float:
-    """Mean number of other busy variants on the hardware of each replica."""
-    hardware = live.hardware or _UNKNOWN
-    return sum(busy.get(one, 0) for one in hardware) / len(hardware) - live.busy
 
 
 def _share_hardware(one: Variant, other: Variant) -> bool:
@@ -425,16 +444,16 @@ def _max_sequences(candidates: Sequence[Candidate]) -> int:
     return max(candidate.variant.max_running + candidate.variant.max_waiting for candidate in candidates)
 
 
-def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features) -> RequestError:
-    reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in usable)
+def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, margin: float) -> RequestError:
+    def message(what: str) -> str:
+        reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in usable)
+        return f"no variant {what} ({reasons})"
+
+    limits = Limits(budget, margin, math.inf)
     for candidate in usable:
-        variant = candidate.variant
-        idle = Candidate(
-            variant, budget, features, Load(replicas=max(variant.live.replicas, 1)), margin=candidate.margin
-        )
+        load = Load(replicas=max(candidate.variant.live.replicas, 1))
+        idle = Candidate(candidate.variant, load, features, limits)
         if idle.ruled_out is None:
-            wait_s = (candidate.prediction.expected.e2e_ms - idle.prediction.expected.e2e_ms) / 1000
-            return overloaded(
-                f"no variant meets the budget under the present load ({reasons})", wait_s, "budget_under_load"
-            )
-    return RequestError(422, f"no variant can meet the budget ({reasons})", param="budget", code="impossible_budget")
+            wait_s = (candidate.prediction.e2e_ms - idle.prediction.e2e_ms) / 1000
+            return overloaded(partial(message, "meets the budget under the present load"), wait_s, "budget_under_load")
+    return RequestError(422, partial(message, "can meet the budget"), param="budget", code="impossible_budget")

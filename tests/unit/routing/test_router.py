@@ -1,5 +1,7 @@
 """The router: eligible variants, the chosen one, and the explanation if none is chosen."""
 
+import gc
+
 import pytest
 
 from benchmarks.lib.sample_catalog import REQUEST, choose, decide, make_live_variant, three_gears
@@ -334,6 +336,19 @@ def test_a_decision_changes_nothing():
     before = [(v.name, v.live.replicas, v.live.in_flight, v.live.load()) for v in variants]
     choose(variants, ttft_ms=300)
     assert [(v.name, v.live.replicas, v.live.in_flight, v.live.load()) for v in variants] == before
+
+
+def test_a_decision_leaves_nothing_to_the_garbage_collector():
+    """It would take longer than the decision."""
+    variants, budget = three_gears(), Budget(ttft_ms=1)
+    decide(variants, budget, REQUEST)
+    gc.collect()
+    gc.disable()
+    try:
+        decide(variants, budget, REQUEST)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_the_nearest_miss_names_every_limit_it_misses():
