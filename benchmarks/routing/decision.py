@@ -1,7 +1,8 @@
 """Measure the time of a decision by the number of variants, with a profile: `python -m benchmarks.routing.decision`.
 
 Every variant has 16 sequences in flight, as many as the limits allow, and requests wait in the admission: a decision is that of
-an arriving request, pumping is what a completion costs that starts nothing.
+an arriving request, pumping is what a completion costs that starts nothing. Between two of either, the load of one variant
+changes; where nothing fits, that of every variant.
 """
 
 import cProfile
@@ -54,12 +55,21 @@ def crowded(its: Sequence[Variant], mix: Sequence[tuple[Budget, Features]]) -> A
     """An admission in which `WAITING` requests wait, as every engine runs what the time per token of the mix allows."""
     admission = Admission(Router(WithinBudget()))
     admission.roll(its, 0.0)
+    for budget, _ in mix:
+        admission.class_of(budget)
     paced = [(budget, features) for budget, features in mix if budget.tpot_ms is not None]
     for budget, features in itertools.islice(itertools.cycle(paced), 100 * WAITING):
         if len(admission) == WAITING:
             return admission
         admission.submit(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
     raise AssertionError("no request waits: the variants have room")
+
+
+def serve(variant: Variant, features: Features) -> None:
+    """A request begins at `variant` as another ends."""
+    variant.live.on_dispatch(features.prompt_tokens, 1, features.output_tokens)
+    variant.live.on_first_token(features.prompt_tokens)
+    variant.live.on_complete()
 
 
 def timed(work: Callable[[], object], repeats: int, calls: int) -> list[float]:
@@ -85,14 +95,18 @@ def measure() -> dict[str, object]:
 
         def decide(its: Sequence[Variant] = its, admission: Admission = admission) -> None:
             for budget, features in mix:
-                admission.decide(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
+                decision = admission.decide(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
+                serve(decision.variant, features)
 
         def pump(its: Sequence[Variant] = its, admission: Admission = admission) -> None:
-            for _ in mix:
+            for variant, (_, features) in zip(itertools.cycle(its), mix):
+                serve(variant, features)
                 admission.pump(its, 0.0)
 
         def nothing_fits(its: Sequence[Variant] = its, router: Router = router) -> None:
             for _, features in mix:
+                for variant in its:
+                    variant.live.usual_prompt += 1e-6
                 router.decide(its, IMPOSSIBLE, features)
 
         predictions = [router.decide(its, *one).chosen.prediction for one in mix]
@@ -118,7 +132,9 @@ def _shares(work: Callable[[], object]) -> dict[str, float]:
     profile = cProfile.Profile()
     profile.runcall(work)
     own: dict[str, float] = {}
-    for (_, _, function), row in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+    for (file, _, function), row in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
+        if file == __file__:
+            continue
         name = re.sub(" of type object at 0x[0-9a-f]+", "", function)
         own[name] = own.get(name, 0.0) + row[2]
     total = sum(own.values())
