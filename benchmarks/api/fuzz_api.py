@@ -6,8 +6,6 @@ memory is sampled. Every kind of failure is recorded with the command that repro
 """
 
 import argparse
-import random
-import statistics
 import sys
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ from schemathesis.engine import events, from_schema
 from schemathesis.engine.recorder import ScenarioRecorder
 
 from benchmarks.api.fuzz_gateway import KEY
+from benchmarks.lib.memory_slope import slope
 from benchmarks.lib.processes import NotStarted, System, command, free_ports, python
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import save
@@ -174,37 +173,17 @@ class Memory:
 
 
 def growth(samples: Sequence[tuple[float, int, float]], total: int) -> dict[str, object] | None:
-    """Memory growth after the warm-up in MB per 100,000 requests; None with too few requests or samples.
-
-    The slope is the Theil-Sen estimator, the median of the slopes of all pairs, which is robust to single allocator jumps. Its 95%
-    interval is from a moving-block bootstrap, because neighbouring samples depend on each other.
-    """
-    late = [(requests, mb) for _, requests, mb in samples if requests >= _WARM_UP * total]
-    if total < _LONG or len(late) < 20:
+    """Memory growth after the warm-up in MB per 100,000 requests; None with too few requests or samples."""
+    late = [(float(requests), mb) for _, requests, mb in samples if requests >= _WARM_UP * total]
+    if total < _LONG or (found := slope(late)) is None:
         return None
-    late = late[:: max(1, len(late) // 300)]
-    slope = _theil_sen(late)
-    residuals = [mb - slope * requests for requests, mb in late]
-    block, source, slopes = max(2, round(len(late) ** 0.5)), random.Random(0), []
-    for _ in range(200):
-        drawn: list[float] = []
-        while len(drawn) < len(late):
-            at = source.randrange(len(late) - block + 1)
-            drawn += residuals[at : at + block]
-        slopes.append(_theil_sen([(at, slope * at + off) for (at, _), off in zip(late, drawn, strict=False)]))
-    slopes.sort()
-    low, high = slopes[4] * 1e5, slopes[-5] * 1e5
+    low, high = found.low * 1e5, found.high * 1e5
     return {
-        "mb_per_100k": round(slope * 1e5, 3),
+        "mb_per_100k": round(found.slope * 1e5, 3),
         "ci95": [round(low, 3), round(high, 3)],
         "flat": low <= _FLAT_MB,
-        "samples": len(late),
+        "samples": found.points,
     }
-
-
-def _theil_sen(points: Sequence[tuple[float, float]]) -> float:
-    slopes = [(y2 - y1) / (x2 - x1) for i, (x1, y1) in enumerate(points) for x2, y2 in points[i + 1 :: 3] if x2 != x1]
-    return statistics.median(slopes) if slopes else 0.0
 
 
 def bar(done: int, total: int, elapsed_s: float) -> str:

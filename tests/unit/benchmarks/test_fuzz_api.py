@@ -1,5 +1,7 @@
 """A short run of the API fuzzer on the gateway; `python -m benchmarks.api.fuzz_api` is the long one."""
 
+import random
+
 import pytest
 
 from benchmarks.api import fuzz_api
@@ -33,7 +35,7 @@ def test_every_operation_and_every_check_had_its_turn(tally: fuzz_api.Tally):
 
 def line(slope: float, noise: float = 0.3, jump_at: int | None = None) -> list[tuple[float, int, float]]:
     """Samples of a process whose memory grows by `slope` MB in 100,000 requests."""
-    source = fuzz_api.random.Random(1)
+    source = random.Random(1)
     return [
         (i, i * 500, 90 + slope * i * 500 / 1e5 + source.gauss(0, noise) + (5 if jump_at and i > jump_at else 0))
         for i in range(200)
