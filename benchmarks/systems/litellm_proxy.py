@@ -50,16 +50,21 @@ def version() -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def proxy(port: int, backend: str) -> System:
-    """Start the proxy with one worker, forwarding `MODEL` to the OpenAI server at `backend`, caching and logging nothing."""
+def proxy(port: int, *backends: str, model: str = MODEL) -> System:
+    """The proxy with one worker, forwarding `model` to the OpenAI servers at `backends`, caching and logging nothing.
+
+    Of several backends it chooses one for each request; a request that fails is retried at another.
+    """
     config = {
         "model_list": [
             {
-                "model_name": MODEL,
-                "litellm_params": {"model": f"openai/{MODEL}", "api_base": f"{backend}/v1", "api_key": "none"},
+                "model_name": model,
+                "litellm_params": {"model": f"openai/{model}", "api_base": f"{backend}/v1", "api_key": "none"},
             }
+            for backend in backends
         ],
         "litellm_settings": {"telemetry": False},
+        **({"router_settings": {"num_retries": 3}} if len(backends) > 1 else {}),
     }
     file = Path(tempfile.mkdtemp(prefix="gb-")) / "litellm.yaml"
     file.write_text(json.dumps(config))  # JSON is YAML

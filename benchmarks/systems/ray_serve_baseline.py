@@ -14,6 +14,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--replicas", type=int, default=1, help="of the engine")
     parser.add_argument("--engine-args", type=json.loads, default={})
     parser.add_argument("--env", type=json.loads, default={}, help="environment of the engine's processes")
     args = parser.parse_args()
@@ -25,7 +26,7 @@ def main() -> None:
 
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, 4),
+        num_cpus=max(os.cpu_count() or 1, args.replicas + 3),
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
@@ -39,7 +40,7 @@ def main() -> None:
         runtime_env={"env_vars": args.env},
         log_engine_metrics=False,
         deployment_config={
-            "autoscaling_config": {"min_replicas": 1, "max_replicas": 1},
+            "autoscaling_config": {"min_replicas": args.replicas, "max_replicas": args.replicas},
             "max_ongoing_requests": 1_000,
             "logging_config": {"enable_access_log": False},
         },
