@@ -1,1 +1,1 @@
-"""Cluster operations under load (upgrades, scaling, failures), and platform start-up time."""
+"""Cluster operations under load (upgrades, scaling, failures), faults, soak and overload of a platform, and its start-up time."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.reporting import claim_rows, claim_rows_goodput, claim_rows_grounding
+from benchmarks.reporting import claim_rows, claim_rows_faults, claim_rows_goodput, claim_rows_grounding
 from benchmarks.reporting.cells import machine_words, table
 from benchmarks.reporting.figures import Figure, Figures
 from compression.files import write_atomically
@@ -33,7 +33,12 @@ Area = Literal["contract", "routing", "resilience", "grounding", "gears", "econo
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 #: Function that extracts the figures of a result, by the result's name.
-FIGURES: Mapping[str, Figures] = {**claim_rows.FIGURES, **claim_rows_goodput.FIGURES, **claim_rows_grounding.FIGURES}
+FIGURES: Mapping[str, Figures] = {
+    **claim_rows.FIGURES,
+    **claim_rows_faults.FIGURES,
+    **claim_rows_goodput.FIGURES,
+    **claim_rows_grounding.FIGURES,
+}
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
 _LIMIT = re.compile(rf"(>=|<=|==|>|<) ({_NUMBER})")

@@ -32,7 +32,7 @@ OBSERVING_NAMES = {
 
 def variants(result: Result) -> Path:
     """Quality against speed and against cost, one point per variant, error bars over the repeats."""
-    figure, axes = _figure(1, 3)
+    figure, axes = new_figure(1, 3)
     for ax, speed, title in (
         (axes[0], "decode_1", "one stream, tokens/s"),
         (axes[1], "decode_32", "32 streams together, tokens/s"),
@@ -48,12 +48,12 @@ def variants(result: Result) -> Path:
     for ax in axes:
         ax.set_ylim(0, 1.08)
         ax.margins(x=0.2)
-    return _save(figure, "variants")
+    return save_figure(figure, "variants")
 
 
 def overhead_engine(result: Result) -> Path:
     """Throughput relative to the bare server, and added TTFT, by number of streams."""
-    figure, (throughput, ttft) = _figure(1, 2)
+    figure, (throughput, ttft) = new_figure(1, 2)
     systems = result["systems"]
     for i, (name, points) in enumerate(systems.items()):
         at = [position + i * 0.8 / len(systems) for position in range(len(points))]
@@ -72,12 +72,12 @@ def overhead_engine(result: Result) -> Path:
     throughput.axhline(result["aims"]["tokens_per_s_ratio_at_32"], color="grey", linewidth=0.8, linestyle="--")
     ttft.axhline(result["aims"]["added_ttft_ms"], color="grey", linewidth=0.8, linestyle="--")
     throughput.legend(fontsize=8, loc="lower right")
-    return _save(figure, "overhead-engine")
+    return save_figure(figure, "overhead-engine")
 
 
 def overhead_instant(result: Result) -> Path:
     """CPU time of every process on the request path, stacked, for a unary request and for one streamed token."""
-    figure, axes = _figure(1, 2)
+    figure, axes = new_figure(1, 2)
     for ax, point, title, aim in (
         (axes[0], "unary-32", "CPU per unary request, µs", "unary"),
         (axes[1], "scatter", "CPU per streamed token (one each 50 ms), µs", "token"),
@@ -93,12 +93,12 @@ def overhead_instant(result: Result) -> Path:
         ax.set_title(title, fontsize=10)
         ax.tick_params(axis="x", labelsize=7)
     axes[0].legend(fontsize=7)
-    return _save(figure, "overhead-instant")
+    return save_figure(figure, "overhead-instant")
 
 
 def observing(result: Result) -> Path:
     """Overhead of each kind of telemetry over a gateway with none: CPU per request and per token, TTFT."""
-    figure, axes = _figure(1, 3)
+    figure, axes = new_figure(1, 3)
     systems = {name: its for name, its in result["systems"].items() if name != "off"}
     first = {name: its["points"]["first"]["added_p50_ms"] for name, its in systems.items()}
     for ax, title, rows, scale in (
@@ -112,12 +112,12 @@ def observing(result: Result) -> Path:
         ax.axhline(0, color="grey", linewidth=0.8)
         ax.set_title(title, fontsize=10)
         ax.tick_params(axis="x", labelsize=8)
-    return _save(figure, "observing")
+    return save_figure(figure, "observing")
 
 
 def distillation(result: Result) -> Path:
     """Distance of the same student to `full` with each loss: a point for every seed, a bar at the median."""
-    figure, axes = _figure(1, 3)
+    figure, axes = new_figure(1, 3)
     titles = {"kl_to_full": "KL to full, nats", "top1_agreement": "top-1 agreement", "perplexity": "perplexity"}
     names = list(result["settings"])
     for ax, (metric, title) in zip(axes, titles.items(), strict=True):
@@ -129,13 +129,13 @@ def distillation(result: Result) -> Path:
         ax.set_xticklabels(names, rotation=30, fontsize=8)
         ax.set_title(title, fontsize=10)
         ax.margins(x=0.1, y=0.2)
-    return _save(figure, "distillation")
+    return save_figure(figure, "distillation")
 
 
 def goodput_shapes(result: Result, name: str) -> Path:
     """Kept, late and refused requests over load, a line for each policy, a column for each shape of arrivals."""
     shapes = result["live"]
-    figure, axes = _figure(3, len(shapes), squeeze=False)
+    figure, axes = new_figure(3, len(shapes), squeeze=False)
     titles = {"attainment": "kept", "late": "answered too late", "refused": "refused"}
     policies = [policy for policy in _all_policies(shapes) if not policy.startswith("admission-")]
     for column, (shape, by_load) in enumerate(shapes.items()):
@@ -158,7 +158,7 @@ def goodput_shapes(result: Result, name: str) -> Path:
             f"load, 1 = {result['full_per_s']:.2f}/s, what full does by its profile", fontsize=9
         )
     axes[0, 0].legend(fontsize=7)
-    return _save(figure, name)
+    return save_figure(figure, name)
 
 
 def _all_policies(shapes: Result) -> list[str]:
@@ -167,7 +167,7 @@ def _all_policies(shapes: Result) -> list[str]:
 
 def guard(result: Result) -> Path:
     """Precision-recall curve of marking unsupported text, the chosen threshold on it, and probability calibration."""
-    figure, (curves, held) = _figure(1, 2)
+    figure, (curves, held) = new_figure(1, 2)
     for i, (part, name) in enumerate((("support", "questions"), ("entailment", "sentences"))):
         row = result[part]
         curves.plot(
@@ -184,12 +184,12 @@ def guard(result: Result) -> Path:
     held.set_xlabel("probability of support, as the guard says")
     held.set_ylabel("share that is supported")
     curves.legend(fontsize=8, loc="lower left")
-    return _save(figure, "guard")
+    return save_figure(figure, "guard")
 
 
 def policies(by_load: Result, name: str, label: str, simulated: Result | None = None) -> Path:
     """Requests within budget, late answers and mean answer quality, one line per policy."""
-    figure, axes = _figure(1, 3)
+    figure, axes = new_figure(1, 3)
     titles = {"attainment": "within budget", "late": "answered too late", "quality": "mean quality of answers"}
     for ax, (metric, title) in zip(axes, titles.items(), strict=True):
         for i, policy in enumerate(next(iter(by_load.values()))):
@@ -212,12 +212,12 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
         ax.set_xlabel(label, fontsize=9)
         ax.set_ylim(0, 1.05)
     axes[0].legend(fontsize=7)
-    return _save(figure, name)
+    return save_figure(figure, name)
 
 
 def retrieval(result: Result) -> Path:
     """Ranking quality of each mode before and after the guard, and query latency with its spread."""
-    figure, (gain, times) = _figure(1, 2)
+    figure, (gain, times) = new_figure(1, 2)
     sets = result["quality"]["sets"]
     for i, mode in enumerate(next(iter(sets.values()))):
         for order, shift, alpha in (("as found", 0.0, 1.0), ("after the guard", 0.12, 0.45)):
@@ -244,12 +244,12 @@ def retrieval(result: Result) -> Path:
     times.set_xticklabels([f"{int(chunks):,} chunks,\n{clients} at once" for chunks, clients in runs], fontsize=7)
     times.set_yscale("log")
     times.set_title("ms a query: p50, and up to p95", fontsize=10)
-    return _save(figure, "retrieval")
+    return save_figure(figure, "retrieval")
 
 
 def grounded(result: Result) -> Path:
     """Bare and grounded results by variant, one panel per part; error bars are 95% intervals."""
-    figure, axes = _figure(1, 4)
+    figure, axes = new_figure(1, 4)
     names = list(result["facts"])
     parts = (
         ("right when a fact changed", result["facts"], (("bare",), ("older",), ("newer",), ("stale",))),
@@ -278,12 +278,12 @@ def grounded(result: Result) -> Path:
         ax.set_ylim(0, 1.05)
         ax.set_title(title, fontsize=10)
     axes[1].legend(fontsize=7)
-    return _save(figure, "grounded")
+    return save_figure(figure, "grounded")
 
 
 def upgrades(result: Result) -> Path:
     """Every request as a line over time, failed ones in red, below the changes made."""
-    figure, ax = _figure(1, 1)
+    figure, ax = new_figure(1, 1)
     figure.set_size_inches(12, 4.2)
     kinds = [client["name"] for client in result["clients"]]
     for kind, started, ended, well in result["asked"]:
@@ -297,12 +297,12 @@ def upgrades(result: Result) -> Path:
     ax.set_yticks(range(len(kinds)), kinds)
     ax.set_ylim(-0.5, len(kinds) + 1.4)
     ax.set_xlabel(f"seconds; {result['requests']} requests, {len(result['failed'])} failed")
-    return _save(figure, "upgrades")
+    return save_figure(figure, "upgrades")
 
 
 def fuzz_api(result: Result) -> Path:
     """The gateway's memory by number of requests, and its response statuses."""
-    figure, (memory, statuses) = _figure(1, 2)
+    figure, (memory, statuses) = new_figure(1, 2)
     samples = result["memory"]["samples"]
     memory.plot([requests for _, requests, _ in samples], [mb for *_, mb in samples], linewidth=1)
     memory.set_ylim(bottom=0)
@@ -310,7 +310,7 @@ def fuzz_api(result: Result) -> Path:
     memory.set_title("resident memory of the gateway, MB", fontsize=10)
     statuses.bar(list(result["statuses"]), list(result["statuses"].values()))
     statuses.set_title("responses by status", fontsize=10)
-    return _save(figure, "fuzz-api")
+    return save_figure(figure, "fuzz-api")
 
 
 def _rate(row: Result, path: tuple[str, ...]) -> Result:
@@ -330,7 +330,8 @@ def _point(ax: "Axes", name: str, x: float, quality: float, xerr: object = None)
     ax.annotate(name, (x, quality), textcoords="offset points", xytext=(0, -16), ha="center", fontsize=9)
 
 
-def _figure(rows: int, columns: int, squeeze: bool = True) -> "tuple[Figure, Any]":
+def new_figure(rows: int, columns: int, squeeze: bool = True) -> "tuple[Figure, Any]":
+    """A figure with `rows` times `columns` panels."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -346,7 +347,8 @@ def _figure(rows: int, columns: int, squeeze: bool = True) -> "tuple[Figure, Any
     return figure, axes
 
 
-def _save(figure: "Figure", name: str) -> Path:
+def save_figure(figure: "Figure", name: str) -> Path:
+    """Write `docs/images/NAME.png`."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     path = IMAGES / f"{name}.png"
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,0 +1,113 @@
+"""Requests of the load under faults, and how each one ended, on engines and gateways of the tests."""
+
+import asyncio
+import dataclasses
+
+import aiohttp
+import pytest
+
+from benchmarks.cluster.fault_load import PROMPTS, Record, first_success, plan, saturation, send
+from tests.support.greedy_engine import EMBEDDINGS, GROUNDED, STREAM, UNARY, encode
+
+
+class TestOutcomes:
+    @pytest.mark.parametrize(
+        ("behaviour", "outcome", "problem", "tokens"),
+        [
+            ("answer", "ok", "", 48),
+            ("error", "interrupted", "stream_interrupted", 20),
+            ("cut", "truncated", "without an error event", 20),
+            ("reset", "truncated", "ClientPayloadError", 20),
+            ("stop", "truncated", "finish_reason stop", 20),
+            ("lose 3", "truncated", "3 tokens short", 45),
+            ("double 3", "ok", "", 51),
+        ],
+    )
+    async def test_of_streams(self, engine, session, behaviour, outcome, problem, tokens):
+        engine.behaviour = behaviour
+        record = await send(session, STREAM, 0)
+        assert (record.outcome, len(record.tokens), record.variant) == (outcome, tokens, "full")
+        assert problem in record.problem
+        assert record.prompt_tokens == encode(PROMPTS[0])
+        assert record.missing == {"lose 3": 3, "double 3": -3}.get(behaviour, 0)
+
+    @pytest.mark.parametrize("kind", [UNARY, GROUNDED, EMBEDDINGS], ids=lambda kind: kind.name)
+    async def test_of_unary_requests(self, session, kind):
+        assert (await send(session, kind, 1)).outcome == "ok"
+
+    async def test_a_refusal_has_the_documented_shape(self, engine, session):
+        engine.refused = True
+        record = await send(session, UNARY, 0)
+        assert (record.outcome, record.problem) == ("refused", "429 overloaded")
+
+    async def test_what_has_no_shape_or_no_answer_failed(self, engine, session):
+        record = await send(session, dataclasses.replace(UNARY, path="/nowhere"), 0)
+        assert (record.outcome, record.status) == ("failed", 404)
+        engine.token_s = 5.0
+        record = await send(session, STREAM, 0, timeout_s=0.2)
+        assert (record.outcome, record.problem) == ("failed", "TimeoutError")
+        await engine.stop()
+        assert (await send(session, UNARY, 0)).outcome == "failed"
+
+    @pytest.mark.parametrize(
+        ("behaviour", "outcome"),
+        [("answer", "ok"), ("die mid-stream", "interrupted"), ("end early", "interrupted"), ("500", "ok")],
+    )
+    async def test_the_gateways_streams_are_understood(self, start_gateway, behaviour, outcome):
+        gateway = start_gateway()
+        for engine in gateway.engines.values():
+            engine.ending = {"finish_reason": "length"}
+        gateway.engines["full"].behaviour = behaviour
+        kind = dataclasses.replace(STREAM, model=gateway.config.model.name)
+        async with aiohttp.ClientSession(gateway.url) as session:
+            record = await send(session, kind, 0)
+        assert record.outcome == outcome, record.problem
+        assert record.variant == ("full" if behaviour != "500" else record.variant) and record.variant
+        if outcome == "interrupted":
+            assert record.problem == "stream_interrupted"
+
+    async def test_the_gap_of_a_broken_stream_ends_with_it(self):
+        record = Record("stream", 0, 0.0, ended_s=9.0, outcome="ok", events_s=[1.0, 2.0, 4.0])
+        assert record.gap_s == 2.0
+        record.outcome = "interrupted"
+        assert record.gap_s == 5.0
+
+
+class TestLoad:
+    def test_the_same_seed_gives_the_same_requests(self):
+        draws = [[plan((STREAM, UNARY), seed)() for _ in range(1)] for seed in ("a", "a")]
+        assert draws[0] == draws[1]
+        one, two = (plan((STREAM, UNARY, EMBEDDINGS), seed) for seed in ("a", "b"))
+        assert [one() for _ in range(30)] != [two() for _ in range(30)]
+
+    async def test_requests_arrive_at_the_rate_whatever_the_answers_take(self, engine, bench):
+        engine.token_s = 0.02
+        async with bench.load("x", 50) as load:
+            await asyncio.sleep(1.0)
+            assert load.in_flight > 5
+            records = await load.finish()
+        assert 25 < len(records) < 85
+        assert {record.kind for record in records} == {"stream", "unary", "grounded", "embeddings"}
+        assert load.in_flight == 0
+
+    async def test_refused_requests_are_no_throughput(self, engine, session):
+        assert await saturation(session, (UNARY,), 2, 0.5) > 5
+        engine.refused = True
+        assert await saturation(session, (UNARY,), 2, 0.2) == 0
+
+    async def test_the_first_success_does_not_wait_for_a_request_that_hangs(self):
+        asked = 0
+
+        async def ask() -> bool:
+            nonlocal asked
+            asked += 1
+            await asyncio.sleep(60 if asked == 1 else 0)
+            return asked >= 4
+
+        took = await first_success(ask, 0.05, 5)
+        assert took is not None and 0.1 < took < 2
+
+        async def never() -> bool:
+            return False
+
+        assert await first_success(never, 0.05, 0.3) is None
