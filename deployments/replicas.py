@@ -97,6 +97,7 @@ class ServeReplicas:
         """
         urls = self.urls(variant)
         live.hardware = self._hardware(variant)
+        in_flight = live.in_flight
         engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
         if urls and not engines:
             return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
@@ -107,6 +108,7 @@ class ServeReplicas:
             round(scale * sum(stats.get("num_requests_waiting", 0) for stats in engines)),
             max((stats.get("kv_cache_usage_perc", 0.0) for stats in engines), default=0.0),
             kv_tokens=min((round(stats.get("kv_tokens", 0)) for stats in engines), default=None),
+            in_flight_before=in_flight,
         )
 
     def _hardware(self, variant: str) -> frozenset[str]:

@@ -91,15 +91,16 @@ class LiveState:
         waiting: int,
         kv_usage: float,
         kv_tokens: int | None = None,
+        in_flight_before: int = 0,
     ) -> None:
-        """Store what the engines report."""
+        """Store what the engines report; what was in flight when they were asked and has ended is not another gateway's."""
         if replicas < self.replicas:
             self._blocks.clear()  # a replica stopped, and its cache is lost
         if kv_tokens is not None:
             self.kv_tokens = kv_tokens
         self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
         self.been_up = self.been_up or replicas > 0
-        self.remote_in_flight = max(0, running + waiting - self.in_flight)
+        self.remote_in_flight = max(0, running + waiting - max(self.in_flight, in_flight_before))
         self.dispatched_since_refresh = 0
 
     def on_dispatch(self, prompt_tokens: int, sequences: int = 1, output_tokens: int = 0) -> None:

@@ -58,6 +58,19 @@ async def test_the_load_is_the_sum_over_the_engines(monkeypatch):
     assert (live.replicas, live.running, live.waiting, live.kv_usage, live.kv_tokens) == (2, 6, 4, 0.25, 23296)
 
 
+async def test_what_ends_while_engines_are_asked_is_not_another_gateways(monkeypatch):
+    live = LiveState()
+    live.on_dispatch(10, 4)
+
+    async def stats(*_: object) -> dict[str, float]:
+        live.on_complete(3)
+        return {"num_requests_running": 5.0}
+
+    monkeypatch.setattr(module, "_engine_stats", stats)
+    await updated(live, monkeypatch, "http://127.0.0.1:9")
+    assert live.in_flight == 1 and live.remote_in_flight == 1
+
+
 async def test_an_engine_without_a_prefix_cache_has_none(monkeypatch):
     with engine(caching="False") as url:
         assert (await updated(LiveState(), monkeypatch, url)).kv_tokens == 0
