@@ -19,11 +19,12 @@ from benchmarks.reporting.results import Progress, save, spread
 from benchmarks.routing.simulate import GEARS, catalog
 from benchmarks.routing.workloads import ARRIVALS, mixed, relative
 from serve.budget import Budget
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
 from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Router
+from serve.routing.waiting_queue import Waiting
 
 COUNTS = (8, 100)
 AIMS_US = {"8": 60.0, "100": 600.0}

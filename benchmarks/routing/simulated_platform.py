@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from benchmarks.routing.baselines import admission
 from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
-from serve.routing.admission import Waiting
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Curve, Features, Latency, OutputLengths
 from serve.routing.router import CONFIDENCE, Decision, Policy
+from serve.routing.waiting_queue import Waiting
 
 LOOK_MS = 500.0  # interval of the gateway's engine polling
 CHUNK = 2048  # prompt tokens prefilled in one step; vLLM's max_num_batched_tokens on CPUs
@@ -263,7 +263,10 @@ class Platform:
             else:
                 self._dispatch(outcome, found)
 
-        waiting = Waiting(request.budget, Features(request.prompt_tokens, expected), request.at / 1000, decided)
+        waiting = Waiting(
+            request.budget, Features(request.prompt_tokens, expected), request.at / 1000, decided,
+            tenant=request.tenant, weight=request.weight,
+        )  # fmt: skip
         self.admission.submit(self.variants, waiting, request.at / 1000)
         return outcome
 

@@ -24,6 +24,8 @@ class Request:
     output_tokens: int
     budget: Budget
     kind: str = ""
+    tenant: str = ""
+    weight: float = 1.0  # of the tenant
 
 
 @dataclass(slots=True)

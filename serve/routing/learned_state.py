@@ -22,7 +22,7 @@ def dump(variants: Iterable[Variant], lengths: OutputLengths, admission: Admissi
             "at": time(),
             "variants": {variant.name: [_identity(variant), variant.latency.state()] for variant in variants},
             "lengths": lengths.state(),
-            "margins": admission.state(),
+            "margins": admission.classes.state(),
         }
     )
 
@@ -41,7 +41,7 @@ def restore(data: bytes, variants: Iterable[Variant], lengths: OutputLengths, ad
         if identity == _identity(variant) and not variant.latency.observed:
             variant.latency.restore(state)
     lengths.restore(known["lengths"])
-    admission.restore(known["margins"])
+    admission.classes.restore(known["margins"])
     return True
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass, field
 from benchmarks.lib.sample_catalog import REQUEST, make_live_variant, make_profile
 from serve.budget import Budget
 from serve.errors import RequestError
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
 from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.router import Decision, Router
+from serve.routing.waiting_queue import Waiting
 
 # 20 ms per token alone, 20 ms more for each other sequence; a prompt of 100 tokens takes 100 ms
 PROFILE = make_profile([(100, 1, 100)], [(1, 20), (8, 160)])
@@ -60,7 +61,15 @@ class Site:
         self.admission = Admission(Router(WithinBudget(explore=0)))
         self.now = 0.0
 
-    def ask(self, *, features: Features = REQUEST, pinned: str | None = None, **limits) -> Asked:
+    def ask(
+        self,
+        *,
+        features: Features = REQUEST,
+        pinned: str | None = None,
+        tenant: str = "",
+        weight: float = 1.0,
+        **limits,
+    ) -> Asked:
         one: Asked
 
         def decided(found: Decision | RequestError) -> None:
@@ -70,7 +79,7 @@ class Site:
                 if found.waited:
                     self.admission.pump(self.variants, self.now)
 
-        one = Asked(Waiting(Budget(**limits), features, self.now, decided, pinned))
+        one = Asked(Waiting(Budget(**limits), features, self.now, decided, pinned, tenant=tenant, weight=weight))
         self.admission.submit(self.variants, one.waiting, self.now)
         return one
 

@@ -6,10 +6,11 @@ from benchmarks.lib.sample_catalog import REQUEST, three_gears
 from benchmarks.routing.baselines import POLICIES, Unscheduled, admission
 from serve.budget import Budget
 from serve.errors import RequestError
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
 from serve.routing.policy import WithinBudget
 from serve.routing.router import Decision, Router
+from serve.routing.waiting_queue import Waiting
 from tests.support.admission_site import PACED, engine
 
 

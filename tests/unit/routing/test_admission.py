@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from benchmarks.lib.sample_catalog import REQUEST
 from serve.budget import Budget
-from serve.routing.admission import BEST_EFFORT_S, Waiting
+from serve.routing.admission import BEST_EFFORT_S
 from serve.routing.prediction import Features
 from serve.routing.router import Router
+from serve.routing.waiting_queue import Waiting
 from tests.support.admission_site import PACED, Asked, Site, engine
 
 
@@ -215,8 +216,9 @@ def test_rounding_leaves_no_queue_behind():
     site = Site()
     waiting = [Waiting(Budget(), REQUEST, 0.0, lambda _: None, work_ms=ms) for ms in (0.1, 0.2, 0.3)]
     for one in waiting:
-        site.admission._waiting.append(one)
-        site.admission.class_of(one.budget).queued_ms += one.work_ms
+        one.flow = site.admission.class_of(one.budget).flow(site.admission._shares.tenant("", 1.0))
+        site.admission._queue.rank(one)
+        site.admission._queue.add(one)
     for one in waiting:
         site.admission.withdraw(one)
     assert site.queued_ms() == 0

@@ -9,9 +9,12 @@ from benchmarks.routing.simulate import Platform
 from benchmarks.routing.workloads import ARRIVALS, Outcome, Request
 from serve.budget import Budget
 from serve.routing import admission as of_admission
-from serve.routing.admission import LEAST_MARGIN, MOST_MARGIN, BudgetClass, Waiting
+from serve.routing import budget_classes
+from serve.routing.budget_classes import LEAST_MARGIN, MOST_MARGIN, BudgetClass
+from serve.routing.fair_shares import FairShares, Flow
 from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features, Latency
+from serve.routing.waiting_queue import Waiting
 from tests.support.admission_site import PACED, Site, engine
 
 
@@ -46,7 +49,7 @@ def test_the_classes_least_recently_used_are_forgotten():
     site = Site()
     for i in range(200):
         site.ask(e2e_ms=10_000 + i)
-    assert len(site.admission.classes) == of_admission._MAX_CLASSES
+    assert len(site.admission.classes) == budget_classes.MAX_CLASSES
     assert (None, None, 10_199, None, None) in site.admission.classes
 
 
@@ -83,7 +86,7 @@ def test_the_margin_of_a_profile_is_that_of_its_most_careful_class():
     careful = site.admission.class_of(Budget(ttft_ms=200))
     careful.profile = "fast"
     careful.waits.value = 2.0
-    assert site.admission.margins() == {"fast": MOST_MARGIN}
+    assert site.admission.classes.margins() == {"fast": MOST_MARGIN}
 
 
 def minute(rates: dict[str, float]) -> dict[str, list[Outcome]]:
@@ -114,14 +117,12 @@ def test_a_class_that_offers_too_much_does_not_starve_another():
 
 
 def test_shares_are_what_is_offered_up_to_an_equal_part_and_all_may_plan_with_the_rest():
-    admission = Site().admission
-    small, large, huge = (admission.class_of(Budget(e2e_ms=ms)) for ms in (1000, 2000, 3000))
-    small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 900.0, 5000.0
-    admission._share()
-    assert [one.share for one in (small, large, huge)] == pytest.approx([0.1, 0.45, 0.45])
-    small.offered_ms, large.offered_ms, huge.offered_ms = 100.0, 200.0, 300.0
-    admission._share()
-    assert [one.share for one in (small, large, huge)] == pytest.approx([0.5, 0.6, 0.7])
+    flows = [Flow(offered_ms=ms) for ms in (100.0, 900.0, 5000.0)]
+    FairShares().divide(flows)
+    assert [one.share for one in flows] == pytest.approx([0.1, 0.45, 0.45])
+    flows = [Flow(offered_ms=ms) for ms in (100.0, 200.0, 300.0)]
+    FairShares().divide(flows)
+    assert [one.share for one in flows] == pytest.approx([0.5, 0.6, 0.7])
 
 
 def test_decisions_alone_leave_no_trace():
@@ -140,7 +141,7 @@ def test_many_odd_limits_do_not_displace_the_classes_that_offer_work():
     site.roll(1.0)
     for i in range(200):
         site.ask(e2e_ms=20_000 + i)
-    assert len(site.admission.classes) == of_admission._MAX_CLASSES
+    assert len(site.admission.classes) == budget_classes.MAX_CLASSES
     assert (None, None, 10_000, None, None) in site.admission.classes
     assert (None, None, 20_199, None, None) in site.admission.classes
 
@@ -185,7 +186,7 @@ def test_a_share_is_of_all_replicas(replicas: int):
             )
         site.roll(0.5)
     (its,) = site.admission.classes.values()
-    assert its.over_share == (replicas == 1)
+    assert its.flow(site.admission._shares.tenant("", 1.0)).over_share == (replicas == 1)
 
 
 def test_a_class_over_its_share_is_refused_where_another_would_be_late():
@@ -198,7 +199,7 @@ def test_a_class_over_its_share_is_refused_where_another_would_be_late():
         for _ in range(2):
             site.ask(**PACED)
         assert site.ask(**PACED, ttft_ms=other_ms).waits
-        its = site.admission.class_of(Budget(**limits))
+        its = site.admission.class_of(Budget(**limits)).flow(site.admission._shares.tenant("", 1.0))
         its.share, its.admitted_ms = 0.1, admitted_ms
         assert site.ask(features=Features(100, output_tokens), **limits).waits == waits
 
@@ -254,7 +255,7 @@ def test_another_gateways_margins_are_taken_for_unknown_classes_and_have_no_prof
     for ttft_ms in (100, 200):
         other.admission.class_of(Budget(ttft_ms=ttft_ms)).waits.observe(0.5)
     known = site.admission.class_of(Budget(ttft_ms=100))
-    site.admission.restore(other.admission.state())
+    site.admission.classes.restore(other.admission.classes.state())
     assert site.admission.class_of(Budget(ttft_ms=100)) is known and known.waits.state() == [0.0]
     assert site.admission.class_of(Budget(ttft_ms=200)).waits.state()[-1] == 0.5
-    assert site.admission.margins() == {}
+    assert site.admission.classes.margins() == {}

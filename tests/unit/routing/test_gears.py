@@ -6,11 +6,12 @@ import pytest
 
 from benchmarks.lib.sample_catalog import REQUEST, make_live_variant, make_profile
 from serve.budget import Budget
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
 from serve.routing.gears import Demand, resting
 from serve.routing.policy import WithinBudget
 from serve.routing.router import Router
+from serve.routing.waiting_queue import Waiting
 
 # tokens a second, whatever the batch is: 50 and 200
 SPEED = {"full": (1.0, 20), "small": (0.5, 5)}

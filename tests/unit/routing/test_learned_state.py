@@ -75,7 +75,7 @@ def test_a_state_of_another_size_or_with_gaps_is_not_taken():
             variant.latency.restore(state)
         assert variant.latency.predict(REQUEST, SLOW).expected
     with pytest.raises(TypeError):
-        Admission(Router(WithinBudget())).restore([[[None, 50.0, None, None, None], [None], [0.0]]])
+        Admission(Router(WithinBudget())).classes.restore([[[None, 50.0, None, None, None], [None], [0.0]]])
 
 
 def test_a_slow_moment_is_forgotten_by_a_variant_that_gets_nothing_more():
