@@ -116,6 +116,14 @@ def build() -> Dashboard:
             "short", Line(rate(tokens, BY_TENANT, f'{TENANT}, kind="input"'), "{{tenant}}"), stacked=True,
         ),
         chart(
+            "Engine time by tenant",
+            "Share of the engines' time that each tenant's admitted requests took in the last ten seconds. When engines are "
+            "full, tenants that ask for more get parts in proportion to the weights of their keys (access.keys[].weight); "
+            "one that gets less here either asks for less or has limits that cannot be met.",
+            "percentunit",
+            Line(f"sum by ({BY_TENANT}) (gearbox_admission_tenant_share_ratio{{{TENANT}}})", "{{tenant}}"), stacked=True,
+        ),
+        chart(
             "Rate-limit utilization",
             "Used share of each tenant's rate limits in this minute. At 1 the tenant's requests are rejected until the "
             "next minute: raise its limit or have it slow down.",

@@ -102,6 +102,8 @@ class PlatformConfig(BaseSettings):
         for profile, path in _profiles_used(self.access):
             if profile not in self.profiles:
                 raise located_error(self._unknown_profile(profile), "access", *path)
+        if (differing := _differing_weights(self.access)) is not None:
+            raise located_error(differing[1], "access", "keys", differing[0], "weight")
         if not self.access.allow_anonymous and not self.access.keys and self.access.keys_file is None:
             raise located_error(
                 "nobody could call; add keys, keys_file, or say 'allow_anonymous: true' explicitly", "access"
@@ -142,6 +144,8 @@ class PlatformConfig(BaseSettings):
             if key.budget not in self.profiles:
                 place = keys_yaml.place((index, "budget"))
                 raise ConfigError(f"access.keys_file: {place}: {index}.budget: {self._unknown_profile(key.budget)}")
+        if (differing := _differing_weights(access)) is not None:
+            raise ConfigError(f"access.keys_file: {differing[1]}")
         if not access.keys and not access.allow_anonymous:
             raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
         return self.model_copy(update={"access": access})
@@ -207,3 +211,12 @@ def _problem(file: YamlFile, error: ValidationError) -> str:
     below = error.errors(include_url=False)[0]["type"].endswith("_type")
     variable = variable_of(problem_path(error), below)
     return f"{variable}: {first_problem(error)}" if variable else file.problem(error)
+
+
+def _differing_weights(access: AccessConfig) -> tuple[int, str] | None:
+    """The index of a key whose tenant has another weight in a key before, and what is wrong."""
+    weights: dict[str, float] = {}
+    for index, key in enumerate(access.keys):
+        if (other := weights.setdefault(key.tenant, key.weight)) != key.weight:
+            return index, f"tenant '{key.tenant}' has the weights {other:g} and {key.weight:g}; give its keys the same"
+    return None

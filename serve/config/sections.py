@@ -205,6 +205,12 @@ class KeyConfig(Section):
     tokens_per_minute: int | None = Field(
         default=None, ge=1, description="rate limit on prompt and output tokens; without it, none"
     )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="the tenant's part of full engines, relative to other tenants'; the same in all of its keys",
+    )
 
 
 _STORE_CLIENTS = {

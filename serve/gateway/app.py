@@ -117,6 +117,7 @@ class Gateway:
     def refresh(self) -> None:
         """Update what routing knows about the engines' speed, and start or refuse waiting requests; called regularly."""
         self._admission.refresh()
+        self.telemetry.export_shares(self._admission.admitted_shares())
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""

@@ -45,6 +45,7 @@ class Gatekeeper:
                 key.budget,
                 RateLimitItemPerMinute(key.requests_per_minute) if key.requests_per_minute else None,
                 RateLimitItemPerMinute(key.tokens_per_minute) if key.tokens_per_minute else None,
+                key.weight,
             )
             for key in access.keys
         }

@@ -297,8 +297,9 @@ class Generation:
         try:
             while True:
                 if chunk:
+                    sending = perf_counter()
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    attempt.last_token_at = perf_counter()
+                    attempt.on_sent(sending)
                 if relay.done or not (data := await response.content.readany()):
                     break
                 chunk = relay.feed(data)

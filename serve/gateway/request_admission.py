@@ -12,11 +12,12 @@ from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.lifecycle import Attempt, Request
 from serve.routing import learned_state
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
 from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features, OutputLengths
 from serve.routing.router import Decision, Router, too_many_sequences
+from serve.routing.waiting_queue import Waiting
 from serve.telemetry.metrics import Metrics
 
 _LOG = logging.getLogger("gearbox.gateway")
@@ -47,7 +48,7 @@ class RequestAdmission:
             variant.latency.tick()
         self._queue.roll(variants, perf_counter())
         self._metrics.waiting.set(len(self._queue))
-        for profile, margin in self._queue.margins().items():
+        for profile, margin in self._queue.classes.margins().items():
             self._metrics.margin.labels(profile).set(margin)
 
     def decide(
@@ -63,6 +64,10 @@ class RequestAdmission:
             return self._queue.decide(list(self._variants.values()), waiting, now)
         except RequestError as error:
             raise _with_param(error, call) from error
+
+    def admitted_shares(self) -> dict[str, float]:
+        """Share of the replicas' time that each tenant's admitted requests took of late."""
+        return self._queue.admitted_shares()
 
     def budget_check(self, call: Call, caller: Caller, budget: Budget, arrived: float) -> BudgetCheck:
         """Return a check whether some variant meets `budget` with a longer prompt and a later start.
@@ -117,7 +122,7 @@ class RequestAdmission:
                 admitted.set_result(found)
 
         waiting = self._waiting(call, request.caller, request.budget, request.arrived, failed, decided)
-        waiting.profile = request.profile
+        waiting.profile, waiting.counted = request.profile, bool(request.attempts)
         started = perf_counter()
         self._queue.submit(list(self._variants.values()), waiting, started)
         decision_s = perf_counter() - started
@@ -159,7 +164,9 @@ class RequestAdmission:
         expected = max(expected, min(call.min_output_tokens, longest - round(prompt_tokens * call.longest)))
         context_tokens = round(prompt_tokens * call.longest) + (call.max_output_tokens if call.limits_output else 1)
         features = Features(prompt_tokens, expected, call.blocks, call.sequences, context_tokens)
-        return Waiting(budget, features, arrived, decided, call.ref.variant, failed)
+        return Waiting(
+            budget, features, arrived, decided, call.ref.variant, failed, tenant=caller.tenant, weight=caller.weight
+        )
 
     def observe(self, attempt: Attempt) -> None:
         """Update the predictors from a complete response. For several sequences only the output length is learned."""
@@ -168,7 +175,7 @@ class RequestAdmission:
         caller, call = attempt.request.caller, attempt.call
         tokens = round(attempt.report.completion_tokens / call.sequences)
         self._lengths.observe(caller.tenant, call.ref.profile or caller.budget, tokens)
-        if call.sequences > 1:
+        if call.sequences > 1 or attempt.client_blocked:  # times of the client, not of the engine
             return
         attempt.decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         if attempt.request.budget.timed and attempt.decision.reason not in ("pinned", "nearest_miss"):

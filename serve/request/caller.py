@@ -13,3 +13,4 @@ class Caller:
     budget: str  # name of the default profile
     requests: RateLimitItemPerMinute | None = None
     tokens: RateLimitItemPerMinute | None = None
+    weight: float = 1.0  # of the tenant, where tenants share the engines

@@ -18,6 +18,7 @@ from serve.routing.prediction import Latency
 from serve.routing.router import Decision
 
 Outcome = Literal["ok", "client_error", "engine_error", "cancelled", "interrupted"]
+_BLOCKED = 0.5  # share of the time between two chunks that is the client's if it is spent on sending
 CUSTOM = "custom"  # profile of requests that set limits themselves
 
 
@@ -97,7 +98,9 @@ class Attempt:
     span: Span | None = None  # span of the engine call
     text: str | None = None  # text of the answer, if it is logged
     prefill_pending: bool = True  # whether the prompt counts as pending prefill
+    sent_s: float = 0.0  # that sending to the client took
     _streamed_at: float = 0.0  # last time that tokens arrived from the engine
+    _sending_s: float = 0.0  # that sending to the client took since then
 
     @property
     def call(self) -> Call:
@@ -154,7 +157,23 @@ class Attempt:
             self.variant.live.on_first_token(self.decision.chosen.uncached_tokens)
 
     def on_tokens(self, events: int) -> None:
-        """Count events of the engine's stream that arrived now, one for each token of a sequence."""
+        """Count events of the engine's stream that arrived now, one for each token of a sequence.
+
+        Those that arrived while the client kept the gateway from reading say nothing about the engine's speed.
+        """
         now = perf_counter()
-        self.variant.live.on_tokens(events / self.call.sequences, now - self._streamed_at)
-        self._streamed_at = now
+        since_s, self._streamed_at = now - self._streamed_at, now
+        if self._sending_s <= _BLOCKED * since_s:
+            self.variant.live.on_tokens(events / self.call.sequences, since_s)
+        self._sending_s = 0.0
+
+    def on_sent(self, sending: float) -> None:
+        """Note that tokens were sent to the client, from `sending` on until now."""
+        self.last_token_at = perf_counter()
+        self._sending_s += self.last_token_at - sending
+        self.sent_s += self.last_token_at - sending
+
+    @property
+    def client_blocked(self) -> bool:
+        """Whether the client read so slowly that the measured times are its own, not the engine's."""
+        return self.sent_s > _BLOCKED * (self.last_token_at - self.first_token_at)

@@ -128,6 +128,11 @@ class Metrics:
             "Predicted times, so many times as long, must be within a request's limits; learned from outcomes", ("profile",),
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
+        self.tenant_share = Gauge(
+            "gearbox_admission_tenant_share_ratio",
+            "Share of the engines' time that a tenant's admitted requests took in the last ten seconds", ("tenant",),
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
         self.overhead = histogram(
             "overhead_seconds", "Gateway overhead: from the last byte of a request to its dispatch, without waiting",
             SHORT_SECONDS,
@@ -184,6 +189,7 @@ class Metrics:
         for tenant in tenants:
             for ending in get_args(Ending):
                 self.tenant_requests.labels(tenant, ending)
+            self.tenant_share.labels(tenant)
 
     def observe(
         self, what: Literal["ttft", "e2e"], labels: tuple[str, str], seconds: float, trace_id: str | None

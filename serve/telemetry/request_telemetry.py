@@ -1,7 +1,7 @@
 """Record request telemetry: metrics, a log line and a trace for every request."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from time import perf_counter
 from typing import Any
 
@@ -130,6 +130,14 @@ class RequestTelemetry:
         """Set the rate-limit utilization gauges from (tenant, limit, used share), limit being requests or tokens."""
         for tenant, limited, used in quotas:
             self._metrics.rate_limit_utilization.labels(tenant, limited).set(used)
+
+    def export_shares(self, shares: Mapping[str, float]) -> None:
+        """Set the gauge of each tenant's share of the engines' time, by tenant; those not in `shares` have none."""
+        for tenant in self.tenants:
+            self._metrics.tenant_share.labels(tenant).set(shares.get(tenant, 0.0))
+        if len(self.tenants) >= self._config.tenant_cardinality_limit:
+            others = sum(share for tenant, share in shares.items() if tenant not in self.tenants)
+            self._metrics.tenant_share.labels(OTHER).set(others)
 
     def close(self) -> None:
         """Flush pending traces."""

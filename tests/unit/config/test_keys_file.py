@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from serve.config.platform import load_config
+from serve.config.platform import ConfigError, load_config
 from tests.support.config_files import KEY, MINIMAL, error_of_text, problem
 
 
@@ -55,3 +55,15 @@ def test_a_wrong_keys_file_names_both_places(tmp_path):
     assert f"{keys}:3:3: 0.tenant: the key is there twice" in error_of_text(
         tmp_path, MINIMAL.replace("allow_anonymous: true", f"keys_file: {keys}")
     )
+
+
+def test_all_keys_of_a_tenant_state_the_same_weight(write, tmp_path):
+    second = {"sha256": "b" * 64, "tenant": "acme", "weight": 3}
+    says = "tenant 'acme' has the weights 1 and 3"
+    assert says in problem(write(access={"keys": [KEY, second]}))
+    file = tmp_path / "keys.yaml"
+    file.write_text(yaml.safe_dump([second]))
+    config = load_config(write(access={"keys": [{**KEY, "weight": 3}], "keys_file": str(file)}))
+    assert [key.weight for key in config.with_file_keys().access.keys] == [3, 3]
+    with pytest.raises(ConfigError, match=says):
+        load_config(write(access={"keys": [KEY], "keys_file": str(file)})).with_file_keys()

@@ -179,3 +179,8 @@ async def test_without_limits_nobody_is_held_up(clock):
 def test_a_store_that_would_block_the_gateway_is_refused():
     with pytest.raises(ValueError, match="rate_limit_store"):
         Gatekeeper(AccessConfig(allow_anonymous=True, rate_limit_store="memory://"))
+
+
+def test_a_caller_has_the_weight_of_its_tenant():
+    assert gatekeeper(weight=4).authenticate(bearer(KEY)).weight == 4
+    assert gatekeeper(opened=True).authenticate({"host": "127.0.0.1"}).weight == 1

@@ -1,6 +1,7 @@
 """Requests that wait in the gateway: what their clients, metrics and dry runs see."""
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,10 @@ import pytest
 
 from benchmarks.lib.sample_catalog import MODEL, make_live_variant, make_profile
 from serve.budget import Budget
+from serve.request.call import parse_call
+from serve.request.caller import Caller
+from serve.request.lifecycle import Attempt
+from serve.routing.fair_shares import MEMORY_S
 from tests.support.gateway_server import GatewayServer, Start, Started
 
 PACED = {"tpot_ms": 60}  # two sequences run within it, with the margin of the beginning
@@ -177,7 +182,8 @@ class Admitted:
         )  # fmt: skip
         request = SimpleNamespace(
             call=call,
-            caller=SimpleNamespace(tenant="", budget="best"),
+            caller=Caller("", "best"),
+            attempts=[],
             budget=Budget(**PACED),
             arrived=time.perf_counter(),
             profile="custom",
@@ -256,3 +262,78 @@ def test_only_the_tokens_after_the_first_count_as_steps(paced: Started):
     deltas = [choice["delta"] for event in events for choice in orjson.loads(event)["choices"]]
     tokens = sum("role" not in delta and bool(delta.get("content")) for delta in deltas)
     assert 0 <= paced.variants["full"].live.take_steps()[1] <= tokens
+
+
+def test_a_request_that_fails_over_is_offered_and_admitted_once(start_gateway: Start):
+    gateway = start_gateway(variants=[make_live_variant(name) for name in ("full", "small")])
+    gateway.engines["full"].behaviour = "die"
+    response = gateway.http.post("/v1/chat/completions", json={**BODY, "budget": {"e2e_ms": 60_000}})
+    assert response.status_code == 200 and response.headers["x-gearbox-variant"] == "small"
+    gateway.settle()
+    assert gateway.sample("gearbox_failovers_total", variant="full", cause="engine") == 1
+    admission = gateway.app._admission._queue
+    (its,) = admission.classes.values()
+    (flow,) = its.flows.values()
+    its.roll(1.0, [])
+    assert its.requests == pytest.approx(1 - math.exp(-1 / MEMORY_S)), "one request in that second"
+    assert flow.admitted_ms == pytest.approx(flow.offered_ms)
+
+
+def test_a_client_that_does_not_read_teaches_nothing_about_the_engine():
+    live = make_live_variant("full").live
+    attempt = Attempt(
+        SimpleNamespace(call=SimpleNamespace(sequences=1)), SimpleNamespace(variant=SimpleNamespace(live=live))
+    )
+    attempt.first_token_at = attempt._streamed_at = time.perf_counter()
+    attempt.on_sent(time.perf_counter())
+    time.sleep(0.02)
+    attempt.on_tokens(1)
+    assert live.take_steps()[:2] == (pytest.approx(20, abs=15), 1) and not attempt.client_blocked
+    sending = time.perf_counter()
+    time.sleep(0.1)
+    attempt.on_sent(sending)
+    attempt.on_tokens(3)
+    assert live.take_steps()[1] == 0 and attempt.client_blocked
+    time.sleep(0.02)
+    attempt.on_tokens(1)
+    assert live.take_steps()[1] == 1, "it reads again"
+
+
+def test_answers_to_clients_that_do_not_read_are_not_learned_from(paced: Started, monkeypatch: pytest.MonkeyPatch):
+    paced.engines["full"].behaviour = "answer"
+    latency = paced.variants["full"].latency
+    monkeypatch.setattr(Attempt, "client_blocked", property(lambda _: True))
+    paced.chat(budget={"e2e_ms": 60_000})
+    paced.settle()
+    assert latency.observed == 0
+    monkeypatch.undo()
+    paced.chat(budget={"e2e_ms": 60_000})
+    paced.settle()
+    assert latency.observed == 1
+
+
+def test_the_share_of_each_tenant_is_a_metric(paced: Started, _server: GatewayServer):
+    paced.engines["full"].behaviour = "answer"
+    tenant = paced.app._gatekeeper.tenants[0]
+    _server.refresh(paced)
+    assert paced.sample("gearbox_admission_tenant_share_ratio", tenant=tenant) == 0
+    paced.chat()
+    time.sleep(0.01)
+    _server.refresh(paced)
+    assert paced.sample("gearbox_admission_tenant_share_ratio", tenant=tenant) > 0
+
+
+def test_a_request_waits_as_one_of_its_tenant_with_its_weight(paced: Started):
+    admission = paced.app._admission
+    call = parse_call(orjson.dumps(BODY), "chat", "acme")
+    waiting = admission._waiting(call, Caller("acme", "best", weight=4.0), Budget(), 0.0, (), lambda _: None)
+    assert (waiting.tenant, waiting.weight, waiting.counted) == ("acme", 4.0, False)
+
+
+def test_the_time_that_sending_a_stream_takes_is_noted(paced: Started, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+    monkeypatch.setattr(type(paced.app._admission), "observe", lambda _, attempt: seen.append(attempt))
+    paced.engines["full"].behaviour = "answer"
+    paced.http.post("/v1/chat/completions", json={**BODY, "stream": True})
+    paced.settle()
+    assert 0 < seen[0].sent_s < seen[0].e2e_ms / 1000

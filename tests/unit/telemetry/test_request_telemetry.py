@@ -119,6 +119,15 @@ class TestTenants:
         assert tenants == {"tenant0", "tenant1", "tenant2", "other"}
         assert gateway.sample("gearbox_tenant_requests_total", tenant="other", outcome="answered") == 9
 
+    def test_the_share_of_the_engines_that_each_has_is_shown(self, start_gateway: Start):
+        gateway = start_gateway(access={"keys": KEYS}, observability={"tenant_cardinality_limit": 2})
+        gateway.app.telemetry.export_shares({"tenant0": 0.5, "tenant5": 0.25, "tenant7": 0.125})
+        shown = [
+            gateway.sample("gearbox_admission_tenant_share_ratio", tenant=tenant)
+            for tenant in ("tenant0", "tenant1", "other")
+        ]
+        assert shown == [0.5, 0, 0.375]
+
     async def test_the_used_share_of_limits_is_shown(self, start_gateway: Start):
         gateway = start_gateway(access={"keys": KEYS[:2]})
         used = gateway.chat(headers=bearer("gbx-0")).json()["usage"]["total_tokens"]
