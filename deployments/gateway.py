@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,14 @@ from ray import serve as ray_serve
 from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
 from deployments.placement import LOCAL
-from deployments.ray_internals import get_shared_value, node_metrics_endpoints, put_shared_value, with_version
+from deployments.ray_internals import (
+    delete_shared_value,
+    get_shared_value,
+    node_metrics_endpoints,
+    put_shared_value,
+    shared_values,
+    with_version,
+)
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from serve.card import CARD_FILE, Card, CardError, load_card
@@ -22,12 +30,15 @@ from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.gateway.app import Gateway
 from serve.routing.catalog import Variant, make_variant
+from serve.routing.prefix_exchange import PrefixExchange
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.metrics_server import Exposition, serve_metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
 RELOAD_S = 5  # shorter is no use: Kubernetes takes a minute to update a mounted secret
 _SAVE_S = 10
+_EXCHANGE_S = 1.0  # a chat's next turn comes seconds after the last
+_SILENT = 60  # exchanges without a message after which a gateway is taken to have stopped
 _PUBLISH_S = 5  # reading every tenant's limits from a shared store has a cost
 _LOG = logging.getLogger("gearbox.gateway")
 
@@ -50,6 +61,9 @@ class GatewayDeployment:
         self._retrieval = RetrievalHandle(enabled=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._refreshing: asyncio.Task[None] | None = None
+        self._id = uuid.uuid4().hex[:12]
+        self._exchange = PrefixExchange()
+        self._silent: dict[str, int] = {}  # exchanges without a new message, by gateway
         exposition = Exposition(self._metrics, self._config.model.name, lambda: list(self._variants.values()), folder)
         server = self._config.server
         self._metrics_server = serve_metrics(server.host, server.metrics_port, exposition, self._targets)
@@ -155,8 +169,23 @@ class GatewayDeployment:
                 _repeat(self._update_routing, REFRESH_S, "updating the routing failed"),
                 _repeat(self._app.export_quotas, _PUBLISH_S, "exporting the rate limits' utilization failed"),
                 _repeat(self._save_learned, _SAVE_S, "saving what routing has learned failed"),
+                _repeat(self._exchange_prefixes, _EXCHANGE_S, "exchanging the gateways' prefixes failed"),
                 _repeat(self._reload_files, RELOAD_S, "reloading cards and keys failed; the previous ones stay"),
             )
+
+    async def _exchange_prefixes(self) -> None:
+        """Tell the other gateways which prompts were read where, and learn theirs."""
+        if self._config.server.gateway_replicas == 1:
+            return
+        prefix = f"gearbox-prefixes-{self._config.model.name}-"
+        message = self._exchange.message(self._variants.values())
+        await asyncio.to_thread(put_shared_value, (prefix + self._id).encode(), message)
+        stored = await asyncio.to_thread(shared_values, prefix.encode())
+        messages = {key.decode(): value for key, value in stored.items() if key.decode() != prefix + self._id}
+        silent = self._exchange.receive(messages, self._variants)
+        self._silent = {sender: self._silent.get(sender, 0) + 1 for sender in silent}
+        for sender in [sender for sender, count in self._silent.items() if count >= _SILENT]:
+            await asyncio.to_thread(delete_shared_value, sender.encode())
 
     async def _connect(self) -> None:
         await asyncio.gather(self._replicas.sync(self._variants), self._retrieval.sync())

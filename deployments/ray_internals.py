@@ -215,6 +215,21 @@ def get_shared_value(key: bytes) -> bytes | None:
     return value
 
 
+def shared_values(prefix: bytes) -> dict[bytes, bytes]:
+    """The cluster-wide values of all keys that begin with `prefix`."""
+    from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_list
+
+    values = {key: _internal_kv_get(key) for key in _internal_kv_list(prefix)}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def delete_shared_value(key: bytes) -> None:
+    """Remove the cluster-wide value of `key`."""
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key)
+
+
 class ControlStore:
     """Nodes of the cluster in Ray's control store (GCS), read and drained without joining the cluster as a driver.
 

@@ -97,8 +97,11 @@ class ServeReplicas:
         """
         urls = self.urls(variant)
         live.hardware = self._hardware(variant)
-        in_flight = live.in_flight
-        engines = [stats for stats in await asyncio.gather(*(_engine_stats(session, url) for url in urls)) if stats]
+        in_flight, by_replica = live.in_flight, live.in_flight_by_replica
+        answers = await asyncio.gather(*(_engine_stats(session, url) for url in urls))
+        sequences = {url: _sequences(stats) for url, stats in zip(urls, answers, strict=True)}
+        live.update_replicas(sequences, by_replica)
+        engines = [stats for stats in answers if stats]
         if urls and not engines:
             return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
         scale = len(urls) / len(engines) if engines else 1
@@ -124,6 +127,11 @@ class ServeReplicas:
     def _url(self, endpoint: Endpoint) -> str:
         host, port = endpoint
         return f"http://{authority(self._host_override or host, port)}"
+
+
+def _sequences(stats: Mapping[str, float]) -> int | None:
+    """Sequences at an engine, running and waiting; None when it did not answer."""
+    return round(stats.get("num_requests_running", 0) + stats.get("num_requests_waiting", 0)) if stats else None
 
 
 async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float]:

@@ -76,10 +76,13 @@ class Outcome:
 
 def prompts(count: int, words: int, seed: str) -> list[str]:
     """Prompts that share no prefix, so that no prefix cache helps; the same for the same seed."""
+    return [random_words(words, f"{seed}-{number}") for number in range(count)]
+
+
+def random_words(count: int, seed: str) -> str:
+    """A text of `count` words that begins with a number of its own; the same for the same seed."""
     chance = random.Random(seed)
-    return [
-        f"{chance.randrange(10**6)} " + " ".join(chance.choice(_WORDS) for _ in range(words - 1)) for _ in range(count)
-    ]
+    return f"{chance.randrange(10**6)} " + " ".join(chance.choice(_WORDS) for _ in range(count - 1))
 
 
 def bench_serve(url: str, model: str, tokenizer: Path, point: Point, seed: str, log: Path) -> Outcome:

@@ -20,7 +20,13 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from benchmarks.reporting import claim_rows, claim_rows_faults, claim_rows_goodput, claim_rows_grounding
+from benchmarks.reporting import (
+    claim_rows,
+    claim_rows_faults,
+    claim_rows_goodput,
+    claim_rows_grounding,
+    replica_tables,
+)
 from benchmarks.reporting.cells import machine_words, table
 from benchmarks.reporting.figures import Figure, Figures
 from compression.files import write_atomically
@@ -38,6 +44,8 @@ FIGURES: Mapping[str, Figures] = {
     **claim_rows_faults.FIGURES,
     **claim_rows_goodput.FIGURES,
     **claim_rows_grounding.FIGURES,
+    "replicas": replica_tables.figures,
+    "replicas-live": replica_tables.live_figures,
 }
 
 _NUMBER = r"[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?"

@@ -215,6 +215,29 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
     return save_figure(figure, name)
 
 
+def replicas(result: Result) -> Path:
+    """TTFT p95, cache hits and balance of each way to choose a replica, over the load; a column for each number of replicas."""
+    figure, axes = _figure(3, len(result["simulated"]))
+    titles = {
+        "ttft_p95_ms": "TTFT p95, ms",
+        "hit_share": "found in a prefix cache",
+        "busiest": "busiest over mean work",
+    }
+    for column, (count, by_load) in enumerate(result["simulated"].items()):
+        for ax, (metric, title) in zip(axes[:, column], titles.items(), strict=True):
+            for i, choice in enumerate(next(iter(by_load.values()))):
+                rows = [by_choice[choice][metric] for by_choice in by_load.values()]
+                color, width = ("black", 2) if choice == "prefix+load" else (f"C{i}", 1)
+                x = [float(load) for load in by_load]
+                ax.plot(x, [row["median"] for row in rows], "o-", color=color, label=choice, linewidth=width)
+                ax.fill_between(x, [row["min"] for row in rows], [row["max"] for row in rows], color=color, alpha=0.1)
+            ax.set_title(f"{count} replicas: {title}", fontsize=10)
+        axes[0, column].set_yscale("log")
+        axes[-1, column].set_xlabel("load, 1 = all busy if nothing is read twice", fontsize=9)
+    axes[0, 0].legend(fontsize=7)
+    return _save(figure, "replicas")
+
+
 def retrieval(result: Result) -> Path:
     """Ranking quality of each mode before and after the guard, and query latency with its spread."""
     figure, (gain, times) = new_figure(1, 2)

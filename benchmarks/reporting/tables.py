@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import claims, goodput_tables, grounding_tables, telemetry_tables
+from benchmarks.reporting import claims, goodput_tables, grounding_tables, replica_tables, telemetry_tables
 from benchmarks.reporting.cells import Result, machine_line, median_range, policy_cell, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
@@ -340,6 +340,7 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "predictions": (predictions, ("goodput-default", "simulate")),
     "simulate": (simulate, ("simulate",)),
     "decision": (decision, ("decision",)),
+    "replicas": (replica_tables.replicas, ("replicas",)),
     "upgrades": (upgrades, ("upgrades",)),
     "guard": (grounding_tables.guard, ("guard",)),
     "grounded-facts": (grounding_tables.grounded_facts, ("grounded",)),

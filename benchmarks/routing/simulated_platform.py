@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.routing.baselines import admission
+from benchmarks.routing.prefix_cache import PrefixCache
 from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
 from serve.routing.catalog import Variant
@@ -29,12 +30,13 @@ LUCK_MS = 1000.0  # mean time between changes of an engine's random speed factor
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request at an engine; `started` and `first` in ms."""
+    """A request at an engine; `started` and `first` in ms, `cached_tokens` of its prompt were in the engine's prefix cache."""
 
     outcome: Outcome
     decision: Decision | None = None
     started: float = 0.0
     first: float = 0.0
+    cached_tokens: int = 0
 
 
 class Engine:
@@ -60,6 +62,7 @@ class Engine:
         self._luck = 1.0
         self._order = 0
         self._streamed = [0.0, 0.0, 0.0]  # see `streamed`
+        self._cache = PrefixCache(profile.peak.kv_cache_tokens)
 
     @property
     def busy(self) -> bool:
@@ -106,6 +109,7 @@ class Engine:
                 return
             read, self._reading = self._reading, []
             for running in read:
+                self._cache.add(running.outcome.request.blocks)
                 yield "first", running
                 if (steps := running.outcome.request.output_tokens - 1) <= 0:
                     yield "done", running
@@ -113,7 +117,9 @@ class Engine:
                     self._order += 1
                     heapq.heappush(self._writing, (self._written + steps, self._order, running))
         while self._writing and self._writing[0][0] <= self._written + 1e-6:
-            yield "done", heapq.heappop(self._writing)[2]
+            running = heapq.heappop(self._writing)[2]
+            self._cache.add(running.outcome.request.all_blocks)
+            yield "done", running
         self._read()
 
     def next_event(self) -> float:
@@ -135,6 +141,7 @@ class Engine:
             self._reading.copy(),
         )
         engine._lucky_until, engine.slow, engine._streamed = math.inf, slow, [0.0, 0.0, 0.0]
+        engine._cache = copy.deepcopy(self._cache)
         running, started, first = Running(Outcome(request)), self._at, self._at
         engine.take(running)
         while True:
@@ -157,10 +164,12 @@ class Engine:
             return
         tokens, writing = 0, len(self._writing)
         while self._waiting and writing + len(self._reading) < self.variant.max_running:
-            prompt = self._waiting[0].outcome.request.prompt_tokens
+            request = self._waiting[0].outcome.request
+            prompt = request.prompt_tokens - (cached := self._cache.tokens(request.blocks))
             if self._reading and tokens + prompt > CHUNK:
                 break
             tokens += prompt
+            self._waiting[0].cached_tokens = cached
             self._reading.append(self._waiting.popleft())
         if self._reading:
             self._step_ms, self._step_tokens = self._reading_ms(tokens), 1.0

@@ -17,7 +17,11 @@ from serve.routing.prediction import Features, Latency, LatencyModel, Load
 
 @dataclass(slots=True, frozen=True)
 class Request:
-    """One request of a trace: `at` in ms, lengths in tokens. Its answer's length is predicted by `kind`."""
+    """One request of a trace: `at` in ms, lengths in tokens. Its answer's length is predicted by `kind`.
+
+    `blocks` identify the prompt's complete blocks of `prefix_cache.BLOCK_TOKENS`, each with all before it; `all_blocks` also those
+    of the answer.
+    """
 
     at: float
     prompt_tokens: int
@@ -26,6 +30,8 @@ class Request:
     kind: str = ""
     tenant: str = ""
     weight: float = 1.0  # of the tenant
+    blocks: Sequence[int] = ()
+    all_blocks: Sequence[int] = ()
 
 
 @dataclass(slots=True)

@@ -76,8 +76,9 @@ class Engines:
         request_id: str,
         more: Mapping[str, str],
         avoid: Collection[str] = (),
+        replica: str = "",
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response of a replica of `variant` that is not in `avoid`, its head read, its body not.
+        """The response of `replica` (its base URL), its head read, its body not; without one, of any that is not in `avoid`.
 
         `more` are headers for it.
 
@@ -87,13 +88,11 @@ class Engines:
         Raises:
             EngineUnreachable: no replica, no connection, or a server error instead of an answer.
         """
-        replica = None
         try:
-            cold, started = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
-            async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
-                replica = await self._replicas.choose(variant.name, avoid)
-            if cold:
-                self._metrics.cold_start.labels(variant.name).observe(perf_counter() - started)
+            if replica not in (running := self._replicas.urls(variant.name)):
+                if replica and running:
+                    raise NoReplica(f"a replica of variant '{variant.name}' has stopped")
+                replica = await self._any(variant, avoid)
             engine_id = (
                 f"{request_id}-{uuid.uuid4().hex[:8]}"  # clients may repeat theirs, engines must not see one twice
             )
@@ -104,11 +103,13 @@ class Engines:
                 timeout=self._timeout,
             )
         except NoReplica as error:
-            raise EngineUnreachable(str(error), sent=False) from error
+            unreachable = EngineUnreachable(str(error), sent=False)
+            unreachable.replica = replica or None
+            raise unreachable from error
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            sent = replica is not None and not isinstance(error, aiohttp.ClientConnectorError)
+            sent = bool(replica) and not isinstance(error, aiohttp.ClientConnectorError)
             unreachable = EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'", sent=sent)
-            unreachable.replica = replica
+            unreachable.replica = replica or None
             raise unreachable from error
         try:
             if response.status >= 500:
@@ -122,6 +123,15 @@ class Engines:
                 response.release()
             else:
                 response.close()
+
+    async def _any(self, variant: Variant, avoid: Collection[str]) -> str:
+        """Base URL of a replica that is not in `avoid`; waits where one starts from zero."""
+        cold, started = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
+        async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
+            replica = await self._replicas.choose(variant.name, avoid)
+        if cold:
+            self._metrics.cold_start.labels(variant.name).observe(perf_counter() - started)
+        return replica
 
     def _open(self) -> aiohttp.ClientSession:
         """The session, made on first use because it belongs to the running event loop."""

@@ -134,7 +134,7 @@ class Generation:
         moved_from: tuple[str, str] | None = None
         while True:
             started = perf_counter()
-            decision, decision_s = await self._admission.admit(request, frozenset(failed))
+            decision, decision_s = await self._admission.admit(request, frozenset(failed | broken))
             decided = perf_counter()
             if moved_from is not None:
                 self._metrics.failovers.labels(*moved_from).inc()
@@ -155,6 +155,7 @@ class Generation:
                 moved_from = name, "replica"
                 if error.replica is not None:
                     broken.add(error.replica)
+                    decision.variant.live.on_unreachable(error.replica)
                 if error.replica is None or not self._engines.has_replica(decision.variant, broken):
                     failed.add(name)
                     moved_from = name, "engine"
@@ -208,9 +209,9 @@ class Generation:
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             trace_headers = request.trace.headers(attempt.span)
-        variant.live.on_dispatch(
-            attempt.decision.chosen.uncached_tokens, call.sequences, attempt.decision.features.total_output_tokens
-        )
+        features, replica = attempt.decision.features, attempt.replica
+        uncached = attempt.decision.chosen.uncached_tokens
+        variant.live.on_dispatch(uncached, call.sequences, features.total_output_tokens, replica)
         expected = attempt.decision.chosen.prediction.expected
         in_flight.inc()
         self._admission.start_waiting()
@@ -218,7 +219,9 @@ class Generation:
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
             path = _PATHS[call.endpoint]
-            async with self._engines.post(variant, path, payload, request.id, trace_headers, broken) as response:
+            async with self._engines.post(
+                variant, path, payload, request.id, trace_headers, broken, replica
+            ) as response:
                 if response.status >= 400:
                     raise translate_engine_error(response.status, await _read(response, variant), call)
                 if call.stream:
@@ -234,11 +237,11 @@ class Generation:
             raise
         finally:
             attempt.on_first_token()
-            variant.live.on_complete(call.sequences)
+            variant.live.on_complete(call.sequences, replica)
             in_flight.dec()
             self._admission.start_waiting()
             if attempt.first_token_at:
-                variant.live.remember_prefix(attempt.decision.features)
+                variant.live.remember_prefix(features.blocks, replica)
             if attempt.outcome == "ok":
                 self._admission.observe(attempt)
             self._telemetry.record_attempt(attempt)

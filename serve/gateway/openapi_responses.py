@@ -234,7 +234,9 @@ class Candidate(_ClosedModel):
     )
     cost_usd: float
     in_flight: int
-    cached_tokens: int = Field(description="of the prompt, expected in the variant's prefix cache")
+    replica: int | None = Field(description="of the variant's running replicas, the one it would go to, from 1")
+    replica_in_flight: float = Field(description="sequences in flight there")
+    cached_tokens: int = Field(description="of the prompt, expected in the prefix cache there")
     ruled_out: str | None = Field(description="the first rule it breaks")
     why: str | None = Field(description="the rule in words, or every limit that is not met")
 

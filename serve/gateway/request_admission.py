@@ -118,7 +118,9 @@ class RequestAdmission:
             if isinstance(found, RequestError):
                 admitted.set_exception(_with_param(found, call))
             else:
-                found.variant.live.in_flight += call.sequences  # its place is taken until the request continues below
+                found.variant.live.take_place(
+                    call.sequences, found.chosen.load.replica
+                )  # until the request continues below
                 admitted.set_result(found)
 
         waiting = self._waiting(call, request.caller, request.budget, request.arrived, failed, decided)
@@ -131,10 +133,11 @@ class RequestAdmission:
         except asyncio.CancelledError:
             self._queue.withdraw(waiting)
             if not admitted.cancelled() and admitted.exception() is None:
-                admitted.result().variant.live.on_complete(call.sequences)
+                found = admitted.result()
+                found.variant.live.on_complete(call.sequences, found.chosen.load.replica)
             self.start_waiting()  # the next may have the place
             raise
-        decision.variant.live.on_complete(call.sequences)
+        decision.variant.live.on_complete(call.sequences, decision.chosen.load.replica)
         return decision, decision_s
 
     def start_waiting(self) -> None:

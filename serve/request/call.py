@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from serve.errors import RequestError
 from serve.request.json_body import dump_json, read_json
 from serve.request.openai_limits import check_openai_limits
-from serve.routing.catalog import BLOCK_CHARS
+from serve.routing.replica_state import BLOCK_CHARS
 
 Endpoint = Literal["chat", "completions"]
 PATHS: dict[str, Endpoint] = {"/v1/chat/completions": "chat", "/v1/completions": "completions"}
@@ -287,8 +287,10 @@ def _conversation(body: dict[str, object]) -> str:
 
 
 def _blocks(text: str, salt: object) -> tuple[int, ...]:
-    hashes, previous = [], hash(salt)
+    """Equal in all processes: gateways tell each other about them."""
+    hashes, previous = [], dump_json(salt)
     for at in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
-        previous = hash((previous, text[at - BLOCK_CHARS : at]))
-        hashes.append(previous)
+        block = text[at - BLOCK_CHARS : at].encode(errors="surrogatepass")
+        previous = hashlib.blake2b(previous + block, digest_size=8).digest()
+        hashes.append(int.from_bytes(previous))
     return tuple(hashes)

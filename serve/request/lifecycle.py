@@ -113,6 +113,11 @@ class Attempt:
         return self.decision.variant
 
     @property
+    def replica(self) -> str:
+        """Base URL of the replica that it was decided for; empty where none was known."""
+        return self.decision.chosen.load.replica
+
+    @property
     def ttft_ms(self) -> float | None:
         """Time to first token, from the request's arrival."""
         return (self.first_token_at - self.request.arrived) * 1000 if self.first_token_at else None
@@ -154,7 +159,7 @@ class Attempt:
         if self.prefill_pending:
             self.prefill_pending = False
             self._streamed_at = perf_counter()
-            self.variant.live.on_first_token(self.decision.chosen.uncached_tokens)
+            self.variant.live.on_first_token(self.decision.chosen.uncached_tokens, self.replica)
 
     def on_tokens(self, events: int) -> None:
         """Count events of the engine's stream that arrived now, one for each token of a sequence.

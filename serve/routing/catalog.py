@@ -1,16 +1,18 @@
 """The catalog: the deployed variants of a model, with their cards and live state."""
 
-from collections import OrderedDict
-from collections.abc import Mapping
+import math
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.card import Card, Profile, Quality
 from serve.config.platform import ConfigError
 from serve.config.sections import VariantConfig
 from serve.routing.prediction import Features, LatencyModel, Load
+from serve.routing.replica_state import ReplicaState, choose
 
-BLOCK_CHARS = 512  # of a prompt's text: about one block of the engine's prefix cache
-_CHARS_PER_TOKEN = 4
+_NONE: Mapping[str, int] = {}
+_MAX_READ = 1000  # prompts between two messages to other gateways
 _SMOOTHING = 0.05  # weight of the newest request in the usual lengths
 
 
@@ -38,12 +40,11 @@ class LiveState:
     _step_s: float = 0.0  # between streamed tokens since the last refresh, added up
     _steps: float = 0.0
     _steps_at: float = 0.0  # sequences in flight at a replica at each of those tokens, added up
-    _blocks: OrderedDict[int, None] = field(
-        default_factory=OrderedDict
-    )  # of prefilled prompts, most recently used last
+    by_replica: dict[str, ReplicaState] = field(default_factory=dict)  # by base URL, at the last refresh
+    _read_prefixes: deque[tuple[str, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=_MAX_READ))
 
-    def load(self, colocated: float = 0, features: Features | None = None) -> Load:
-        """The load that a request of `features` would meet now, while `colocated` other variants on its hardware are busy.
+    def load(self, colocated: float = 0) -> Load:
+        """The load of all replicas now, while `colocated` other variants on their hardware are busy.
 
         This gateway's requests are counted exactly. Those of other gateways are as old as the last refresh; since then each
         gateway is assumed to have dispatched as many as this one, so that they do not all choose the variant that was idle.
@@ -58,26 +59,24 @@ class LiveState:
             self.replicas,
             colocated,
             self.usual_prompt / self.usual_output if self.usual_output else 0.0,
-            self._cached_tokens(features) if features and self._blocks else 0,
         )
 
-    def _cached_tokens(self, features: Features) -> int:
-        """Expected number of prompt tokens in the prefix cache of the replica that gets the request, whichever it is."""
-        hits = 0
-        for block in features.blocks:
-            if block not in self._blocks:
-                break
-            hits += 1
-        return features.prompt_tokens * hits // (len(features.blocks) + 1) // max(self.replicas, 1)
+    def remember_prefix(self, blocks: Sequence[int], replica: str) -> None:
+        """Add a prompt of `blocks` that this gateway had read to the estimated contents of the replica's prefix cache."""
+        self.learn_prefix(blocks, replica)
+        if self.peers and blocks and replica:
+            self._read_prefixes.append((replica, blocks))
 
-    def remember_prefix(self, features: Features) -> None:
-        """Add a prefilled prompt to the estimated contents of the prefix caches; the least recently used blocks are evicted."""
-        for block in features.blocks:
-            self._blocks[block] = None
-            self._blocks.move_to_end(block)
-        max_blocks = self.kv_tokens * _CHARS_PER_TOKEN * max(self.replicas, 1) // BLOCK_CHARS
-        while len(self._blocks) > max_blocks:
-            self._blocks.popitem(last=False)
+    def learn_prefix(self, blocks: Sequence[int], replica: str) -> None:
+        """The same for a prompt that any gateway had read."""
+        if (state := self.by_replica.get(replica)) is not None:
+            state.remember_prefix(blocks, self.kv_tokens)
+
+    def take_read_prefixes(self) -> list[tuple[str, Sequence[int]]]:
+        """Replica and blocks of the prompts that this gateway had read since the last call, the newest of them."""
+        found = list(self._read_prefixes)
+        self._read_prefixes.clear()
+        return found
 
     @property
     def busy(self) -> bool:
@@ -94,8 +93,6 @@ class LiveState:
         in_flight_before: int = 0,
     ) -> None:
         """Store what the engines report; what was in flight when they were asked and has ended is not another gateway's."""
-        if replicas < self.replicas:
-            self._blocks.clear()  # a replica stopped, and its cache is lost
         if kv_tokens is not None:
             self.kv_tokens = kv_tokens
         self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
@@ -103,11 +100,43 @@ class LiveState:
         self.remote_in_flight = max(0, running + waiting - max(self.in_flight, in_flight_before))
         self.dispatched_since_refresh = 0
 
-    def on_dispatch(self, prompt_tokens: int, sequences: int = 1, output_tokens: int = 0) -> None:
-        """Count a request dispatched to the variant; like the engine, each of its sequences. `output_tokens` are expected of all."""
+    @property
+    def in_flight_by_replica(self) -> dict[str, int]:
+        """Sequences of this gateway's requests at each replica, now."""
+        return {name: state.in_flight for name, state in self.by_replica.items()}
+
+    def update_replicas(self, sequences: Mapping[str, int | None], in_flight_before: Mapping[str, int] = _NONE) -> None:
+        """Store the sequences at each replica that runs, by base URL; None where its engine does not answer.
+
+        A replica that stopped has lost its cache. `in_flight_before`: as of `update_from_engines`.
+        """
+        known = self.by_replica
+        self.by_replica = {name: known.get(name) or ReplicaState() for name in sequences}
+        for name, state in self.by_replica.items():
+            state.dispatched_since_refresh = 0
+            state.answers = (count := sequences[name]) is not None
+            if count is not None:
+                state.remote_in_flight = max(0, count - max(state.in_flight, in_flight_before.get(name, 0)))
+
+    def on_unreachable(self, replica: str) -> None:
+        """Choose other replicas than this one until its engine answers again."""
+        if (state := self.by_replica.get(replica)) is not None:
+            state.answers = False
+
+    def take_place(self, sequences: int, replica: str = "") -> None:
+        """Count a request that was admitted as in flight, until it is dispatched."""
         self.in_flight += sequences
+        if (state := self.by_replica.get(replica)) is not None:
+            state.in_flight += sequences
+
+    def on_dispatch(self, prompt_tokens: int, sequences: int = 1, output_tokens: int = 0, replica: str = "") -> None:
+        """Count a request dispatched to the variant; like the engine, each of its sequences. `output_tokens` are expected of all."""
+        self.take_place(sequences, replica)
         self.dispatched_since_refresh += sequences
         self.pending_prefill_tokens += prompt_tokens
+        if (state := self.by_replica.get(replica)) is not None:
+            state.dispatched_since_refresh += sequences
+            state.pending_prefill_tokens += prompt_tokens
         if output_tokens:
             smoothing = _SMOOTHING if self.usual_output else 1.0
             self.usual_prompt += smoothing * (prompt_tokens - self.usual_prompt)
@@ -125,13 +154,17 @@ class LiveState:
         self._step_s = self._steps = self._steps_at = 0.0
         return (seconds * 1000 / steps, steps, at / steps) if steps > 0 else (0.0, 0.0, 0.0)
 
-    def on_first_token(self, prompt_tokens: int) -> None:
+    def on_first_token(self, prompt_tokens: int, replica: str = "") -> None:
         """Count a prompt as prefilled: its first token arrived, or the request ended before."""
         self.pending_prefill_tokens -= prompt_tokens
+        if (state := self.by_replica.get(replica)) is not None:
+            state.pending_prefill_tokens = max(0, state.pending_prefill_tokens - prompt_tokens)
 
-    def on_complete(self, sequences: int = 1) -> None:
+    def on_complete(self, sequences: int = 1, replica: str = "") -> None:
         """Count a request as no longer in flight, however it ended."""
         self.in_flight -= sequences
+        if (state := self.by_replica.get(replica)) is not None:
+            state.in_flight = max(0, state.in_flight - sequences)  # it may have restarted at the same address
 
 
 @dataclass(slots=True, frozen=True)
@@ -150,6 +183,30 @@ class Variant:
     max_replicas: int
     scales_to_zero: bool
     live: LiveState = field(default_factory=LiveState, compare=False)
+
+    def load(
+        self,
+        features: Features,
+        colocated: float = 0,
+        step_limit_ms: float = math.inf,
+        avoid: Collection[str] = (),
+    ) -> Load:
+        """The load that a request of `features` would meet now, at the replica that it would go to.
+
+        `step_limit_ms`: time per token that its engine should keep; `avoid`: base URLs of replicas.
+        """
+        live = self.live
+        load = live.load(colocated)
+        if not live.by_replica:
+            return load
+        places = math.inf if step_limit_ms == math.inf else self.latency.places(load, step_limit_ms)
+        chosen = choose(live.by_replica, features, load, self.latency, live.peers, places, avoid)
+        if chosen is None:
+            return load
+        replica, requests, pending, cached = chosen
+        return load._replace(
+            cached_tokens=cached, replica=replica, replica_requests=requests, replica_prefill_tokens=pending
+        )
 
     def cost_usd(self, prompt_tokens: int, output_tokens: int) -> float:
         """Cost of one request at this deployment's price, USD."""

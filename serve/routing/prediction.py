@@ -47,7 +47,8 @@ class Load(NamedTuple):
 
     `colocated_busy_variants` counts the other variants with requests on the same hardware. `prefill_per_token`
     prompt tokens are read for each token that is generated: prefills delay running decodes. `cached_tokens` of the request's prompt
-    are in the engines' prefix cache.
+    are in the prefix cache of `replica` (its base URL), which the request goes to, with the load that is there; without one, every
+    replica is taken to have the same load.
     """
 
     requests: float = 0
@@ -56,6 +57,19 @@ class Load(NamedTuple):
     colocated_busy_variants: float = 0
     prefill_per_token: float = 0.0
     cached_tokens: int = 0
+    replica: str = ""
+    replica_requests: float = 0.0
+    replica_prefill_tokens: float = 0.0
+
+    @property
+    def here(self) -> float:
+        """Sequences in flight at the replica that the request goes to."""
+        return self.replica_requests if self.replica else self.requests / (self.replicas or 1)
+
+    @property
+    def prefill_here(self) -> float:
+        """Prompt tokens to prefill there."""
+        return self.replica_prefill_tokens if self.replica else self.pending_prefill_tokens / (self.replicas or 1)
 
 
 class Latency(NamedTuple):
@@ -307,7 +321,8 @@ class LatencyModel:
         is the profile's at the resulting concurrency, extended by the share of the time spent on prefills. Sequences of the
         request that exceed the batch are generated after the others.
         """
-        key = (*load[:-1], features.sequences)
+        running, colocated, prefill_per_token = load[2:5]
+        key = (load.here, load.prefill_here, running, colocated, prefill_per_token, features.sequences)
         if (batch := self._batch) is None or batch.key != key or batch.weights is not self.ttft.weights:
             self._batch = batch = _Batch(self, load, key)
         output, uncached = features.output_tokens, features.prompt_tokens - load.cached_tokens
@@ -333,9 +348,8 @@ class _Batch:
     )  # fmt: skip
 
     def __init__(self, model: LatencyModel, load: Load, key: tuple[float, ...]) -> None:
-        self.key = requests, pending_tokens, running, colocated, prefill_per_token, sequences = key
-        replicas, limit, slowdown = running or 1, model.max_running, model.ttft_slowdown
-        ahead = requests / replicas
+        self.key = ahead, pending_tokens, running, colocated, prefill_per_token, sequences = key
+        limit, slowdown = model.max_running, model.ttft_slowdown
         here = ahead + sequences
         size, self.before, self.after = here, 0.0, 0.0
         if here > limit:
@@ -343,7 +357,7 @@ class _Batch:
             size, self.before, self.after = limit, queued / limit, (here - limit - queued) / limit
         whole = int(size)
         self.slowdown = slowdown[whole] + (size - whole) * (slowdown[whole + 1] - slowdown[whole])
-        self.pending_ms = pending_tokens / replicas * model.ms_per_prefill_token
+        self.pending_ms = pending_tokens * model.ms_per_prefill_token
         self.startup_ms = 0.0 if running else model.startup_ms
         self.shared = 1 + colocated
         self.tpot_prior = model.step_ms(load, size)

@@ -171,7 +171,7 @@ class Candidate:
     @property
     def fills(self) -> bool:
         """Whether its engines run nearly as many sequences with it as the limit of the time per token allows."""
-        here = (self.load.requests + self.features.sequences) / (self.load.replicas or 1)
+        here = self.load.here + self.features.sequences
         return self.limits.step_limit_ms < math.inf and here >= _NEARLY * self._places
 
     @property
@@ -182,9 +182,9 @@ class Candidate:
     def _count_harmed(self) -> int:
         load, crowded, limit_ms = self.load, 0, self.limits.step_limit_ms
         if load.requests:
-            places = max(self._places, 1) * (load.replicas or 1)
-            if load.requests + self.features.sequences > places or self._stalls():
-                crowded = round(load.requests)
+            places, here = max(self._places, 1), load.here if load.replica else load.requests // (load.replicas or 1)
+            if here and (here + self.features.sequences > places or self._stalls()):
+                crowded = round(here)
         else:
             for other, its in self.limits.loads:
                 if its.requests and _share_hardware(self.variant, other):
@@ -199,7 +199,7 @@ class Candidate:
         if longer <= 0:
             return False
         stall_ms = longer * latency.ms_per_prefill_token / live.usual_output
-        step_ms = latency.step_ms(load, load.requests / (load.replicas or 1) + 1)
+        step_ms = latency.step_ms(load, load.here + 1)
         return stall_ms + step_ms > self.limits.step_limit_ms
 
     def _missed(self) -> list[tuple[str, float, float]]:
@@ -244,6 +244,12 @@ class Candidate:
             "e2e_p95_ms": round(waited_ms + tail.e2e_ms, 2),
         }
 
+    @property
+    def _replica_number(self) -> int | None:
+        """Which of the replicas that run now it would go to, from 1; None where none is known. Addresses are not for clients."""
+        running = list(self.variant.live.by_replica)
+        return running.index(self.load.replica) + 1 if self.load.replica in running else None
+
     def public(self) -> dict[str, object]:
         """The object that the dry run returns."""
         return {
@@ -254,6 +260,8 @@ class Candidate:
             "harm": self.harm,
             "cost_usd": self.cost_usd,
             "in_flight": self.load.requests,
+            "replica": self._replica_number,
+            "replica_in_flight": round(self.load.here, 1),
             "cached_tokens": self.load.cached_tokens,
             "ruled_out": self.ruled_out,
             "why": self.explanation,
@@ -327,14 +335,20 @@ class Router:
         step_limit_ms: float = math.inf,
     ) -> list[Candidate]:
         """All variants as the request sees them, or only the pinned one."""
-        loads = self.loads(variants, features)
+        loads = self.loads(variants, features, step_limit_ms, failed)
         if pinned is not None:
             loads = [(variant, load) for variant, load in loads if variant.name == pinned]
         limits = Limits(budget, margin, step_limit_ms, loads)
         return [Candidate(v, load, features, limits, _hard_rule(v, load, features, failed)) for v, load in loads]
 
-    def loads(self, variants: Iterable[Variant], features: Features | None = None) -> list[tuple[Variant, Load]]:
-        """Each variant with the load that a request of `features` would meet now."""
+    def loads(
+        self,
+        variants: Iterable[Variant],
+        features: Features | None = None,
+        step_limit_ms: float = math.inf,
+        failed: Collection[str] = (),
+    ) -> list[tuple[Variant, Load]]:
+        """Each variant with its load now; with `features`, the load that such a request would meet, see `Variant.load`."""
         lives = [(variant, variant.live, variant.live.busy) for variant in variants]
         busy: dict[str, int] = {}
         for _, live, is_busy in lives:
@@ -344,7 +358,12 @@ class Router:
             on: sum(map(busy.__getitem__, on or _UNKNOWN)) / len(on or _UNKNOWN)
             for on in {live.hardware for _, live, _ in lives}
         }
-        return [(variant, live.load(crowds[live.hardware] - is_busy, features)) for variant, live, is_busy in lives]
+        if features is None:
+            return [(variant, live.load(crowds[live.hardware] - is_busy)) for variant, live, is_busy in lives]
+        return [
+            (variant, variant.load(features, crowds[live.hardware] - is_busy, step_limit_ms, failed))
+            for variant, live, is_busy in lives
+        ]
 
     def decide(
         self,

@@ -14,6 +14,7 @@ from deployments.gateway import GatewayDeployment, settings_of
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
+from serve.routing.prediction import Features
 from tests.support.gateway_server import Started
 
 NEW, OLD = "gbx-new", "gbx-old"
@@ -48,6 +49,32 @@ async def test_the_catalog_changes_and_estimates_of_remaining_variants_are_retai
     assert list(own._variants) == ["full", "distilled"]
     assert own._variants["full"].live is known
     assert own._variants["distilled"].max_replicas == 4
+
+
+async def test_gateways_tell_each_other_which_prompts_were_read_where(deployment, monkeypatch):
+    stored: dict[bytes, bytes] = {}
+    monkeypatch.setattr(gateway, "put_shared_value", stored.__setitem__)
+    monkeypatch.setattr(gateway, "shared_values", lambda prefix: dict(stored))
+    monkeypatch.setattr(gateway, "delete_shared_value", stored.pop)
+    monkeypatch.setattr(gateway, "_SILENT", 3)
+    pair = [deployment(make_config(server={"gateway_replicas": 2})) for _ in range(2)]
+    url, features = "http://10.0.0.1:1", Features(800, 10, blocks=range(7))
+    for own in pair:
+        await own.reconfigure({"config": variants("full"), "catalog": {"full": make_card().model_dump(mode="json")}})
+        own._variants["full"].live.update_from_engines(1, 0, 0, 0.0, kv_tokens=10_000)
+        own._variants["full"].live.update_replicas({url: 0})
+    pair[0]._variants["full"].live.remember_prefix(features.blocks, url)
+    for own in pair:
+        await own._exchange_prefixes()
+    assert pair[1]._variants["full"].load(features).cached_tokens == 700
+    for _ in range(2):
+        await pair[1]._exchange_prefixes()
+    assert len(stored) == 2
+    await pair[1]._exchange_prefixes()
+    assert len(stored) == 1, "the message of a gateway that has stopped is removed"
+    stored.clear()
+    await deployment(make_config())._exchange_prefixes()
+    assert not stored, "a single gateway has nobody to tell"
 
 
 async def test_a_card_that_appears_later_is_taken_then(deployment, tmp_path: Path):

@@ -373,6 +373,29 @@ class TestControlStore:
             assert ray_internals.shared_value(b"key", b"first") == b"first"
             assert ray_internals.shared_value(b"key", b"second") == b"first"
 
+    def test_values_are_found_by_the_beginning_of_their_keys(self, monkeypatch: pytest.MonkeyPatch):
+        stored = {b"a-1": b"one", b"a-2": b"two", b"b": b"three"}
+
+        class Client:
+            def internal_kv_keys(self, prefix: bytes, namespace: Any) -> list[bytes]:
+                return [*(key for key in stored if key.startswith(prefix)), b"a-that-was-deleted-meanwhile"]
+
+            def internal_kv_get(self, key: bytes, namespace: Any) -> bytes | None:
+                return stored.get(key)
+
+            def internal_kv_del(self, key: bytes, by_prefix: bool, namespace: Any) -> int:
+                return int(not by_prefix and stored.pop(key) is not None)
+
+        with needed_for("gateways that tell each other which prompts were read where"):
+            from ray._raylet import InnerGcsClient
+            from ray.experimental import internal_kv
+
+            assert hasattr(InnerGcsClient, "internal_kv_keys") and hasattr(InnerGcsClient, "internal_kv_del")
+            monkeypatch.setattr(internal_kv, "global_gcs_client", Client())
+            assert ray_internals.shared_values(b"a-") == {b"a-1": b"one", b"a-2": b"two"}
+            ray_internals.delete_shared_value(b"a-1")
+            assert list(stored) == [b"a-2", b"b"]
+
     def test_nodes_are_read_and_drained(self):
         with needed_for("drain, the preStop hook of every pod"):
             from ray import NodeID

@@ -56,6 +56,7 @@ async def test_the_load_is_the_sum_over_the_engines(monkeypatch):
         urls = [stack.enter_context(engine()) for _ in range(2)]
         live = await updated(LiveState(), monkeypatch, *urls)
     assert (live.replicas, live.running, live.waiting, live.kv_usage, live.kv_tokens) == (2, 6, 4, 0.25, 23296)
+    assert {url: state.remote_in_flight for url, state in live.by_replica.items()} == dict.fromkeys(urls, 5)
 
 
 async def test_what_ends_while_engines_are_asked_is_not_another_gateways(monkeypatch):
@@ -81,6 +82,7 @@ async def test_an_engine_that_does_not_answer_is_not_taken_to_be_idle(monkeypatc
     with engine() as url:
         live = await updated(LiveState(), monkeypatch, url, unreachable)
         assert (live.replicas, live.running, live.kv_tokens) == (2, 6, 23296), "as loaded as the other"
+        assert [state.answers for state in live.by_replica.values()] == [True, False]
     live.on_dispatch(10)
     await updated(live, monkeypatch, unreachable)
     assert (live.replicas, live.running, live.waiting) == (1, 6, 4), "what was known stays"

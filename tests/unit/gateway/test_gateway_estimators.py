@@ -83,6 +83,7 @@ def test_a_prompt_that_was_answered_is_in_the_cache_and_one_that_was_not_is_not(
         return gateway.post("/v1/route", body).json()["candidates"][0]["cached_tokens"]
 
     gateway.variants["full"].live.kv_tokens = 10_000
+    gateway.variants["full"].live.update_replicas({gateway.engines["full"].url: 0})
     long, other = "a tale of sheep " * 100, "a tale of goats " * 100
     gateway.chat(long, model=f"{MODEL}:full")
     gateway.engines["full"].behaviour = "die"

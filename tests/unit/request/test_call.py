@@ -8,7 +8,7 @@ import pytest
 
 from serve.errors import RequestError, overloaded
 from serve.request.call import DEFAULT_OUTPUT_TOKENS, Call, ModelRef, parse_call
-from serve.routing.catalog import BLOCK_CHARS
+from serve.routing.replica_state import BLOCK_CHARS
 
 
 def chat(**fields: object) -> Call:

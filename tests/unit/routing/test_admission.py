@@ -279,10 +279,11 @@ def test_another_attempt_of_one_that_has_waited_long_starts_at_once():
 def test_a_cached_prompt_is_less_work():
     full = engine()
     full.live.kv_tokens = 10_000
+    full.live.update_replicas({"http://10.0.0.1:30000": 0})
     features = Features(1000, 11, blocks=(1, 2, 3))
     waiting = [Waiting(Budget(), features, 0.0, lambda _: None) for _ in range(2)]
     site = Site(full)
     site.admission.decide(site.variants, waiting[0], 0.0)
-    full.live.remember_prefix(features)
+    full.live.remember_prefix(features.blocks, "http://10.0.0.1:30000")
     site.admission.decide(site.variants, waiting[1], 0.0)
     assert waiting[1].work_ms == pytest.approx(waiting[0].work_ms - 750), "three quarters at 1 ms per token"

@@ -1,9 +1,8 @@
-"""Variants in the catalog: the load that the gateway tracks, prompt prefixes in the engine's cache, and cost."""
+"""Variants in the catalog: the load that the gateway tracks, and cost."""
 
 import pytest
 
 from benchmarks.lib.sample_catalog import choose, make_live_variant, three_gears
-from serve.routing.catalog import BLOCK_CHARS
 from serve.routing.prediction import Features, Load
 
 
@@ -30,33 +29,6 @@ def test_the_prompts_that_are_read_beside_each_token_follow_the_usual_lengths():
     for _ in range(200):
         live.on_dispatch(10, 1, 50)
     assert live.load().prefill_per_token == pytest.approx(0.2, rel=0.01), "the lengths of late count"
-
-
-def test_what_a_variant_has_in_its_cache_need_not_be_read_again():
-    variant = three_gears()[0]
-    live, long = variant.live, Features(1000, 10, blocks=range(9))
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=8000)
-    assert live.load(0, long).cached_tokens == 0
-    live.remember_prefix(Features(800, 10, blocks=range(7)))
-    assert live.load(0, long).cached_tokens == 700, "seven of its ten blocks, the last is not whole"
-    assert live.load(0, Features(1000, 10, blocks=(77, 1, 2))).cached_tokens == 0, "what comes after another beginning"
-    live.update_from_engines(replicas=2, running=0, waiting=0, kv_usage=0.0)
-    assert live.load(0, long).cached_tokens == 350, "one of the two has it"
-    chosen = choose([variant], long).chosen
-    assert chosen.public()["cached_tokens"] == 350 and chosen.uncached_tokens == 650
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0)
-    assert live.load(0, long).cached_tokens == 0, "a replica went, and its cache with it"
-
-
-def test_a_cache_forgets_what_was_read_longest_ago():
-    live = three_gears()[0].live
-    live.update_from_engines(replicas=1, running=0, waiting=0, kv_usage=0.0, kv_tokens=4 * BLOCK_CHARS // 4)
-    live.remember_prefix(Features(100, 1, blocks=[1, 2]))
-    live.remember_prefix(Features(100, 1, blocks=[3, 4]))
-    live.remember_prefix(Features(100, 1, blocks=[1, 2]))
-    live.remember_prefix(Features(100, 1, blocks=[5]))
-    known = {block for block in range(9) if live.load(0, Features(100, 1, blocks=[block])).cached_tokens}
-    assert known == {1, 2, 4, 5}
 
 
 def test_gateways_that_look_at_the_same_numbers_do_not_all_run_to_one_variant():
