@@ -61,7 +61,7 @@ def test_a_replica_that_has_stopped_since_the_last_refresh_gets_nothing(replicat
     first = next(iter(replicated.engine_calls()))
     other = {"full": "distilled", "distilled": "full"}[first]
     replicated.replicas.by_variant["full"] = [replicated.engines[other].url]
-    chat(replicated)
+    assert replicated.chat(LONG, model=f"{MODEL}:full").json()["gearbox"]["attempts"] == 2, "it was decided again"
     assert replicated.engine_calls() == {first: 1, other: 1}
     replicated.replicas.by_variant["full"] = []
     assert replicated.chat(LONG, model=f"{MODEL}:full").status_code == 503

@@ -149,6 +149,7 @@ def test_a_replica_with_a_place_is_preferred_to_the_one_with_the_prefix():
 def test_harm_is_that_of_the_batch_which_the_request_joins():
     its = variant(ONE)
     its.live.on_dispatch(0, 4, 10, ONE)
+    its.live.update_from_engines(2, 10, 0, 0.0)
     its.live.update_replicas({ONE: 4, TWO: 6})
     chosen = Router(WithinBudget(explore=0)).decide([its], Budget(), SHORT, step_limit_ms=24.0).chosen
     assert (chosen.load.replica, chosen.harm) == (ONE, 4)
