@@ -42,8 +42,7 @@ class Chat:
         """Identities of the complete blocks of its first `tokens`; those of the system prompt are the application's."""
         shared = SYSTEM_TOKENS[self.application] // BLOCK_TOKENS
         return tuple(
-            hash((0, self.application, i) if i < shared else (1, self.number, i))
-            for i in range(tokens // BLOCK_TOKENS)
+            hash((0, self.application, i) if i < shared else (1, self.number, i)) for i in range(tokens // BLOCK_TOKENS)
         )
 
 

@@ -199,14 +199,13 @@ class Variant:
         load = live.load(colocated)
         if not live.by_replica:
             return load
-        places = math.inf if step_limit_ms == math.inf else self.latency.places(load, step_limit_ms)
+        limited = step_limit_ms < math.inf and len(live.by_replica) > 1
+        places = self.latency.places(load, step_limit_ms) if limited else math.inf
         chosen = choose(live.by_replica, features, load, self.latency, live.peers, places, avoid)
         if chosen is None:
             return load
         replica, requests, pending, cached = chosen
-        return load._replace(
-            cached_tokens=cached, replica=replica, replica_requests=requests, replica_prefill_tokens=pending
-        )
+        return Load(*load[:5], cached, replica, requests, pending)
 
     def cost_usd(self, prompt_tokens: int, output_tokens: int) -> float:
         """Cost of one request at this deployment's price, USD."""

@@ -84,9 +84,10 @@ def choose(
     """
     best: Chosen | None = None
     lowest: tuple[bool, bool, float, int] | None = None
+    only = len(replicas) == 1
     each_pending = load.pending_prefill_tokens / load.requests if load.requests else 0.0
     delayed = 1 + load.requests / (load.replicas or 1)
-    decodes = load._replace(prefill_per_token=0.0)
+    decodes = Load(colocated_busy_variants=load.colocated_busy_variants)
     for name, state in replicas.items():
         if name in avoid:
             continue
@@ -94,6 +95,8 @@ def choose(
         requests = state.in_flight + remote
         pending = state.pending_prefill_tokens + remote * each_pending
         cached = state.cached_tokens(features)
+        if only:
+            return Chosen(name, requests, pending, cached)
         after = requests + features.sequences
         read_ms = (pending + (features.prompt_tokens - cached) * delayed) * latency.ms_per_prefill_token
         rounds = 1 + max(
