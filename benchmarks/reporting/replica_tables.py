@@ -28,7 +28,7 @@ def replicas(result: Result) -> str:
     head = f"{several['gateways']} gateways, {several['replicas']} replicas, load {several['load']}"
     others = [[choice, _cell(row)] for choice, row in several["choices"].items()]
     note = (
-        "TTFT p50 / p95, s / share of the prompts' tokens found in a prefix cache / work of the busiest replica over the mean; "
+        "TTFT p50 / p95, ms / share of the prompts' tokens found in a prefix cache / work of the busiest replica over the mean; "
         f"medians of {len(result['seeds'])} seeds of {result['seconds']:.0f} s after {result['warmup_s']:.0f} s. Load 1 is "
         f"{result['chats_per_s_at_1']:.3f} new chats a second for each replica: what it sustains if nothing is read twice."
     )
@@ -38,7 +38,7 @@ def replicas(result: Result) -> str:
 
 def _cell(row: Mapping[str, Any]) -> str:
     p50, p95, hits, busiest = (row[metric]["median"] for metric in METRICS)
-    return f"{p50 / 1000:.2f} / {p95 / 1000:.2f} / {hits:.0%} / {busiest:.2f}"
+    return f"{p50:.0f} / {p95:.0f} / {hits:.0%} / {busiest:.2f}"
 
 
 def figures(result: Result) -> Iterator[Figure]:

@@ -64,6 +64,7 @@ class HandleEngines:
         request_id: str,
         more: Mapping[str, str],
         avoid: Collection[str] = (),
+        replica: str = "",
     ) -> AsyncIterator["HandleResponse"]:
         """Send a request to a replica; the response has what the gateway reads of one."""
         handle = ray_serve.get_app_handle(app_name(variant.name))

@@ -48,7 +48,7 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
     watcher = GatewayDeployment.__new__(GatewayDeployment)
     watcher._retrieval = RetrievalHandle(enabled=False)
-    watcher._reload_files = watcher._save_learned = AsyncMock()
+    watcher._reload_files = watcher._save_learned = watcher._exchange_prefixes = AsyncMock()
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
     watcher._app = SimpleNamespace(export_quotas=AsyncMock(side_effect=hanging.wait), refresh=Mock())
@@ -75,7 +75,7 @@ async def test_waiting_requests_are_decided_whatever_polling_does(
     monkeypatch.setattr(gateway, "REFRESH_S", 0.001)
     watcher = GatewayDeployment.__new__(GatewayDeployment)
     watcher._retrieval = RetrievalHandle(enabled=False)
-    watcher._reload_files = watcher._save_learned = AsyncMock()
+    watcher._reload_files = watcher._save_learned = watcher._exchange_prefixes = AsyncMock()
     watcher._replicas, watcher._variants = replicas(), {"full": make_live_variant("full")}
     watcher._replicas.stays_away = True
     watcher._app = SimpleNamespace(export_quotas=AsyncMock(), refresh=Mock())

@@ -5,7 +5,7 @@ import pytest
 from benchmarks.lib.sample_catalog import choose, make_live_variant, make_profile
 from serve.budget import Budget
 from serve.routing.catalog import Variant
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
 from serve.routing.replica_state import BLOCK_CHARS, ReplicaState
 from serve.routing.router import Router
