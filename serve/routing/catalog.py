@@ -43,9 +43,10 @@ class LiveState:
     by_replica: dict[str, ReplicaState] = field(default_factory=dict)  # by base URL, at the last refresh
     _read_prefixes: deque[tuple[str, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=_MAX_READ))
 
-    def load(self, colocated: float = 0) -> Load:
+    def load(self, colocated: float = 0, only: str = "", cached_tokens: int = 0) -> Load:
         """The load of all replicas now, while `colocated` other variants on their hardware are busy.
 
+        Where there is one replica, it may be given as `only`, with the tokens of a prompt that it has cached.
         This gateway's requests are counted exactly. Those of other gateways are as old as the last refresh; since then each
         gateway is assumed to have dispatched as many as this one, so that they do not all choose the variant that was idle.
         """
@@ -53,13 +54,11 @@ class LiveState:
         pending_tokens = self.pending_prefill_tokens
         if remote and self.in_flight:  # the others' prompts are not known: as this gateway's
             pending_tokens = round(pending_tokens * (1 + remote / self.in_flight))
-        return Load(
-            self.in_flight + remote,
-            pending_tokens,
-            self.replicas,
-            colocated,
-            self.usual_prompt / self.usual_output if self.usual_output else 0.0,
-        )
+        requests = self.in_flight + remote
+        ratio = self.usual_prompt / self.usual_output if self.usual_output else 0.0
+        if only:
+            return Load(requests, pending_tokens, 1, colocated, ratio, cached_tokens, only, requests, pending_tokens)
+        return Load(requests, pending_tokens, self.replicas, colocated, ratio)
 
     def remember_prefix(self, blocks: Sequence[int], replica: str) -> None:
         """Add a prompt of `blocks` that this gateway had read to the estimated contents of the replica's prefix cache."""
@@ -196,11 +195,14 @@ class Variant:
         `step_limit_ms`: time per token that its engine should keep; `avoid`: base URLs of replicas.
         """
         live = self.live
+        if len(live.by_replica) == 1:
+            ((only, state),) = live.by_replica.items()
+            if only not in avoid:
+                return live.load(colocated, only, state.cached_tokens(features))
         load = live.load(colocated)
-        if not live.by_replica:
+        if len(live.by_replica) <= 1:
             return load
-        limited = step_limit_ms < math.inf and len(live.by_replica) > 1
-        places = self.latency.places(load, step_limit_ms) if limited else math.inf
+        places = math.inf if step_limit_ms == math.inf else self.latency.places(load, step_limit_ms)
         chosen = choose(live.by_replica, features, load, self.latency, live.peers, places, avoid)
         if chosen is None:
             return load

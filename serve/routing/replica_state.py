@@ -33,7 +33,9 @@ class ReplicaState:
     def cached_tokens(self, features: Features) -> int:
         """Expected number of prompt tokens in its prefix cache."""
         blocks, known = features.blocks, self._blocks
-        low, high = 0, len(blocks) if known else 0
+        if not blocks or not known:
+            return 0
+        low, high = 0, len(blocks)
         while low < high:  # a block is evicted before those that it follows
             middle = (low + high) // 2
             if blocks[middle] in known:
@@ -84,7 +86,6 @@ def choose(
     """
     best: Chosen | None = None
     lowest: tuple[bool, bool, float, int] | None = None
-    only = len(replicas) == 1
     each_pending = load.pending_prefill_tokens / load.requests if load.requests else 0.0
     delayed = 1 + load.requests / (load.replicas or 1)
     decodes = Load(colocated_busy_variants=load.colocated_busy_variants)
@@ -95,8 +96,6 @@ def choose(
         requests = state.in_flight + remote
         pending = state.pending_prefill_tokens + remote * each_pending
         cached = state.cached_tokens(features)
-        if only:
-            return Chosen(name, requests, pending, cached)
         after = requests + features.sequences
         read_ms = (pending + (features.prompt_tokens - cached) * delayed) * latency.ms_per_prefill_token
         rounds = 1 + max(
