@@ -217,7 +217,7 @@ def policies(by_load: Result, name: str, label: str, simulated: Result | None = 
 
 def replicas(result: Result) -> Path:
     """TTFT p95, cache hits and balance of each way to choose a replica, over the load; a column for each number of replicas."""
-    figure, axes = _figure(3, len(result["simulated"]))
+    figure, axes = new_figure(3, len(result["simulated"]))
     titles = {
         "ttft_p95_ms": "TTFT p95, ms",
         "hit_share": "found in a prefix cache",
@@ -235,7 +235,7 @@ def replicas(result: Result) -> Path:
         axes[0, column].set_yscale("log")
         axes[-1, column].set_xlabel("load, 1 = all busy if nothing is read twice", fontsize=9)
     axes[0, 0].legend(fontsize=7)
-    return _save(figure, "replicas")
+    return save_figure(figure, "replicas")
 
 
 def retrieval(result: Result) -> Path:
