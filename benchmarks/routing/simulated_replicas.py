@@ -156,7 +156,7 @@ class Site:
         load = load_at(arriving, replica)
         prediction = gateway.variant.latency.predict(features, load)
         whole = chat.blocks(turn.prompt_tokens + turn.output_tokens)
-        request = Request(now, turn.prompt_tokens, turn.output_tokens, Budget(), "", blocks, whole)
+        request = Request(now, turn.prompt_tokens, turn.output_tokens, Budget(), blocks=blocks, all_blocks=whole)
         served = Served(now, replica, turn.prompt_tokens, turn.output_tokens, prediction.expected, load.cached_tokens)
         running = Running(Outcome(request), None, now)
         flight = _Flight(chat, number, gateway, replica, load, prediction, served, running)
