@@ -163,12 +163,16 @@ class Admission:
         return self.classes.of(budget)
 
     def admitted_shares(self) -> dict[str, float]:
-        """Share of the replicas' time that each tenant's admitted requests took of late."""
+        """Share of the replicas' time that each tenant's admitted requests took of late, at most 1 together.
+
+        Work is counted as if each request were alone: requests of one batch may be more than all of the time.
+        """
         found: dict[str, float] = {}
         for one in self.classes.values():
             for tenant, flow in one.flows.items():
                 found[tenant] = found.get(tenant, 0.0) + flow.admitted_ms / 1000
-        return found
+        all_of_it = max(sum(found.values()), 1.0)
+        return {tenant: taken / all_of_it for tenant, taken in found.items()}
 
     def roll(self, variants: Sequence[Variant], now: float) -> None:
         """Update the classes' shares, and the waiting requests. Call it regularly."""

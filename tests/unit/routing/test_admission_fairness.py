@@ -194,3 +194,19 @@ def test_a_tenant_over_its_part_leaves_free_places_to_others_until_it_is_within_
     flood.admitted_ms = 5.0
     site.admission.pump(site.variants, site.now)
     assert patient.started
+
+
+def test_the_shares_that_are_shown_are_at_most_all_of_the_time():
+    site = Site(engine(max_running=8))
+    assert site.admission.admitted_shares() == {}
+    for tenant, requests in (("many", 6), ("one", 2)):
+        for _ in range(requests):
+            site.ask(tenant=tenant, e2e_ms=1e6)
+    site.roll(1.0)
+    few = site.admission.admitted_shares()
+    assert few["many"] == pytest.approx(3 * few["one"]) and sum(few.values()) < 1
+    for tenant, requests in (("many", 60), ("one", 20)):
+        for _ in range(requests):
+            site.complete(site.ask(tenant=tenant, e2e_ms=1e6))
+    site.roll(1.0)
+    assert site.admission.admitted_shares() == pytest.approx({"many": 0.75, "one": 0.25})
