@@ -64,9 +64,9 @@ async def live(bench: Bench, url: str, setting: Setting, number: int, progress: 
             continue
         progress.step(name)
         replayed = await send(bench, url, setting, bench.trace(number, shape, load), number, shape, load)
-        row = {**bench.row(replayed.outcomes), **replayed.client()}
-        bench.journal.write(Cell("live", number, shape, load, setting.policy, row))
-        print(f"    {_line(row)}", flush=True)
+        cell = bench.cell("live", number, setting, shape, load, replayed.outcomes, replayed.client())
+        bench.journal.write(cell)
+        print(f"    {_line(cell.row)}", flush=True)
 
 
 def _name(number: int, setting: Setting, shape: str, load: float) -> str:
