@@ -1,0 +1,161 @@
+"""Take out each part of the router alone, on the simulated default platform: `python -m benchmarks.routing.ablation`.
+
+All get the traces of `benchmarks.routing.goodput`, in all its shapes of arrivals. A part is worth what the whole router keeps more
+than the router without it, with the same seed.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
+
+from benchmarks.lib.processes import command
+from benchmarks.reporting import routing_plots
+from benchmarks.reporting.results import Progress, save, spread
+from benchmarks.routing import goodput_simulated, simulated_platform
+from benchmarks.routing.goodput_cells import Bench, Size
+from benchmarks.routing.goodput_simulated import simulated
+from benchmarks.routing.goodput_summary import Cell
+from benchmarks.routing.live_platform import NoVariant
+from benchmarks.routing.simulated_bench import bench, settings_of
+from benchmarks.routing.simulated_platform import Platform
+from serve.budget import Budget
+from serve.config.platform import ConfigError
+from serve.routing import admission
+from serve.routing.admission import Admission, BudgetClass, Waiting
+from serve.routing.prediction import LatencyModel
+from serve.routing.router import Candidate
+
+SIZE = Size(loads=(0.5, 1.0, 2.0, 4.0), rounds=5, seconds=20.0)
+WHOLE = "whole router"
+METRICS = ("attainment", "late", "worst_kind", "quality", "delivered")
+
+
+class _Apart(Platform):
+    """A platform whose router takes every variant to have hardware of its own."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for variant in self.variants:
+            variant.live.hardware = frozenset({variant.name})
+
+
+class _InOrderOfArrival(Admission):
+    """An admission whose requests wait in the order of their arrival."""
+
+    def _is_behind(self, waiting: Waiting) -> bool:
+        return any(other.variant == waiting.variant for other in self._waiting)
+
+
+class _Unshared(Admission):
+    """An admission under which no class has a share of its own."""
+
+    def _share(self) -> None:
+        super()._share()
+        for one in self.classes.values():
+            one.share = 1.0
+
+
+def _constant(value: object) -> property:
+    return property(lambda _: value)
+
+
+#: Changes that take out a part, by its name.
+PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
+    "gears that rest": lambda: [patch.object(admission, "resting", lambda *_: frozenset())],
+    "knowledge of shared hardware": lambda: [patch.object(goodput_simulated, "Platform", _Apart)],
+    "places": lambda: [patch.object(Candidate, "harm", _constant(0))],
+    "drift from streamed chunks": lambda: [patch.object(LatencyModel, "observe_steps", lambda *_: None)],
+    "deadlines in the engines": lambda: [patch.object(Budget, "first_token_by_ms", lambda *_: 0.0)],
+    "order of the latest start": lambda: [
+        patch.object(Waiting, "__lt__", lambda one, other: one.arrived < other.arrived),
+        patch.object(simulated_platform, "Admission", _InOrderOfArrival),
+    ],
+    "learned margins": lambda: [
+        patch.object(BudgetClass, "margin", _constant(1.0)),
+        patch.object(BudgetClass, "step_margin", _constant(1.1)),  # what an unlearned one has
+    ],
+    "shares of the classes": lambda: [patch.object(simulated_platform, "Admission", _Unshared)],
+}
+
+
+@contextmanager
+def without(part: str) -> Iterator[None]:
+    """Run the block without `part` of the router; with all of `WHOLE`."""
+    with ExitStack() as stack:
+        for change in PARTS[part]() if part != WHOLE else ():
+            stack.enter_context(change)
+        yield
+
+
+def measure(its: Bench) -> dict[str, Any]:
+    """Simulate the whole router and the router without each part. Returns the result without the machine."""
+    [setting] = settings_of(["budget"])
+    names, seeds = [WHOLE, *PARTS], range(its.size.rounds)
+    progress = Progress([(f"{name}, seed {seed}", its.size.seconds) for seed in seeds for name in names])
+    by_name: dict[str, list[list[Cell]]] = {name: [] for name in names}
+    for seed in seeds:
+        for name in names:
+            progress.step(f"{name}, seed {seed}")
+            with without(name):
+                by_name[name].append(simulated(its, setting, seed))
+    return {
+        "loads": its.size.loads,
+        "shapes": its.size.shapes,
+        "seconds": its.size.seconds,
+        "seeds": len(seeds),
+        **summarise(by_name, its.size.loads),
+    }
+
+
+def summarise(by_name: Mapping[str, Sequence[Sequence[Cell]]], loads: Sequence[float]) -> dict[str, Any]:
+    """Of each router and load the spread over the seeds; of each part also `gain`: the whole router less it, seed by seed.
+
+    A seed's number is the mean over the shapes of arrivals. `worst_kind` is the share kept of the kind of request that is kept least.
+    """
+    rows = {
+        name: {load: [_mean([cell for cell in cells if cell.load == load]) for cells in seeds] for load in loads}
+        for name, seeds in by_name.items()
+    }
+
+    def gain(name: str, load: float, metric: str) -> dict[str, float | int]:
+        pairs = zip(rows[WHOLE][load], rows[name][load], strict=True)
+        return spread([whole[metric] - other[metric] for whole, other in pairs], 4)
+
+    return {
+        "routers": {
+            name: {
+                f"{load:g}": {metric: spread([row[metric] for row in seeds], 4) for metric in METRICS}
+                for load, seeds in by_load.items()
+            }
+            for name, by_load in rows.items()
+        },
+        "gain": {
+            name: {f"{load:g}": {metric: gain(name, load, metric) for metric in METRICS} for load in loads}
+            for name in rows
+            if name != WHOLE
+        },
+    }
+
+
+def _mean(cells: Sequence[Cell]) -> dict[str, float]:
+    rows = [{**cell.row, "worst_kind": min(value for key, value in cell.row.items() if key.endswith(".kept"))} for cell in cells]  # fmt: skip
+    return {metric: statistics.fmean(row[metric] for row in rows) for metric in METRICS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(arguments)
+    with command((NoVariant, ConfigError), "nothing was saved"):
+        result = measure(bench(SIZE))
+    save("ablation", result)
+    routing_plots.ablation(result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
