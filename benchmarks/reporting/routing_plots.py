@@ -5,6 +5,8 @@ from pathlib import Path
 from benchmarks.reporting.cells import Result
 from benchmarks.reporting.plots import new_figure, save_figure
 
+COVERED = (0.93, 0.98)  # aim of the share within the predicted bounds
+
 
 def ablation(result: Result) -> Path:
     """What each part of the router adds to the share kept, by load; a bar is the median of the seeds, a line all of them."""
@@ -22,3 +24,24 @@ def ablation(result: Result) -> Path:
         if ax is not axes[0]:
             ax.set_yticklabels([])
     return save_figure(figure, "ablation")
+
+
+def recovery(result: Result, live: Result | None) -> Path:
+    """Coverage and error of the predicted TTFT and TPOT by the second since a jump of the load; live ones of all loads together."""
+    sources = {f"simulated, load {result['low']:g} to {result['high']:g}": result["simulated"]}
+    if live and "recovery" in live:
+        sources["live, all square waves"] = live["recovery"]["all"]
+    figure, axes = new_figure(2, 2)
+    for column, time in enumerate(("ttft", "tpot")):
+        for ax, metric in zip(axes[:, column], ("covered", "error"), strict=True):
+            for name, by_time in sources.items():
+                rows = by_time[time]["seconds"]
+                ax.plot([row["second"] for row in rows], [row[metric] for row in rows], "o-", markersize=3, label=name)
+            ax.axvline(0, color="grey", linewidth=0.8)
+        axes[0, column].axhspan(*COVERED, color="grey", alpha=0.2)
+        axes[0, column].set_title(f"{time.upper()}: share within the 95% bound", fontsize=10)
+        axes[1, column].set_title(f"{time.upper()}: median error", fontsize=10)
+        axes[1, column].set_ylim(bottom=0)
+        axes[1, column].set_xlabel("seconds since the jump", fontsize=9)
+    axes[0, 0].legend(fontsize=7)
+    return save_figure(figure, "recovery")

@@ -147,7 +147,7 @@ def _result(platform: str, bench: Bench, cells: Sequence[Cell]) -> dict[str, obj
             name: {
                 "quality": bench.machine.quality(name),
                 "cores": {
-                    "shared" if cores == 0 else str(cores): _speeds(bench.machine.profile(name, Setup((name,), cores)))
+                    "shared" if cores == 0 else str(cores): speeds(bench.machine.profile(name, Setup((name,), cores)))
                     for one, cores in bench.machine.folders
                     if one == name
                 },
@@ -161,7 +161,8 @@ def _result(platform: str, bench: Bench, cells: Sequence[Cell]) -> dict[str, obj
     }
 
 
-def _speeds(profile: Profile) -> dict[str, float]:
+def speeds(profile: Profile) -> dict[str, float]:
+    """What results say of a profile."""
     return {
         "tokens_per_s": profile.decode_tokens_per_s,
         "prefill_tokens_per_s": profile.prefill_tokens_per_s,
