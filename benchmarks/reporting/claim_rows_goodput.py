@@ -1,4 +1,4 @@
-"""Figures and aims of the live routing benchmark. Pure functions of a result as it was saved."""
+"""Figures and aims of the routing benchmarks: goodput, ablation, recovery, the simulator's error. Pure functions of a result."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,6 +28,8 @@ def goodput(result: Result) -> Iterator[Figure]:
             if "budget" in by_policy:
                 yield from _ours(id, f"{of}, policy budget", by_policy["budget"])
                 yield from _compared(id, f"{of}, policy budget", float(load), result["compared"][shape][load])
+    for load, by_time in result.get("recovery", {}).items():
+        yield from _after_jump(f"recovery.load-{load}", f"{platform} platform, square, load {load}", by_time)
 
 
 def _ours(id: str, of: str, row: Mapping[str, Any]) -> Iterator[Figure]:
@@ -64,5 +66,65 @@ def _compared(id: str, of: str, load: float, row: Mapping[str, Any]) -> Iterator
         yield figure(f"{id}.shifting", "routing", f"{of}: requests within budget, less those with full alone", shifting, "share")  # fmt: skip
 
 
+def bench_serve(result: Result) -> Iterator[Figure]:
+    """Goodput by vLLM's own client, of the gateway and of the bare engine."""
+    bare = result["systems"]["bare"]
+    yield figure("load_1", "routing", "vLLM's client: requests that full does by its profile: load 1", result["full_per_s"], "requests/s")  # fmt: skip
+    for system, by_load in result["systems"].items():
+        for load, row in by_load.items():
+            id, of = f"load-{load}.{system}", f"vLLM's client, load {load}, {system}"
+            for metric, words, unit in (("kept", "requests within the limits", "share"), ("goodput_per_s", "goodput", "requests/s")):  # fmt: skip
+                base = None if system == "bare" else ("bare", bare[load][metric])
+                yield figure(f"{id}.{metric}", "routing", f"{of}: {words}", row[metric], unit, against=base)
+            yield figure(f"{id}.refused", "routing", f"{of}: requests refused", row["refused"], "share")
+            yield figure(f"{id}.broken", "routing", f"{of}: requests that failed otherwise", row["broken"], "share", aim="== 0")  # fmt: skip
+            if "over_bare" in row:
+                yield figure(f"{id}.over_bare", "routing", f"{of}: requests within the limits, less the bare engine's of the same trace", row["over_bare"], "share")  # fmt: skip
+
+
+def ablation(result: Result) -> Iterator[Figure]:
+    """What each part of the router adds, in the simulator."""
+    for part, by_load in result["gain"].items():
+        for load, row in by_load.items():
+            id, of = f"{part}.load-{load}", f"simulated, load {load}, with less without '{part}'"
+            yield figure(f"{id}.kept", "routing", f"{of}: requests within budget", row["attainment"], "share")
+            yield figure(f"{id}.worst_kind", "routing", f"{of}: requests within budget, of the kind kept least", row["worst_kind"], "share")  # fmt: skip
+
+
+def recovery(result: Result) -> Iterator[Figure]:
+    """Predictions after a jump of the load, in the simulator."""
+    of = f"simulated, load {result['low']:g} to {result['high']:g}"
+    yield from _after_jump("simulated", of, result["simulated"])
+
+
+def _after_jump(id: str, of: str, by_time: Mapping[str, Any]) -> Iterator[Figure]:
+    for time, its in by_time.items():
+        after = [row for row in its["seconds"] if row["second"] >= 0]
+        words = f"{of}: predicted {time.upper()}"
+        if after:
+            lowest = min(row["covered"] for row in after)
+            yield figure(f"{id}.{time}.lowest", "routing", f"{words}: lowest share within its 95% bound in a second after the jump", lowest, "share")  # fmt: skip
+        if its["back_s"] is not None:
+            yield figure(f"{id}.{time}.back", "routing", f"{words}: after the jump until 93 to 98% are within its bound", its["back_s"], "s")  # fmt: skip
+
+
+def simulator_error(result: Result) -> Iterator[Figure]:
+    """The simulator against the live platform."""
+    words = {"attainment": "requests within budget", "late": "requests answered late", "refused": "requests refused", "ttft_p50_ms": "median TTFT", "tpot_p50_ms": "median TPOT"}  # fmt: skip
+    for shape, by_load in result["errors"].items():
+        for load, by_policy in by_load.items():
+            for policy, row in by_policy.items():
+                for metric, its in row.items():
+                    of = f"simulator less live, {shape}, load {load}, {policy}: {words[metric]}"
+                    yield figure(f"{shape}.load-{load}.{policy}.{metric}", "routing", of, its["error"], "share")
+
+
 #: Function that extracts the figures of a result, by the result's name.
-FIGURES: Mapping[str, Figures] = {"goodput-default": goodput, "goodput-split": goodput}
+FIGURES: Mapping[str, Figures] = {
+    "goodput-default": goodput,
+    "goodput-split": goodput,
+    "bench-serve": bench_serve,
+    "ablation": ablation,
+    "recovery": recovery,
+    "simulator-error": simulator_error,
+}

@@ -45,3 +45,20 @@ def recovery(result: Result, live: Result | None) -> Path:
         axes[1, column].set_xlabel("seconds since the jump", fontsize=9)
     axes[0, 0].legend(fontsize=7)
     return save_figure(figure, "recovery")
+
+
+def bench_serve(result: Result, name: str) -> Path:
+    """Share kept and goodput over load, of the gateway and of the bare engine."""
+    figure, axes = new_figure(1, 2)
+    titles = {"kept": "kept, share of the requests sent", "goodput_per_s": "goodput, requests/s"}
+    for ax, (metric, title) in zip(axes, titles.items(), strict=True):
+        for system, by_load in result["systems"].items():
+            rows = [row[metric] for row in by_load.values()]
+            at = [float(load) for load in by_load]
+            ax.plot(at, [row["median"] for row in rows], "o-", markersize=4, label=system)
+            ax.fill_between(at, [row["min"] for row in rows], [row["max"] for row in rows], alpha=0.15)
+        ax.set_title(title, fontsize=10)
+        ax.set_ylim(bottom=0)
+        ax.set_xlabel(f"load, 1 = {result['full_per_s']:.2f} requests a second", fontsize=9)
+    axes[0].legend(fontsize=8)
+    return save_figure(figure, name)
