@@ -27,7 +27,7 @@ def ablation(result: Result) -> str:
     loads = [f"{load:g}" for load in result["loads"]]
 
     def points(row: Result) -> str:
-        middle, low, high = (f"{100 * row[key]:+.0f}" for key in ("median", "min", "max"))
+        middle, low, high = (f"{round(100 * row[key]):+d}" for key in ("median", "min", "max"))
         return f"{middle} [{low}, {high}]"
 
     whole = result["routers"]["whole router"]
@@ -90,5 +90,5 @@ def _error(its: Result | None, is_time: bool) -> str:
     if its is None:
         return ""
     if is_time:
-        return f"{its['live']:.0f} → {its['simulated']:.0f} ms ({its['error']:+.0%})"
-    return f"{its['live']:.0%} → {its['simulated']:.0%} ({100 * its['error']:+.0f})"
+        return f"{its['live']:.0f} → {its['simulated']:.0f} ms ({round(100 * its['error']):+d}%)"
+    return f"{its['live']:.0%} → {its['simulated']:.0%} ({round(100 * its['error']):+d})"
