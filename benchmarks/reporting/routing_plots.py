@@ -8,7 +8,7 @@ from benchmarks.reporting.plots import new_figure, save_figure
 COVERED = (0.93, 0.98)  # aim of the share within the predicted bounds
 
 
-def ablation(result: Result) -> Path:
+def ablation(result: Result, name: str) -> Path:
     """What each part of the router adds to the share kept, by load; a bar is the median of the seeds, a line all of them."""
     loads = [f"{load:g}" for load in result["loads"]]
     figure, axes = new_figure(1, len(loads))
@@ -23,7 +23,7 @@ def ablation(result: Result) -> Path:
         ax.set_title(f"load {load}: share kept more with it", fontsize=10)
         if ax is not axes[0]:
             ax.set_yticklabels([])
-    return save_figure(figure, "ablation")
+    return save_figure(figure, name)
 
 
 def recovery(result: Result, live: Result | None) -> Path:

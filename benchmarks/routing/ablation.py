@@ -1,14 +1,16 @@
 """Take out each part of the router alone, on the simulated default platform: `python -m benchmarks.routing.ablation`.
 
 All get the traces of `benchmarks.routing.goodput`, in all its shapes of arrivals. A part is worth what the whole router keeps more
-than the router without it, with the same seed.
+than the router without it, with the same seed. With `--drift` the engines are slower than their profiles, now more and now less.
 """
 
 import argparse
+import functools
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -34,13 +36,11 @@ WHOLE = "whole router"
 METRICS = ("attainment", "late", "worst_kind", "quality", "delivered")
 
 
-class _Apart(Platform):
-    """A platform whose router takes every variant to have hardware of its own."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for variant in self.variants:
-            variant.live.hardware = frozenset({variant.name})
+def _apart(platform: Platform, *args: Any, initialize: Callable[..., None] = Platform.__init__, **kwargs: Any) -> None:
+    """Make a platform whose router takes every variant to have hardware of its own."""
+    initialize(platform, *args, **kwargs)
+    for variant in platform.variants:
+        variant.live.hardware = frozenset({variant.name})
 
 
 class _InOrderOfArrival(Admission):
@@ -59,6 +59,11 @@ class _Unshared(Admission):
             one.share = 1.0
 
 
+def drift(at_ms: float) -> float:
+    """Time of an engine over that of its profile: 1.25, by 30% more or less over 40 s."""
+    return 1.25 * (1 + 0.3 * math.sin(2 * math.pi * at_ms / 40_000))
+
+
 def _constant(value: object) -> property:
     return property(lambda _: value)
 
@@ -66,7 +71,7 @@ def _constant(value: object) -> property:
 #: Changes that take out a part, by its name.
 PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
     "gears that rest": lambda: [patch.object(admission, "resting", lambda *_: frozenset())],
-    "knowledge of shared hardware": lambda: [patch.object(goodput_simulated, "Platform", _Apart)],
+    "knowledge of shared hardware": lambda: [patch.object(Platform, "__init__", _apart)],
     "places": lambda: [patch.object(Candidate, "harm", _constant(0))],
     "drift from streamed chunks": lambda: [patch.object(LatencyModel, "observe_steps", lambda *_: None)],
     "deadlines in the engines": lambda: [patch.object(Budget, "first_token_by_ms", lambda *_: 0.0)],
@@ -80,6 +85,11 @@ PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
     ],
     "shares of the classes": lambda: [patch.object(simulated_platform, "Admission", _Unshared)],
 }
+
+
+def drifting() -> AbstractContextManager[object]:
+    """Run the block with engines that are not as fast as their profiles, see `drift`."""
+    return patch.object(goodput_simulated, "Platform", functools.partial(Platform, drift=drift))
 
 
 @contextmanager
@@ -149,11 +159,13 @@ def _mean(cells: Sequence[Cell]) -> dict[str, float]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(arguments)
-    with command((NoVariant, ConfigError), "nothing was saved"):
+    parser.add_argument("--drift", action="store_true", help="engines that are not as fast as their profiles")
+    args = parser.parse_args(arguments)
+    name, engines = ("ablation-drift", drifting()) if args.drift else ("ablation", nullcontext())
+    with command((NoVariant, ConfigError), "nothing was saved"), engines:
         result = measure(bench(SIZE))
-    save("ablation", result)
-    routing_plots.ablation(result)
+    save(name, result)
+    routing_plots.ablation(result, name)
     return 0
 
 

@@ -80,7 +80,10 @@ def test_an_ablation_is_simulated_plotted_and_claimed(
     result = ablation.measure(bench(SIZE, machine))
     assert set(result["routers"]) == {WHOLE, "places"} and result["seeds"] == 2
     monkeypatch.setattr(plots, "IMAGES", tmp_path)
-    assert routing_plots.ablation(result).exists()
+    assert routing_plots.ablation(result, "ablation").exists()
+    with ablation.drifting():
+        slower = ablation.measure(bench(SIZE, machine))
+    assert slower["routers"][WHOLE]["3"]["attainment"]["median"] < result["routers"][WHOLE]["3"]["attainment"]["median"]
     assert "| places | " in goodput_tables.ablation({**result, "machine": MACHINE})
     assert "places.load-3.kept" in {one.id for one in claim_rows_goodput.ablation(result)}
 

@@ -38,6 +38,7 @@ def run(client: Executor, tokenizer: Path, tmp_path: Path):
     return run
 
 
+@pytest.mark.slow
 def test_answers_within_the_limits_are_good_at_the_gateway_and_at_the_bare_engine(gateway: Started, run):
     for one in targets(gateway.url, MODEL, 1.0, gateway.engines["full"].url):
         row = run(one, {"ttft": 60_000, "tpot": 60_000, "e2el": 60_000})
@@ -52,6 +53,7 @@ def test_answers_within_the_limits_are_good_at_the_gateway_and_at_the_bare_engin
     assert len({tuple(body["prompt"]) for body in bodies}) == len(bodies), "no prompt is in a prefix cache"
 
 
+@pytest.mark.slow
 def test_refused_and_broken_requests_are_never_good_nor_sent_again(gateway: Started, run):
     impossible = Target(
         "gearbox", gateway.url, f"{MODEL}@best", {"budget": {"ttft_ms": 1, "on_no_candidate": "reject"}}
