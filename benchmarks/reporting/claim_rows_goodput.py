@@ -9,6 +9,7 @@ from benchmarks.reporting.figures import Figure, Figures, figure
 
 OF_ADMITTED, REFUSAL_MS = 0.95, 50  # aims: share kept of the requests admitted; p99 until a refusal
 OVER_FULL, OVER_ADMISSION = 2, 1.25  # aims from saturation on: ratios of kept budgets
+SECONDS = (-1, 0, 1, 2, 3, 5, 10, 15)  # since a jump of the load, of which predictions are stated
 ERROR, COVERED = 0.1, "0.93 to 0.98"  # aims of predictions
 
 
@@ -84,11 +85,15 @@ def bench_serve(result: Result) -> Iterator[Figure]:
 
 def ablation(result: Result) -> Iterator[Figure]:
     """What each part of the router adds, in the simulator."""
+    metrics = {"attainment": ("kept", "requests within budget"), "worst_kind": ("worst_kind", "requests within budget, of the kind kept least")}  # fmt: skip
+    for load, row in result["routers"]["whole router"].items():
+        for metric, (id, words) in metrics.items():
+            yield figure(f"whole.load-{load}.{id}", "routing", f"simulated, load {load}, whole router: {words}", row[metric], "share")  # fmt: skip
     for part, by_load in result["gain"].items():
         for load, row in by_load.items():
-            id, of = f"{part}.load-{load}", f"simulated, load {load}, with less without '{part}'"
-            yield figure(f"{id}.kept", "routing", f"{of}: requests within budget", row["attainment"], "share")
-            yield figure(f"{id}.worst_kind", "routing", f"{of}: requests within budget, of the kind kept least", row["worst_kind"], "share")  # fmt: skip
+            of = f"simulated, load {load}, whole router less the router without '{part}'"
+            for metric, (id, words) in metrics.items():
+                yield figure(f"{part}.load-{load}.{id}", "routing", f"{of}: {words}", row[metric], "points", scale=100)
 
 
 def recovery(result: Result) -> Iterator[Figure]:
@@ -104,6 +109,11 @@ def _after_jump(id: str, of: str, by_time: Mapping[str, Any]) -> Iterator[Figure
         if after:
             lowest = min(row["covered"] for row in after)
             yield figure(f"{id}.{time}.lowest", "routing", f"{words}: lowest share within its 95% bound in a second after the jump", lowest, "share")  # fmt: skip
+        for row in its["seconds"]:
+            if row["second"] in SECONDS:
+                at, moment = f"{id}.{time}.{row['second']}s", f"{words}, {row['second']} s after the jump"
+                yield figure(f"{at}.covered", "routing", f"{moment}: share within its 95% bound", row["covered"], "share")  # fmt: skip
+                yield figure(f"{at}.error", "routing", f"{moment}: median error", row["error"], "share")
         if its["back_s"] is not None:
             yield figure(f"{id}.{time}.back", "routing", f"{words}: after the jump until 93 to 98% are within its bound", its["back_s"], "s")  # fmt: skip
 
@@ -115,8 +125,13 @@ def simulator_error(result: Result) -> Iterator[Figure]:
         for load, by_policy in by_load.items():
             for policy, row in by_policy.items():
                 for metric, its in row.items():
-                    of = f"simulator less live, {shape}, load {load}, {policy}: {words[metric]}"
-                    yield figure(f"{shape}.load-{load}.{policy}.{metric}", "routing", of, its["error"], "share")
+                    id, of = f"{shape}.load-{load}.{policy}.{metric}", f"{shape}, load {load}, {policy}: {words[metric]}"  # fmt: skip
+                    if metric.endswith("_ms"):
+                        yield figure(f"{id}.error", "routing", f"simulator over live less one, {of}", its["error"], "share")  # fmt: skip
+                    else:
+                        yield figure(f"{id}.error", "routing", f"simulator less live, {of}", its["error"], "points", scale=100)  # fmt: skip
+                    unit = "ms" if metric.endswith("_ms") else "share"
+                    yield figure(id, "routing", f"simulated, {of}", its["simulated"], unit, against=("live", its["live"]))  # fmt: skip
 
 
 #: Function that extracts the figures of a result, by the result's name.
@@ -125,6 +140,7 @@ FIGURES: Mapping[str, Figures] = {
     "goodput-split": goodput,
     "bench-serve": bench_serve,
     "ablation": ablation,
+    "ablation-drift": ablation,
     "recovery": recovery,
     "simulator-error": simulator_error,
 }

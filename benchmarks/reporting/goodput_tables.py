@@ -1,6 +1,7 @@
 """Tables of the routing benchmarks beside the simulator's policies: goodput, ablation, recovery, the simulator's error."""
 
 from benchmarks.reporting.cells import Result, machine_line, policy_cell, table
+from benchmarks.reporting.claim_rows_goodput import SECONDS
 
 
 def goodput_shapes(result: Result) -> str:
@@ -45,7 +46,6 @@ def ablation(result: Result) -> str:
 
 def recovery(result: Result, live: Result) -> str:
     """Coverage and error of the predicted times by the second since a jump of the load."""
-    shown = (-1, 0, 1, 2, 3, 5, 10, 15)
     sources = {f"simulated, {result['low']:g} to {result['high']:g}": result["simulated"]}
     sources |= {f"live, square, load {load}": its for load, its in live.get("recovery", {}).items()}
     rows = []
@@ -54,7 +54,7 @@ def recovery(result: Result, live: Result) -> str:
             by_second = {row["second"]: row for row in its["seconds"]}
             cells = [
                 f"{row['covered']:.0%} / {row['error']:.0%}" if (row := by_second.get(second)) else ""
-                for second in shown
+                for second in SECONDS
             ]
             back = "never" if its["back_s"] is None else f"{its['back_s']} s"
             rows.append([f"{name}: {time.upper()}", *cells, back])
@@ -62,7 +62,7 @@ def recovery(result: Result, live: Result) -> str:
         "Requests that arrive in each second around the jump: share within the predicted 95% bound / median error. The last column "
         f"is the first second from which three together are covered 93 to 98%. {result['periods'] * result['seeds']} jumps."
     )
-    return f"{table(['', *(f'{second} s' for second in shown), 'back'], rows)}\n\n{note}\n{machine_line(result)}"
+    return f"{table(['', *(f'{second} s' for second in SECONDS), 'back'], rows)}\n\n{note}\n{machine_line(result)}"
 
 
 def simulator_error(result: Result) -> str:
