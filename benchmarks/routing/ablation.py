@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.lib.processes import command
 from benchmarks.reporting import routing_plots
 from benchmarks.reporting.results import Progress, save, spread
-from benchmarks.routing import goodput_simulated, simulated_platform
+from benchmarks.routing import baselines, goodput_simulated
 from benchmarks.routing.goodput_cells import Bench, Size
 from benchmarks.routing.goodput_simulated import simulated
 from benchmarks.routing.goodput_summary import Cell
@@ -77,13 +77,13 @@ PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
     "deadlines in the engines": lambda: [patch.object(Budget, "first_token_by_ms", lambda *_: 0.0)],
     "order of the latest start": lambda: [
         patch.object(Waiting, "__lt__", lambda one, other: one.arrived < other.arrived),
-        patch.object(simulated_platform, "Admission", _InOrderOfArrival),
+        patch.object(baselines, "Admission", _InOrderOfArrival),
     ],
     "learned margins": lambda: [
         patch.object(BudgetClass, "margin", _constant(1.0)),
         patch.object(BudgetClass, "step_margin", _constant(1.1)),  # what an unlearned one has
     ],
-    "shares of the classes": lambda: [patch.object(simulated_platform, "Admission", _Unshared)],
+    "shares of the classes": lambda: [patch.object(baselines, "Admission", _Unshared)],
 }
 
 

@@ -10,6 +10,7 @@ from benchmarks.lib.sample_catalog import make_live_variant, make_profile, three
 from benchmarks.reporting import claim_rows_goodput, goodput_tables, plots, routing_plots
 from benchmarks.routing import ablation, goodput_simulated, live_platform, recovery, simulator_error
 from benchmarks.routing.ablation import PARTS, WHOLE, without
+from benchmarks.routing.baselines import POLICIES
 from benchmarks.routing.goodput import speeds
 from benchmarks.routing.goodput_cells import Setting, Size
 from benchmarks.routing.goodput_summary import Cell, summarise
@@ -20,7 +21,6 @@ from benchmarks.routing.simulator_error import NoLiveResult, errors_of
 from benchmarks.routing.workloads import Outcome, Request, predicted, times
 from serve.budget import Budget
 from serve.config.platform import load_config
-from serve.routing.policies import POLICIES
 from serve.routing.prediction import Latency
 
 SIZE = Size((1.0, 3.0), ("square",), (), 2, 4.0)

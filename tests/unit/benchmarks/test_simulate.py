@@ -127,7 +127,7 @@ def test_while_answers_are_written_the_gateway_follows_their_pace_and_the_offere
 
 
 def test_thousands_of_waiting_requests_start_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
-    platform = Platform([steady(max_running=10_000)], [["full"]], AlwaysFull())
+    platform = Platform([steady(max_running=10_000)], [["full"]], POLICIES["full"]())
     found: list[Decision] = []
     platform.admission.submit(platform.variants, Waiting(Budget(), Features(100, 11), 0.0, found.append), 0.0)
     found[0].waited = True

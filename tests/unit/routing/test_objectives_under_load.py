@@ -9,7 +9,7 @@ from benchmarks.routing.simulated_platform import Platform
 from benchmarks.routing.workloads import Outcome, mixed, poisson, summary
 from serve.budget import DEFAULT_PROFILES, Budget
 from serve.routing.catalog import Variant
-from serve.routing.policies import WithinBudget
+from serve.routing.policy import WithinBudget
 from tests.support.admission_site import PACED, Site, engine
 
 BALANCED = DEFAULT_PROFILES["balanced"].model_dump(exclude_none=True)
