@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.lib.processes import command
 from benchmarks.reporting import routing_plots
 from benchmarks.reporting.results import Progress, save, spread
-from benchmarks.routing import baselines, goodput_simulated
+from benchmarks.routing import goodput_simulated
 from benchmarks.routing.goodput_cells import Bench, Size
 from benchmarks.routing.goodput_simulated import simulated
 from benchmarks.routing.goodput_summary import Cell
@@ -27,9 +27,11 @@ from benchmarks.routing.simulated_platform import Platform
 from serve.budget import Budget
 from serve.config.platform import ConfigError
 from serve.routing import admission
-from serve.routing.admission import Admission, BudgetClass, Waiting
+from serve.routing.budget_classes import BudgetClass
+from serve.routing.fair_shares import FairShares, Flow
 from serve.routing.prediction import LatencyModel
 from serve.routing.router import Candidate
+from serve.routing.waiting_queue import Waiting, WaitingQueue
 
 SIZE = Size(loads=(0.5, 1.0, 2.0, 4.0), rounds=5, seconds=20.0)
 WHOLE = "whole router"
@@ -43,20 +45,19 @@ def _apart(platform: Platform, *args: Any, initialize: Callable[..., None] = Pla
         variant.live.hardware = frozenset({variant.name})
 
 
-class _InOrderOfArrival(Admission):
-    """An admission whose requests wait in the order of their arrival."""
-
-    def _is_behind(self, waiting: Waiting) -> bool:
-        return any(other.variant == waiting.variant for other in self._waiting)
+def _rank_by_arrival(queue: WaitingQueue, waiting: Waiting) -> None:
+    """Let requests wait in the order of their arrival."""
+    waiting.rank = waiting.flow.tenant.over, waiting.arrived, next(queue._numbers)
 
 
-class _Unshared(Admission):
-    """An admission under which no class has a share of its own."""
-
-    def _share(self) -> None:
-        super()._share()
-        for one in self.classes.values():
-            one.share = 1.0
+def _divide_nothing(
+    shares: FairShares, flows: Iterable[Flow], elapsed_s: float = 0.0, divide: Callable[..., None] = FairShares.divide
+) -> None:
+    """Let every class plan with all of the replicas' time."""
+    flows = list(flows)
+    divide(shares, flows, elapsed_s)
+    for flow in flows:
+        flow.share = 1.0
 
 
 def drift(at_ms: float) -> float:
@@ -75,15 +76,12 @@ PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
     "places": lambda: [patch.object(Candidate, "harm", _constant(0))],
     "drift from streamed chunks": lambda: [patch.object(LatencyModel, "observe_steps", lambda *_: None)],
     "deadlines in the engines": lambda: [patch.object(Budget, "first_token_by_ms", lambda *_: 0.0)],
-    "order of the latest start": lambda: [
-        patch.object(Waiting, "__lt__", lambda one, other: one.arrived < other.arrived),
-        patch.object(baselines, "Admission", _InOrderOfArrival),
-    ],
+    "order of the latest start": lambda: [patch.object(WaitingQueue, "rank", _rank_by_arrival)],
     "learned margins": lambda: [
         patch.object(BudgetClass, "margin", _constant(1.0)),
         patch.object(BudgetClass, "step_margin", _constant(1.1)),  # what an unlearned one has
     ],
-    "shares of the classes": lambda: [patch.object(baselines, "Admission", _Unshared)],
+    "shares of the classes": lambda: [patch.object(FairShares, "divide", _divide_nothing)],
 }
 
 

@@ -24,10 +24,11 @@ from benchmarks.routing.workloads import (
     summary,
 )
 from serve.budget import Budget
-from serve.routing.admission import Admission, Waiting
+from serve.routing.admission import Admission
 from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features, Latency
 from serve.routing.router import Decision
+from serve.routing.waiting_queue import Waiting
 
 # a prompt of 100 tokens is read in 100 ms, a token takes 20 ms alone and 40 ms with three others
 PROFILE = make_profile([(100, 1, 100), (1000, 1, 1000)], [(1, 20), (4, 40)], prefill_tokens_per_s=1000)

@@ -113,5 +113,5 @@ def test_under_load_the_cost_objective_keeps_as_many_budgets_for_less(rate: floa
 
     cheap, best = summary(run("cost")), summary(run("quality"))
     assert cheap["attainment"] > best["attainment"] - 0.05 and cheap["attainment"] > 0.8
-    assert cheap["usd_per_1000"] < 0.8 * best["usd_per_1000"]
+    assert cheap["usd_per_1000"] < 0.9 * best["usd_per_1000"]
     assert cheap["quality"] < best["quality"]
