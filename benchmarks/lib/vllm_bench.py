@@ -7,9 +7,11 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +56,12 @@ _WORDS = [
     "brake",
 ]
 
+_REFUSALS = (
+    "Too Many Requests",
+    "Service Unavailable",
+    "Unprocessable Entity",
+)  # the client keeps the phrase, not the code
+
 
 @dataclass(slots=True, frozen=True)
 class Point:
@@ -62,6 +70,15 @@ class Point:
     streams: int
     requests: int
     prompt_words: int
+    output_tokens: int
+
+
+@dataclass(slots=True, frozen=True)
+class Timed:
+    """A request of a trace: when it is sent, and its lengths."""
+
+    at_s: float
+    prompt_tokens: int
     output_tokens: int
 
 
@@ -116,6 +133,67 @@ def bench_serve(url: str, model: str, tokenizer: Path, point: Point, seed: str, 
             f"came back from {url}: {' '.join(errors)[-300:]} (log: {log})"
         )
     return Outcome([1000 * s for s in result["ttfts"]], result["median_tpot_ms"], result["output_throughput"])
+
+
+def bench_goodput(
+    url: str,
+    model: str,
+    tokenizer: Path,
+    requests: Sequence[Timed],
+    limits_ms: Mapping[str, float],
+    log: Path,
+    extra_body: Mapping[str, object] | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> dict[str, float]:
+    """Send `requests` at their times; what vLLM's client counts as goodput under `limits_ms` (`ttft`, `tpot`, `e2el`).
+
+    Only answered requests can be good: one that is refused or breaks off counts as sent, and is never sent again. Prompts are random
+    tokens that no other call has, so that no prefix cache helps.
+
+    Returns: `requests`, `goodput_per_s` (until the last answer), shares `kept`, `refused` (4xx and 503) and `broken` of all requests,
+    and of the answered ones medians and 95th percentiles of TTFT and TPOT, ms.
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+        for number, one in enumerate(requests):
+            row = {"timestamp": one.at_s, "input_length": one.prompt_tokens, "output_length": one.output_tokens}
+            file.write(json.dumps({**row, "hash_ids": [f"{os.urandom(8).hex()}-{number}"]}) + "\n")
+        file.flush()
+        flags = {
+            "--backend": "openai",
+            "--base-url": url,
+            "--endpoint": "/v1/completions",
+            "--model": model,
+            "--tokenizer": str(tokenizer),
+            "--dataset-name": "timed_trace",
+            "--dataset-path": file.name,
+            "--timed-trace-chunk-hash-size": str(max(one.prompt_tokens for one in requests)),
+            "--num-prompts": str(len(requests)),
+            "--ready-check-timeout-sec": "0",
+            "--temperature": "0",
+            "--extra-body": json.dumps(dict(extra_body or {})),
+            "--metric-percentiles": "95",
+        }
+        lists = ["--goodput", *(f"{name}:{limit:g}" for name, limit in limits_ms.items())]
+        if headers:
+            lists += ["--header", *(f"{name}={value}" for name, value in headers.items())]
+        with log.open("a") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            result = _run(
+                [part for flag in flags.items() for part in flag] + lists + ["--disable-tqdm", "--save-detailed"]
+            )
+    count, refused = len(requests), sum(error in _REFUSALS for error in result["errors"])
+    found = {
+        "requests": count,
+        "goodput_per_s": result["request_goodput"],
+        "kept": result["request_goodput"] * result["duration"] / count,
+        "refused": refused / count,
+        "broken": (result["failed"] - refused) / count,
+    }
+    if result["completed"]:
+        found |= {
+            f"{time}_{level}_ms": result[f"{name}_{time}_ms"]
+            for time in ("ttft", "tpot") for level, name in (("p50", "median"), ("p95", "p95"))
+        }  # fmt: skip
+    return found
 
 
 def _run(arguments: list[str]) -> dict:

@@ -210,7 +210,7 @@ def simulate(result: Result) -> Iterator[Figure]:
     for load, by_label in result["poisson"].items():
         yield from _predictions(f"poisson.load-{load}.predictions", f"simulated, Poisson, load {load}", by_label["budget"], 0.05)  # fmt: skip
     scale = result["scale"]
-    yield figure("scale.seconds", "routing", f"time to simulate {scale['requests']:,} requests to {scale['replicas']:,} replicas", scale["seconds"], "s")  # fmt: skip
+    yield figure("scale.seconds", "routing", f"CPU time to simulate {scale['requests']:,} requests to {scale['replicas']:,} replicas", scale["seconds"], "s")  # fmt: skip
 
 
 def _median(row: Mapping[str, Any], what: str = "attainment") -> float:

@@ -1,4 +1,4 @@
-"""Figures and aims of the live routing benchmark. Pure functions of a result as it was saved."""
+"""Figures and aims of the routing benchmarks: goodput, ablation, recovery, the simulator's error. Pure functions of a result."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -9,6 +9,7 @@ from benchmarks.reporting.figures import Figure, Figures, figure
 
 OF_ADMITTED, REFUSAL_MS = 0.95, 50  # aims: share kept of the requests admitted; p99 until a refusal
 OVER_FULL, OVER_ADMISSION = 2, 1.25  # aims from saturation on: ratios of kept budgets
+SECONDS = (-1, 0, 1, 2, 3, 5, 10, 15)  # since a jump of the load, of which predictions are stated
 ERROR, COVERED = 0.1, "0.93 to 0.98"  # aims of predictions
 
 
@@ -28,6 +29,8 @@ def goodput(result: Result) -> Iterator[Figure]:
             if "budget" in by_policy:
                 yield from _ours(id, f"{of}, policy budget", by_policy["budget"])
                 yield from _compared(id, f"{of}, policy budget", float(load), result["compared"][shape][load])
+    for load, by_time in result.get("recovery", {}).items():
+        yield from _after_jump(f"recovery.load-{load}", f"{platform} platform, square, load {load}", by_time)
 
 
 def _ours(id: str, of: str, row: Mapping[str, Any]) -> Iterator[Figure]:
@@ -64,5 +67,80 @@ def _compared(id: str, of: str, load: float, row: Mapping[str, Any]) -> Iterator
         yield figure(f"{id}.shifting", "routing", f"{of}: requests within budget, less those with full alone", shifting, "share")  # fmt: skip
 
 
+def bench_serve(result: Result) -> Iterator[Figure]:
+    """Goodput by vLLM's own client, of the gateway and of the bare engine."""
+    bare = result["systems"]["bare"]
+    yield figure("load_1", "routing", "vLLM's client: requests that full does by its profile: load 1", result["full_per_s"], "requests/s")  # fmt: skip
+    for system, by_load in result["systems"].items():
+        for load, row in by_load.items():
+            id, of = f"load-{load}.{system}", f"vLLM's client, load {load}, {system}"
+            for metric, words, unit in (("kept", "requests within the limits", "share"), ("goodput_per_s", "goodput", "requests/s")):  # fmt: skip
+                base = None if system == "bare" else ("bare", bare[load][metric])
+                yield figure(f"{id}.{metric}", "routing", f"{of}: {words}", row[metric], unit, against=base)
+            yield figure(f"{id}.refused", "routing", f"{of}: requests refused", row["refused"], "share")
+            yield figure(f"{id}.broken", "routing", f"{of}: requests that failed otherwise", row["broken"], "share", aim="== 0")  # fmt: skip
+            if "over_bare" in row:
+                yield figure(f"{id}.over_bare", "routing", f"{of}: requests within the limits, less the bare engine's of the same trace", row["over_bare"], "share")  # fmt: skip
+
+
+def ablation(result: Result) -> Iterator[Figure]:
+    """What each part of the router adds, in the simulator."""
+    metrics = {"attainment": ("kept", "requests within budget"), "worst_kind": ("worst_kind", "requests within budget, of the kind kept least")}  # fmt: skip
+    for load, row in result["routers"]["whole router"].items():
+        for metric, (id, words) in metrics.items():
+            yield figure(f"whole.load-{load}.{id}", "routing", f"simulated, load {load}, whole router: {words}", row[metric], "share")  # fmt: skip
+    for part, by_load in result["gain"].items():
+        for load, row in by_load.items():
+            of = f"simulated, load {load}, whole router less the router without '{part}'"
+            for metric, (id, words) in metrics.items():
+                yield figure(f"{part}.load-{load}.{id}", "routing", f"{of}: {words}", row[metric], "points", scale=100)
+
+
+def recovery(result: Result) -> Iterator[Figure]:
+    """Predictions after a jump of the load, in the simulator."""
+    of = f"simulated, load {result['low']:g} to {result['high']:g}"
+    yield from _after_jump("simulated", of, result["simulated"])
+
+
+def _after_jump(id: str, of: str, by_time: Mapping[str, Any]) -> Iterator[Figure]:
+    for time, its in by_time.items():
+        after = [row for row in its["seconds"] if row["second"] >= 0]
+        words = f"{of}: predicted {time.upper()}"
+        if after:
+            lowest = min(row["covered"] for row in after)
+            yield figure(f"{id}.{time}.lowest", "routing", f"{words}: lowest share within its 95% bound in a second after the jump", lowest, "share")  # fmt: skip
+        for row in its["seconds"]:
+            if row["second"] in SECONDS:
+                at, moment = f"{id}.{time}.{row['second']}s", f"{words}, {row['second']} s after the jump"
+                yield figure(f"{at}.covered", "routing", f"{moment}: share within its 95% bound", row["covered"], "share")  # fmt: skip
+                yield figure(f"{at}.error", "routing", f"{moment}: median error", row["error"], "share")
+        if its["back_s"] is not None:
+            yield figure(f"{id}.{time}.back", "routing", f"{words}: after the jump until 93 to 98% are within its bound", its["back_s"], "s")  # fmt: skip
+
+
+def simulator_error(result: Result) -> Iterator[Figure]:
+    """The simulator against the live platform."""
+    words = {"attainment": "requests within budget", "late": "requests answered late", "refused": "requests refused", "ttft_p50_ms": "median TTFT", "tpot_p50_ms": "median TPOT"}  # fmt: skip
+    for shape, by_load in result["errors"].items():
+        for load, by_policy in by_load.items():
+            for policy, row in by_policy.items():
+                for metric, its in row.items():
+                    id, of = f"{shape}.load-{load}.{policy}.{metric}", f"{shape}, load {load}, {policy}: {words[metric]}"  # fmt: skip
+                    if metric.endswith("_ms"):
+                        yield figure(f"{id}.error", "routing", f"simulator over live less one, {of}", its["error"], "share")  # fmt: skip
+                    else:
+                        yield figure(f"{id}.error", "routing", f"simulator less live, {of}", its["error"], "points", scale=100)  # fmt: skip
+                    unit = "ms" if metric.endswith("_ms") else "share"
+                    yield figure(id, "routing", f"simulated, {of}", its["simulated"], unit, against=("live", its["live"]))  # fmt: skip
+
+
 #: Function that extracts the figures of a result, by the result's name.
-FIGURES: Mapping[str, Figures] = {"goodput-default": goodput, "goodput-split": goodput}
+FIGURES: Mapping[str, Figures] = {
+    "goodput-default": goodput,
+    "goodput-split": goodput,
+    "bench-serve": bench_serve,
+    "ablation": ablation,
+    "ablation-drift": ablation,
+    "recovery": recovery,
+    "simulator-error": simulator_error,
+}

@@ -279,7 +279,7 @@ def simulate(result: Result) -> str:
         f"the same; load 1 is what `full` everywhere sustains, {result['requests_per_s_at_1']:.1f} requests a second; medians of "
         f"{len(result['seeds'])} seeds of {result['seconds']:.0f} s. The oracle sees the engines and knows lengths, and leaves the "
         f"margin that is best at each load. {scale['requests']:,} requests to {scale['replicas']:,} replicas take "
-        f"{scale['seconds']:.0f} s to simulate."
+        f"{scale['seconds']:.0f} s of CPU to simulate."
     )
     return f"{table(['', *(f'load {load}' for load in loads)], rows)}\n\n{note}\n{machine_line(result)}"
 
@@ -337,6 +337,10 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "compression-large": (compression_large, ("compression-large",)),
     "distillation": (distillation, ("distillation",)),
     "goodput-default": (goodput_tables.goodput_shapes, ("goodput-default",)),
+    "ablation": (goodput_tables.ablation, ("ablation",)),
+    "ablation-drift": (goodput_tables.ablation, ("ablation-drift",)),
+    "recovery": (goodput_tables.recovery, ("recovery", "goodput-default")),
+    "simulator-error": (goodput_tables.simulator_error, ("simulator-error",)),
     "predictions": (predictions, ("goodput-default", "simulate")),
     "simulate": (simulate, ("simulate",)),
     "decision": (decision, ("decision",)),

@@ -64,9 +64,9 @@ async def live(bench: Bench, url: str, setting: Setting, number: int, progress: 
             continue
         progress.step(name)
         replayed = await send(bench, url, setting, bench.trace(number, shape, load), number, shape, load)
-        row = {**bench.row(replayed.outcomes), **replayed.client()}
-        bench.journal.write(Cell("live", number, shape, load, setting.policy, row))
-        print(f"    {_line(row)}", flush=True)
+        cell = bench.cell("live", number, setting, shape, load, replayed.outcomes, replayed.client())
+        bench.journal.write(cell)
+        print(f"    {_line(cell.row)}", flush=True)
 
 
 def _name(number: int, setting: Setting, shape: str, load: float) -> str:
@@ -147,7 +147,7 @@ def _result(platform: str, bench: Bench, cells: Sequence[Cell]) -> dict[str, obj
             name: {
                 "quality": bench.machine.quality(name),
                 "cores": {
-                    "shared" if cores == 0 else str(cores): _speeds(bench.machine.profile(name, Setup((name,), cores)))
+                    "shared" if cores == 0 else str(cores): speeds(bench.machine.profile(name, Setup((name,), cores)))
                     for one, cores in bench.machine.folders
                     if one == name
                 },
@@ -161,7 +161,8 @@ def _result(platform: str, bench: Bench, cells: Sequence[Cell]) -> dict[str, obj
     }
 
 
-def _speeds(profile: Profile) -> dict[str, float]:
+def speeds(profile: Profile) -> dict[str, float]:
+    """What results say of a profile."""
     return {
         "tokens_per_s": profile.decode_tokens_per_s,
         "prefill_tokens_per_s": profile.prefill_tokens_per_s,

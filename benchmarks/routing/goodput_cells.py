@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.routing.dispatchers import LIMITS, Dispatcher, InFlight, dispatcher
-from benchmarks.routing.goodput_summary import ADMISSION, Cell
+from benchmarks.routing.goodput_summary import ADMISSION, OURS, SQUARE_S, Cell
 from benchmarks.routing.live_platform import SPLIT, Machine, Setup
 from benchmarks.routing.workloads import (
     ABSOLUTE,
@@ -19,19 +20,21 @@ from benchmarks.routing.workloads import (
     by_kind,
     mixed,
     poisson,
+    predicted,
     prediction,
     ramp,
     square,
     summary,
+    times,
 )
 from serve.card import Profile
 
-PERIOD_S = 10.0  # of bursts and square waves
+PERIOD_S = 10.0  # of bursts
 ARRIVALS: Mapping[str, Callable[[float, int, float], Iterator[float]]] = {  # by rate, seed and seconds of the cell
     "poisson": lambda rate, seed, _: poisson(rate, seed),
     "bursty": lambda rate, seed, _: bursty(rate, seed, period_s=PERIOD_S),
     "ramp": lambda rate, seed, seconds: ramp(rate, seed, period_s=seconds),
-    "square": lambda rate, seed, _: square(rate, seed, period_s=PERIOD_S),
+    "square": lambda rate, seed, _: square(rate, seed, period_s=SQUARE_S),
 }
 LOADS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0)
 ROUTED = ("budget", "threshold", "fastest", "round-robin", "token-load")  # between all variants
@@ -179,6 +182,24 @@ class Bench:
         ]
         return dispatcher(setting.policy, self.machine.config.model.name, variants, profiles, seed)
 
-    def row(self, outcomes: Sequence[Outcome]) -> dict[str, float]:
-        """All numbers of a cell."""
-        return {**summary(outcomes), **admission(outcomes), **prediction(outcomes), **by_kind(outcomes, self.full)}
+    def cell(
+        self,
+        where: str,
+        number: int,
+        setting: Setting,
+        shape: str,
+        load: float,
+        outcomes: Sequence[Outcome],
+        client: Mapping[str, float] = MappingProxyType({}),
+    ) -> Cell:
+        """A measured cell: all numbers and, for the router under a square wave, its predictions of each request."""
+        row = {
+            **summary(outcomes),
+            **times(outcomes),
+            **admission(outcomes),
+            **prediction(outcomes),
+            **by_kind(outcomes, self.full),
+            **client,
+        }
+        requests = predicted(outcomes) if shape == "square" and setting.policy in OURS else []
+        return Cell(where, number, shape, load, setting.policy, row, requests)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from benchmarks.routing.baselines import POLICIES
 from benchmarks.routing.goodput_cells import Bench, Setting
 from benchmarks.routing.goodput_summary import Cell
+from benchmarks.routing.live_platform import Machine
 from benchmarks.routing.simulated_platform import Platform
 from benchmarks.routing.workloads import Request
 from serve.card import load_card
@@ -15,25 +16,26 @@ SIMULATED = {"budget-full": "budget", **{name: name for name in POLICIES}}  # th
 DRAIN_S = 60.0  # between two cells
 
 
-def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
-    """The cells of a setting in the simulator; none for a policy that it does not have."""
+def platform(machine: Machine, setting: Setting, seed: int) -> Platform | None:
+    """The simulated platform of a setting; None for a policy that the simulator does not have."""
     alone = setting.policy in setting.setup.variants
     if not alone and setting.policy not in SIMULATED:
-        return []
+        return None
     variants = []
-    for name in setting.setup.variants:
-        if alone and name != setting.policy:
-            continue
-        args = bench.machine.config.engine_args(bench.machine.config.variants[0])
-        waiting = bench.machine.config.server.max_waiting_per_replica
-        config = VariantConfig(
-            name=name, recipe=name, price_usd_per_hour=bench.machine.config.variants[0].price_usd_per_hour
-        )
-        variants.append(make_variant(config, load_card(bench.machine.folder(name, setting.setup)), args, waiting))
+    for name in [setting.policy] if alone else setting.setup.variants:
+        args = machine.config.engine_args(machine.config.variants[0])
+        waiting = machine.config.server.max_waiting_per_replica
+        config = VariantConfig(name=name, recipe=name, price_usd_per_hour=machine.config.variants[0].price_usd_per_hour)
+        variants.append(make_variant(config, load_card(machine.folder(name, setting.setup)), args, waiting))
     names = [variant.name for variant in variants]
     places = [[name] for name in names] if setting.setup.cores else [names]  # a core each, or shared
-    policy = POLICIES["full" if alone else SIMULATED[setting.policy]]()
-    platform = Platform(variants, places, policy, number)
+    return Platform(variants, places, POLICIES["full" if alone else SIMULATED[setting.policy]](), seed)
+
+
+def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
+    """The cells of a setting in the simulator; none for a policy that it does not have."""
+    if (simulator := platform(bench.machine, setting, number)) is None:
+        return []
     trace: list[Request] = []
     ends: list[int] = []
     cells = [bench.trace(number, shape, load) for shape, load in bench.keys]
@@ -41,11 +43,11 @@ def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
         offset = i * (bench.size.seconds + DRAIN_S) * 1000
         trace += [replace(request, at=request.at + offset) for request in cell]
         ends.append(len(trace))
-    outcomes = list(platform.run(trace))
+    outcomes = list(simulator.run(trace))
     found = []
     for i, (shape, load) in enumerate(bench.keys, 1):
         its, offset = outcomes[ends[i - 1] : ends[i]], i * (bench.size.seconds + DRAIN_S) * 1000
         for outcome in its:
             outcome.request = replace(outcome.request, at=outcome.request.at - offset)
-        found.append(Cell("simulated", number, shape, load, setting.policy, bench.row(its)))
+        found.append(bench.cell("simulated", number, setting, shape, load, its))
     return found

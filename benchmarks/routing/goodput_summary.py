@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks.reporting.results import spread
+from benchmarks.routing.recovery_windows import since_jump
 from benchmarks.routing.workloads import max_min
 
 Row = dict[str, float]
 Rounds = dict[int, Row]  # by round
 ADMISSION = "admission"
+SQUARE_S = 10.0  # period of square waves
 OURS = ("budget", "budget-full")  # the platform's router; `budget-full` has no variant to shift to
 CAPACITY = ("full", "admission-")  # settings whose kept work is what the machine can do with `full` alone
 
@@ -25,6 +27,7 @@ class Cell:
     load: float
     policy: str
     row: Row = field(compare=False, hash=False)
+    requests: Sequence[Sequence[float]] = field(default=(), compare=False, hash=False)  # see `workloads.predicted`
 
 
 def grouped(cells: Sequence[Cell]) -> Iterator[tuple[str, str, str, dict[str, Rounds]]]:
@@ -51,7 +54,19 @@ def summarise(cells: Sequence[Cell]) -> dict[str, Any]:
         found[where].setdefault(shape, {})[load] = rows
         if where == "live" and "budget" in by_policy:
             found["compared"].setdefault(shape, {})[load] = compared(by_policy)
+    if jumps := after_jumps(cells):
+        found["recovery"] = jumps
     return found
+
+
+def after_jumps(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Predictions of the live router by the seconds since a jump of the load, all rounds together, by load and `all`."""
+    by_load: dict[str, list[Sequence[float]]] = {}
+    for cell in cells:
+        if cell.where == "live" and cell.policy == "budget" and cell.requests:
+            for load in (f"{cell.load:g}", "all"):
+                by_load.setdefault(load, []).extend(cell.requests)
+    return {load: since_jump(requests, SQUARE_S) for load, requests in by_load.items()}
 
 
 def best_admission(by_policy: Mapping[str, Rounds]) -> int | None:

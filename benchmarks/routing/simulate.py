@@ -120,8 +120,8 @@ def measured(cell: Cell) -> tuple[Cell, dict[str, float]]:
     return cell, {**summary(outcomes), **prediction(outcomes)}
 
 
-def cells() -> list[Cell]:
-    """All cells of the benchmark, each with the same number of machines."""
+def cells(seconds: float = SECONDS) -> list[Cell]:
+    """All cells of the benchmark, `seconds` of arrivals each, with the same number of machines."""
     full = catalog(["full"])[0].profile
     sample = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 0), relative(full), 0), 4000))
     sustained = full_load(full, sample) * len(GEARS)
@@ -129,7 +129,7 @@ def cells() -> list[Cell]:
     settings += [(name, name, GEARS) for name in POLICIES if name not in ("full", "cheapest")]
     settings += [(f"oracle:{margin:g}", f"oracle:{margin:g}", GEARS) for margin in MARGINS]
     return [
-        Cell(label, policy, gears, arrivals, sustained * x, SECONDS, seed)
+        Cell(label, policy, gears, arrivals, sustained * x, seconds, seed)
         for arrivals in ("bursty", "poisson")
         for x in LOADS
         for label, policy, gears in settings
@@ -138,14 +138,14 @@ def cells() -> list[Cell]:
     ]
 
 
-def measure() -> dict[str, Any]:
-    """Simulate all cells and the run at scale. Returns the result without the machine."""
-    plan = cells()
+def measure(seconds: float = SECONDS, requests: int = SCALE[1]) -> dict[str, Any]:
+    """Simulate all cells and the run at scale, of `requests`. Returns the result without the machine."""
+    plan = cells(seconds)
     max_rate_per_s = max(cell.rate_per_s for cell in plan)
     base = max_rate_per_s / max(LOADS)
     rows: dict[str, dict[str, dict[str, list[dict[str, float]]]]] = {}
     with ProcessPoolExecutor() as pool:
-        scale = pool.submit(at_scale, base)
+        scale = pool.submit(at_scale, base, requests)
         futures = [pool.submit(measured, cell) for cell in plan]
         for future in track(as_completed(futures), "simulations", len(futures)):
             cell, row = future.result()
@@ -165,7 +165,7 @@ def measure() -> dict[str, Any]:
     }
     return {
         "gears": GEARS,
-        "seconds": SECONDS,
+        "seconds": seconds,
         "seeds": SEEDS,
         "requests_per_s_at_1": round(base, 3),
         **found,
@@ -173,14 +173,14 @@ def measure() -> dict[str, Any]:
     }
 
 
-def at_scale(base: float) -> dict[str, float]:
-    """Simulate many replicas and requests at load 1, and measure the simulation time."""
-    replicas, requests = SCALE
-    started = time.perf_counter()
+def at_scale(base: float, requests: int) -> dict[str, float]:
+    """Simulate many replicas and `requests` at load 1, and measure the CPU time that it takes."""
+    replicas = SCALE[0]
+    started = time.process_time()
     rate = base / len(GEARS) * replicas
     cell = Cell("budget", "budget", GEARS * (replicas // len(GEARS)), "bursty", rate, requests / rate, 0)
     outcomes = simulate(cell)
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     return {
         "replicas": replicas,
         "requests": len(outcomes),
@@ -207,6 +207,8 @@ def main() -> int:
     )
     parser.add_argument("--policy", choices=POLICIES, default="budget", help="with --trace")
     parser.add_argument("--replicas", type=int, default=1, help="of each gear, with --trace")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of arrivals in a simulation")
+    parser.add_argument("--requests", type=int, default=SCALE[1], help=f"of the run with {SCALE[0]} replicas")
     args = parser.parse_args()
     with command((TraceError, OSError), "nothing was saved"):
         if args.trace:
@@ -214,7 +216,7 @@ def main() -> int:
             outcomes = simulate(Cell(args.policy, args.policy, gears, "", 0.0, 0.0, 0), recorded(args.trace))
             print(json.dumps({**summary(outcomes), **prediction(outcomes)}, indent=1))
             return 0
-        result = measure()
+        result = measure(args.seconds, args.requests)
     save("simulate", result)
     plots.policies(result["bursty"], "simulate", "load, full everywhere = 1")
     return 0

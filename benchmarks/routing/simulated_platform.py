@@ -1,8 +1,9 @@
 """Discrete-event simulation of the platform: engines and machines modelled from cards, behind the platform's own router.
 
 The router and its predictions are those of the platform. Only the engines are modelled, from their cards, in steps
-like vLLM's scheduler: waiting prompts are prefilled together in one step, in which every running answer gets one token;
-between such steps all answers decode together at the profile's time per token. Variants on one machine share its cores.
+like vLLM's scheduler: waiting prompts are prefilled together in one step, in which every running answer gets one token, the
+earliest deadline first; between such steps all answers decode together at the profile's time per token. Variants on one machine
+share its cores.
 """
 
 import copy
@@ -10,7 +11,6 @@ import heapq
 import itertools
 import math
 import random
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -30,11 +30,14 @@ LUCK_MS = 1000.0  # mean time between changes of an engine's random speed factor
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A request at an engine; `started` and `first` in ms, `cached_tokens` of its prompt were in the engine's prefix cache."""
+    """A request at an engine; `started`, `first` and the `deadline` of its first token in ms, `cached_tokens` of its prompt were
+    in the engine's prefix cache.
+    """
 
     outcome: Outcome
     decision: Decision | None = None
     started: float = 0.0
+    deadline: float = 0.0
     first: float = 0.0
     cached_tokens: int = 0
 
@@ -53,7 +56,7 @@ class Engine:
         self._reading_ms = Curve((point.prompt_tokens, point.p50_ms) for point in alone)
         self._sigma = math.log(max(point.p95_ms / point.p50_ms for point in profile.tpot)) / 1.645
         self._writing: list[tuple[float, int, Running]] = []  # ordered by the token count at which each is done
-        self._waiting: deque[Running] = deque()
+        self._waiting: list[tuple[float, int, Running]] = []  # ordered by deadline, then arrival
         self._reading: list[Running] = []
         self._step_ms = self._left_ms = 0.0  # of the prefill step
         self._step_tokens = 1.0  # tokens that each answer gets during it
@@ -99,7 +102,8 @@ class Engine:
 
     def take(self, running: Running) -> None:
         """Add an arriving request; call `advance` first."""
-        self._waiting.append(running)
+        self._order += 1
+        heapq.heappush(self._waiting, (running.deadline, self._order, running))
         self._read()
 
     def step(self) -> Iterator[tuple[str, Running]]:
@@ -142,7 +146,8 @@ class Engine:
         )
         engine._lucky_until, engine.slow, engine._streamed = math.inf, slow, [0.0, 0.0, 0.0]
         engine._cache = copy.deepcopy(self._cache)
-        running, started, first = Running(Outcome(request)), self._at, self._at
+        deadline = request.at + request.budget.first_token_by_ms(0.0)
+        running, started, first = Running(Outcome(request), deadline=deadline), self._at, self._at
         engine.take(running)
         while True:
             engine.advance(engine.next_event())
@@ -164,13 +169,13 @@ class Engine:
             return
         tokens, writing = 0, len(self._writing)
         while self._waiting and writing + len(self._reading) < self.variant.max_running:
-            request = self._waiting[0].outcome.request
-            prompt = request.prompt_tokens - (cached := self._cache.tokens(request.blocks))
+            one = self._waiting[0][2]
+            prompt = one.outcome.request.prompt_tokens - (cached := self._cache.tokens(one.outcome.request.blocks))
             if self._reading and tokens + prompt > CHUNK:
                 break
             tokens += prompt
-            self._waiting[0].cached_tokens = cached
-            self._reading.append(self._waiting.popleft())
+            one.cached_tokens = cached
+            self._reading.append(heapq.heappop(self._waiting)[2])
         if self._reading:
             self._step_ms, self._step_tokens = self._reading_ms(tokens), 1.0
             if writing:  # decode tokens beside the prompts, and before them half of the current step
@@ -225,10 +230,12 @@ class Platform:
         self._lengths = OutputLengths()
         self.engines: dict[str, list[tuple[Engine, Machine]]] = {variant.name: [] for variant in variants}
         known = {variant.name: variant for variant in variants}
-        for number, names in enumerate(machines):
+        for names in machines:
             machine = Machine([Engine(known[name], noise, drift) for name in names])
             for name in names:
-                known[name].live.hardware |= {str(number)}
+                known[name].live.hardware |= {
+                    "+".join(names)
+                }  # machines with the same variants are alike to the router
             for engine in machine.engines:
                 self.engines[engine.variant.name].append((engine, machine))
         for variant in variants:
@@ -236,6 +243,7 @@ class Platform:
         self._events: list[tuple[float, int, Machine, int]] = []
         self._numbers = itertools.count()
         self.now = 0.0
+        self._more = False  # whether a waiting request has started, after which another one may
 
     def run(self, trace: Iterable[Request]) -> Iterator[Outcome]:
         """Yield every request's outcome in the order of the trace; outcomes are complete after the last."""
@@ -290,10 +298,17 @@ class Platform:
         variant.live.on_dispatch(request.prompt_tokens, 1, decision.features.output_tokens)
         engine, machine = self.place(variant.name)
         machine.advance(now)
-        engine.take(Running(outcome, decision, now))
+        by_ms = request.budget.first_token_by_ms(prediction.expected.e2e_ms - prediction.expected.ttft_ms)
+        engine.take(Running(outcome, decision, now, request.at + by_ms))
         self._plan(machine)
-        if decision.waited:
-            self.admission.pump(self.variants, now / 1000)
+        self._more = decision.waited
+
+    def _pump(self) -> None:
+        """Start what has a place now, one after the other: each counts as in flight before the next is decided."""
+        self._more = True
+        while self._more:
+            self._more = False
+            self.admission.pump(self.variants, self.now / 1000)
 
     def _look(self, variant: Variant) -> None:
         live = variant.live
@@ -310,6 +325,7 @@ class Platform:
                 at = sum(sequences for _, _, sequences in streamed) / tokens
                 variant.latency.observe_steps(spent_ms, tokens, at, its_load)
         self.admission.roll(self.variants, self.now / 1000)
+        self._pump()
 
     def _until(self, limit: float) -> None:
         while self._events and self._events[0][0] <= limit:
@@ -344,4 +360,4 @@ class Platform:
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
         self.admission.class_of(request.budget).observe(decision, took)
-        self.admission.pump(self.variants, now / 1000)
+        self._pump()

@@ -253,6 +253,25 @@ def prediction(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return errors
 
 
+def times(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """Median and 95th percentile of TTFT and TPOT of the answered requests, ms; of nothing, none."""
+    found: dict[str, float] = {}
+    for i, time in enumerate(("ttft", "tpot")):
+        if took := sorted(outcome.took[i] for outcome in outcomes if outcome.took and outcome.took[i] > 0):
+            found[f"{time}_p50_ms"] = statistics.median(took)
+            found[f"{time}_p95_ms"] = took[math.ceil(0.95 * len(took)) - 1]
+    return found
+
+
+def predicted(outcomes: Sequence[Outcome]) -> list[list[float]]:
+    """Of each answered request: arrival, then for TTFT and TPOT the measured time, its predicted median and 95% bound; all in ms."""
+    known = [(o.request.at, o.took, o.expected, o.tail) for o in outcomes if o.took and o.expected and o.tail]
+    return [
+        [round(value, 1) for value in (at, took[0], expected[0], tail[0], took[1], expected[1], tail[1])]
+        for at, took, expected, tail in known
+    ]
+
+
 def max_min(offered: Mapping[str, float], capacity: float) -> dict[str, float]:
     """The max-min fair share of `capacity` for each kind of `offered` work: no kind gets more than it offers.
 

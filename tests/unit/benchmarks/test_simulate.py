@@ -24,8 +24,11 @@ from benchmarks.routing.workloads import (
     summary,
 )
 from serve.budget import Budget
+from serve.routing.admission import Admission
 from serve.routing.policy import WithinBudget
-from serve.routing.prediction import Latency
+from serve.routing.prediction import Features, Latency
+from serve.routing.router import Decision
+from serve.routing.waiting_queue import Waiting
 
 # a prompt of 100 tokens is read in 100 ms, a token takes 20 ms alone and 40 ms with three others
 PROFILE = make_profile([(100, 1, 100), (1000, 1, 1000)], [(1, 20), (4, 40)], prefill_tokens_per_s=1000)
@@ -72,6 +75,18 @@ def test_no_more_run_at_once_than_the_engine_takes():
     assert outcomes[4].took.ttft_ms > outcomes[0].took.e2e_ms
 
 
+def test_of_the_prompts_that_wait_at_an_engine_the_earliest_deadline_is_read_first():
+    def first_tokens(*limits: int) -> list[float]:
+        trace = [asked(0, output=101), *(asked(1 + i, ttft_ms=limit) for i, limit in enumerate(limits))]
+        outcomes = run(trace, variants=[steady(max_running=1)])
+        return [o.took.ttft_ms + o.request.at for o in outcomes[1:]]
+
+    late, early = first_tokens(9000, 5000)
+    assert early < late
+    first, second = first_tokens(5000, 5000)
+    assert first < second, "equal deadlines are read in the order of arrival"
+
+
 def test_variants_on_one_machine_share_it():
     variants = [steady("full"), steady("small", quality=0.5)]
     trace = [asked(0, output=101), asked(0, output=101)]
@@ -110,6 +125,23 @@ def test_while_answers_are_written_the_gateway_follows_their_pace_and_the_offere
         return last.expected
 
     assert last_expected(2.0).tpot_ms > 1.3 * last_expected(1.0).tpot_ms
+
+
+def test_thousands_of_waiting_requests_start_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
+    platform = Platform([steady(max_running=10_000)], [["full"]], POLICIES["full"]())
+    found: list[Decision] = []
+    platform.admission.submit(platform.variants, Waiting(Budget(), Features(100, 11), 0.0, found.append), 0.0)
+    found[0].waited = True
+    left = iter(range(5000))
+
+    def pump(self: Admission, *_: object) -> None:
+        if next(left, None) is not None:
+            platform._dispatch(Outcome(asked()), found[0])
+
+    monkeypatch.setattr(Admission, "pump", pump)
+    platform._pump()
+    [(engine, _)] = platform.engines["full"]
+    assert engine.requests == 5000
 
 
 def test_the_same_seed_gives_the_same_outcomes():
