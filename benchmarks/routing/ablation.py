@@ -9,7 +9,7 @@ import functools
 import math
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +28,6 @@ from serve.budget import Budget
 from serve.config.platform import ConfigError
 from serve.routing import admission
 from serve.routing.budget_classes import BudgetClass
-from serve.routing.fair_shares import FairShares, Flow
 from serve.routing.prediction import LatencyModel
 from serve.routing.router import Candidate
 from serve.routing.waiting_queue import Waiting, WaitingQueue
@@ -48,16 +47,6 @@ def _apart(platform: Platform, *args: Any, initialize: Callable[..., None] = Pla
 def _rank_by_arrival(queue: WaitingQueue, waiting: Waiting) -> None:
     """Let requests wait in the order of their arrival."""
     waiting.rank = waiting.flow.tenant.over, waiting.arrived, next(queue._numbers)
-
-
-def _divide_nothing(
-    shares: FairShares, flows: Iterable[Flow], elapsed_s: float = 0.0, divide: Callable[..., None] = FairShares.divide
-) -> None:
-    """Let every class plan with all of the replicas' time."""
-    flows = list(flows)
-    divide(shares, flows, elapsed_s)
-    for flow in flows:
-        flow.share = 1.0
 
 
 def drift(at_ms: float) -> float:
@@ -81,7 +70,6 @@ PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
         patch.object(BudgetClass, "margin", _constant(1.0)),
         patch.object(BudgetClass, "step_margin", _constant(1.1)),  # what an unlearned one has
     ],
-    "shares of the classes": lambda: [patch.object(FairShares, "divide", _divide_nothing)],
 }
 
 

@@ -2,8 +2,8 @@
 
 An engine runs as many sequences as the time per token allows that the budgets of the traffic ask for; what comes then waits,
 in the order of the latest time at which each request must start. One that would wait too long is refused before it costs
-others anything. Under overload tenants, and the classes of budgets of each, share the work by max-min fairness: what is
-offered, up to a fair part of what can be done.
+others anything. Under overload tenants share the work by max-min fairness: what is offered, up to a fair part of what can be
+done.
 """
 
 import math
@@ -69,7 +69,7 @@ class Admission:
             if decision.chosen.harm and not its_class.bounds:
                 raise _costs_too_much(decision)
             too_late = now + decision.wait_ms / 1000 > waiting.start_by
-            if held or too_late or (waiting.flow.over_share and self._endangers(waiting, now)):
+            if held or too_late:
                 raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
             decision.wait_ms = 0.0
@@ -167,10 +167,7 @@ class Admission:
 
         Work is counted as if each request were alone: requests of one batch may be more than all of the time.
         """
-        found: dict[str, float] = {}
-        for one in self.classes.values():
-            for tenant, flow in one.flows.items():
-                found[tenant] = found.get(tenant, 0.0) + flow.admitted_ms / 1000
+        found = {name: tenant.admitted_ms / 1000 for name, tenant in self._shares.tenants.items()}
         all_of_it = max(sum(found.values()), 1.0)
         return {tenant: taken / all_of_it for tenant, taken in found.items()}
 
@@ -201,23 +198,13 @@ class Admission:
         )  # fmt: skip
 
     def _wait_ms(self, waiting: Waiting, decision: Decision) -> float:
-        """Predicted wait: for the next place, after those that go first or its own flow, whose share is limited."""
+        """Predicted wait: for the next place, after those that go first or its own flow, whose tenant's share is limited."""
         load, latency = decision.chosen.load, decision.variant.latency
         replicas = load.replicas or 1
         batch = max(load.requests / replicas, 1.0)
         next_ms = waiting.features.output_tokens * latency.step_ms(load, batch) / batch
         ahead_ms = self._queue.ahead_ms(waiting)
         return (max(ahead_ms, waiting.flow.queued_ms / waiting.flow.share) + next_ms) / replicas
-
-    def _endangers(self, waiting: Waiting, now: float) -> bool:
-        """Whether there is no time for a waiting request of another flow, if this one is done first."""
-        ahead_ms = waiting.work_ms
-        for other in self._queue.line(waiting.variant):
-            if other.flow is not waiting.flow:
-                ahead_ms += other.work_ms
-                if now + ahead_ms / 1000 > other.start_by:
-                    return True
-        return False
 
     def _is_behind(self, waiting: Waiting, places: FreePlaces, now: float) -> bool:
         """Whether a request that waits for the same variant goes first, and does not need more room which it has time to get."""
@@ -248,7 +235,7 @@ def _offer(waiting: Waiting, its_class: BudgetClass, work_ms: float) -> None:
 
 def _admit(waiting: Waiting, decision: Decision) -> None:
     if not waiting.counted:
-        waiting.flow.admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
+        waiting.flow.tenant.admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
 
 
 def _work_ms(variant: Variant, features: Features, candidate: Candidate | None = None) -> float:

@@ -1,4 +1,8 @@
-"""Fair shares: the replicas' time by weighted max-min fairness, among tenants and then among the classes of budgets of each."""
+"""Fair shares: the replicas' time by weighted max-min fairness among tenants.
+
+Shares among the classes of budgets of one tenant cost 1 to 6 points of kept budgets, and the class kept least gained nothing by
+them (`benchmarks.routing.ablation`): within a tenant, requests go by their latest start.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -37,39 +41,25 @@ class Flow:
     """The requests of one tenant in one class of budgets; work in ms of all replicas, queued in ms of one."""
 
     tenant: Tenant = field(default_factory=Tenant)
-    offered_ms: float = 0.0  # per second, as the next: moving averages
-    admitted_ms: float = 0.0
+    offered_ms: float = 0.0  # per second: a moving average
     queued_ms: float = 0.0
     fair: float = 1.0  # of the replicas' time: what it offers, up to its part
-    share: float = 1.0  # that it may plan with: also what nobody else asks for
+    share: float = 1.0  # that its tenant may plan with: also what nobody else asks for
     _offered_now_ms: float = 0.0
-    _admitted_now_ms: float = 0.0
 
     def offer(self, work_ms: float) -> None:
         """Count an arriving request."""
         self._offered_now_ms += work_ms
-
-    def admit(self, work_ms: float) -> None:
-        """Count an admitted request."""
-        self._admitted_now_ms += work_ms
-        self.tenant.admit(work_ms)
 
     @property
     def recent_ms(self) -> float:
         """Work offered in about `MEMORY_S`, also since the last `roll`."""
         return self.offered_ms * MEMORY_S + self._offered_now_ms
 
-    @property
-    def over_share(self) -> bool:
-        """Whether it got more than its share of late."""
-        return self.admitted_ms > 1000 * self.share * _TOLERANCE
-
     def roll(self, elapsed_s: float) -> None:
-        """Update the averages, `elapsed_s` after the last call."""
-        weight = 1 - math.exp(-elapsed_s / MEMORY_S)
-        self.offered_ms += weight * (self._offered_now_ms / elapsed_s - self.offered_ms)
-        self.admitted_ms += weight * (self._admitted_now_ms / elapsed_s - self.admitted_ms)
-        self._offered_now_ms = self._admitted_now_ms = 0.0
+        """Update the average, `elapsed_s` after the last call."""
+        self.offered_ms += (1 - math.exp(-elapsed_s / MEMORY_S)) * (self._offered_now_ms / elapsed_s - self.offered_ms)
+        self._offered_now_ms = 0.0
 
 
 def max_min(offered: Sequence[float], weights: Sequence[float], capacity: float) -> list[float]:
@@ -105,7 +95,7 @@ class FairShares:
         self._short = self._short or tenant.wanting
 
     def divide(self, flows: Iterable[Flow], elapsed_s: float = 0.0) -> None:
-        """Set the shares of all flows: among tenants by weight, then equally among the classes of each; all may use the rest."""
+        """Set the shares of all flows: their tenants' by weight; all may use the rest."""
         by_tenant: dict[Tenant, list[Flow]] = {}
         for flow in flows:
             by_tenant.setdefault(flow.tenant, []).append(flow)
@@ -127,4 +117,4 @@ class FairShares:
             tenant.wanting = several and tenant.admitted_ms * _TOLERANCE < 1000 * min(part, max(share, _LEAST))
             fair = max_min([flow.offered_ms / 1000 for flow in its], [1.0] * len(its), share)
             for flow, its_fair in zip(its, fair, strict=True):
-                flow.fair, flow.share = its_fair, max(its_fair + left, _LEAST)
+                flow.fair, flow.share = its_fair, max(share + left, _LEAST)

@@ -11,9 +11,9 @@ from serve.budget import Budget
 from serve.routing import admission as of_admission
 from serve.routing import budget_classes
 from serve.routing.budget_classes import LEAST_MARGIN, MOST_MARGIN, BudgetClass
-from serve.routing.fair_shares import FairShares, Flow
+from serve.routing.fair_shares import FairShares, Flow, Tenant
 from serve.routing.policy import WithinBudget
-from serve.routing.prediction import Features, Latency
+from serve.routing.prediction import Latency
 from serve.routing.waiting_queue import Waiting
 from tests.support.admission_site import PACED, Site, engine
 
@@ -117,10 +117,10 @@ def test_a_class_that_offers_too_much_does_not_starve_another():
 
 
 def test_shares_are_what_is_offered_up_to_an_equal_part_and_all_may_plan_with_the_rest():
-    flows = [Flow(offered_ms=ms) for ms in (100.0, 900.0, 5000.0)]
+    flows = [Flow(Tenant(), offered_ms=ms) for ms in (100.0, 900.0, 5000.0)]
     FairShares().divide(flows)
     assert [one.share for one in flows] == pytest.approx([0.1, 0.45, 0.45])
-    flows = [Flow(offered_ms=ms) for ms in (100.0, 200.0, 300.0)]
+    flows = [Flow(Tenant(), offered_ms=ms) for ms in (100.0, 200.0, 300.0)]
     FairShares().divide(flows)
     assert [one.share for one in flows] == pytest.approx([0.5, 0.6, 0.7])
 
@@ -185,23 +185,7 @@ def test_a_share_is_of_all_replicas(replicas: int):
                 site.variants, Waiting(Budget(tpot_ms=1000), REQUEST, site.now, lambda _: None), site.now
             )
         site.roll(0.5)
-    (its,) = site.admission.classes.values()
-    assert its.flow(site.admission._shares.tenant("", 1.0)).over_share == (replicas == 1)
-
-
-def test_a_class_over_its_share_is_refused_where_another_would_be_late():
-    """Long answers of its own would take the time in which the other must start."""
-    limits = {**PACED, "ttft_ms": 20_000, "on_no_candidate": "reject"}
-    for admitted_ms, other_ms, output_tokens, waits in (
-        (1000.0, 2000, 100, False), (0.0, 2000, 100, True), (1000.0, 9000, 100, True), (1000.0, 2000, 5, True),
-    ):  # fmt: skip
-        site = Site()
-        for _ in range(2):
-            site.ask(**PACED)
-        assert site.ask(**PACED, ttft_ms=other_ms).waits
-        its = site.admission.class_of(Budget(**limits)).flow(site.admission._shares.tenant("", 1.0))
-        its.share, its.admitted_ms = 0.1, admitted_ms
-        assert site.ask(features=Features(100, output_tokens), **limits).waits == waits
+    assert (site.admission._shares.tenant("", 1.0).admitted_ms > 1000) == (replicas == 1)
 
 
 def test_an_answer_ends_the_quiet_after_which_margins_decay():
