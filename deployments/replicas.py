@@ -7,6 +7,7 @@ deployment handle (docs/design/performance.md).
 import asyncio
 import random
 from collections.abc import Collection, Iterable, Mapping
+from time import perf_counter
 
 import aiohttp
 from ray import serve as ray_serve
@@ -16,6 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoints, replica_nodes
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
+from serve.gateway.replica_health import ReplicaHealth
 from serve.routing.catalog import LiveState
 from serve.telemetry.prometheus_text import parse
 
@@ -49,6 +51,7 @@ class ServeReplicas:
         self._host_override = host_override  # where replicas listen, if not on their node's address
         self._gpus = gpus or {}  # of each replica, by variant; none where there is no entry
         self._handles: dict[str, DeploymentHandle] = {}
+        self.health = ReplicaHealth()
 
     async def sync(self, variants: Iterable[str]) -> None:
         """Hold a handle for each of `variants` that is deployed, and for no other."""
@@ -99,8 +102,12 @@ class ServeReplicas:
         live.hardware = self._hardware(variant)
         in_flight, by_replica = live.in_flight, live.in_flight_by_replica
         answers = await asyncio.gather(*(_engine_stats(session, url) for url in urls))
-        sequences = {url: _sequences(stats) for url, stats in zip(urls, answers, strict=True)}
+        for url, stats in zip(urls, answers, strict=True):
+            self.health.on_poll(url, stats is not None, perf_counter())
+        ejected = self.health.ejected(urls)
+        sequences = {url: _sequences(stats) for url, stats in zip(urls, answers, strict=True) if url not in ejected}
         live.update_replicas(sequences, by_replica)
+        urls = list(sequences)
         engines = [stats for stats in answers if stats]
         if urls and not engines:
             return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
@@ -129,17 +136,22 @@ class ServeReplicas:
         return f"http://{authority(self._host_override or host, port)}"
 
 
-def _sequences(stats: Mapping[str, float]) -> int | None:
+def _sequences(stats: Mapping[str, float] | None) -> int | None:
     """Sequences at an engine, running and waiting; None when it did not answer."""
     return round(stats.get("num_requests_running", 0) + stats.get("num_requests_waiting", 0)) if stats else None
 
 
-async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
-    """Gauges of one engine; empty when it does not answer in time, so that a dying replica does not delay the others."""
+async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
+    """Gauges of one engine, empty when they cannot be read.
+
+    None when it does not answer in time, so that a dying replica does not delay the others.
+    """
     try:
         async with session.get(f"{url}/metrics") as response:
             samples = parse(await response.text(), _READ)
-    except (TimeoutError, aiohttp.ClientError, ValueError):
+    except (TimeoutError, aiohttp.ClientError):
+        return None
+    except ValueError:
         return {}
     stats = {name: value for name in _GAUGES for value in samples.get(f"vllm:{name}", {}).values()}
     for series in samples.get(_CACHE, {}):

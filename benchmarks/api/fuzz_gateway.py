@@ -12,6 +12,7 @@ from benchmarks.lib.sample_catalog import make_config, three_gears
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from serve.gateway.app import Gateway
 from serve.gateway.auth import hash_key
+from serve.gateway.replica_health import ReplicaHealth
 from serve.telemetry.metrics import Metrics
 
 KEY = "gbx-fuzzing"
@@ -22,6 +23,7 @@ class OneReplica:
 
     def __init__(self, url: str) -> None:
         self._url = url
+        self.health = ReplicaHealth()
 
     def urls(self, variant: str) -> list[str]:
         """The only one."""

@@ -100,7 +100,8 @@ class InstantEngine:
             return await _whole(send, _WHOLE % (content, 16 + tokens, tokens), b"application/json")
         pace, _, period = body["messages"][-1]["content"].partition(" ")
         usage = (body.get("stream_options") or {}).get("include_usage")
-        await _stream(send, tokens, bool(usage), self._pacer(pace, period))
+        ids = bool(body.get("return_token_ids"))
+        await _stream(send, tokens, bool(usage), self._pacer(pace, period), ids=ids)
 
     def _pacer(self, pace: str, period: str) -> "Callable[[], Awaitable[None]] | None":
         if pace not in ("step", "scatter"):
@@ -118,21 +119,31 @@ class InstantEngine:
         return own_phase
 
 
+def _with_ids(event: bytes) -> bytes:
+    """The event as an engine writes it that is asked for token ids."""
+    prompt = b',"prompt_token_ids":[' + b",".join(b"%d" % n for n in range(16)) + b"]}\n\n"
+    event = event.replace(b'"token_ids":null', b'"token_ids":[12345]')
+    return event.replace(b"}\n\n", prompt) if b'"role"' in event else event
+
+
 async def _whole(send: Send, body: bytes, content_type: bytes) -> None:
     headers = [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def _stream(send: Send, tokens: int, usage: bool, pace: "Callable[[], Awaitable[None]] | None") -> None:
+async def _stream(
+    send: Send, tokens: int, usage: bool, pace: "Callable[[], Awaitable[None]] | None", *, ids: bool
+) -> None:
     """Stream one chunk per token, as vLLM does: first a chunk with the role; the last token's has the finish reason."""
     headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": _FIRST, "more_body": True})
+    first, token, last = (_with_ids(event) if ids else event for event in (_FIRST, _TOKEN, _LAST))
+    await send({"type": "http.response.body", "body": first, "more_body": True})
     for left in range(tokens, 0, -1):
         if pace is not None:
             await pace()
-        await send({"type": "http.response.body", "body": _TOKEN if left > 1 else _LAST, "more_body": True})
+        await send({"type": "http.response.body", "body": token if left > 1 else last, "more_body": True})
         if pace is None:
             await asyncio.sleep(0)  # let other streams run, as in an engine's front end
     if usage:

@@ -132,6 +132,23 @@ def build() -> Dashboard:
             Line(rate("gearbox_failovers_total", f"{BY_VARIANT}, cause", VARIANT), f"{NAME} {{{{cause}}}}"),
         ),
         chart(
+            "Continued streams by variant",
+            "Streams that another replica or variant continued, by the variant they left. connection is a replica that died, "
+            "stalled one that stood still, engine_error one that reported an error.",
+            "reqps",
+            Line(rate("gearbox_migrations_total", f"{BY_VARIANT}, cause", VARIANT), f"{NAME} {{{{cause}}}}"),
+        ),
+        chart(
+            "Ejected replicas",
+            "Replicas that got no requests until a probe succeeded, within an hour. unreachable is one that died; stalled "
+            "one that stood still: look for a lack of CPU when it repeats.",
+            "short",
+            Line(
+                f"sum by ({BY_VARIANT}, cause) (increase(gearbox_replica_ejections_total{{{VARIANT}}}[1h]))",
+                f"{NAME} {{{{cause}}}}",
+            ),
+        ),
+        chart(
             "Rejected requests",
             "Requests answered with an error before any variant's answer. overloaded and budget_under_load call for "
             "replicas, impossible_budget for another catalog or looser budgets, the rest are the client's own or on a "

@@ -31,6 +31,7 @@ from serve.gateway.http import (
 )
 from serve.gateway.openapi import describe
 from serve.gateway.rate_limits import StoreUnavailable
+from serve.gateway.replica_watch import ReplicaWatch
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
@@ -82,6 +83,7 @@ class Gateway:
         self._uploads = self._documents.uploads()
         self._grounder = Grounder(config.retrieval, retrieval, metrics, _own_url(config))
         self._admission = RequestAdmission(variants, metrics)
+        self._watch = ReplicaWatch(self._engines, variants, config.model.name)
         self._generation = Generation(
             config, variants, self._engines, self._gatekeeper, metrics, self.telemetry, self._admission, self._grounder
         )
@@ -116,6 +118,7 @@ class Gateway:
 
     def refresh(self) -> None:
         """Update what routing knows about the engines' speed, and start or refuse waiting requests; called regularly."""
+        self._watch.refresh(self._admission.loads())
         self._admission.refresh()
         self.telemetry.export_shares(self._admission.admitted_shares())
 

@@ -1,20 +1,25 @@
 """Engine client: HTTP requests to the replicas of the variants."""
 
 import asyncio
+import logging
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Protocol
 
 import aiohttp
+import orjson
 
+from serve.gateway.replica_health import Exchange, ReplicaHealth
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 
 REPLICA_WAIT_S = 5  # for a replica of a variant that should have one
 COLD_START_WAIT_S = 300  # for a variant that starts from zero
+PROBE_TIMEOUT_S = 5
 _ENGINE_KEEPALIVE_S = 60  # shorter than the 90 s after which Serve's replicas close idle connections
+_LOG = logging.getLogger("gearbox.gateway")
 
 
 class NoReplica(Exception):
@@ -36,6 +41,8 @@ class EngineUnreachable(Exception):
 
 class Replicas(Protocol):
     """Chooses the replica of a variant for one request."""
+
+    health: ReplicaHealth
 
     async def choose(self, variant: str, avoid: Collection[str] = ()) -> str:
         """Base URL of a replica's own HTTP server that is not in `avoid`.
@@ -63,9 +70,19 @@ class Engines:
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
 
+    @property
+    def health(self) -> ReplicaHealth:
+        """Health of all replicas."""
+        return self._replicas.health
+
+    def urls(self, variant: str) -> list[str]:
+        """Base URLs of all replicas of `variant` that run now."""
+        return self._replicas.urls(variant)
+
     def has_replica(self, variant: Variant, avoid: Collection[str]) -> bool:
-        """Whether a replica of `variant` runs that is not in `avoid` (base URLs)."""
-        return any(url not in avoid for url in self._replicas.urls(variant.name))
+        """Whether a replica of `variant` runs that is not in `avoid` (base URLs), and is not ejected."""
+        urls = self._replicas.urls(variant.name)
+        return bool(set(urls).difference(avoid, self.health.ejected(urls)))
 
     @asynccontextmanager
     async def post(
@@ -77,8 +94,10 @@ class Engines:
         more: Mapping[str, str],
         avoid: Collection[str] = (),
         replica: str = "",
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The response of `replica` (its base URL), its head read, its body not; without one, of any that is not in `avoid`.
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Exchange]]:
+        """The response of `replica` (its base URL), its head read, its body not, and the exchange with it.
+
+        Without one, or where it is ejected, any replica that is not in `avoid`.
 
         `more` are headers for it.
 
@@ -86,52 +105,105 @@ class Engines:
         the generation.
 
         Raises:
-            EngineUnreachable: no replica, no connection, or a server error instead of an answer.
+            EngineUnreachable: no replica, no connection, a server error instead of an answer, or the replica has stalled.
         """
+        replica = await self._choose(variant, avoid, replica)
+        exchange = self.health.begin(replica, perf_counter())
+        response: aiohttp.ClientResponse | None = None
+        # clients may repeat their ids, engines must not see one twice
+        headers = {**self._headers, "x-request-id": f"{request_id}-{uuid.uuid4().hex[:8]}", **more}
         try:
-            if replica not in (running := self._replicas.urls(variant.name)):
-                if replica and running:
-                    raise NoReplica(f"a replica of variant '{variant.name}' has stopped")
-                replica = await self._any(variant, avoid)
-            engine_id = (
-                f"{request_id}-{uuid.uuid4().hex[:8]}"  # clients may repeat theirs, engines must not see one twice
-            )
-            response = await self._open().post(
-                replica + path,
-                data=payload,
-                headers={**self._headers, "x-request-id": engine_id, **more},
-                timeout=self._timeout,
-            )
-        except NoReplica as error:
-            unreachable = EngineUnreachable(str(error), sent=False)
-            unreachable.replica = replica or None
-            raise unreachable from error
-        except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            sent = bool(replica) and not isinstance(error, aiohttp.ClientConnectorError)
-            unreachable = EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'", sent=sent)
-            unreachable.replica = replica or None
-            raise unreachable from error
-        try:
+            response = await self._send(exchange, path, payload, headers, variant)
             if response.status >= 500:
                 raise EngineUnreachable(f"variant '{variant.name}' answered {response.status}")
-            yield response
+            yield response, exchange
         except EngineUnreachable as error:
             error.replica = replica
             raise
         finally:
-            if response.content.at_eof():
-                response.release()
-            else:
-                response.close()
+            self.health.end(exchange)
+            if response is not None:
+                if response.content.at_eof():
+                    response.release()
+                else:
+                    response.close()
 
-    async def _any(self, variant: Variant, avoid: Collection[str]) -> str:
-        """Base URL of a replica that is not in `avoid`; waits where one starts from zero."""
-        cold, started = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
-        async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
-            replica = await self._replicas.choose(variant.name, avoid)
+    async def _choose(self, variant: Variant, avoid: Collection[str], replica: str) -> str:
+        """Base URL of `replica`, or of any other that is not avoided; waits where one starts from zero."""
+        avoid = self._avoided(variant, avoid)
+        if replica in (running := self._replicas.urls(variant.name)) and replica not in avoid:
+            return replica
+        if replica and running and replica not in running:
+            unreachable = EngineUnreachable(f"a replica of variant '{variant.name}' has stopped", sent=False)
+            unreachable.replica = replica
+            raise unreachable
+        try:
+            cold, started = variant.live.replicas == 0 and variant.scales_to_zero, perf_counter()
+            async with asyncio.timeout(COLD_START_WAIT_S if variant.scales_to_zero else REPLICA_WAIT_S):
+                replica = await self._replicas.choose(variant.name, avoid)
+        except NoReplica as error:
+            raise EngineUnreachable(str(error), sent=False) from error
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            raise EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'", sent=False) from error
         if cold:
             self._metrics.cold_start.labels(variant.name).observe(perf_counter() - started)
         return replica
+
+    def _avoided(self, variant: Variant, broken: Collection[str]) -> Collection[str]:
+        """Replicas that the next request avoids: those in `broken`, the ejected ones, and if others are left, those that return."""
+        if not self.health.troubled:
+            return broken
+        urls = self._replicas.urls(variant.name)
+        avoided = self.health.avoided(urls, perf_counter()).union(broken)
+        return avoided if set(urls) - avoided else self.health.ejected(urls).union(broken)
+
+    async def _send(
+        self, exchange: Exchange, path: str, payload: bytes, headers: Mapping[str, str], variant: Variant
+    ) -> aiohttp.ClientResponse:
+        loop = asyncio.get_running_loop()
+        url = exchange.replica.url
+        try:
+            async with asyncio.timeout(None) as wait:
+                exchange.interrupt = lambda: wait.reschedule(loop.time())
+                response = await self._open().post(url + path, data=payload, headers=headers, timeout=self._timeout)
+                exchange.interrupt = response.close
+                return response
+        except aiohttp.ClientConnectorError as error:  # nobody listens there
+            self.health.end(exchange)
+            self.eject(variant, url, "unreachable")
+            raise EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'", sent=False) from error
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            problem = "a stalled replica" if exchange.stalled else type(error).__name__
+            raise EngineUnreachable(f"{problem} at variant '{variant.name}'") from error
+
+    def eject(self, variant: Variant, url: str, cause: str) -> None:
+        """Send nothing more to this replica until a probe succeeds, and interrupt its requests. `cause`: one of `metrics.EJECTIONS`."""
+        variant.live.on_unreachable(url)
+        if self.health.eject(url, perf_counter()):
+            self._metrics.ejections.labels(variant.name, cause).inc()
+            _LOG.warning("a replica of variant %s is ejected (%s): %s", variant.name, cause, url)
+
+    async def detokenize(self, variant: Variant, model: str, tokens: Sequence[int], avoid: Collection[str]) -> str:
+        """The text of `tokens` by the tokenizer of `variant`. Raises `EngineUnreachable`, also where the engine does not offer it."""
+        payload = orjson.dumps({"model": model, "tokens": tokens})
+        async with self.post(variant, "/detokenize", payload, "detokenize", {}, avoid) as (response, _):
+            try:
+                return str(orjson.loads(await response.read())["prompt"])
+            except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError) as error:
+                raise EngineUnreachable(f"{type(error).__name__} while detokenizing") from error
+
+    async def probe(self, url: str, model: str) -> bool:
+        """Whether the replica generates a token in time."""
+        payload = orjson.dumps({"model": model, "prompt": [0], "max_tokens": 1})
+        try:
+            timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+            async with self._open().post(
+                url + "/v1/completions", data=payload, headers=self._headers, timeout=timeout
+            ) as answer:
+                await answer.read()
+                return answer.status == 200
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            return False
 
     def _open(self) -> aiohttp.ClientSession:
         """The session, made on first use because it belongs to the running event loop."""

@@ -1,7 +1,7 @@
 """Generation requests: resolve the budget, have the request admitted, relay its response, record telemetry; with failover.
 
 A request whose replica fails before the first token is routed again with the rest of its budget: to another replica of the
-variant if there is one, else to another variant.
+variant if there is one, else to another variant. A stream that is interrupted later is continued, see `continuation`.
 """
 
 import asyncio
@@ -17,13 +17,17 @@ from serve.budget import Budget, resolve_budget
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
+from serve.gateway.continuation import Continuation, NotContinuable, inexact
 from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
 from serve.gateway.engine_priority import EnginePriority
 from serve.gateway.grounding import Grounder
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.gateway.migration import MAX_CONTINUATIONS, Migration
+from serve.gateway.replica_health import Exchange
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
+from serve.gateway.response_stream import Cause, ResponseStream, StreamInterrupted
 from serve.gateway.sse_relay import EngineFault, StreamRelay, count_tokens, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
@@ -61,6 +65,7 @@ class Generation:
         self._variants = variants
         self._engines = engines
         self._priority = EnginePriority(config)
+        self._migration = Migration(config, variants, engines, admission, metrics)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
 
@@ -145,10 +150,12 @@ class Generation:
                 self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
             self._telemetry.record_decision(request.profile, decision)
             attempt = Attempt(request, decision, decided, decision_s, waited_s)
-            request.attempts.append(attempt)
             name = decision.variant.name
+            stream = self._response_stream(attempt)
             try:
-                return await self._attempt(attempt, send, broken)
+                return await self._attempt(attempt, stream, send, broken)
+            except StreamInterrupted as error:
+                return await self._continue(attempt, stream, error, send, broken)
             except EngineUnreachable as error:
                 _LOG.warning("request %s left a replica of variant %s: %s", request.id, name, error)
                 faults += error.sent
@@ -199,38 +206,54 @@ class Generation:
             raise context_length_error(error, variant, call) from error
         failed.update(name for name in self._variants if name not in longer)
 
-    async def _attempt(self, attempt: Attempt, send: Send, broken: Collection[str]) -> None:
+    async def _attempt(self, attempt: Attempt, stream: ResponseStream, send: Send, broken: Collection[str]) -> None:
         variant, call, request = attempt.variant, attempt.call, attempt.request
-        payload = call.payload(self._config.model.name, self._priority.of(attempt))
+        model, priority = self._config.model.name, self._priority.of(attempt)
+        if stream.continues:
+            path = _PATHS["completions"]
+            payload = stream.continuation.payload(model, variant.max_model_len, priority)
+            attempt.prefill_tokens, output_tokens = stream.continuation.total_tokens, 0
+        else:
+            path, payload = (
+                _PATHS[call.endpoint],
+                call.payload(model, priority, token_ids=stream.relay.continuation is not None),
+            )
+            attempt.prefill_tokens = attempt.decision.chosen.uncached_tokens
+            output_tokens = attempt.decision.features.total_output_tokens
+        request.attempts.append(attempt)
         in_flight = self._metrics.in_flight.labels(variant.name)
         attempt.dispatched = perf_counter()
-        self._metrics.overhead.observe(attempt.overhead_s)
+        if attempt.continues is None:
+            self._metrics.overhead.observe(attempt.overhead_s)
         trace_headers: Mapping[str, str] = {}
         if request.trace is not None:
             attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
             trace_headers = request.trace.headers(attempt.span)
         features, replica = attempt.decision.features, attempt.replica
-        uncached = attempt.decision.chosen.uncached_tokens
-        variant.live.on_dispatch(uncached, call.sequences, features.total_output_tokens, replica)
+        variant.live.on_dispatch(attempt.prefill_tokens, call.sequences, output_tokens, replica)
         expected = attempt.decision.chosen.prediction.expected
         in_flight.inc()
         self._admission.start_waiting()
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
-            path = _PATHS[call.endpoint]
-            async with self._engines.post(
-                variant, path, payload, request.id, trace_headers, broken, replica
-            ) as response:
+            async with self._engines.post(variant, path, payload, request.id, trace_headers, broken, replica) as (
+                response,
+                exchange,
+            ):
+                attempt.reached = exchange.replica.url
                 if response.status >= 400:
                     raise translate_engine_error(response.status, await _read(response, variant), call)
                 if call.stream:
-                    attempt.outcome = await self._stream(attempt, response, send)
+                    attempt.outcome = await self._stream(attempt, stream, response, exchange, send)
                 else:
                     await self._whole(attempt, await _read(response, variant), send)
                     attempt.outcome = "ok"
         except EngineUnreachable:
             attempt.outcome = "engine_error"
+            raise
+        except StreamInterrupted:
+            attempt.outcome = "interrupted"
             raise
         except (RequestError, ContextTooLong):
             attempt.outcome = "client_error"
@@ -272,63 +295,118 @@ class Generation:
             body = body.replace(*rename, 1)
         await reply(send, 200, splice(body, gearbox_object(attempt)), routing_headers(attempt))
 
-    async def _stream(self, attempt: Attempt, response: aiohttp.ClientResponse, send: Send) -> Outcome:
-        """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over."""
-        request = attempt.request
-        collects = request.grounding is not None or self._telemetry.captures_content
+    def _response_stream(self, attempt: Attempt) -> ResponseStream:
+        """The stream of an answer of which the client has nothing yet."""
+        request, call = attempt.request, attempt.call
+        obstacle = inexact(call) if call.stream else "stream"
         relay = StreamRelay(
-            request.call.wants_usage,
-            self._rename(request.call),
-            collects=collects,
-            echoes_only=request.call.echoes_only,
+            call.wants_usage,
+            self._rename(call),
+            collects=request.grounding is not None or self._telemetry.captures_content,
+            echoes_only=call.echoes_only,
         )
+        if obstacle is None and self._migration.keeps_tokens(attempt.variant):
+            relay.continuation = Continuation(call)
+        return ResponseStream(relay, obstacle)
+
+    async def _stream(
+        self,
+        attempt: Attempt,
+        stream: ResponseStream,
+        response: aiohttp.ClientResponse,
+        exchange: Exchange,
+        send: Send,
+    ) -> Outcome:
+        """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over.
+
+        Raises `StreamInterrupted` when the engine fails after that.
+        """
+        request, relay, replica = attempt.request, stream.relay, exchange.replica
+        fault: EngineFault | None = None
+        chunk = data = b""
         try:
-            chunk = b""
             while not chunk and (data := await response.content.readany()):
-                chunk = relay.feed(data)
-        except EngineFault as fault:
-            raise translate_engine_error(fault.status, fault.body, request.call) from fault
+                chunk = stream.feed(data)
+        except EngineFault as error:
+            if not (stream.continues and error.before):
+                raise translate_engine_error(error.status, error.body, request.call) from error
+            chunk, fault = error.before, error
         except (TimeoutError, aiohttp.ClientError) as error:
             raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
         if not chunk and not relay.done:
             raise EngineUnreachable("the stream ended before the first token")
-        attempt.first_token_at = attempt.last_token_at = perf_counter()
+        attempt.first_token_at = attempt.last_token_at = replica.active_at = perf_counter()
+        exchange.decoding = True
         attempt.on_first_token()
+        stream.first_token()
         # a chunk with nothing but roles: the tokens that follow are the first ones, and no step was before them
         ahead = count_tokens(data) if data.count(b'"role":"assistant"') == count_tokens(data) else 0
-        await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
+        if not stream.started:
+            stream.started = True
+            await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
+        cause: Cause = "connection"
         try:
             while True:
                 if chunk:
                     sending = perf_counter()
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     attempt.on_sent(sending)
+                if fault is not None:
+                    cause = "engine_error"
+                    break
                 if relay.done or not (data := await response.content.readany()):
                     break
-                chunk = relay.feed(data)
-                attempt.on_tokens(count_tokens(data, relay.done) - ahead)
+                try:
+                    chunk = stream.feed(data)
+                except EngineFault as error:
+                    chunk, fault = error.before, error
+                replica.active_at = attempt.on_tokens(count_tokens(data, relay.done) - ahead)
                 ahead = 0
-        except (TimeoutError, EngineFault, aiohttp.ClientError) as error:
-            _LOG.warning(
-                "request %s: the stream from variant %s was interrupted: %s",
-                request.id,
-                attempt.variant.name,
-                type(error).__name__,
-            )
+        except (TimeoutError, aiohttp.ClientError) as error:
+            cause = "stalled" if exchange.stalled or isinstance(error, TimeoutError) else "connection"
         finally:
             attempt.report = relay.report
             attempt.text = relay.text if self._telemetry.captures_content else None
+        if rest := stream.complete():
+            await send({"type": "http.response.body", "body": rest, "more_body": True})
         if not relay.done:
-            message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"
-            payload = {"message": message, "type": "server_error", "param": None, "code": "stream_interrupted"}
-            await send({"type": "http.response.body", "body": error_event(payload)})
-            return "interrupted"
+            raise StreamInterrupted(cause)
+        attempt.report = relay.report
         appended = ""
         if request.grounding is not None:
             choices = [choice for _, choice in sorted(relay.choices.items())]
             appended = await self._check(attempt, request.grounding, choices)
         await send({"type": "http.response.body", "body": relay.finish(gearbox_object(attempt), appended)})
         return "ok"
+
+    async def _continue(
+        self, attempt: Attempt, stream: ResponseStream, error: StreamInterrupted, send: Send, broken: set[str]
+    ) -> None:
+        """Continue a stream that was interrupted at other engines; where that cannot be, end it with an error event."""
+        request = attempt.request
+        for _ in range(MAX_CONTINUATIONS):
+            name = attempt.variant.name
+            _LOG.warning("request %s: the stream from variant %s was interrupted: %s", request.id, name, error)
+            if attempt.reached is not None:
+                broken.add(attempt.reached)
+                attempt.variant.live.on_unreachable(attempt.reached)
+            try:
+                next_attempt = await self._migration.next_attempt(stream, attempt, broken, error.cause)
+                try:
+                    return await self._attempt(next_attempt, stream, send, broken)
+                finally:
+                    stream.first_token()  # if none came, the place is free all the same
+            except StreamInterrupted as again:
+                attempt, error = next_attempt, again
+            except EngineUnreachable as failure:
+                if failure.replica is not None:
+                    broken.add(failure.replica)
+            except (NotContinuable, RequestError, ContextTooLong) as obstacle:
+                _LOG.warning("request %s is not continued: %s", request.id, obstacle)
+                break
+        message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"
+        payload = {"message": message, "type": "server_error", "param": stream.inexact, "code": "stream_interrupted"}
+        await send({"type": "http.response.body", "body": error_event(payload)})
 
     def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
         """The JSON member `model` as engines write it and as the client requested it; None when they are equal."""

@@ -76,6 +76,17 @@ class RetrievalReport(_ClosedModel):
     timings_ms: dict[str, float] = Field(description="by the pipeline's components")
 
 
+class StreamMigration(_ClosedModel):
+    """A stream that another engine continued."""
+
+    from_: str = Field(alias="from", description="the variant that broke off")
+    from_replica: str | None = Field(description="a name without the replica's address")
+    to: str
+    to_replica: str | None
+    at_token: int = Field(description="tokens of the answer before it")
+    reason: Literal["connection", "stalled", "engine_error"]
+
+
 class Gearbox(OpenModel):
     """What was chosen, and what the request really took and cost."""
 
@@ -91,6 +102,7 @@ class Gearbox(OpenModel):
     e2e_ms: float
     cost_usd: float
     attempts: int
+    migrations: list[StreamMigration] = Field(description="where the stream went on; empty for most")
     predicted: Predicted | dict[str, float] = Field(description="empty without a variant")
     grounded: bool | None = Field(default=None, description="whether sources support every claim; null: not checked")
     citations: list[Citation] = Field(default=[])

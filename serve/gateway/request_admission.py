@@ -15,7 +15,7 @@ from serve.routing import learned_state
 from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
 from serve.routing.policy import WithinBudget
-from serve.routing.prediction import Features, OutputLengths
+from serve.routing.prediction import Features, Load, OutputLengths
 from serve.routing.router import Decision, Router, too_many_sequences
 from serve.routing.waiting_queue import Waiting
 from serve.telemetry.metrics import Metrics
@@ -40,10 +40,14 @@ class RequestAdmission:
         """Begin with what another gateway has learned. Raises as `serve.routing.learned_state.restore`."""
         return learned_state.restore(data, self._variants.values(), self._lengths, self._queue)
 
+    def loads(self) -> list[tuple[Variant, Load]]:
+        """The load of each variant now."""
+        return self._queue.router.loads(self._variants.values())
+
     def refresh(self) -> None:
         """Follow the speed of the engines and the offered work, and start what waited; called regularly."""
         variants = list(self._variants.values())
-        for variant, load in self._queue.router.loads(variants):
+        for variant, load in self.loads():
             variant.latency.observe_steps(*variant.live.take_steps(), load)
             variant.latency.tick()
         self._queue.roll(variants, perf_counter())

@@ -26,7 +26,7 @@ def gearbox_object(attempt: Attempt) -> dict[str, object]:
     return {
         "variant": attempt.variant.name,
         "reason": attempt.decision.reason,
-        "quality": attempt.variant.quality.quality,
+        "quality": attempt.quality,
         "missed": attempt.decision.chosen.explanation,
         "waited_ms": _rounded(attempt.waited_s * 1000),
         "ttft_ms": _rounded(attempt.ttft_ms),
@@ -34,6 +34,7 @@ def gearbox_object(attempt: Attempt) -> dict[str, object]:
         "e2e_ms": _rounded(attempt.e2e_ms),
         "cost_usd": attempt.cost_usd,
         "attempts": len(request.attempts),
+        "migrations": request.migrations,
         "predicted": attempt.decision.chosen.predictions(attempt.waited_s * 1000),
         **(request.grounding.public() if request.grounding else {}),
     }
@@ -49,7 +50,7 @@ def synthetic_gearbox_object(grounding: Grounding, answer: SyntheticCompletion, 
     e2e_ms = round(e2e_ms, 2)
     return {
         "variant": None, "reason": grounding.reason, "quality": None, "missed": None, "waited_ms": 0.0, "ttft_ms": e2e_ms, "tpot_ms": None,
-        "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "predicted": {}, **grounding.public(),
+        "e2e_ms": e2e_ms, "cost_usd": answer.cost_usd, "attempts": answer.attempts, "migrations": [], "predicted": {}, **grounding.public(),
     }  # fmt: skip
 
 

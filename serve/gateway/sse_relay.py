@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
+from serve.gateway.continuation import Continuation
 from serve.request.engine_report import Choice, EngineReport, count_no_output
 
 _FINISH = b'"finish_reason":"'
@@ -17,11 +18,14 @@ _EVENT_END = b"\n\n"
 
 
 class EngineFault(Exception):
-    """The engine reported an error as an event of a stream."""
+    """The engine reported an error as an event of a stream, or sent an event that cannot be read.
 
-    def __init__(self, body: bytes) -> None:
+    `before` is what is to be sent on for the events before it.
+    """
+
+    def __init__(self, body: bytes, before: bytes = b"") -> None:
         super().__init__("the engine reported an error")
-        self.body = body
+        self.body, self.before = body, before
         self.status = _status_of(body)
 
 
@@ -52,6 +56,7 @@ class StreamRelay:
     collects: bool = False  # whether the choices' texts are collected
     echoes_only: bool = False  # whether the response is the prompt alone
     choices: dict[int, Choice] = field(default_factory=dict)  # by their index
+    continuation: Continuation | None = None  # keeps the ids of the tokens, where the engine is asked for them
     _tail: bytes = b""  # an event whose end has not arrived
     _held: bytes = b""  # the last events, held until it is known whether the `gearbox` object goes onto them
 
@@ -73,9 +78,13 @@ class StreamRelay:
             and data.endswith(_EVENT_END)
             and not _near_end(data)
         ):
+            if self.continuation is not None:
+                data = self.continuation.strip(data)
             return data if self.rename is None else data.replace(*self.rename)
         out = bytearray()
         for event in self._events(data):
+            if self.continuation is not None:
+                event = self.continuation.strip(event)
             if self.rename is not None:
                 event = event.replace(*self.rename)
             if self.collects and event.startswith(_DATA):
@@ -84,7 +93,7 @@ class StreamRelay:
                 self.done = True
                 continue
             if event.startswith(_ERROR):
-                raise EngineFault(event[6:])
+                raise EngineFault(event[6:], bytes(out))
             if self.echoes_only and _USAGE in event:
                 chunk = orjson.loads(event[6:])
                 count_no_output(chunk)
@@ -98,6 +107,15 @@ class StreamRelay:
             self._held = event if _FINISH in event else b""
             out += b"" if self._held else event
         return bytes(out)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last token has arrived: of the stream, only the usage and the end marker may be missing."""
+        return bool(self._held)
+
+    def resume(self) -> None:
+        """Drop the part of an event that the interrupted engine sent last."""
+        self._tail = b""
 
     def finish(self, gearbox: dict[str, object], more: str = "") -> bytes:
         """The last events with the `gearbox` object on them, and the end marker; `more` is added to the answer's text."""

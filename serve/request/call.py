@@ -89,12 +89,13 @@ class Call:
             if isinstance(function, dict) and function.get("strict") is None:
                 function["strict"] = True
 
-    def payload(self, served_name: str, priority: int | None = None) -> bytes:
+    def payload(self, served_name: str, priority: int | None = None, *, token_ids: bool = False) -> bytes:
         """The body for the engine, with the logical model's name and with usage at the end of every stream.
 
         Args:
             priority: 64-bit integer, lower first; None for engines that schedule in order of arrival. It replaces the
                 client's own, which could overtake every other request.
+            token_ids: ask for the ids of all tokens.
         """
         self.body["model"] = served_name
         self.body.pop("priority", None)
@@ -106,7 +107,7 @@ class Call:
             if not self.wants_usage:  # the client did not request usage, nor usage in each chunk
                 options.pop("continuous_usage_stats", None)
             self.body["stream_options"] = {**options, "include_usage": True}
-        return dump_json(self.body)
+        return dump_json({**self.body, "return_token_ids": True} if token_ids else self.body)
 
     def replace_messages(self, messages: list[object]) -> None:
         """Replace the messages of a chat and recompute the prompt's size and blocks."""

@@ -42,6 +42,7 @@ class Request:
     profile: str  # name of the budget profile, or `CUSTOM`
     trace: Trace | None = None
     grounding: Grounding | None = None
+    migrations: list[dict[str, object]] = field(default_factory=list)  # public: where its stream went on
     attempts: list["Attempt"] = field(default_factory=list)
     answered: float = 0.0  # time of the last byte of an answer without a variant, perf_counter seconds
 
@@ -63,7 +64,7 @@ class Request:
             direct = self.grounding.direct if self.grounding else None
             return _over(self.budget, e2e_ms, None, e2e_ms, direct.cost_usd if direct else 0.0, None)
         last = self.attempts[-1]
-        return _over(self.budget, last.ttft_ms, last.tpot_ms, last.e2e_ms, last.cost_usd, last.variant.quality.quality)
+        return _over(self.budget, last.ttft_ms, last.tpot_ms, last.e2e_ms, last.cost_usd, last.quality)
 
 
 def _over(
@@ -91,13 +92,16 @@ class Attempt:
     decision_s: float = 0.0
     waited_s: float = 0.0  # in the gateway, for a place
     dispatched: float = 0.0
+    reached: str | None = None  # base URL of the replica that took it
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     outcome: Outcome = "cancelled"
     report: EngineReport = field(default_factory=EngineReport)
     span: Span | None = None  # span of the engine call
     text: str | None = None  # text of the answer, if it is logged
-    prefill_pending: bool = True  # whether the prompt counts as pending prefill
+    continues: "Attempt | None" = None  # the attempt that wrote the beginning of the answer, if another one did
+    prefill_tokens: int = 0  # prompt tokens that count as pending prefill
+    prefill_pending: bool = True  # whether they do
     sent_s: float = 0.0  # that sending to the client took
     _streamed_at: float = 0.0  # last time that tokens arrived from the engine
     _sending_s: float = 0.0  # that sending to the client took since then
@@ -119,14 +123,17 @@ class Attempt:
 
     @property
     def ttft_ms(self) -> float | None:
-        """Time to first token, from the request's arrival."""
+        """Time to first token of the answer, from the request's arrival."""
+        if self.continues is not None:
+            return self.continues.ttft_ms
         return (self.first_token_at - self.request.arrived) * 1000 if self.first_token_at else None
 
     @property
     def tpot_ms(self) -> float | None:
-        """Time per output token after the first, averaged over sequences."""
+        """Time per output token of the answer after the first, averaged over sequences."""
         steps = self.report.completion_tokens / self.call.sequences - 1
-        return (self.last_token_at - self.first_token_at) * 1000 / steps if self.first_token_at and steps > 0 else None
+        first = (self.continues or self).first_token_at
+        return (self.last_token_at - first) * 1000 / steps if first and steps > 0 else None
 
     @property
     def e2e_ms(self) -> float:
@@ -134,9 +141,14 @@ class Attempt:
         return (self.last_token_at - self.request.arrived) * 1000
 
     @property
+    def quality(self) -> float:
+        """Quality of the answer: the lowest of the variants that began and completed it."""
+        return min(self.variant.quality.quality, (self.continues or self).variant.quality.quality)
+
+    @property
     def latency(self) -> Latency | None:
-        """Measured latency of the variant, from the dispatch; None if the engine reported too little."""
-        if not self.report.completion_tokens or not self.first_token_at:
+        """Measured latency of the variant, from the dispatch; None if it wrote only a part, or the engine reported too little."""
+        if self.continues is not None or not self.report.completion_tokens or not self.first_token_at:
             return None
         return Latency(
             (self.first_token_at - self.dispatched) * 1000,
@@ -159,10 +171,10 @@ class Attempt:
         if self.prefill_pending:
             self.prefill_pending = False
             self._streamed_at = perf_counter()
-            self.variant.live.on_first_token(self.decision.chosen.uncached_tokens, self.replica)
+            self.variant.live.on_first_token(self.prefill_tokens, self.replica)
 
-    def on_tokens(self, events: int) -> None:
-        """Count events of the engine's stream that arrived now, one for each token of a sequence.
+    def on_tokens(self, events: int) -> float:
+        """Count events of the engine's stream that arrived now, one for each token of a sequence. Returns the time.
 
         Those that arrived while the client kept the gateway from reading say nothing about the engine's speed.
         """
@@ -171,6 +183,7 @@ class Attempt:
         if self._sending_s <= _BLOCKED * since_s:
             self.variant.live.on_tokens(events / self.call.sequences, since_s)
         self._sending_s = 0.0
+        return now
 
     def on_sent(self, sending: float) -> None:
         """Note that tokens were sent to the client, from `sending` on until now."""

@@ -32,6 +32,8 @@ REFUSALS = {  # rejections that operators alert on: status by code
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
     "limits_unavailable": 503,
 }  # fmt: skip
+MIGRATIONS = ("connection", "stalled", "engine_error")  # why streams were continued elsewhere
+EJECTIONS = ("stalled", "unreachable")
 VIOLATIONS = (*TIMES, "cost", "quality", "rejected", "failed")
 
 
@@ -115,6 +117,15 @@ class Metrics:
         self.failovers = counter(
             "failovers", "Requests moved away from a variant or its replica before the first token", "variant", "cause"
         )
+        self.migrations = counter(
+            "migrations",
+            "Streams that were continued at another replica or variant, by that they left",
+            "variant",
+            "cause",
+        )
+        self.ejections = counter(
+            "replica_ejections", "Replicas that get no requests until a probe succeeds", "variant", "cause"
+        )
         self.decision = histogram("decision_seconds", "Time of one routing decision", SHORT_SECONDS)
         self.waiting = Gauge(
             "gearbox_admission_requests_waiting", "Requests that wait in the gateway until an engine has room for them",
@@ -169,6 +180,10 @@ class Metrics:
         for variant in variants:
             for cause in ("engine", "replica", "context"):
                 self.failovers.labels(variant, cause)
+            for cause in MIGRATIONS:
+                self.migrations.labels(variant, cause)
+            for cause in EJECTIONS:
+                self.ejections.labels(variant, cause)
             for metric in TIMES:
                 self.predictions_held.labels(variant, metric, "yes")
                 self.predictions_held.labels(variant, metric, "no")

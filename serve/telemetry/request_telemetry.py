@@ -67,7 +67,7 @@ class RequestTelemetry:
         if report.queue_s is not None:
             metrics.queue.labels(name).observe(report.queue_s)
         trace_id = request.trace.id if request.trace and request.trace.sampled else None
-        if attempt.first_token_at:
+        if attempt.first_token_at and attempt.continues is None:
             metrics.observe("ttft", (name, profile), attempt.first_token_at - request.arrived, trace_id)
         if attempt.outcome == "ok":
             self._record_prediction_error(attempt)
@@ -113,7 +113,7 @@ class RequestTelemetry:
             self._metrics.refused.labels(str(error.status), error.code or "none").inc()
         missed = self._record_violations(request, error, ending)
         if request.attempts and ending == "answered":
-            self._metrics.quality.labels(request.profile).observe(request.attempts[-1].variant.quality.quality)
+            self._metrics.quality.labels(request.profile).observe(request.attempts[-1].quality)
         if self._config.log_requests:
             _LOG.info("request", extra={"request": self._line(request, error, ending, missed)})
         if request.trace is not None and request.trace.sampled:
@@ -181,13 +181,14 @@ class RequestTelemetry:
             "code": error.code if error else None,
             "violations": missed,
             "attempts": len(request.attempts),
+            "migrations": request.migrations,
         }
         if last is not None:
             line |= {
                 "variant": last.variant.name,
                 "reason": last.decision.reason,
                 "excluded": {c.variant.name: c.evaluated_rule for c in last.decision.candidates if c.evaluated_rule},
-                "quality": last.variant.quality.quality,
+                "quality": last.quality,
                 "predicted": last.decision.chosen.predictions(last.waited_s * 1000),
                 "prompt_tokens": last.report.prompt_tokens,
                 "completion_tokens": last.report.completion_tokens,

@@ -39,7 +39,7 @@ async def test_a_client_that_leaves_stops_its_generation(platform: Platform, str
 
 
 async def test_a_killed_replica_under_load_costs_nobody_their_answer(platform: Platform) -> None:
-    """Streams that had begun at the killed engine end in an error; everything else is answered by another variant."""
+    """Streams that had begun at the killed engine go on at another variant, as all else that would have gone there."""
     outcomes: list[str] = []
     streaming = asyncio.Event()
 
@@ -67,11 +67,8 @@ async def test_a_killed_replica_under_load_costs_nobody_their_answer(platform: P
             load.append(asyncio.create_task(ask(client)))
             await asyncio.sleep(0.15)
         await asyncio.wait_for(asyncio.gather(*load), 120)
-    interrupted = [outcome for outcome in outcomes if outcome.startswith("interrupted")]
-    refused = [outcome for outcome in outcomes if outcome.startswith("status")]
-    assert not refused, refused
-    assert len(interrupted) <= 6, outcomes  # only those that were already streaming
-    assert len(outcomes) - len(interrupted) >= 12, outcomes
+    failed = [outcome for outcome in outcomes if outcome.startswith(("interrupted", "status"))]
+    assert not failed, failed
     assert outcomes.count("int8") >= 9, outcomes  # one request in a hundred explores another variant
 
 

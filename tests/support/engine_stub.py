@@ -17,6 +17,8 @@ OUTPUT_ERROR = (
 )
 #: Failures before the first token: the request may be retried at another variant.
 FAILURES = ["die", "500"]
+_VOCABULARY: list[str] = []  # of all engines
+_FIRST_ID = 1_000_000  # of its tokens: smaller ids are those of a client's own prompt
 STREAM_FAILURES = [*FAILURES, "die before the first token", "error event first"]
 
 
@@ -30,6 +32,7 @@ class EngineStub:
 
     def reset(self) -> None:
         self.behaviour = "answer"
+        self.at = "said"  # piece of the answer after which something "mid-stream" happens
         self.running = 0
         self.cancelled = 0  # answers whose client disconnected
         self.requests: list[dict[str, Any]] = []
@@ -45,6 +48,7 @@ class EngineStub:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
+        app.router.add_post("/detokenize", self._detokenize)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -68,6 +72,10 @@ class EngineStub:
             raise
         finally:
             self.running -= 1
+
+    async def _detokenize(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        return web.json_response({"prompt": "".join(map(_text, body["tokens"]))})
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         chat = request.path.endswith("/chat/completions")
@@ -99,7 +107,7 @@ class EngineStub:
         words = [*ANSWER, *_prompt(body).split(" ")]
         if body.get("stream"):
             return await self._stream(request, body, words, chat)
-        if self.behaviour == "hold":
+        if self.behaviour in ("hold", "hang"):
             await self.hold.wait()
         document = self._document(words, chat, body.get("n") or 1)
         return web.Response(body=_dumps(document), content_type="application/json")
@@ -117,29 +125,42 @@ class EngineStub:
         if self.behaviour == "context error event first":
             await response.write(_event(_shape(400, CONTEXT_ERROR)) + b"data: [DONE]\n\n")
             return response
-        for chunk in self._chunks(words, chat, body.get("n") or 1):
+        if self.behaviour == "hang":
+            await self.hold.wait()
+        for chunk in self._chunks(words, chat, body.get("n") or 1, body):
             if body["stream_options"].get("continuous_usage_stats"):
                 chunk["usage"] = _usage(words, 1)
+            if self.behaviour == "token and error at once" and self.at in json.dumps(chunk):
+                await response.write(_event(chunk) + _event(_shape(500, self.error)))
+                return response
             await response.write(_event(chunk))
             await asyncio.sleep(0)
             match self.behaviour:
-                case "die mid-stream" if "said" in json.dumps(chunk):
+                case "die mid-stream" if self.at in json.dumps(chunk):
                     await _forwarded()
                     return _abort(request, response)
-                case "error event mid-stream" if "said" in json.dumps(chunk):
+                case "error event mid-stream" if self.at in json.dumps(chunk):
                     await _forwarded()
                     await response.write(_event(_shape(500, self.error)) + b"data: [DONE]\n\n")
                     return response
-                case "malformed error mid-stream" if "said" in json.dumps(chunk):
+                case "malformed error mid-stream" if self.at in json.dumps(chunk):
                     await _forwarded()
                     await response.write(b'data: {"error":"out of memory"}\n\ndata: [DONE]\n\n')
                     return response
-                case "end early" if "said" in json.dumps(chunk):
+                case "end early" if self.at in json.dumps(chunk):
                     return response
-                case "hold" if "said" in json.dumps(chunk):
+                case "garbage mid-stream" if self.at in json.dumps(chunk):
+                    await _forwarded()
+                    await response.write(b'data: {"choices":[{"index":0,"text":\n\n')
+                    return _abort(request, response)
+                case "hold" if self.at in json.dumps(chunk):
                     await self.hold.wait()
         if body["stream_options"]["include_usage"]:
-            last = {**_head(chat, chunk=True), "choices": [], "usage": _usage(words, body.get("n") or 1)}
+            last = {
+                **_head(chat, chunk=True),
+                "choices": [],
+                "usage": _usage(words, body.get("n") or 1, _written(body)),
+            }
             last["metrics"] = self._timing()
             await response.write(_event(last))
         await response.write(b"data: [DONE]\n\n")
@@ -159,8 +180,8 @@ class EngineStub:
             "metrics": self._timing(),
         }
 
-    def _chunks(self, words: list[str], chat: bool, n: int) -> list[dict[str, Any]]:
-        """Chunks of all choices, interleaved."""
+    def _chunks(self, words: list[str], chat: bool, n: int, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Chunks of all choices, interleaved. Every piece of text is a token; the prompt has one for each word."""
         pieces = [*words[:4], words[4], *(f" {word}" for word in words[5:])]
         if chat:
             said = [{"content": piece} for piece in pieces] if not self.calls else [{"tool_calls": self.calls}]
@@ -169,6 +190,12 @@ class EngineStub:
         else:
             deltas, end = [{"text": piece} for piece in pieces], {"text": ""}
         head = _head(chat, chunk=True)
+        if body.get("return_token_ids"):
+            for delta, piece in zip(deltas[-len(pieces) :], pieces, strict=True):
+                delta["token_ids"] = [_token(piece)]
+            words = len(_prompt(body).split(" "))
+            deltas[0]["prompt_token_ids"], end["token_ids"] = [_token(_prompt(body)), *[_token("")] * (words - 1)], []
+            del deltas[: _written(body)]
         ending = {"stop_reason": None, **self.ending}
         parts = [
             *({**delta, "logprobs": None, "finish_reason": None} for delta in deltas),
@@ -188,6 +215,8 @@ async def _forwarded() -> None:
 
 def _prompt(body: dict[str, Any]) -> str:
     prompt = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+    if _continues(body):
+        return _text(prompt[0])
     return prompt if isinstance(prompt, str) else "tokens"
 
 
@@ -198,8 +227,29 @@ def _head(chat: bool, chunk: bool) -> dict[str, Any]:
     return {"id": "chatcmpl-1", "object": kind, "created": 1790000000, "model": "smollm2-135m"}
 
 
-def _usage(words: list[str], n: int) -> dict[str, int]:
-    prompt, written = len(words) - 4, n * len(words)
+def _written(body: dict[str, Any]) -> int:
+    """Tokens of the answer that the request has already."""
+    return len(body["prompt"]) - len(_prompt(body).split(" ")) if _continues(body) else 0
+
+
+def _token(text: str) -> int:
+    if text not in _VOCABULARY:
+        _VOCABULARY.append(text)
+    return _FIRST_ID + _VOCABULARY.index(text)
+
+
+def _text(token: int) -> str:
+    return _VOCABULARY[token - _FIRST_ID]
+
+
+def _continues(body: dict[str, Any]) -> bool:
+    """Whether the prompt is one of `_token`s."""
+    prompt = body.get("prompt")
+    return isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], int) and prompt[0] >= _FIRST_ID
+
+
+def _usage(words: list[str], n: int, written: int = 0) -> dict[str, int]:
+    prompt, written = len(words) - 4 + written, n * len(words) - written
     return {"prompt_tokens": prompt, "total_tokens": prompt + written, "completion_tokens": written}
 
 

@@ -19,6 +19,7 @@ from serve.config.platform import PlatformConfig
 from serve.gateway.app import Gateway
 from serve.gateway.engine_client import NoReplica
 from serve.gateway.grounding import Retrieval
+from serve.gateway.replica_health import ReplicaHealth
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 from tests.support.engine_stub import EngineStub
@@ -35,6 +36,7 @@ class Replicas:
 
     def __init__(self, urls: dict[str, str]) -> None:
         self.by_variant = {variant: [url] for variant, url in urls.items()}
+        self.health = ReplicaHealth()
 
     def urls(self, variant: str) -> list[str]:
         return self.by_variant.get(variant, [])

@@ -54,7 +54,9 @@ def test_outcomes_are_what_the_client_saw(gateway: Started):
 
 
 def test_an_answer_that_breaks_off_is_no_answer(gateway: Started):
-    gateway.engines["full"].behaviour = "die mid-stream"
+    for engine in gateway.engines.values():
+        engine.behaviour = "500"
+    gateway.engines["full"].behaviour = "die mid-stream"  # and nothing continues it
     [one] = send(gateway, [Request(0, 5, 3, Budget(), "chat")]).outcomes
     gateway.finish()
     assert (one.took, one.reason) == (None, "interrupted")

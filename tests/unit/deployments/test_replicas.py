@@ -161,6 +161,21 @@ async def test_fractions_of_a_gpu_are_shared_and_whole_gpus_are_not():
     assert len(frozenset.union(found["half"], *alone)) == 4, "each has hardware of its own"
 
 
+async def test_an_ejected_replica_does_not_count_and_its_polls_do(monkeypatch):
+    replicas, live = ServeReplicas(None), LiveState()
+    with ExitStack() as stack:
+        urls = [stack.enter_context(engine()) for _ in range(2)]
+        silent = "http://127.0.0.1:9"
+        monkeypatch.setattr(replicas, "urls", lambda variant: [*urls, silent])
+        polls: dict[str, bool] = {}
+        monkeypatch.setattr(replicas.health, "on_poll", lambda url, answered, now: polls.update({url: answered}))
+        replicas.health.eject(urls[0], 0.0)
+        async with aiohttp.ClientSession() as session:
+            await replicas.refresh("full", live, session)
+    assert live.replicas == 2
+    assert polls == {urls[0]: True, urls[1]: True, silent: False}
+
+
 async def test_what_a_variant_computes_on_follows_its_replicas():
     replicas, live = ServeReplicas(None), LiveState()
     replicas._handles["full"] = handle = Handle()

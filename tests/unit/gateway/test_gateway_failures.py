@@ -209,9 +209,9 @@ class TestBrokenStreams:
     @pytest.mark.parametrize(
         "behaviour", ["die mid-stream", "error event mid-stream", "end early", "malformed error mid-stream"]
     )
-    def test_a_stream_that_breaks_ends_in_an_error_event(self, gateway: Started, behaviour):
+    def test_a_stream_that_breaks_and_goes_on_nowhere_ends_in_an_error_event(self, gateway: Started, behaviour):
         gateway.engines["full"].behaviour = behaviour
-        response = gateway.chat(stream=True)
+        response = gateway.chat(model=f"{MODEL}:full", stream=True)
         assert response.status_code == 200
         *before, last, rest = response.text.split("\n\n")
         name, data = last.split("\n")
@@ -221,12 +221,12 @@ class TestBrokenStreams:
         assert rest == "", "the stream ends there"
         assert "".join(json.loads(e[6:])["choices"][0]["delta"]["content"] for e in before) == "You said"
         assert gateway.engine_calls() == {"full": 1}, "an answer that has begun is not started anew"
-        assert gateway.sample("gearbox_attempts_total", variant="full", reason="quality", outcome="interrupted") == 1
+        assert gateway.sample("gearbox_attempts_total", variant="full", reason="pinned", outcome="interrupted") == 1
 
     @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream"])
     def test_the_official_client_raises(self, gateway: Started, behaviour):
         gateway.engines["full"].behaviour = behaviour
-        stream = gateway.sdk().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+        stream = gateway.sdk().chat.completions.create(model=f"{MODEL}:full", messages=MESSAGES, stream=True)
         seen = ""
         with pytest.raises(openai.APIError, match="stream from variant 'full' was interrupted"):
             for chunk in stream:

@@ -70,7 +70,7 @@ class TestBudgets:
 
     def test_an_answer_that_broke_off_counts_as_missed(self, gateway: Started):
         gateway.engines["full"].behaviour = "die mid-stream"
-        gateway.chat(stream=True)
+        gateway.chat(stream=True, n=2)
         assert gateway.sample("gearbox_budget_violations_total", profile="best", kind="failed") == 1
         assert gateway.sample("gearbox_tenant_requests_total", outcome="failed") == 1
 

@@ -1,0 +1,60 @@
+"""Response stream: what a client has got of one streamed answer, over all engines that write it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from serve.gateway.continuation import Continuation, Detokenize, NotContinuable
+from serve.gateway.sse_relay import EngineFault, StreamRelay
+
+Cause = Literal["connection", "stalled", "engine_error"]
+_DONE = b"data: [DONE]\n\n"
+
+
+class StreamInterrupted(Exception):
+    """The engine broke off a stream after its first token."""
+
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause)
+        self.cause: Cause = cause
+
+
+@dataclass(slots=True)
+class ResponseStream:
+    """A client's stream: its relay, whether it has begun, and where it went on.
+
+    `inexact` is the field of the request for which it cannot be continued, None where it can.
+    """
+
+    relay: StreamRelay
+    inexact: str | None = None
+    started: bool = False  # whether the client has the head of the response
+    continues: bool = False  # whether an engine continues what another one began
+    first_token: Callable[[], None] = lambda: None  # called at the first token of each part
+
+    @property
+    def continuation(self) -> Continuation:
+        """The tokens of the stream. Raises `NotContinuable` where they are not known."""
+        if (continuation := self.relay.continuation) is None:
+            raise NotContinuable("its tokens are not known" if self.inexact is None else f"it has '{self.inexact}'")
+        return continuation
+
+    def feed(self, data: bytes) -> bytes:
+        """What to send on for `data` of the engine. Raises `EngineFault` for an error event or an event that cannot be read."""
+        try:
+            return self.relay.feed(self.continuation.translate(data) if self.continues else data)
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise EngineFault(b"") from error
+
+    def complete(self) -> bytes:
+        """What to send on when an engine breaks off whose last token has arrived: only usage and end are missing."""
+        if self.relay.done or not self.relay.ended or self.relay.continuation is None:
+            return b""
+        self.relay.resume()
+        return self.relay.feed(_DONE if self.relay.report.total_tokens else self.relay.continuation.usage())
+
+    async def cut(self, detokenize: Detokenize) -> None:
+        """Prepare the stream for another engine. Raises `NotContinuable`."""
+        await self.continuation.cut(detokenize)
+        self.relay.resume()
+        self.continues = True

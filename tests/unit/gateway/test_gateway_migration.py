@@ -1,0 +1,276 @@
+"""The gateway when an engine breaks off a stream or stalls: the stream goes on elsewhere, and the client sees one answer."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks.lib.sample_catalog import MODEL, make_card, make_live_variant, make_profile
+from serve.card import Step
+from serve.gateway import replica_health
+from serve.gateway.migration import tokenizer
+from serve.routing.catalog import Variant
+from tests.support.answers import MESSAGES, chunks, text_of
+from tests.support.gateway_server import GatewayServer, Start, Started
+
+BREAKS = [
+    "die mid-stream",
+    "token and error at once",
+    "error event mid-stream",
+    "malformed error mid-stream",
+    "end early",
+]
+
+
+def second_replica(gateway: Started, name: str = "distilled") -> Any:
+    """The engine stub of `name` as another replica of `full`."""
+    gateway.replicas.by_variant["full"] = [gateway.engines["full"].url, gateway.engines[name].url]
+    return gateway.engines[name]
+
+
+def error_code(response: httpx.Response) -> tuple[str, str | None]:
+    """Code and field of the error event that ends a stream."""
+    last = response.text.split("\n\n")[-2]
+    assert last.startswith("event: error\ndata: ")
+    error = json.loads(last.partition("data: ")[2])["error"]
+    return error["code"], error["param"]
+
+
+class TestContinuation:
+    @pytest.mark.parametrize("behaviour", BREAKS)
+    @pytest.mark.parametrize("model", [MODEL, f"{MODEL}:full"])
+    def test_a_stream_goes_on_at_another_replica_of_the_variant(self, gateway: Started, model, behaviour):
+        whole = gateway.chat(model=model, stream=True, stream_options={"include_usage": True})
+        gateway.engines["full"].behaviour = behaviour
+        other = second_replica(gateway)
+        response = gateway.chat(model=model, stream=True, stream_options={"include_usage": True})
+        assert text_of(response, True) == "You said: hello there"
+        heads = [{name: c[name] for name in ("id", "object", "created", "model")} for c in chunks(response)]
+        assert heads == [heads[0]] * len(heads)
+        assert [c["choices"] for c in chunks(response)] == [c["choices"] for c in chunks(whole)]
+        assert chunks(response)[-1]["usage"] == chunks(whole)[-1]["usage"]
+        assert b'token_ids":[' not in response.content
+        gearbox = chunks(response)[-1]["gearbox"]
+        assert (gearbox["variant"], gearbox["attempts"]) == ("full", 2)
+        (migration,) = gearbox["migrations"]
+        assert (migration["from"], migration["to"], migration["at_token"]) == ("full", "full", 2)
+        assert migration["from_replica"] != migration["to_replica"]
+        (continued,) = other.requests
+        assert len(continued["prompt"]) == 4
+        cause = "engine_error" if "error" in behaviour else "connection"
+        assert gateway.sample("gearbox_migrations_total", variant="full", cause=cause) == 1
+        assert gateway.sample("gearbox_requests_total", variant="full", outcome="answered") == 2
+
+    def test_without_another_replica_a_variant_with_the_same_tokens_continues(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        response = gateway.chat(stream=True)
+        assert text_of(response, True) == "You said: hello there"
+        gearbox = chunks(response)[-1]["gearbox"]
+        assert (gearbox["variant"], gearbox["quality"]) == ("int8", 0.95)
+        assert [m["to"] for m in gearbox["migrations"]] == ["int8"]
+        assert response.headers["x-gearbox-variant"] == "full", "it began there"
+
+    def test_completions_go_on_too(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        body = {"model": MODEL, "prompt": "hello there", "stream": True, "max_tokens": 50}
+        response = gateway.post("/v1/completions", body)
+        assert "".join(c["choices"][0]["text"] for c in chunks(response)) == "You said: hello there"
+        assert gateway.engines["int8"].requests[0]["max_tokens"] == 48
+
+    def test_the_times_are_those_of_the_whole_answer(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        gearbox = chunks(gateway.chat(stream=True))[-1]["gearbox"]
+        assert 0 < gearbox["ttft_ms"] < gearbox["e2e_ms"]
+        assert gateway.sample("gearbox_ttft_seconds_count") == 1, "of the first token alone"
+        assert gateway.variants["int8"].latency.observed == 0, "a part of an answer teaches nothing about whole ones"
+
+    def test_a_request_is_continued_twice_and_no_more(self, gateway: Started):
+        full, int8, distilled = gateway.engines.values()
+        for engine, at in ((full, "said"), (int8, '":"'), (distilled, "hello")):
+            engine.behaviour, engine.at = "die mid-stream", at
+        distilled.behaviour = "answer"
+        response = gateway.chat(stream=True)
+        assert text_of(response, True) == "You said: hello there"
+        assert [m["at_token"] for m in chunks(response)[-1]["gearbox"]["migrations"]] == [2, 3]
+        int8.at = '"token_ids"'  # after each token
+        gateway.replicas.by_variant["int8"] = [int8.url, int8.url.replace("127.0.0.1", "localhost")]
+        assert error_code(gateway.chat(stream=True))[0] == "stream_interrupted"
+        assert len(distilled.requests) == 1, "it would have completed the answer"
+
+    def test_one_that_fails_before_its_first_token_is_replaced(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        gateway.engines["int8"].behaviour = "500"
+        response = gateway.chat(stream=True)
+        assert text_of(response, True) == "You said: hello there"
+        assert chunks(response)[-1]["gearbox"]["attempts"] == 3
+
+    def test_a_failure_before_the_first_token_shows_no_ids_either(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die before the first token"
+        response = gateway.chat(stream=True)
+        assert b'"token_ids":[' not in response.content
+        assert gateway.engines["int8"].requests[0]["return_token_ids"]
+
+    def test_the_quality_floor_holds(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        response = gateway.chat(stream=True, budget={"min_quality": 0.97})
+        assert error_code(response)[0] == "stream_interrupted"
+        assert text_of(gateway.chat(stream=True, budget={"min_quality": 0.9}), True) == "You said: hello there"
+        assert gateway.engine_calls() == {"full": 2, "int8": 1}
+
+    def test_a_time_limit_that_has_passed_does_not_end_a_stream(self, start_gateway: Start):
+        slower = make_live_variant("int8", quality=0.9, ttft_ms=2000)
+        gateway = start_gateway(variants=[make_live_variant("full"), slower])
+        gateway.engines["full"].behaviour = "die mid-stream"
+        budget = {"ttft_ms": 1000, "e2e_ms": 6000, "on_no_candidate": "reject"}
+        assert text_of(gateway.chat(stream=True, budget=budget), True) == "You said: hello there"
+
+    def test_what_is_not_exact_ends_in_an_error_that_names_the_field(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        response = gateway.chat(stream=True, presence_penalty=0.5)
+        assert error_code(response) == ("stream_interrupted", "presence_penalty")
+        assert "return_token_ids" not in gateway.engines["full"].requests[0]
+        assert gateway.engine_calls() == {"full": 1}
+        assert gateway.sample("gearbox_requests_total", variant="full", outcome="failed") == 1
+
+    def test_an_event_that_cannot_be_read_makes_an_answer_inexact(self, gateway: Started):
+        gateway.engines["full"].behaviour = "garbage mid-stream"
+        assert error_code(gateway.chat(stream=True))[0] == "stream_interrupted"
+
+    def test_the_official_client_sees_one_stream(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        stream = gateway.sdk().chat.completions.create(model=MODEL, messages=MESSAGES, stream=True)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "You said: hello there"
+
+    def test_an_answer_of_which_only_the_end_is_missing_is_completed(self, gateway: Started):
+        full = gateway.engines["full"]
+        full.behaviour, full.at = "end early", '"stop_reason"'
+        response = gateway.chat(stream=True, stream_options={"include_usage": True})
+        assert text_of(response, True) == "You said: hello there"
+        usage = {"prompt_tokens": 2, "completion_tokens": 6, "total_tokens": 8}
+        assert chunks(response)[-1]["usage"] == usage, "by the ids"
+        assert gateway.engine_calls() == {"full": 1}
+
+    def test_a_grounded_answer_is_verified_as_a_whole(self, grounded: Started):
+        grounded.engines["full"].behaviour = "die mid-stream"
+        response = grounded.chat(stream=True, retrieval=True)
+        assert text_of(response, True).startswith("You said: ")
+        assert chunks(response)[-1]["gearbox"]["migrations"]
+
+
+class TestTokenizers:
+    def test_a_pruned_vocabulary_is_another_tokenizer(self, start_gateway: Start):
+        def variant(name: str, parent: str | None, *steps: Step) -> Variant:
+            live = make_live_variant(name, quality=1.0 if name == "full" else 0.9)
+            card = make_card(name, parent=parent, profile=make_profile(), **({"steps": steps} if steps else {}))
+            object.__setattr__(live, "card", card)
+            return live
+
+        trimmed = Step(technique="prune", parameters={"vocabulary": 16384}, tool="t")
+        quantized = Step(technique="quantize", tool="t")
+        variants = [
+            variant("full", None),
+            variant("int8", "full", quantized),
+            variant("small", "full", trimmed),
+            variant("small-int8", "small", quantized),
+            variant("lost", "absent", quantized),
+        ]
+        named = {v.name: v for v in variants}
+        assert [tokenizer(v, named) for v in variants] == ["full", "full", "small", "small", "absent"]
+        gateway = start_gateway(variants=[variants[0], variants[2]])
+        gateway.engines["full"].behaviour = "die mid-stream"
+        assert error_code(gateway.chat(stream=True))[0] == "stream_interrupted"
+        assert gateway.engine_calls() == {"full": 1}
+
+
+@contextmanager
+def in_background(gateway: Started, **body: Any) -> Iterator[list[httpx.Response]]:
+    """A chat request in a thread; its response is in the list at the end."""
+    responses: list[httpx.Response] = []
+    thread = threading.Thread(
+        target=lambda: responses.append(
+            gateway.http.post("/v1/chat/completions", json={"model": MODEL, "messages": MESSAGES, **body})
+        )
+    )
+    thread.start()
+    yield responses
+    thread.join(30)
+    gateway.finish()
+
+
+class TestStalls:
+    @pytest.fixture(autouse=True)
+    def _fast(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("serve.gateway.replica_watch.FLOOR_S", 0.05)
+        monkeypatch.setattr("serve.gateway.replica_watch.STEPS", 0.0)
+        monkeypatch.setattr(replica_health, "PROBE_EVERY_S", 0.0)
+
+    def _stall(self, gateway: Started, server: GatewayServer) -> None:
+        """Wait until the engine of `full` has the request, then let its polls fail until the gateway has noticed."""
+        full = gateway.engines["full"]
+        while not full.running:
+            time.sleep(0.01)
+        end = time.monotonic() + 20
+        while not gateway.replicas.health.ejected([full.url]):
+            assert time.monotonic() < end
+            gateway.replicas.health.on_poll(full.url, False, time.perf_counter())
+            server.refresh(gateway)
+            time.sleep(0.05)
+
+    @pytest.mark.parametrize("behaviour", ["hold", "hang"])
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_its_requests_go_on_elsewhere(self, gateway: Started, _server, behaviour, stream):
+        """`hold` stands still between two tokens, `hang` before the first."""
+        gateway.engines["full"].behaviour = behaviour
+        with in_background(gateway, stream=stream) as responses:
+            self._stall(gateway, _server)
+        (response,) = responses
+        assert text_of(response, stream) == "You said: hello there"
+        assert gateway.sample("gearbox_replica_ejections_total", variant="full", cause="stalled") == 1
+        moved = chunks(response)[-1]["gearbox"]["migrations"] if stream else []
+        assert [m["reason"] for m in moved] == (["stalled"] if stream and behaviour == "hold" else [])
+
+    def test_half_of_all_replicas_stay(self, gateway: Started, _server):
+        """When most seem to have stalled, the machine is slow, and moving their requests would make it slower."""
+        urls = [engine.url for engine in gateway.engines.values()]
+        health = gateway.replicas.health
+        for url in urls:
+            health.on_poll(url, True, time.perf_counter() - 2 * replica_health.LATE_S)
+            health.on_poll(url, False, time.perf_counter())
+        _server.refresh(gateway)
+        assert len(health.ejected(urls)) == 1
+
+    def test_it_gets_nothing_until_a_probe_succeeds_and_then_ever_more(self, gateway: Started, _server, monkeypatch):
+        full = gateway.engines["full"]
+        full.behaviour = "hold"
+        with in_background(gateway, stream=True):
+            self._stall(gateway, _server)
+        before = len(full.requests)
+        assert gateway.chat().headers["x-gearbox-variant"] == "int8"
+        assert len(full.requests) == before
+        full.behaviour = "answer"
+        end = time.monotonic() + 20
+        while gateway.replicas.health.ejected([full.url]):
+            assert time.monotonic() < end
+            _server.refresh(gateway)
+            time.sleep(0.02)
+        assert full.requests[-1]["max_tokens"] == 1, "the probe"
+        assert gateway.chat().headers["x-gearbox-variant"] == "full", "the only replica of its variant"
+
+    def test_streams_that_go_on_keep_a_replica_whose_metrics_are_late(self, gateway: Started, _server, monkeypatch):
+        monkeypatch.setattr("serve.gateway.replica_watch.FLOOR_S", 5.0)
+        full = gateway.engines["full"]
+        full.behaviour = "hold"
+        with in_background(gateway, stream=True) as responses:
+            while not full.running:
+                time.sleep(0.01)
+            gateway.replicas.health.on_poll(full.url, False, time.perf_counter())
+            _server.refresh(gateway)
+            assert not gateway.replicas.health.ejected([full.url])
+            full.hold.set()
+        assert text_of(responses[0], True) == "You said: hello there"
+        assert gateway.engine_calls() == {"full": 1}
