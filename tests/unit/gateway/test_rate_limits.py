@@ -2,19 +2,15 @@
 
 import asyncio
 import logging
-import socket
-import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from serve.config.sections import AccessConfig
 from serve.errors import RequestError
-from serve.gateway import rate_limits
 from serve.gateway.auth import Gatekeeper, hash_key
-from serve.gateway.rate_limits import StoreUnavailable
+from serve.gateway.shared_store import PAUSE_S, StoreUnavailable
 from serve.request.caller import Caller
 from serve.routing.prediction import OutputLengths
 from serve.telemetry.metrics import Metrics
@@ -97,29 +93,6 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Store, st
     store = Store(getattr(request, "param", hangs))
     yield store, await store.start()
     await store.stop()
-
-
-@pytest.fixture
-def redis(
-    tmp_path: Path, system_command: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real Redis: its URI, and its process to be stopped and continued."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [system_command("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    process = subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
-    now = time.time() // 60 * 60 + 30  # the limits' minute must not end in the middle of a test
-    monkeypatch.setattr(time, "time", lambda: now)
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert process.poll() is None
-        time.sleep(0.01)
-    yield f"async+redis://127.0.0.1:{port}/0", process
-    process.kill()
-    process.wait()
 
 
 def refusing() -> str:
@@ -216,7 +189,7 @@ async def test_many_requests_at_once_do_not_pile_up_at_a_store_that_hangs(store)
     )
     connections = store[0].connections
     quick = [await refused(keeper, caller) for _ in range(300)]
-    looks = 1 + int(sum(quick) / rate_limits._PAUSE_S)  # of requests that ask whether it is back
+    looks = 1 + int(sum(quick) / PAUSE_S)  # of requests that ask whether it is back
     waited = sum(seconds >= TIMEOUT_S for seconds in quick)
     assert waited <= 1 + looks, "once it is known to be down nobody else waits for it"
     assert store[0].connections - connections <= 2 * looks
