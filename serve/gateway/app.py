@@ -29,9 +29,10 @@ from serve.gateway.http import (
     reply,
     reply_json,
 )
+from serve.gateway.idempotency import Idempotency
 from serve.gateway.openapi import describe
-from serve.gateway.rate_limits import StoreUnavailable
 from serve.gateway.request_admission import RequestAdmission
+from serve.gateway.shared_store import StoreUnavailable
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
 from serve.request.caller import Caller
@@ -67,6 +68,7 @@ class Gateway:
         self._variants = variants
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
+        self._idempotency = Idempotency(self._gatekeeper.store, metrics.idempotent)
         _initialize_series(metrics, config)
         self._description = _description(config)
         self._engines = Engines(replicas, engine_token, config.server.stream_idle_timeout_s, metrics)
@@ -115,9 +117,10 @@ class Gateway:
         self._generation.reconfigure(config)
 
     def refresh(self) -> None:
-        """Update what routing knows about the engines' speed, and start or refuse waiting requests; called regularly."""
+        """Follow the engines' speed, start or refuse waiting requests, and drop old idempotent answers; called regularly."""
         self._admission.refresh()
         self.telemetry.export_shares(self._admission.admitted_shares())
+        self._idempotency.memory.expire()
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""
@@ -132,7 +135,7 @@ class Gateway:
         try:
             quotas = await self._gatekeeper.used(self.telemetry.tenants)
         except StoreUnavailable:
-            return  # already logged and counted by `Limits`
+            return  # already logged and counted by `SharedStore`
         self.telemetry.export_quotas(quotas)
 
     @asynccontextmanager
@@ -161,7 +164,14 @@ class Gateway:
                 raw = await self._read(headers, receive)
                 arrival = Arrival(started, authenticated, perf_counter())
                 call = parse_call(raw, endpoint, caller.tenant)
-                await self._generation.answer(call, caller, headers, request_id, arrival, send)
+
+                async def generate(send: Send) -> None:
+                    await self._generation.answer(call, caller, headers, request_id, arrival, send)
+
+                if call.stream:
+                    await generate(send)
+                else:
+                    await self._idempotency.answer(caller.tenant, path, headers, raw, send, generate)
             else:
                 await self._find(path, method)(headers, receive, send, scope)
         except RequestError as error:
@@ -264,11 +274,16 @@ class Gateway:
         await reply_json(send, await self._documents.search(caller.tenant, body))
 
     async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        caller = await self._admitted(headers)
-        body = read_json(await self._read(headers, receive))
-        response = await self._documents.embed(body)
-        await reply_json(send, response)
-        await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
+        caller = self._gatekeeper.authenticate(headers)
+        raw = await self._read(headers, receive)
+
+        async def embed(send: Send) -> None:
+            await self._gatekeeper.admit(caller)
+            response = await self._documents.embed(read_json(raw))
+            await reply_json(send, response)
+            await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
+
+        await self._idempotency.answer(caller.tenant, scope["path"], headers, raw, send, embed)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         with self._bodies.body() as held:
