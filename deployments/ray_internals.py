@@ -10,6 +10,7 @@ Ray is imported inside the functions: its environment must be set before, and th
 
 import logging
 import logging.handlers
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -47,6 +48,8 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # by default 120 s, after which a proxy that took a new configuration would cut the streams it still has
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(config.server.drain_timeout_s)),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default 5 s, which a proxy exceeds on a busy machine
         "GEARBOX_HAPROXY": get_haproxy_binary(),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy")),

@@ -130,6 +130,11 @@ def test_rays_haproxy_gets_the_switch_and_all_its_arguments(tmp_path: Path) -> N
     assert version.stdout.startswith("HAProxy version")
 
 
+def test_a_proxy_that_takes_a_new_configuration_finishes_its_streams_as_long_as_replicas_do(tmp_path: Path) -> None:
+    config = make_config(server={"drain_timeout_s": 299.5})
+    assert ray_environment(config, tmp_path)["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "300"
+
+
 def test_the_configuration_is_amended_once_each_time_ray_has_written_it(tmp_path: Path) -> None:
     environment = {"GEARBOX_HAPROXY": shutil.which("true") or "", "PATH": "/usr/bin:/bin"}
 
@@ -139,6 +144,7 @@ def test_the_configuration_is_amended_once_each_time_ray_has_written_it(tmp_path
 
     first = amended(written_by_ray(tmp_path, 1, [2]))
     assert first.count("http-error status 503") == first.count("del-header x-request-id") == 1
+    assert first.count("timeout http-request 60s") == 1
     assert "errorfile" not in first and "not found. Ping" not in first
     assert amended(tmp_path / "haproxy.cfg") == first
     assert amended(written_by_ray(tmp_path, 1, [2])) == first
