@@ -47,6 +47,7 @@ _STATUSES: Mapping[int, str] = {
     502: "An agent's model gave no answer that could be used.",
     503: "No variant, no retrieval or no rate-limit store can answer now.",
     504: "Retrieval did not answer in time.",
+    507: "The document store's disk is full; nothing was changed.",
 }
 _GUARDED = (403, 503)  # statuses of operations that need a key
 _SENT = (408, 413, 415, 429)  # statuses of operations with a body
@@ -156,7 +157,7 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "post", "/v1/documents", "addDocument", "documents", "Index a document",
-            responses.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
+            responses.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503, 507), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
             description="Text, Markdown, HTML, PDF, DOCX or reStructuredText, in place of what its `source` had. A document "
             "belongs to the key's tenant; no other tenant sees it.",
         ),
@@ -171,7 +172,7 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "delete", "/v1/documents", "deleteDocuments", "documents", "Remove a document or a collection",
-            responses.Deleted, (400, 401, 404, 503, 504),
+            responses.Deleted, (400, 401, 404, 503, 504, 507),
             parameters=(
                 _parameter("query", "collection", "the collection", _NAME, "default", required=True),
                 _parameter("query", "source", "only this document", _NAME),
