@@ -191,6 +191,24 @@ def replica_log_handlers() -> list[logging.Handler]:
     ]
 
 
+def replica_is_stopping() -> bool:
+    """Whether Serve is stopping the replica that runs in this process: it gets no new requests, and finishes those it has.
+
+    Serve tells a replica only at the end, when it has cut what was not complete (`__del__`, or `shutdown` of ASGI's lifespan).
+    """
+    from ray._private.worker import global_worker
+
+    replicas = (getattr(actor, "_replica_impl", None) for actor in global_worker.actors.values())
+    return any(replica._shutting_down for replica in replicas if replica is not None)
+
+
+def start_deleting_app(name: str) -> None:
+    """Delete a Serve application: its replicas finish what they have. The public API waits until they have ended."""
+    from ray import serve
+
+    serve.delete(name, _blocking=False)
+
+
 def shared_value(key: bytes, default: bytes) -> bytes:
     """The cluster-wide value of `key` in Ray's control store, set to `default` by the first caller.
 

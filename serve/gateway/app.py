@@ -30,6 +30,7 @@ from serve.gateway.http import (
     reply_json,
 )
 from serve.gateway.idempotency import Idempotency
+from serve.gateway.open_requests import OpenRequests
 from serve.gateway.openapi import describe
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.shared_store import StoreUnavailable
@@ -79,6 +80,7 @@ class Gateway:
             else None
         )
         self.telemetry = RequestTelemetry(observability, self._gatekeeper.tenants, metrics, tracer)
+        self._under_way = OpenRequests()
         self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
@@ -130,6 +132,10 @@ class Gateway:
         """Begin with what another gateway has learned. Raises as `serve.routing.learned_state.restore`."""
         return self._admission.restore(data)
 
+    def end_requests(self) -> int:
+        """End the generation requests under way with an error, before the gateway is stopped; returns how many there were."""
+        return self._under_way.end()
+
     async def export_quotas(self) -> None:
         """Export rate-limit utilization; called periodically."""
         try:
@@ -168,10 +174,10 @@ class Gateway:
                 async def generate(send: Send) -> None:
                     await self._generation.answer(call, caller, headers, request_id, arrival, send)
 
-                if call.stream:
-                    await generate(send)
-                else:
+                async def once(send: Send) -> None:
                     await self._idempotency.answer(caller.tenant, path, headers, raw, send, generate)
+
+                await self._under_way.run(send, generate if call.stream else once)
             else:
                 await self._find(path, method)(headers, receive, send, scope)
         except RequestError as error:
