@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -231,6 +232,25 @@ async def test_a_redis_that_hangs_dies_and_comes_back_is_used_again(redis, caplo
     with pytest.raises(RequestError) as caught:
         await keeper.admit(caller)
     assert (caught.value.status, caught.value.code) == (429, "tokens_per_minute")
+
+
+async def test_a_redis_that_is_killed_and_started_again_counts_anew_and_needs_no_new_gateway(redis, tmp_path):
+    uri, process = redis
+    keeper, caller, _ = gatekeeper(uri, rate_limit_store_timeout_s=1)
+    await keeper.charge(caller, 1000)
+    with pytest.raises(RequestError):
+        await keeper.admit(caller)
+    process.kill()
+    process.wait()
+    await refused(keeper, caller)
+    command = [*process.args, "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as again:
+        try:
+            await _until(keeper, caller)
+            await keeper.charge(caller, 400)
+            assert ("acme", "tokens", 0.4) in await keeper.used(["acme"])
+        finally:
+            again.kill()
 
 
 async def test_limits_hold_across_gateways_that_share_a_redis(redis):
