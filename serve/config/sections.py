@@ -79,7 +79,8 @@ class ServerConfig(Section):
     drain_timeout_s: float = Field(
         default=600,
         gt=0,
-        description="longest time that a replica which is stopped or replaced may take to finish its answers",
+        description="longest time that a replica which is stopped or replaced may take to finish its answers; then they end "
+        "with an error",
     )
 
     allowed_hosts: tuple[HostPattern, ...] = Field(

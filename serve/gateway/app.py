@@ -29,7 +29,7 @@ from serve.gateway.http import (
     reply,
     reply_json,
 )
-from serve.gateway.idempotency import Idempotency
+from serve.gateway.idempotency import Idempotency, idempotency_key
 from serve.gateway.open_requests import OpenRequests
 from serve.gateway.openapi import describe
 from serve.gateway.request_admission import RequestAdmission
@@ -177,6 +177,7 @@ class Gateway:
                 async def once(send: Send) -> None:
                     await self._idempotency.answer(caller.tenant, path, headers, raw, send, generate)
 
+                idempotency_key(headers)  # of a stream it is ignored, but not accepted when it is none
                 await self._under_way.run(send, generate if call.stream else once)
             else:
                 await self._find(path, method)(headers, receive, send, scope)

@@ -150,12 +150,8 @@ class Idempotency:
             RequestError: 400 for an invalid key; 422 when the key was used for another request; 409 when too many requests
                 wait; 503 when the store fails, unless it is to fail open. And what `work` raises.
         """
-        key = headers.get("idempotency-key")
-        if key is None:
+        if (key := idempotency_key(headers)) is None:
             return await work(send)
-        if not (0 < len(key) <= MAX_KEY_CHARS and key.isascii() and key.isprintable()):
-            why = f"'Idempotency-Key' must have 1 to {MAX_KEY_CHARS} printable ASCII characters"
-            raise RequestError(400, why, param="idempotency-key", code="invalid_idempotency_key")
         name = "gearbox:idempotency:" + hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()
         marker = _fingerprint(key, path, headers, raw) + _RUNNING + uuid.uuid4().bytes
         try:
@@ -249,6 +245,15 @@ class Idempotency:
     async def _swap(self, name: str, marker: bytes, value: bytes, ttl_s: float) -> None:
         with suppress(StoreUnavailable):  # logged and counted; the lease expires
             await self._store.ask("idempotency", lambda: self._answers.swap(name, marker, value, ttl_s))
+
+
+def idempotency_key(headers: Headers) -> str | None:
+    """The request's key; None without one. Raises `RequestError` 400."""
+    key = headers.get("idempotency-key")
+    if key is not None and not (0 < len(key) <= MAX_KEY_CHARS and key.isascii() and key.isprintable()):
+        why = f"'Idempotency-Key' must have 1 to {MAX_KEY_CHARS} printable ASCII characters"
+        raise RequestError(400, why, param="idempotency-key", code="invalid_idempotency_key")
+    return key
 
 
 def _fingerprint(key: str, path: str, headers: Headers, raw: bytes) -> bytes:

@@ -390,7 +390,7 @@ _REQUEST_PARAMETERS = [
 _IDEMPOTENCY_KEY = _parameter(
     "header", "idempotency-key",
     f"requests with the same key and body within {KEPT_S} s get the answer of the first; ignored with `stream: true`",
-    {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[ -~]*$"},
+    {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 )  # fmt: skip
 _TAGS = {
     "generation": "OpenAI's chat completions and completions, routed by budget.",

@@ -370,3 +370,5 @@ class TestInTheGateway:
             assert response.status_code == 200
             assert "idempotent-replayed" not in response.headers
         assert sum(gateway.engine_calls().values()) == 2
+        error = error_of(gateway.chat(headers={"idempotency-key": "x" * 256}, stream=True), 400)
+        assert error["code"] == "invalid_idempotency_key"
