@@ -81,10 +81,12 @@ class Replica(http.server.BaseHTTPRequestHandler):
         if self.path in ("/hang", "/break"):
             self.close_connection = True
             return
-        status = 404 if self.path == "/own" else 200
+        status = 404 if self.path in ("/own", "/deleted") else 200
         body = b"own" if status == 404 else self.headers.get("x-request-id", "none").encode("latin-1")
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
+        if self.path == "/deleted":
+            self.send_header("content-type", "text/plain; charset=utf-8")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -148,6 +150,12 @@ def test_the_configuration_is_amended_once_each_time_ray_has_written_it(tmp_path
     assert "errorfile" not in first and "not found. Ping" not in first
     assert amended(tmp_path / "haproxy.cfg") == first
     assert amended(written_by_ray(tmp_path, 1, [2])) == first
+
+
+def test_serves_own_404_of_a_gateway_that_is_being_deleted_is_503(run: Run, replica: int) -> None:
+    response = httpx.get(f"{run([replica])}/deleted")
+    assert error_of(response, 503)["code"] == "not_ready"
+    assert response.headers["retry-after"] == "2"
 
 
 def test_answers_of_the_gateway_pass_as_they_are(run: Run, replica: int) -> None:
