@@ -165,14 +165,19 @@ def _progress(state: PlatformState, elapsed_s: float) -> Group:
 
 
 @app.command()
-def down() -> None:
-    """Stop the platform that `gearbox up` started, and nothing else."""
+def down(
+    now: Annotated[bool, typer.Option("--now", help="Do not wait for the answers under way: interrupt them.")] = False,
+) -> None:
+    """Stop the platform that `gearbox up` started, and nothing else, when its answers under way are complete.
+
+    They have `server.drain_timeout_s`; then they end with an error. New requests are refused meanwhile.
+    """
     state = load_state(state_folder())
     if state is None or (not is_running(state) and not processes_of(state.run_id, state.pid)):
         typer.echo("nothing is running")
         return
     if is_running(state):
-        _stop(state.pid)
+        _stop(state.pid, signal.SIGINT if now else signal.SIGTERM, state.drain_timeout_s + 60)
     leftovers = processes_of(state.run_id, state.pid)
     for process in leftovers:
         process.kill()
@@ -194,11 +199,11 @@ def reload() -> None:
     typer.echo(f"reloading the budget profiles of {state.url} from {state.config}: {', '.join(profiles)}")
 
 
-def _stop(pid: int, timeout_s: float = 60) -> None:
+def _stop(pid: int, by: signal.Signals = signal.SIGTERM, timeout_s: float = 60) -> None:
     """Stop a supervisor and wait for it; kill it after `timeout_s` seconds."""
     try:
         process = psutil.Process(pid)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(by)
         process.wait(timeout_s)
     except psutil.NoSuchProcess:
         return

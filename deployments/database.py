@@ -83,6 +83,8 @@ class Database:
                     self._file_lock.acquire(timeout=0)
                 except Timeout as error:
                     raise DatabaseError(f"{self._folder} is in use by another platform") from error
+                except OSError as error:
+                    raise DatabaseError(f"{self._folder.parent} cannot be written to: {error.strerror}") from error
                 self._sockets = Path(tempfile.mkdtemp(prefix="gbx-db-"))  # paths of Unix sockets are short
             try:
                 self._launch()

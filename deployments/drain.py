@@ -24,7 +24,7 @@ _POLL_S = 1.0
 _SETTLE_S = 10.0  # until load balancers have removed this node, and other nodes that stop have been marked as draining
 _QUIET_S = 10.0  # without a request, after which none is expected
 _ENGINE_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-_GATEWAY_LOAD = "gearbox_requests_in_flight"
+_GATEWAY_LOAD = ("gearbox_requests_in_flight", "gearbox_admission_requests_waiting")
 _LOG = logging.getLogger("gearbox.drain")
 
 
@@ -54,7 +54,10 @@ def in_flight(metrics_port: int) -> float:
     engines = [process for process in local if _app(process).startswith("variant-")]
     gateway = any(_app(process).startswith("gateway") for process in local)
     total = sum(_engine_requests(process) for process in engines) + _haproxy_requests()
-    return total + (_gateway_requests(metrics_port) if gateway else 0)
+    if not gateway:
+        return total
+    under_way = gateway_requests(metrics_port)
+    return total + (1 if under_way is None else under_way)
 
 
 def _engine_requests(process: psutil.Process) -> float:
@@ -70,10 +73,13 @@ def _engine_requests(process: psutil.Process) -> float:
     return sum(loads) if loads else 1
 
 
-def _gateway_requests(port: int) -> float:
-    """Requests in flight in all gateways of this node, which share a metrics port. Before its first request there is no series."""
+def gateway_requests(port: int) -> float | None:
+    """Requests in flight in all gateways of this node, which share a metrics port; None where it cannot be read.
+
+    Before its first request there is no series.
+    """
     page = _metrics(port)
-    return sum(page.get(_GATEWAY_LOAD, {}).values()) if page else 1
+    return sum(load for name in _GATEWAY_LOAD for load in page.get(name, {}).values()) if page else None
 
 
 def _metrics(port: int) -> Samples:

@@ -20,6 +20,7 @@ from deployments.ray_internals import (
     get_shared_value,
     node_metrics_endpoints,
     put_shared_value,
+    replica_is_stopping,
     shared_values,
     with_version,
 )
@@ -39,6 +40,7 @@ RELOAD_S = 5  # shorter is no use: Kubernetes takes a minute to update a mounted
 _SAVE_S = 10
 _EXCHANGE_S = 1.0  # a chat's next turn comes seconds after the last
 _SILENT = 60  # exchanges without a message after which a gateway is taken to have stopped
+_END_BEFORE_S = 2  # before the drain timeout: time to send the error
 _PUBLISH_S = 5  # reading every tenant's limits from a shared store has a cost
 _LOG = logging.getLogger("gearbox.gateway")
 
@@ -166,6 +168,7 @@ class GatewayDeployment:
             await asyncio.gather(
                 _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
                 _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
+                _repeat(self._end_requests, REFRESH_S, "ending the requests under way failed"),
                 _repeat(self._update_routing, REFRESH_S, "updating the routing failed"),
                 _repeat(self._app.export_quotas, _PUBLISH_S, "exporting the rate limits' utilization failed"),
                 _repeat(self._save_learned, _SAVE_S, "saving what routing has learned failed"),
@@ -193,6 +196,14 @@ class GatewayDeployment:
     async def _refresh(self, session: aiohttp.ClientSession) -> None:
         variants = list(self._variants.values())
         await asyncio.gather(*(self._replicas.refresh(v.name, v.live, session) for v in variants))
+
+    async def _end_requests(self) -> None:
+        """While Serve stops this replica: end what is still under way just before Serve would cut its connection."""
+        if replica_is_stopping():
+            timeout_s = self._config.server.drain_timeout_s
+            await asyncio.sleep(max(timeout_s - _END_BEFORE_S, timeout_s / 2))
+            if ended := self._app.end_requests():
+                _LOG.warning("ended %d requests that were not complete after server.drain_timeout_s", ended)
 
     async def _update_routing(self) -> None:
         self._app.refresh()

@@ -10,6 +10,7 @@ Ray is imported inside the functions: its environment must be set before, and th
 
 import logging
 import logging.handlers
+import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -47,6 +48,8 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # by default 120 s, after which a proxy that took a new configuration would cut the streams it still has
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(config.server.drain_timeout_s)),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default 5 s, which a proxy exceeds on a busy machine
         "GEARBOX_HAPROXY": get_haproxy_binary(),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy")),
@@ -186,6 +189,24 @@ def replica_log_handlers() -> list[logging.Handler]:
         handler.target if isinstance(handler, logging.handlers.MemoryHandler) and handler.target else handler
         for handler in handlers
     ]
+
+
+def replica_is_stopping() -> bool:
+    """Whether Serve is stopping the replica that runs in this process: it gets no new requests, and finishes those it has.
+
+    Serve tells a replica only at the end, when it has cut what was not complete (`__del__`, or `shutdown` of ASGI's lifespan).
+    """
+    from ray._private.worker import global_worker
+
+    replicas = (getattr(actor, "_replica_impl", None) for actor in global_worker.actors.values())
+    return any(replica._shutting_down for replica in replicas if replica is not None)
+
+
+def start_deleting_app(name: str) -> None:
+    """Delete a Serve application: its replicas finish what they have. The public API waits until they have ended."""
+    from ray import serve
+
+    serve.delete(name, _blocking=False)
 
 
 def shared_value(key: bytes, default: bytes) -> bytes:

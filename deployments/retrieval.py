@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ray import serve as ray_serve
 from ray.exceptions import RayError, RayTaskError
-from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from deployments.cpu_priority import EMBEDDER, lower_cpu_priority
@@ -20,12 +20,13 @@ from deployments.placement import LOCAL
 from deployments.replicas import app_handle
 from serve.config.retrieval import RetrievalConfig
 from serve.config.sections import ReplicaBounds
-from serve.errors import RequestError, retrieval_misconfigured
+from serve.errors import RequestError, overloaded, retrieval_misconfigured
 from serve.retrieval.embedder import Embedder, EmbeddingTokenizer, Side, Vectors
 
 _LOG = logging.getLogger("gearbox.retrieval")
 APP = "retrieval"
 _MAX_ONGOING = 64
+_MAX_QUEUED = 128  # requests of one gateway that wait for a replica; each may hold a body of `max_body_bytes`
 _MAX_BATCH = 64  # requests in one batch of the embedder
 _TEXTS_PER_CALL = 8
 #: Environment of every replica. Haystack reads its telemetry switch when it is imported.
@@ -116,13 +117,15 @@ async def await_response(response: Any, service: str) -> Any:
     """Result of a call through a deployment handle. Cancelling it cancels the call in the replica too.
 
     Raises:
-        RequestError: 503 where `service` is temporarily unavailable, 500 where a retry cannot help.
+        RequestError: 429 where too many calls wait already, 503 where `service` is temporarily unavailable, 500 where a retry cannot help.
     """
     try:
         return await response
     except asyncio.CancelledError:
         response.cancel()
         raise
+    except BackPressureError as error:
+        raise overloaded(f"too many requests wait for {service}; retry later", 2, "overloaded") from error
     except DeploymentUnavailableError as error:
         message = f"{service} could not be started; see the platform's status and log for the reason"
         raise retrieval_misconfigured(message) from error
@@ -189,6 +192,7 @@ def _deployment(
             "min_replicas": bounds.min, "max_replicas": bounds.max, "target_ongoing_requests": bounds.target_in_flight,
         },
         max_ongoing_requests=_MAX_ONGOING,
+        max_queued_requests=_MAX_QUEUED,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=drain_timeout_s,
         max_surge_percent=100 if bounds.surge else 0,

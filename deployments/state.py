@@ -38,6 +38,7 @@ class PlatformState(BaseModel):
     metrics_url: str
     config: str
     model: str
+    drain_timeout_s: float = 0
     message: str = ""
     error: str | None = None
     variants: dict[str, VariantState]

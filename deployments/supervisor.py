@@ -21,10 +21,11 @@ import httpx
 
 from compression.build.family import BuildError
 from deployments.database import Database, DatabaseError
+from deployments.drain import gateway_requests
 from deployments.embedder import embedder_folder
 from deployments.fetch import FetchError
 from deployments.listener import listener, ray_host
-from deployments.ray_internals import metrics_port_argument, ray_environment
+from deployments.ray_internals import metrics_port_argument, ray_environment, start_deleting_app
 from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
@@ -71,10 +72,12 @@ class Supervisor:
                 self.reload_requested.wait()
                 self.reload_requested.clear()
                 self._reload()
-        except SystemExit:  # raised by the handler of the stop signals, which `ray.init` replaces by one of its own
+        except SystemExit as stop:  # raised by the stop signals' handler, which `ray.init` replaces by one of its own
             self._stopping = True
             for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
+            if stop.code != signal.SIGINT:
+                self._drain()
             self._set_message("stopping")
         except Exception as error:
             _LOG.exception("starting the platform failed")
@@ -97,6 +100,23 @@ class Supervisor:
                 os.kill(os.getpid(), signal.SIGTERM)  # ends the main thread, whatever it waits for
 
         threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _drain(self) -> None:
+        """Refuse new requests, and wait for those under way for `drain_timeout_s` seconds; gateways end the others by then."""
+        server = self._config.server
+        if not gateway_requests(server.metrics_port):
+            return
+        self._set_message("draining: waiting for the answers under way")
+        end = time.monotonic() + server.drain_timeout_s
+        try:
+            with self._serve_lock:
+                start_deleting_app("gateway")
+        except Exception:
+            _LOG.exception("the gateway cannot be drained")
+            return
+        while gateway_requests(server.metrics_port) and time.monotonic() < end:
+            time.sleep(0.5)
+        time.sleep(1)  # the last bytes pass HAProxy
 
     def close(self) -> None:
         """Stop the database and all calls to Ray: after its shutdown, another call would start a new Ray."""
@@ -299,6 +319,7 @@ def main() -> None:
         url=config.server.url,
         metrics_url=config.server.metrics_url,
         config=str(options.config),
+        drain_timeout_s=config.server.drain_timeout_s,
         model=config.model.name,
         variants={variant.name: VariantState() for variant in config.variants},
         retrieval=VariantState() if config.retrieval else None,

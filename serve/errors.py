@@ -65,8 +65,11 @@ class RequestError(Exception):
 
     def body(self) -> bytes:
         """`{"error": {"message", "type", "param", "code"}}` as JSON."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return orjson.dumps({"error": error})
+        return orjson.dumps({"error": self.public()})
+
+    def public(self) -> dict[str, str | None]:
+        """The error as clients see it."""
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
 
 
 def internal_error(request_id: str) -> RequestError:

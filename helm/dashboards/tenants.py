@@ -133,8 +133,15 @@ def build() -> Dashboard:
             "Rate-limit store failures",
             "Failed operations of the rate-limit store per second. admit: keys with limits got 503 or were not counted, "
             "as access.on_rate_limit_store_failure says; charge: tokens are missing from their limit; read: the "
-            "utilization above is stale. Above 0: see whether the store is up.",
+            "utilization above is stale; idempotency: requests with an Idempotency-Key got 503, or could be done twice. "
+            "Above 0: see whether the store is up.",
             "ops", Line(rate("gearbox_rate_limit_store_failures_total", "operation", MODEL), "{{operation}}"),
+        ),
+        chart(
+            "Idempotent requests",
+            "Requests with an Idempotency-Key per second: answers that were kept, and replayed to a client that sent its "
+            "request again. Many replays mean that clients lose their connections; too_large answers are not protected.",
+            "reqps", Line(rate("gearbox_idempotent_requests_total", "outcome", MODEL), "{{outcome}}"),
         ),
     ]  # fmt: skip
     return dashboard(

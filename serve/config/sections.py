@@ -79,7 +79,8 @@ class ServerConfig(Section):
     drain_timeout_s: float = Field(
         default=600,
         gt=0,
-        description="longest time that a replica which is stopped or replaced may take to finish its answers",
+        description="longest time that a replica which is stopped or replaced may take to finish its answers; then they end "
+        "with an error",
     )
 
     allowed_hosts: tuple[HostPattern, ...] = Field(
@@ -229,14 +230,16 @@ class AccessConfig(Section):
     rate_limit_store: str = Field(
         default="async+memory://",
         pattern=r"^async\+(memory|redis|rediss|valkey|valkeys|redis\+unix|redis\+sentinel|redis\+cluster|memcached|mongodb)://",
-        description="storage URI of the rate limits, as the library `limits` writes it; Redis for several gateways",
+        description="storage URI of the rate limits and idempotent answers, as the library `limits` writes it; Redis for several "
+        "gateways",
     )
     rate_limit_store_timeout_s: float = Field(
         default=0.25, gt=0, le=5, description="longest wait for the rate-limit store in one request"
     )
     on_rate_limit_store_failure: Literal["fail_closed", "fail_open"] = Field(
         default="fail_closed",
-        description="what keys with rate limits get while the store fails: 503, or an answer that is not counted",
+        description="what keys with rate limits, and requests with an Idempotency-Key, get while the store fails: 503, or an "
+        "answer that is not counted",
     )
 
     @model_validator(mode="after")

@@ -29,10 +29,12 @@ from serve.gateway.http import (
     reply,
     reply_json,
 )
+from serve.gateway.idempotency import Idempotency, idempotency_key
+from serve.gateway.open_requests import OpenRequests
 from serve.gateway.openapi import describe
-from serve.gateway.rate_limits import StoreUnavailable
 from serve.gateway.replica_watch import ReplicaWatch
 from serve.gateway.request_admission import RequestAdmission
+from serve.gateway.shared_store import StoreUnavailable
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
 from serve.request.caller import Caller
@@ -68,6 +70,7 @@ class Gateway:
         self._variants = variants
         self._metrics = metrics
         self._gatekeeper = Gatekeeper(config.access, config.server, metrics)
+        self._idempotency = Idempotency(self._gatekeeper.store, metrics.idempotent)
         _initialize_series(metrics, config)
         self._description = _description(config)
         self._engines = Engines(replicas, engine_token, config.server.stream_idle_timeout_s, metrics)
@@ -78,6 +81,7 @@ class Gateway:
             else None
         )
         self.telemetry = RequestTelemetry(observability, self._gatekeeper.tenants, metrics, tracer)
+        self._under_way = OpenRequests()
         self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
@@ -117,10 +121,11 @@ class Gateway:
         self._generation.reconfigure(config)
 
     def refresh(self) -> None:
-        """Update what routing knows about the engines' speed, and start or refuse waiting requests; called regularly."""
+        """Follow the engines' speed, start or refuse waiting requests, and drop old idempotent answers; called regularly."""
         self._watch.refresh(self._admission.loads())
         self._admission.refresh()
         self.telemetry.export_shares(self._admission.admitted_shares())
+        self._idempotency.memory.expire()
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""
@@ -130,12 +135,16 @@ class Gateway:
         """Begin with what another gateway has learned. Raises as `serve.routing.learned_state.restore`."""
         return self._admission.restore(data)
 
+    def end_requests(self) -> int:
+        """End the generation requests under way with an error, before the gateway is stopped; returns how many there were."""
+        return self._under_way.end()
+
     async def export_quotas(self) -> None:
         """Export rate-limit utilization; called periodically."""
         try:
             quotas = await self._gatekeeper.used(self.telemetry.tenants)
         except StoreUnavailable:
-            return  # already logged and counted by `Limits`
+            return  # already logged and counted by `SharedStore`
         self.telemetry.export_quotas(quotas)
 
     @asynccontextmanager
@@ -164,7 +173,15 @@ class Gateway:
                 raw = await self._read(headers, receive)
                 arrival = Arrival(started, authenticated, perf_counter())
                 call = parse_call(raw, endpoint, caller.tenant)
-                await self._generation.answer(call, caller, headers, request_id, arrival, send)
+
+                async def generate(send: Send) -> None:
+                    await self._generation.answer(call, caller, headers, request_id, arrival, send)
+
+                async def once(send: Send) -> None:
+                    await self._idempotency.answer(caller.tenant, path, headers, raw, send, generate)
+
+                idempotency_key(headers)  # of a stream it is ignored, but not accepted when it is none
+                await self._under_way.run(send, generate if call.stream else once)
             else:
                 await self._find(path, method)(headers, receive, send, scope)
         except RequestError as error:
@@ -267,11 +284,16 @@ class Gateway:
         await reply_json(send, await self._documents.search(caller.tenant, body))
 
     async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
-        caller = await self._admitted(headers)
-        body = read_json(await self._read(headers, receive))
-        response = await self._documents.embed(body)
-        await reply_json(send, response)
-        await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
+        caller = self._gatekeeper.authenticate(headers)
+        raw = await self._read(headers, receive)
+
+        async def embed(send: Send) -> None:
+            await self._gatekeeper.admit(caller)
+            response = await self._documents.embed(read_json(raw))
+            await reply_json(send, response)
+            await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
+
+        await self._idempotency.answer(caller.tenant, scope["path"], headers, raw, send, embed)
 
     async def _read(self, headers: Headers, receive: Receive) -> bytes:
         with self._bodies.body() as held:

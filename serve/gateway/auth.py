@@ -11,6 +11,7 @@ from serve.config.sections import AccessConfig, ServerConfig
 from serve.errors import RequestError
 from serve.gateway.cross_origin import CrossOriginProtection
 from serve.gateway.rate_limits import Limits
+from serve.gateway.shared_store import SharedStore
 from serve.request.caller import Caller
 from serve.telemetry.metrics import Metrics
 
@@ -32,13 +33,14 @@ class Gatekeeper:
     def __init__(
         self, access: AccessConfig, server: ServerConfig | None = None, metrics: Metrics | None = None
     ) -> None:
-        self._limits = Limits(access, (metrics or Metrics()).rate_limit_store_failures)
+        self.store = SharedStore(access, (metrics or Metrics()).rate_limit_store_failures)
+        self._limits = Limits(self.store)
         self._protection = CrossOriginProtection(server or ServerConfig())
         self.reconfigure(access)
 
     def reconfigure(self, access: AccessConfig) -> None:
         """Accept the keys of `access` from now on. Counts stay, and the store set at start is not replaced."""
-        self._limits.reconfigure(access)
+        self.store.reconfigure(access)
         self._callers = {
             key.sha256: Caller(
                 key.tenant,

@@ -233,10 +233,11 @@ class Generation:
         variant.live.on_dispatch(attempt.prefill_tokens, call.sequences, output_tokens, replica)
         expected = attempt.decision.chosen.prediction.expected
         in_flight.inc()
+        predicted: asyncio.TimerHandle | None = None
         self._admission.start_waiting()
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
-                asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
+                predicted = asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
             async with self._engines.post(variant, path, payload, request.id, trace_headers, broken, replica) as (
                 response,
                 exchange,
@@ -259,6 +260,8 @@ class Generation:
             attempt.outcome = "client_error"
             raise
         finally:
+            if predicted is not None:
+                predicted.cancel()  # it would hold the request until then
             attempt.on_first_token()
             variant.live.on_complete(call.sequences, replica)
             in_flight.dec()

@@ -23,6 +23,7 @@ from serve.gateway import openapi_requests as requests
 from serve.gateway import openapi_responses as responses
 from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
 from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
+from serve.gateway.idempotency import KEPT_S, MAX_KEY_CHARS
 from serve.retrieval.ingest.metadata import NO_NUL
 
 Document = dict[str, Any]
@@ -36,25 +37,32 @@ _STATUSES: Mapping[int, str] = {
     403: "Without a known API key: the request came under a host name, or from a web page, that is not allowed.",
     404: "There is no such model, variant, profile, document or collection; or this deployment has no retrieval.",
     408: "The body stopped arriving.",
+    409: "Too many requests wait for one with the same `Idempotency-Key`.",
     413: "The body or the document is too large.",
     415: "The body is not declared as JSON or is compressed, or the document's type is not known.",
-    422: "No variant can meet the budget, and the request said `reject`; or the document can't be read.",
+    422: "No variant can meet the budget, and the request said `reject`; the `Idempotency-Key` was used for another request; or "
+    "the document can't be read.",
     429: "A limit of the API key, or every variant is at its limit; `code` names it.",
     500: "A fault in the gateway; the message has the request's id.",
     502: "An agent's model gave no answer that could be used.",
     503: "No variant, no retrieval or no rate-limit store can answer now.",
     504: "Retrieval did not answer in time.",
+    507: "The document store's disk is full; nothing was changed.",
 }
 _GUARDED = (403, 503)  # statuses of operations that need a key
 _SENT = (408, 413, 415, 429)  # statuses of operations with a body
 _RETRY_AFTER = {"retry-after": ("seconds until it is worth trying again", {"type": "integer", "minimum": 1})}
 _STATUS_HEADERS: Mapping[int, Mapping[str, tuple[str, Document]]] = {
     401: {"www-authenticate": ("always `Bearer`", {"type": "string"})},
+    409: _RETRY_AFTER,
     429: _RETRY_AFTER,
     503: _RETRY_AFTER,
     504: _RETRY_AFTER,
 }
 _NUMBER = {"type": "number"}
+_REPLAYED: Mapping[str, tuple[str, Document]] = {
+    "idempotent-replayed": ("this is the answer of the same request before", {"const": "true"}),
+}
 _ROUTING_HEADERS: Mapping[str, tuple[str, Document]] = {
     "x-request-id": ("the request's own `x-request-id`, else one that the platform gave it", {"type": "string"}),
     "x-gearbox-variant": ("the variant that answered; `none`: no variant was used", {"type": "string"}),
@@ -64,6 +72,7 @@ _ROUTING_HEADERS: Mapping[str, tuple[str, Document]] = {
     "x-gearbox-quality": ("of the variant, relative to `full`", _NUMBER),
     "x-gearbox-overhead-ms": ("time in the gateway before the dispatch, without retrieval", _NUMBER),
     RETRIEVAL_HEADER: ("how the request was grounded", {"type": "string"}),
+    **_REPLAYED,
 }
 
 
@@ -116,17 +125,18 @@ def operations() -> Sequence[Operation]:
     return (
         Operation(
             "post", "/v1/chat/completions", "createChatCompletion", "generation", "Answer a conversation",
-            responses.ChatCompletion, (400, 401, 404, 413, 422, 429, 502, 503, 504),
+            responses.ChatCompletion, (400, 401, 404, 409, 413, 422, 429, 502, 503, 504),
             body=(requests.ChatCompletionRequest,), examples=_CHAT_EXAMPLES,
-            parameters=(*budget, _retrieval(["on", "off"]), *_REQUEST_PARAMETERS),
+            parameters=(*budget, _retrieval(["on", "off"]), *_REQUEST_PARAMETERS, _IDEMPOTENCY_KEY),
             description=_GENERATION + " An answer may be grounded in indexed documents (`retrieval`).",
             stream=responses.ChatCompletionChunk, headers=_ROUTING_HEADERS,
         ),
         Operation(
             "post", "/v1/completions", "createCompletion", "generation", "Continue a text",
-            responses.TextCompletion, (400, 401, 404, 413, 422, 429, 503),
+            responses.TextCompletion, (400, 401, 404, 409, 413, 422, 429, 503),
             body=(requests.CompletionRequest,), examples=_COMPLETION_EXAMPLES,
-            parameters=(*budget, _retrieval(["off"]), *_REQUEST_PARAMETERS), description=_GENERATION,
+            parameters=(*budget, _retrieval(["off"]), *_REQUEST_PARAMETERS, _IDEMPOTENCY_KEY),
+            description=_GENERATION,
             stream=responses.TextCompletionChunk, headers=_ROUTING_HEADERS,
         ),
         Operation(
@@ -147,7 +157,7 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "post", "/v1/documents", "addDocument", "documents", "Index a document",
-            responses.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
+            responses.IndexedDocument, (400, 401, 404, 413, 415, 422, 429, 503, 507), body=(NewDocument,), examples=_DOCUMENT_EXAMPLES,
             description="Text, Markdown, HTML, PDF, DOCX or reStructuredText, in place of what its `source` had. A document "
             "belongs to the key's tenant; no other tenant sees it.",
         ),
@@ -162,7 +172,7 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "delete", "/v1/documents", "deleteDocuments", "documents", "Remove a document or a collection",
-            responses.Deleted, (400, 401, 404, 503, 504),
+            responses.Deleted, (400, 401, 404, 503, 504, 507),
             parameters=(
                 _parameter("query", "collection", "the collection", _NAME, "default", required=True),
                 _parameter("query", "source", "only this document", _NAME),
@@ -174,7 +184,8 @@ def operations() -> Sequence[Operation]:
         ),
         Operation(
             "post", "/v1/embeddings", "createEmbeddings", "documents", "Embed texts",
-            responses.EmbeddingList, (400, 401, 404, 413, 429, 503, 504), body=(Embeddings,), examples=_EMBEDDING_EXAMPLES,
+            responses.EmbeddingList, (400, 401, 404, 409, 413, 422, 429, 503, 504), body=(Embeddings,), examples=_EMBEDDING_EXAMPLES,
+            parameters=(_IDEMPOTENCY_KEY,), headers=_REPLAYED,
             description=f"With the embedder that documents are indexed with; at most {MAX_INPUTS} texts.",
         ),
         Operation("get", "/healthz", "healthz", "health", "Liveness", responses.Health, open=True),
@@ -376,6 +387,11 @@ _REQUEST_PARAMETERS = [
     ),
     _parameter("header", "traceparent", "W3C trace context: the request's trace continues it", _TEXT),
 ]
+_IDEMPOTENCY_KEY = _parameter(
+    "header", "idempotency-key",
+    f"requests with the same key and body within {KEPT_S} s get the answer of the first; ignored with `stream: true`",
+    {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+)  # fmt: skip
 _TAGS = {
     "generation": "OpenAI's chat completions and completions, routed by budget.",
     "routing": "What there is to route to, and where a request would go.",

@@ -77,6 +77,12 @@ class Metrics:
             "rate_limit_store_failures", "Failed operations of the rate-limit store", "operation"
         )
 
+        self.idempotent = counter(
+            "idempotent_requests",
+            "Requests with an Idempotency-Key: answers kept, replayed, and too large to be kept",
+            "outcome",
+        )
+
         self.budgets = counter("budget_requests", "Requests by whether their whole budget was met", "profile", "met")
         self.violations = counter("budget_violations", "Budget limits that were violated", "profile", "kind")
         self.quality = histogram(
@@ -194,8 +200,10 @@ class Metrics:
             self.in_flight.labels(variant)
         for code, status in REFUSALS.items():
             self.refused.labels(str(status), code)
-        for operation in ("admit", "charge", "read"):
+        for operation in ("admit", "charge", "read", "idempotency"):
             self.rate_limit_store_failures.labels(operation)
+        for outcome in ("kept", "replayed", "too_large"):
+            self.idempotent.labels(outcome)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)
 

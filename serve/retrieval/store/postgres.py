@@ -298,7 +298,8 @@ class Store:
 
         Raises:
             StoreUnavailable: the database is unavailable.
-            RequestError: 400 for values that PostgreSQL can't store, 500 if the database is not the one that was opened.
+            RequestError: 400 for values that PostgreSQL can't store, 500 if the database is not the one that was opened, 507
+                if its disk is full, 503 if it is read-only.
         """
         for attempt in (1, 2):
             try:
@@ -312,6 +313,12 @@ class Store:
                 raise _unusable(error) from error
             except psycopg.DataError as error:  # for example a character that PostgreSQL's text type can't store
                 raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
+            except psycopg.errors.DiskFull as error:
+                why = "the document store's disk is full; nothing was changed"
+                raise RequestError(507, why, code="store_full", headers={"x-should-retry": "false"}) from error
+            except psycopg.errors.ReadOnlySqlTransaction as error:  # for example a standby server after a failover
+                why = "the document store is read-only at the moment; nothing was changed"
+                raise RequestError(503, why, code="store_read_only", headers={"retry-after": "10"}) from error
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self._close_idle()  # other idle connections are probably broken too
                 if attempt == 2 or isinstance(error, psycopg.errors.QueryCanceled):

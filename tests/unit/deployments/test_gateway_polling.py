@@ -11,7 +11,7 @@ import pytest
 from ray import serve as ray_serve
 from ray.serve.exceptions import RayServeException
 
-from benchmarks.lib.sample_catalog import make_live_variant
+from benchmarks.lib.sample_catalog import make_config, make_live_variant
 from deployments import gateway
 from deployments.gateway import GatewayDeployment
 from deployments.replicas import ServeReplicas
@@ -66,6 +66,21 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     assert watcher._variants["full"].live.replicas == 2
     assert watcher._replicas.looks >= 20, "neither a store nor a controller that hangs holds up the looks"
     watcher._app.export_quotas.assert_awaited()
+
+
+@pytest.mark.parametrize(("stopping", "ended"), [(True, 1), (False, 0)])
+async def test_a_replica_that_serve_stops_ends_its_requests_before_it_is_killed(
+    monkeypatch: pytest.MonkeyPatch, stopping: bool, ended: int
+):
+    watcher = GatewayDeployment.__new__(GatewayDeployment)
+    watcher._config = make_config(server={"drain_timeout_s": 2.5})
+    watcher._app = SimpleNamespace(end_requests=Mock(return_value=3))
+    monkeypatch.setattr(gateway, "replica_is_stopping", lambda: stopping)
+    work = asyncio.create_task(watcher._end_requests())
+    await asyncio.sleep(0.2)
+    assert not watcher._app.end_requests.called
+    await asyncio.wait_for(work, 2)
+    assert watcher._app.end_requests.call_count == ended
 
 
 @pytest.mark.parametrize("replicas", [FailsFirst, Hanging])

@@ -14,7 +14,7 @@ from deployments.gateway import GatewayDeployment, settings_of
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
-from serve.routing.prediction import Features
+from serve.routing.prediction import Features, Load
 from tests.support.gateway_server import Started
 
 NEW, OLD = "gbx-new", "gbx-old"
@@ -235,3 +235,42 @@ def test_a_variant_that_never_starts_does_not_keep_the_gateway_from_its_clients_
     assert gateway.http.get("/readyz/all").status_code == 503
     gateway.app._born -= 15 * 60
     assert gateway.http.get("/readyz/all").status_code == 200
+
+
+async def test_a_gateway_begins_with_what_the_killed_one_had_saved(deployment, monkeypatch: pytest.MonkeyPatch):
+    saved: dict[bytes, bytes] = {}
+    monkeypatch.setattr(gateway, "put_shared_value", saved.__setitem__)
+    monkeypatch.setattr(gateway, "get_shared_value", saved.get)
+    config = make_config()
+    settings = {"config": variants("full"), "catalog": {"full": make_card("full").model_dump(mode="json")}}
+
+    async def started() -> GatewayDeployment:
+        new = deployment(config)
+        await new.reconfigure(settings)
+        new._restore_learned()
+        return new
+
+    first = await started()
+    before = first._variants["full"].latency.drift
+    for _ in range(50):
+        first._variants["full"].latency.observe_steps(500.0, 20.0, 1.0, Load(requests=1))
+        first._variants["full"].latency.tick()
+    assert (learned := first._variants["full"].latency.drift) != before
+    await first._save_learned()
+    assert (await started())._variants["full"].latency.drift == pytest.approx(learned)
+
+
+@pytest.mark.parametrize("stored", [b"", b"half of", ConnectionError("the control store is away")])
+async def test_a_gateway_starts_without_what_was_learned_where_that_cannot_be_read(
+    deployment, monkeypatch: pytest.MonkeyPatch, caplog, stored: bytes | Exception
+):
+    def get(key: bytes) -> bytes:
+        if isinstance(stored, Exception):
+            raise stored
+        return stored
+
+    monkeypatch.setattr(gateway, "get_shared_value", get)
+    new = deployment(make_config())
+    await new.reconfigure({"config": variants("full"), "catalog": {"full": make_card("full").model_dump(mode="json")}})
+    new._restore_learned()
+    assert "routing begins anew" in caplog.text

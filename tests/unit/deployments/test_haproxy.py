@@ -81,10 +81,12 @@ class Replica(http.server.BaseHTTPRequestHandler):
         if self.path in ("/hang", "/break"):
             self.close_connection = True
             return
-        status = 404 if self.path == "/own" else 200
+        status = 404 if self.path in ("/own", "/deleted") else 200
         body = b"own" if status == 404 else self.headers.get("x-request-id", "none").encode("latin-1")
         self.send_response(status)
         self.send_header("content-length", str(len(body)))
+        if self.path == "/deleted":
+            self.send_header("content-type", "text/plain; charset=utf-8")
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -130,6 +132,11 @@ def test_rays_haproxy_gets_the_switch_and_all_its_arguments(tmp_path: Path) -> N
     assert version.stdout.startswith("HAProxy version")
 
 
+def test_a_proxy_that_takes_a_new_configuration_finishes_its_streams_as_long_as_replicas_do(tmp_path: Path) -> None:
+    config = make_config(server={"drain_timeout_s": 299.5})
+    assert ray_environment(config, tmp_path)["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == "300"
+
+
 def test_the_configuration_is_amended_once_each_time_ray_has_written_it(tmp_path: Path) -> None:
     environment = {"GEARBOX_HAPROXY": shutil.which("true") or "", "PATH": "/usr/bin:/bin"}
 
@@ -139,9 +146,16 @@ def test_the_configuration_is_amended_once_each_time_ray_has_written_it(tmp_path
 
     first = amended(written_by_ray(tmp_path, 1, [2]))
     assert first.count("http-error status 503") == first.count("del-header x-request-id") == 1
+    assert first.count("timeout http-request 60s") == 1
     assert "errorfile" not in first and "not found. Ping" not in first
     assert amended(tmp_path / "haproxy.cfg") == first
     assert amended(written_by_ray(tmp_path, 1, [2])) == first
+
+
+def test_serves_own_404_of_a_gateway_that_is_being_deleted_is_503(run: Run, replica: int) -> None:
+    response = httpx.get(f"{run([replica])}/deleted")
+    assert error_of(response, 503)["code"] == "not_ready"
+    assert response.headers["retry-after"] == "2"
 
 
 def test_answers_of_the_gateway_pass_as_they_are(run: Run, replica: int) -> None:

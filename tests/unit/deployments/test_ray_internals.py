@@ -317,6 +317,30 @@ class TestHandles:
             assert "_choose_replica_for_request" in source, "AsyncioRouter._pick_and_reserve_replica does not queue"
 
 
+def test_an_application_is_deleted_without_waiting_for_it(monkeypatch: pytest.MonkeyPatch):
+    with needed_for("draining by gearbox down (ray_internals.start_deleting_app)"):
+        assert inspect.signature(ray_serve.delete).parameters["_blocking"].default is True
+    delete = MagicMock()
+    monkeypatch.setattr(ray_serve, "delete", delete)
+    ray_internals.start_deleting_app("gateway")
+    delete.assert_called_once_with("gateway", _blocking=False)
+
+
+def test_a_replica_knows_that_serve_stops_it(monkeypatch: pytest.MonkeyPatch):
+    from ray._private.worker import global_worker
+    from ray.serve._private.replica import Replica, ReplicaActor
+
+    with needed_for("the end of streams in a gateway that is stopped (ray_internals.replica_is_stopping)"):
+        assert "self._replica_impl: Replica = " in inspect.getsource(ReplicaActor)
+        assert "self._shutting_down = True" in inspect.getsource(Replica._perform_graceful_shutdown)
+        other = SimpleNamespace()
+        replica = SimpleNamespace(_replica_impl=SimpleNamespace(_shutting_down=False))
+        monkeypatch.setattr(global_worker, "actors", {"a": other, "b": replica})
+        assert not ray_internals.replica_is_stopping()
+        replica._replica_impl._shutting_down = True
+        assert ray_internals.replica_is_stopping()
+
+
 class TestDeployments:
     def test_a_deployment_can_have_a_fixed_version(self):
         @ray_serve.deployment

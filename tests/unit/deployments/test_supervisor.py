@@ -127,6 +127,38 @@ def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor
     assert supervisor._state.error is None
 
 
+@pytest.mark.parametrize(("loads", "deleted"), [([0.0], 0), ([None], 0), ([2.0, 2.0, 1.0, 0.0], 1), ([1.0] * 50, 1)])
+def test_it_drains_while_requests_are_under_way_and_no_longer_than_it_may(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, loads: list[float | None], deleted: int
+):
+    gone: list[str] = []
+    seconds = iter(range(1000))
+    looks = iter(loads)
+    supervisor._config = supervisor._config.model_copy(
+        update={"server": supervisor._config.server.model_copy(update={"drain_timeout_s": 5})}
+    )
+    monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda port: next(looks))
+    monkeypatch.setattr("deployments.supervisor.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("deployments.supervisor.start_deleting_app", gone.append)
+    supervisor._drain()
+    assert gone == ["gateway"] * deleted
+    if loads[0] == 1.0:
+        assert 5 <= 50 - len(list(looks)) <= 8
+
+
+@pytest.mark.parametrize(("number", "drained"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
+def test_only_gearbox_down_now_does_not_drain(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, drained: bool
+):
+    drain = Mock()
+    monkeypatch.setattr(supervisor, "_drain", drain)
+    monkeypatch.setattr(supervisor, "_start_ray", Mock(side_effect=SystemExit(number)))
+    monkeypatch.setattr("deployments.supervisor.Weights", Mock())
+    monkeypatch.setattr("deployments.supervisor.signal.signal", Mock())
+    supervisor.run()
+    assert drain.called is drained
+
+
 def test_no_thread_of_the_supervisor_is_started_past_the_one_that_tells_of_its_end():
     source = Path(sys.modules[Supervisor.__module__].__file__ or "").read_text()
     assert source.count("threading.Thread(") == 1

@@ -2,19 +2,16 @@
 
 import asyncio
 import logging
-import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
 from serve.config.sections import AccessConfig
 from serve.errors import RequestError
-from serve.gateway import rate_limits
 from serve.gateway.auth import Gatekeeper, hash_key
-from serve.gateway.rate_limits import StoreUnavailable
+from serve.gateway.shared_store import PAUSE_S, StoreUnavailable
 from serve.request.caller import Caller
 from serve.routing.prediction import OutputLengths
 from serve.telemetry.metrics import Metrics
@@ -97,29 +94,6 @@ async def store(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Store, st
     store = Store(getattr(request, "param", hangs))
     yield store, await store.start()
     await store.stop()
-
-
-@pytest.fixture
-def redis(
-    tmp_path: Path, system_command: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """A real Redis: its URI, and its process to be stopped and continued."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [system_command("redis-server", "redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
-    process = subprocess.Popen([*command, "--dir", str(tmp_path)], stdout=subprocess.DEVNULL)
-    now = time.time() // 60 * 60 + 30  # the limits' minute must not end in the middle of a test
-    monkeypatch.setattr(time, "time", lambda: now)
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        assert process.poll() is None
-        time.sleep(0.01)
-    yield f"async+redis://127.0.0.1:{port}/0", process
-    process.kill()
-    process.wait()
 
 
 def refusing() -> str:
@@ -216,7 +190,7 @@ async def test_many_requests_at_once_do_not_pile_up_at_a_store_that_hangs(store)
     )
     connections = store[0].connections
     quick = [await refused(keeper, caller) for _ in range(300)]
-    looks = 1 + int(sum(quick) / rate_limits._PAUSE_S)  # of requests that ask whether it is back
+    looks = 1 + int(sum(quick) / PAUSE_S)  # of requests that ask whether it is back
     waited = sum(seconds >= TIMEOUT_S for seconds in quick)
     assert waited <= 1 + looks, "once it is known to be down nobody else waits for it"
     assert store[0].connections - connections <= 2 * looks
@@ -258,6 +232,25 @@ async def test_a_redis_that_hangs_dies_and_comes_back_is_used_again(redis, caplo
     with pytest.raises(RequestError) as caught:
         await keeper.admit(caller)
     assert (caught.value.status, caught.value.code) == (429, "tokens_per_minute")
+
+
+async def test_a_redis_that_is_killed_and_started_again_counts_anew_and_needs_no_new_gateway(redis, tmp_path):
+    uri, process = redis
+    keeper, caller, _ = gatekeeper(uri, rate_limit_store_timeout_s=1)
+    await keeper.charge(caller, 1000)
+    with pytest.raises(RequestError):
+        await keeper.admit(caller)
+    process.kill()
+    process.wait()
+    await refused(keeper, caller)
+    command = [*process.args, "--dir", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as again:
+        try:
+            await _until(keeper, caller)
+            await keeper.charge(caller, 400)
+            assert ("acme", "tokens", 0.4) in await keeper.used(["acme"])
+        finally:
+            again.kill()
 
 
 async def test_limits_hold_across_gateways_that_share_a_redis(redis):

@@ -315,7 +315,7 @@ class TestHandle:
     @pytest.mark.parametrize(
         ("raised", "status", "code"),
         [
-            (ActorDiedError(), 503, "retrieval_unavailable"), (BackPressureError(1, 1), 503, "retrieval_unavailable"),
+            (ActorDiedError(), 503, "retrieval_unavailable"), (BackPressureError(1, 1), 429, "overloaded"),
             (DeploymentUnavailableError(DeploymentID("retrieval", "retrieval")), 500, "retrieval_misconfigured"),
             (RayTaskError("f", SECRET, KeyError(SECRET)), 500, "retrieval_failed"),
         ],

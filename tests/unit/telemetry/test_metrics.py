@@ -45,7 +45,8 @@ def page_of(metrics: Metrics, folder: str | None = None, accept: str = "") -> by
     return expose(Exposition(metrics, MODEL, three_gears, folder), accept)[0]
 
 
-def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, monkeypatch):
+@pytest.mark.parametrize("killed", [False, True])
+def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, monkeypatch, killed: bool):
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     command = [sys.executable, "-c", REPLICA]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "cwd": ROOT}
@@ -53,7 +54,7 @@ def test_processes_of_a_node_are_summed_and_the_dead_ones_gauges_go(tmp_path, mo
         for process in (one, other):
             assert process.stdout.readline() == b"ready\n"
         both = samples(page_of(Metrics(), str(tmp_path)))
-        other.stdin.close()
+        other.kill() if killed else other.stdin.close()
         other.wait()
         left = samples(page_of(Metrics(), str(tmp_path)))
         one.stdin.close()
