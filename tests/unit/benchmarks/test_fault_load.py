@@ -7,6 +7,7 @@ import aiohttp
 import pytest
 
 from benchmarks.cluster.fault_load import PROMPTS, Record, first_success, plan, saturation, send
+from benchmarks.lib.sample_catalog import make_live_variant
 from tests.support.greedy_engine import EMBEDDINGS, GROUNDED, STREAM, UNARY, encode
 
 
@@ -50,19 +51,22 @@ class TestOutcomes:
         assert (await send(session, UNARY, 0)).outcome == "failed"
 
     @pytest.mark.parametrize(
-        ("behaviour", "outcome"),
-        [("answer", "ok"), ("die mid-stream", "interrupted"), ("end early", "interrupted"), ("500", "ok")],
-    )
-    async def test_the_gateways_streams_are_understood(self, start_gateway, behaviour, outcome):
-        gateway = start_gateway()
+        ("behaviour", "variants", "outcome", "migrations"),
+        [
+            ("answer", 2, "ok", 0), ("die mid-stream", 2, "ok", 1), ("end early", 2, "ok", 1),
+            ("die mid-stream", 1, "interrupted", 0), ("500", 2, "ok", 0),
+        ],
+    )  # fmt: skip
+    async def test_the_gateways_streams_are_understood(self, start_gateway, behaviour, variants, outcome, migrations):
+        gateway = start_gateway(variants=[make_live_variant(name) for name in ("full", "int8")[:variants]])
         for engine in gateway.engines.values():
             engine.ending = {"finish_reason": "length"}
         gateway.engines["full"].behaviour = behaviour
-        kind = dataclasses.replace(STREAM, model=gateway.config.model.name)
+        kind = dataclasses.replace(STREAM, model=gateway.config.model.name, tokens=17)  # as many as the stub answers
         async with aiohttp.ClientSession(gateway.url) as session:
             record = await send(session, kind, 0)
         assert record.outcome == outcome, record.problem
-        assert record.variant == ("full" if behaviour != "500" else record.variant) and record.variant
+        assert record.variant and len(record.migrations) == migrations
         if outcome == "interrupted":
             assert record.problem == "stream_interrupted"
 

@@ -15,7 +15,7 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from benchmarks.lib.sample_catalog import settings, three_gears
+from benchmarks.lib.sample_catalog import make_live_variant, settings, three_gears
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from deployments.cli import app
 from deployments.state import PlatformState, VariantState
@@ -158,7 +158,8 @@ def test_chat_goes_on_after_an_error_which_leaves_no_trace_in_the_conversation(g
     assert [m["content"] for m in gateway.engines["full"].requests[-1]["messages"]] == ["two"]
 
 
-def test_chat_shows_that_an_answer_broke_off(gateway: Started):
+def test_chat_shows_that_an_answer_broke_off(start_gateway: Start):
+    gateway = start_gateway(variants=[make_live_variant("full")])
     gateway.engines["full"].behaviour = "die mid-stream"
     result = gearbox("chat", "--url", gateway.url, typed="hello\n")
     assert result.exit_code == 0, result.output
