@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, Route, expect
 
-from benchmarks.lib.sample_catalog import three_gears
+from benchmarks.lib.sample_catalog import make_live_variant, three_gears
 from benchmarks.lib.scripted_retrieval import PASSAGE, FakeRetrieval
 from serve.gateway.auth import hash_key
 from tests.e2e.browser import ATTACK, KEY, Site, Visit, take_pictures, until
@@ -71,8 +71,9 @@ async def test_what_is_sent_while_the_page_still_learns_of_the_platform_is_not_l
 
 
 @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream", "end early"])
-async def test_an_answer_that_breaks_off_is_said_and_can_be_had_again(visit: Visit, open_site, gateway, behaviour):
-    tab, engine = await visit(open_site), gateway.engines["full"]
+async def test_an_answer_that_breaks_off_is_said_and_can_be_had_again(visit: Visit, start_stub: Start, behaviour):
+    gateway = start_stub(variants=[make_live_variant("full")])  # where no other can continue it
+    tab, engine = await visit(Site(gateway.url, key=None)), gateway.engines["full"]
     engine.behaviour = behaviour
     await tab.send("Hello")
     await expect(tab.last.get_by_role("alert")).to_contain_text("stream from variant 'full' was interrupted")
@@ -82,6 +83,14 @@ async def test_an_answer_that_breaks_off_is_said_and_can_be_had_again(visit: Vis
     await expect(tab.last.locator(".assistant .text")).to_have_text("You said: Hello")
     await expect(tab.page.locator(".exchange")).to_have_count(1)
     assert len(engine.requests[-1]["messages"]) == 1
+
+
+async def test_an_answer_that_another_variant_continued_says_so(visit: Visit, open_site, gateway):
+    tab = await visit(open_site)
+    gateway.engines["full"].behaviour = "die mid-stream"
+    await tab.ask("Hello")
+    await expect(tab.last.locator(".assistant .text")).to_have_text("You said: Hello")
+    await expect(tab.last).to_contain_text(re.compile(r"continued by int8 after \d+ tokens"))
 
 
 async def test_a_reached_limit_says_when_to_try_again(visit: Visit, start_stub: Start, monkeypatch):

@@ -165,6 +165,7 @@ export class Chat {
       gearbox.tpot_ms ? `${number(1000 / gearbox.tpot_ms)} tokens/s` : null,
       cost(gearbox.cost_usd),
       gearbox.attempts > 1 ? `${gearbox.attempts} attempts` : null,
+      ...(gearbox.migrations ?? []).map((one) => `continued by ${one.to} after ${number(one.at_token)} tokens`),
       gearbox.missed ? `misses the budget: ${gearbox.missed}` : null,
     ];
     const line = facts.filter(Boolean).map((fact) => el("span", {}, fact));
