@@ -22,8 +22,9 @@ from serve.routing.catalog import LiveState
 from serve.telemetry.prometheus_text import parse
 
 _GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+_TOKENS = ("prompt_tokens_total", "generation_tokens_total")  # counters: what an engine did
 _CACHE = "vllm:cache_config_info"
-_READ = (*(f"vllm:{name}" for name in _GAUGES), _CACHE)
+_READ = (*(f"vllm:{name}" for name in (*_GAUGES, *_TOKENS)), _CACHE)
 
 
 def app_name(variant: str) -> str:
@@ -103,7 +104,7 @@ class ServeReplicas:
         in_flight, by_replica = live.in_flight, live.in_flight_by_replica
         answers = await asyncio.gather(*(_engine_stats(session, url) for url in urls))
         for url, stats in zip(urls, answers, strict=True):
-            self.health.on_poll(url, stats is not None, perf_counter())
+            self.health.on_poll(url, stats is not None, perf_counter(), stats.get("tokens") if stats else None)
         ejected = self.health.ejected(urls)
         sequences = {url: _sequences(stats) for url, stats in zip(urls, answers, strict=True) if url not in ejected}
         live.update_replicas(sequences, by_replica)
@@ -142,7 +143,7 @@ def _sequences(stats: Mapping[str, float] | None) -> int | None:
 
 
 async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
-    """Gauges of one engine, empty when they cannot be read.
+    """Gauges of one engine, and the `tokens` that it has read and written; empty when they cannot be read.
 
     None when it does not answer in time, so that a dying replica does not delay the others.
     """
@@ -154,6 +155,8 @@ async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, f
     except ValueError:
         return {}
     stats = {name: value for name in _GAUGES for value in samples.get(f"vllm:{name}", {}).values()}
+    if counted := [value for name in _TOKENS for value in samples.get(f"vllm:{name}", {}).values()]:
+        stats["tokens"] = sum(counted)
     for series in samples.get(_CACHE, {}):
         settings = dict(series)
         tokens = settings.get("kv_cache_size_tokens", "")

@@ -118,11 +118,15 @@ def _check(fields: Mapping[str, object], origin: Mapping[str, str], *, strict: b
 
 
 def remaining(budget: Budget, elapsed_s: float) -> Budget:
-    """`budget` less the elapsed time, with at least 1 ms of each limit, so that variants stay comparable."""
+    """`budget` less the elapsed time.
+
+    A limit that has passed cannot be kept: nothing else is given up for it. Where the request would rather be rejected, 1 ms is left.
+    """
     if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
         return budget
+    passed = 1.0 if budget.on_no_candidate == "reject" else None
     left = {
-        name: max(limit - elapsed_s * 1000, 1.0)
+        name: rest if (rest := limit - elapsed_s * 1000) > 1.0 else passed
         for name, limit in (("ttft_ms", budget.ttft_ms), ("e2e_ms", budget.e2e_ms))
         if limit is not None
     }

@@ -1,7 +1,8 @@
 """Health of engine replicas: which ones have stalled, are ejected, are probed and come back.
 
 A replica has stalled when it has work and nothing came of it for longer than predicted, and its metrics do not answer either; or
-when nothing came of it for so long that no work explains it. One slow request is no stall: the other streams of the replica go on.
+when nothing came of it for so long that no work explains it. What comes of it are tokens: of its streams, and those that its
+engine counts, also for answers that are not streamed. One slow request is no stall.
 The state is a function of the times that are passed in, seconds of one monotonic clock.
 """
 
@@ -33,6 +34,7 @@ class _Replica:
     url: str
     exchanges: set[Exchange] = field(default_factory=set)
     active_at: float = 0.0  # the last time that something came from it, or that it got work
+    tokens: float | None = None  # that its engine had counted at the last poll
     answered_at: float | None = None  # the last poll that it answered; None before the first
     late: bool = False  # whether it did not answer the last poll
     ejected_at: float | None = None
@@ -76,12 +78,14 @@ class ReplicaHealth:
         """Count the request as ended."""
         exchange.replica.exchanges.discard(exchange)
 
-    def on_poll(self, url: str, answered: bool, now: float) -> None:
-        """Note whether the replica answered a poll of its metrics in time."""
+    def on_poll(self, url: str, answered: bool, now: float, tokens: float | None = None) -> None:
+        """Note whether the replica answered a poll of its metrics in time, and how many tokens its engine has counted."""
         replica = self._replicas.get(url) or self._replicas.setdefault(url, _Replica(url))
         replica.late = not answered
         if answered:
             replica.answered_at = now
+        if tokens is not None and tokens != replica.tokens:
+            replica.tokens, replica.active_at = tokens, now
 
     def eject(self, url: str, now: float) -> bool:
         """Send nothing more to the replica until a probe succeeds; its requests are interrupted. False if it is ejected already."""

@@ -27,7 +27,7 @@ def gearbox_object(attempt: Attempt) -> dict[str, object]:
         "variant": attempt.variant.name,
         "reason": attempt.decision.reason,
         "quality": attempt.quality,
-        "missed": attempt.decision.chosen.explanation,
+        "missed": _missed(attempt),
         "waited_ms": _rounded(attempt.waited_s * 1000),
         "ttft_ms": _rounded(attempt.ttft_ms),
         "tpot_ms": _rounded(attempt.tpot_ms),
@@ -38,6 +38,18 @@ def gearbox_object(attempt: Attempt) -> dict[str, object]:
         "predicted": attempt.decision.chosen.predictions(attempt.waited_s * 1000),
         **(request.grounding.public() if request.grounding else {}),
     }
+
+
+def _missed(attempt: Attempt) -> str | None:
+    """The limits that were not to be met when the variant was chosen, in words: those that had passed by then, then by prediction."""
+    request, budget = attempt.request, attempt.request.budget
+    elapsed_ms = (attempt.dispatched - request.arrived) * 1000
+    passed = [
+        f"the {name} limit of {limit:.0f} ms had passed"
+        for name, limit in (("ttft", budget.ttft_ms), ("e2e", budget.e2e_ms))
+        if limit is not None and limit < elapsed_ms
+    ]
+    return ", ".join(filter(None, (*passed, attempt.decision.chosen.explanation))) or None
 
 
 def synthetic_headers(grounding: Grounding) -> list[tuple[str, str]]:

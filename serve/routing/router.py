@@ -17,6 +17,8 @@ from serve.routing.prediction import Features, Load, Prediction
 #: Rules that exclude a variant whatever the budget is.
 HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss")
+_AWAY = ("failed", "unavailable")  # hard rules of variants that may be back soon
+_NEVER = ("sequences", "context")  # that no time changes
 _NOT_EVALUATED = "not evaluated"
 _MOST_STEP = 1.26  # of a time per token, which `step_limit_ms` is at most where it is derived from it
 _NEARLY = 0.75  # of the places of an engine
@@ -411,7 +413,7 @@ class Router:
         if (choice := self.policy.choose(usable, budget)) is not None:
             return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
-            raise _rejected(usable, budget, features, margin)
+            raise _rejected(candidates, budget, features, margin)
         misses = [(candidate.overflows, candidate.violation) for candidate in usable]
         least = min(misses)
         tied = (candidate for candidate, miss in zip(usable, misses, strict=True) if miss == least)
@@ -463,16 +465,25 @@ def _max_sequences(candidates: Sequence[Candidate]) -> int:
     return max(candidate.variant.max_running + candidate.variant.max_waiting for candidate in candidates)
 
 
-def _rejected(usable: Sequence[Candidate], budget: Budget, features: Features, margin: float) -> RequestError:
+def _rejected(candidates: Sequence[Candidate], budget: Budget, features: Features, margin: float) -> RequestError:
+    """The error where no usable candidate fits: 422 if none could ever, also none of those that are away or full now."""
+
     def message(what: str) -> str:
-        reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in usable)
+        reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in candidates)
         return f"no variant {what} ({reasons})"
 
-    limits = Limits(budget, margin, math.inf)
-    for candidate in usable:
+    limits, away = Limits(budget, margin, math.inf), False
+    for candidate in candidates:
         load = Load(replicas=max(candidate.variant.live.replicas, 1))
         idle = Candidate(candidate.variant, load, features, limits)
-        if idle.ruled_out is None:
-            wait_s = (candidate.prediction.e2e_ms - idle.prediction.e2e_ms) / 1000
-            return overloaded(partial(message, "meets the budget under the present load"), wait_s, "budget_under_load")
+        if (candidate.excluded and candidate.excluded[0] in _NEVER) or idle.ruled_out is not None:
+            continue
+        if candidate.excluded and candidate.excluded[0] in _AWAY:
+            away = True
+            continue
+        wait_s = (candidate.prediction.e2e_ms - idle.prediction.e2e_ms) / 1000
+        return overloaded(partial(message, "meets the budget under the present load"), wait_s, "budget_under_load")
+    if away:
+        what = partial(message, "that is healthy meets the budget")
+        return RequestError(503, what, code="no_healthy_variant", headers={"retry-after": "5"})
     return RequestError(422, partial(message, "can meet the budget"), param="budget", code="impossible_budget")

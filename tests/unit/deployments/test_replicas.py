@@ -19,6 +19,8 @@ METRICS = """\
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
 vllm:num_requests_waiting{engine="0",model_name="m"} 2.0
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
+vllm:prompt_tokens_total{engine="0",model_name="m"} 100.0
+vllm:generation_tokens_total{engine="0",model_name="m"} 23.0
 vllm:cache_config_info{block_size="128",enable_prefix_caching="%s",engine="0",kv_cache_size_tokens="23296"} 1.0
 """
 
@@ -167,13 +169,15 @@ async def test_an_ejected_replica_does_not_count_and_its_polls_do(monkeypatch):
         urls = [stack.enter_context(engine()) for _ in range(2)]
         silent = "http://127.0.0.1:9"
         monkeypatch.setattr(replicas, "urls", lambda variant: [*urls, silent])
-        polls: dict[str, bool] = {}
-        monkeypatch.setattr(replicas.health, "on_poll", lambda url, answered, now: polls.update({url: answered}))
+        polls: dict[str, tuple[bool, float | None]] = {}
+        monkeypatch.setattr(
+            replicas.health, "on_poll", lambda url, answered, now, tokens: polls.update({url: (answered, tokens)})
+        )
         replicas.health.eject(urls[0], 0.0)
         async with aiohttp.ClientSession() as session:
             await replicas.refresh("full", live, session)
     assert live.replicas == 2
-    assert polls == {urls[0]: True, urls[1]: True, silent: False}
+    assert polls == {urls[0]: (True, 123.0), urls[1]: (True, 123.0), silent: (False, None)}
 
 
 async def test_what_a_variant_computes_on_follows_its_replicas():

@@ -57,6 +57,15 @@ class TestStalls:
         assert not health.stalled(A, 30.0, alone=False, now=50.0)
         assert health.stalled(A, 30.0, alone=False, now=71.0), "twice what is predicted is no prompt any more"
 
+    @pytest.mark.parametrize(
+        ("tokens", "stalled"), [(lambda at: at, False), (lambda at: 7.0, True), (lambda at: None, True)]
+    )
+    def test_an_answer_that_is_not_streamed_may_take_long_while_its_engine_counts_tokens(self, health, tokens, stalled):
+        begin(health, 10.0, decoding=False)
+        for at in range(11, 80):
+            health.on_poll(A, True, float(at), tokens(float(at)))
+        assert health.stalled(A, 2.0, alone=False, now=80.0) == stalled
+
     def test_streams_that_stand_still_for_long_are_one_though_metrics_answer(self, health):
         begin(health, 10.0)
         health.on_poll(A, True, 9.0 + HUNG_S)

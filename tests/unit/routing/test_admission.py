@@ -136,7 +136,7 @@ def test_a_variant_that_goes_while_requests_wait_for_it_passes_them_on():
     assert floor.waits and free.waits
     full.live.replicas, small.live.replicas = 0, 1
     site.roll(0.5)
-    assert floor.error.status == 429, "no variant with the quality is left, for now"
+    assert floor.error.code == "no_healthy_variant", "no variant with the quality is left, for now"
     assert free.variant is small
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve.budget import DEFAULT_PROFILES, HEADERS, Budget, resolve_budget
+from serve.budget import DEFAULT_PROFILES, HEADERS, Budget, remaining, resolve_budget
 from serve.errors import RequestError
 
 GEARBOX_HEADERS = {name: field for name, field in HEADERS.items() if name.startswith("x-gearbox-")}
@@ -152,3 +152,12 @@ def test_a_number_in_a_header_has_no_underscores():
 )
 def test_the_first_token_is_due_when_the_rest_still_fits(limits, by_ms):
     assert Budget(**limits).first_token_by_ms(decode_ms=500) == by_ms
+
+
+def test_a_limit_that_has_passed_is_not_weighed_any_more():
+    budget = Budget(ttft_ms=1000, e2e_ms=5000, min_quality=0.9)
+    assert remaining(budget, 0.5) == budget.model_copy(update={"ttft_ms": 500, "e2e_ms": 4500})
+    assert remaining(budget, 2.0) == budget.model_copy(update={"ttft_ms": None, "e2e_ms": 3000})
+    assert remaining(budget, 9.0) == budget.model_copy(update={"ttft_ms": None, "e2e_ms": None})
+    rejects = budget.model_copy(update={"on_no_candidate": "reject"})
+    assert remaining(rejects, 2.0).ttft_ms == 1.0

@@ -142,6 +142,15 @@ def test_reject_says_retry_when_only_the_load_is_in_the_way():
     assert choose(variants, ttft_ms=150, on_no_candidate="reject").variant.name == "full"
 
 
+def test_reject_says_retry_when_only_variants_that_are_away_could():
+    variants = [make_live_variant("full", quality=1.0), make_live_variant("distilled", quality=0.5)]
+    variants[0].live.replicas = 0
+    error = refusal(variants, min_quality=0.9, on_no_candidate="reject")
+    assert (error.status, error.code) == (503, "no_healthy_variant")
+    assert "full: no healthy replica" in error.message and int(error.headers["retry-after"]) >= 1
+    assert refusal(variants, min_quality=0.9, max_cost=0, on_no_candidate="reject").status == 422
+
+
 def test_load_is_no_excuse_where_quality_or_cost_is_missing():
     variants = [make_live_variant("distilled", quality=0.8, ttft_ms=100, load=7)]
     assert refusal(variants, ttft_ms=150, min_quality=0.9, on_no_candidate="reject").status == 422
