@@ -72,7 +72,7 @@ class Supervisor:
                 self.reload_requested.wait()
                 self.reload_requested.clear()
                 self._reload()
-        except SystemExit as stop:  # raised by the stop signals' handler, which `ray.init` replaces by one of its own
+        except SystemExit as stop:  # raised by the stop signals' handler
             self._stopping = True
             for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
@@ -203,6 +203,7 @@ class Supervisor:
             log_to_driver=False,
             **metrics_port_argument(self._config.server.derived_ports["Ray's metrics"]),
         )
+        handle_stop_signals()  # `ray.init` installs a handler of SIGTERM that aborts the process 3 s later
         self._set_message("starting HAProxy")
         server = self._config.server
         ray_serve.start(http_options={"host": ray_host(server.host), "port": server.port})
@@ -286,6 +287,12 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:2000] or type(error).__name__
 
 
+def handle_stop_signals() -> None:
+    """Raise `SystemExit` with the signal's number in the main thread on a signal to stop."""
+    for number in _STOP_SIGNALS:
+        signal.signal(number, lambda number, _: sys.exit(number))
+
+
 def run_apps(targets: Sequence["RunTarget"]) -> None:
     """Deploy Serve applications without waiting for them."""
     from ray import serve as ray_serve
@@ -325,8 +332,7 @@ def main() -> None:
         retrieval=VariantState() if config.retrieval else None,
     )
     supervisor = Supervisor(config, state, folder)
-    for number in _STOP_SIGNALS:
-        signal.signal(number, lambda number, _: sys.exit(number))
+    handle_stop_signals()
     signal.signal(signal.SIGHUP, lambda *_: supervisor.reload_requested.set())
     supervisor.run()
     supervisor.close()

@@ -86,3 +86,20 @@ def test_a_killed_replica_takes_its_engine_with_it(idle: Platform) -> None:
         assert int(answer.headers["retry-after"]) > 0 and answer.json()["error"]["message"]
         time.sleep(1)
     assert answer.status_code == 200, "Serve has started another"
+
+
+def test_down_waits_for_the_answers_under_way(idle: Platform) -> None:
+    """The last test of this module: it stops the platform."""
+    body = {"model": idle.model, "messages": [{"role": "user", "content": "Tell me of gears"}], "stream": True}
+    body |= {"max_tokens": 400, "min_tokens": 400}
+    with ThreadPoolExecutor(1) as operator, httpx.Client(timeout=120) as client:
+        with client.stream("POST", f"{idle.url}/v1/chat/completions", json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            next(lines)
+            start = time.monotonic()
+            down = operator.submit(idle.gearbox, "down")
+            *_, last = lines
+            seconds = time.monotonic() - start
+        assert last == "data: [DONE]"
+        assert seconds > 4, "the answer is too short to tell a drain from the 3 s in which Ray ends a process"
+        assert down.result().returncode == 0 and "nothing is running" in idle.gearbox("down").stdout

@@ -1,6 +1,7 @@
 """When a starting platform counts as ready, and what ends the wait."""
 
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +16,7 @@ from deployments.replicas import app_name
 from deployments.state import PlatformState, VariantState, load_state, private
 from deployments.supervisor import Supervisor
 from serve.config.platform import load_config
+from tests.support.waiting import eventually
 
 LOCAL = Path(__file__).resolve().parents[3] / "deployments/local.yaml"
 
@@ -157,6 +159,47 @@ def test_only_gearbox_down_now_does_not_drain(
     monkeypatch.setattr("deployments.supervisor.signal.signal", Mock())
     supervisor.run()
     assert drain.called is drained
+
+
+@pytest.mark.slow
+def test_a_drain_outlasts_the_handlers_that_ray_installs(tmp_path: Path):
+    """Ray's handler of SIGTERM calls the one before it, and aborts the process 3 s later if it still runs."""
+    log = tmp_path / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen([sys.executable, "-c", _DRAINS_FOR_5_S, str(tmp_path)], stdout=output, stderr=output)
+    try:
+        eventually(lambda: "deployed" in log.read_text() or process.poll() is not None, 120, "Ray is up")
+        process.terminate()
+        assert process.wait(60) == 0, log.read_text()
+        assert "drained" in log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+_DRAINS_FOR_5_S = """
+import sys, threading, time
+from pathlib import Path
+from unittest.mock import patch
+from ray import serve as ray_serve
+from benchmarks.lib.sample_catalog import make_config
+from deployments.state import PlatformState
+from deployments.supervisor import Supervisor, handle_stop_signals
+
+class Draining(Supervisor):
+    def _deploy(self, folders):
+        print("deployed", flush=True)
+        threading.Event().wait()
+
+    def _drain(self):
+        time.sleep(5)
+        print("drained", flush=True)
+
+state = PlatformState(run_id="r", pid=1, url="", metrics_url="", config="", model="m", variants={})
+handle_stop_signals()
+with patch("deployments.supervisor.Weights"), patch.object(ray_serve, "start"):
+    Draining(make_config(server={"metrics_port": 19764}), state, Path(sys.argv[1])).run()
+"""
 
 
 def test_no_thread_of_the_supervisor_is_started_past_the_one_that_tells_of_its_end():
