@@ -160,14 +160,14 @@ async def test_a_stop_lasts_as_long_as_it_says(processes):
     seen = await status_during(inject(fault("stop", 0.4), {"gateway": processes[:1]}, None), processes[0])
     assert 0.4 <= time.monotonic() - started < 2
     assert set(seen[1:-1]) == {psutil.STATUS_STOPPED}
-    assert processes[0].status() == psutil.STATUS_SLEEPING
+    assert processes[0].status() != psutil.STATUS_STOPPED
 
 
 async def test_a_slow_network_is_stops_with_pauses(processes):
     seen = await status_during(inject(fault("slow network", 1.0), {"gateway": processes[:1]}, None), processes[0])
     changes = [status for status, _ in itertools.groupby(seen) if status in ("stopped", "sleeping")]
     assert changes.count(psutil.STATUS_STOPPED) >= 2
-    assert processes[0].status() == psutil.STATUS_SLEEPING
+    assert processes[0].status() != psutil.STATUS_STOPPED
 
 
 async def test_an_interrupted_stop_is_continued(processes):
