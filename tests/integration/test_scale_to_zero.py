@@ -66,6 +66,7 @@ def test_a_gateway_that_dies_is_replaced_and_the_other_answers(idle: Platform) -
     before = settled(idle, "gearbox_requests_total")
     first, second = gateway_processes(idle)
     first.kill()
+    first.wait(10)  # while it dies, what it accepted ends with 502
     assert [ask(idle).status_code for _ in range(6)] == [200] * 6
     eventually(lambda: len(gateway_processes(idle)) == 2, 60, "the gateway is replaced")
     alive = gateway_processes(idle)

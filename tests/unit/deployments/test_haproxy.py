@@ -91,7 +91,7 @@ class Replica(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    do_HEAD = do_GET
+    do_HEAD = do_POST = do_GET
 
     def log_message(self, *args: object) -> None:
         """Say nothing."""
@@ -147,6 +147,7 @@ def test_the_configuration_is_amended_once_each_time_ray_has_written_it(tmp_path
     first = amended(written_by_ray(tmp_path, 1, [2]))
     assert first.count("http-error status 503") == first.count("del-header x-request-id") == 1
     assert first.count("timeout http-request 60s") == 1
+    assert "http-reuse safe" in first and "http-reuse always" not in first
     assert "errorfile" not in first and "not found. Ping" not in first
     assert amended(tmp_path / "haproxy.cfg") == first
     assert amended(written_by_ray(tmp_path, 1, [2])) == first
@@ -185,6 +186,15 @@ def test_a_gateway_that_breaks_off_is_502_and_one_that_hangs_504(run: Run, repli
     assert error_of(httpx.get(f"{url}/break"), 502)["code"] == "bad_gateway"
     response = httpx.get(f"{url}/hang", timeout=5)
     assert error_of(response, 504)["code"] == "gateway_timeout"
+
+
+@pytest.mark.parametrize("body", [b"", b"unread"], ids=["end", "reset"])
+def test_a_gateway_that_breaks_off_is_502_though_haproxy_keeps_connections_to_it(run: Run, replica: int, body: bytes) -> None:
+    """Over a connection that it kept, HAProxy would close the client's connection and answer nothing."""
+    url = run([replica])
+    for _ in range(10):
+        assert httpx.get(url).status_code == 200
+        assert error_of(httpx.post(f"{url}/break", content=body), 502)["code"] == "bad_gateway"
 
 
 def test_what_is_not_http_is_400_and_reaches_no_gateway(run: Run) -> None:
