@@ -91,7 +91,7 @@ class Prediction:
         ttft = ttft_prior * _factor(batch.log_ttft + batch.weights[3] * prompt)
         self.ttft_ms, self.tpot_ms = ttft_ms, tpot_ms = ttft * a, batch.tpot * b
         e2e = ttft_ms + tpot_ms * steps
-        self.e2e_ms = e2e * c
+        self.e2e_ms = max(e2e * c, ttft_ms)
         self._points = (ttft, batch.tpot, e2e)
 
     @property
@@ -114,11 +114,11 @@ class Prediction:
     def tail(self, level: float) -> Latency:
         """The predicted times at one of `budget.LEVELS`."""
         if level == LEVELS[_P95]:
-            return Latency(*map(mul, self._points, self._batch.bounds))
-        index, (ttft, tpot, e2e), expected = LEVELS.index(level), self._batch.spreads, self.expected
-        return Latency(
-            expected[0] * ttft.factors[index], expected[1] * tpot.factors[index], expected[2] * e2e.factors[index]
-        )
+            ttft_ms, tpot_ms, e2e_ms = map(mul, self._points, self._batch.bounds)
+        else:
+            index, spreads = LEVELS.index(level), self._batch.spreads
+            ttft_ms, tpot_ms, e2e_ms = (ms * one.factors[index] for ms, one in zip(self.expected, spreads, strict=True))
+        return Latency(ttft_ms, tpot_ms, max(e2e_ms, ttft_ms))
 
     def observe(self, ttft_ms: float, tpot_ms: float | None, e2e_ms: float) -> None:
         """Learn from the observed times; `tpot_ms` is None for an output of one token."""

@@ -143,7 +143,7 @@ async def take_pictures(url: str, key: str | None, folder: Path, browser: Browse
             await tab.ask(question)
         await tab.page.get_by_label("Profile").select_option("best")
         await tab.page.get_by_label("Message").fill("Explain why low gears are stronger, in one paragraph")
-        await tab.page.get_by_label("Whole answer within").fill(str(await _limit_between(tab)))
+        await tab.page.get_by_label("Cost at most").fill(str(await _limit_between(tab)))
         await expect(tab.verdict).to_contain_text("Ruled out")
         if name == "dark":  # the other half of the page
             await tab.page.locator(".variant").last.scroll_into_view_if_needed()
@@ -152,14 +152,14 @@ async def take_pictures(url: str, key: str | None, folder: Path, browser: Browse
 
 
 async def _limit_between(tab: Tab) -> int:
-    """Place of the slider for a time that the best variant is expected to miss and another to keep."""
+    """Place of the slider for a cost that the best variant is expected to exceed and another not."""
     async with tab.page.expect_response("**/v1/route") as response:
-        await tab.page.get_by_label("Whole answer within").fill("120")
+        await tab.page.get_by_label("Cost at most").fill("120")
     candidates = (await (await response.value).json())["candidates"]
-    best = max(candidates, key=lambda one: one["quality"])["predicted_e2e_ms"]
-    others = [one["predicted_e2e_ms"] for one in candidates if one["predicted_e2e_ms"] < best]
-    limit_ms = math.sqrt(best * max(others, default=best / 2))
-    return round(120 * math.log(limit_ms / 50) / math.log(600_000 / 50))
+    best = max(candidates, key=lambda one: one["quality"])["cost_usd"]
+    others = [one["cost_usd"] for one in candidates if one["cost_usd"] < best]
+    limit = math.sqrt(best * max(others, default=best / 2))
+    return round(120 * math.log(limit / 1e-8) / math.log(1e-2 / 1e-8))
 
 
 async def _main(url: str, folder: Path) -> None:

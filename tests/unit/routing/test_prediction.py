@@ -39,6 +39,17 @@ def test_end_to_end_is_the_first_token_and_the_others_after_it():
     assert predict(100, output=1).e2e_ms == predict(100, output=1).ttft_ms
 
 
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+def test_an_answer_never_ends_before_it_begins_though_answers_were_shorter_than_expected(level):
+    model = LatencyModel(make_profile(TTFT, TPOT, startup_s=7), 4)
+    for _ in range(200):
+        model.predict(Features(100, 100), Load()).observe(100.0, None, 101.0)
+    prediction = model.predict(Features(100, 11), Load())
+    assert prediction.e2e_ms >= prediction.ttft_ms
+    tail = prediction.tail(level)
+    assert tail.e2e_ms >= tail.ttft_ms
+
+
 def test_a_full_batch_makes_the_next_request_wait_for_a_place():
     running, queued = predict(100, load=3), predict(100, load=4)
     assert queued.tpot_ms == running.tpot_ms
