@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import psutil
 import pytest
 
 from serve.telemetry.prometheus_text import parse
@@ -20,6 +19,7 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Nothing but `distilled`, at zero."""
     settings = local_settings()
     settings["server"] |= {"port": 18300, "metrics_port": 19664, "gateway_replicas": 2}
+    del settings["retrieval"]
     settings["variants"] = [variant for variant in settings["variants"] if variant["name"] == "distilled"]
     settings["variants"][0]["replicas"] = {"min": 0, "max": 1}
     with started(settings, tmp_path_factory.mktemp("idle")) as platform:
@@ -73,20 +73,6 @@ def test_a_gateway_that_dies_is_replaced_and_the_other_answers(idle: Platform) -
     assert second in alive and first not in alive
     settled(idle, "gearbox_requests_total")
     assert [counted(idle, "gearbox_requests_total") for _ in range(6)] == [before + 6] * 6, "nothing it counted is lost"
-
-
-def test_a_killed_replica_takes_its_engine_with_it(idle: Platform) -> None:
-    assert ask(idle).status_code == 200
-    replica, *children = engine_processes(idle, "distilled")
-    assert children, "the engine's core is a process of its own"
-    replica.kill()
-    _, alive = psutil.wait_procs([replica, *children], timeout=20)
-    assert not alive, "an engine without its replica would keep its memory and cores"
-    deadline = time.monotonic() + 90
-    while (answer := ask(idle)).status_code == 503 and time.monotonic() < deadline:
-        assert int(answer.headers["retry-after"]) > 0 and answer.json()["error"]["message"]
-        time.sleep(1)
-    assert answer.status_code == 200, "Serve has started another"
 
 
 def test_down_waits_for_the_answers_under_way(idle: Platform) -> None:
