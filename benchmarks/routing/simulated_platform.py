@@ -19,7 +19,8 @@ from benchmarks.routing.prefix_cache import PrefixCache
 from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
 from serve.routing.catalog import Variant
-from serve.routing.prediction import Curve, Features, Latency, OutputLengths
+from serve.routing.output_lengths import OutputLengths
+from serve.routing.prediction import Curve, Features, Latency
 from serve.routing.router import CONFIDENCE, Decision, Policy
 from serve.routing.waiting_queue import Waiting
 
