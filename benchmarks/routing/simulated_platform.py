@@ -19,8 +19,9 @@ from benchmarks.routing.prefix_cache import PrefixCache
 from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
 from serve.routing.catalog import Variant
+from serve.routing.curve import Curve
 from serve.routing.output_lengths import OutputLengths
-from serve.routing.prediction import Curve, Features, Latency
+from serve.routing.prediction import Features, Latency
 from serve.routing.router import CONFIDENCE, Decision, Policy
 from serve.routing.waiting_queue import Waiting
 

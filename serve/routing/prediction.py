@@ -10,13 +10,14 @@ Constant time and memory per request.
 import itertools
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
 from typing import Any, NamedTuple
 
 from serve.budget import LEVELS
 from serve.card import Profile
+from serve.routing.curve import Curve
 from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
 
 
@@ -372,28 +373,3 @@ class _Batch:
 def _factor(log_ratio: float) -> float:
     """e^`log_ratio`, clipped like `online_estimators.log_ratio`."""
     return math.exp(5.0 if log_ratio > 5.0 else -5.0 if log_ratio < -5.0 else log_ratio)
-
-
-class Curve:
-    """Milliseconds by x, piecewise linear: constant below the first point, along the last slope above the last, never falling.
-
-    Less time for more work is taken as measurement noise.
-    """
-
-    __slots__ = ("_pieces", "_xs")
-
-    def __init__(self, points: Iterable[tuple[float, float]]) -> None:
-        highest, rising = 0.0, dict[float, float]()
-        for x, y in sorted(points):
-            rising[x] = highest = max(highest, y)
-        self._xs = list(rising)
-        pairs = itertools.pairwise(rising.items())
-        self._pieces = [(x0, y0, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in pairs]  # by the index of their end
-        first = (self._xs[0], rising[self._xs[0]], 0.0)
-        self._pieces = [first, *self._pieces, self._pieces[-1] if self._pieces else first]
-
-    def __call__(self, x: float) -> float:
-        """The milliseconds at `x`."""
-        at = bisect_left(self._xs, x)
-        x0, y0, slope = self._pieces[at]
-        return y0 + slope * (x - x0) if at else y0
