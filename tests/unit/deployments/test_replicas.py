@@ -13,7 +13,7 @@ from deployments import replicas as module
 from deployments.ray_internals import Endpoint
 from deployments.replicas import ServeReplicas
 from serve.gateway.engine_client import NoReplica
-from serve.routing.catalog import LiveState
+from serve.routing.live_state import LiveState
 
 METRICS = """\
 vllm:num_requests_running{engine="0",model_name="m"} 3.0

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_profile
 from serve.budget import LEVELS
-from serve.routing.catalog import LiveState
+from serve.routing.live_state import LiveState
 from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
 from serve.routing.prediction import Features, LatencyModel, Load
 
