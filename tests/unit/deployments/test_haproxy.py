@@ -189,7 +189,9 @@ def test_a_gateway_that_breaks_off_is_502_and_one_that_hangs_504(run: Run, repli
 
 
 @pytest.mark.parametrize("body", [b"", b"unread"], ids=["end", "reset"])
-def test_a_gateway_that_breaks_off_is_502_though_haproxy_keeps_connections_to_it(run: Run, replica: int, body: bytes) -> None:
+def test_a_gateway_that_breaks_off_is_502_though_haproxy_keeps_connections_to_it(
+    run: Run, replica: int, body: bytes
+) -> None:
     """Over a connection that it kept, HAProxy would close the client's connection and answer nothing."""
     url = run([replica])
     for _ in range(10):
