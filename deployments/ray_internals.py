@@ -1,9 +1,10 @@
 """Ray internals: every private or undocumented part of Ray, Ray Serve and Serve LLM that Gearbox depends on.
 
 Verified with Ray 2.60.0. Each part says what it is for and why the public API is not enough. No other file imports a private
-module of Ray, reads a private attribute of its objects or knows its process titles; tests/unit/deployments/test_ray_internals.py
-holds that, and checks every part against the Ray that is installed. Three dependencies lie outside Python and are checked there
-too: `deployments/haproxy` amends the configuration that Ray writes for HAProxy, and the chart and the images set Ray's environment.
+module of Ray, reads a private attribute of its objects or knows its process titles: tests/unit/source/test_ray_private_parts.py
+holds that. tests/unit/deployments/test_ray_internals.py checks every part against the Ray that is installed. Three dependencies lie
+outside Python and are checked there too: `deployments/haproxy` amends the configuration that Ray writes for HAProxy, and the chart
+and the images set Ray's environment.
 
 Ray is imported inside the functions: its environment must be set before, and the `gearbox` command must start quickly.
 """

@@ -18,7 +18,7 @@ from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoin
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
 from serve.gateway.replica_health import ReplicaHealth
-from serve.routing.catalog import LiveState
+from serve.routing.live_state import LiveState
 from serve.telemetry.prometheus_text import parse
 
 _GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")

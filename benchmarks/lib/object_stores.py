@@ -121,7 +121,7 @@ def serving(kind: type[_Store], folder: Path, **more: object) -> Iterator[tuple[
     paths: list[str] = []
     handler = type(kind.__name__, (kind,), {"folder": folder, "requested": paths, **more})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", paths

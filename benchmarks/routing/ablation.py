@@ -28,8 +28,8 @@ from serve.budget import Budget
 from serve.config.platform import ConfigError
 from serve.routing import admission
 from serve.routing.budget_classes import BudgetClass
+from serve.routing.candidate import Candidate
 from serve.routing.prediction import LatencyModel
-from serve.routing.router import Candidate
 from serve.routing.waiting_queue import Waiting, WaitingQueue
 
 SIZE = Size(loads=(0.5, 1.0, 2.0, 4.0), rounds=5, seconds=20.0)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from benchmarks.routing.dispatchers import PER_REPLICA
 from serve.budget import Budget
 from serve.routing.admission import Admission
+from serve.routing.candidate import Candidate
 from serve.routing.catalog import Variant
 from serve.routing.policy import WithinBudget
-from serve.routing.router import Candidate, Decision, Policy, Router
+from serve.routing.router import Decision, Policy, Router
 from serve.routing.waiting_queue import Waiting
 
 Choice = Callable[[Sequence[Candidate]], Candidate]

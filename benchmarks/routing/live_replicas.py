@@ -15,7 +15,8 @@ from benchmarks.routing.replica_choices import CHOICES, Arriving, load_at
 from benchmarks.routing.simulate import catalog
 from benchmarks.routing.simulated_replicas import VARIANT, Served
 from serve.request.call import parse_call
-from serve.routing.prediction import Features, Latency, OutputLengths
+from serve.routing.output_lengths import OutputLengths
+from serve.routing.prediction import Features, Latency
 
 _WORDS_PER_TOKEN = 0.8
 _CHARS_PER_TOKEN = 4

@@ -33,9 +33,9 @@ from benchmarks.routing.workloads import (
 from serve.budget import Budget
 from serve.card import Card
 from serve.config.sections import VariantConfig
+from serve.routing.candidate import Candidate
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.prediction import Latency
-from serve.routing.router import Candidate
 
 GEARS = ("full", "vocabulary", "narrow", "lora-healed")
 MAX_RUNNING, MAX_WAITING, MAX_LEN = 32, 32, 2048

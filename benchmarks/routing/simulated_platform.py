@@ -18,9 +18,12 @@ from benchmarks.routing.baselines import admission
 from benchmarks.routing.prefix_cache import PrefixCache
 from benchmarks.routing.workloads import Outcome, Request, after_wait
 from serve.errors import RequestError
+from serve.routing.candidate import CONFIDENCE
 from serve.routing.catalog import Variant
-from serve.routing.prediction import Curve, Features, Latency, OutputLengths
-from serve.routing.router import CONFIDENCE, Decision, Policy
+from serve.routing.curve import Curve
+from serve.routing.output_lengths import OutputLengths
+from serve.routing.prediction import Features, Latency
+from serve.routing.router import Decision, Policy
 from serve.routing.waiting_queue import Waiting
 
 LOOK_MS = 500.0  # interval of the gateway's engine polling

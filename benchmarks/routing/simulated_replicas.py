@@ -17,7 +17,8 @@ from benchmarks.routing.simulated_platform import LOOK_MS, Engine, Machine, Runn
 from benchmarks.routing.workloads import Outcome, Request
 from serve.budget import Budget
 from serve.routing.catalog import Variant
-from serve.routing.prediction import Features, Latency, Load, OutputLengths, Prediction
+from serve.routing.output_lengths import OutputLengths
+from serve.routing.prediction import Features, Latency, Load, Prediction
 from serve.routing.prefix_exchange import PrefixExchange
 
 VARIANT = "full"

@@ -14,8 +14,9 @@ from serve.request.lifecycle import Attempt, Request
 from serve.routing import learned_state
 from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
+from serve.routing.output_lengths import OutputLengths
 from serve.routing.policy import WithinBudget
-from serve.routing.prediction import Features, Load, OutputLengths
+from serve.routing.prediction import Features, Load
 from serve.routing.router import Decision, Router, too_many_sequences
 from serve.routing.waiting_queue import Waiting
 from serve.telemetry.metrics import Metrics

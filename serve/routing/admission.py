@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from serve.budget import Budget
 from serve.errors import RequestError, overloaded
 from serve.routing.budget_classes import BudgetClass, BudgetClasses
+from serve.routing.candidate import Candidate
 from serve.routing.catalog import Variant
 from serve.routing.fair_shares import FairShares, Flow, Tenant
 from serve.routing.gears import resting
 from serve.routing.places import FreePlaces
 from serve.routing.prediction import Features
-from serve.routing.router import Candidate, Decision, Router
+from serve.routing.router import Decision, Router
 from serve.routing.step_limit import NOTICED, common_step_limit_ms
 from serve.routing.waiting_queue import Waiting, WaitingQueue
 

@@ -8,7 +8,7 @@ import orjson
 
 from serve.routing.admission import Admission
 from serve.routing.catalog import Variant
-from serve.routing.prediction import OutputLengths
+from serve.routing.output_lengths import OutputLengths
 
 MAX_AGE_S = 3600.0  # of what is still used: the machine may do something else by then
 _VERSION = 1

@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
 from serve.budget import Budget
+from serve.routing.candidate import Candidate
 from serve.routing.catalog import Variant
-from serve.routing.router import Candidate
 
 _HEADROOM = 1.1  # times the predicted times, with which a higher quality is taken again
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned

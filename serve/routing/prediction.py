@@ -10,14 +10,14 @@ Constant time and memory per request.
 import itertools
 import math
 from bisect import bisect_left
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import mul
 from typing import Any, NamedTuple
 
 from serve.budget import LEVELS
 from serve.card import Profile
+from serve.routing.curve import Curve
 from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
 
 
@@ -185,7 +185,6 @@ _P95 = LEVELS.index(0.95)
 _STRETCH_STEP = 0.03
 _MAX_PLACES = 256  # results of `places` that are kept until the drift changes
 _DRIFT_TOKENS = 250  # streamed tokens that count as much as all before them
-_KEPT_LENGTHS = 500  # tenants and profiles whose output lengths a new gateway begins with
 _LOAD_BANDS = (0.125, 0.4, 1.0)  # batch utilization; the residuals of each band have separate quantiles
 
 
@@ -374,80 +373,3 @@ class _Batch:
 def _factor(log_ratio: float) -> float:
     """e^`log_ratio`, clipped like `online_estimators.log_ratio`."""
     return math.exp(5.0 if log_ratio > 5.0 else -5.0 if log_ratio < -5.0 else log_ratio)
-
-
-class OutputLengths:
-    """Output length prediction: the running median for the same tenant and profile, else over all requests.
-
-    Bounded: the least recently seen pair is evicted first.
-    """
-
-    def __init__(self, max_entries: int = 10_000) -> None:
-        self._seen: OrderedDict[tuple[str, str], Quantiles] = OrderedDict()
-        self._all: Quantiles | None = None
-        self._max_entries = max_entries
-
-    def expect(self, tenant: str, profile: str, max_tokens: int) -> int:
-        """Expected output tokens, at most `max_tokens`; `max_tokens` before the first observation."""
-        seen = self._seen.get((tenant, profile)) or self._all
-        if seen is None:
-            return max_tokens
-        return max(1, min(max_tokens, round(math.exp(seen.values[0]))))
-
-    def state(self) -> list[object]:
-        """What was learned of all requests, and of the tenants and profiles seen last, for `restore`."""
-        newest = itertools.islice(reversed(self._seen.items()), _KEPT_LENGTHS)
-        return [self._all and self._all.state(), [[*key, lengths.state()] for key, lengths in newest]]
-
-    def restore(self, state: Any) -> None:
-        """Take over the state of another gateway; what was learned here already stays."""
-        overall, seen = state
-        if overall is not None and self._all is None:
-            self._all = _restored(overall)
-        for tenant, profile, lengths in reversed(seen):
-            self._seen.setdefault((tenant, profile), _restored(lengths))
-
-    def observe(self, tenant: str, profile: str, tokens: int) -> None:
-        """Update with the length of an output that ended by itself or at its limit."""
-        length = math.log(max(tokens, 1))
-        self._all = _updated(self._all, length)
-        self._seen[tenant, profile] = _updated(self._seen.pop((tenant, profile), None), length)
-        if len(self._seen) > self._max_entries:
-            self._seen.popitem(last=False)
-
-
-def _restored(state: Any) -> Quantiles:
-    lengths = Quantiles(normal_start(0.0, 1.0))
-    lengths.restore(state)
-    return lengths
-
-
-def _updated(lengths: Quantiles | None, length: float) -> Quantiles:
-    lengths = lengths or Quantiles(normal_start(length, length + 1))
-    lengths.observe(length)
-    return lengths
-
-
-class Curve:
-    """Milliseconds by x, piecewise linear: constant below the first point, along the last slope above the last, never falling.
-
-    Less time for more work is taken as measurement noise.
-    """
-
-    __slots__ = ("_pieces", "_xs")
-
-    def __init__(self, points: Iterable[tuple[float, float]]) -> None:
-        highest, rising = 0.0, dict[float, float]()
-        for x, y in sorted(points):
-            rising[x] = highest = max(highest, y)
-        self._xs = list(rising)
-        pairs = itertools.pairwise(rising.items())
-        self._pieces = [(x0, y0, (y1 - y0) / (x1 - x0)) for (x0, y0), (x1, y1) in pairs]  # by the index of their end
-        first = (self._xs[0], rising[self._xs[0]], 0.0)
-        self._pieces = [first, *self._pieces, self._pieces[-1] if self._pieces else first]
-
-    def __call__(self, x: float) -> float:
-        """The milliseconds at `x`."""
-        at = bisect_left(self._xs, x)
-        x0, y0, slope = self._pieces[at]
-        return y0 + slope * (x - x0) if at else y0

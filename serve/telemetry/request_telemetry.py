@@ -11,7 +11,8 @@ from serve.errors import RequestError
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import Attempt, Request
 from serve.request.trace import Trace
-from serve.routing.router import CONFIDENCE, Decision
+from serve.routing.candidate import CONFIDENCE
+from serve.routing.router import Decision
 from serve.telemetry.metrics import Ending, Metrics
 from serve.telemetry.tracing import Tracer
 

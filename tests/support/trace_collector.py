@@ -28,7 +28,7 @@ class Collector:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, name="collector", daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), name="collector", daemon=True).start()
 
     def of(self, trace_id: str) -> dict[str, Span]:
         """The spans of one trace by name."""

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import random
-import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,6 +19,7 @@ from benchmarks.routing.replica_choices import CHOICES, OURS, Arriving
 from benchmarks.routing.simulate import catalog
 from benchmarks.routing.simulated_replicas import Cell, simulate
 from serve.routing.prediction import Features
+from tests.support.http_server import serving
 
 QUEUES = {"a": 5, "b": 0, "c": 3}
 
@@ -167,13 +168,11 @@ class _Engine(BaseHTTPRequestHandler):
 @pytest.fixture
 def engines() -> Iterator[list[ThreadingHTTPServer]]:
     servers = [ThreadingHTTPServer(("127.0.0.1", 0), _Engine) for _ in range(2)]
-    for server in servers:
-        server.bodies = []  # type: ignore[attr-defined]
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield servers
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with ExitStack() as running:
+        for server in servers:
+            server.bodies = []  # type: ignore[attr-defined]
+            running.enter_context(serving(server))
+        yield servers
 
 
 def test_a_live_run_sends_the_chats_to_the_chosen_engines(engines, monkeypatch):

@@ -24,6 +24,7 @@ from serve.gateway.engine_client import Engines
 from serve.telemetry.tracing import Tracer
 from tests.support.answers import streamed_or_not
 from tests.support.gateway_server import Start, bearer
+from tests.support.http_server import serving
 
 REAL = {
     "machine": {"cores": 2},
@@ -75,20 +76,16 @@ def test_each_gateway_tells_one_thing_more():
 
 def test_the_sink_counts_traces_once():
     [port] = free_ports(1)
-    sink = otlp_sink.Sink(port)
-    threading.Thread(target=sink.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{port}"
-    tracer = Tracer(url, 1.0, "test")
-    for _ in range(3):
-        trace = tracer.start_trace("chat", {}, 1.0)
-        trace.span("route", 1.0, 2.0, {})
-        trace.close(None, 3.0, {})
-    tracer.close()
-    found = httpx.get(url).json()
-    assert (found["traces"], found["spans"]) == (3, 6)
-    assert httpx.get(url).json()["traces"] == 0
-    sink.shutdown()
-    sink.server_close()
+    with serving(otlp_sink.Sink(port)) as url:
+        tracer = Tracer(url, 1.0, "test")
+        for _ in range(3):
+            trace = tracer.start_trace("chat", {}, 1.0)
+            trace.span("route", 1.0, 2.0, {})
+            trace.close(None, 3.0, {})
+        tracer.close()
+        found = httpx.get(url).json()
+        assert (found["traces"], found["spans"]) == (3, 6)
+        assert httpx.get(url).json()["traces"] == 0
 
 
 @pytest.fixture
@@ -101,11 +98,8 @@ def page() -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Page)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(HTTPServer(("127.0.0.1", 0), Page)) as url:
+        yield url
 
 
 def test_scrapes_happen_meanwhile_and_one_that_fails_is_an_error(page: str):

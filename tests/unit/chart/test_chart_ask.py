@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -14,6 +13,7 @@ from benchmarks.lib.sample_catalog import MODEL
 from helm.chart_render import CHART, example, merged, one, render
 from serve.gateway.auth import hash_key
 from tests.support.gateway_server import Start, Started
+from tests.support.http_server import serving
 
 pytestmark = pytest.mark.slow
 SCRIPT = CHART / "tests/ask.py"
@@ -86,10 +86,8 @@ class Starting(BaseHTTPRequestHandler):
 def test_it_waits_for_the_start_and_takes_no_empty_answer_for_one() -> None:
     asked: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Starting,), {"asked": asked}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    failed = ask(f"http://127.0.0.1:{server.server_port}", within_s=3)
-    server.shutdown()
-    server.server_close()
+    with serving(server) as url:
+        failed = ask(url, within_s=3)
     assert asked == ["/readyz", "/readyz", "/v1/models"]
     assert failed.returncode == 1 and f"{MODEL} answers: status 200" in failed.stderr
 

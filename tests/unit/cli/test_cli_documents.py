@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from deployments.cli import app
 from serve.cli import documents
+from tests.support.http_server import serving
 
 PAGE = b"<html><body><p>A page about gears.</p></body></html>"
 
@@ -117,7 +117,6 @@ class Stub:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def sources(self, collection: str = "default") -> list[str]:
         return sorted(source for found, source in self.documents if found == collection)
@@ -126,9 +125,8 @@ class Stub:
 @pytest.fixture
 def stub() -> Iterator[Stub]:
     stub = Stub()
-    yield stub
-    stub.server.shutdown()
-    stub.server.server_close()
+    with serving(stub.server):
+        yield stub
 
 
 @pytest.fixture

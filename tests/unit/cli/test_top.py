@@ -24,6 +24,7 @@ from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.metrics_server import Exposition, expose
 from serve.telemetry.prometheus_text import parse, scrape
+from tests.support import http_server
 
 URL = "http://127.0.0.1:9464/metrics"
 
@@ -249,12 +250,9 @@ def serving(page: Callable[[], bytes], port: int = 0, status: int = 200) -> Iter
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", port), Page) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.005}, daemon=True)
-        thread.start()
+    server = ThreadingHTTPServer(("127.0.0.1", port), Page)
+    with http_server.serving(server):
         yield server.server_port
-        server.shutdown()
-        thread.join()
 
 
 def test_an_unreachable_platform_is_reported_with_its_last_values_until_it_returns(platform):

@@ -1,6 +1,5 @@
 """Load read from metrics pages: label values may contain any character."""
 
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,6 +9,7 @@ import pytest
 
 from deployments import drain
 from deployments.replicas import _engine_stats
+from tests.support.http_server import serving
 
 ODD = 'model_name="a}b \\"{c\\n,=",engine="0"'
 PAGE = f"""# HELP vllm:num_requests_running Running.
@@ -41,15 +41,13 @@ class Pages:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_port
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
 
 @pytest.fixture
 def pages() -> Iterator[Pages]:
     pages = Pages()
-    yield pages
-    pages.server.shutdown()
-    pages.server.server_close()
+    with serving(pages.server):
+        yield pages
 
 
 async def test_the_load_of_an_engine(pages):

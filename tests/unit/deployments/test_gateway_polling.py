@@ -16,7 +16,7 @@ from deployments import gateway
 from deployments.gateway import GatewayDeployment
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
-from serve.routing.catalog import LiveState
+from serve.routing.live_state import LiveState
 
 
 class FailsFirst:

@@ -4,7 +4,6 @@ import http.server
 import shutil
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from ray.serve.config import HTTPOptions
 from benchmarks.lib.sample_catalog import make_config
 from deployments.ray_internals import ray_environment
 from tests.support.answers import error_of
+from tests.support.http_server import serving
 
 WRAPPER = Path(__file__).parents[3] / "deployments/haproxy"
 Run = Callable[..., str]
@@ -100,10 +100,8 @@ class Replica(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def replica() -> Iterator[int]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Replica)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server.server_port
-    server.shutdown()
-    server.server_close()
+    with serving(server):
+        yield server.server_port
 
 
 def raw(url: str, request: bytes) -> httpx.Response:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 
 import aiohttp
@@ -13,7 +12,8 @@ from deployments import replicas as module
 from deployments.ray_internals import Endpoint
 from deployments.replicas import ServeReplicas
 from serve.gateway.engine_client import NoReplica
-from serve.routing.catalog import LiveState
+from serve.routing.live_state import LiveState
+from tests.support.http_server import serving
 
 METRICS = """\
 vllm:num_requests_running{engine="0",model_name="m"} 3.0
@@ -38,11 +38,8 @@ def engine(caching: str = "True") -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Answer)) as url:
+        yield url
 
 
 async def updated(live: LiveState, monkeypatch: pytest.MonkeyPatch, *urls: str) -> LiveState:

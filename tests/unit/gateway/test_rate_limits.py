@@ -13,7 +13,7 @@ from serve.errors import RequestError
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.gateway.shared_store import PAUSE_S, StoreUnavailable
 from serve.request.caller import Caller
-from serve.routing.prediction import OutputLengths
+from serve.routing.output_lengths import OutputLengths
 from serve.telemetry.metrics import Metrics
 from tests.support.answers import error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.gateway_server import Start, bearer

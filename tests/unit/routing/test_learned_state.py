@@ -7,8 +7,9 @@ from benchmarks.lib.sample_catalog import REQUEST, make_card, make_live_variant,
 from serve.budget import Budget
 from serve.routing import learned_state
 from serve.routing.admission import Admission
+from serve.routing.output_lengths import OutputLengths
 from serve.routing.policy import WithinBudget
-from serve.routing.prediction import Load, OutputLengths
+from serve.routing.prediction import Load
 from serve.routing.router import Router
 
 SLOW = Load(requests=2)

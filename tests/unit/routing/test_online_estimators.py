@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_profile
 from serve.budget import LEVELS
-from serve.routing.catalog import LiveState
+from serve.routing.live_state import LiveState
 from serve.routing.online_estimators import Quantiles, Regression, log_ratio, normal_start
-from serve.routing.prediction import Features, LatencyModel, Load, OutputLengths
+from serve.routing.prediction import Features, LatencyModel, Load
 
 
 def test_a_relation_is_found_and_followed_when_it_changes():
@@ -182,22 +182,6 @@ def test_a_prediction_follows_everything_that_was_learned_since_the_one_before()
         same = model()
         same.restore(known.state())
         assert times(known) == times(same) != before
-
-
-def test_an_answers_length_is_that_of_those_before_it():
-    lengths, drawn = OutputLengths(max_entries=2), random.Random(4)
-    assert lengths.expect("a", "fast", 256) == 256, "nothing is known yet"
-    for _ in range(300):
-        lengths.observe("a", "fast", round(drawn.lognormvariate(math.log(40), 0.3)))
-    assert lengths.expect("a", "fast", 256) == pytest.approx(40, rel=0.2)
-    assert lengths.expect("a", "fast", 10) == 10
-    lengths.observe("b", "fast", 7)
-    lengths.observe("c", "fast", 7)
-    assert lengths.expect("b", "fast", 256) == 7
-    forgotten, stranger = lengths.expect("a", "fast", 256), lengths.expect("z", "fast", 256)
-    assert forgotten == stranger == pytest.approx(40, rel=0.2), (
-        "the one seen longest ago is as good as never seen: all's"
-    )
 
 
 def stream(live: LiveState, known: LatencyModel, step_ms: float, seconds: float) -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from benchmarks.lib.sample_catalog import make_profile
-from serve.routing.prediction import Features, Latency, LatencyModel, Load, OutputLengths
+from serve.routing.prediction import Features, Latency, LatencyModel, Load
 
 TTFT = [(100, 1, 100.0), (200, 1, 300.0), (200, 4, 600.0)]
 TPOT = [(1, 10.0), (4, 40.0)]
@@ -141,27 +141,6 @@ def test_one_sequence_waits_for_no_other_prompt():
     crowded = Load(prefill_per_token=10.0)
     assert model.step_ms(crowded, 1) == model.step_ms(Load(), 1)
     assert model.step_ms(crowded, 3) == model.step_ms(Load(), 3) + 20, "1 ms per token, for each of two others"
-
-
-def test_output_lengths_seen_last_are_handed_on_and_those_known_stay():
-    before, after = OutputLengths(), OutputLengths()
-    for number in range(600):
-        before.observe(f"tenant {number}", "best", 7)
-    after.observe("tenant 599", "best", 1000)
-    after.restore(before.state())
-    assert after.expect("tenant 598", "best", 5000) < 15
-    assert after.expect("tenant 599", "best", 5000) > 500
-    assert after.expect("tenant 0", "best", 5000) > 500, "it is as good as unknown: what is known of all here"
-
-
-def test_of_output_lengths_that_were_handed_on_the_oldest_is_forgotten_first():
-    before, after = OutputLengths(), OutputLengths(max_entries=2)
-    for tenant, tokens in (("old", 7), ("new", 1000)):
-        before.observe(tenant, "best", tokens)
-    after.restore(before.state())
-    after.observe("other", "best", 7)
-    assert after.expect("new", "best", 5000) > 500
-    assert after.expect("old", "best", 5000) == after.expect("unknown", "best", 5000)
 
 
 def test_a_cached_part_of_the_prompt_takes_no_time():

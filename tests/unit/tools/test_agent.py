@@ -3,7 +3,6 @@
 import asyncio
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,6 +14,7 @@ from serve.config.sections import AccessConfig
 from serve.gateway.auth import Gatekeeper, hash_key
 from serve.tools.agent import MAX_CALLS, AgentAnswer, AgentError, run_agent
 from serve.tools.haystack_tools import calculator, search_documents
+from tests.support.http_server import serving
 
 
 class ChatStub(BaseHTTPRequestHandler):
@@ -57,8 +57,6 @@ def model() -> Iterator[Callable[..., Any]]:
     ChatStub.requests = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), ChatStub)
     server.daemon_threads = False  # closing waits for late requests, which the next test would else see
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
 
     async def run(*script: Any, **more: Any) -> AgentAnswer:
         ChatStub.script = list(script)
@@ -66,12 +64,10 @@ def model() -> Iterator[Callable[..., Any]]:
         messages = given.pop("messages", [{"role": "user", "content": "What is 40366 / 439?"}])
         tools = given.pop("tools", [calculator()])
         key = given.pop("key", "gbx-key")
-        return await run_agent(messages, tools, f"http://127.0.0.1:{server.server_port}/v1", key, "m", **given)
+        return await run_agent(messages, tools, f"{url}/v1", key, "m", **given)
 
-    yield run
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server) as url:
+        yield run
 
 
 def calls(*arguments: Any, name: str = "calculator") -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from serve.config.http_tools import HttpToolConfig
 from serve.tools.http_tools import MAX_RESPONSE_BYTES, HttpToolError, check_url, http_tools
+from tests.support.http_server import serving
 
 SECRET = "s3cr3t-t0ken"
 
@@ -103,13 +104,9 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
     server = Service()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    yield server
-    server.stopping.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving(server):
+        yield server
+        server.stopping.set()
 
 
 def description(host: str, **more: Any) -> dict[str, Any]:
