@@ -106,6 +106,7 @@ class ServeReplicas:
         for url, stats in zip(urls, answers, strict=True):
             self.health.on_poll(url, stats is not None, perf_counter(), stats.get("tokens") if stats else None)
         ejected = self.health.ejected(urls)
+        live.ejected = len(ejected)
         sequences = {url: _sequences(stats) for url, stats in zip(urls, answers, strict=True) if url not in ejected}
         live.update_replicas(sequences, by_replica)
         urls = list(sequences)

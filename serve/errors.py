@@ -2,31 +2,46 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
 _LOG = logging.getLogger("gearbox.gateway")
 
-_TYPES = {
-    400: "invalid_request_error",
+_TYPES = {  # by status; others are `invalid_request_error` below 500, `server_error` above
     401: "authentication_error",
     403: "permission_error",
     404: "not_found_error",
-    405: "invalid_request_error",
     408: "timeout_error",
-    413: "invalid_request_error",
-    415: "invalid_request_error",
-    422: "budget_error",
     429: "rate_limit_error",
     499: "client_closed_request",
     503: "service_unavailable_error",
     504: "timeout_error",
 }
 
+#: Every `code` of an error; docs/operations/failures.md says what to do about each.
+ErrorCode = Literal[
+    "agent_failed", "body_timeout", "body_too_large", "budget_under_load", "client_closed_request", "collection_not_found",
+    "conflicting_headers", "context_length_exceeded", "document_not_found", "document_too_large", "engine_unavailable",
+    "gateway_stopped", "host_not_allowed", "idempotency_key_in_use", "idempotency_key_reused", "idempotency_unavailable",
+    "impossible_budget", "input_too_large", "internal_error", "invalid_api_key", "invalid_base64", "invalid_body", "invalid_budget",
+    "invalid_dimensions", "invalid_document", "invalid_field", "invalid_filter", "invalid_idempotency_key", "invalid_input",
+    "invalid_json", "invalid_limit", "invalid_meta", "invalid_mode", "invalid_query", "invalid_request", "invalid_retrieval",
+    "invalid_source", "invalid_title", "invalid_type", "invalid_value", "limits_unavailable", "method_not_allowed",
+    "missing_api_key", "missing_collection", "missing_messages", "missing_model", "missing_prompt", "model_not_found",
+    "no_healthy_variant", "not_found", "not_ready", "origin_not_allowed", "overloaded", "profile_not_found",
+    "requests_per_minute", "retrieval_failed", "retrieval_misconfigured", "retrieval_timeout", "retrieval_unavailable",
+    "store_full", "store_read_only", "store_unavailable", "stream_interrupted", "token_ids_not_supported", "tokens_per_minute",
+    "too_many_bodies", "too_many_chunks", "too_many_sequences", "too_many_uploads", "unknown_type", "unreadable_document",
+    "unsupported_content_encoding", "unsupported_media_type", "unsupported_value", "variant_not_found",
+]  # fmt: skip
+
 
 class RequestError(Exception):
-    """An error response: HTTP status, message, and the invalid parameter. A message that is a function is composed when read."""
+    """An error response: HTTP status, message, the parameter at fault, and the reason for programs.
+
+    A message that is a function is composed when read.
+    """
 
     def __init__(
         self,
@@ -34,7 +49,7 @@ class RequestError(Exception):
         message: str | Callable[[], str],
         *,
         param: str | None = None,
-        code: str | None = None,
+        code: ErrorCode,
         kind: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -43,7 +58,7 @@ class RequestError(Exception):
         self._message = message
         self.param = param
         self.code = code
-        self.kind = kind or _TYPES.get(status, "server_error")
+        self.kind = kind or _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
         self.headers = dict(headers or {})
 
     @property
@@ -83,6 +98,6 @@ def retrieval_misconfigured(message: str) -> RequestError:
     return RequestError(500, message, code="retrieval_misconfigured", headers={"x-should-retry": "false"})
 
 
-def overloaded(message: str | Callable[[], str], retry_after_s: float, code: str) -> RequestError:
+def overloaded(message: str | Callable[[], str], retry_after_s: float, code: ErrorCode) -> RequestError:
     """429 with `Retry-After` in whole seconds, at least one."""
     return RequestError(429, message, code=code, headers={"retry-after": str(max(1, round(retry_after_s)))})

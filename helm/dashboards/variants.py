@@ -43,10 +43,12 @@ def build() -> Dashboard:
         ),
         chart(
             "Replicas",
-            "Healthy replicas, and how many there may be. At the upper line with requests waiting, the variant cannot "
-            "grow: raise its replicas.max or add nodes. Below it with a queue, the autoscaler is waiting for room.",
+            "Healthy replicas, how many there may be, and ejected ones. At the upper line with requests waiting, the variant "
+            "cannot grow: raise its replicas.max or add nodes. Below it with a queue, the autoscaler is waiting for room. "
+            "Replicas that stay ejected: see the GearboxReplicaEjected runbook.",
             "none",
             Line(live("gearbox_variant_replicas"), NAME), Line(live("gearbox_variant_replicas_max"), f"{NAME} at most"),
+            Line(live("gearbox_variant_replicas_ejected"), f"{NAME} ejected"),
         ),
         chart(
             "Cold starts",

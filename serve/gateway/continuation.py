@@ -50,7 +50,11 @@ _NEUTRAL: Mapping[str, object] = {
 
 
 class NotContinuable(Exception):
-    """This stream cannot be continued exactly."""
+    """This stream cannot be continued exactly; `param` is the field of the request that prevents it, None where none does."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 def inexact(call: Call) -> str | None:
@@ -61,7 +65,7 @@ def inexact(call: Call) -> str | None:
     Fields that are not known are not exact.
     """
     if call.sequences > 1:
-        return "n"
+        return "n" if call.choices > 1 else "prompt"
     for name, value in call.body.items():
         if name not in _KNOWN and value not in (None, False, "", [], {}) and value != _NEUTRAL.get(name, _KNOWN):
             return name
@@ -219,11 +223,12 @@ class Continuation:
         return translated
 
     def usage(self) -> bytes:
-        """The end of a stream whose last token has arrived, and its usage has not."""
+        """The end of a stream whose last token has arrived, and its usage has not. Raises `NotContinuable`."""
         return self._end(len(self.tokens) - self._base)
 
     def _end(self, new_tokens: int) -> bytes:
-        chunk = {**self._head(), "choices": [], "usage": self._usage(new_tokens)}
+        usage = self._usage(new_tokens)
+        chunk = {**self._head(), "choices": [], "usage": usage}
         return b"data: " + orjson.dumps(chunk) + _EVENT_END + _DONE
 
     def _head(self) -> dict[str, Any]:

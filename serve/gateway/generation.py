@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 
 from serve.budget import Budget, resolve_budget
 from serve.config.platform import PlatformConfig
-from serve.errors import RequestError, internal_error
+from serve.errors import ErrorCode, RequestError, internal_error
 from serve.gateway.auth import Gatekeeper
 from serve.gateway.continuation import Continuation, NotContinuable, inexact
 from serve.gateway.engine_client import Engines, EngineUnreachable
@@ -95,7 +95,11 @@ class Generation:
         return budget, profile if budget is base else CUSTOM
 
     async def answer(self, call: Call, caller: Caller, headers: Headers, id: str, arrival: Arrival, send: Send) -> None:
-        """Generate and send the response, or an error. Raises `RequestError` for an unknown model, variant or profile."""
+        """Generate and send the response, or an error, which in a stream is an event.
+
+        Raises:
+            RequestError: unknown model, variant or profile.
+        """
         budget, profile = self.budget(call, caller, headers)
         trace = self._telemetry.trace(headers, f"{call.endpoint} {call.ref.model}", arrival.received_at)
         request = Request(call, caller, id, arrival, budget, profile, trace)
@@ -112,7 +116,9 @@ class Generation:
         finally:
             self._grounder.count_sources(request.grounding)
         self._telemetry.record_completion(request, error)
-        if error is not None:
+        if error is not None and request.streaming:
+            await send({"type": "http.response.body", "body": error_event(error)})
+        elif error is not None:
             await reply(send, error.status, error.body(), error.headers.items())
 
     async def _answer(self, request: Request, headers: Headers, send: Send) -> None:
@@ -344,8 +350,8 @@ class Generation:
         stream.first_token()
         # a chunk with nothing but roles: the tokens that follow are the first ones, and no step was before them
         ahead = count_tokens(data) if data.count(b'"role":"assistant"') == count_tokens(data) else 0
-        if not stream.started:
-            stream.started = True
+        if not request.streaming:
+            request.streaming = True
             await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
         cause: Cause = "connection"
         try:
@@ -379,14 +385,16 @@ class Generation:
         if request.grounding is not None:
             choices = [choice for _, choice in sorted(relay.choices.items())]
             appended = await self._check(attempt, request.grounding, choices)
-        await send({"type": "http.response.body", "body": relay.finish(gearbox_object(attempt), appended)})
+        end = relay.finish(gearbox_object(attempt), appended)
+        request.streaming = False
+        await send({"type": "http.response.body", "body": end})
         return "ok"
 
     async def _continue(
         self, attempt: Attempt, stream: ResponseStream, error: StreamInterrupted, send: Send, broken: set[str]
     ) -> None:
         """Continue a stream that was interrupted at other engines; where that cannot be, end it with an error event."""
-        request = attempt.request
+        request, param = attempt.request, None
         for _ in range(MAX_CONTINUATIONS):
             name = attempt.variant.name
             _LOG.warning("request %s: the stream from variant %s was interrupted: %s", request.id, name, error)
@@ -406,10 +414,12 @@ class Generation:
                     broken.add(failure.replica)
             except (NotContinuable, RequestError, ContextTooLong) as obstacle:
                 _LOG.warning("request %s is not continued: %s", request.id, obstacle)
+                param = None if isinstance(obstacle, ContextTooLong) else obstacle.param  # that is the engine's field
                 break
         message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"
-        payload = {"message": message, "type": "server_error", "param": stream.inexact, "code": "stream_interrupted"}
-        await send({"type": "http.response.body", "body": error_event(payload)})
+        request.streaming = False
+        event = error_event(RequestError(500, message, param=param, code="stream_interrupted"))
+        await send({"type": "http.response.body", "body": event})
 
     def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
         """The JSON member `model` as engines write it and as the client requested it; None when they are equal."""
@@ -451,5 +461,5 @@ def _unavailable(failed: Collection[str]) -> RequestError:
     return RequestError(503, f"no response from {names}", code="engine_unavailable", headers={"retry-after": "5"})
 
 
-def _not_found(message: str, code: str) -> RequestError:
+def _not_found(message: str, code: ErrorCode) -> RequestError:
     return RequestError(404, message, param="model", code=code)

@@ -426,7 +426,7 @@ class Grounder:
     def _without(self, grounding: Grounding, why: str) -> Grounding:
         if grounding.options.on_budget == "refuse":
             self._metrics.grounded.labels("rejected").inc()
-            raise RequestError(422, why, param="retrieval.on_budget", code="impossible_budget")
+            raise RequestError(422, why, param="retrieval.on_budget", code="impossible_budget", kind="budget_error")
         grounding.outcome, grounding.explanation = "skipped", why
         return grounding
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from serve.errors import RequestError, overloaded
+from serve.errors import ErrorCode, RequestError, overloaded
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -48,7 +48,7 @@ class BodyMemory:
         code: error code of requests that exceed a limit.
     """
 
-    def __init__(self, max_bytes: int, max_bodies: int | None = None, code: str = "too_many_bodies") -> None:
+    def __init__(self, max_bytes: int, max_bodies: int | None = None, code: ErrorCode = "too_many_bodies") -> None:
         self._max_bytes, self._max_bodies, self._code = max_bytes, max_bodies, code
         self.bytes = self.bodies = 0
 

@@ -196,9 +196,7 @@ class Idempotency:
         held = await self._store.ask("idempotency", lambda: self._answers.claim(name, marker))
         if held is not None and held[:_FINGERPRINT] != marker[:_FINGERPRINT]:
             why = "this 'Idempotency-Key' was used for another request; use a new key for each request"
-            raise RequestError(
-                422, why, param="idempotency-key", code="idempotency_key_reused", kind="invalid_request_error"
-            )
+            raise RequestError(422, why, param="idempotency-key", code="idempotency_key_reused")
         return held
 
     async def _run(self, name: str, marker: bytes, send: Send, work: Callable[[Send], Awaitable[None]]) -> None:

@@ -107,24 +107,24 @@ class Migration:
             with suppress(RequestError):  # it is full
                 decision, _ = await self._admission.admit(request, (self._variants.keys() - {same}) | broken)
                 return decision
-        others = {
-            name for name, v in self._variants.items() if name != same and self._continues(v, last, prompt, broken)
-        }
-        if last.call.ref.variant is not None or not others:
-            raise NotContinuable("no other variant continues it")
+        if last.call.ref.variant is not None:
+            raise NotContinuable("no other replica continues it", "model")
+        able = {n for n, v in self._variants.items() if n != same and self._continues(v, last, prompt, broken)}
+        others = {name for name in able if _keeps_quality(self._variants[name], last)}
+        if not others:
+            raise NotContinuable("no other variant continues it", "budget" if able else None)
         decision, _ = await self._admission.admit(request, (self._variants.keys() - others) | broken)
         return decision
 
     def _continues(self, variant: Variant, last: Attempt, prompt_tokens: int, broken: Set[str]) -> bool:
-        """Whether `variant` may continue what `last` began: same tokens, quality, and room for the whole answer."""
-        floor, call, before = last.request.budget.min_quality, last.call, last.variant
+        """Whether `variant` may continue what `last` began: same tokens, and room for the whole answer."""
+        call, before = last.call, last.variant
         room = variant.max_model_len >= before.max_model_len or (
             call.limits_output and prompt_tokens + call.max_output_tokens <= variant.max_model_len
         )
         return (
             room
             and self._engines.has_replica(variant, broken)
-            and (floor is None or variant.quality.quality >= floor or variant.quality.quality >= before.quality.quality)
             and self.keeps_tokens(variant)
             and tokenizer(variant, self._variants) == tokenizer(before, self._variants)
         )
@@ -163,6 +163,12 @@ class Migration:
     def _places(self) -> int:
         in_flight = sum(variant.live.in_flight for variant in self._variants.values())
         return max(MIN_READING, math.ceil(SHARE * in_flight))
+
+
+def _keeps_quality(variant: Variant, last: Attempt) -> bool:
+    """Whether the quality of `variant` meets the budget, or is not below that of the variant of `last`."""
+    floor, quality = last.request.budget.min_quality, variant.quality.quality
+    return floor is None or quality >= min(floor, last.variant.quality.quality)
 
 
 def _label(replica: str | None) -> str | None:

@@ -52,7 +52,7 @@ class OpenRequests:
             if not began:
                 raise error from None
             if not complete:
-                await send({"type": "http.response.body", "body": error_event(error.public())})
+                await send({"type": "http.response.body", "body": error_event(error)})
         finally:
             self._tasks.discard(task)
             self._ended.discard(task)

@@ -217,7 +217,7 @@ class ErrorDetail(_ClosedModel):
     message: str
     type: str
     param: str | None = Field(description="field, header or parameter at fault")
-    code: str | None = Field(description="the reason, for programs")
+    code: str = Field(description="the reason, for programs")
 
 
 class Error(_ClosedModel):

@@ -7,7 +7,7 @@ from typing import Literal
 from limits import RateLimitItemPerMinute
 from limits.aio.strategies import FixedWindowRateLimiter, SlidingWindowCounterRateLimiter
 
-from serve.errors import RequestError, overloaded
+from serve.errors import ErrorCode, RequestError, overloaded
 from serve.gateway.shared_store import PAUSE_S, SharedStore, StoreUnavailable
 
 
@@ -75,6 +75,7 @@ class Limits:
             return  # already logged and counted; the response was sent
 
 
-def _limit_reached(item: RateLimitItemPerMinute, kind: str, reset_s: float) -> RequestError:
+def _limit_reached(item: RateLimitItemPerMinute, kind: Literal["requests", "tokens"], reset_s: float) -> RequestError:
     wait_s = math.ceil(reset_s - time.time())
-    return overloaded(f"the limit of {item.amount} {kind} per minute is reached", wait_s, f"{kind}_per_minute")
+    code: ErrorCode = "requests_per_minute" if kind == "requests" else "tokens_per_minute"
+    return overloaded(f"the limit of {item.amount} {kind} per minute is reached", wait_s, code)

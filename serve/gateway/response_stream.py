@@ -21,14 +21,13 @@ class StreamInterrupted(Exception):
 
 @dataclass(slots=True)
 class ResponseStream:
-    """A client's stream: its relay, whether it has begun, and where it went on.
+    """A client's stream: its relay, and where it went on.
 
     `inexact` is the field of the request for which it cannot be continued, None where it can.
     """
 
     relay: StreamRelay
     inexact: str | None = None
-    started: bool = False  # whether the client has the head of the response
     continues: bool = False  # whether an engine continues what another one began
     first_token: Callable[[], None] = lambda: None  # called at the first token of each part
 
@@ -36,7 +35,8 @@ class ResponseStream:
     def continuation(self) -> Continuation:
         """The tokens of the stream. Raises `NotContinuable` where they are not known."""
         if (continuation := self.relay.continuation) is None:
-            raise NotContinuable("its tokens are not known" if self.inexact is None else f"it has '{self.inexact}'")
+            why = "its tokens are not known" if self.inexact is None else f"it has '{self.inexact}'"
+            raise NotContinuable(why, self.inexact)
         return continuation
 
     def feed(self, data: bytes) -> bytes:
@@ -50,8 +50,12 @@ class ResponseStream:
         """What to send on when an engine breaks off whose last token has arrived: only usage and end are missing."""
         if self.relay.done or not self.relay.ended or self.relay.continuation is None:
             return b""
+        try:
+            end = _DONE if self.relay.report.total_tokens else self.relay.continuation.usage()
+        except NotContinuable:  # how many tokens it has is not known
+            return b""
         self.relay.resume()
-        return self.relay.feed(_DONE if self.relay.report.total_tokens else self.relay.continuation.usage())
+        return self.relay.feed(end)
 
     async def cut(self, detokenize: Detokenize) -> None:
         """Prepare the stream for another engine. Raises `NotContinuable`."""

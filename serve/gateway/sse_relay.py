@@ -1,10 +1,11 @@
 """SSE relay: forward an engine's stream byte for byte and add one `gearbox` object at its end."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import orjson
 
+from serve.errors import RequestError
 from serve.gateway.continuation import Continuation
 from serve.request.engine_report import Choice, EngineReport, count_no_output
 
@@ -156,6 +157,6 @@ def _status_of(body: bytes) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
 
 
-def error_event(error: Mapping[str, object]) -> bytes:
+def error_event(error: RequestError) -> bytes:
     """An SSE `error` event, for streams that break after their first event."""
-    return b"event: error\ndata: " + orjson.dumps({"error": error}) + _EVENT_END
+    return b"event: error\ndata: " + error.body() + _EVENT_END

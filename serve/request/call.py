@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from serve.errors import RequestError
+from serve.errors import ErrorCode, RequestError
 from serve.request.json_body import dump_json, read_json
 from serve.request.openai_limits import check_openai_limits
 from serve.routing.replica_state import BLOCK_CHARS
@@ -264,7 +264,7 @@ def _prompt_size(body: dict[str, object]) -> tuple[int, float, int, int]:
             counts = [len(item) for item in prompt]
             return len(prompt), max(counts) / (sum(counts) or 1), 0, sum(counts)
     missing = prompt is None or prompt == []
-    code = "missing_prompt" if missing else "invalid_type"
+    code: ErrorCode = "missing_prompt" if missing else "invalid_type"
     message = "'prompt' must be a string, token ids, or a list of either"
     raise RequestError(400, message, param="prompt", code=code)
 

@@ -44,6 +44,7 @@ class Request:
     grounding: Grounding | None = None
     migrations: list[dict[str, object]] = field(default_factory=list)  # public: where its stream went on
     attempts: list["Attempt"] = field(default_factory=list)
+    streaming: bool = False  # whether the client has the head of a stream, and not its end
     answered: float = 0.0  # time of the last byte of an answer without a variant, perf_counter seconds
 
     @property

@@ -20,6 +20,7 @@ class LiveState:
     """
 
     replicas: int = 0
+    ejected: int = 0  # replicas that run and get no requests, at the last refresh; not in `replicas`
     been_up: bool = False  # whether a replica has run since this gateway started
     running: int = 0  # running in the engines, at the last refresh
     waiting: int = 0  # queued in the engines, at the last refresh

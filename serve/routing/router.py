@@ -224,4 +224,5 @@ def _rejected(candidates: Sequence[Candidate], budget: Budget, features: Feature
     if away:
         what = partial(message, "that is healthy meets the budget")
         return RequestError(503, what, code="no_healthy_variant", headers={"retry-after": "5"})
-    return RequestError(422, partial(message, "can meet the budget"), param="budget", code="impossible_budget")
+    why = partial(message, "can meet the budget")
+    return RequestError(422, why, param="budget", code="impossible_budget", kind="budget_error")

@@ -109,6 +109,11 @@ _VARIANT_GAUGES: tuple[tuple[str, str, Callable[[Variant], float]], ...] = (
         lambda v: v.live.replicas > 0 or v.scales_to_zero,
     ),
     ("variant_replicas", "Healthy replicas", lambda v: v.live.replicas),
+    (
+        "variant_replicas_ejected",
+        "Replicas that run and get no requests until a probe succeeds",
+        lambda v: v.live.ejected,
+    ),
     ("variant_replicas_max", "Most replicas that autoscaling allows", lambda v: v.max_replicas),
     ("requests_running", "Requests running in the engines", lambda v: v.live.running),
     ("requests_waiting", "Requests waiting in the engines", lambda v: v.live.waiting),

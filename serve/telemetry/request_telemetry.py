@@ -111,7 +111,7 @@ class RequestTelemetry:
         self._metrics.requests.labels(variant, request.profile, ending).inc()
         self._metrics.tenant_requests.labels(self._tenant(request), ending).inc()
         if error is not None:
-            self._metrics.refused.labels(str(error.status), error.code or "none").inc()
+            self._metrics.refused.labels(str(error.status), error.code).inc()
         missed = self._record_violations(request, error, ending)
         if request.attempts and ending == "answered":
             self._metrics.quality.labels(request.profile).observe(request.attempts[-1].quality)
@@ -122,7 +122,7 @@ class RequestTelemetry:
 
     def record_rejection(self, error: RequestError, request_id: str, path: str) -> None:
         """Record a request that was rejected with `error` before its body was parsed."""
-        self._metrics.refused.labels(str(error.status), error.code or "none").inc()
+        self._metrics.refused.labels(str(error.status), error.code).inc()
         if self._config.log_requests:
             payload = {"id": request_id, "path": path, "status": error.status, "code": error.code}
             _LOG.info("rejected", extra={"request": payload})

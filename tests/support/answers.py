@@ -54,8 +54,22 @@ def error_of(response: httpx.Response, status: int) -> dict:
     """The error object of an answer that must be an error in OpenAI's format."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
-    document = response.json()
+    return _error(response.json())
+
+
+def event_error_of(response: httpx.Response) -> dict:
+    """The error object of the event that ends a stream, in OpenAI's format too."""
+    assert response.status_code == 200, response.text
+    *_, last, rest = response.text.split("\n\n")
+    name, data = last.split("\n")
+    assert (name, rest) == ("event: error", ""), "the stream ends there"
+    return _error(json.loads(data.removeprefix("data: ")))
+
+
+def _error(document: dict) -> dict:
     assert set(document) == {"error"}
-    assert set(document["error"]) == {"message", "type", "param", "code"}
-    assert document["error"]["message"]
-    return document["error"]
+    error = document["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert all(isinstance(error[name], str) and error[name] for name in ("message", "type", "code")), error
+    assert error["param"] is None or error["param"]
+    return error

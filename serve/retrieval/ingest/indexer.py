@@ -134,7 +134,7 @@ class Indexer:
         try:
             plain = kind_of(name, kind)
         except ConversionError as error:
-            raise RequestError(415, str(error), param="type", code="unknown_type", kind=_INVALID) from error
+            raise RequestError(415, str(error), param="type", code="unknown_type") from error
         sha256 = (await anyio.to_thread.run_sync(hashlib.sha256, data)).digest()
         settings = f"{self._settings_prefix}-{_hash([plain, charset_of(kind), title, meta])}"
 
@@ -185,11 +185,8 @@ def _title(title: str | None) -> str:
 
 
 def _unreadable(why: str) -> RequestError:
-    return RequestError(422, f"the document can't be read: {why}", code="unreadable_document", kind=_INVALID)
+    return RequestError(422, f"the document can't be read: {why}", code="unreadable_document")
 
 
 def _hash(parts: list[object]) -> str:
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
-
-
-_INVALID = "invalid_request_error"

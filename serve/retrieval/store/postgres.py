@@ -312,7 +312,8 @@ class Store:
             except psycopg.ProgrammingError as error:  # for example dropped tables
                 raise _unusable(error) from error
             except psycopg.DataError as error:  # for example a character that PostgreSQL's text type can't store
-                raise RequestError(400, f"the document store can't hold that: {str(error).splitlines()[0]}") from error
+                why = f"the document store can't hold that: {str(error).splitlines()[0]}"
+                raise RequestError(400, why, code="invalid_value") from error
             except psycopg.errors.DiskFull as error:
                 why = "the document store's disk is full; nothing was changed"
                 raise RequestError(507, why, code="store_full", headers={"x-should-retry": "false"}) from error

@@ -173,7 +173,7 @@ async def test_an_ejected_replica_does_not_count_and_its_polls_do(monkeypatch):
         replicas.health.eject(urls[0], 0.0)
         async with aiohttp.ClientSession() as session:
             await replicas.refresh("full", live, session)
-    assert live.replicas == 2
+    assert (live.replicas, live.ejected) == (2, 1)
     assert polls == {urls[0]: (True, 123.0), urls[1]: (True, 123.0), silent: (False, None)}
 
 

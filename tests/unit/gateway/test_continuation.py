@@ -196,6 +196,15 @@ def test_an_engine_that_gives_no_ids_is_not_continued():
         _ = stream.continuation.prompt
 
 
+def test_the_end_of_one_without_ids_is_not_written():
+    asked = call(stream_options={"include_usage": True})
+    stream = stream_of(asked)
+    *events, _, _ = TokenEngine(ANSWERS[0]).events({**payload(asked), "return_token_ids": False})
+    stream.feed(b"".join(events))
+    assert stream.relay.ended
+    assert stream.complete() == b"", "its number of tokens is not known"
+
+
 def test_an_event_without_ids_makes_the_rest_inexact():
     asked = call()
     events = list(TokenEngine(ANSWERS[0]).events(payload(asked)))

@@ -185,7 +185,7 @@ class TestAnswers:
     def test_an_answer_that_cannot_be_checked_still_arrives(
         self, grounded: Started, retrieval: FakeRetrieval, stream, fault
     ):
-        retrieval.check_error = RequestError(503, "gone") if fault == "error" else None
+        retrieval.check_error = RequestError(503, "gone", code="retrieval_unavailable") if fault == "error" else None
         retrieval.verification_s = 5 if fault == "slow" else 0
         facts = gearbox_of(ask(grounded, stream=stream), stream)
         assert (facts["grounded"], facts["sentences"]) == (None, None)

@@ -1,6 +1,5 @@
 """The gateway when an engine breaks off a stream or stalls: the stream goes on elsewhere, and the client sees one answer."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from serve.card import Step
 from serve.gateway import replica_health
 from serve.gateway.migration import tokenizer
 from serve.routing.catalog import Variant
-from tests.support.answers import MESSAGES, chunks, text_of
+from tests.support.answers import MESSAGES, chunks, event_error_of, text_of
 from tests.support.gateway_server import GatewayServer, Start, Started
 
 BREAKS = [
@@ -35,9 +34,7 @@ def second_replica(gateway: Started, name: str = "distilled") -> Any:
 
 def error_code(response: httpx.Response) -> tuple[str, str | None]:
     """Code and field of the error event that ends a stream."""
-    last = response.text.split("\n\n")[-2]
-    assert last.startswith("event: error\ndata: ")
-    error = json.loads(last.partition("data: ")[2])["error"]
+    error = event_error_of(response)
     return error["code"], error["param"]
 
 
@@ -118,7 +115,7 @@ class TestContinuation:
     def test_the_quality_floor_holds(self, gateway: Started):
         gateway.engines["full"].behaviour = "die mid-stream"
         response = gateway.chat(stream=True, budget={"min_quality": 0.97})
-        assert error_code(response)[0] == "stream_interrupted"
+        assert error_code(response) == ("stream_interrupted", "budget")
         assert text_of(gateway.chat(stream=True, budget={"min_quality": 0.9}), True) == "You said: hello there"
         assert gateway.engine_calls() == {"full": 2, "int8": 1}
 
@@ -136,6 +133,17 @@ class TestContinuation:
         assert "return_token_ids" not in gateway.engines["full"].requests[0]
         assert gateway.engine_calls() == {"full": 1}
         assert gateway.sample("gearbox_requests_total", variant="full", outcome="failed") == 1
+
+    def test_what_another_engine_cannot_continue_names_no_field(self, gateway: Started):
+        for engine in gateway.engines.values():
+            engine.behaviour, engine.at = "die mid-stream", '"token_ids"'
+        assert error_code(gateway.chat(stream=True)) == ("stream_interrupted", None)
+
+    @pytest.mark.parametrize(("fields", "param"), [({"prompt": ["a", "b"]}, "prompt"), ({"prompt": "a", "n": 2}, "n")])
+    def test_several_answers_name_what_asks_for_them(self, gateway: Started, fields, param):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        response = gateway.post("/v1/completions", {"model": MODEL, "stream": True, **fields})
+        assert error_code(response) == ("stream_interrupted", param)
 
     def test_an_event_that_cannot_be_read_makes_an_answer_inexact(self, gateway: Started):
         gateway.engines["full"].behaviour = "garbage mid-stream"

@@ -154,10 +154,10 @@ async def test_an_error_is_not_kept(uri):
         await reply(send, 429, b"{}")
 
     async def raises(send: Send) -> None:
-        raise RequestError(503, "down", code="down")
+        raise RequestError(503, "why", code="store_unavailable")
 
     assert (await client.post(work=overloaded))[0] == 429
-    assert await refusal(client.post(work=raises)) == (503, "down")
+    assert await refusal(client.post(work=raises)) == (503, "store_unavailable")
     assert (await client.post())[1] == b"answer 1"
 
 

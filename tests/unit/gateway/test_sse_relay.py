@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from serve.errors import RequestError
 from serve.gateway.sse_relay import EngineFault, StreamRelay, error_event, splice
 from serve.request.engine_report import Choice, EngineReport
 
@@ -260,7 +261,8 @@ def test_splice_leaves_the_document_byte_for_byte_as_it_was(document):
 
 
 def test_an_interrupted_stream_ends_with_an_sse_error_event():
-    name, data, *rest = error_event({"message": "broke\noff", "code": "x"}).split(b"\n")
+    error = RequestError(500, "broke\noff", param="stop", code="stream_interrupted")
+    name, data, *rest = error_event(error).split(b"\n")
     assert name == b"event: error"
-    assert json.loads(data.removeprefix(b"data: ")) == {"error": {"message": "broke\noff", "code": "x"}}
+    assert json.loads(data.removeprefix(b"data: ")) == json.loads(error.body())
     assert rest == [b"", b""]

@@ -103,7 +103,7 @@ class TestMemory:
         for content in (b"{", b"[]", b"x" * (2 << 20), b"x" * (3 << 20), b'{"source": "a", "content": 5}'):
             for _ in range(4):
                 assert gateway.http.post("/v1/documents", content=content, headers=JSON_BODY).status_code in (400, 413)
-        retrieval.error = RequestError(503, "down")
+        retrieval.error = RequestError(503, "down", code="store_unavailable")
         for _ in range(4):
             assert gateway.http.post("/v1/documents", content=iter([b"{", b"}"]), headers=JSON_BODY).status_code == 400
         memory = gateway.app._uploads

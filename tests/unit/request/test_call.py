@@ -339,19 +339,19 @@ def test_nothing_is_generated_only_for_an_echo(body):
     ("status", "kind"),
     [
         (400, "invalid_request_error"), (401, "authentication_error"), (404, "not_found_error"),
-        (413, "invalid_request_error"), (422, "budget_error"), (429, "rate_limit_error"),
-        (503, "service_unavailable_error"), (500, "server_error"), (418, "server_error"),
+        (413, "invalid_request_error"), (422, "invalid_request_error"), (429, "rate_limit_error"),
+        (503, "service_unavailable_error"), (500, "server_error"), (409, "invalid_request_error"), (507, "server_error"),
     ],
 )  # fmt: skip
 def test_an_error_is_in_openais_shape(status, kind):
-    body = orjson.loads(RequestError(status, "why", param="model", code="odd").body())
-    assert body == {"error": {"message": "why", "type": kind, "param": "model", "code": "odd"}}
-    assert orjson.loads(RequestError(status, "why").body())["error"]["param"] is None
+    body = orjson.loads(RequestError(status, "why", param="model", code="invalid_value").body())
+    assert body == {"error": {"message": "why", "type": kind, "param": "model", "code": "invalid_value"}}
+    assert orjson.loads(RequestError(status, "why", code="invalid_value").body())["error"]["param"] is None
 
 
 def test_a_message_that_is_a_function_is_composed_when_it_is_read():
     composed = []
-    error = RequestError(422, lambda: composed.append(1) or "why")
+    error = RequestError(422, lambda: composed.append(1) or "why", code="impossible_budget")
     assert not composed
     assert error.message == str(error) == error.parts()["message"] == "why"
 

@@ -93,6 +93,14 @@ def test_every_series_names_the_model_and_variants_show_what_they_are():
     assert found["gearbox_budget_requests_total", "no", "best"] == 0, "what may come is there from the start"
 
 
+def test_ejected_replicas_are_counted_apart():
+    gears = three_gears()
+    gears[0].live.replicas, gears[0].live.ejected = 2, 1
+    found = samples(expose(Exposition(Metrics(), MODEL, lambda: gears, None))[0])
+    assert found["gearbox_variant_replicas", gears[0].name] == 2
+    assert found["gearbox_variant_replicas_ejected", gears[0].name] == 1
+
+
 def test_times_carry_their_trace_as_an_exemplar_where_the_format_has_them():
     metrics = Metrics()
     metrics.observe("ttft", ("full", "best"), 0.3, "ab" * 16)
