@@ -94,11 +94,29 @@ def _metrics(port: int) -> Samples:
 
 
 def _haproxy_requests() -> int:
-    """Active and queued requests of HAProxy. A process without a working socket, e.g. one that was replaced, counts as one."""
+    """Active and queued requests of HAProxy.
+
+    A process without a working socket counts as one. One that was replaced listens no more and has no socket: its connections to
+    replicas count. It closes those without a request within 15 s, while clients may keep theirs for 90 s.
+    """
     processes = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"]
+    replaced = [to_replicas for p in processes if (to_replicas := _connections_of_replaced(p)) is not None]
     counts = [_backend_requests(path) for path in haproxy_sockets()]
     known = [count for count in counts if count is not None]
-    return sum(known) + max(0, len(processes) - len(known))
+    return sum(known) + sum(replaced) + max(0, len(processes) - len(replaced) - len(known))
+
+
+def _connections_of_replaced(process: psutil.Process) -> int | None:
+    """Connections to replicas of an HAProxy that does not listen; None if it does, or if that cannot be read."""
+    try:
+        connections = process.net_connections("tcp")
+    except psutil.NoSuchProcess:
+        return 0
+    except psutil.AccessDenied:
+        return None
+    if any(c.status == psutil.CONN_LISTEN for c in connections):
+        return None
+    return sum(bool(c.raddr) and c.raddr.port in REPLICA_PORTS for c in connections)
 
 
 def _backend_requests(admin_socket: Path) -> int | None:

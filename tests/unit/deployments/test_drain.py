@@ -142,7 +142,16 @@ class Replica:
 
 
 def haproxies(count: int) -> list[SimpleNamespace]:
-    return [SimpleNamespace(info={"cmdline": ["haproxy"], "name": "haproxy"}) for _ in range(count)]
+    return [haproxy(SimpleNamespace(status="LISTEN", raddr=())) for _ in range(count)]
+
+
+def haproxy(*connections: SimpleNamespace) -> SimpleNamespace:
+    info = {"cmdline": ["haproxy"], "name": "haproxy"}
+    return SimpleNamespace(info=info, net_connections=lambda kind: list(connections))
+
+
+def established(port: int) -> SimpleNamespace:
+    return SimpleNamespace(status="ESTABLISHED", raddr=SimpleNamespace(ip="10.0.0.2", port=port))
 
 
 @pytest.fixture
@@ -224,7 +233,14 @@ STATISTICS = b"# pxname,svname,qcur,scur\nengine,FRONTEND,,7\nengine,srv1,0,2\ne
 def test_what_haproxy_passes_on_is_what_it_says(load, tmp_path):
     with admin(tmp_path / "node", STATISTICS):
         assert load(haproxies(1)) == 3
-        assert load(haproxies(2)) == 4, "one that was replaced has an answer left"
+        assert load(haproxies(2)) == 4, "one that starts may have a request"
+
+
+def test_a_haproxy_that_was_replaced_has_the_requests_that_it_passes_on(load, tmp_path):
+    client, busy = established(51000), established(30007)
+    with admin(tmp_path / "node", STATISTICS):
+        assert load([*haproxies(1), haproxy(client, client)]) == 3, "its clients send nothing, and may stay for long"
+        assert load([*haproxies(1), haproxy(client, busy), haproxy(busy, busy)]) == 6
 
 
 @pytest.mark.parametrize(
