@@ -63,8 +63,11 @@ class Node:
         (first,) = psutil.Process(self.process.pid).children()
         return ["nsenter", "-t", str(first.pid), "-n", "-m", "-p", *command]
 
-    def end(self, patience_s: float = 10) -> None:
-        """SIGTERM to `ray start`, as the kubelet sends it; SIGKILL to the remaining processes."""
+    def end(self, patience_s: float = 60) -> None:
+        """SIGTERM to `ray start`, as the kubelet sends it; SIGKILL to the remaining processes.
+
+        A node with replicas takes half a minute. One that is killed first leaves the head waiting for it for longer.
+        """
         with suppress(psutil.NoSuchProcess, ValueError):
             (first,) = psutil.Process(self.process.pid).children()
             first.send_signal(signal.SIGTERM)

@@ -174,11 +174,17 @@ class Deployed:
         """End a node like the kubelet ends a deleted pod: the preStop hook, then SIGTERM."""
         node = self.cluster.nodes[name]
         command = [sys.executable if part == "python" else part for part in self._pre_stop]
+        began = time.monotonic()
         hook = node.inside(*command)
         if hook.returncode:
             raise RuntimeError(f"preStop of {name}: {hook.stderr[-2000:]}")
-        self.cluster.remove(name)
+        drained = time.monotonic()
+        self.cluster.remove(name, kill=name == "head")  # nothing runs there any more
         self.left.append(name)
+        print(
+            f"         {name} drained in {drained - began:.0f} s, ended in {time.monotonic() - drained:.0f} s",
+            flush=True,
+        )
 
     def where(self) -> dict[str, list[str]]:
         """Nodes that each application's replicas run on."""
