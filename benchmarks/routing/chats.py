@@ -1,5 +1,6 @@
 """Multi-turn chats: each turn's prompt is the whole chat so far, and comes some time after the answer before it."""
 
+import functools
 import itertools
 import math
 import random
@@ -67,6 +68,7 @@ def chats(rate_per_s: float, seed: int) -> Iterator[Chat]:
             yield Chat(number, at, application, turns)
 
 
+@functools.cache
 def chats_per_s(profile: Profile, sample: int = 4000) -> float:
     """Chats per second that one replica sustains by its profile, if it reads nothing twice."""
     work_s = (

@@ -1,8 +1,9 @@
 """Static web pages `/ui` and `/docs`: files read at start, served by exact path with a strict content security policy."""
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -62,7 +63,8 @@ class Page:
         await reply(send, 200, self.body, response_headers, self.content_type)
 
 
-def page_routes() -> dict[str, dict[str, Handler]]:
+@cache
+def page_routes() -> Mapping[str, dict[str, Handler]]:
     """Handlers of all pages by path and method. File paths are never built from request paths, so none can be traversed."""
     handlers: dict[str, Handler] = {"/ui/": _to("../ui"), "/docs/": _to("../docs")}
     for file in _FOLDER.iterdir():

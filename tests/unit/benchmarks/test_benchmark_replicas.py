@@ -178,7 +178,7 @@ def engines() -> Iterator[list[ThreadingHTTPServer]]:
 def test_a_live_run_sends_the_chats_to_the_chosen_engines(engines, monkeypatch):
     monkeypatch.setattr("benchmarks.routing.live_replicas.chats", lambda rate, seed: iter(_few_chats()))
     urls = [f"http://127.0.0.1:{server.server_port}" for server in engines]
-    served = asyncio.run(serve("sticky", urls, load=1.0, seed=0, seconds=1.5, warmup_s=0.0))
+    served = asyncio.run(serve("sticky", urls, load=1.0, seed=0, seconds=0.6, warmup_s=0.0))
     assert len(served) == 8 and all(one.took for one in served)
     assert {(one.prompt_tokens, one.cached_tokens) for one in served} == {(300, 128)}
     row = replicas.summary(served, 2, catalog(["full"])[0].profile)

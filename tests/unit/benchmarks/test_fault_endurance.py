@@ -13,7 +13,7 @@ from benchmarks.reporting import claims, fault_plots, fault_tables
 from tests.support.greedy_engine import UNARY
 
 MACHINE = json.loads((claims.RESULTS / "decision.json").read_text())["machine"]
-FAULTS = (Fault("kill", "engine core", 0.2, 0.0, 0.0), Fault("stop", "engine core", 0.2, 0.3, 0.0))
+FAULTS = (Fault("kill", "engine core", 0.2, 0.0, 0.0), Fault("stop", "engine core", 0.2, 0.1, 0.0))
 
 
 def samples(count: int, mb_per_h: float = 0.0, restart_at: int | None = None, grows: float = 0.0):
@@ -68,7 +68,7 @@ class TestEndurance:
         )
         sampler = endurance.Sampler(watched, every_s=0.1)
         bench.site, bench.per_s = watched, 5.0
-        row = await endurance.overload(bench, 3.0, sampler)
+        row = await endurance.overload(bench, 2.0, sampler)
         assert row["recovered_s"] < 2 and row["requests"]["ok"] > 20
         assert row["bounds"].keys() == set(endurance.MEASURES)
         assert [row["bounds"][name]["max"] for name in ("in_flight", "waiting")] == [3.0, 4.0]
@@ -82,11 +82,13 @@ class TestEndurance:
         assert fault_plots.PLOTS["faults-overload"](result).exists()
 
     async def test_a_soak(self, site, bench, monkeypatch, tmp_path):
-        monkeypatch.setattr(endurance, "INTERVAL_S", 1.5)
+        monkeypatch.setattr(endurance, "INTERVAL_S", 0.8)
         monkeypatch.setattr("benchmarks.cluster.fault_run.SETTLE_S", 0.1)
+        monkeypatch.setattr("benchmarks.cluster.fault_run._PROBE_EVERY_S", 0.05)
         monkeypatch.setattr("benchmarks.lib.memory_slope.MIN_POINTS", 5)
         monkeypatch.setattr("benchmarks.reporting.plots.IMAGES", tmp_path)
         await bench.prepare()
+        bench.per_s = 60.0
         watched = dataclasses.replace(site, find=lambda: {**site.find(), "gateway": [psutil.Process()]}, supervisor=psutil.Process().pid)  # fmt: skip
         bench.site = watched
         rows = [

@@ -44,8 +44,8 @@ class TestOutcomes:
     async def test_what_has_no_shape_or_no_answer_failed(self, engine, session):
         record = await send(session, dataclasses.replace(UNARY, path="/nowhere"), 0)
         assert (record.outcome, record.status) == ("failed", 404)
-        engine.token_s = 5.0
-        record = await send(session, STREAM, 0, timeout_s=0.2)
+        engine.token_s = 0.3
+        record = await send(session, STREAM, 0, timeout_s=0.1)
         assert (record.outcome, record.problem) == ("failed", "TimeoutError")
         await engine.stop()
         assert (await send(session, UNARY, 0)).outcome == "failed"
@@ -85,9 +85,9 @@ class TestLoad:
         assert [one() for _ in range(30)] != [two() for _ in range(30)]
 
     async def test_requests_arrive_at_the_rate_whatever_the_answers_take(self, engine, bench):
-        engine.token_s = 0.02
-        async with bench.load("x", 50) as load:
-            await asyncio.sleep(1.0)
+        engine.token_s = 0.01
+        async with bench.load("x", 100) as load:
+            await asyncio.sleep(0.5)
             assert load.in_flight > 5
             records = await load.finish()
         assert 25 < len(records) < 85
@@ -95,7 +95,7 @@ class TestLoad:
         assert load.in_flight == 0
 
     async def test_refused_requests_are_no_throughput(self, engine, session):
-        assert await saturation(session, (UNARY,), 2, 0.5) > 5
+        assert await saturation(session, (UNARY,), 2, 0.2) > 5
         engine.refused = True
         assert await saturation(session, (UNARY,), 2, 0.2) == 0
 

@@ -163,8 +163,9 @@ async def test_a_stop_lasts_as_long_as_it_says(processes):
     assert processes[0].status() != psutil.STATUS_STOPPED
 
 
-async def test_a_slow_network_is_stops_with_pauses(processes):
-    seen = await status_during(inject(fault("slow network", 1.0), {"gateway": processes[:1]}, None), processes[0])
+async def test_a_slow_network_is_stops_with_pauses(processes, monkeypatch):
+    monkeypatch.setattr("benchmarks.cluster.fault_injection.PULSE_S", 0.15)
+    seen = await status_during(inject(fault("slow network", 0.5), {"gateway": processes[:1]}, None), processes[0])
     changes = [status for status, _ in itertools.groupby(seen) if status in ("stopped", "sleeping")]
     assert changes.count(psutil.STATUS_STOPPED) >= 2
     assert processes[0].status() != psutil.STATUS_STOPPED

@@ -27,6 +27,7 @@ MACHINE = json.loads((claims.RESULTS / "decision.json").read_text())["machine"]
 @pytest.fixture(autouse=True)
 def _without_pauses(monkeypatch):
     monkeypatch.setattr("benchmarks.cluster.fault_run.SETTLE_S", 0.1)
+    monkeypatch.setattr("benchmarks.cluster.fault_run._PROBE_EVERY_S", 0.05)
 
 
 class TestTokens:
@@ -80,8 +81,8 @@ class TestTokens:
 class TestStrike:
     async def test_a_kill_is_recovered_from(self, engine, bench):
         await bench.prepare()
-        engine.token_s = 0.005
-        row = await strike(bench, Fault("kill", "engine core", 1.0, 0.0, 0.0), 1)
+        engine.token_s, bench.per_s = 0.005, 90.0
+        row = await strike(bench, Fault("kill", "engine core", 0.3, 0.0, 0.0), 1)
         assert row["fault"]["name"] == "kill engine core"
         assert 0 <= row["recovery"]["first_success_s"] <= row["recovery"]["healthy_s"] + 0.5
         assert sum(counts["ok"] for counts in row["requests"].values()) > 10
@@ -91,7 +92,7 @@ class TestStrike:
 
     async def test_what_does_not_recover_is_said(self, engine, bench):
         await bench.prepare()
-        bench.patience_s = 0.5
+        bench.patience_s = 0.3
         engine.refused = True
         row = await strike(bench, Fault("stop", "engine core", 0.1, 0.2, 0.0), 1)
         assert row["recovery"] == {"first_success_s": None, "healthy_s": None}
@@ -114,15 +115,15 @@ class TestStrike:
 
 @pytest.fixture
 def quick(monkeypatch, tmp_path):
-    monkeypatch.setattr(faults, "UNDISTURBED_S", 0.5)
+    monkeypatch.setattr(faults, "UNDISTURBED_S", 0.2)
     return faults.Journal.open(tmp_path / "journal.jsonl")
 
 
 FAULTS = [
     ("gearbox/undisturbed", None),
     ("gearbox/0", Fault("kill", "engine core", 0.2, 0.0, 0.0)),
-    ("gearbox/1", Fault("disk full", "disk", 0.2, 0.5, 0.0)),
-    ("gearbox/2", Fault("stop", "engine core", 0.2, 0.3, 0.0)),
+    ("gearbox/1", Fault("disk full", "disk", 0.2, 0.1, 0.0)),
+    ("gearbox/2", Fault("stop", "engine core", 0.2, 0.1, 0.0)),
 ]
 
 

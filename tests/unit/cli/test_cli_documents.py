@@ -298,7 +298,7 @@ def test_a_request_to_a_busy_platform_is_retried(stub, docs):
 
 
 def test_a_platform_that_stays_away_ends_the_command(stub, docs, monkeypatch):
-    monkeypatch.setattr(documents, "RETRY_S", 0.5)
+    monkeypatch.setattr(documents, "RETRY_S", 0.1)
     stub.failures = [(503, {})] * 50
     result = run(stub, "documents", "add", str(docs))
     assert (result.exit_code, "busy" in result.output) == (1, True)

@@ -7,9 +7,8 @@ import pytest
 
 from benchmarks.lib.sample_catalog import make_card, write_variant
 from compression import text
-from compression.measure import tasks
 from compression.measure import variant as measure
-from compression.measure.tasks import Task
+from compression.measure.tasks import Item, Task
 from compression.measure.variant import check_training_text, load_held_out, main
 from compression.text import Corpus, Document, TextError, all_ngrams, load_corpus, shared_ngrams
 from serve.card import load_card
@@ -24,12 +23,6 @@ def prose(seed: int, words: int) -> str:
 def corpus(*held_out: str) -> Corpus:
     training = tuple(Document(f"t{i}", prose(i, 60)) for i in range(5))
     return Corpus("test", training, tuple(Document(f"h{i}", words) for i, words in enumerate(held_out)))
-
-
-@pytest.fixture(scope="module")
-def definitions() -> Task:
-    """The built-in task, made once; it is read from a part of Python's documentation."""
-    return tasks.definitions([])
 
 
 def test_a_leaked_document_is_left_out_and_its_absence_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,7 +64,7 @@ def test_a_variant_that_was_trained_on_other_text_is_not_measured() -> None:
 
 
 @pytest.fixture
-def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, definitions: Task) -> tuple[Path, Path]:
+def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """An int8 and a full whose engine must not start; Python's documentation, which takes seconds to read, is replaced."""
     short = corpus(prose(99, 60))
 
@@ -79,7 +72,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, definitions: Task) 
         raise AssertionError("the engine was started")
 
     monkeypatch.setattr(measure, "load_corpus", lambda file: load_corpus(file) if file else short)
-    monkeypatch.setattr(measure, "definitions", lambda training: definitions)
+    monkeypatch.setattr(measure, "definitions", lambda training: Task("definitions", (Item("a", "b", ("b", "c")),)))
     monkeypatch.setattr(measure, "_start_engine", start)
     monkeypatch.setattr(measure, "progress_on_stdout", lambda: lambda *_: None)
     return write_variant(tmp_path / "int8", make_card("int8")), write_variant(tmp_path / "full")

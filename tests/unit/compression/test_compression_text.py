@@ -92,12 +92,14 @@ def python() -> Corpus:
     return load_corpus()
 
 
+@pytest.mark.slow
 def test_pythons_own_documentation_is_split_by_document(python: Corpus) -> None:
     assert {d.name for d in python.training}.isdisjoint(d.name for d in python.held_out)
     assert sum(len(d.text) for d in python.training) > 1_000_000
     assert all(is_held_out(d.name) for d in python.held_out)
 
 
+@pytest.mark.slow
 def test_pythons_held_out_documentation_shares_nothing_with_what_is_trained_on(python: Corpus) -> None:
     tokens: list[str] = []
 

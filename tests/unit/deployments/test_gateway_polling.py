@@ -73,7 +73,7 @@ async def test_a_replica_that_serve_stops_ends_its_requests_before_it_is_killed(
     monkeypatch: pytest.MonkeyPatch, stopping: bool, ended: int
 ):
     watcher = GatewayDeployment.__new__(GatewayDeployment)
-    watcher._config = make_config(server={"drain_timeout_s": 2.5})
+    watcher._config = make_config(server={"drain_timeout_s": 1.0})
     watcher._app = SimpleNamespace(end_requests=Mock(return_value=3))
     monkeypatch.setattr(gateway, "replica_is_stopping", lambda: stopping)
     work = asyncio.create_task(watcher._end_requests())

@@ -16,7 +16,7 @@ from benchmarks.lib.sample_catalog import MODEL
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from serve.config.sections import AccessConfig
 from serve.errors import RequestError
-from serve.gateway import idempotency
+from serve.gateway import idempotency, shared_store
 from serve.gateway.auth import hash_key
 from serve.gateway.http import Send, reply
 from serve.gateway.idempotency import Idempotency, MemoryAnswers
@@ -239,18 +239,21 @@ async def test_a_request_that_takes_longer_than_the_lease_is_not_done_twice(redi
     first = asyncio.create_task(gateways[0].post(work=held(started, finish)))
     await started.wait()
     second = asyncio.create_task(gateways[1].post())
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(0.9)
     finish.set()
     assert (await second)[1] == (await first)[1] == b"slow"
 
 
-async def test_the_request_of_a_killed_gateway_is_done_by_another(redis):
+async def test_the_request_of_a_killed_gateway_is_done_by_another(redis, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(idempotency, "LEASE_S", 1.5)
     script = f"""
 import asyncio
+from serve.gateway import idempotency
 from tests.unit.gateway.test_idempotency import Client
 async def work(send):
     print("under way", flush=True)
     await asyncio.sleep(60)
+idempotency.LEASE_S, idempotency._RENEW_S = 1.5, 0.4
 asyncio.run(Client({redis[0]!r}).post(work=work))
 """
     gateway = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
@@ -278,13 +281,16 @@ async def test_a_store_that_is_down_refuses_the_key_or_fails_open():
 
 
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
-async def test_a_store_that_fails_during_a_request_costs_it_little_time_and_not_its_answer(redis, fault, short_lease):
+async def test_a_store_that_fails_during_a_request_costs_it_little_time_and_not_its_answer(
+    redis, fault, short_lease, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(shared_store, "PAUSE_S", 0.2)
     client = Client(redis[0], {"rate_limit_store_timeout_s": 0.25})
     started, finish = asyncio.Event(), asyncio.Event()
     request = asyncio.create_task(client.post(work=held(started, finish)))
     await started.wait()
     redis[1].send_signal(fault)
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     finish.set()
     began = time.monotonic()
     assert (await request)[1] == b"slow"

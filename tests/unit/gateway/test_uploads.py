@@ -222,7 +222,7 @@ class TestEventLoop:
         for module, name in ((orjson, "loads"), (binascii, "a2b_base64")):
             monkeypatch.setattr(module, name, noted(getattr(module, name)))
         before = sys.getswitchinterval()
-        sys.setswitchinterval(before / 10)
+        sys.setswitchinterval(before / 100)
         counting = asyncio.run_coroutine_threadsafe(count(), _server._loop)
         try:
             response = gateway.http.post("/v1/documents", content=large(kind), headers=JSON_BODY)

@@ -29,11 +29,10 @@ def test_what_has_no_text_is_refused(data):
 @pytest.mark.parametrize("depth", [300, 5_000, 200_000])
 def test_deep_nesting_ends_soon_in_text_or_an_error(depth):
     started = time.monotonic()
-    for data, name in (
-        (b"<div>" * depth + b"text" + b"</div>" * depth, "a.html"),
-        (b">" * depth + b" text", "a.md"),
-        (b"\n".join(b" " * i + b"* x" for i in range(min(depth, 1500))), "a.rst"),
-    ):
+    texts = [(b"<div>" * depth + b"text" + b"</div>" * depth, "a.html"), (b">" * depth + b" text", "a.md")]
+    if depth <= 5_000:  # its length grows with the square of the depth
+        texts.append((b"\n".join(b" " * i + b"* x" for i in range(min(depth, 1500))), "a.rst"))
+    for data, name in texts:
         with suppress(ConversionError):
             convert(data, name)
     assert time.monotonic() - started < 30
@@ -63,16 +62,16 @@ def test_the_error_for_an_unknown_kind_lists_the_known_ones(name, kind):
 def test_huge_texts_end_soon_in_text_or_an_error(name):
     started = time.monotonic()
     for data in (
-        b"word " * 1_000_000,
-        b"`" * 300_000,
-        b"<" * 300_000,
-        b"#" * 300_000,
-        b"-\n" * 100_000,
-        b" " * 3_000_000,
+        b"word " * 500_000,
+        b"`" * 150_000,
+        b"<" * 150_000,
+        b"#" * 150_000,
+        b"-\n" * 50_000,
+        b" " * 1_500_000,
     ):
         with suppress(ConversionError):
             convert(data, name)
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < 15
 
 
 def test_text_over_the_limit_is_refused(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.lib.sample_catalog import MODEL
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from serve.gateway.auth import hash_key
+from serve.telemetry import tracing
 from tests.support.answers import error_of
 from tests.support.gateway_server import Start, Started, bearer
 from tests.support.trace_collector import Collector
@@ -297,7 +298,8 @@ class TestTraces:
         assert gateway.chat(headers={"traceparent": "00-nonsense"}).status_code == 200
         assert sent(collector, gateway)[f"chat {MODEL}"].parent_span_id == b""
 
-    def test_an_unreachable_collector_fails_no_request(self, start_gateway: Start):
+    def test_an_unreachable_collector_fails_no_request(self, start_gateway: Start, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(tracing, "_SEND_S", 0.1)
         gateway = start_gateway(observability={"otlp_endpoint": "http://127.0.0.1:9"})
         for stream in (False, True):
             assert gateway.chat(stream=stream).status_code == 200
