@@ -5,6 +5,7 @@ import logging
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +34,7 @@ from serve.gateway.app import Gateway
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.prefix_exchange import PrefixExchange
 from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics_files import allocate_metrics_files
 from serve.telemetry.metrics_server import Exposition, serve_metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
@@ -58,7 +60,9 @@ class GatewayDeployment:
         gpus = {variant.name: variant.resources.gpus for variant in self._config.variants}
         self._replicas = ServeReplicas(replica_host(self._config.server.host), gpus)
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # `MetricsFile` reports it
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            allocate_metrics_files()
         self._metrics = Metrics()
         self._retrieval = RetrievalHandle(enabled=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
