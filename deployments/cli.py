@@ -66,7 +66,10 @@ def up(
         settings = _validated(config, variants)
     except ConfigError as error:
         raise fail(str(error), 2) from error
-    supervisor = _start_supervisor(config, variants, folder)
+    try:
+        supervisor = _start_supervisor(config, variants, folder)
+    except OSError as error:
+        raise fail(f"the state cannot be written: {error}") from error
     try:
         state = _follow(console, supervisor, folder)
     except KeyboardInterrupt:

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import aiohttp
 from ray import serve as ray_serve
 
+from deployments.failure_log import FailureLog
 from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
 from deployments.placement import LOCAL
@@ -239,11 +240,14 @@ class GatewayDeployment:
 
 async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure: str) -> NoReturn:
     """Run `work` periodically; log failures and continue."""
+    log = FailureLog(_LOG, failure, traceback=True)
     while True:
         try:
             await work()
-        except Exception:
-            _LOG.exception(failure)
+        except Exception as error:
+            log.on_failure(error)
+        else:
+            log.on_success()
         await asyncio.sleep(period_s)
 
 

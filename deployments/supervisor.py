@@ -23,6 +23,7 @@ from compression.build.family import BuildError
 from deployments.database import Database, DatabaseError
 from deployments.drain import gateway_requests
 from deployments.embedder import embedder_folder
+from deployments.failure_log import FailureLog
 from deployments.fetch import FetchError
 from deployments.listener import listener, ray_host
 from deployments.ray_internals import metrics_port_argument, ray_environment, start_deleting_app
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("gearbox.supervisor")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAVE_AGAIN_S = 5.0  # after the state could not be written
 
 
 class Supervisor:
@@ -53,6 +55,7 @@ class Supervisor:
         self._serve_lock = threading.Lock()  # Serve's configuration classes cannot be created by two threads at once
         self._database: Database | None = None
         self._stopping = False
+        self._saving = FailureLog(_LOG, "writing the state failed")
         self.reload_requested = threading.Event()
 
     def run(self) -> None:
@@ -69,9 +72,11 @@ class Supervisor:
                 if variant.name not in ready:
                     self._build(weights, variant)
             while True:  # until a signal to stop
-                self.reload_requested.wait()
-                self.reload_requested.clear()
-                self._reload()
+                if self.reload_requested.wait(_SAVE_AGAIN_S):
+                    self.reload_requested.clear()
+                    self._reload()
+                elif self._saving.failures:
+                    self._save()
         except SystemExit as stop:  # raised by the stop signals' handler
             self._stopping = True
             for number in _STOP_SIGNALS:
@@ -279,8 +284,14 @@ class Supervisor:
         self._save()
 
     def _save(self) -> None:
+        """Write the state file. While its disk is full or read-only, the platform goes on, and commands read the old one."""
         with self._lock:
-            self._state.save(self._folder)
+            try:
+                self._state.save(self._folder)
+            except OSError as error:
+                self._saving.on_failure(error)
+            else:
+                self._saving.on_success()
 
 
 def _one_line(error: Exception) -> str:

@@ -129,6 +129,33 @@ def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor
     assert supervisor._state.error is None
 
 
+def test_a_state_that_cannot_be_written_does_not_end_the_platform_and_is_written_later(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "state.json").mkdir()  # no file can take its place
+    monkeypatch.setattr("deployments.supervisor.Weights", Mock())
+    monkeypatch.setattr("deployments.supervisor._SAVE_AGAIN_S", 0.0)
+    for step in ("_start_ray", "_deploy", "_start_thread", "_deploy_retrieval", "_build"):
+        monkeypatch.setattr(supervisor, step, Mock())
+    waits = iter(range(10))
+
+    def wait(timeout_s: float) -> bool:
+        match next(waits):
+            case 3:
+                (tmp_path / "state.json").rmdir()
+            case 6:
+                raise SystemExit(signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(supervisor.reload_requested, "wait", wait)
+    monkeypatch.setattr("deployments.supervisor.signal.signal", Mock())
+    supervisor.run()
+    state = load_state(tmp_path)
+    assert state is not None and state.error is None and state.message == "stopping"
+    failures = [record.getMessage() for record in caplog.records if "writing the state failed" in record.getMessage()]
+    assert "Is a directory" in failures[0] and failures[-1].endswith("it succeeds again")
+
+
 @pytest.mark.parametrize(("loads", "deleted"), [([0.0], 0), ([None], 0), ([2.0, 2.0, 1.0, 0.0], 1), ([1.0] * 50, 1)])
 def test_it_drains_while_requests_are_under_way_and_no_longer_than_it_may(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, loads: list[float | None], deleted: int
