@@ -15,6 +15,7 @@ VariantPhase = Literal["waiting", "building", "starting", "ready", "failed"]
 
 #: Environment variable of every process that a platform starts, so that `down` stops exactly those.
 RUN_ID = "GEARBOX_RUN_ID"
+STOPPING = "stopping"  # the last message of a platform that was stopped
 
 
 class VariantState(BaseModel):

@@ -14,7 +14,7 @@ from ray import serve as ray_serve
 
 from deployments.replicas import app_name
 from deployments.state import PlatformState, VariantState, load_state, private
-from deployments.supervisor import Supervisor
+from deployments.supervisor import Supervisor, _stop_processes
 from serve.config.platform import load_config
 from tests.support.waiting import eventually
 
@@ -111,6 +111,36 @@ def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Superv
     state = load_state(tmp_path)
     assert state is not None and state.settled
     assert state.error == "the monitor failed: no such application"
+
+
+def test_the_platform_stops_with_a_reason_when_ray_has_ended(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray itself goes on for a minute and then aborts this process, which could stop nothing any more."""
+    looks = iter([None, None, "gcs_server (exit code -9)"])
+    monkeypatch.setattr("deployments.supervisor.ended_ray_process", lambda: next(looks, "gcs_server (exit code -9)"))
+    kill, delete = Mock(), Mock()
+    monkeypatch.setattr("deployments.supervisor.os.kill", kill)
+    monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda port: 3.0)
+    monkeypatch.setattr("deployments.supervisor.start_deleting_app", delete)
+    supervisor._monitor_ray()
+    assert kill.call_args.args[1] == signal.SIGTERM and next(looks, "read") == "read"
+    state = load_state(tmp_path)
+    assert state is not None and (state.error or "").startswith("Ray's gcs_server (exit code -9) has ended")
+    supervisor._drain()
+    assert not delete.called, "Ray could not do it"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_ray_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, ended: bool):
+    process, shutdown = Mock(pid=0), Mock()
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.shutdown", shutdown)
+    monkeypatch.setattr("deployments.supervisor.processes_of", lambda run_id, pid: [process])
+    monkeypatch.setattr("psutil.wait_procs", lambda processes, timeout: ([], processes))
+    _stop_processes("r", ended)
+    assert shutdown.called is not ended
+    assert process.terminate.called and process.kill.called
 
 
 def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor):
