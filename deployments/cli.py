@@ -27,6 +27,7 @@ from deployments.cli_weights import weights
 from deployments.listener import ray_host
 from deployments.state import (
     RUN_ID,
+    STOPPING,
     PlatformState,
     VariantState,
     cache_folder,
@@ -66,7 +67,10 @@ def up(
         settings = _validated(config, variants)
     except ConfigError as error:
         raise fail(str(error), 2) from error
-    supervisor = _start_supervisor(config, variants, folder)
+    try:
+        supervisor = _start_supervisor(config, variants, folder)
+    except OSError as error:
+        raise fail(f"the state cannot be written: {error}") from error
     try:
         state = _follow(console, supervisor, folder)
     except KeyboardInterrupt:
@@ -216,7 +220,11 @@ def status() -> None:
     """Show the running platform: health, quality, speed and load of each variant. Exit code 1 when nothing runs."""
     state = load_state(state_folder())
     if state is None or not is_running(state):
-        reason = f" (the last platform stopped: {state.error})" if state and state.error else ""
+        reason = ""
+        if state is not None and state.error:
+            reason = f" (the last platform stopped: {state.error})"
+        elif state is not None and state.message != STOPPING:
+            reason = f" (the last platform ended by itself: {state_folder() / 'platform.log'})"
         raise fail(f"nothing is running{reason}; 'gearbox up' starts it")
     console = Console()
     if not state.settled:

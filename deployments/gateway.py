@@ -5,6 +5,7 @@ import logging
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 import aiohttp
 from ray import serve as ray_serve
 
+from deployments.failure_log import FailureLog
 from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
 from deployments.placement import LOCAL
@@ -33,6 +35,7 @@ from serve.gateway.app import Gateway
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.prefix_exchange import PrefixExchange
 from serve.telemetry.metrics import Metrics
+from serve.telemetry.metrics_files import allocate_metrics_files
 from serve.telemetry.metrics_server import Exposition, serve_metrics
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
@@ -58,7 +61,9 @@ class GatewayDeployment:
         gpus = {variant.name: variant.resources.gpus for variant in self._config.variants}
         self._replicas = ServeReplicas(replica_host(self._config.server.host), gpus)
         if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            Path(folder).mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # `MetricsFile` reports it
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            allocate_metrics_files()
         self._metrics = Metrics()
         self._retrieval = RetrievalHandle(enabled=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
@@ -235,11 +240,14 @@ class GatewayDeployment:
 
 async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure: str) -> NoReturn:
     """Run `work` periodically; log failures and continue."""
+    log = FailureLog(_LOG, failure, traceback=True)
     while True:
         try:
             await work()
-        except Exception:
-            _LOG.exception(failure)
+        except Exception as error:
+            log.on_failure(error)
+        else:
+            log.on_success()
         await asyncio.sleep(period_s)
 
 

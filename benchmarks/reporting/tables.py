@@ -8,7 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reporting import claims, goodput_tables, grounding_tables, replica_tables, telemetry_tables
+from benchmarks.reporting import (
+    claims,
+    fault_tables,
+    goodput_tables,
+    grounding_tables,
+    replica_tables,
+    telemetry_tables,
+)
 from benchmarks.reporting.cells import Result, machine_line, median_range, policy_cell, table
 from benchmarks.reporting.plots import SYSTEM_NAMES
 from benchmarks.reporting.results import load
@@ -354,11 +361,12 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "grounded-ttft": (grounding_tables.grounded_ttft, ("grounded-ttft",)),
     "retrieval": (grounding_tables.retrieval, ("retrieval",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
+    **{name: (make, (name,)) for name, make in fault_tables.TABLES.items()},
 }
 
 
 def filled(page: str) -> str:
-    """The page with every marked table regenerated. Raises `KeyError` for an unknown table."""
+    """The page with every marked table regenerated, but those that were never measured. Raises `KeyError` for an unknown table."""
 
     def fill(match: re.Match[str]) -> str:
         name = match[1]

@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from socketserver import ThreadingMixIn
@@ -73,12 +74,13 @@ class Exposition(Collector):
 
     def _summed(self) -> Iterable[Metric]:
         """Metrics summed over all processes. Live gauges of ended processes are dropped; their counters stay in the sums."""
-        if self._folder is None:
+        if self._folder is None or not Path(self._folder).is_dir():
             return self._metrics.registry.collect()
         for file in Path(self._folder).glob("gauge_live*.db"):
             pid = int(file.stem.rsplit("_", 1)[1])
             if not psutil.pid_exists(pid):
-                mark_process_dead(pid, self._folder)  # type: ignore[no-untyped-call]
+                with suppress(OSError):  # on a read-only disk they stay
+                    mark_process_dead(pid, self._folder)  # type: ignore[no-untyped-call]
         collector = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]
         return collector.collect()  # type: ignore[no-untyped-call, no-any-return]
 

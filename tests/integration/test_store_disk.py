@@ -106,12 +106,21 @@ async def test_a_server_that_is_read_only_refuses_documents_and_answers_searches
     await put(store, "a.md", 1)
     await store.close()
     store = Store(f"{server.conninfo} options='-c default_transaction_read_only=on'", DIMENSION)
+    await store.open()  # as a replica that starts meanwhile
     for work in (put(store, "b.md", 1), store.delete(ALICE)):
         with pytest.raises(RequestError) as caught:
             await work
         assert (caught.value.status, caught.value.code) == (503, "store_read_only")
         assert int(caught.value.headers["retry-after"]) > 0
     assert await versions(store) == {"a.md": 1}
+    await store.close()
+
+
+async def test_a_new_database_that_is_read_only_can_be_opened_later(server: Database):
+    store = Store(f"{server.conninfo} options='-c default_transaction_read_only=on'", DIMENSION)
+    with pytest.raises(RequestError) as caught:
+        await store.open()
+    assert (caught.value.status, caught.value.code) == (503, "store_read_only")
     await store.close()
 
 

@@ -129,7 +129,7 @@ class Store:
         """Bring the schema up to date. Raises `StoreUnavailable`, and may then be called again.
 
         Raises:
-            RequestError: 500 `retrieval_misconfigured`: the database lacks pgvector, a permission or the language, or was
+            RequestError: 503 `store_read_only`: the schema is not up to date, and the database read-only; 500 `retrieval_misconfigured`: the database lacks pgvector, a permission or the language, or was
                 created for embeddings of another dimension, or for another language.
         """
         self._closed = False
@@ -138,6 +138,8 @@ class Store:
                 await _migrate(connection, self._dimension, self._language)
         except (psycopg.OperationalError, TimeoutError) as error:
             raise StoreUnavailable from error
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            raise _read_only() from error
         except (
             psycopg.ProgrammingError,
             psycopg.NotSupportedError,
@@ -318,8 +320,7 @@ class Store:
                 why = "the document store's disk is full; nothing was changed"
                 raise RequestError(507, why, code="store_full", headers={"x-should-retry": "false"}) from error
             except psycopg.errors.ReadOnlySqlTransaction as error:  # for example a standby server after a failover
-                why = "the document store is read-only at the moment; nothing was changed"
-                raise RequestError(503, why, code="store_read_only", headers={"retry-after": "10"}) from error
+                raise _read_only() from error
             except (psycopg.OperationalError, psycopg.InterfaceError) as error:
                 await self._close_idle()  # other idle connections are probably broken too
                 if attempt == 2 or isinstance(error, psycopg.errors.QueryCanceled):
@@ -464,18 +465,18 @@ _MIGRATIONS: Sequence[LiteralString] = (
 
 async def _migrate(connection: AsyncConnection[Any], dimension: int, language: str) -> None:
     async with connection.transaction():
-        await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-        await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-        await connection.execute("CREATE SCHEMA IF NOT EXISTS gearbox")
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS gearbox.migrations (number integer PRIMARY KEY, at timestamptz DEFAULT now())"
-        )
-        row = await (await connection.execute("SELECT coalesce(max(number), 0) FROM gearbox.migrations")).fetchone()
-        done = row[0] if row else 0
-        for number, statements in enumerate(_MIGRATIONS[done:], done + 1):
-            statement = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
-            await connection.execute(statement)
-            await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
+        if await _migrations(connection) < len(_MIGRATIONS):  # a database that is read-only may be up to date
+            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
+            await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            await connection.execute("CREATE SCHEMA IF NOT EXISTS gearbox")
+            await connection.execute(
+                "CREATE TABLE IF NOT EXISTS gearbox.migrations (number integer PRIMARY KEY, at timestamptz DEFAULT now())"
+            )
+            done = await _migrations(connection)
+            for number, statements in enumerate(_MIGRATIONS[done:], done + 1):
+                statement = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
+                await connection.execute(statement)
+                await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
         row = await (await connection.execute("SELECT dimension, language FROM gearbox.made_for")).fetchone()
     if row != (dimension, language):
         stored = f"{row[0]} dimensions and the language '{row[1]}'" if row else "nothing"
@@ -484,6 +485,20 @@ async def _migrate(connection: AsyncConnection[Any], dimension: int, language: s
             f"dimensions and its language is '{language}': set retrieval.embedder and retrieval.language back, or use "
             "another database and index the documents again"
         )
+
+
+async def _migrations(connection: AsyncConnection[Any]) -> int:
+    """Number of migrations that were applied."""
+    table = await (await connection.execute("SELECT to_regclass('gearbox.migrations')")).fetchone()
+    if table is None or table[0] is None:
+        return 0
+    row = await (await connection.execute("SELECT coalesce(max(number), 0) FROM gearbox.migrations")).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _read_only() -> RequestError:
+    why = "the document store is read-only at the moment; nothing was changed"
+    return RequestError(503, why, code="store_read_only", headers={"retry-after": "10"})
 
 
 def _unusable(error: psycopg.Error) -> RequestError:

@@ -234,5 +234,5 @@ def test_down_and_status_recognise_a_platform_that_has_ended(tmp_path):
         variants={variant.name: VariantState(phase="ready") for variant in three_gears()},
     ).save(tmp_path / "state")  # fmt: skip
     assert gearbox("down").stdout == "nothing is running\n"
-    assert "nothing is running" in one_line(gearbox("status"))
+    assert "the last platform ended by itself" in one_line(gearbox("status")), "not by `gearbox down`"
     assert json.loads((tmp_path / "state/state.json").read_text())["run_id"] == "gone"

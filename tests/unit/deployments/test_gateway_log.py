@@ -9,6 +9,7 @@ from logging.handlers import QueueListener
 from ray._common.formatters import JSONFormatter
 
 from deployments import gateway_log
+from tests.support.waiting import eventually
 
 
 class Disk(logging.Handler):
@@ -50,11 +51,36 @@ def test_a_blocked_disk_delays_no_logging_and_lost_lines_are_counted():
     writer.stop()
     first, *_, lost, failed = [json.loads(line) for line in disk.lines]
     assert first["message"] == "the ['first']", "as it was then"
-    assert lost["message"].endswith("log lines were dropped: the disk is too slow")
+    assert lost["message"].endswith("log lines were dropped: the disk is too slow, or full")
     assert "ValueError: bad" in failed["exc_text"]
     requests = [json.loads(line)["request"]["id"] for line in disk.lines if "request" in json.loads(line)]
     assert requests == list(range(len(requests)))
     assert len(requests) + int(lost["message"].split()[0]) == 100
+
+
+def test_a_full_disk_costs_its_lines_and_they_are_counted_once_it_has_space(tmp_path, monkeypatch, capsys):
+    log = logging.FileHandler("/dev/full")
+    monkeypatch.setattr(gateway_log, "replica_log_handlers", lambda: [log])
+    stops = []
+    monkeypatch.setattr(gateway_log.atexit, "register", stops.append)
+    logger = logging.getLogger("gearbox")
+    before = logger.handlers[:], logger.propagate, logger.level
+    try:
+        gateway_log.log_with_serve()
+        queued = logger.handlers[-1]
+        for number in range(5):
+            logger.info("lost %d", number)
+            eventually(lambda n=number: queued._dropped == n + 1, 10, "the line is counted")
+        space = tmp_path / "log"
+        log.stream = space.open("w")
+        logger.info("written")
+        eventually(lambda: "written" in space.read_text(), 10, "the line is there")
+    finally:
+        stops[0]()
+        logger.handlers, logger.propagate = before[:2]
+        logger.setLevel(before[2])
+    assert space.read_text().splitlines() == ["5 log lines were dropped: the disk is too slow, or full", "written"]
+    assert capsys.readouterr().err == "", "no traceback for each"
 
 
 def test_a_request_is_logged_with_integers_of_any_size():

@@ -216,6 +216,32 @@ def test_the_haproxy_configuration_has_the_lines_that_the_wrapper_amends(tmp_pat
         assert re.search(anchor, text, re.MULTILINE), f"no line of HAProxy's configuration matches {anchor}"
 
 
+@pytest.mark.parametrize(
+    ("ended", "says"),
+    [
+        ("gcs_server", "gcs_server (exit code -9)"),
+        ("raylet", "raylet (exit code -9)"),
+        ("log_monitor", None),
+        ("", None),
+    ],
+)
+def test_the_end_of_rays_own_processes_is_seen(monkeypatch: pytest.MonkeyPatch, ended: str, says: str | None):
+    from ray._private import ray_constants, worker
+    from ray._private.node import Node
+
+    with needed_for("the supervisor, which stops the platform when Ray has ended (ray_internals.ended_ray_process)"):
+        assert worker._global_node is None and ray_internals.ended_ray_process() is None, "where Ray was not started"
+        node = Node.__new__(Node)
+        names = (ray_constants.PROCESS_TYPE_GCS_SERVER, ray_constants.PROCESS_TYPE_RAYLET, "log_monitor")
+        codes = {name: -9 if name == ended else None for name in names}
+        node.all_processes = {
+            name: [SimpleNamespace(process=SimpleNamespace(returncode=code, poll=lambda code=code: code))]
+            for name, code in codes.items()
+        }
+        monkeypatch.setattr(worker, "_global_node", node)
+        assert ray_internals.ended_ray_process() == says
+
+
 class TestNodes:
     def test_ray_init_takes_the_port_of_its_metrics(self):
         (name,) = ray_internals.metrics_port_argument(7004)

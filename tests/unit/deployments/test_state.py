@@ -1,5 +1,6 @@
 """The state file of a platform, and identification of the platform's processes."""
 
+import errno
 import os
 import shutil
 import subprocess
@@ -130,3 +131,17 @@ def test_the_folders_are_where_the_environment_says(tmp_path, monkeypatch):
     monkeypatch.setenv("GEARBOX_CACHE_DIR", str(tmp_path / "own-cache"))
     assert state_folder() == tmp_path / "own-state"
     assert cache_folder() == tmp_path / "own-cache"
+
+
+def test_a_state_that_cannot_be_written_leaves_the_last_one_whole(tmp_path, monkeypatch):
+    state(full="building").save(tmp_path)
+
+    def full(self: PlatformState, **_: object) -> str:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as broken, pytest.raises(OSError, match="No space left"):
+        broken.setattr(PlatformState, "model_dump_json", full)
+        state(full="ready").save(tmp_path)
+    last = load_state(tmp_path)
+    assert last is not None and last.variants["full"].phase == "building"
+    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]

@@ -14,7 +14,7 @@ from ray import serve as ray_serve
 
 from deployments.replicas import app_name
 from deployments.state import PlatformState, VariantState, load_state, private
-from deployments.supervisor import Supervisor
+from deployments.supervisor import Supervisor, _stop_processes
 from serve.config.platform import load_config
 from tests.support.waiting import eventually
 
@@ -113,6 +113,36 @@ def test_a_thread_that_dies_ends_the_platform_with_its_reason(supervisor: Superv
     assert state.error == "the monitor failed: no such application"
 
 
+def test_the_platform_stops_with_a_reason_when_ray_has_ended(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Ray itself goes on for a minute and then aborts this process, which could stop nothing any more."""
+    looks = iter([None, None, "gcs_server (exit code -9)"])
+    monkeypatch.setattr("deployments.supervisor.ended_ray_process", lambda: next(looks, "gcs_server (exit code -9)"))
+    kill, delete = Mock(), Mock()
+    monkeypatch.setattr("deployments.supervisor.os.kill", kill)
+    monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda port: 3.0)
+    monkeypatch.setattr("deployments.supervisor.start_deleting_app", delete)
+    supervisor._monitor_ray()
+    assert kill.call_args.args[1] == signal.SIGTERM and next(looks, "read") == "read"
+    state = load_state(tmp_path)
+    assert state is not None and (state.error or "").startswith("Ray's gcs_server (exit code -9) has ended")
+    supervisor._drain()
+    assert not delete.called, "Ray could not do it"
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_ray_that_has_ended_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, ended: bool):
+    process, shutdown = Mock(pid=0), Mock()
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.shutdown", shutdown)
+    monkeypatch.setattr("deployments.supervisor.processes_of", lambda run_id, pid: [process])
+    monkeypatch.setattr("psutil.wait_procs", lambda processes, timeout: ([], processes))
+    _stop_processes("r", ended)
+    assert shutdown.called is not ended
+    assert process.terminate.called and process.kill.called
+
+
 def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor):
     failed = threading.Event()
 
@@ -127,6 +157,33 @@ def test_what_fails_while_the_platform_stops_is_no_reason(supervisor: Supervisor
         if thread.name == "monitor":
             thread.join(10)
     assert supervisor._state.error is None
+
+
+def test_a_state_that_cannot_be_written_does_not_end_the_platform_and_is_written_later(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "state.json").mkdir()  # no file can take its place
+    monkeypatch.setattr("deployments.supervisor.Weights", Mock())
+    monkeypatch.setattr("deployments.supervisor._SAVE_AGAIN_S", 0.0)
+    for step in ("_start_ray", "_deploy", "_start_thread", "_deploy_retrieval", "_build"):
+        monkeypatch.setattr(supervisor, step, Mock())
+    waits = iter(range(10))
+
+    def wait(timeout_s: float) -> bool:
+        match next(waits):
+            case 3:
+                (tmp_path / "state.json").rmdir()
+            case 6:
+                raise SystemExit(signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(supervisor.reload_requested, "wait", wait)
+    monkeypatch.setattr("deployments.supervisor.signal.signal", Mock())
+    supervisor.run()
+    state = load_state(tmp_path)
+    assert state is not None and state.error is None and state.message == "stopping"
+    failures = [record.getMessage() for record in caplog.records if "writing the state failed" in record.getMessage()]
+    assert "Is a directory" in failures[0] and failures[-1].endswith("it succeeds again")
 
 
 @pytest.mark.parametrize(("loads", "deleted"), [([0.0], 0), ([None], 0), ([2.0, 2.0, 1.0, 0.0], 1), ([1.0] * 50, 1)])

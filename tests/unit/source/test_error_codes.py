@@ -97,6 +97,17 @@ def test_every_code_is_in_the_table_of_error_codes() -> None:
     assert sorted((CODES | haproxy_errors().keys()) - table_codes()) == []
 
 
+def test_every_row_of_the_tables_has_all_its_cells() -> None:
+    """Of rows that follow each other, each has as many cells as the first."""
+    rows = [re.sub(r"`[^`]*`", "", line) for line in FAILURES.splitlines()]
+    wrong = [
+        row
+        for before, row in zip(rows, rows[1:], strict=False)
+        if before.startswith("|") and row.startswith("|") and before.count("|") != row.count("|")
+    ]
+    assert wrong == []
+
+
 def test_every_code_that_a_page_names_exists() -> None:
     named = {code for page in PAGES for match in STATUS_AND_CODE.findall(page.read_text()) for code in match if code}
     named |= set(re.findall(r"(?:code|event,) `([a-z0-9_]+)`", FAILURES))

@@ -1,0 +1,30 @@
+"""Failure log: failures of work that is repeated, without a line for each."""
+
+import logging
+
+
+class FailureLog:
+    """Logs the 1st, 2nd, 4th, 8th, … failure in a row, and the success after them.
+
+    Args:
+        log: where to.
+        failure: what a line begins with.
+        traceback: whether the place in the code is logged, too.
+    """
+
+    def __init__(self, log: logging.Logger, failure: str, *, traceback: bool = False) -> None:
+        self._log, self._failure, self._traceback = log, failure, traceback
+        self.failures = 0  # since the last success
+
+    def on_failure(self, error: BaseException) -> None:
+        """Count a failure, and log it unless it is one of many."""
+        self.failures += 1
+        if self.failures & (self.failures - 1) == 0:
+            times = f" ({self.failures} times)" if self.failures > 1 else ""
+            self._log.error("%s%s: %s", self._failure, times, error, exc_info=error if self._traceback else None)
+
+    def on_success(self) -> None:
+        """End a series of failures."""
+        if self.failures:
+            self._log.warning("%s, %d times; it succeeds again", self._failure, self.failures)
+            self.failures = 0
