@@ -7,6 +7,7 @@ variant if there is one, else to another variant. A stream that is interrupted l
 import asyncio
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from time import perf_counter
 
 import aiohttp
@@ -42,6 +43,17 @@ from serve.telemetry.request_telemetry import RequestTelemetry
 MAX_FAULTS = 3  # replicas that may fail on one request, because the request itself may be the cause
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _LOG = logging.getLogger("gearbox.gateway")
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Where one request failed before its first token."""
+
+    failed: set[str] = field(default_factory=set)  # variants
+    short: set[str] = field(default_factory=set)  # those of them whose context is too short
+    broken: set[str] = field(default_factory=set)  # base URLs of replicas
+    faults: int = 0  # replicas that may have broken over it
+    moved_from: tuple[str, str] | None = None  # the variant left last and the cause, until it is admitted elsewhere
 
 
 class Generation:
@@ -132,54 +144,67 @@ class Generation:
             )
             if grounding.direct is not None:
                 return await _send_synthetic_completion(request, grounding, grounding.direct, send)
-        failed: set[str] = set()
-        short: set[str] = set()  # failed variants whose context is too short
-        broken: set[str] = set()  # base URLs of replicas
-        faults = 0
-        moved_from: tuple[str, str] | None = None
+        tried = _Tried()
         while True:
-            started = perf_counter()
-            decision, decision_s = await self._admission.admit(request, frozenset(failed | broken))
-            decided = perf_counter()
-            if moved_from is not None:
-                self._metrics.failovers.labels(*moved_from).inc()
-                moved_from = None
-            self._metrics.decision.observe(decision_s)
-            waited_s = decided - started - decision_s if decision.waited else 0.0
-            if decision.waited:
-                self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
-            self._telemetry.record_decision(request.profile, decision)
-            attempt = Attempt(request, decision, decided, decision_s, waited_s)
-            name = decision.variant.name
-            stream = self._response_stream(attempt)
+            attempt = await self._admit(request, tried)
             try:
-                return await self._attempt(attempt, stream, send, broken)
-            except StreamInterrupted as error:
-                return await self._continue(attempt, stream, error, send, broken)
+                return await self._complete(attempt, send, tried)
             except EngineUnreachable as error:
-                _LOG.warning("request %s left a replica of variant %s: %s", request.id, name, error)
-                faults += error.sent
-                moved_from = name, "replica"
-                if error.replica is not None:
-                    broken.add(error.replica)
-                    decision.variant.live.on_unreachable(error.replica)
-                if error.replica is None or not self._engines.has_replica(decision.variant, broken):
-                    failed.add(name)
-                    moved_from = name, "engine"
-                if faults == MAX_FAULTS or call.ref.variant in failed:
-                    raise _unavailable({*failed, name}) from error
+                if tried.faults >= MAX_FAULTS or call.ref.variant in tried.failed:
+                    raise _unavailable({*tried.failed, attempt.variant.name}) from error
             except ContextTooLong as error:
-                _LOG.info("request %s is too long for variant %s", request.id, name)
-                before = set(failed)
+                _LOG.info("request %s is too long for variant %s", request.id, attempt.variant.name)
+                before = set(tried.failed)
                 try:
-                    self._rule_out_shorter(decision.variant, failed, error, call)
-                    short |= failed - before
-                    moved_from = name, "context"
+                    self._rule_out_shorter(attempt.variant, tried.failed, error, call)
+                    tried.short |= tried.failed - before
+                    tried.moved_from = attempt.variant.name, "context"
                 except RequestError:
                     if not await self._shorten(request):
                         raise
-                    failed -= short
-                    short.clear()
+                    tried.failed -= tried.short
+                    tried.short.clear()
+
+    async def _admit(self, request: Request, tried: _Tried) -> Attempt:
+        """The next attempt of `request`, which has its place. Raises `RequestError` when it is refused."""
+        started = perf_counter()
+        decision, decision_s = await self._admission.admit(request, frozenset(tried.failed | tried.broken))
+        decided = perf_counter()
+        if tried.moved_from is not None:
+            self._metrics.failovers.labels(*tried.moved_from).inc()
+            tried.moved_from = None
+        self._metrics.decision.observe(decision_s)
+        waited_s = decided - started - decision_s if decision.waited else 0.0
+        if decision.waited:
+            self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
+        self._telemetry.record_decision(request.profile, decision)
+        return Attempt(request, decision, decided, decision_s, waited_s)
+
+    async def _complete(self, attempt: Attempt, send: Send, tried: _Tried) -> None:
+        """Answer the request by `attempt`; a stream that is interrupted is continued. Where it failed is noted in `tried`.
+
+        Raises:
+            EngineUnreachable: before the first token: the request may go elsewhere.
+            ContextTooLong: it may go to a variant with a longer context.
+            RequestError: the engine refused it.
+        """
+        stream = self._response_stream(attempt)
+        try:
+            await self._attempt(attempt, stream, send, tried.broken)
+        except StreamInterrupted as error:
+            await self._continue(attempt, stream, error, send, tried.broken)
+        except EngineUnreachable as error:
+            variant, name = attempt.variant, attempt.variant.name
+            _LOG.warning("request %s left a replica of variant %s: %s", attempt.request.id, name, error)
+            tried.faults += error.sent
+            tried.moved_from = name, "replica"
+            if error.replica is not None:
+                tried.broken.add(error.replica)
+                variant.live.on_unreachable(error.replica)
+            if error.replica is None or not self._engines.has_replica(variant, tried.broken):
+                tried.failed.add(name)
+                tried.moved_from = name, "engine"
+            raise
 
     async def _shorten(self, request: Request) -> bool:
         """Whether sources could be removed from the prompt."""
