@@ -1,13 +1,15 @@
 """Generation requests: resolve the budget, have the request admitted, relay its response, record telemetry; with failover.
 
 A request whose replica fails before the first token is routed again with the rest of its budget: to another replica of the
-variant if there is one, else to another variant. A stream that is interrupted later is continued, see `continuation`.
+variant if there is one, else to another variant. One whose replica is late may be sent to a second one, see `hedging`. A stream
+that is interrupted later is continued, see `continuation`.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import aiohttp
@@ -23,6 +25,7 @@ from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
 from serve.gateway.engine_priority import EnginePriority
 from serve.gateway.grounding import Grounder
+from serve.gateway.hedging import Hedging
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.migration import MAX_CONTINUATIONS, Migration
 from serve.gateway.replica_health import Exchange
@@ -78,6 +81,7 @@ class Generation:
         self._engines = engines
         self._priority = EnginePriority(config)
         self._migration = Migration(config, variants, engines, admission, metrics)
+        self._hedging = Hedging(config.server.hedging, engines, admission, metrics)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
 
@@ -148,7 +152,7 @@ class Generation:
         while True:
             attempt = await self._admit(request, tried)
             try:
-                return await self._complete(attempt, send, tried)
+                return await self._hedging.run(attempt, partial(self._complete, send, tried))
             except EngineUnreachable as error:
                 if tried.faults >= MAX_FAULTS or call.ref.variant in tried.failed:
                     raise _unavailable({*tried.failed, attempt.variant.name}) from error
@@ -180,8 +184,10 @@ class Generation:
         self._telemetry.record_decision(request.profile, decision)
         return Attempt(request, decision, decided, decision_s, waited_s)
 
-    async def _complete(self, attempt: Attempt, send: Send, tried: _Tried) -> None:
+    async def _complete(self, send: Send, tried: _Tried, attempt: Attempt, first_token: Callable[[], None]) -> None:
         """Answer the request by `attempt`; a stream that is interrupted is continued. Where it failed is noted in `tried`.
+
+        `first_token` is called before anything is sent to the client.
 
         Raises:
             EngineUnreachable: before the first token: the request may go elsewhere.
@@ -189,6 +195,7 @@ class Generation:
             RequestError: the engine refused it.
         """
         stream = self._response_stream(attempt)
+        stream.first_token = first_token
         try:
             await self._attempt(attempt, stream, send, tried.broken)
         except StreamInterrupted as error:
@@ -248,7 +255,7 @@ class Generation:
         request.attempts.append(attempt)
         in_flight = self._metrics.in_flight.labels(variant.name)
         attempt.dispatched = perf_counter()
-        if attempt.continues is None:
+        if len(request.attempts) == 1:
             self._metrics.overhead.observe(attempt.overhead_s)
         trace_headers: Mapping[str, str] = {}
         if request.trace is not None:
@@ -273,7 +280,9 @@ class Generation:
                 if call.stream:
                     attempt.outcome = await self._stream(attempt, stream, response, exchange, send)
                 else:
-                    await self._whole(attempt, await _read(response, variant), send)
+                    body = await _read(response, variant)
+                    stream.first_token()
+                    await self._whole(attempt, body, send)
                     attempt.outcome = "ok"
         except EngineUnreachable:
             attempt.outcome = "engine_error"

@@ -30,7 +30,9 @@ class ResponseStream:
     inexact: str | None = None
     started: bool = False  # whether the client has the head of the response
     continues: bool = False  # whether an engine continues what another one began
-    first_token: Callable[[], None] = lambda: None  # called at the first token of each part
+    first_token: Callable[[], None] = lambda: (
+        None
+    )  # called at the first token of each part, or when a whole answer has come
 
     @property
     def continuation(self) -> Continuation:
