@@ -16,7 +16,7 @@ from deployments.cli import app
 from serve.config.platform import PlatformConfig
 from serve.request import grounding, lifecycle
 from serve.routing.router import REASONS
-from serve.telemetry.metrics import EJECTIONS, EXCLUSIONS, MIGRATIONS, TIMES, VIOLATIONS, Ending, Metrics
+from serve.telemetry.metrics import EJECTIONS, EXCLUSIONS, HEDGES, MIGRATIONS, TIMES, VIOLATIONS, Ending, Metrics
 from serve.telemetry.metrics_server import Exposition
 
 ROOT = Path(__file__).parents[1]
@@ -48,6 +48,7 @@ LABEL_VALUES: Mapping[str, str | Sequence[str]] = {
     "rule": EXCLUSIONS,
     "cause": "`replica`: another replica of the variant was tried; `engine`: another variant; `context`: one with a longer context",
     "gearbox_migrations_total cause": MIGRATIONS,
+    "gearbox_hedges_total outcome": HEDGES,
     "gearbox_replica_ejections_total cause": EJECTIONS,
     "stage": "a component of the retrieval pipeline",
     "technique": "from the card",

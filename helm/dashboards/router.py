@@ -139,6 +139,13 @@ def build() -> Dashboard:
             Line(rate("gearbox_migrations_total", f"{BY_VARIANT}, cause", VARIANT), f"{NAME} {{{{cause}}}}"),
         ),
         chart(
+            "Hedged requests by variant",
+            "Requests sent to a second replica too because the first was late, by its variant. won is a limit that was "
+            "probably kept by it; mostly lost, the first replica answers in time by itself and server.hedging brings little.",
+            "reqps",
+            Line(rate("gearbox_hedges_total", f"{BY_VARIANT}, outcome", VARIANT), f"{NAME} {{{{outcome}}}}"),
+        ),
+        chart(
             "Ejected replicas",
             "Replicas that got no requests until a probe succeeded, within an hour. unreachable is one that died; stalled "
             "one that stood still: look for a lack of CPU when it repeats.",
@@ -158,7 +165,7 @@ def build() -> Dashboard:
         chart(
             "Outcomes of attempts",
             "How attempts at a variant ended. engine_error and interrupted are the platform's fault: see the replica's "
-            "log; cancelled in numbers are clients that give up waiting.",
+            "log; cancelled in numbers are clients that give up waiting, or hedges.",
             "reqps", Line(rate("gearbox_attempts_total", "outcome", VARIANT), "{{outcome}}"), stacked=True,
         ),
         chart(

@@ -76,6 +76,11 @@ class ServerConfig(Section):
     strict_tools: bool = Field(
         default=True, description="constrain tool calls to their JSON schemas, unless a function says `strict: false`"
     )
+    hedging: bool = Field(
+        default=False,
+        description="send a request whose TTFT limit is at risk to a second replica too, and keep the answer that begins first; "
+        "at most 2% of the requests",
+    )
     drain_timeout_s: float = Field(
         default=600,
         gt=0,

@@ -1,12 +1,15 @@
 """Generation requests: resolve the budget, have the request admitted, relay its response, record telemetry; with failover.
 
 A request whose replica fails before the first token is routed again with the rest of its budget: to another replica of the
-variant if there is one, else to another variant. A stream that is interrupted later is continued, see `continuation`.
+variant if there is one, else to another variant. One whose replica is late may be sent to a second one, see `hedging`. A stream
+that is interrupted later is continued, see `continuation`.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 
 import aiohttp
@@ -22,6 +25,7 @@ from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
 from serve.gateway.engine_priority import EnginePriority
 from serve.gateway.grounding import Grounder
+from serve.gateway.hedging import Hedging
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.migration import MAX_CONTINUATIONS, Migration
 from serve.gateway.replica_health import Exchange
@@ -42,6 +46,17 @@ from serve.telemetry.request_telemetry import RequestTelemetry
 MAX_FAULTS = 3  # replicas that may fail on one request, because the request itself may be the cause
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _LOG = logging.getLogger("gearbox.gateway")
+
+
+@dataclass(slots=True)
+class _Tried:
+    """Where one request failed before its first token."""
+
+    failed: set[str] = field(default_factory=set)  # variants
+    short: set[str] = field(default_factory=set)  # those of them whose context is too short
+    broken: set[str] = field(default_factory=set)  # base URLs of replicas
+    faults: int = 0  # replicas that may have broken over it
+    moved_from: tuple[str, str] | None = None  # the variant left last and the cause, until it is admitted elsewhere
 
 
 class Generation:
@@ -66,6 +81,7 @@ class Generation:
         self._engines = engines
         self._priority = EnginePriority(config)
         self._migration = Migration(config, variants, engines, admission, metrics)
+        self._hedging = Hedging(config.server.hedging, engines, admission, metrics)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
 
@@ -138,54 +154,70 @@ class Generation:
             )
             if grounding.direct is not None:
                 return await _send_synthetic_completion(request, grounding, grounding.direct, send)
-        failed: set[str] = set()
-        short: set[str] = set()  # failed variants whose context is too short
-        broken: set[str] = set()  # base URLs of replicas
-        faults = 0
-        moved_from: tuple[str, str] | None = None
+        tried = _Tried()
         while True:
-            started = perf_counter()
-            decision, decision_s = await self._admission.admit(request, frozenset(failed | broken))
-            decided = perf_counter()
-            if moved_from is not None:
-                self._metrics.failovers.labels(*moved_from).inc()
-                moved_from = None
-            self._metrics.decision.observe(decision_s)
-            waited_s = decided - started - decision_s if decision.waited else 0.0
-            if decision.waited:
-                self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
-            self._telemetry.record_decision(request.profile, decision)
-            attempt = Attempt(request, decision, decided, decision_s, waited_s)
-            name = decision.variant.name
-            stream = self._response_stream(attempt)
+            attempt = await self._admit(request, tried)
             try:
-                return await self._attempt(attempt, stream, send, broken)
-            except StreamInterrupted as error:
-                return await self._continue(attempt, stream, error, send, broken)
+                return await self._hedging.run(attempt, partial(self._complete, send, tried))
             except EngineUnreachable as error:
-                _LOG.warning("request %s left a replica of variant %s: %s", request.id, name, error)
-                faults += error.sent
-                moved_from = name, "replica"
-                if error.replica is not None:
-                    broken.add(error.replica)
-                    decision.variant.live.on_unreachable(error.replica)
-                if error.replica is None or not self._engines.has_replica(decision.variant, broken):
-                    failed.add(name)
-                    moved_from = name, "engine"
-                if faults == MAX_FAULTS or call.ref.variant in failed:
-                    raise _unavailable({*failed, name}) from error
+                if tried.faults >= MAX_FAULTS or call.ref.variant in tried.failed:
+                    raise _unavailable({*tried.failed, attempt.variant.name}) from error
             except ContextTooLong as error:
-                _LOG.info("request %s is too long for variant %s", request.id, name)
-                before = set(failed)
+                _LOG.info("request %s is too long for variant %s", request.id, attempt.variant.name)
+                before = set(tried.failed)
                 try:
-                    self._rule_out_shorter(decision.variant, failed, error, call)
-                    short |= failed - before
-                    moved_from = name, "context"
+                    self._rule_out_shorter(attempt.variant, tried.failed, error, call)
+                    tried.short |= tried.failed - before
+                    tried.moved_from = attempt.variant.name, "context"
                 except RequestError:
                     if not await self._shorten(request):
                         raise
-                    failed -= short
-                    short.clear()
+                    tried.failed -= tried.short
+                    tried.short.clear()
+
+    async def _admit(self, request: Request, tried: _Tried) -> Attempt:
+        """The next attempt of `request`, which has its place. Raises `RequestError` when it is refused."""
+        started = perf_counter()
+        decision, decision_s = await self._admission.admit(request, frozenset(tried.failed | tried.broken))
+        decided = perf_counter()
+        if tried.moved_from is not None:
+            self._metrics.failovers.labels(*tried.moved_from).inc()
+            tried.moved_from = None
+        self._metrics.decision.observe(decision_s)
+        waited_s = decided - started - decision_s if decision.waited else 0.0
+        if decision.waited:
+            self._metrics.admission_wait.labels(decision.variant.name).observe(waited_s)
+        self._telemetry.record_decision(request.profile, decision)
+        return Attempt(request, decision, decided, decision_s, waited_s)
+
+    async def _complete(self, send: Send, tried: _Tried, attempt: Attempt, first_token: Callable[[], None]) -> None:
+        """Answer the request by `attempt`; a stream that is interrupted is continued. Where it failed is noted in `tried`.
+
+        `first_token` is called before anything is sent to the client.
+
+        Raises:
+            EngineUnreachable: before the first token: the request may go elsewhere.
+            ContextTooLong: it may go to a variant with a longer context.
+            RequestError: the engine refused it.
+        """
+        stream = self._response_stream(attempt)
+        stream.first_token = first_token
+        try:
+            await self._attempt(attempt, stream, send, tried.broken)
+        except StreamInterrupted as error:
+            await self._continue(attempt, stream, error, send, tried.broken)
+        except EngineUnreachable as error:
+            variant, name = attempt.variant, attempt.variant.name
+            _LOG.warning("request %s left a replica of variant %s: %s", attempt.request.id, name, error)
+            tried.faults += error.sent
+            tried.moved_from = name, "replica"
+            if error.replica is not None:
+                tried.broken.add(error.replica)
+                variant.live.on_unreachable(error.replica)
+            if error.replica is None or not self._engines.has_replica(variant, tried.broken):
+                tried.failed.add(name)
+                tried.moved_from = name, "engine"
+            raise
 
     async def _shorten(self, request: Request) -> bool:
         """Whether sources could be removed from the prompt."""
@@ -229,7 +261,7 @@ class Generation:
         request.attempts.append(attempt)
         in_flight = self._metrics.in_flight.labels(variant.name)
         attempt.dispatched = perf_counter()
-        if attempt.continues is None:
+        if len(request.attempts) == 1:
             self._metrics.overhead.observe(attempt.overhead_s)
         trace_headers: Mapping[str, str] = {}
         if request.trace is not None:
@@ -254,7 +286,9 @@ class Generation:
                 if call.stream:
                     attempt.outcome = await self._stream(attempt, stream, response, exchange, send)
                 else:
-                    await self._whole(attempt, await _read(response, variant), send)
+                    body = await _read(response, variant)
+                    stream.first_token()
+                    await self._whole(attempt, body, send)
                     attempt.outcome = "ok"
         except EngineUnreachable:
             attempt.outcome = "engine_error"

@@ -101,7 +101,9 @@ class Gearbox(OpenModel):
     tpot_ms: float | None
     e2e_ms: float
     cost_usd: float
-    attempts: int
+    attempts: int = Field(
+        description="replicas that it was sent to: also those that failed, and that a hedge was faster than"
+    )
     migrations: list[StreamMigration] = Field(description="where the stream went on; empty for most")
     predicted: Predicted | dict[str, float] = Field(description="empty without a variant")
     grounded: bool | None = Field(default=None, description="whether sources support every claim; null: not checked")

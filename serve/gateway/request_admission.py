@@ -145,6 +145,19 @@ class RequestAdmission:
         decision.variant.live.on_complete(call.sequences, decision.chosen.load.replica)
         return decision, decision_s
 
+    def decide_now(self, request: Request, failed: Collection[str]) -> Decision | None:
+        """The decision for `request` if it may start now, within what is left of its budget; None if not, or if others wait."""
+        if len(self._queue):
+            return None
+        now = perf_counter()
+        waiting = self._waiting(request.call, request.caller, request.budget, request.arrived, failed, lambda _: None)
+        try:
+            decision = self._queue.decide(list(self._variants.values()), waiting, now)
+        except RequestError:
+            return None
+        chosen = decision.chosen
+        return decision if not decision.wait_ms and not chosen.harm and chosen.ruled_out is None else None
+
     def start_waiting(self) -> None:
         """Start what waits for a place; an error concerns none of the requests that call this."""
         try:

@@ -29,7 +29,9 @@ class ResponseStream:
     relay: StreamRelay
     inexact: str | None = None
     continues: bool = False  # whether an engine continues what another one began
-    first_token: Callable[[], None] = lambda: None  # called at the first token of each part
+    first_token: Callable[[], None] = lambda: (
+        None
+    )  # called at the first token of each part, or when a whole answer has come
 
     @property
     def continuation(self) -> Continuation:

@@ -33,6 +33,7 @@ REFUSALS = {  # rejections that operators alert on: status by code
     "limits_unavailable": 503,
 }  # fmt: skip
 MIGRATIONS = ("connection", "stalled", "engine_error")  # why streams were continued elsewhere
+HEDGES = ("won", "lost")  # whether the second replica's answer was kept
 EJECTIONS = ("stalled", "unreachable")
 VIOLATIONS = (*TIMES, "cost", "quality", "rejected", "failed")
 
@@ -129,6 +130,12 @@ class Metrics:
             "variant",
             "cause",
         )
+        self.hedges = counter(
+            "hedges",
+            "Requests sent to a second replica too because the first was late, by that variant",
+            "variant",
+            "outcome",
+        )
         self.ejections = counter(
             "replica_ejections", "Replicas that get no requests until a probe succeeds", "variant", "cause"
         )
@@ -188,6 +195,8 @@ class Metrics:
                 self.failovers.labels(variant, cause)
             for cause in MIGRATIONS:
                 self.migrations.labels(variant, cause)
+            for outcome in HEDGES:
+                self.hedges.labels(variant, outcome)
             for cause in EJECTIONS:
                 self.ejections.labels(variant, cause)
             for metric in TIMES:

@@ -37,7 +37,7 @@ class EngineStub:
         self.cancelled = 0  # answers whose client disconnected
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
-        self.hold = asyncio.Event()  # "hold" waits for it between two tokens
+        self.hold = asyncio.Event()  # "hold" waits for it between two tokens, "... when let go" before all else
         self.error = "something in the engine broke"
         self.max_prompt_chars: int | None = None  # of a chat's last message; above it, the context is exceeded
         self.generation_time_ms = 0.5
@@ -79,9 +79,12 @@ class EngineStub:
 
     async def _answer(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         chat = request.path.endswith("/chat/completions")
-        match self.behaviour:
+        behaviour, held, _ = self.behaviour.partition(" when let go")
+        if held:
+            await self.hold.wait()
+        match behaviour:
             case "die" | "die slowly":
-                await asyncio.sleep(0.05 if self.behaviour == "die slowly" else 0)
+                await asyncio.sleep(0.05 if behaviour == "die slowly" else 0)
                 assert request.transport is not None
                 request.transport.abort()
                 return web.Response()
