@@ -14,7 +14,7 @@ from typing import Any
 from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.request_admission import RequestAdmission
 from serve.request.lifecycle import Attempt
-from serve.routing.router import CONFIDENCE
+from serve.routing.candidate import CONFIDENCE
 from serve.telemetry.metrics import Metrics
 
 TOKEN_RATIO = 0.02  # of the requests that are hedged at most
