@@ -11,13 +11,12 @@ from typing import Protocol
 import aiohttp
 import orjson
 
-from serve.gateway.replica_health import Exchange, ReplicaHealth
+from serve.gateway.replica_health import PROBE_TIMEOUT_S, Cause, Exchange, ReplicaHealth
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 
 REPLICA_WAIT_S = 5  # for a replica of a variant that should have one
 COLD_START_WAIT_S = 300  # for a variant that starts from zero
-PROBE_TIMEOUT_S = 5
 _ENGINE_KEEPALIVE_S = 60  # shorter than the 90 s after which Serve's replicas close idle connections
 _LOG = logging.getLogger("gearbox.gateway")
 
@@ -94,12 +93,13 @@ class Engines:
         more: Mapping[str, str],
         avoid: Collection[str] = (),
         replica: str = "",
+        reading_s: float = 0.0,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Exchange]]:
         """The response of `replica` (its base URL), its head read, its body not, and the exchange with it.
 
         Without one, or where it is ejected, any replica that is not in `avoid`.
 
-        `more` are headers for it.
+        `more` are headers for it. `reading_s` is the predicted time until it has read the prompt.
 
         Leaving the context before the body was read to its end closes the connection, on which the engine aborts
         the generation.
@@ -108,7 +108,7 @@ class Engines:
             EngineUnreachable: no replica, no connection, a server error instead of an answer, or the replica has stalled.
         """
         replica = await self._choose(variant, avoid, replica)
-        exchange = self.health.begin(replica, perf_counter())
+        exchange = self.health.begin(replica, perf_counter(), reading_s)
         response: aiohttp.ClientResponse | None = None
         # clients may repeat their ids, engines must not see one twice
         headers = {**self._headers, "x-request-id": f"{request_id}-{uuid.uuid4().hex[:8]}", **more}
@@ -150,7 +150,7 @@ class Engines:
         return replica
 
     def _avoided(self, variant: Variant, broken: Collection[str]) -> Collection[str]:
-        """Replicas that the next request avoids: those in `broken`, the ejected ones, and if others are left, those that return."""
+        """Replicas that the next request avoids: those in `broken`, the ejected ones, and if others are left, suspect and returning ones."""
         if not self.health.troubled:
             return broken
         urls = self._replicas.urls(variant.name)
@@ -176,10 +176,10 @@ class Engines:
             problem = "a stalled replica" if exchange.stalled else type(error).__name__
             raise EngineUnreachable(f"{problem} at variant '{variant.name}'") from error
 
-    def eject(self, variant: Variant, url: str, cause: str) -> None:
-        """Send nothing more to this replica until a probe succeeds, and interrupt its requests. `cause`: one of `metrics.EJECTIONS`."""
+    def eject(self, variant: Variant, url: str, cause: Cause) -> None:
+        """Send nothing more to this replica until a probe succeeds, and interrupt its requests."""
         variant.live.on_unreachable(url)
-        if self.health.eject(url, perf_counter()):
+        if self.health.eject(url, perf_counter(), cause):
             self._metrics.ejections.labels(variant.name, cause).inc()
             _LOG.warning("a replica of variant %s is ejected (%s): %s", variant.name, cause, url)
 
