@@ -11,7 +11,7 @@ from typing import Protocol
 import aiohttp
 import orjson
 
-from serve.gateway.replica_health import PROBE_TIMEOUT_S, Cause, Exchange, ReplicaHealth
+from serve.gateway.replica_health import ANSWER_S, PROBE_TIMEOUT_S, Cause, Exchange, ReplicaHealth
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 
@@ -68,6 +68,7 @@ class Engines:
         }
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._health_checks: dict[str, asyncio.Task[None]] = {}  # under way, by replica
 
     @property
     def health(self) -> ReplicaHealth:
@@ -178,10 +179,31 @@ class Engines:
 
     def eject(self, variant: Variant, url: str, cause: Cause) -> None:
         """Send nothing more to this replica until a probe succeeds, and interrupt its requests."""
-        variant.live.on_unreachable(url)
+        variant.live.on_ejected(url)
         if self.health.eject(url, perf_counter(), cause):
             self._metrics.ejections.labels(variant.name, cause).inc()
             _LOG.warning("a replica of variant %s is ejected (%s): %s", variant.name, cause, url)
+
+    def on_failure(self, variant: Variant, url: str) -> None:
+        """Choose other replicas than this one, which broke a request, and eject it if its engine is dead."""
+        variant.live.on_unreachable(url)
+        if url in self.urls(variant.name) and not self.health.ejected([url]) and url not in self._health_checks:
+            check = asyncio.get_running_loop().create_task(self._check_health(variant, url))
+            self._health_checks[url] = check
+            check.add_done_callback(lambda _: self._health_checks.pop(url))
+
+    async def _check_health(self, variant: Variant, url: str) -> None:
+        """Eject the replica if it is gone, or reports a dead engine: its server outlives the engine's own process for some seconds."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+            async with self._open().get(url + "/health", headers=self._headers, timeout=timeout) as answer:
+                dead = answer.status >= 500
+        except aiohttp.ClientConnectorError:
+            dead = True
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            dead = False  # if it has stalled, the watch notices
+        if dead:
+            self.eject(variant, url, "unreachable")
 
     async def detokenize(self, variant: Variant, model: str, tokens: Sequence[int], avoid: Collection[str]) -> str:
         """The text of `tokens` by the tokenizer of `variant`. Raises `EngineUnreachable`, also where the engine does not offer it."""

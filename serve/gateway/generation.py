@@ -170,7 +170,7 @@ class Generation:
                 moved_from = name, "replica"
                 if error.replica is not None:
                     broken.add(error.replica)
-                    decision.variant.live.on_unreachable(error.replica)
+                    self._engines.on_failure(decision.variant, error.replica)
                 if error.replica is None or not self._engines.has_replica(decision.variant, broken):
                     failed.add(name)
                     moved_from = name, "engine"
@@ -409,7 +409,7 @@ class Generation:
             _LOG.warning("request %s: the stream from variant %s was interrupted: %s", request.id, name, error)
             if attempt.reached is not None:
                 broken.add(attempt.reached)
-                attempt.variant.live.on_unreachable(attempt.reached)
+                self._engines.on_failure(attempt.variant, attempt.reached)
             try:
                 next_attempt = await self._migration.next_attempt(stream, attempt, broken, error.cause)
                 try:

@@ -120,6 +120,11 @@ class LiveState:
         if (state := self.by_replica.get(replica)) is not None:
             state.answers = False
 
+    def on_ejected(self, replica: str) -> None:
+        """Count a replica that gets no more requests as ejected, until a refresh finds it again."""
+        if self.by_replica.pop(replica, None) is not None:
+            self.replicas, self.ejected = max(0, self.replicas - 1), self.ejected + 1
+
     def on_silence(self, silent: Collection[str]) -> None:
         """Note the replicas (base URLs) that have been silent for longer than predicted: others are chosen where there are."""
         for name, state in self.by_replica.items():

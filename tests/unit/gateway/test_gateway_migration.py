@@ -335,3 +335,68 @@ class TestStalls:
             full.hold.set()
         assert text_of(responses[0], True) == "You said: hello there"
         assert gateway.engine_calls() == {"full": 1}
+
+
+class TestDeadEngines:
+    """A variant is up for as long as a replica of it can answer."""
+
+    @pytest.fixture(autouse=True)
+    def _known(self, gateway: Started) -> None:
+        live = gateway.variants["full"].live
+        live.update_replicas({gateway.engines["full"].url: 0})
+
+    def _wait_until_down(self, gateway: Started) -> None:
+        end = time.monotonic() + 20
+        while gateway.variants["full"].live.replicas:
+            assert time.monotonic() < end
+            time.sleep(0.005)
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_one_that_refuses_connections_is_down_at_once(self, gateway: Started, stream):
+        refuses = "http://127.0.0.1:9"
+        gateway.replicas.by_variant["full"] = [refuses]
+        gateway.variants["full"].live.update_replicas({refuses: 0})
+        assert gateway.chat(stream=stream).headers["x-gearbox-variant"] == "int8"
+        assert gateway.variants["full"].live.replicas == 0
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 1
+        gateway.chat(stream=stream)
+        assert gateway.sample("gearbox_failovers_total", variant="full") == 1, "it is not tried again"
+
+    def test_one_that_refuses_a_poll_is_down_before_a_request_fails(self, gateway: Started, _server):
+        gateway.replicas.health.on_refused(gateway.engines["full"].url)
+        _server.check_replicas(gateway)
+        assert gateway.variants["full"].live.replicas == 0
+        assert gateway.chat().json()["gearbox"]["attempts"] == 1
+        assert gateway.sample("gearbox_replica_ejections_total", variant="full", cause="unreachable") == 1
+
+    @pytest.mark.parametrize(("behaviour", "stream"), [("500", False), ("500", True), ("error event mid-stream", True)])
+    def test_one_whose_server_reports_a_dead_engine_is_down_after_one_failure(
+        self, gateway: Started, behaviour, stream
+    ):
+        full = gateway.engines["full"]
+        full.behaviour, full.health_status = behaviour, 503
+        assert text_of(gateway.chat(stream=stream), stream) == "You said: hello there"
+        self._wait_until_down(gateway)
+        assert gateway.chat().json()["gearbox"]["attempts"] == 1
+        assert gateway.engine_calls()["full"] == 1
+        assert gateway.sample("gearbox_replica_ejections_total", variant="full", cause="unreachable") == 1
+
+    def test_streams_that_its_end_interrupts_did_not_stall(self, gateway: Started):
+        full = gateway.engines["full"]
+        full.behaviour, full.health_status = "hold", 503
+        with in_background(gateway, stream=True) as responses:
+            while not full.running:
+                time.sleep(0.01)
+            full.behaviour = "500"
+            httpx.post(f"{gateway.url}/v1/chat/completions", json={"model": MODEL, "messages": MESSAGES}, timeout=60)
+        (migration,) = chunks(responses[0])[-1]["gearbox"]["migrations"]
+        assert (migration["to"], migration["reason"]) == ("int8", "connection")
+        full.hold.set()
+
+    def test_one_that_fails_a_request_and_lives_is_tried_again(self, gateway: Started):
+        full = gateway.engines["full"]
+        full.behaviour = "500"
+        gateway.chat()
+        full.behaviour = "answer"
+        assert gateway.chat().headers["x-gearbox-variant"] == "full"
+        assert gateway.variants["full"].live.replicas == 1

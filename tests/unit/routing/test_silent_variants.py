@@ -81,3 +81,14 @@ def test_within_a_variant_the_other_replica_is_chosen(gears):
     replicas[TWO].answers = False
     chosen = choose_replica(replicas, REQUEST, load, gears[0].latency)
     assert chosen is not None and chosen.replica == ONE, "of two in doubt, the one with less to do"
+
+
+def test_an_ejected_replica_counts_no_more(gears):
+    live = gears[0].live
+    live.update_replicas({ONE: 0, TWO: 0})
+    live.replicas = 2
+    live.on_ejected(ONE)
+    live.on_ejected(ONE)
+    assert (live.replicas, list(live.by_replica)) == (1, [TWO])
+    live.on_ejected(TWO)
+    assert live.replicas == 0
