@@ -1,9 +1,12 @@
 """Stalls in simulated time: how soon a stopped engine is ejected, and what must not be taken for one."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 
+from serve.gateway import replica_health
 from serve.gateway.replica_health import ANSWER_S, CEILING_S, CHECK_S, FLOOR_S, LATE_S, RAMP_S
 from tests.support.stalling_engines import Engine, Platform
 
@@ -322,3 +325,9 @@ class TestReturn:
             platform.ask(A)
         platform.run(60)
         assert platform.ejected_at[A] == first
+
+
+def test_the_page_has_all_thresholds():
+    page = (Path(__file__).parents[3] / "docs/operations/failures.md").read_text()
+    stated = {name: float(value) for name, value in re.findall(r"^\| `([A-Z_]+)` \| ([\d.]+) \|", page, re.MULTILINE)}
+    assert stated == {name: value for name, value in vars(replica_health).items() if name.isupper()}
