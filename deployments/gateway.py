@@ -32,6 +32,7 @@ from serve.card import CARD_FILE, Card, CardError, load_card
 from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.gateway.app import Gateway
+from serve.gateway.replica_health import CHECK_S
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.prefix_exchange import PrefixExchange
 from serve.telemetry.metrics import Metrics
@@ -175,6 +176,7 @@ class GatewayDeployment:
                 _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
                 _repeat(self._end_requests, REFRESH_S, "ending the requests under way failed"),
                 _repeat(self._update_routing, REFRESH_S, "updating the routing failed"),
+                _repeat(self._check_replicas, CHECK_S, "checking the replicas failed"),
                 _repeat(self._app.export_quotas, _PUBLISH_S, "exporting the rate limits' utilization failed"),
                 _repeat(self._save_learned, _SAVE_S, "saving what routing has learned failed"),
                 _repeat(self._exchange_prefixes, _EXCHANGE_S, "exchanging the gateways' prefixes failed"),
@@ -212,6 +214,9 @@ class GatewayDeployment:
 
     async def _update_routing(self) -> None:
         self._app.refresh()
+
+    async def _check_replicas(self) -> None:
+        self._app.check_replicas()
 
     async def _reload_files(self) -> None:
         """Load cards that have appeared, and API keys if their file has changed."""

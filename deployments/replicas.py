@@ -17,7 +17,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.ray_internals import Endpoint, choose_endpoint, replica_endpoints, replica_nodes
 from serve.config.addresses import authority
 from serve.gateway.engine_client import NoReplica
-from serve.gateway.replica_health import ReplicaHealth
+from serve.gateway.replica_health import ANSWER_S, ReplicaHealth
 from serve.routing.live_state import LiveState
 from serve.telemetry.prometheus_text import parse
 
@@ -52,6 +52,7 @@ class ServeReplicas:
         self._host_override = host_override  # where replicas listen, if not on their node's address
         self._gpus = gpus or {}  # of each replica, by variant; none where there is no entry
         self._handles: dict[str, DeploymentHandle] = {}
+        self._polls: dict[str, asyncio.Task[dict[str, float] | None]] = {}  # under way, by base URL
         self.health = ReplicaHealth()
 
     async def sync(self, variants: Iterable[str]) -> None:
@@ -102,15 +103,14 @@ class ServeReplicas:
         urls = self.urls(variant)
         live.hardware = self._hardware(variant)
         in_flight, by_replica = live.in_flight, live.in_flight_by_replica
-        answers = await asyncio.gather(*(_engine_stats(session, url) for url in urls))
-        for url, stats in zip(urls, answers, strict=True):
-            self.health.on_poll(url, stats is not None, perf_counter(), stats.get("tokens") if stats else None)
+        ejected = self.health.ejected(urls)
+        answers = await self._poll_all(session, [url for url in urls if url not in ejected])
         ejected = self.health.ejected(urls)
         live.ejected = len(ejected)
-        sequences = {url: _sequences(stats) for url, stats in zip(urls, answers, strict=True) if url not in ejected}
+        sequences = {url: _sequences(stats) for url, stats in answers.items() if url not in ejected}
         live.update_replicas(sequences, by_replica)
         urls = list(sequences)
-        engines = [stats for stats in answers if stats]
+        engines = [stats for url in urls if (stats := answers[url])]
         if urls and not engines:
             return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
         scale = len(urls) / len(engines) if engines else 1
@@ -122,6 +122,32 @@ class ServeReplicas:
             kv_tokens=min((round(stats.get("kv_tokens", 0)) for stats in engines), default=None),
             in_flight_before=in_flight,
         )
+
+    async def _poll_all(
+        self, session: aiohttp.ClientSession, urls: Iterable[str]
+    ) -> dict[str, dict[str, float] | None]:
+        """What each engine reports; None where it does not in time. For one that is late already, the others do not wait."""
+        polls = {url: self._polls.get(url) or self._start_poll(session, url) for url in urls}
+        waited = [poll for url, poll in polls.items() if not self.health.is_late(url, perf_counter())]
+        if waited:
+            await asyncio.wait(waited, timeout=ANSWER_S)
+        return {url: poll.result() if poll.done() else None for url, poll in polls.items()}
+
+    def _start_poll(self, session: aiohttp.ClientSession, url: str) -> "asyncio.Task[dict[str, float] | None]":
+        self._polls[url] = poll = asyncio.create_task(self._poll(session, url))
+        poll.add_done_callback(lambda _: self._polls.pop(url))
+        return poll
+
+    async def _poll(self, session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
+        self.health.on_asked(url, perf_counter())
+        try:
+            stats = await _engine_stats(session, url)
+        except ConnectionRefusedError:
+            self.health.on_refused(url)
+            return None
+        if stats is not None:
+            self.health.on_poll(url, stats, perf_counter())
+        return stats
 
     def _hardware(self, variant: str) -> frozenset[str]:
         """Ids of what the replicas of `variant` compute on; variants with a common id share it.
@@ -146,12 +172,14 @@ def _sequences(stats: Mapping[str, float] | None) -> int | None:
 async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
     """Gauges of one engine, and the `tokens` that it has read and written; empty when they cannot be read.
 
-    None when it does not answer in time, so that a dying replica does not delay the others.
+    None when it does not answer in time. Raises `ConnectionRefusedError` where nobody listens.
     """
     try:
         async with session.get(f"{url}/metrics") as response:
             samples = parse(await response.text(), _READ)
-    except (TimeoutError, aiohttp.ClientError):
+    except (TimeoutError, aiohttp.ClientError) as error:
+        if isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError):
+            raise error.os_error from error
         return None
     except ValueError:
         return {}

@@ -103,8 +103,8 @@ def build() -> Dashboard:
         chart(
             "Excluded candidates",
             "Candidates that routing decisions excluded, by rule. full and unavailable are capacity, ttft, tpot and e2e are "
-            "load or tight budgets, resting means that others use the same hardware better, min_quality and max_cost are "
-            "the callers' own wish.",
+            "load or tight budgets, resting means that others use the same hardware better, silent that nothing came from its "
+            "engines for longer than predicted, min_quality and max_cost are the callers' own wish.",
             "short", Line(rate("gearbox_candidates_excluded_total", "rule", VARIANT), "{{rule}}"), stacked=True,
         ),
         chart(

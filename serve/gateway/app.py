@@ -122,10 +122,13 @@ class Gateway:
 
     def refresh(self) -> None:
         """Follow the engines' speed, start or refuse waiting requests, and drop old idempotent answers; called regularly."""
-        self._watch.refresh(self._admission.loads())
         self._admission.refresh()
         self.telemetry.export_shares(self._admission.admitted_shares())
         self._idempotency.memory.expire()
+
+    def check_replicas(self) -> None:
+        """Eject replicas that have stalled, and take back those that have recovered; called every `replica_health.CHECK_S`."""
+        self._watch.check(self._admission.loads())
 
     def learned(self) -> bytes:
         """What routing has learned, for another gateway's `restore`."""

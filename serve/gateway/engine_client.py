@@ -11,13 +11,12 @@ from typing import Protocol
 import aiohttp
 import orjson
 
-from serve.gateway.replica_health import Exchange, ReplicaHealth
+from serve.gateway.replica_health import ANSWER_S, PROBE_TIMEOUT_S, Cause, Exchange, ReplicaHealth
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 
 REPLICA_WAIT_S = 5  # for a replica of a variant that should have one
 COLD_START_WAIT_S = 300  # for a variant that starts from zero
-PROBE_TIMEOUT_S = 5
 _ENGINE_KEEPALIVE_S = 60  # shorter than the 90 s after which Serve's replicas close idle connections
 _LOG = logging.getLogger("gearbox.gateway")
 
@@ -69,6 +68,7 @@ class Engines:
         }
         self._timeout = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=idle_timeout_s)
         self._session: aiohttp.ClientSession | None = None
+        self._health_checks: dict[str, asyncio.Task[None]] = {}  # under way, by replica
 
     @property
     def health(self) -> ReplicaHealth:
@@ -94,12 +94,13 @@ class Engines:
         more: Mapping[str, str],
         avoid: Collection[str] = (),
         replica: str = "",
+        reading_s: float = 0.0,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Exchange]]:
         """The response of `replica` (its base URL), its head read, its body not, and the exchange with it.
 
         Without one, or where it is ejected, any replica that is not in `avoid`.
 
-        `more` are headers for it.
+        `more` are headers for it. `reading_s` is the predicted time until it has read the prompt.
 
         Leaving the context before the body was read to its end closes the connection, on which the engine aborts
         the generation.
@@ -108,7 +109,7 @@ class Engines:
             EngineUnreachable: no replica, no connection, a server error instead of an answer, or the replica has stalled.
         """
         replica = await self._choose(variant, avoid, replica)
-        exchange = self.health.begin(replica, perf_counter())
+        exchange = self.health.begin(replica, perf_counter(), reading_s)
         response: aiohttp.ClientResponse | None = None
         # clients may repeat their ids, engines must not see one twice
         headers = {**self._headers, "x-request-id": f"{request_id}-{uuid.uuid4().hex[:8]}", **more}
@@ -150,7 +151,7 @@ class Engines:
         return replica
 
     def _avoided(self, variant: Variant, broken: Collection[str]) -> Collection[str]:
-        """Replicas that the next request avoids: those in `broken`, the ejected ones, and if others are left, those that return."""
+        """Replicas that the next request avoids: those in `broken`, the ejected ones, and if others are left, suspect and returning ones."""
         if not self.health.troubled:
             return broken
         urls = self._replicas.urls(variant.name)
@@ -176,12 +177,33 @@ class Engines:
             problem = "a stalled replica" if exchange.stalled else type(error).__name__
             raise EngineUnreachable(f"{problem} at variant '{variant.name}'") from error
 
-    def eject(self, variant: Variant, url: str, cause: str) -> None:
-        """Send nothing more to this replica until a probe succeeds, and interrupt its requests. `cause`: one of `metrics.EJECTIONS`."""
-        variant.live.on_unreachable(url)
-        if self.health.eject(url, perf_counter()):
+    def eject(self, variant: Variant, url: str, cause: Cause) -> None:
+        """Send nothing more to this replica until a probe succeeds, and interrupt its requests."""
+        variant.live.on_ejected(url)
+        if self.health.eject(url, perf_counter(), cause):
             self._metrics.ejections.labels(variant.name, cause).inc()
             _LOG.warning("a replica of variant %s is ejected (%s): %s", variant.name, cause, url)
+
+    def on_failure(self, variant: Variant, url: str) -> None:
+        """Choose other replicas than this one, which broke a request, and eject it if its engine is dead."""
+        variant.live.on_unreachable(url)
+        if url in self.urls(variant.name) and not self.health.ejected([url]) and url not in self._health_checks:
+            check = asyncio.get_running_loop().create_task(self._check_health(variant, url))
+            self._health_checks[url] = check
+            check.add_done_callback(lambda _: self._health_checks.pop(url))
+
+    async def _check_health(self, variant: Variant, url: str) -> None:
+        """Eject the replica if it is gone, or reports a dead engine: its server outlives the engine's own process for some seconds."""
+        try:
+            timeout = aiohttp.ClientTimeout(total=ANSWER_S)
+            async with self._open().get(url + "/health", headers=self._headers, timeout=timeout) as answer:
+                dead = answer.status >= 500
+        except aiohttp.ClientConnectorError:
+            dead = True
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            dead = False  # if it has stalled, the watch notices
+        if dead:
+            self.eject(variant, url, "unreachable")
 
     async def detokenize(self, variant: Variant, model: str, tokens: Sequence[int], avoid: Collection[str]) -> str:
         """The text of `tokens` by the tokenizer of `variant`. Raises `EngineUnreachable`, also where the engine does not offer it."""

@@ -7,6 +7,7 @@ that is interrupted later is continued, see `continuation`.
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from serve.gateway.hedging import Hedging
 from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
 from serve.gateway.migration import MAX_CONTINUATIONS, Migration
 from serve.gateway.replica_health import Exchange
+from serve.gateway.replica_watch import predicted_reading_s
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
 from serve.gateway.response_stream import Cause, ResponseStream, StreamInterrupted
@@ -213,7 +215,7 @@ class Generation:
             tried.moved_from = name, "replica"
             if error.replica is not None:
                 tried.broken.add(error.replica)
-                variant.live.on_unreachable(error.replica)
+                self._engines.on_failure(variant, error.replica)
             if error.replica is None or not self._engines.has_replica(variant, tried.broken):
                 tried.failed.add(name)
                 tried.moved_from = name, "engine"
@@ -276,10 +278,10 @@ class Generation:
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 predicted = asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
-            async with self._engines.post(variant, path, payload, request.id, trace_headers, broken, replica) as (
-                response,
-                exchange,
-            ):
+            reading_s = predicted_reading_s(variant, attempt.decision.chosen.load, attempt.prefill_tokens)
+            async with self._engines.post(
+                variant, path, payload, request.id, trace_headers, broken, replica, reading_s
+            ) as (response, exchange):
                 attempt.reached = exchange.replica.url
                 if response.status >= 400:
                     raise translate_engine_error(response.status, await _read(response, variant), call)
@@ -287,6 +289,7 @@ class Generation:
                     attempt.outcome = await self._stream(attempt, stream, response, exchange, send)
                 else:
                     body = await _read(response, variant)
+                    exchange.waiting_since = math.inf
                     stream.first_token()
                     await self._whole(attempt, body, send)
                     attempt.outcome = "ok"
@@ -378,8 +381,9 @@ class Generation:
             raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
         if not chunk and not relay.done:
             raise EngineUnreachable("the stream ended before the first token")
-        attempt.first_token_at = attempt.last_token_at = replica.active_at = perf_counter()
-        exchange.decoding = True
+        attempt.first_token_at = attempt.last_token_at = perf_counter()
+        exchange.on_first_token(attempt.first_token_at)
+        exchange.waiting_since = math.inf
         attempt.on_first_token()
         stream.first_token()
         # a chunk with nothing but roles: the tokens that follow are the first ones, and no step was before them
@@ -394,6 +398,7 @@ class Generation:
                     sending = perf_counter()
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     attempt.on_sent(sending)
+                exchange.waiting_since = attempt.last_token_at
                 if fault is not None:
                     cause = "engine_error"
                     break
@@ -403,11 +408,14 @@ class Generation:
                     chunk = stream.feed(data)
                 except EngineFault as error:
                     chunk, fault = error.before, error
-                replica.active_at = attempt.on_tokens(count_tokens(data, relay.done) - ahead)
+                exchange.waiting_since = math.inf
+                if (sent_at := attempt.on_tokens(count_tokens(data, relay.done) - ahead)) is not None:
+                    replica.active_at = sent_at
                 ahead = 0
         except (TimeoutError, aiohttp.ClientError) as error:
             cause = "stalled" if exchange.stalled or isinstance(error, TimeoutError) else "connection"
         finally:
+            exchange.waiting_since = math.inf
             attempt.report = relay.report
             attempt.text = relay.text if self._telemetry.captures_content else None
         if rest := stream.complete():
@@ -434,7 +442,7 @@ class Generation:
             _LOG.warning("request %s: the stream from variant %s was interrupted: %s", request.id, name, error)
             if attempt.reached is not None:
                 broken.add(attempt.reached)
-                attempt.variant.live.on_unreachable(attempt.reached)
+                self._engines.on_failure(attempt.variant, attempt.reached)
             try:
                 next_attempt = await self._migration.next_attempt(stream, attempt, broken, error.cause)
                 try:

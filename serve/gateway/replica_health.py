@@ -1,22 +1,39 @@
-"""Health of engine replicas: which ones have stalled, are ejected, are probed and come back.
+"""Health of engine replicas: which ones are suspect, have stalled, are ejected, are probed and come back.
 
-A replica has stalled when it has work and nothing came of it for longer than predicted, and its metrics do not answer either; or
-when nothing came of it for so long that no work explains it. What comes of it are tokens: of its streams, and those that its
-engine counts, also for answers that are not streamed. One slow request is no stall.
+A replica is silent while requests wait for it and nothing comes of it: no part of a stream, and no change in what its engine
+reports, which counts answers that are not streamed too. A silence longer than predicted makes it suspect: new requests go
+elsewhere where they can, and it is probed at once. It has stalled when the silence lasts, the probe is not answered, and its
+metrics do not answer either or show an engine that does nothing. One slow request is no stall, and neither are engines that are
+all slow together.
 The state is a function of the times that are passed in, seconds of one monotonic clock.
+
+All thresholds are here, and explained in docs/operations/failures.md.
 """
 
+import math
 import random
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
+CHECK_S = 0.2  # between two checks
+PAUSE_S = 1.0  # between two checks, after which this process itself has stood still
 FLOOR_S = 2.0  # shortest silence that is a stall
-HUNG_S = 15.0  # silence of streams that is a stall even of an engine whose metrics answer
-CEILING_S = 30.0  # the same of the only replica, and of requests without a first token
+CEILING_S = 30.0  # longest silence that is none, whatever explains it but prompts that are read
 STEPS = 8.0  # predicted times per token that may pass without one
+GAPS = 2.0  # times the longest silence of late that ended by itself
+GAP_HALF_LIFE_S = 30.0  # in which half of such a silence is forgotten
+READING = 2.0  # times the predicted time to read the prompts that may pass without a token
+BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
+SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
+ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
 LATE_S = 5.0  # without an answer to a poll, after which a replica without work is ejected
+KEPT_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
 PROBE_EVERY_S = 1.0
+PROBE_TIMEOUT_S = 5.0
 RAMP_S = 10.0  # from the first good probe until a replica gets its whole share again
+
+Cause = Literal["stalled", "unreachable"]  # of an ejection
 
 
 @dataclass(slots=True, eq=False)
@@ -24,33 +41,93 @@ class Exchange:
     """One request at a replica, from its dispatch to its end."""
 
     replica: "_Replica"
+    began_at: float
+    waiting_since: float  # for the replica; infinite while the gateway waits for the client, or for nothing more
+    reads_until: float  # before then, reading its prompt explains that nothing comes
     interrupt: Callable[[], None] = lambda: None  # ends the wait for the replica
-    decoding: bool = False  # whether its first token has arrived
-    stalled: bool = False  # whether it was interrupted
+    stalled: bool = False  # whether it was interrupted because the replica has stalled
+
+    def on_first_token(self, now: float) -> None:
+        """Note that the prompt has been read."""
+        self.reads_until = 0.0
+        self.replica.warm, self.replica.active_at = True, now
 
 
 @dataclass(slots=True, eq=False)
 class _Replica:
     url: str
     exchanges: set[Exchange] = field(default_factory=set)
-    active_at: float = 0.0  # the last time that something came from it, or that it got work
-    tokens: float | None = None  # that its engine had counted at the last poll
-    answered_at: float | None = None  # the last poll that it answered; None before the first
-    late: bool = False  # whether it did not answer the last poll
+    active_at: float = 0.0  # the last time that something came of it: a part of a stream, or the answer to a probe
+    changed_at: float = 0.0  # the last poll that showed something else than the one before
+    warm: bool = False  # whether it has generated a token: the first may have to wait for kernels to be compiled
+    stats: Mapping[str, float] | None = None  # of its engine, at the last poll that it answered
+    answered: tuple[float, float] = (-math.inf, -math.inf)  # the last two polls that it answered
+    asked_at: float | None = None  # the first poll that it has not answered
+    refused: bool = False  # whether nobody listened at the last poll
+    probed_at: float = -math.inf  # when the last probe was sent, or ended
+    probing: bool = False
+    unanswered_since: float | None = None  # the first probe that has not been answered while it is suspect
     ejected_at: float | None = None
-    probed_at: float = 0.0
+    answered_late: bool = False  # whether it answered the last probe since then, but not in time
     returned_at: float | None = None
+    # as of the last check:
+    busy: bool = False  # whether requests wait for it
+    reading: bool = False  # whether the prompts that it has to read explain its silence
+    late: bool = False  # whether it has not answered a poll in time
+    frozen: bool = False  # whether two polls have shown no change since its silence began
+    suspect: bool = False
+    silent_s: float = 0.0
+    limit_s: float = FLOOR_S  # silence that is a stall
+    gap_s: float = 0.0  # longest silence of late that ended by itself
+    _unexplained_s: float = 0.0  # of the silence
+    _seen_at: float = 0.0  # when something had come
 
-    def stalled(self, now: float, limit_s: float, alone: bool) -> bool:
-        """Whether the replica has stalled by `now`, where a silence of `limit_s` is more than predicted."""
-        if not self.exchanges:
-            return self.late and not alone and self.answered_at is not None and now - self.answered_at > LATE_S
-        silent_s = now - self.active_at
-        if self.late and not alone:
-            return silent_s > min(limit_s, CEILING_S)
-        if any(exchange.decoding for exchange in self.exchanges):
-            return silent_s > max(CEILING_S if alone else HUNG_S, limit_s)
-        return silent_s > max(CEILING_S, 2 * limit_s)
+    def observe(self, predicted_s: float, now: float, kept: float) -> None:
+        """Measure the silence, of which `predicted_s` are predicted; `kept` is the share of earlier silences that is remembered."""
+        waiting_since = min((exchange.waiting_since for exchange in self.exchanges), default=math.inf)
+        came_at = max(self.active_at, self.changed_at)
+        since = max(waiting_since, came_at)
+        # prompts that come later explain no silence that has begun, which streams show at once and polls later
+        streams = any(one.reads_until == 0 and one.waiting_since < math.inf for one in self.exchanges)
+        latest = BATCH_S + (max(waiting_since, self.active_at) if streams else since)
+        reads_until = max((one.reads_until for one in self.exchanges if one.began_at <= latest), default=0.0)
+        self.silent_s = max(0.0, now - since)
+        self.busy, self.reading = waiting_since < math.inf, now < reads_until
+        self.late = self.asked_at is not None and now - self.asked_at >= ANSWER_S and self.answered[1] > -math.inf
+        self.frozen = self.stats is not None and "tokens" in self.stats and self.answered[0] > since
+        self.gap_s *= kept
+        if came_at > self._seen_at:
+            self.gap_s, self._seen_at = max(self.gap_s, self._unexplained_s), came_at
+        self._unexplained_s = max(0.0, now - max(since, reads_until))
+        self.limit_s = min(max(predicted_s, FLOOR_S, GAPS * self.gap_s), CEILING_S)
+        if self.busy:
+            self.suspect = self.silent_s > SUSPECT * self.limit_s and (self.late or not self.reading)
+        else:
+            self.suspect = self.late
+        if not self.suspect:
+            self.unanswered_since = None
+
+    def stalled(self, slow: bool, now: float) -> bool:
+        """Whether it has stalled by `now`; `slow`: whether its machine may be slow instead."""
+        if not self.busy:
+            return self.late and not slow and now - self.answered[1] > LATE_S
+        if self.unanswered_since is None or now - self.unanswered_since < ANSWER_S:
+            return False
+        if self.silent_s <= (CEILING_S if slow or not self.warm else self.limit_s):
+            return False
+        return self.late or (not self.reading and (self.frozen or self.silent_s > CEILING_S))
+
+    def resume(self, now: float) -> None:
+        """Measure all silence from `now`."""
+        self.active_at, self._unexplained_s, self.asked_at, self.unanswered_since = now, 0.0, None, None
+        if self.answered[1] > -math.inf:
+            self.answered = now, now
+
+    def come_back(self, answered_in_s: float, now: float) -> None:
+        """Count as healthy again, and as no faster than its answer to the probe."""
+        self.resume(now)
+        self.ejected_at, self.returned_at, self.refused = None, now, False
+        self.gap_s, self._seen_at = answered_in_s, now
 
 
 class ReplicaHealth:
@@ -59,18 +136,21 @@ class ReplicaHealth:
     def __init__(self) -> None:
         self._replicas: dict[str, _Replica] = {}
         self._troubled: set[str] = set()  # ejected, or on their way back
+        self._checked_at = 0.0
+        self.suspects: set[str] = set()  # as of the last check
 
     @property
     def troubled(self) -> bool:
-        """Whether any replica is ejected, or on its way back."""
-        return bool(self._troubled)
+        """Whether any replica is suspect, ejected, or on its way back."""
+        return bool(self._troubled or self.suspects)
 
-    def begin(self, url: str, now: float) -> Exchange:
-        """Count a request that is sent to the replica; `end` follows."""
-        replica = self._replicas.get(url) or self._replicas.setdefault(url, _Replica(url))
-        if not replica.exchanges:
-            replica.active_at = now
-        exchange = Exchange(replica)
+    def _replica(self, url: str) -> _Replica:
+        return self._replicas.get(url) or self._replicas.setdefault(url, _Replica(url))
+
+    def begin(self, url: str, now: float, reading_s: float = 0.0) -> Exchange:
+        """Count a request that is sent to the replica; `end` follows. `reading_s`: predicted time until its prompt is read."""
+        replica = self._replica(url)
+        exchange = Exchange(replica, now, now, now + READING * reading_s)
         replica.exchanges.add(exchange)
         return exchange
 
@@ -78,43 +158,71 @@ class ReplicaHealth:
         """Count the request as ended."""
         exchange.replica.exchanges.discard(exchange)
 
-    def on_poll(self, url: str, answered: bool, now: float, tokens: float | None = None) -> None:
-        """Note whether the replica answered a poll of its metrics in time, and how many tokens its engine has counted."""
-        replica = self._replicas.get(url) or self._replicas.setdefault(url, _Replica(url))
-        replica.late = not answered
-        if answered:
-            replica.answered_at = now
-        if tokens is not None and tokens != replica.tokens:
-            replica.tokens, replica.active_at = tokens, now
+    def on_asked(self, url: str, now: float) -> None:
+        """Note that the metrics of the replica are polled; `on_poll` follows where it answers, `on_refused` where nobody listens."""
+        replica = self._replica(url)
+        if replica.asked_at is None:
+            replica.asked_at = now
 
-    def eject(self, url: str, now: float) -> bool:
-        """Send nothing more to the replica until a probe succeeds; its requests are interrupted. False if it is ejected already."""
-        replica = self._replicas.get(url) or self._replicas.setdefault(url, _Replica(url))
-        if replica.ejected_at is not None:
-            return False
-        replica.ejected_at, replica.returned_at, replica.probed_at = now, None, now
-        self._troubled.add(url)
-        for exchange in list(replica.exchanges):
-            exchange.stalled = True
-            exchange.interrupt()
-        return True
+    def on_poll(self, url: str, stats: Mapping[str, float], now: float) -> None:
+        """Note the answer to a poll: what its engine reports, with the `tokens` that it has read and written if it counts them."""
+        replica = self._replica(url)
+        replica.asked_at, replica.refused, replica.answered = None, False, (replica.answered[1], now)
+        replica.warm = replica.warm or stats.get("tokens", 0) > 0
+        if stats != replica.stats:
+            replica.stats, replica.changed_at = stats, now
 
-    def stalled(self, url: str, limit_s: float, alone: bool, now: float) -> bool:
-        """Whether the replica has stalled.
+    def on_refused(self, url: str) -> None:
+        """Note that nobody listens there."""
+        self._replica(url).refused = True
+
+    def is_late(self, url: str, now: float) -> bool:
+        """Whether the replica has not answered a poll in time."""
+        asked_at = self._replica(url).asked_at
+        return asked_at is not None and now - asked_at >= ANSWER_S
+
+    def check(self, predicted_s: Mapping[str, float], now: float) -> list[tuple[str, Cause]]:
+        """The replicas to eject, and why.
 
         Args:
-            url: its base URL.
-            limit_s: silence of a busy replica of its variant that is more than predicted.
-            alone: whether too few other replicas are left to take over; then only a silence of `CEILING_S` is a stall.
+            predicted_s: of every replica that runs, the silence that is predicted while it has work.
         """
-        replica = self._replicas.get(url)
-        return replica is not None and replica.ejected_at is None and replica.stalled(now, limit_s, alone)
+        kept = 0.5 ** (max(now - self._checked_at, 0.0) / GAP_HALF_LIFE_S)
+        self._checked_at = now
+        running = [one for url in predicted_s if (one := self._replicas.get(url)) and one.ejected_at is None]
+        for one in running:
+            one.observe(predicted_s[one.url], now, kept)
+        self.suspects = {one.url for one in running if one.suspect}
+        left, found = len(predicted_s) - len(self.ejected(predicted_s)), list[tuple[str, Cause]]()
+        for one in sorted(running, key=lambda one: not one.refused):
+            slow = left - 1 < KEPT_SHARE * len(predicted_s) or _slow_together(one, running)
+            if one.refused or one.stalled(slow, now):
+                found.append((one.url, "unreachable" if one.refused else "stalled"))
+                left -= 1
+        return found
+
+    def eject(self, url: str, now: float, cause: Cause = "stalled") -> bool:
+        """Send nothing more to the replica until a probe succeeds; its requests are interrupted. False if it is ejected already."""
+        replica = self._replica(url)
+        if replica.ejected_at is not None:
+            return False
+        replica.ejected_at, replica.returned_at, replica.refused, replica.suspect = now, None, False, False
+        replica.answered_late = False
+        if not replica.probing:
+            replica.probed_at = now
+        self._troubled.add(url)
+        self.suspects.discard(url)
+        for exchange in list(replica.exchanges):
+            exchange.stalled = cause == "stalled"
+            exchange.interrupt()
+        return True
 
     def forget(self, running: Collection[str], now: float) -> None:
         """Forget replicas that no longer run, and that they were ejected once they have their whole share again."""
         for url in [url for url, one in self._replicas.items() if url not in running and not one.exchanges]:
             del self._replicas[url]
             self._troubled.discard(url)
+            self.suspects.discard(url)
         for url in list(self._troubled):
             replica = self._replicas[url]
             if replica.returned_at is not None and now - replica.returned_at > RAMP_S:
@@ -124,38 +232,57 @@ class ReplicaHealth:
     def resume(self, now: float) -> None:
         """Measure all silence from `now`: this process stood still itself."""
         for replica in self._replicas.values():
-            replica.active_at = now
-            replica.answered_at = replica.answered_at and now
+            replica.resume(now)
 
     def to_probe(self, now: float) -> list[str]:
-        """Ejected replicas whose next probe is due; `on_probe` follows."""
-        due = [
-            url
-            for url in self._troubled
-            if (one := self._replicas[url]).ejected_at is not None and now - one.probed_at >= PROBE_EVERY_S
-        ]
-        for url in due:
-            self._replicas[url].probed_at = float("inf")
+        """Replicas that are suspect or ejected and whose next probe is due; `on_probe` follows."""
+        due = []
+        for url in self._troubled | self.suspects:
+            replica = self._replicas[url]
+            wanted = replica.ejected_at is not None or (replica.suspect and replica.busy)
+            if wanted and not replica.probing and now - replica.probed_at >= PROBE_EVERY_S:
+                replica.probing, replica.probed_at = True, now
+                replica.unanswered_since = replica.unanswered_since or now
+                due.append(url)
         return due
 
     def on_probe(self, url: str, answered: bool, now: float) -> None:
-        """Note the result of a probe: after a good one, the replica gets a share of the requests that grows for `RAMP_S`."""
-        if (replica := self._replicas.get(url)) is None or replica.ejected_at is None:
+        """Note the result of a probe: after a good one, an ejected replica gets a share of the requests that grows for `RAMP_S`.
+
+        A late answer may be one to a probe that came while it stood still: another probe tells how fast it is now.
+        """
+        if (replica := self._replicas.get(url)) is None:
             return
-        replica.probed_at = now
-        if answered:
-            replica.ejected_at, replica.returned_at = None, now
-            replica.active_at, replica.late, replica.answered_at = now, False, now
+        answered_in_s, replica.probed_at, replica.probing = now - replica.probed_at, now, False
+        if replica.ejected_at is None:
+            if answered:
+                replica.active_at, replica.unanswered_since = now, None
+        elif answered and (replica.answered_late or answered_in_s <= ANSWER_S):
+            replica.come_back(answered_in_s, now)
+        elif answered:
+            replica.answered_late, replica.probed_at = True, -math.inf
+        else:
+            replica.answered_late = False
 
     def ejected(self, urls: Iterable[str]) -> set[str]:
         """Those of `urls` that are ejected."""
         return {url for url in self._troubled.intersection(urls) if self._replicas[url].ejected_at is not None}
 
     def avoided(self, urls: Iterable[str], now: float, rng: Callable[[], float] = random.random) -> set[str]:
-        """Those of `urls` that the next request avoids: the ejected ones, and those on their way back, by chance."""
-        avoided = set()
-        for url in self._troubled.intersection(urls):
+        """Those of `urls` that the next request avoids: suspect and ejected ones, and those on their way back, by chance."""
+        urls = set(urls)
+        avoided = self.suspects & urls
+        for url in self._troubled & urls:
             returned_at = self._replicas[url].returned_at
             if returned_at is None or rng() > (now - returned_at) / RAMP_S:
                 avoided.add(url)
         return avoided
+
+
+def _slow_together(one: _Replica, running: Iterable[_Replica]) -> bool:
+    """Whether the others are as silent as `one`: do not answer polls either, or have work and were silent for half as long of late."""
+    others = [other for other in running if other is not one]
+    if one.late:
+        return bool(others) and all(other.late for other in others)
+    silences_s = [max(other.silent_s, other.gap_s) for other in others if other.busy and not other.reading]
+    return bool(silences_s) and min(silences_s) > SUSPECT * one.silent_s

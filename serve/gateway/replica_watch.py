@@ -1,4 +1,4 @@
-"""Replica watch: eject the replicas that have stalled, probe the ejected ones. Called regularly."""
+"""Replica watch: eject the replicas that have stalled, probe those that are suspect or ejected. Called every `CHECK_S`."""
 
 import asyncio
 import math
@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from time import perf_counter
 
 from serve.gateway.engine_client import Engines
-from serve.gateway.replica_health import FLOOR_S, STEPS
+from serve.gateway.replica_health import FLOOR_S, PAUSE_S, STEPS
 from serve.routing.catalog import Variant
-from serve.routing.prediction import Load
-
-KEPT_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
-_LONGEST_PERIOD_S = 2.0  # between two checks; after a longer one, this process itself stood still
+from serve.routing.prediction import LatencyModel, Load
 
 
 class ReplicaWatch:
@@ -22,23 +19,24 @@ class ReplicaWatch:
         self._checked_at = perf_counter()
         self._probes: set[asyncio.Task[None]] = set()
 
-    def refresh(self, loads: Iterable[tuple[Variant, Load]]) -> None:
+    def check(self, loads: Iterable[tuple[Variant, Load]]) -> None:
         """Eject, probe and take back replicas; `loads` has the load of each variant now."""
         now = perf_counter()
         health = self._engines.health
-        if now - self._checked_at > _LONGEST_PERIOD_S:
+        if now - self._checked_at > PAUSE_S:
             health.resume(now)
         self._checked_at = now
-        urls = {variant.name: self._engines.urls(variant.name) for variant in self._variants.values()}
-        running = {url for its in urls.values() for url in its}
-        health.forget(running, now)
+        predicted_s: dict[str, float] = {}
+        variants: dict[str, Variant] = {}
         for variant, load in loads:
-            limit_s = silence_limit_s(variant, load)
-            for url in urls[variant.name]:
-                left = len(running - health.ejected(running) - {url})
-                alone = left < KEPT_SHARE * len(running)
-                if health.stalled(url, limit_s, alone, now):
-                    self._engines.eject(variant, url, "stalled")
+            urls = self._engines.urls(variant.name)
+            predicted_s.update(dict.fromkeys(urls, predicted_silence_s(variant, load)))
+            variants.update(dict.fromkeys(urls, variant))
+        health.forget(predicted_s, now)
+        for url, cause in health.check(predicted_s, now):
+            self._engines.eject(variants[url], url, cause)
+        for variant in self._variants.values():
+            variant.live.on_silence(health.suspects)
         for url in health.to_probe(now):
             probe = asyncio.get_running_loop().create_task(self._probe(url))
             self._probes.add(probe)
@@ -49,10 +47,20 @@ class ReplicaWatch:
         self._engines.health.on_probe(url, answered, perf_counter())
 
 
-def silence_limit_s(variant: Variant, load: Load) -> float:
-    """Longest silence of a busy replica that is predicted: some steps, and the prompts that are to be read."""
+def predicted_silence_s(variant: Variant, load: Load) -> float:
+    """Longest silence of a replica with work that is predicted: some steps, and the prompts that other gateways have it read."""
+    step_ms = variant.latency.step_ms(load, load.requests / (load.replicas or 1))
+    others = max(load.pending_prefill_tokens - variant.live.pending_prefill_tokens, 0)
+    return max(FLOOR_S, (STEPS * step_ms + others * _ms_per_prompt_token(variant.latency, load)) / 1000)
+
+
+def predicted_reading_s(variant: Variant, load: Load, prompt_tokens: int) -> float:
+    """Predicted time until the replica of `load` has read `prompt_tokens`, and the prompts ahead."""
     latency = variant.latency
-    step_ms = latency.step_ms(load, load.requests / (load.replicas or 1))
-    slower = (1 + load.colocated_busy_variants) * max(math.exp(latency.drift), 1.0)
-    prefill_ms = load.pending_prefill_tokens * latency.ms_per_prefill_token * slower
-    return max(FLOOR_S, (STEPS * step_ms + prefill_ms) / 1000)
+    tokens_ms = (load.prefill_here + prompt_tokens) * _ms_per_prompt_token(latency, load)
+    return max(tokens_ms, latency.ttft_by_prompt(prompt_tokens)) / 1000
+
+
+def _ms_per_prompt_token(latency: LatencyModel, load: Load) -> float:
+    """By the profile, as much slower as the neighbours and the present speed of decoding make it."""
+    return latency.ms_per_prefill_token * (1 + load.colocated_busy_variants) * max(math.exp(latency.drift), 1.0)

@@ -174,17 +174,20 @@ class Attempt:
             self._streamed_at = perf_counter()
             self.variant.live.on_first_token(self.prefill_tokens, self.replica)
 
-    def on_tokens(self, events: int) -> float:
-        """Count events of the engine's stream that arrived now, one for each token of a sequence. Returns the time.
+    def on_tokens(self, events: int) -> float | None:
+        """Count events of the engine's stream that arrived now, one for each token of a sequence. Returns when the engine sent them.
 
-        Those that arrived while the client kept the gateway from reading say nothing about the engine's speed.
+        Those that arrived while the client kept the gateway from reading say nothing about the engine's speed, nor when they were
+        sent: the time is None.
         """
         now = perf_counter()
         since_s, self._streamed_at = now - self._streamed_at, now
+        sent_at = None
         if self._sending_s <= _BLOCKED * since_s:
             self.variant.live.on_tokens(events / self.call.sequences, since_s)
+            sent_at = now
         self._sending_s = 0.0
-        return now
+        return sent_at
 
     def on_sent(self, sending: float) -> None:
         """Note that tokens were sent to the client, from `sending` on until now."""

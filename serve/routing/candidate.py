@@ -81,6 +81,12 @@ class Candidate:
         self.excluded = "resting", "under the present load, other variants use its hardware better"
         self._ruled_out = _NOT_EVALUATED
 
+    def exclude_if_silent(self) -> None:
+        """Exclude this variant if nothing has come from its engines for longer than predicted, because another was preferred."""
+        if self.variant.live.silent:
+            self.excluded = "silent", "its engines have been silent for longer than predicted"
+            self._ruled_out = _NOT_EVALUATED
+
     def exclude_if_too_short(self) -> None:
         """Exclude this variant if its context is too short, because one with a longer context was preferred."""
         if self.overflows:

@@ -1,7 +1,7 @@
 """Live state: one variant's load and health as this gateway knows them."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from serve.routing.prediction import Load
@@ -22,6 +22,7 @@ class LiveState:
     replicas: int = 0
     ejected: int = 0  # replicas that run and get no requests, at the last refresh; not in `replicas`
     been_up: bool = False  # whether a replica has run since this gateway started
+    silent: bool = False  # whether all replicas have been silent for longer than predicted
     running: int = 0  # running in the engines, at the last refresh
     waiting: int = 0  # queued in the engines, at the last refresh
     kv_usage: float = 0.0  # share of the KV cache in use, of the replica that uses most
@@ -118,6 +119,17 @@ class LiveState:
         """Choose other replicas than this one until its engine answers again."""
         if (state := self.by_replica.get(replica)) is not None:
             state.answers = False
+
+    def on_ejected(self, replica: str) -> None:
+        """Count a replica that gets no more requests as ejected, until a refresh finds it again."""
+        if self.by_replica.pop(replica, None) is not None:
+            self.replicas, self.ejected = max(0, self.replicas - 1), self.ejected + 1
+
+    def on_silence(self, silent: Collection[str]) -> None:
+        """Note the replicas (base URLs) that have been silent for longer than predicted: others are chosen where there are."""
+        for name, state in self.by_replica.items():
+            state.silent = name in silent
+        self.silent = bool(self.by_replica) and all(state.silent for state in self.by_replica.values())
 
     def take_place(self, sequences: int, replica: str = "") -> None:
         """Count a request that was admitted as in flight, until it is dispatched."""

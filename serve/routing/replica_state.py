@@ -21,6 +21,7 @@ class ReplicaState:
     remote_in_flight: int = 0  # sequences of other gateways, at the last refresh
     dispatched_since_refresh: int = 0  # sequences of this gateway's requests
     answers: bool = True  # whether its engine answered when it was asked last
+    silent: bool = False  # for longer than predicted
     _blocks: OrderedDict[int, None] = field(
         default_factory=OrderedDict
     )  # of read prompts, the next to be evicted first
@@ -77,8 +78,8 @@ def choose(
     Its own time is that of reading the prompts ahead and what is not cached of its prompt, and of its tokens in the batch there.
     What is not cached, and is read again, takes that time from the running sequences too: as many as a replica has on average,
     wherever it is read, so that a replica which is idle for a moment does not take over what another one has cached.
-    Replicas that run `places` sequences already are chosen only where all do, those that do not answer where none does. Of
-    equals, the one with the fewest cached blocks is chosen.
+    Replicas that run `places` sequences already are chosen only where all do, those that do not answer or are silent where none
+    does. Of equals, the one with the fewest cached blocks is chosen.
 
     Args:
         load: of the whole variant; what its requests are like.
@@ -102,7 +103,7 @@ def choose(
             after / latency.max_running - 1, 0.0
         )  # of the batch, until the last of its sequences is complete
         cost_ms = read_ms + rounds * features.output_tokens * latency.step_ms(decodes, after)
-        rank = (not state.answers, after > places, cost_ms, state.cached_blocks)
+        rank = (state.silent or not state.answers, after > places, cost_ms, state.cached_blocks)
         if lowest is None or rank < lowest:
             best, lowest = Chosen(name, requests, pending, cached), rank
     return best

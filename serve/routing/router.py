@@ -16,7 +16,7 @@ from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, Load
 
 #: Rules that exclude a variant whatever the budget is.
-HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting")
+HARD_RULES = ("failed", "unavailable", "sequences", "context", "full", "resting", "silent")
 REASONS = ("pinned", "quality", "cost", "latency", "explore", "nearest_miss")
 _AWAY = ("failed", "unavailable")  # hard rules of variants that may be back soon
 _NEVER = ("sequences", "context")  # that no time changes
@@ -127,7 +127,8 @@ class Router:
         budgets of the traffic allow: it bounds how many requests an engine should run. Variants in `resting` are used only
         where no other has the quality at the cost.
 
-        A pinned variant is chosen whatever the budget is. Variants whose context is long enough by estimate are preferred.
+        A pinned variant is chosen whatever the budget is. Variants whose engines are not silent are preferred, and those whose
+        context is long enough by estimate.
         When no variant fits, `degrade` chooses the variant nearest to the limits and `reject` raises.
 
         Raises:
@@ -142,25 +143,34 @@ class Router:
             return Decision(usable[0], "pinned", candidates, features)
         if resting:
             awake = [c for c in usable if c.variant.name not in resting]
-            if any(c.affordable for c in awake):
+            if any(c.affordable and not c.variant.live.silent for c in awake):
                 for candidate in usable:
                     if candidate.variant.name in resting:
                         candidate.rest()
                 usable = awake
-        roomy = [candidate for candidate in usable if not candidate.overflows]
-        if 0 < len(roomy) < len(usable) and (choice := self.policy.choose(roomy, budget)) is not None:
+        steady = [candidate for candidate in usable if not candidate.variant.live.silent]
+        if 0 < len(steady) < len(usable) and (choice := self._choose(steady, budget)) is not None:
             for candidate in usable:
-                candidate.exclude_if_too_short()
+                candidate.exclude_if_silent()
             return Decision(*choice, candidates, features)
-        if (choice := self.policy.choose(usable, budget)) is not None:
+        if (choice := self._choose(usable, budget)) is not None:
             return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
             raise _rejected(candidates, budget, features, margin)
-        misses = [(candidate.overflows, candidate.violation) for candidate in usable]
+        misses = [(c.variant.live.silent, c.overflows, c.violation) for c in usable]
         least = min(misses)
         tied = (candidate for candidate, miss in zip(usable, misses, strict=True) if miss == least)
         nearest = min(tied, key=lambda c: (c.harm, -c.quality))
         return Decision(nearest, "nearest_miss", candidates, features)
+
+    def _choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
+        """The policy's choice, of those whose context is long enough if one of them fits."""
+        roomy = [candidate for candidate in usable if not candidate.overflows]
+        if 0 < len(roomy) < len(usable) and (choice := self.policy.choose(roomy, budget)) is not None:
+            for candidate in usable:
+                candidate.exclude_if_too_short()
+            return choice
+        return self.policy.choose(usable, budget)
 
 
 _UNKNOWN = ("",)  # variants whose place is not known count as neighbours

@@ -174,8 +174,9 @@ async def test_streams_of_a_killed_engine_go_on_at_another_variant(platform: Pla
     assert await asyncio.to_thread(_counted, platform, "gearbox_migrations_total") >= len(moved)
 
 
-async def test_streams_of_a_stopped_engine_go_on_and_it_gets_no_requests(platform: Platform) -> None:
-    """The whole engine stands still, as when its machine does."""
+@pytest.mark.parametrize("core_only", [False, True], ids=["whole", "core"])
+async def test_streams_of_a_stopped_engine_go_on_and_it_gets_no_requests(platform: Platform, core_only: bool) -> None:
+    """The whole engine stands still, as when its machine does, or its core alone, as when a GPU hangs: its server answers."""
 
     def answers_full() -> bool:
         with platform.http() as http:
@@ -184,6 +185,9 @@ async def test_streams_of_a_stopped_engine_go_on_and_it_gets_no_requests(platfor
 
     await asyncio.to_thread(eventually, answers_full, 180, "full is back")
     engine = await asyncio.to_thread(engine_processes, platform, "full")
+    if core_only:
+        engine = [process for process in engine if "EngineCore" in " ".join(process.cmdline())]
+        assert engine
     async with streams(platform, f"{platform.model}@best") as tasks:
         with stopped(engine):
             answers = await asyncio.wait_for(asyncio.gather(*tasks), 90)
@@ -194,7 +198,7 @@ async def test_streams_of_a_stopped_engine_go_on_and_it_gets_no_requests(platfor
     for answer in [*answers, again]:
         assert_whole(answer)
     assert {m["reason"] for answer in moved for m in answer.gearbox["migrations"]} <= {"stalled", "connection"}
-    assert max(answer.longest_pause_s for answer in moved) < 30, [answer.longest_pause_s for answer in moved]
+    assert max(answer.longest_pause_s for answer in moved) < 10, [answer.longest_pause_s for answer in moved]
     assert again.gearbox["variant"] != "full", "it gets nothing while it stands still"
     await asyncio.to_thread(eventually, answers_full, 180, "full comes back")
 

@@ -34,6 +34,7 @@ class EngineStub:
         self.behaviour = "answer"
         self.at = "said"  # piece of the answer after which something "mid-stream" happens
         self.running = 0
+        self.health_status = 200
         self.cancelled = 0  # answers whose client disconnected
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -49,6 +50,7 @@ class EngineStub:
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)
         app.router.add_post("/detokenize", self._detokenize)
+        app.router.add_get("/health", self._health)
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0)
@@ -72,6 +74,9 @@ class EngineStub:
             raise
         finally:
             self.running -= 1
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response(status=self.health_status)
 
     async def _detokenize(self, request: web.Request) -> web.Response:
         body = await request.json()

@@ -191,6 +191,36 @@ class GatewayServer:
 
         self._do(call())
 
+    def check_replicas(self, started: Started) -> None:
+        """Let the gateway look for stalled replicas, as its deployment does regularly."""
+
+        async def call() -> None:
+            started.app.check_replicas()
+
+        self._do(call())
+
+    def read_slowly(self, started: Started, body: object, meanwhile: Callable[[], object]) -> bytes:
+        """Send a request past the HTTP server, as a client that reads nothing of the body until `meanwhile` has returned."""
+
+        async def call() -> bytes:
+            request = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+            parts: list[bytes] = []
+
+            async def receive() -> dict[str, Any]:
+                return next(request)
+
+            async def send(message: Any) -> None:
+                if not any(parts) and "body" in message:
+                    await asyncio.to_thread(meanwhile)
+                parts.append(message.get("body", b""))
+
+            scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+            await started.app(scope, receive, send)
+            return b"".join(parts)
+
+        result: bytes = self._do(call())
+        return result
+
     def close(self, started: Started) -> None:
         """End the gateway the way an ASGI server does."""
         messages = iter(("lifespan.startup", "lifespan.shutdown"))

@@ -51,7 +51,9 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     watcher._reload_files = watcher._save_learned = watcher._exchange_prefixes = AsyncMock()
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
-    watcher._app = SimpleNamespace(export_quotas=AsyncMock(side_effect=hanging.wait), refresh=Mock())
+    watcher._app = SimpleNamespace(
+        export_quotas=AsyncMock(side_effect=hanging.wait), refresh=Mock(), check_replicas=Mock()
+    )
     task = asyncio.create_task(watcher._run_background())
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
@@ -93,7 +95,7 @@ async def test_waiting_requests_are_decided_whatever_polling_does(
     watcher._reload_files = watcher._save_learned = watcher._exchange_prefixes = AsyncMock()
     watcher._replicas, watcher._variants = replicas(), {"full": make_live_variant("full")}
     watcher._replicas.stays_away = True
-    watcher._app = SimpleNamespace(export_quotas=AsyncMock(), refresh=Mock())
+    watcher._app = SimpleNamespace(export_quotas=AsyncMock(), refresh=Mock(), check_replicas=Mock())
     task = asyncio.create_task(watcher._run_background())
     for _ in range(1000):
         await asyncio.sleep(0.001)

@@ -1,5 +1,6 @@
 """Choice of a request's replica, and the load that the gateway reads from the engines' metrics."""
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -160,21 +161,50 @@ async def test_fractions_of_a_gpu_are_shared_and_whole_gpus_are_not():
     assert len(frozenset.union(found["half"], *alone)) == 4, "each has hardware of its own"
 
 
-async def test_an_ejected_replica_does_not_count_and_its_polls_do(monkeypatch):
+async def test_an_ejected_replica_does_not_count_and_is_not_polled(monkeypatch):
     replicas, live = ServeReplicas(None), LiveState()
     with ExitStack() as stack:
         urls = [stack.enter_context(engine()) for _ in range(2)]
-        silent = "http://127.0.0.1:9"
-        monkeypatch.setattr(replicas, "urls", lambda variant: [*urls, silent])
-        polls: dict[str, tuple[bool, float | None]] = {}
-        monkeypatch.setattr(
-            replicas.health, "on_poll", lambda url, answered, now, tokens: polls.update({url: (answered, tokens)})
-        )
+        closed = "http://127.0.0.1:9"
+        monkeypatch.setattr(replicas, "urls", lambda variant: [*urls, closed])
+        polls: dict[str, float | None] = {}
+        monkeypatch.setattr(replicas.health, "on_poll", lambda url, stats, now: polls.update({url: stats["tokens"]}))
+        monkeypatch.setattr(replicas.health, "on_refused", lambda url: polls.update({url: None}))
         replicas.health.eject(urls[0], 0.0)
         async with aiohttp.ClientSession() as session:
             await replicas.refresh("full", live, session)
     assert (live.replicas, live.ejected) == (2, 1)
-    assert polls == {urls[0]: (True, 123.0), urls[1]: (True, 123.0), silent: (False, None)}
+    assert polls == {urls[1]: 123.0, closed: None}
+
+
+async def test_a_poll_that_hangs_delays_the_others_once(monkeypatch):
+    replicas, live = ServeReplicas(None), LiveState()
+    monkeypatch.setattr(module, "ANSWER_S", 0.2)
+    monkeypatch.setattr("serve.gateway.replica_health.ANSWER_S", 0.2)
+    monkeypatch.setattr(replicas, "urls", lambda variant: ["http://hangs", "http://answers"])
+    hangs, asked = asyncio.Event(), []
+
+    async def stats(session: object, url: str) -> dict[str, float]:
+        asked.append(url)
+        if url == "http://hangs":
+            await hangs.wait()
+        return {"num_requests_running": 2.0}
+
+    monkeypatch.setattr(module, "_engine_stats", stats)
+    took_s, loop = [], asyncio.get_running_loop()
+    async with aiohttp.ClientSession() as session:
+        for _ in range(3):
+            before = loop.time()
+            await replicas.refresh("full", live, session)
+            took_s.append(loop.time() - before)
+            await asyncio.sleep(0.01)
+            assert [state.answers for state in live.by_replica.values()] == [False, True]
+        assert asked == ["http://hangs", *["http://answers"] * 3], "one poll at a time"
+        assert took_s[0] >= 0.2 > max(took_s[1:])
+        hangs.set()
+        await replicas.refresh("full", live, session)
+        await replicas.refresh("full", live, session)
+    assert [state.answers for state in live.by_replica.values()] == [True, True]
 
 
 async def test_what_a_variant_computes_on_follows_its_replicas():

@@ -45,6 +45,18 @@ PARTS = [
     ("v1/metrics/loggers.py", r'"vllm:num_requests_running"', "replicas and drain: load of the engines"),
     ("v1/metrics/loggers.py", r'"vllm:num_requests_waiting"', "replicas and drain: load of the engines"),
     ("v1/metrics/loggers.py", r'"vllm:kv_cache_usage_perc"', "replicas: use of the KV cache"),
+    ("v1/metrics/loggers.py", r'"vllm:prompt_tokens"', "replicas: whether an engine does anything"),
+    ("v1/metrics/loggers.py", r'"vllm:generation_tokens"', "replicas: whether an engine does anything"),
+    (
+        "v1/core/sched/scheduler.py",
+        r"# We must return the stats even if there are no request\s+# outputs this step\.",
+        "replica_health: the use of the KV cache changes while a prompt is read in parts",
+    ),
+    (
+        "entrypoints/serve/instrumentator/health.py",
+        r'@router\.get\("/health"(?s:.*)except EngineDeadError:\s+return Response\(status_code=503\)',
+        "engine_client: a replica whose engine is dead is ejected",
+    ),
     ("v1/metrics/loggers.py", r'"vllm:cache_config_info"', "replicas: size of the prefix cache"),
     ("config/cache.py", r"^    kv_cache_size_tokens: int \| None", "replicas: size of the prefix cache"),
     ("config/cache.py", r"^    enable_prefix_caching: bool", "replicas: size of the prefix cache"),

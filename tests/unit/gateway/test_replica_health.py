@@ -1,110 +1,167 @@
-"""Replica health: what is a stall and what is not, and how an ejected replica comes back."""
+"""Replica health: what the checks tell of each replica, and how an ejected one comes back. `test_stalls.py` simulates stalls."""
+
+import math
 
 import pytest
 
 from benchmarks.lib.sample_catalog import make_live_variant
 from serve.gateway.replica_health import (
+    ANSWER_S,
     CEILING_S,
     FLOOR_S,
-    HUNG_S,
     LATE_S,
     PROBE_EVERY_S,
     RAMP_S,
     Exchange,
     ReplicaHealth,
 )
-from serve.gateway.replica_watch import silence_limit_s
+from serve.gateway.replica_watch import predicted_reading_s, predicted_silence_s
 from serve.routing.prediction import Load
 
-A, B = "http://a", "http://b"
+A, B, C = "http://a", "http://b", "http://c"
+PREDICTED = dict.fromkeys((A, B, C), FLOOR_S)
 
 
 @pytest.fixture
 def health() -> ReplicaHealth:
     health = ReplicaHealth()
-    for url in (A, B):
-        health.on_poll(url, True, 0.0)
+    for url in PREDICTED:
+        poll(health, url, 0.0)
     return health
 
 
-def begin(health: ReplicaHealth, at: float, *, decoding: bool = True) -> Exchange:
-    exchange = health.begin(A, at)
-    exchange.decoding = decoding
-    return exchange
+def poll(health: ReplicaHealth, url: str, at: float, tokens: float | None = 9.0) -> None:
+    health.on_asked(url, at)
+    health.on_poll(url, {} if tokens is None else {"tokens": tokens}, at)
 
 
-class TestStalls:
-    @pytest.mark.parametrize("decoding", [True, False])
-    def test_a_silent_replica_whose_metrics_do_not_answer_has_stalled(self, health, decoding):
-        begin(health, 10.0, decoding=decoding)
-        health.on_poll(A, False, 12.0)
-        assert not health.stalled(A, 2.5, alone=False, now=12.4)
-        assert health.stalled(A, 2.5, alone=False, now=12.6)
-        assert not health.stalled(B, 2.5, alone=False, now=12.6)
+def run(health: ReplicaHealth, start: float, end: float, tokens: float | None = 9.0) -> list[tuple[str, str]]:
+    """Poll, check and probe twice a second; no probe is answered. Returns what is to be ejected."""
+    found = []
+    at = start
+    while at < end and not found:
+        at += 0.5
+        for url in PREDICTED:
+            poll(health, url, at, tokens)
+        found = health.check(PREDICTED, at)
+        health.to_probe(at)
+    return found
 
-    def test_one_slow_request_is_no_stall(self, health):
-        """The other streams of the replica go on."""
-        slow = begin(health, 10.0, decoding=False)
-        other = begin(health, 10.0)
-        health.on_poll(A, False, 50.0)
-        other.replica.active_at = 59.0
-        assert slow.replica is other.replica
-        assert not health.stalled(A, 2.0, alone=False, now=60.0)
 
-    def test_a_long_prompt_is_no_stall_while_metrics_answer(self, health):
-        begin(health, 10.0, decoding=False)
-        health.on_poll(A, True, 50.0)
-        assert not health.stalled(A, 30.0, alone=False, now=50.0)
-        assert health.stalled(A, 30.0, alone=False, now=71.0), "twice what is predicted is no prompt any more"
+class TestChecks:
+    def test_a_replica_where_nobody_listens_is_ejected_at_once_though_it_is_the_last(self, health):
+        for url in PREDICTED:
+            health.on_refused(url)
+        assert health.check(PREDICTED, 0.1) == [(url, "unreachable") for url in PREDICTED]
+        for url in PREDICTED:
+            health.eject(url, 0.1)
+        assert health.check(PREDICTED, 0.2) == []
 
-    @pytest.mark.parametrize(
-        ("tokens", "stalled"), [(lambda at: at, False), (lambda at: 7.0, True), (lambda at: None, True)]
-    )
-    def test_an_answer_that_is_not_streamed_may_take_long_while_its_engine_counts_tokens(self, health, tokens, stalled):
-        begin(health, 10.0, decoding=False)
-        for at in range(11, 80):
-            health.on_poll(A, True, float(at), tokens(float(at)))
-        assert health.stalled(A, 2.0, alone=False, now=80.0) == stalled
+    def test_where_one_of_three_refuses_the_second_is_not_ejected_soon(self, health):
+        health.begin(A, 0.0)
+        assert run(health, 0.0, 1.5) == []
+        health.on_refused(C)
+        assert health.check(PREDICTED, 3.0) == [(C, "unreachable")]
 
-    def test_streams_that_stand_still_for_long_are_one_though_metrics_answer(self, health):
-        begin(health, 10.0)
-        health.on_poll(A, True, 9.0 + HUNG_S)
-        assert not health.stalled(A, 2.0, alone=False, now=9.0 + HUNG_S)
-        assert health.stalled(A, 2.0, alone=False, now=11.0 + HUNG_S)
+    def test_one_that_listens_again_stays(self, health):
+        health.on_refused(A)
+        poll(health, A, 0.1)
+        assert health.check(PREDICTED, 0.2) == []
 
-    def test_without_work_only_a_replica_that_does_not_answer_for_long_is_one(self, health):
-        health.on_poll(A, False, LATE_S - 1)
-        assert not health.stalled(A, 2.0, alone=False, now=LATE_S - 1)
-        assert health.stalled(A, 2.0, alone=False, now=LATE_S + 1)
+    def test_a_stall_needs_a_probe_that_is_not_answered(self, health):
+        health.begin(A, 0.0)
+        assert run(health, 0.0, 1.5) == []
+        health.on_probe(A, True, 1.8)
+        assert run(health, 2.0, 3.5) == [], "the silence begins anew"
+        assert run(health, 3.5, 5.0) == [(A, "stalled")]
+
+    def test_a_probe_that_fails_is_repeated_and_proves_nothing_else(self, health):
+        health.begin(A, 0.0)
+        health.check(PREDICTED, 1.1)
+        assert health.to_probe(1.1) == [A]
+        assert health.to_probe(2.2) == [], "one at a time"
+        health.on_probe(A, False, 2.2)
+        assert health.to_probe(2.3) == []
+        assert health.to_probe(2.2 + PROBE_EVERY_S) == [A]
+
+    def test_engines_that_count_no_tokens_get_more_time(self, health):
+        health.begin(A, 0.0).on_first_token(0.0)
+        assert run(health, 0.0, CEILING_S, None) == []
+        assert run(health, CEILING_S, CEILING_S + 2, None) == [(A, "stalled")]
 
     def test_one_that_has_never_answered_is_starting(self):
         health = ReplicaHealth()
-        health.on_poll(A, False, 100.0)
-        assert not health.stalled(A, 2.0, alone=False, now=200.0)
+        poll(health, B, 0.0)
+        poll(health, C, 0.0)
+        health.on_asked(A, 100.0)
+        assert health.check(PREDICTED, 100.0 + 2 * LATE_S) == []
 
     def test_the_only_replica_gets_more_time(self, health):
-        begin(health, 10.0)
-        health.on_poll(A, False, 12.0)
-        assert not health.stalled(A, 2.0, alone=True, now=9.0 + CEILING_S)
-        assert health.stalled(A, 2.0, alone=True, now=11.0 + CEILING_S)
+        health.begin(A, 0.0)
+        health.on_asked(A, 0.1)
+        for at in range(2, round(CEILING_S)):
+            assert health.check({A: FLOOR_S}, float(at)) == []
+            health.to_probe(float(at))
+        assert health.check({A: FLOOR_S}, CEILING_S + 1) == [(A, "stalled")]
 
     def test_idle_time_does_not_count(self, health):
-        health.end(begin(health, 10.0))
-        begin(health, 100.0)
-        health.on_poll(A, False, 101.0)
-        assert not health.stalled(A, 2.0, alone=False, now=101.0)
+        health.end(health.begin(A, 10.0))
+        health.begin(A, 100.0)
+        health.check(PREDICTED, 100.9)
+        assert not health.suspects
+        health.check(PREDICTED, 101.1)
+        assert health.suspects == {A}
+
+    def test_a_longer_predicted_silence_is_waited_for(self, health):
+        health.begin(A, 0.0)
+        health.check({**PREDICTED, A: 10.0}, 4.9)
+        assert not health.suspects
+        health.check({**PREDICTED, A: 10.0}, 5.1)
+        assert health.suspects == {A}
 
     def test_time_in_which_the_gateway_stood_still_does_not_count(self, health):
-        begin(health, 10.0)
-        health.on_poll(A, False, 12.0)
+        health.begin(A, 10.0)
+        health.on_asked(A, 10.1)
+        health.on_asked(B, 10.1)
         health.resume(100.0)
-        assert not health.stalled(A, 2.0, alone=False, now=101.0)
+        assert health.check(PREDICTED, 100.5) == [] and not health.suspects
 
-    def test_the_limit_follows_the_prediction(self):
+    def test_a_late_poll(self, health):
+        assert not health.is_late(A, 50.0)
+        health.on_asked(A, 50.0)
+        health.on_asked(A, 52.0)
+        assert not health.is_late(A, 49.9 + ANSWER_S)
+        assert health.is_late(A, 50.0 + ANSWER_S), "since the first that was not answered"
+        poll(health, A, 53.0)
+        assert not health.is_late(A, 60.0)
+
+
+class TestPredictions:
+    def test_the_silence_follows_the_time_per_token(self):
         variant = make_live_variant(tpot_ms=20)
-        assert silence_limit_s(variant, Load(1)) == FLOOR_S
-        assert silence_limit_s(variant, Load(1, pending_prefill_tokens=9000)) == pytest.approx(9.16)
-        assert silence_limit_s(make_live_variant(tpot_ms=1000), Load(1)) == pytest.approx(8.0)
+        assert predicted_silence_s(variant, Load(1)) == FLOOR_S
+        assert predicted_silence_s(make_live_variant(tpot_ms=1000), Load(1)) == pytest.approx(8.0)
+
+    def test_the_silence_contains_the_prompts_of_other_gateways_alone(self):
+        """This gateway's own are with its requests."""
+        variant = make_live_variant(tpot_ms=20)
+        load = Load(1, pending_prefill_tokens=9000)
+        assert predicted_silence_s(variant, load) == pytest.approx(9.16)
+        variant.live.on_dispatch(9000)
+        assert predicted_silence_s(variant, load) == FLOOR_S
+
+    def test_reading_takes_the_prompts_ahead_at_the_present_speed(self):
+        variant = make_live_variant(tpot_ms=20)
+        alone = predicted_reading_s(variant, Load(), 1000)
+        assert alone >= 1.0
+        assert predicted_reading_s(variant, Load(pending_prefill_tokens=20_000), 1000) == pytest.approx(21.0)
+        assert predicted_reading_s(variant, Load(colocated_busy_variants=2), 20_000) == pytest.approx(60.0)
+        variant.latency.drift = math.log(2)
+        assert predicted_reading_s(variant, Load(), 20_000) == pytest.approx(40.0)
+
+
+def begin(health: ReplicaHealth, at: float) -> Exchange:
+    return health.begin(A, at)
 
 
 class TestEjection:
@@ -115,6 +172,9 @@ class TestEjection:
         assert health.eject(A, 2.0)
         assert (interrupted, exchange.stalled) == ([exchange], True)
         assert not health.eject(A, 3.0), "once"
+        other = health.begin(B, 3.0)
+        health.eject(B, 3.0, "unreachable")
+        assert not other.stalled
 
     def test_it_comes_back_gradually_after_a_good_probe(self, health):
         health.eject(A, 10.0)
@@ -123,7 +183,7 @@ class TestEjection:
         assert health.to_probe(20.0) == [], "one probe at a time"
         health.on_probe(A, False, 20.0)
         assert health.ejected([A]) == {A}
-        assert health.to_probe(20.0 + PROBE_EVERY_S) == [A]
+        assert health.to_probe(29.9) == [A]
         health.on_probe(A, True, 30.0)
         assert health.ejected([A]) == set()
         assert health.avoided([A, B], 30.0 + RAMP_S / 2, lambda: 0.6) == {A}
@@ -132,12 +192,22 @@ class TestEjection:
         health.forget({A, B}, 31.0 + RAMP_S)
         assert not health.troubled
 
+    def test_after_a_late_answer_to_a_probe_another_one_decides(self, health):
+        health.eject(A, 10.0)
+        assert health.to_probe(11.0) == [A]
+        health.on_probe(A, True, 11.1 + ANSWER_S)
+        assert health.ejected([A]) == {A}
+        assert health.to_probe(11.1 + ANSWER_S) == [A], "at once"
+        health.on_probe(A, True, 15.0)
+        assert health.ejected([A]) == set()
+
     def test_it_is_no_stall_right_after_it_came_back(self, health):
         begin(health, 1.0)
-        health.on_poll(A, False, 3.0)
+        assert run(health, 1.0, 10.0) == [(A, "stalled")]
         health.eject(A, 10.0)
+        health.to_probe(29.9)
         health.on_probe(A, True, 30.0)
-        assert not health.stalled(A, 2.0, alone=False, now=31.0)
+        assert health.check(PREDICTED, 30.5) == [] and not health.suspects
 
     def test_one_that_no_longer_runs_is_forgotten(self, health):
         exchange = begin(health, 1.0)
