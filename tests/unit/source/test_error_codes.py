@@ -1,6 +1,7 @@
 """Error codes: every error has one, and docs/operations/failures.md explains each of them and no others."""
 
 import ast
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -102,7 +103,7 @@ def test_every_row_of_the_tables_has_all_its_cells() -> None:
     rows = [re.sub(r"`[^`]*`", "", line) for line in FAILURES.splitlines()]
     wrong = [
         row
-        for before, row in zip(rows, rows[1:], strict=False)
+        for before, row in itertools.pairwise(rows)
         if before.startswith("|") and row.startswith("|") and before.count("|") != row.count("|")
     ]
     assert wrong == []
