@@ -141,7 +141,7 @@ class Deployed:
         self.cluster = Cluster(net, {**environment, **image, **operator, **path}, prefix)
         self._models = models
         self.credentials: dict[str, str] = {}  # of the weights step
-        self.left: list[str] = []  # nodes that were stopped, in the order in which they went
+        self.left: list[str] = []  # nodes that were stopped, in the order in which their preStop hooks returned
         self._pre_stop: list[str] = chart_render.groups(documents)["engine"]["template"]["spec"]["containers"][0][
             "lifecycle"
         ]["preStop"]["exec"]["command"]
@@ -179,8 +179,8 @@ class Deployed:
         if hook.returncode:
             raise RuntimeError(f"preStop of {name}: {hook.stderr[-2000:]}")
         drained = time.monotonic()
-        self.cluster.remove(name, kill=name == "head")  # nothing runs there any more
         self.left.append(name)
+        self.cluster.remove(name, kill=name == "head")  # nothing runs there any more
         print(
             f"         {name} drained in {drained - began:.0f} s, ended in {time.monotonic() - drained:.0f} s",
             flush=True,
