@@ -6,6 +6,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
+from time import perf_counter
 
 from ray import serve as ray_serve
 
@@ -13,6 +14,7 @@ import serve.gateway.app
 from benchmarks.systems.mock_engine import InstantEngine
 from deployments.gateway import GatewayDeployment
 from deployments.replicas import app_name
+from serve.gateway.replica_health import Exchange, ReplicaHealth
 from serve.routing.catalog import Variant
 
 
@@ -50,7 +52,11 @@ class HandleEngines:
     """Replaces `serve.gateway.engine_client.Engines`, with the same arguments."""
 
     def __init__(self, *_: object) -> None:
-        pass
+        self.health = ReplicaHealth()
+
+    def urls(self, variant: str) -> list[str]:
+        """None: no replica is watched."""
+        return []
 
     async def close(self) -> None:
         """Do nothing: handles need no closing."""
@@ -65,10 +71,15 @@ class HandleEngines:
         more: Mapping[str, str],
         avoid: Collection[str] = (),
         replica: str = "",
-    ) -> AsyncIterator["HandleResponse"]:
+        reading_s: float = 0.0,
+    ) -> AsyncIterator[tuple["HandleResponse", Exchange]]:
         """Send a request to a replica; the response has what the gateway reads of one."""
         handle = ray_serve.get_app_handle(app_name(variant.name))
-        yield HandleResponse(handle.options(stream=True).answer.remote(path, payload))
+        exchange = self.health.begin(variant.name, perf_counter())
+        try:
+            yield HandleResponse(handle.options(stream=True).answer.remote(path, payload)), exchange
+        finally:
+            self.health.end(exchange)
 
 
 class HandleResponse:
