@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -290,7 +291,8 @@ def test_urls_that_fail_loop_or_are_too_large_are_skipped(stub, monkeypatch):
         assert reason in result.output
 
 
-def test_a_request_to_a_busy_platform_is_retried(stub, docs):
+def test_a_request_to_a_busy_platform_is_retried(stub, docs, monkeypatch):
+    monkeypatch.setattr(documents, "_delays", lambda: itertools.repeat(0.02))
     stub.failures = [(503, {"retry_after": "0"}), (429, {}), (503, {})]
     assert summary(run(stub, "documents", "add", str(docs))).startswith(
         "4 added, 0 replaced, 0 unchanged, 0 removed, 0 skipped"

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import time
+from functools import partialmethod
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from serve.config.addresses import authority, listen_host, local_url, socket_add
 from serve.config.platform import ConfigError
 from serve.config.sections import ServerConfig
 from serve.gateway.app import _own_url
-from serve.telemetry.metrics_server import serve_metrics
+from serve.telemetry.metrics_server import MetricsServer, serve_metrics
 
 
 def _has_ipv6() -> bool:
@@ -101,7 +102,9 @@ def test_prometheus_finds_ipv6_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("host", "reached"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"]), ("127.0.0.1", ["127.0.0.1"])]
 )
-def test_metrics_are_served_on_ipv6(host: str, reached: list[str]) -> None:
+def test_metrics_are_served_on_ipv6(host: str, reached: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = partialmethod(MetricsServer.serve_forever, 0.01)  # looks that often whether it should end
+    monkeypatch.setattr(MetricsServer, "serve_forever", serve)
     port = free_port("::")
     server = serve_metrics(host, port, CollectorRegistry(), list)
     try:

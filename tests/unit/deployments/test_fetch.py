@@ -3,6 +3,7 @@
 import shutil
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,14 +133,24 @@ def test_a_folder_without_a_card_is_no_variant(made: Path, tmp_path: Path):
         copy(f"file://{made}", tmp_path / "got")
 
 
+@pytest.fixture
+def tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrow tries three times, after pauses of some seconds."""
+    from pyarrow import fs
+
+    once = fs.AwsDefaultS3RetryStrategy(max_attempts=1)
+    monkeypatch.setattr(fs, "S3FileSystem", partial(fs.S3FileSystem, retry_strategy=once))
+
+
+@pytest.mark.usefixtures("tried_once")
 def test_a_store_that_is_away_is_one_line(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(FetchError, match=r"^s3://models/gears/int8 cannot be read: [^\n]+$"):
         copy("s3://models/gears/int8", tmp_path / "got")
     assert nothing_is_left(tmp_path / "got")
 
 
+@pytest.mark.usefixtures("tried_once")
 def test_a_store_that_breaks_off_leaves_nothing(s3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with serving(S3, s3.parents[1], cut_after=50_000) as (url, _):
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
