@@ -53,6 +53,8 @@ def ray_environment(config: PlatformConfig, haproxy: Path) -> dict[str, str]:
         # by default 120 s, after which a proxy that took a new configuration would cut the streams it still has
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(math.ceil(config.server.drain_timeout_s)),
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # by default 5 s, which a proxy exceeds on a busy machine
+        # after three failed checks a proxy is replaced; by default every 10 s, in which a killed HAProxy would answer nobody for 30 s
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         "GEARBOX_HAPROXY": get_haproxy_binary(),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(__file__).with_name("haproxy")),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(haproxy / "haproxy.cfg"),

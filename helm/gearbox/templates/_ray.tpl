@@ -7,6 +7,8 @@
 - {name: RAY_SERVE_THROUGHPUT_OPTIMIZED, value: "1"}
 # Ray kills a proxy that is not ready after 5 s, which a busy node needs.
 - {name: RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, value: "60"}
+# After three failed checks Ray replaces a proxy; by default every 10 s, in which a killed HAProxy would answer nobody for 30 s.
+- {name: RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S, value: "2"}
 # A proxy that takes a new configuration finishes the streams it has: as long as replicas do.
 - {name: RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S, value: {{ include "gearbox.drain" $root | quote }}}
 - {name: RAY_USAGE_STATS_ENABLED, value: "0"}

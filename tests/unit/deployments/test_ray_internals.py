@@ -90,6 +90,7 @@ class TestEnvironment:
             assert process["constants"] == {
                 "RAY_SERVE_ENABLE_HA_PROXY": True,
                 "PROXY_READY_CHECK_TIMEOUT_S": 60.0,
+                "PROXY_HEALTH_CHECK_PERIOD_S": 2.0,
                 "RAY_SERVE_HAPROXY_BINARY_PATH": str(ROOT / "deployments/haproxy"),
                 "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": f"{process['folder']}/haproxy.cfg",
                 "RAY_SERVE_HAPROXY_SOCKET_PATH": f"{process['folder']}/admin.sock",
@@ -138,7 +139,8 @@ logging.getLogger("gearbox.gateway").info("gearbox")
 end = time.monotonic() + 10
 while not (facts.update(log=file.read_text()) or facts["log"]) and time.monotonic() < end:
     time.sleep(0.01)
-names = ["RAY_SERVE_ENABLE_HA_PROXY", "PROXY_READY_CHECK_TIMEOUT_S", "RAY_SERVE_HAPROXY_BINARY_PATH",
+names = ["RAY_SERVE_ENABLE_HA_PROXY", "PROXY_READY_CHECK_TIMEOUT_S", "PROXY_HEALTH_CHECK_PERIOD_S",
+         "RAY_SERVE_HAPROXY_BINARY_PATH",
          "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC", "RAY_SERVE_HAPROXY_SOCKET_PATH", "RAY_SERVE_HAPROXY_SERVER_STATE_BASE",
          "RAY_SERVE_HAPROXY_SERVER_STATE_FILE", "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH", "RAY_SERVE_HAPROXY_METRICS_PORT",
          "RAY_SERVE_HAPROXY_STATS_PORT", "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_ENABLE_DIRECT_INGRESS",
