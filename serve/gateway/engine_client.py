@@ -5,6 +5,7 @@ import logging
 import uuid
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from time import perf_counter
 from typing import Protocol
 
@@ -167,11 +168,12 @@ class Engines:
             async with asyncio.timeout(None) as wait:
                 exchange.interrupt = lambda: wait.reschedule(loop.time())
                 response = await self._open().post(url + path, data=payload, headers=headers, timeout=self._timeout)
-                exchange.interrupt = response.close
+                exchange.interrupt = partial(_break_off, response)
                 return response
-        except aiohttp.ClientConnectorError as error:  # nobody listens there
+        except aiohttp.ClientConnectorError as error:
             self.health.end(exchange)
-            self.eject(variant, url, "unreachable")
+            if _refused(error):
+                self.eject(variant, url, "unreachable")
             raise EngineUnreachable(f"{type(error).__name__} at variant '{variant.name}'", sent=False) from error
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
             problem = "a stalled replica" if exchange.stalled else type(error).__name__
@@ -198,10 +200,8 @@ class Engines:
             timeout = aiohttp.ClientTimeout(total=ANSWER_S)
             async with self._open().get(url + "/health", headers=self._headers, timeout=timeout) as answer:
                 dead = answer.status >= 500
-        except aiohttp.ClientConnectorError:
-            dead = True
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            dead = False  # if it has stalled, the watch notices
+        except (TimeoutError, aiohttp.ClientError, OSError) as error:
+            dead = _refused(error)  # if it has stalled, the watch notices
         if dead:
             self.eject(variant, url, "unreachable")
 
@@ -240,3 +240,14 @@ class Engines:
         """Close every connection."""
         if self._session is not None:
             await self._session.close()
+
+
+def _refused(error: Exception) -> bool:
+    """Whether nobody listens there. Other connections fail for want of file descriptors or ports here, or for the network."""
+    return isinstance(error, aiohttp.ClientConnectorError) and isinstance(error.os_error, ConnectionRefusedError)
+
+
+def _break_off(response: aiohttp.ClientResponse) -> None:
+    """End the wait for the rest of a response; one that has arrived as a whole, and waits for its client, stays."""
+    if not response.content.is_eof():
+        response.close()

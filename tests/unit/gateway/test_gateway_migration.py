@@ -1,11 +1,13 @@
 """The gateway when an engine breaks off a stream or stalls: the stream goes on elsewhere, and the client sees one answer."""
 
+import errno
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 import httpx
 import pytest
 
@@ -14,7 +16,7 @@ from serve.card import Step
 from serve.gateway import replica_health, replica_watch
 from serve.gateway.migration import tokenizer
 from serve.routing.catalog import Variant
-from tests.support.answers import MESSAGES, chunks, event_error_of, text_of
+from tests.support.answers import MESSAGES, chunks, error_of, event_error_of, text_of
 from tests.support.gateway_server import GatewayServer, Start, Started
 
 BREAKS = [
@@ -324,6 +326,25 @@ class TestStalls:
         assert ejected == [False] and b" there" in body
         assert len(full.requests) == 1, "there is nothing to be probed for"
 
+    def test_an_answer_that_waits_as_a_whole_for_its_client_outlives_its_replica(self, gateway: Started, _server):
+        """Also one that no other engine could continue."""
+        full, ejected = gateway.engines["full"], threading.Event()
+
+        def eject() -> None:
+            gateway.app._engines.eject(gateway.variants["full"], full.url, "stalled")
+            ejected.set()
+
+        def meanwhile() -> None:
+            while full.running:
+                time.sleep(0.01)
+            time.sleep(0.05)  # until the gateway has read the end
+            _server._loop.call_soon_threadsafe(eject)
+            assert ejected.wait(10)
+
+        body = _server.read_slowly(gateway, {"model": MODEL, "messages": MESSAGES, "stream": True, "n": 2}, meanwhile)
+        assert body.endswith(b"data: [DONE]\n\n") and b"error" not in body
+        assert gateway.engine_calls() == {"full": 1}
+
     def test_streams_that_go_on_keep_a_replica_whose_metrics_are_late(self, gateway: Started, _server, monkeypatch):
         monkeypatch.setattr(replica_watch, "FLOOR_S", 5.0)
         full = gateway.engines["full"]
@@ -361,6 +382,27 @@ class TestDeadEngines:
         assert gateway.sample("gearbox_failovers_total", variant="full") == 1
         gateway.chat(stream=stream)
         assert gateway.sample("gearbox_failovers_total", variant="full") == 1, "it is not tried again"
+
+    def test_a_gateway_that_can_open_no_more_connections_ejects_nobody(self, gateway: Started, monkeypatch):
+        """Without file descriptors of its own: those that have connections go on."""
+
+        async def no_file_descriptors(_: object, request: Any, *__: object) -> None:
+            raise aiohttp.ClientConnectorError(request.connection_key, OSError(errno.EMFILE, "Too many open files"))
+
+        full = gateway.engines["full"]
+        full.behaviour = "hold"
+        with in_background(gateway, stream=True) as responses:
+            while not full.running:
+                time.sleep(0.01)
+            with monkeypatch.context() as patch:
+                patch.setattr(aiohttp.TCPConnector, "_create_connection", no_file_descriptors)
+                body = {"model": MODEL, "messages": MESSAGES}
+                refused = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=60)
+            full.hold.set()
+        error_of(refused, 503)
+        assert chunks(responses[0])[-1]["gearbox"]["migrations"] == []
+        assert gateway.chat().headers["x-gearbox-variant"] == "full"
+        assert gateway.sample("gearbox_replica_ejections_total") == 0
 
     def test_one_that_refuses_a_poll_is_down_before_a_request_fails(self, gateway: Started, _server):
         gateway.replicas.health.on_refused(gateway.engines["full"].url)
