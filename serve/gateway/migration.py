@@ -141,8 +141,11 @@ class Migration:
             try:
                 async with asyncio.timeout(WAIT_S):
                     await turn
-            except TimeoutError as error:
-                raise NotContinuable("too many streams are being continued") from error
+            except (TimeoutError, asyncio.CancelledError) as error:
+                self._wake()  # if it was its turn at last, it is that of the next
+                if isinstance(error, TimeoutError):
+                    raise NotContinuable("too many streams are being continued") from error
+                raise
         self._reading += 1
         held = [None]
 

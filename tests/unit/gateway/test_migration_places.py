@@ -43,6 +43,16 @@ async def test_one_whose_client_has_gone_takes_no_place():
     await asyncio.wait_for(next_one, 1)
 
 
+async def test_one_whose_client_goes_at_its_turn_passes_it_on():
+    continued = migration(0)
+    held = [await continued._place() for _ in range(MIN_READING)]
+    gone, next_one = (asyncio.create_task(continued._place()) for _ in range(2))
+    await asyncio.sleep(0)
+    held[0]()
+    gone.cancel()
+    await asyncio.wait_for(next_one, 1)
+
+
 async def test_the_wait_is_bounded(monkeypatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
     continued = migration(0)
