@@ -369,6 +369,7 @@ class Generation:
         """
         request, relay, replica = attempt.request, stream.relay, exchange.replica
         fault: EngineFault | None = None
+        broke: Exception | None = None
         chunk = data = b""
         try:
             while not chunk and (data := await response.content.readany()):
@@ -378,9 +379,11 @@ class Generation:
                 raise translate_engine_error(error.status, error.body, request.call) from error
             chunk, fault = error.before, error
         except (TimeoutError, aiohttp.ClientError) as error:
-            raise EngineUnreachable(f"{type(error).__name__} before the first token") from error
+            broke = error
+        chunk = chunk or stream.complete()
         if not chunk and not relay.done:
-            raise EngineUnreachable("the stream ended before the first token")
+            problem = "the stream ended" if broke is None else type(broke).__name__
+            raise EngineUnreachable(f"{problem} before the first token") from broke
         attempt.first_token_at = attempt.last_token_at = perf_counter()
         exchange.on_first_token(attempt.first_token_at)
         exchange.waiting_since = math.inf
@@ -436,13 +439,9 @@ class Generation:
         self, attempt: Attempt, stream: ResponseStream, error: StreamInterrupted, send: Send, broken: set[str]
     ) -> None:
         """Continue a stream that was interrupted at other engines; where that cannot be, end it with an error event."""
-        request, param = attempt.request, None
-        for _ in range(MAX_CONTINUATIONS):
-            name = attempt.variant.name
-            _LOG.warning("request %s: the stream from variant %s was interrupted: %s", request.id, name, error)
-            if attempt.reached is not None:
-                broken.add(attempt.reached)
-                self._engines.on_failure(attempt.variant, attempt.reached)
+        request, param, tries = attempt.request, None, 0
+        self._on_interruption(attempt, error, broken)
+        while tries < MAX_CONTINUATIONS:
             try:
                 next_attempt = await self._migration.next_attempt(stream, attempt, broken, error.cause)
                 try:
@@ -450,8 +449,11 @@ class Generation:
                 finally:
                     stream.first_token()  # if none came, the place is free all the same
             except StreamInterrupted as again:
-                attempt, error = next_attempt, again
+                attempt, error, tries = next_attempt, again, tries + 1
+                self._on_interruption(attempt, error, broken)
             except EngineUnreachable as failure:
+                _LOG.warning("request %s is not continued there: %s", request.id, failure)
+                tries += failure.sent or failure.replica is None or failure.replica in broken
                 if failure.replica is not None:
                     broken.add(failure.replica)
             except (NotContinuable, RequestError, ContextTooLong) as obstacle:
@@ -462,6 +464,13 @@ class Generation:
         request.streaming = False
         event = error_event(RequestError(500, message, param=param, code="stream_interrupted"))
         await send({"type": "http.response.body", "body": event})
+
+    def _on_interruption(self, attempt: Attempt, error: StreamInterrupted, broken: set[str]) -> None:
+        name = attempt.variant.name
+        _LOG.warning("request %s: the stream from variant %s was interrupted: %s", attempt.request.id, name, error)
+        if attempt.reached is not None:
+            broken.add(attempt.reached)
+            self._engines.on_failure(attempt.variant, attempt.reached)
 
     def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
         """The JSON member `model` as engines write it and as the client requested it; None when they are equal."""

@@ -12,7 +12,7 @@ from time import perf_counter
 from serve.config.platform import PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.continuation import NotContinuable
-from serve.gateway.engine_client import Engines, EngineUnreachable
+from serve.gateway.engine_client import Engines
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_stream import Cause, ResponseStream
 from serve.request.lifecycle import Attempt
@@ -62,6 +62,7 @@ class Migration:
 
         Raises:
             NotContinuable: the stream cannot be continued exactly, or nowhere.
+            EngineUnreachable: the replica that was asked for its text could not be reached.
             RequestError: another variant refuses the request.
         """
         give_back = await self._place()
@@ -93,10 +94,7 @@ class Migration:
         async def detokenize(tokens: Sequence[int]) -> str:
             return await self._engines.detokenize(variant, self._model, tokens, broken)
 
-        try:
-            await stream.cut(detokenize)
-        except EngineUnreachable as error:
-            raise NotContinuable(f"its text cannot be read: {error}") from error
+        await stream.cut(detokenize)
 
     async def _decide(self, stream: ResponseStream, last: Attempt, broken: Set[str]) -> Decision:
         prompt, same = len(stream.continuation.prompt), last.variant.name

@@ -165,6 +165,28 @@ class TestContinuation:
         assert chunks(response)[-1]["usage"] == usage, "by the ids"
         assert gateway.engine_calls() == {"full": 1}
 
+    @pytest.mark.parametrize("behaviour", ["end early", "die mid-stream"])
+    def test_one_whose_next_engine_only_writes_the_last_chunk_ends_there(self, gateway: Started, behaviour):
+        """A third engine would write on after the end."""
+        full, int8, _ = gateway.engines.values()
+        full.behaviour, full.at = "die mid-stream", "there"
+        int8.behaviour, int8.at = behaviour, '"stop_reason"'
+        response = gateway.chat(stream=True, stream_options={"include_usage": True})
+        assert text_of(response, True) == "You said: hello there"
+        assert [c["choices"][0]["finish_reason"] for c in chunks(response) if c["choices"]][-2:] == [None, "stop"]
+        assert chunks(response)[-1]["usage"]["completion_tokens"] == 6
+        assert gateway.engine_calls() == {"full": 1, "int8": 1}
+
+    def test_replicas_that_died_with_the_first_are_passed_over(self, gateway: Started):
+        """As those of one node: the bound on continuations counts those that may have begun."""
+        full, other = gateway.engines["full"], gateway.engines["distilled"]
+        full.behaviour = "die mid-stream"
+        dead = [f"http://127.0.0.1:{port}" for port in (1, 7, 9)]
+        gateway.replicas.by_variant["full"] = [full.url, *dead, other.url]
+        response = gateway.chat(stream=True)
+        assert text_of(response, True) == "You said: hello there"
+        assert gateway.engine_calls() == {"full": 1, "distilled": 1}
+
     def test_a_grounded_answer_is_verified_as_a_whole(self, grounded: Started):
         grounded.engines["full"].behaviour = "die mid-stream"
         response = grounded.chat(stream=True, retrieval=True)
