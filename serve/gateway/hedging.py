@@ -65,7 +65,9 @@ class Hedging:
             return None
         slow, urls = attempt.reached or attempt.replica, self._engines.urls(variant.name)
         known = variant.live.by_replica.keys()
-        others = (known & set(urls)) - self._engines.health.ejected(urls) - {slow}
+        # for one that is avoided, also by chance, the hedge would come to the replica that is late
+        avoided = self._engines.health.avoided(urls, perf_counter(), lambda: 1.0)
+        others = (known & set(urls)) - avoided - {slow}
         decision = self._admission.decide_now(request, known - others if slow and others else {variant.name})
         if decision is None:
             return None

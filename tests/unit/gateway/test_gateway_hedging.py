@@ -380,6 +380,17 @@ class TestBound:
         hedged.replicas.health.eject(second(hedged).url, time.perf_counter())
         self.answered_by_first(hedged, model=PINNED)
 
+    def test_not_for_a_replica_that_gets_few_requests_after_its_ejection(self, hedged: Started):
+        """It would go to the one that is late."""
+        health = hedged.replicas.health
+        health.eject(second(hedged).url, time.perf_counter())
+        health.on_probe(second(hedged).url, True, time.perf_counter())
+        self.answered_by_first(hedged, model=PINNED)
+
+    def test_not_for_a_replica_that_is_suspect(self, hedged: Started):
+        hedged.replicas.health.suspects.add(second(hedged).url)
+        self.answered_by_first(hedged, model=PINNED)
+
 
 def attempt(limit_ms: float | None, stream: bool, earlier: int = 0) -> Any:
     """An attempt whose predicted 95% bounds are 100 ms for the first token and 500 ms for the whole answer."""
