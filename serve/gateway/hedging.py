@@ -96,7 +96,7 @@ class _Race:
         self._timer: asyncio.TimerHandle | None = None
         self._second: asyncio.Task[None] | None = None
         self._first_runs = True
-        self._hedge_won = False
+        self._first_won = self._hedge_won = False
 
     async def run(self, delay_s: float) -> None:
         """Run the attempt, and the hedge if there is no first token after `delay_s`."""
@@ -119,6 +119,8 @@ class _Race:
         finally:
             self._timer.cancel()
             if self._second is not None:
+                if not self._hedge_won and not self._first_won:
+                    _answers(self._first)  # with an error
                 self._second.cancel()
                 (ended,) = await asyncio.gather(self._second, return_exceptions=True)
                 if isinstance(ended, Exception) and not self._hedge_won:
@@ -137,6 +139,7 @@ class _Race:
             self._metrics.hedges.labels(self._first.variant.name, outcome).inc()
 
     def _on_first(self) -> None:
+        self._first_won = True
         if self._timer is not None:
             self._timer.cancel()
         if self._second is not None:

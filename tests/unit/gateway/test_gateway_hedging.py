@@ -202,6 +202,21 @@ class TestOutcome:
         assert hedges(single) == (1, 0)
         nothing_in_flight(single)
 
+    def test_an_interrupted_stream_of_the_first_replica_is_continued(self, single: Started, _server):
+        full, int8, _ = single.engines.values()
+        full.behaviour = int8.behaviour = "hang"
+        sent = Sent(single, max_tokens=50)
+        until(lambda: full.running and int8.running)
+        full.behaviour, int8.behaviour = "die mid-stream", "answer"
+        let_go(_server, full)
+        response = sent.answer()
+        assert text_of(response, True) == ANSWER
+        facts = gearbox_of(response, True)
+        assert (facts["attempts"], [m["to"] for m in facts["migrations"]]) == (3, ["int8"])
+        assert single.sample("gearbox_requests_total", variant="int8", outcome="answered") == 1
+        assert hedges(single) == (0, 1)
+        nothing_in_flight(single)
+
 
 class TestFailure:
     @streamed_or_not
@@ -278,6 +293,16 @@ class TestFailure:
         until(lambda: other.cancelled == 1)
         assert hedges(hedged) == (0, 1)
         nothing_in_flight(hedged)
+
+    def test_the_variant_of_a_refusal_is_that_which_refused(self, single: Started, _server):
+        full, other = single.engines["full"], second(single)
+        full.behaviour, other.behaviour = "400 when let go", "hang"
+        sent = Sent(single)
+        until(lambda: full.running and other.running)
+        let_go(_server, full)
+        error_of(sent.answer(), 400)
+        assert single.sample("gearbox_requests_total", variant="full", outcome="rejected") == 1
+        nothing_in_flight(single)
 
     def test_a_refusal_of_the_hedge_is_not(self, hedged: Started, _server, caplog):
         full, other = hedged.engines["full"], second(hedged)
