@@ -56,7 +56,7 @@ def in_flight(metrics_port: int) -> float:
     total = sum(_engine_requests(process) for process in engines) + _haproxy_requests()
     if not gateway:
         return total
-    under_way = gateway_requests(metrics_port)
+    under_way = gateway_requests(f"http://127.0.0.1:{metrics_port}")
     return total + (1 if under_way is None else under_way)
 
 
@@ -68,27 +68,25 @@ def _engine_requests(process: psutil.Process) -> float:
         return 0
     except psutil.AccessDenied:
         return 1
-    pages = [_metrics(port) for port in ports & {*REPLICA_PORTS}]
+    pages = [_metrics(f"http://127.0.0.1:{port}") for port in ports & {*REPLICA_PORTS}]
     loads = [load for page in pages for name in _ENGINE_LOAD for load in page.get(name, {}).values()]
     return sum(loads) if loads else 1
 
 
-def gateway_requests(port: int) -> float | None:
+def gateway_requests(metrics_url: str) -> float | None:
     """Requests in flight in all gateways of this node, which share a metrics port; None where it cannot be read.
 
     Before its first request there is no series.
     """
-    page = _metrics(port)
+    page = _metrics(metrics_url)
     return sum(load for name in _GATEWAY_LOAD for load in page.get(name, {}).values()) if page else None
 
 
-def _metrics(port: int) -> Samples:
-    """The load metrics, and all of a gateway, at `port`; empty when they cannot be read."""
+def _metrics(url: str) -> Samples:
+    """The load metrics, and all of a gateway, of this machine at `url`; empty when they cannot be read."""
     try:
-        return parse(
-            httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5).raise_for_status().text,
-            (*_ENGINE_LOAD, "gearbox_"),
-        )
+        response = httpx.get(f"{url}/metrics", timeout=5, trust_env=False)  # not by the proxy of the environment
+        return parse(response.raise_for_status().text, (*_ENGINE_LOAD, "gearbox_"))
     except (httpx.HTTPError, ValueError):
         return {}
 

@@ -9,13 +9,16 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -61,6 +64,7 @@ class Supervisor:
         self._serve_lock = threading.Lock()  # Serve's configuration classes cannot be created by two threads at once
         self._database: Database | None = None
         self._stopping = False
+        self._interrupted = threading.Event()  # by `gearbox down --now` while it drains
         self._saving = FailureLog(_LOG, "writing the state failed")
         self.reload_requested = threading.Event()
 
@@ -84,18 +88,29 @@ class Supervisor:
                     self._reload()
                 elif self._saving.failures:
                     self._save()
-        except SystemExit as stop:  # raised by the stop signals' handler
-            self._stopping = True
-            for number in _STOP_SIGNALS:
-                signal.signal(number, signal.SIG_IGN)
+        except SystemExit as stop:  # raised by `_on_stop_signal`
+            self._stopping = True  # before any call, in which the next signal could be handled
             if stop.code != signal.SIGINT:
                 self._drain()
             self._set_message(STOPPING)
         except Exception as error:
-            _LOG.exception("starting the platform failed")
             self._stopping = True
+            _LOG.exception("the platform failed")
             self._state.error = _one_line(error)
             self._save()
+            self._drain()
+
+    def handle_stop_signals(self) -> None:
+        """Raise `SystemExit` with the signal's number in the main thread on a signal to stop."""
+        for number in _STOP_SIGNALS:
+            signal.signal(number, self._on_stop_signal)
+
+    def _on_stop_signal(self, number: int, _: object) -> None:
+        """A signal while the platform is being stopped must not end that: processes would stay."""
+        if not self._stopping:
+            sys.exit(number)
+        if number == signal.SIGINT:
+            self._interrupted.set()
 
     def _start_thread(self, name: str, work: Callable[[], None]) -> None:
         """Run `work` in a thread. If it fails, stop the platform with the reason in its state: nothing else would notice."""
@@ -127,7 +142,7 @@ class Supervisor:
     def _drain(self) -> None:
         """Refuse new requests, and wait for those under way for `drain_timeout_s` seconds; gateways end the others by then."""
         server = self._config.server
-        if ended_ray_process() or not gateway_requests(server.metrics_port):
+        if ended_ray_process() or not _listens(server.metrics_url):
             return
         self._set_message("draining: waiting for the answers under way")
         end = time.monotonic() + server.drain_timeout_s
@@ -137,15 +152,20 @@ class Supervisor:
         except Exception:
             _LOG.exception("the gateway cannot be drained")
             return
-        while gateway_requests(server.metrics_port) and time.monotonic() < end:
-            time.sleep(0.5)
-        time.sleep(1)  # the last bytes pass HAProxy
+        while not self._interrupted.wait(1) and time.monotonic() < end:
+            requests = gateway_requests(server.metrics_url)
+            if requests == 0 or (requests is None and not _listens(server.metrics_url)):
+                break
+        self._interrupted.wait(1)  # the last bytes pass HAProxy
 
     def close(self) -> None:
         """Stop the database and all calls to Ray: after its shutdown, another call would start a new Ray."""
         self._serve_lock.acquire(timeout=5)  # never released
         if self._database is not None:
-            self._database.stop()
+            try:
+                self._database.stop()
+            except Exception:  # its processes are stopped with all others
+                _LOG.exception("the database cannot be stopped in order")
 
     def _deploy_retrieval(self) -> None:
         """Export the embedder unless cached, start the embedded database if configured, deploy retrieval."""
@@ -189,10 +209,11 @@ class Supervisor:
         """Apply the sections of the configuration file that a running platform reloads; an invalid file changes nothing."""
         try:
             self._reloaded = load_config(Path(self._state.config)).model_dump(mode="json", include=RELOADED)
+            self._deploy({})
         except ConfigError as error:
             _LOG.error("profiles are unchanged, the configuration is invalid: %s", error)
-            return
-        self._deploy({})
+        except Exception:  # of Ray Serve, whose controller may be restarting: the platform goes on
+            _LOG.exception("profiles are unchanged, reloading failed; 'gearbox reload' tries it again")
 
     def _build(self, weights: Weights, variant: VariantConfig) -> None:
         state = self._state.variants[variant.name]
@@ -226,7 +247,7 @@ class Supervisor:
             log_to_driver=False,
             **metrics_port_argument(self._config.server.derived_ports["Ray's metrics"]),
         )
-        handle_stop_signals()  # `ray.init` installs a handler of SIGTERM that aborts the process 3 s later
+        self.handle_stop_signals()  # `ray.init` installs a handler of SIGTERM that aborts the process 3 s later
         self._set_message("starting HAProxy")
         server = self._config.server
         ray_serve.start(http_options={"host": ray_host(server.host), "port": server.port})
@@ -292,7 +313,8 @@ class Supervisor:
     def _routable_variants(self) -> set[str]:
         """Variants that the gateway routes requests to; none while it does not answer."""
         try:
-            return set(httpx.get(f"{self._state.url}/readyz", timeout=5).json().get("variants", ()))
+            answer = httpx.get(f"{self._state.url}/readyz", timeout=5, trust_env=False)  # not by the proxy of the shell
+            return set(answer.json().get("variants", ()))
         except (httpx.HTTPError, ValueError):
             return set()
 
@@ -316,10 +338,16 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:2000] or type(error).__name__
 
 
-def handle_stop_signals() -> None:
-    """Raise `SystemExit` with the signal's number in the main thread on a signal to stop."""
-    for number in _STOP_SIGNALS:
-        signal.signal(number, lambda number, _: sys.exit(number))
+def _listens(url: str) -> bool:
+    """Whether a process listens at `url`, even one that does not answer."""
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1).close()
+    except TimeoutError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def run_apps(targets: Sequence["RunTarget"]) -> None:
@@ -361,13 +389,15 @@ def main() -> None:
         retrieval=VariantState() if config.retrieval else None,
     )
     supervisor = Supervisor(config, state, folder)
-    handle_stop_signals()
+    supervisor.handle_stop_signals()
     signal.signal(signal.SIGHUP, lambda *_: supervisor.reload_requested.set())
-    supervisor.run()
-    supervisor.close()
-    ray_ended = ended_ray_process() is not None
-    _stop_processes(state.run_id, ray_ended)
-    shutil.rmtree(haproxy, ignore_errors=True)
+    try:
+        supervisor.run()
+    finally:
+        supervisor.close()
+        ray_ended = ended_ray_process() is not None
+        _stop_processes(state.run_id, ray_ended)
+        shutil.rmtree(haproxy, ignore_errors=True)
     if ray_ended:
         exit_without_ray(1)
     sys.exit(1 if state.error else 0)
@@ -385,10 +415,12 @@ def _stop_processes(run_id: str, ray_ended: bool) -> None:
         ray.shutdown()
     others = [process for process in processes_of(run_id, os.getpid()) if process.pid != os.getpid()]
     for process in others:
-        process.terminate()
+        with suppress(psutil.NoSuchProcess):  # Ray's processes are ending
+            process.terminate()
     _, remaining = psutil.wait_procs(others, timeout=5)
     for process in remaining:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 if __name__ == "__main__":

@@ -159,7 +159,8 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Callable[..., float]:
     """Requests on a node with these processes, whose metrics say this by port: a page, a status or an exception."""
 
     def run(processes: list[object], pages: dict[int, object] | None = None) -> float:
-        def get(url: str, timeout: float) -> httpx.Response:
+        def get(url: str, timeout: float, trust_env: bool) -> httpx.Response:
+            assert not trust_env, "HTTP_PROXY is for other machines"
             page = (pages or {}).get(int(url.split(":")[2].split("/")[0]), httpx.ConnectError("refused"))
             if isinstance(page, Exception):
                 raise page

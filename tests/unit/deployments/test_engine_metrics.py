@@ -62,10 +62,11 @@ async def test_the_load_of_an_engine(pages):
 
 def test_a_draining_node_counts_every_request(pages, monkeypatch):
     monkeypatch.setattr(drain, "REPLICA_PORTS", [pages.port])
+    url = f"http://127.0.0.1:{pages.port}"
     assert drain._engine_requests(psutil.Process()) == 5
-    assert drain.gateway_requests(pages.port) == 4
+    assert drain.gateway_requests(url) == 4
     pages.page = "gearbox_uptime_seconds 5\n"
-    assert drain.gateway_requests(pages.port) == 0, "none before the first request"
+    assert drain.gateway_requests(url) == 0, "none before the first request"
     pages.page = 'gearbox_requests_in_flight{variant="a} x'
-    assert drain.gateway_requests(pages.port) is None
+    assert drain.gateway_requests(url) is None
     assert drain._engine_requests(psutil.Process()) == 1

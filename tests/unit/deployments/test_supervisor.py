@@ -1,21 +1,28 @@
 """When a starting platform counts as ready, and what ends the wait."""
 
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain, repeat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import httpx
+import psutil
 import pytest
 from ray import serve as ray_serve
 
 from deployments.replicas import app_name
 from deployments.state import PlatformState, VariantState, load_state, private
-from deployments.supervisor import Supervisor, _stop_processes
+from deployments.supervisor import Supervisor, _listens, _stop_processes
 from serve.config.platform import load_config
+from tests.support.http_server import serving
 from tests.support.waiting import eventually
 
 LOCAL = Path(__file__).resolve().parents[3] / "deployments/local.yaml"
@@ -121,7 +128,8 @@ def test_the_platform_stops_with_a_reason_when_ray_has_ended(
     monkeypatch.setattr("deployments.supervisor.ended_ray_process", lambda: next(looks, "gcs_server (exit code -9)"))
     kill, delete = Mock(), Mock()
     monkeypatch.setattr("deployments.supervisor.os.kill", kill)
-    monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda port: 3.0)
+    monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda url: 3.0)
+    monkeypatch.setattr("deployments.supervisor._listens", lambda url: True)
     monkeypatch.setattr("deployments.supervisor.start_deleting_app", delete)
     supervisor._monitor_ray()
     assert kill.call_args.args[1] == signal.SIGTERM and next(looks, "read") == "read"
@@ -186,23 +194,154 @@ def test_a_state_that_cannot_be_written_does_not_end_the_platform_and_is_written
     assert "Is a directory" in failures[0] and failures[-1].endswith("it succeeds again")
 
 
-@pytest.mark.parametrize(("loads", "deleted"), [([0.0], 0), ([None], 0), ([2.0, 2.0, 1.0, 0.0], 1), ([1.0] * 50, 1)])
-def test_it_drains_while_requests_are_under_way_and_no_longer_than_it_may(
-    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, loads: list[float | None], deleted: int
+Drain = Callable[..., tuple[float, int]]
+
+
+@pytest.fixture
+def drained(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> Drain:
+    """Seconds of a drain with a limit of 5 s, and how often it deleted the gateway, whose load is this at each look."""
+
+    def run(loads: Sequence[float | None], listens: Sequence[bool] = (True,), interrupt_after_s: int = 99) -> Any:
+        deleted: list[str] = []
+        now = 0.0
+        look, listening = iter(loads), chain(listens, repeat(listens[-1]))
+        server = supervisor._config.server.model_copy(update={"drain_timeout_s": 5})
+        supervisor._config = supervisor._config.model_copy(update={"server": server})
+
+        def wait(seconds: float) -> bool:
+            nonlocal now
+            now += seconds
+            return now >= interrupt_after_s
+
+        monkeypatch.setattr(supervisor, "_interrupted", Mock(wait=wait))
+        monkeypatch.setattr("deployments.supervisor.time.monotonic", lambda: now)
+        monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda url: next(look))
+        monkeypatch.setattr("deployments.supervisor._listens", lambda url: next(listening))
+        monkeypatch.setattr("deployments.supervisor.start_deleting_app", deleted.append)
+        supervisor._drain()
+        assert set(deleted) <= {"gateway"}
+        return now, len(deleted)
+
+    return run
+
+
+def test_it_drains_while_requests_are_under_way_and_no_longer_than_it_may(drained: Drain):
+    assert drained([2.0, 2.0, 1.0, 0.0]) == (5, 1)
+    assert drained([0.0]) == (2, 1), "a request may arrive until the gateway is deleted"
+    assert drained([1.0] * 50) == (6, 1), "the drain timeout"
+    assert drained([], listens=[False]) == (0, 0), "no gateway runs"
+
+
+def test_a_gateway_that_does_not_listen_on_loopback_is_drained_too(
+    drained: Drain, supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
 ):
-    gone: list[str] = []
-    seconds = iter(range(1000))
-    looks = iter(loads)
-    supervisor._config = supervisor._config.model_copy(
-        update={"server": supervisor._config.server.model_copy(update={"drain_timeout_s": 5})}
-    )
-    monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda port: next(looks))
-    monkeypatch.setattr("deployments.supervisor.time.monotonic", lambda: next(seconds))
-    monkeypatch.setattr("deployments.supervisor.start_deleting_app", gone.append)
+    server = supervisor._config.server.model_copy(update={"host": "::1", "metrics_port": 19464})
+    supervisor._config = supervisor._config.model_copy(update={"server": server})
+    asked: list[str] = []
+    drained([1.0], interrupt_after_s=1)
+    monkeypatch.setattr("deployments.supervisor._listens", lambda url: asked.append(url) or False)
     supervisor._drain()
-    assert gone == ["gateway"] * deleted
-    if loads[0] == 1.0:
-        assert 5 <= 50 - len(list(looks)) <= 8
+    assert asked == ["http://[::1]:19464"]
+
+
+def test_a_gateway_whose_load_cannot_be_read_once_is_waited_for(drained: Drain):
+    assert drained([1.0, None, 1.0, 0.0]) == (5, 1)
+    assert drained([1.0, None], listens=[True, False]) == (3, 1), "it has ended"
+
+
+def test_down_now_ends_a_drain_that_is_under_way(drained: Drain, supervisor: Supervisor):
+    assert drained([1.0] * 50, interrupt_after_s=2)[0] <= 3
+    supervisor._interrupted = threading.Event()
+    supervisor._stopping = True
+    supervisor._on_stop_signal(signal.SIGTERM, None)
+    assert not supervisor._interrupted.is_set()
+    supervisor._on_stop_signal(signal.SIGINT, None)
+    assert supervisor._interrupted.is_set()
+
+
+def test_what_listens_is_known_though_it_does_not_answer():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert not _listens(url)
+        server.listen()
+        assert _listens(url)
+    assert not _listens("http://no-such-host.invalid:1")
+
+
+def test_signals_while_the_platform_stops_do_not_end_that(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
+    """`gearbox up` sends one as soon as the state has an error, monitors of parts that fail together send several."""
+    stopped: list[str] = []
+
+    def fail() -> None:
+        raise LookupError("no Ray")
+
+    def save() -> None:
+        if supervisor._state.error or supervisor._stopping:
+            signal.raise_signal(signal.SIGTERM)
+            stopped.append(supervisor._state.error or "")
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr("deployments.supervisor.Weights", Mock())
+    monkeypatch.setattr(supervisor, "_start_ray", fail)
+    monkeypatch.setattr(supervisor, "_save", save)
+    monkeypatch.setattr(supervisor, "_drain", lambda: signal.raise_signal(signal.SIGTERM))
+    supervisor.handle_stop_signals()
+    try:
+        supervisor.run()
+        assert stopped == ["no Ray"]
+        supervisor._stopping, supervisor._state.error = False, None
+        monkeypatch.setattr(supervisor, "_start_ray", lambda: signal.raise_signal(signal.SIGTERM))
+        supervisor.run()
+        assert stopped == ["no Ray", ""]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_a_reload_that_ray_serve_refuses_does_not_end_the_platform(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    supervisor._state.config = str(LOCAL)
+    monkeypatch.setattr(supervisor, "_deploy", Mock(side_effect=RuntimeError("the controller is restarting")))
+    supervisor._reload()
+    assert "reloading failed" in caplog.text and "the controller is restarting" in caplog.text
+
+
+def test_a_database_that_hangs_does_not_keep_the_other_processes_running(supervisor: Supervisor):
+    supervisor._database = Mock(stop=Mock(side_effect=subprocess.TimeoutExpired("postgres", 10)))
+    supervisor.close()
+
+
+def test_a_process_that_ends_meanwhile_does_not_keep_the_others_running(monkeypatch: pytest.MonkeyPatch):
+    gone = Mock(
+        pid=0, terminate=Mock(side_effect=psutil.NoSuchProcess(0)), kill=Mock(side_effect=psutil.NoSuchProcess(0))
+    )
+    other = Mock(pid=0)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("deployments.supervisor.processes_of", lambda run_id, pid: [gone, other])
+    monkeypatch.setattr("psutil.wait_procs", lambda processes, timeout: ([], processes))
+    _stop_processes("r", False)
+    assert other.terminate.called and other.kill.called
+
+
+def test_the_gateway_is_not_asked_by_the_proxy_of_the_shell(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), Ready)) as url:
+        supervisor._state.url = url
+        assert supervisor._routable_variants() == {"full"}
+
+
+class Ready(BaseHTTPRequestHandler):
+    """A gateway that routes to one variant."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"variants": ["full"]}')
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 @pytest.mark.parametrize(("number", "drained"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
@@ -241,7 +380,7 @@ from unittest.mock import patch
 from ray import serve as ray_serve
 from benchmarks.lib.sample_catalog import make_config
 from deployments.state import PlatformState
-from deployments.supervisor import Supervisor, handle_stop_signals
+from deployments.supervisor import Supervisor
 
 class Draining(Supervisor):
     def _deploy(self, folders):
@@ -253,9 +392,10 @@ class Draining(Supervisor):
         print("drained", flush=True)
 
 state = PlatformState(run_id="r", pid=1, url="", metrics_url="", config="", model="m", variants={})
-handle_stop_signals()
+supervisor = Draining(make_config(server={"metrics_port": 19764}), state, Path(sys.argv[1]))
+supervisor.handle_stop_signals()
 with patch("deployments.supervisor.Weights"), patch.object(ray_serve, "start"):
-    Draining(make_config(server={"metrics_port": 19764}), state, Path(sys.argv[1])).run()
+    supervisor.run()
 """
 
 
