@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,15 +28,20 @@ from deployments.cli_weights import weights
 from deployments.listener import ray_host
 from deployments.state import (
     RUN_ID,
+    STATE_DIR,
     STOPPING,
     PlatformState,
+    Run,
     VariantState,
     cache_folder,
+    find_run,
     is_running,
+    kill,
     load_state,
     private,
     processes_of,
     state_folder,
+    wait_for_end,
 )
 from deployments.weights import Weights
 from serve.cli import documents as indexing
@@ -58,27 +64,32 @@ def up(
 ) -> None:
     """Start the platform: build missing weights, start all services, wait until every variant serves requests."""
     folder = state_folder()
-    state = load_state(folder)
+    state = _state(folder)
     console = Console()
     if state is not None and is_running(state):
         console.print(f"already running at {state.url} (pid {state.pid}); 'gearbox down' stops it")
         return _summary(console, state)
+    if run := find_run(folder):
+        raise fail(_unknown(run))
+    if state is not None and (leftovers := processes_of(state.run_id, state.pid)):  # the supervisor was killed
+        kill(leftovers)
+        console.print("stopped what was left of the last platform")
     try:
         settings = _validated(config, variants)
     except ConfigError as error:
         raise fail(str(error), 2) from error
     try:
-        supervisor = _start_supervisor(config, variants, folder)
+        supervisor, run = _start_supervisor(config, variants, folder.resolve())
     except OSError as error:
         raise fail(f"the state cannot be written: {error}") from error
     try:
         state = _follow(console, supervisor, folder)
     except KeyboardInterrupt:
         console.print("interrupted: stopping the platform")
-        _stop(supervisor.pid)
+        _stop(run)
         raise typer.Exit(130) from None
     if state is None or state.error or not any(v.phase == "ready" for v in state.variants.values()):
-        _stop(supervisor.pid)
+        _stop(run)
         reasons = [f"{name}: {part.error}" for name, part in state.parts.items() if part.error] if state else []
         reason = (state.error if state else None) or "; ".join(reasons) or "the supervisor exited"
         raise fail(f"could not start: {reason} (log: {folder / 'platform.log'})")
@@ -115,7 +126,7 @@ def _check_ports(server: ServerConfig) -> None:
             raise ConfigError(f"cannot listen on {authority(host, port)}: {error.strerror} ({name})") from error
 
 
-def _start_supervisor(config: Path, variants: str, folder: Path) -> "subprocess.Popen[bytes]":
+def _start_supervisor(config: Path, variants: str, folder: Path) -> tuple["subprocess.Popen[bytes]", Run]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").unlink(missing_ok=True)
     command = [
@@ -128,13 +139,29 @@ def _start_supervisor(config: Path, variants: str, folder: Path) -> "subprocess.
         str(folder),
     ]
     command += ["--variants", variants] if variants else []
-    environment = {**os.environ, RUN_ID: secrets.token_hex(8), "GEARBOX_STATE_DIR": str(folder)}
+    run_id = secrets.token_hex(8)
+    environment = {**os.environ, RUN_ID: run_id, STATE_DIR: str(folder)}
     # An engine is three processes that import vLLM: each takes 9 s with cached bytecode, 30 s without.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with open(folder / "platform.log", "w", opener=private) as log:  # it may quote the configuration
-        return subprocess.Popen(
+        supervisor = subprocess.Popen(
             command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
         )
+    return supervisor, Run(run_id, supervisor.pid)
+
+
+def _state(folder: Path) -> PlatformState | None:
+    try:
+        return load_state(folder)
+    except OSError as error:
+        raise fail(f"the state cannot be read: {error}") from error
+
+
+def _unknown(run: Run) -> str:
+    return (
+        f"a platform is starting (pid {run.supervisor}), or its state cannot be read by this version; "
+        "'gearbox down' stops it"
+    )
 
 
 def _follow(console: Console, supervisor: "subprocess.Popen[bytes]", folder: Path) -> PlatformState | None:
@@ -176,25 +203,23 @@ def down(
 
     They have `server.drain_timeout_s`; then they end with an error. New requests are refused meanwhile.
     """
-    state = load_state(state_folder())
-    if state is None or (not is_running(state) and not processes_of(state.run_id, state.pid)):
+    state = _state(state_folder())
+    run = find_run(state_folder()) or (Run(state.run_id, state.pid) if state is not None else None)
+    if run is None or not run.processes():
         typer.echo("nothing is running")
         return
-    if is_running(state):
-        _stop(state.pid, signal.SIGINT if now else signal.SIGTERM, state.drain_timeout_s + 60)
-    leftovers = processes_of(state.run_id, state.pid)
-    for process in leftovers:
-        process.kill()
-    psutil.wait_procs(leftovers, timeout=5)
-    typer.echo(f"stopped {state.url}")
+    drain_timeout_s = ServerConfig().drain_timeout_s if state is None else state.drain_timeout_s
+    _stop(run, signal.SIGINT if now else signal.SIGTERM, drain_timeout_s + 60)
+    typer.echo(f"stopped {state.url}" if state is not None else "stopped")
 
 
 @app.command()
 def reload() -> None:
     """Apply the configuration's `profiles` to the running platform, without affecting requests in flight."""
-    state = load_state(state_folder())
+    state = _state(state_folder())
     if state is None or not is_running(state):
-        raise fail("nothing is running; 'gearbox up' starts it")
+        run = find_run(state_folder())
+        raise fail(_unknown(run) if run else "nothing is running; 'gearbox up' starts it")
     try:
         profiles = load_config(Path(state.config)).profiles
     except ConfigError as error:
@@ -203,23 +228,23 @@ def reload() -> None:
     typer.echo(f"reloading the budget profiles of {state.url} from {state.config}: {', '.join(profiles)}")
 
 
-def _stop(pid: int, by: signal.Signals = signal.SIGTERM, timeout_s: float = 60) -> None:
-    """Stop a supervisor and wait for it; kill it after `timeout_s` seconds."""
-    try:
-        process = psutil.Process(pid)
-        process.send_signal(by)
-        process.wait(timeout_s)
-    except psutil.NoSuchProcess:
-        return
-    except psutil.TimeoutExpired:
-        process.kill()
+def _stop(run: Run, by: signal.Signals = signal.SIGTERM, timeout_s: float = 60) -> None:
+    """Stop a supervisor and wait for it; kill what is left of the platform then, and after `timeout_s` seconds."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        supervisor = psutil.Process(run.supervisor)
+        if supervisor.environ().get(RUN_ID) == run.run_id:  # and not another process, or user's, with its pid
+            supervisor.send_signal(by)
+            wait_for_end(supervisor, timeout_s)
+    kill(run.processes())
 
 
 @app.command()
 def status() -> None:
     """Show the running platform: health, quality, speed and load of each variant. Exit code 1 when nothing runs."""
-    state = load_state(state_folder())
+    state = _state(state_folder())
     if state is None or not is_running(state):
+        if run := find_run(state_folder()):
+            raise fail(_unknown(run))
         reason = ""
         if state is not None and state.error:
             reason = f" (the last platform stopped: {state.error})"
@@ -237,7 +262,7 @@ def _summary(console: Console, state: PlatformState) -> None:
     try:
         key = os.environ.get("GEARBOX_API_KEY", "")
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        response = httpx.get(f"{state.url}/v1/variants", headers=headers, timeout=10)
+        response = httpx.get(f"{state.url}/v1/variants", headers=headers, timeout=10, trust_env=False)
         served = {row["name"]: row for row in response.json().get("data", [])} if response.status_code == 200 else {}
     except httpx.HTTPError:
         served = {}

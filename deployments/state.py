@@ -2,7 +2,9 @@
 
 import os
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,10 @@ VariantPhase = Literal["waiting", "building", "starting", "ready", "failed"]
 
 #: Environment variable of every process that a platform starts, so that `down` stops exactly those.
 RUN_ID = "GEARBOX_RUN_ID"
+STATE_DIR = (
+    "GEARBOX_STATE_DIR"  # folder for state, logs and metrics; every process of a platform has it, as an absolute path
+)
+_SUPERVISOR = "deployments.supervisor"
 STOPPING = "stopping"  # the last message of a platform that was stopped
 
 
@@ -84,7 +90,11 @@ def private(path: str, flags: int) -> int:
 
 
 def load_state(folder: Path) -> PlatformState | None:
-    """The last written state, whether or not that platform still runs; None if there is none that can be read."""
+    """The last written state, whether or not that platform still runs; None if there is none that this version can read.
+
+    Raises:
+        OSError: it cannot be read by this user, or at all.
+    """
     try:
         return PlatformState.model_validate_json((folder / "state.json").read_bytes())
     except (FileNotFoundError, ValueError):
@@ -111,6 +121,55 @@ def processes_of(run_id: str, supervisor: int | None = None) -> list[psutil.Proc
     return processes
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A platform by its processes: its run id, and the pid of its supervisor."""
+
+    run_id: str
+    supervisor: int
+
+    def processes(self) -> list[psutil.Process]:
+        """All of its processes."""
+        return processes_of(self.run_id, self.supervisor)
+
+
+def find_run(folder: Path) -> Run | None:
+    """The platform whose supervisor runs on this folder, by its environment, whatever its state file says.
+
+    The file is missing while the supervisor starts and where the disk is full, and may be of another version.
+    """
+    for process in psutil.process_iter():
+        try:
+            if _SUPERVISOR in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                environment = process.environ()
+                if RUN_ID in environment and environment.get(STATE_DIR) == str(folder.resolve()):
+                    return Run(environment[RUN_ID], process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return None
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """Kill processes, of which some may have ended meanwhile, and wait for their end."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    end = time.monotonic() + 5
+    for process in processes:
+        wait_for_end(process, end - time.monotonic())
+
+
+def wait_for_end(process: psutil.Process, timeout_s: float) -> bool:
+    """Wait until a process has ended; False if it has not in time. A zombie has: its parent may never take its exit code."""
+    end = time.monotonic() + timeout_s
+    with suppress(psutil.NoSuchProcess):
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+    return True
+
+
 def is_running(state: PlatformState | None) -> bool:
     """Whether the supervisor that wrote `state` is alive (not merely another process with its pid)."""
     if state is None:
@@ -123,7 +182,7 @@ def is_running(state: PlatformState | None) -> bool:
 
 def state_folder() -> Path:
     """Folder for state, logs and metrics of the platform: `GEARBOX_STATE_DIR`, otherwise in the XDG state folder."""
-    if folder := os.environ.get("GEARBOX_STATE_DIR"):
+    if folder := os.environ.get(STATE_DIR):
         return Path(folder)
     return Path(os.environ.get("XDG_STATE_HOME", Path.home() / ".local/state")) / "gearbox"
 
