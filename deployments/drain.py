@@ -24,7 +24,7 @@ _POLL_S = 1.0
 _SETTLE_S = 10.0  # until load balancers have removed this node, and other nodes that stop have been marked as draining
 _QUIET_S = 10.0  # without a request, after which none is expected
 _ENGINE_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-_GATEWAY_LOAD = ("gearbox_requests_in_flight", "gearbox_admission_requests_waiting")
+_GATEWAY_LOAD = "gearbox_requests_open"  # also those that no engine has: searches, embeddings, documents
 _LOG = logging.getLogger("gearbox.drain")
 
 
@@ -74,19 +74,19 @@ def _engine_requests(process: psutil.Process) -> float:
 
 
 def gateway_requests(metrics_url: str) -> float | None:
-    """Requests in flight in all gateways of this node, which share a metrics port; None where it cannot be read.
+    """Open requests in all gateways of this node, which share a metrics port; None where it cannot be read.
 
-    Before its first request there is no series.
+    A gateway has the series from its start; where it is missing, their metrics cannot be written.
     """
-    page = _metrics(metrics_url)
-    return sum(load for name in _GATEWAY_LOAD for load in page.get(name, {}).values()) if page else None
+    series = _metrics(metrics_url).get(_GATEWAY_LOAD)
+    return None if series is None else sum(series.values())
 
 
 def _metrics(url: str) -> Samples:
-    """The load metrics, and all of a gateway, of this machine at `url`; empty when they cannot be read."""
+    """The load metrics of this machine at `url`; empty when they cannot be read."""
     try:
         response = httpx.get(f"{url}/metrics", timeout=5, trust_env=False)  # not by the proxy of the environment
-        return parse(response.raise_for_status().text, (*_ENGINE_LOAD, "gearbox_"))
+        return parse(response.raise_for_status().text, (*_ENGINE_LOAD, _GATEWAY_LOAD))
     except (httpx.HTTPError, ValueError):
         return {}
 

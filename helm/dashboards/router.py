@@ -188,8 +188,11 @@ def build() -> Dashboard:
         chart(
             "Waiting in the gateways",
             "Requests that wait until an engine has room for them within the budgets. It rises in bursts and falls after "
-            "them; if it stays, the load is more than the budgets allow: add replicas or loosen the limits.",
-            "short", Line(f"sum by (model) (gearbox_admission_requests_waiting{{{MODEL}}})", "{{model}}"),
+            "them; if it stays, the load is more than the budgets allow: add replicas or loosen the limits. Open are "
+            "also those that are answered, and searches, embeddings and uploads.",
+            "short",
+            Line(f"sum by (model) (gearbox_admission_requests_waiting{{{MODEL}}})", "{{model}}"),
+            Line(f"sum by (model) (gearbox_requests_open{{{MODEL}}})", "{{model}} open"),
         ),
         chart(
             "Wait for a place",

@@ -161,7 +161,8 @@ class Gateway:
         if scope["type"] == "lifespan":
             return await Router(lifespan=self._open).lifespan(scope, receive, send)
         if scope["type"] == "http":
-            await self._entry(scope, receive, send)
+            with self._metrics.open.track_inprogress():
+                await self._entry(scope, receive, send)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()

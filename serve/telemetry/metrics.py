@@ -63,6 +63,10 @@ class Metrics:
             "gearbox_requests_in_flight", "Requests in flight at a variant, as the gateway counts them", ("variant",),
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
+        self.open = Gauge(
+            "gearbox_requests_open", "HTTP requests of any kind that the gateways have not answered completely",
+            multiprocess_mode="livesum", registry=registry,
+        )  # fmt: skip
         self.tenant_requests = counter("tenant_requests", "Requests by tenant and outcome", "tenant", "outcome")
         self.tokens = counter(
             "tokens", "Prompt tokens (kind=input) and generated tokens (kind=output)", "variant", "kind"

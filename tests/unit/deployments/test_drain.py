@@ -124,7 +124,8 @@ def test_the_head_outlasts_its_workers_where_all_go(monkeypatch, workers, others
 
 ENGINE = 'vllm:num_requests_running{engine="0"} 3.0\nvllm:num_requests_waiting{engine="0"} 2.0\n'
 IDLE_ENGINE = 'vllm:num_requests_running{engine="0"} 0.0\nvllm:num_requests_waiting{engine="0"} 0.0\n'
-GATEWAY = 'gearbox_build_info{version="1"} 1.0\n'
+GATEWAY = 'gearbox_build_info{model="m",version="1"} 1.0\n'
+IDLE_GATEWAY = GATEWAY + 'gearbox_requests_open{model="m"} 0.0\n'
 
 
 class Replica:
@@ -177,9 +178,9 @@ def load(monkeypatch: pytest.MonkeyPatch, tmp_path) -> Callable[..., float]:
 
 def test_requests_are_those_of_engines_and_gateways(load):
     processes = [Replica("variant-full:engine:full", [30001, 45000]), Replica("gateway:gateway", [30002, 9464])]
-    gateway = GATEWAY + 'gearbox_requests_in_flight{variant="full"} 4.0\n'
+    gateway = GATEWAY + 'gearbox_requests_open{model="m"} 4.0\n'
     assert load(processes, {30001: ENGINE, 30002: 404, 9464: gateway}) == 9
-    assert load(processes, {30001: IDLE_ENGINE, 30002: 404, 9464: GATEWAY}) == 0
+    assert load(processes, {30001: IDLE_ENGINE, 30002: 404, 9464: IDLE_GATEWAY}) == 0
     assert load([Replica("retrieval:retrieval", [30003])], {30003: 500}) == 0, (
         "what has no load of its own is not asked"
     )
@@ -193,7 +194,7 @@ def test_an_engine_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page)
     assert load([Replica("variant-full:engine:full", [30001])], {30001: page}) >= 1
 
 
-@pytest.mark.parametrize("page", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), 503, "<html>"])
+@pytest.mark.parametrize("page", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow"), 503, "<html>", GATEWAY])
 def test_a_gateway_whose_load_cannot_be_read_is_not_taken_to_be_idle(load, page):
     assert load([Replica("gateway:gateway", [30002])], {9464: page}) >= 1
 

@@ -19,7 +19,7 @@ vllm:num_requests_waiting{{{ODD}}} 3.0
 vllm:num_requests_waiting_by_reason{{reason="x"}} 50.0
 vllm:kv_cache_usage_perc{{{ODD}}} 0.25
 vllm:cache_config_info{{block="}}",enable_prefix_caching="True",kv_cache_size_tokens="4096"}} 1.0
-gearbox_requests_in_flight{{variant="a}}b"}} 4.0
+gearbox_requests_open{{model="a}}b"}} 4.0
 """
 
 
@@ -66,7 +66,7 @@ def test_a_draining_node_counts_every_request(pages, monkeypatch):
     assert drain._engine_requests(psutil.Process()) == 5
     assert drain.gateway_requests(url) == 4
     pages.page = "gearbox_uptime_seconds 5\n"
-    assert drain.gateway_requests(url) == 0, "none before the first request"
-    pages.page = 'gearbox_requests_in_flight{variant="a} x'
+    assert drain.gateway_requests(url) is None, "as on a full disk"
+    pages.page = 'gearbox_requests_open{model="a} x'
     assert drain.gateway_requests(url) is None
     assert drain._engine_requests(psutil.Process()) == 1
