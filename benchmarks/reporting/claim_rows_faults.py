@@ -26,6 +26,8 @@ def _numbers(id: str, of: str, row: Mapping[str, Any], aims: Mapping[str, float]
     tokens = row["tokens"]
     yield figure(f"{id}.requests", AREA, f"{of}: requests", row["requests"])
     yield figure(f"{id}.lost", AREA, f"{of}: requests without a whole answer", row["lost"], aim=aim("lost"))
+    for outcome in ("refused", "interrupted", "failed"):
+        yield figure(f"{id}.{outcome}", AREA, f"{of}: requests {outcome}", row["outcomes"][outcome])
     yield figure(f"{id}.truncated", AREA, f"{of}: streams that ended early without an error event", row["silently_truncated"], aim=aim("silently_truncated"))  # fmt: skip
     for name in ("lost", "doubled"):
         yield figure(f"{id}.tokens.{name}", AREA, f"{of}: tokens {name} in {tokens['checked']} streams", tokens[name], aim=aim("tokens"))  # fmt: skip

@@ -230,7 +230,7 @@ class TestEventLoop:
             counting.cancel()
             sys.setswitchinterval(before)
         assert response.status_code == 200
-        assert len(set(at_slices)) > 5, "the loop had turns between the slices"
+        assert len(set(at_slices)) > 2, "the loop had turns between the slices"
 
 
 async def decoded(body: bytes, **settings: Any) -> dict[str, Any]:
