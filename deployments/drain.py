@@ -16,13 +16,16 @@ import httpx
 import psutil
 from ray.exceptions import RayError
 
-from deployments.ray_internals import ControlStore, haproxy_sockets, raylet_node_id, replica_app
+from deployments.ray_internals import ControlStore, fallback_proxy_port, haproxy_sockets, raylet_node_id, replica_app
 from serve.config.sections import REPLICA_PORTS
 from serve.telemetry.prometheus_text import Samples, parse
 
 _POLL_S = 1.0
 _SETTLE_S = 10.0  # until load balancers have removed this node, and other nodes that stop have been marked as draining
 _QUIET_S = 10.0  # without a request, after which none is expected
+_BETWEEN_ATTEMPTS_S = (
+    2.0  # in which nobody may have a request that goes on: HAProxy waits a second before it tries again
+)
 _ENGINE_LOAD = ("vllm:num_requests_running", "vllm:num_requests_waiting")
 _GATEWAY_LOAD = "gearbox_requests_open"  # also those that no engine has: searches, embeddings, documents
 _LOG = logging.getLogger("gearbox.drain")
@@ -95,7 +98,7 @@ def _haproxy_requests() -> int:
     """Active and queued requests of HAProxy.
 
     A process without a working socket counts as one. One that was replaced listens no more and has no socket: its connections to
-    replicas count. It closes those without a request within 15 s, while clients may keep theirs for 90 s.
+    replicas, or to Serve's own proxy, count. It keeps none without a request, while clients may keep theirs for 90 s.
     """
     processes = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"]
     replaced = [to_replicas for p in processes if (to_replicas := _connections_of_replaced(p)) is not None]
@@ -114,7 +117,8 @@ def _connections_of_replaced(process: psutil.Process) -> int | None:
         return None
     if any(c.status == psutil.CONN_LISTEN for c in connections):
         return None
-    return sum(bool(c.raddr) and c.raddr.port in REPLICA_PORTS for c in connections)
+    ports = {*REPLICA_PORTS, fallback_proxy_port()}
+    return sum(bool(c.raddr) and c.raddr.port in ports for c in connections)
 
 
 def _backend_requests(admin_socket: Path) -> int | None:
@@ -132,26 +136,29 @@ def _backend_requests(admin_socket: Path) -> int | None:
     return sum(active) if rows else None
 
 
-def drain_worker(cluster: ControlStore, node: str, deadline_s: float, metrics_port: int) -> None:
+def drain_worker(cluster: ControlStore | None, node: str, deadline_s: float, metrics_port: int) -> None:
     """Drain this worker node: return when no request is left, at the latest after `deadline_s` seconds.
 
     When Ray rejects the drain, and so starts no replacements, requests in flight are waited for all the same.
+
+    Args:
+        cluster: None where its control store cannot be reached.
     """
     end = time.monotonic() + deadline_s
     settled = time.monotonic() + _SETTLE_S
     try:
-        cluster.drain_node(node, deadline_s)
-        replaced = True
+        if cluster is not None:
+            cluster.drain_node(node, deadline_s)
     except (RuntimeError, RayError) as error:
         _LOG.error("the replicas on this node are not replaced: %s", error)
-        replaced = False
+        cluster = None
     quiet_since = time.monotonic()
     while (now := time.monotonic()) < end:
         if in_flight(metrics_port):
             quiet_since = now
         if now > settled:
-            drained = not replicas() and quiet_since < now
-            if drained or (now - quiet_since > _QUIET_S and not (replaced and cluster.other_workers_stay(node))):
+            drained = not replicas() and now - quiet_since > _BETWEEN_ATTEMPTS_S
+            if drained or (now - quiet_since > _QUIET_S and not (cluster and cluster.other_workers_stay(node))):
                 return
         time.sleep(_POLL_S)
 
@@ -168,7 +175,7 @@ def wait_for_workers(cluster: ControlStore, node: str, deadline_s: float) -> Non
 
 
 def main() -> None:
-    """Entry point of a pod's preStop hook. Where draining is not possible, the pod is stopped without."""
+    """Entry point of a pod's preStop hook."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--deadline-s",
@@ -178,8 +185,15 @@ def main() -> None:
     )
     parser.add_argument("--metrics-port", type=int, default=9464, help="metrics port of the gateways")
     options = parser.parse_args()
-    cluster, node = ControlStore(), local_node_id()
-    if cluster.is_head(node):
+    node = local_node_id()
+    cluster, is_head = None, False
+    try:
+        cluster = ControlStore()
+        is_head = cluster.is_head(node)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        _LOG.error("the control store cannot be reached, so that nothing is replaced: %s", error)
+        cluster = None
+    if cluster is not None and is_head:
         wait_for_workers(cluster, node, options.deadline_s)
     else:
         drain_worker(cluster, node, options.deadline_s, options.metrics_port)

@@ -143,6 +143,11 @@ def haproxy_sockets() -> list[Path]:
     return list(Path("/tmp/haproxy-serve").glob("*/admin.sock"))
 
 
+def fallback_proxy_port() -> int:
+    """Port of Serve's own proxy, to which HAProxy sends requests while no replica is reachable. Ray does not document it."""
+    return int(os.environ.get("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", 8500))
+
+
 def replica_endpoints(handle: "DeploymentHandle[Any]") -> list[Endpoint]:
     """HTTP endpoints of all running replicas of the deployment behind `handle`; may be called from any thread.
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from ray.exceptions import RpcError
 
 from deployments import drain
 from deployments.drain import drain_worker, wait_for_workers
@@ -102,6 +103,39 @@ def test_where_nothing_is_replaced_answers_are_waited_for_all_the_same(seconds: 
 
 def test_the_deadline_ends_it(seconds: Drained):
     assert 59 <= seconds([1], [1], deadline_s=60) <= 61
+
+
+def test_a_request_between_two_attempts_is_nobodys_for_a_moment(seconds: Drained):
+    assert seconds([0], [*[1] * 20, 0, 1, 0], others_stay=True) >= 22 + 2
+
+
+@pytest.mark.parametrize("fails", ["connect", "ask"])
+def test_without_a_control_store_answers_are_waited_for_all_the_same(monkeypatch: pytest.MonkeyPatch, fails: str):
+    def connect() -> SimpleNamespace:
+        if fails == "connect":
+            raise ConnectionError("Could not find any running Ray instance")
+
+        def is_head(node: str) -> bool:
+            raise RpcError("timed out")
+
+        return SimpleNamespace(is_head=is_head)
+
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr(drain, "ControlStore", connect)
+    monkeypatch.setattr(drain, "local_node_id", lambda: "node")
+    monkeypatch.setattr(drain, "drain_worker", lambda *arguments: calls.append(arguments))
+    monkeypatch.setattr("sys.argv", ["drain", "--deadline-s", "60"])
+    drain.main()
+    assert calls == [(None, "node", 60.0, 9464)]
+
+
+def test_a_node_without_a_control_store_waits_for_its_requests(monkeypatch: pytest.MonkeyPatch):
+    clock, requests = Clock(), _lasting([*[1] * 30, 0])
+    monkeypatch.setattr(drain, "time", clock)
+    monkeypatch.setattr(drain, "replicas", lambda: [None])
+    monkeypatch.setattr(drain, "in_flight", lambda port: next(requests))
+    drain_worker(None, "node", 600, 9464)
+    assert 40 <= clock.now - 1000 < 45
 
 
 @pytest.mark.parametrize(
@@ -243,6 +277,7 @@ def test_a_haproxy_that_was_replaced_has_the_requests_that_it_passes_on(load, tm
     with admin(tmp_path / "node", STATISTICS):
         assert load([*haproxies(1), haproxy(client, client)]) == 3, "its clients send nothing, and may stay for long"
         assert load([*haproxies(1), haproxy(client, busy), haproxy(busy, busy)]) == 6
+        assert load([*haproxies(1), haproxy(client, established(8500))]) == 4, "over Serve's own proxy"
 
 
 @pytest.mark.parametrize(

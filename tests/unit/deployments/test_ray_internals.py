@@ -201,6 +201,11 @@ class TestProcesses:
         ray_internals.haproxy_sockets()
         assert patterns == ["/tmp/haproxy-serve/*/admin.sock"]
 
+    def test_port_of_serves_own_proxy(self):
+        from ray.serve._private.constants import RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+
+        assert ray_internals.fallback_proxy_port() == RAY_SERVE_FALLBACK_PROXY_HTTP_PORT
+
 
 ANCHORS = {
     "^defaults$": "HAProxy's errors as JSON",
