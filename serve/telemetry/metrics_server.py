@@ -1,7 +1,10 @@
 """The metrics port: `/metrics` for Prometheus, `/targets` for its HTTP service discovery of the other parts' metrics."""
 
+import logging
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from importlib.metadata import version
@@ -15,12 +18,16 @@ import psutil
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve.config.addresses import host_allowed, is_loopback, socket_address
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics, series_of
+from serve.telemetry.metrics_files import LIVE_GAUGES
+
+_CREATED_S = 60.0  # after which a process has opened the file that it has created
+_LOG = logging.getLogger("gearbox.metrics")
 
 Targets = Callable[[], list[dict[str, object]]]
 Variants = Callable[[], Iterable[Variant]]
@@ -76,13 +83,50 @@ class Exposition(Collector):
         """Metrics summed over all processes. Live gauges of ended processes are dropped; their counters stay in the sums."""
         if self._folder is None or not Path(self._folder).is_dir():
             return self._metrics.registry.collect()
-        for file in Path(self._folder).glob("gauge_live*.db"):
-            pid = int(file.stem.rsplit("_", 1)[1])
-            if not psutil.pid_exists(pid):
-                with suppress(OSError):  # on a read-only disk they stay
-                    mark_process_dead(pid, self._folder)  # type: ignore[no-untyped-call]
-        collector = MultiProcessCollector(None, self._folder)  # type: ignore[no-untyped-call]
-        return collector.collect()  # type: ignore[no-untyped-call, no-any-return]
+        for file in Path(self._folder).glob(LIVE_GAUGES):
+            with suppress(OSError):  # on a read-only disk they stay
+                if not _is_open(file, int(file.stem.rsplit("_", 1)[1])):
+                    file.unlink()
+        files = [file for file in Path(self._folder).glob("*.db") if _size(file)]  # an empty one is being created
+        try:
+            return _merge(files)
+        except Exception:
+            return _merge([file for file in files if _is_whole(file)])
+
+
+def _merge(files: Iterable[Path]) -> Iterable[Metric]:
+    return MultiProcessCollector.merge([str(file) for file in files])  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _size(file: Path) -> int:
+    with suppress(OSError):
+        return file.stat().st_size
+    return 0
+
+
+def _is_open(file: Path, pid: int) -> bool:
+    """Whether the process `pid` has `file` open, or may be about to. Its pid may have been another's: in a container, whose
+    processes begin with the same pids again after a restart, most are.
+    """
+    if not psutil.pid_exists(pid):
+        return False
+    path = str(file.resolve())
+    with suppress(OSError):  # of another user
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(f"/proc/{pid}/fd/{descriptor}") == path:
+                    return True
+    return time.time() - file.stat().st_mtime < _CREATED_S
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file can be read; after a crash of the machine, parts of it may be missing."""
+    try:
+        _merge([file])
+    except Exception as error:
+        _LOG.error("%s is left out of the metrics: %s", file, error)
+        return False
+    return True
 
 
 def _of_variants(variants: Iterable[Variant]) -> Iterator[Metric]:

@@ -1,15 +1,17 @@
 """Metrics on a full or read-only disk: the process goes on, and the file is right again when the disk is."""
 
 import errno
+import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prometheus_client import values
+from prometheus_client import CollectorRegistry, values
 from prometheus_client.mmap_dict import MmapedDict
 
 from benchmarks.lib.sample_catalog import MODEL, three_gears
@@ -94,6 +96,76 @@ def test_a_file_that_cannot_be_opened_is_kept_in_memory(tmp_path, missing: Calla
     assert file.read_value("first")[0] == 1.0
 
 
+def test_without_a_file_descriptor_values_are_kept_and_no_space_is_used_that_was_not_allocated(tmp_path):
+    """A file that grows without allocation ends the process when the disk is full."""
+    path, now = tmp_path / "counter_1.db", 0.0
+    file = MetricsFile(str(path), clock=lambda: now)
+    file.write_value("first", 1.0, 0.0)
+    keys = [f"{number}" * 100 for number in range(1000)]
+    unused = os.dup(0)
+    os.close(unused)
+    _, hard = before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (unused, hard))  # as when thousands of requests are open
+    try:
+        for key in keys:
+            file.write_value(key, 2.0, 0.0)
+        other = MetricsFile(str(tmp_path / "histogram_1.db"), clock=lambda: now)
+        other.write_value("first", 1.0, 0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert path.stat().st_size == 1 << 16, "it has not grown"
+    now = RETRY_S
+    file.write_value("first", 3.0, 0.0)
+    other.write_value("first", 4.0, 0.0)
+    assert in_file(path) == {"first": 3.0, **dict.fromkeys(keys, 2.0)}
+    assert in_file(tmp_path / "histogram_1.db") == {"first": 4.0}
+
+
+def test_a_process_with_the_pid_of_an_ended_one_goes_on_with_its_counters_alone(tmp_path):
+    """In a container, whose processes begin with the same pids again after a restart."""
+    for name in ("counter_1.db", "gauge_livesum_1.db"):
+        MetricsFile(str(tmp_path / name)).write_value("first", 3.0, 0.0)
+    assert MetricsFile(str(tmp_path / "counter_1.db")).read_value("first")[0] == 3.0
+    assert MetricsFile(str(tmp_path / "gauge_livesum_1.db")).read_value("first")[0] == 0.0
+
+
+KEY = json.dumps(["gearbox_requests_open", "gearbox_requests_open", {}, "help"])
+
+
+def exposed(folder: Path) -> list[str]:
+    """The lines of a scrape, without those of the variants."""
+    page, _ = expose(Exposition(Metrics(CollectorRegistry()), MODEL, three_gears, str(folder)))
+    return [line for line in page.decode().splitlines() if line.startswith("gearbox_requests_open{")]
+
+
+def test_live_gauges_of_an_ended_process_go_though_another_process_has_its_pid(tmp_path):
+    def write(pid: int) -> Path:
+        path = tmp_path / f"gauge_livesum_{pid}.db"
+        MetricsFile(str(path)).write_value(KEY, 3.0, 0.0)
+        return path
+
+    own, other = write(os.getpid()), write(os.getppid())
+    keeps_open = own.open("rb")
+    assert exposed(tmp_path)[0].endswith(" 6.0"), "a process that has created its file opens it now"
+    for path in (own, other):
+        os.utime(path, (0, 0))
+    assert exposed(tmp_path)[0].endswith(" 3.0")
+    assert own.exists() and not other.exists()
+    keeps_open.close()
+
+
+def test_a_file_that_is_empty_or_damaged_does_not_fail_the_scrapes(tmp_path, caplog):
+    MetricsFile(str(tmp_path / "gauge_livesum_1.db")).write_value(KEY, 3.0, 0.0)
+    (tmp_path / "counter_2.db").touch()  # another gateway is creating it
+    assert exposed(tmp_path)[0].endswith(" 3.0") and caplog.text == ""
+    damaged = tmp_path / "counter_3.db"
+    MetricsFile(str(damaged)).write_value("first", 3.0, 0.0)
+    with damaged.open("r+b") as file:  # the header was written before the machine crashed, and the entry was not
+        file.seek(8)
+        file.write(bytes(64))
+    assert exposed(tmp_path)[0].endswith(" 3.0") and f"{damaged} is left out" in caplog.text
+
+
 def test_prometheus_client_uses_it(tmp_path, monkeypatch):
     monkeypatch.setattr(values, "MmapedDict", MmapedDict)
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
@@ -119,7 +191,7 @@ def test_a_scrape_answers_where_files_of_ended_gateways_cannot_be_removed(tmp_pa
     def read_only(*_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr("prometheus_client.multiprocess.os.remove", read_only)
+    monkeypatch.setattr("serve.telemetry.metrics_server.Path.unlink", read_only)
     page, _ = expose(Exposition(Metrics(), MODEL, three_gears, str(tmp_path)))
     assert b"gearbox_build_info" in page
 
