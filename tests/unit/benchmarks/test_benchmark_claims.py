@@ -237,7 +237,7 @@ def _strange(text: str, sources) -> set[str]:
     found: set[str] = set()
     head: list[str] = []
     lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line[:1] == "|"]
-    for row, below in zip(lines, [*lines[1:], [""]], strict=True):
+    for row, below in zip(lines, [*lines, [""]][1:], strict=True):
         if below[0] == "---":
             head = row
         elif row[0] != "---":
