@@ -42,7 +42,8 @@ class MetricsFile(MmapedDict):
         except OSError as error:
             if read_mode:
                 raise
-            self._fname, self._f, self._capacity = filename, None, _INITIAL_BYTES
+            self._f: Any = None
+            self._fname, self._capacity = filename, _INITIAL_BYTES
             self._positions: dict[str, int] = {}
             self._used = _HEADER_BYTES
             self._m: Any = mmap.mmap(-1, _INITIAL_BYTES)

@@ -1,7 +1,6 @@
 """The metrics port: `/metrics` for Prometheus, `/targets` for its HTTP service discovery of the other parts' metrics."""
 
 import logging
-import os
 import socket
 import threading
 import time
@@ -110,11 +109,11 @@ def _is_open(file: Path, pid: int) -> bool:
     """
     if not psutil.pid_exists(pid):
         return False
-    path = str(file.resolve())
+    path = file.resolve()
     with suppress(OSError):  # of another user
-        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile
-                if os.readlink(f"/proc/{pid}/fd/{descriptor}") == path:
+                if descriptor.readlink() == path:
                     return True
     return time.time() - file.stat().st_mtime < _CREATED_S
 

@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import MODEL, make_live_variant, make_profile
 from serve.budget import Budget
+from serve.request import lifecycle
 from serve.request.call import parse_call
 from serve.request.caller import Caller
 from serve.request.lifecycle import Attempt
@@ -280,22 +281,24 @@ def test_a_request_that_fails_over_is_offered_and_admitted_once(start_gateway: S
     assert admitted_ms * MEMORY_S == pytest.approx(flow.offered_ms / (1 - math.exp(-1 / MEMORY_S)))
 
 
-def test_a_client_that_does_not_read_teaches_nothing_about_the_engine():
+def test_a_client_that_does_not_read_teaches_nothing_about_the_engine(monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr(lifecycle, "perf_counter", lambda: now)
     live = make_live_variant("full").live
     attempt = Attempt(
         SimpleNamespace(call=SimpleNamespace(sequences=1)), SimpleNamespace(variant=SimpleNamespace(live=live))
     )
-    attempt.first_token_at = attempt._streamed_at = time.perf_counter()
-    attempt.on_sent(time.perf_counter())
-    time.sleep(0.02)
+    attempt.first_token_at = attempt._streamed_at = now
+    attempt.on_sent(now)
+    now += 0.02
     attempt.on_tokens(1)
-    assert live.take_steps()[:2] == (pytest.approx(20, abs=15), 1) and not attempt.client_blocked
-    sending = time.perf_counter()
-    time.sleep(0.1)
+    assert live.take_steps()[:2] == (pytest.approx(20), 1) and not attempt.client_blocked
+    sending = now
+    now += 0.1
     attempt.on_sent(sending)
     attempt.on_tokens(3)
     assert live.take_steps()[1] == 0 and attempt.client_blocked
-    time.sleep(0.02)
+    now += 0.02
     attempt.on_tokens(1)
     assert live.take_steps()[1] == 1, "it reads again"
 
