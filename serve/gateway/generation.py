@@ -278,7 +278,10 @@ class Generation:
         try:  # the counters are decremented in `finally`
             if not call.stream:  # there is no first token to observe: assume the predicted TTFT
                 predicted = asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
-            reading_s = predicted_reading_s(variant, attempt.decision.chosen.load, attempt.prefill_tokens)
+            # what the engine has cached is an estimate, which must not make it seem to have stalled
+            reading_s = predicted_reading_s(
+                variant, attempt.decision.chosen.load, max(attempt.prefill_tokens, features.prompt_tokens)
+            )
             async with self._engines.post(
                 variant, path, payload, request.id, trace_headers, broken, replica, reading_s
             ) as (response, exchange):

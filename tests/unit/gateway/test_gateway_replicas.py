@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks.lib.sample_catalog import MODEL
+from serve.gateway.replica_health import Exchange, ReplicaHealth
 from tests.support.gateway_server import Started
 
 LONG = "a tale of sheep " * 200
@@ -71,3 +72,18 @@ def test_a_replica_that_has_started_since_the_last_refresh_answers(replicated: S
     replicated.replicas.by_variant["full"] = [replicated.engines["int8"].url]
     chat(replicated)
     assert replicated.engine_calls() == {"int8": 1}
+
+
+def test_a_prompt_that_is_cached_by_estimate_may_take_as_long_as_one_that_is_not(replicated: Started, monkeypatch):
+    """Before its replica seems to have stalled: the engine may have evicted it."""
+    begin, reading_s = ReplicaHealth.begin, list[float]()
+
+    def note(health: ReplicaHealth, url: str, now: float, predicted_s: float = 0.0) -> Exchange:
+        reading_s.append(predicted_s)
+        return begin(health, url, now, predicted_s)
+
+    monkeypatch.setattr(ReplicaHealth, "begin", note)
+    for _ in range(2):
+        chat(replicated)
+    assert route(replicated)["cached_tokens"] > 500  # type: ignore[operator]
+    assert reading_s[1] == pytest.approx(reading_s[0], rel=0.2)
