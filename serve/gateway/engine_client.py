@@ -122,6 +122,9 @@ class Engines:
         except EngineUnreachable as error:
             error.replica = replica
             raise
+        except asyncio.CancelledError:
+            self.health.leave(exchange, perf_counter())
+            raise
         finally:
             self.health.end(exchange)
             if response is not None:

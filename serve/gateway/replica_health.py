@@ -4,7 +4,7 @@ A replica is silent while requests wait for it and nothing comes of it: no part 
 reports, which counts answers that are not streamed too. A silence longer than predicted makes it suspect: new requests go
 elsewhere where they can, and it is probed at once. It has stalled when the silence lasts, the probe is not answered, and its
 metrics do not answer either or show an engine that does nothing. One slow request is no stall, and neither are engines that are
-all slow together.
+all slow together. The silence goes on when a client leaves, while others or the probe wait.
 The state is a function of the times that are passed in, seconds of one monotonic clock.
 
 All thresholds are here, and explained in docs/operations/failures.md.
@@ -27,7 +27,7 @@ READING = 2.0  # times the predicted time to read the prompts that may pass with
 BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
 SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
 ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
-LATE_S = 5.0  # without an answer to a poll, after which a replica without work is ejected
+LATE_S = 5.0  # without an answer to a poll or a probe, after which a replica without work is ejected
 KEPT_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 5.0
@@ -44,6 +44,7 @@ class Exchange:
     began_at: float
     waiting_since: float  # for the replica; infinite while the gateway waits for the client, or for nothing more
     reads_until: float  # before then, reading its prompt explains that nothing comes
+    left_at: float = math.inf  # when its client went, before anything came
     interrupt: Callable[[], None] = lambda: None  # ends the wait for the replica
     stalled: bool = False  # whether it was interrupted because the replica has stalled
 
@@ -57,6 +58,8 @@ class Exchange:
 class _Replica:
     url: str
     exchanges: set[Exchange] = field(default_factory=set)
+    left: set[Exchange] = field(default_factory=set)  # those whose clients have gone, and nothing has come since
+    probe: Exchange | None = None  # the one under way, where requests waited for it too
     active_at: float = 0.0  # the last time that something came of it: a part of a stream, or the answer to a probe
     changed_at: float = 0.0  # the last poll that showed something else than the one before
     warm: bool = False  # whether it has generated a token: the first may have to wait for kernels to be compiled
@@ -84,13 +87,21 @@ class _Replica:
 
     def observe(self, predicted_s: float, now: float, kept: float) -> None:
         """Measure the silence, of which `predicted_s` are predicted; `kept` is the share of earlier silences that is remembered."""
-        waiting_since = min((exchange.waiting_since for exchange in self.exchanges), default=math.inf)
         came_at = max(self.active_at, self.changed_at)
-        since = max(waiting_since, came_at)
-        # prompts that come later explain no silence that has begun, which streams show at once and polls later
-        streams = any(one.reads_until == 0 and one.waiting_since < math.inf for one in self.exchanges)
-        latest = BATCH_S + (max(waiting_since, self.active_at) if streams else since)
-        reads_until = max((one.reads_until for one in self.exchanges if one.began_at <= latest), default=0.0)
+        waiting = [one for one in self.exchanges if one.waiting_since < math.inf]
+        self.left = {one for one in self.left if one.left_at > came_at and (waiting or one.reads_until > now)}
+        if waiting:
+            waiting += self.left
+        else:  # the silence ends, but not what the engine does
+            for one in self.left:
+                one.waiting_since = math.inf
+        waiting_since = min((one.waiting_since for one in waiting), default=math.inf)
+        since, streamed_at = max(waiting_since, came_at), max(waiting_since, self.active_at)
+        # prompts that come later explain no silence that has begun, which streams show at once and polls later; where polls show
+        # work long after that, streams are silent for another reason, such as calls of functions that are sent as a whole
+        streams = any(one.reads_until == 0 for one in waiting) and self.changed_at <= streamed_at + ANSWER_S
+        latest = BATCH_S + (streamed_at if streams else since)
+        reads_until = max((one.reads_until for one in waiting if one.began_at <= latest), default=0.0)
         self.silent_s = max(0.0, now - since)
         self.busy, self.reading = waiting_since < math.inf, now < reads_until
         self.late = self.asked_at is not None and now - self.asked_at >= ANSWER_S and self.answered[1] > -math.inf
@@ -110,7 +121,7 @@ class _Replica:
     def stalled(self, slow: bool, now: float) -> bool:
         """Whether it has stalled by `now`; `slow`: whether its machine may be slow instead."""
         if not self.busy:
-            return self.late and not slow and now - self.answered[1] > LATE_S
+            return self.late and not slow and now - max(self.answered[1], self.active_at) > LATE_S
         if self.unanswered_since is None or now - self.unanswered_since < ANSWER_S:
             return False
         if self.silent_s <= (CEILING_S if slow or not self.warm else self.limit_s):
@@ -157,6 +168,16 @@ class ReplicaHealth:
     def end(self, exchange: Exchange) -> None:
         """Count the request as ended."""
         exchange.replica.exchanges.discard(exchange)
+
+    def leave(self, exchange: Exchange, now: float) -> None:
+        """Count the request as ended by its client.
+
+        The silence in which it waited goes on if others wait too, and the engine may be reading its prompt still.
+        """
+        self.end(exchange)
+        if exchange.waiting_since < math.inf:
+            exchange.left_at = now
+            exchange.replica.left.add(exchange)
 
     def on_asked(self, url: str, now: float) -> None:
         """Note that the metrics of the replica are polled; `on_poll` follows where it answers, `on_refused` where nobody listens."""
@@ -239,9 +260,11 @@ class ReplicaHealth:
         due = []
         for url in self._troubled | self.suspects:
             replica = self._replicas[url]
-            wanted = replica.ejected_at is not None or (replica.suspect and replica.busy)
+            wanted = replica.ejected_at is not None or replica.suspect
             if wanted and not replica.probing and now - replica.probed_at >= PROBE_EVERY_S:
                 replica.probing, replica.probed_at = True, now
+                if replica.busy:  # the probe waits for the others, if their clients leave
+                    replica.probe = self.begin(url, now)
                 replica.unanswered_since = replica.unanswered_since or now
                 due.append(url)
         return due
@@ -254,6 +277,9 @@ class ReplicaHealth:
         if (replica := self._replicas.get(url)) is None:
             return
         answered_in_s, replica.probed_at, replica.probing = now - replica.probed_at, now, False
+        if replica.probe is not None:
+            self.end(replica.probe)
+            replica.probe = None
         if replica.ejected_at is None:
             if answered:
                 replica.active_at, replica.unanswered_since = now, None

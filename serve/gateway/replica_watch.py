@@ -43,8 +43,11 @@ class ReplicaWatch:
             probe.add_done_callback(self._probes.discard)
 
     async def _probe(self, url: str) -> None:
-        answered = await self._engines.probe(url, self._model)
-        self._engines.health.on_probe(url, answered, perf_counter())
+        answered = False
+        try:
+            answered = await self._engines.probe(url, self._model)
+        finally:  # a replica is not probed again before that
+            self._engines.health.on_probe(url, answered, perf_counter())
 
 
 def predicted_silence_s(variant: Variant, load: Load) -> float:

@@ -8,6 +8,7 @@ from serve.gateway.replica_health import CHECK_S, FLOOR_S, PROBE_TIMEOUT_S, STEP
 
 TICK_S = 0.05
 POLL_EVERY_S = 0.5
+POLL_TIMEOUT_S = 2.0
 ANSWERS_IN_S = 0.05
 
 
@@ -19,6 +20,7 @@ class Answer:
     reads_s: float
     stream: bool = True
     client_reads: bool = True
+    buffered: bool = False  # its tokens are held back by the server
     tokens: int = 0
     left: float = math.inf  # tokens
 
@@ -31,6 +33,7 @@ class Engine:
     step_s: float = 0.05
     stopped: Literal["core", "all"] | None = None
     answers_in_s: float = ANSWERS_IN_S  # its server
+    metrics_in_s: float = 0.0  # if they take longer
     answers: list[Answer] = field(default_factory=list)
     tokens: float = 1000.0
     kv_usage: float = 0.0
@@ -41,11 +44,16 @@ class Engine:
         """What its server reports."""
         return {"tokens": self.tokens, "kv_cache_usage_perc": self.kv_usage}
 
+    @property
+    def reading(self) -> Answer | None:
+        """The request whose prompt it reads."""
+        return next((answer for answer in self.answers if answer.reads_s > 0), None)
+
     def work(self, now: float) -> None:
         """Read prompts first, then write a token of each answer."""
         if self.stopped:
             return
-        if reading := next((answer for answer in self.answers if answer.reads_s > 0), None):
+        if reading := self.reading:
             reading.reads_s -= TICK_S
             self._stepped_at = now
         elif now - self._stepped_at >= self.step_s:
@@ -58,7 +66,7 @@ class Engine:
         answer.left -= 1
         self.tokens += 1
         exchange = answer.exchange
-        if not answer.stream:
+        if not answer.stream or answer.buffered:
             return
         if answer.tokens == 1:
             exchange.on_first_token(now)
@@ -97,6 +105,15 @@ class Platform:
         self.health.end(answer.exchange)
         self.engines[answer.exchange.replica.url].answers.remove(answer)
 
+    def leave(self, answer: Answer) -> None:
+        """Its client goes; the engine drops the request once it has read the prompt that it reads."""
+        engine = self.engines[answer.exchange.replica.url]
+        self.health.leave(answer.exchange, self.now)
+        if engine.reading is answer:
+            answer.left = 0
+        else:
+            engine.answers.remove(answer)
+
     def run(self, seconds: float) -> None:
         end = self.now + seconds - TICK_S / 2
         while self.now < end:
@@ -114,8 +131,12 @@ class Platform:
         if url not in self._polls and now >= self._due[url] and url not in self.health.ejected([url]):
             self._polls[url] = now
             self.health.on_asked(url, now)
-        if url in self._polls and engine.stopped != "all" and now - self._polls[url] >= engine.answers_in_s:
-            self.health.on_poll(url, engine.stats, now)
+        if (sent := self._polls.get(url)) is None:
+            return
+        answered = engine.stopped != "all" and now - sent >= max(engine.answers_in_s, engine.metrics_in_s)
+        if answered or now - sent > POLL_TIMEOUT_S:
+            if answered:
+                self.health.on_poll(url, engine.stats, now)
             del self._polls[url]
             self._due[url] = now + POLL_EVERY_S
 

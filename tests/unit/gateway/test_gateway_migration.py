@@ -15,6 +15,7 @@ from benchmarks.lib.sample_catalog import MODEL, make_card, make_live_variant, m
 from serve.card import Step
 from serve.gateway import replica_health, replica_watch
 from serve.gateway.migration import tokenizer
+from serve.gateway.replica_health import ReplicaHealth
 from serve.routing.catalog import Variant
 from tests.support.answers import MESSAGES, chunks, error_of, event_error_of, text_of
 from tests.support.gateway_server import GatewayServer, Start, Started
@@ -304,6 +305,16 @@ class TestStalls:
         assert gateway.sample("gearbox_candidates_excluded_total", variant="full", rule="silent") == 1
         _server.check_replicas(gateway)
         assert gateway.chat().headers["x-gearbox-variant"] == "full"
+
+    def test_a_client_that_leaves_does_not_end_the_silence(self, gateway: Started, _server, monkeypatch):
+        """Others wait too; what ends by an answer ends it."""
+        left: list[str] = []
+        monkeypatch.setattr(ReplicaHealth, "leave", lambda _, exchange, now: left.append(exchange.replica.url))
+        full = gateway.engines["full"]
+        gateway.chat()
+        full.behaviour = "hang"
+        _server.run_and_cancel(gateway, {"model": MODEL, "messages": MESSAGES}, lambda: full.running)
+        assert left == [full.url]
 
     def test_half_of_all_replicas_stay(self, gateway: Started, _server):
         """When most seem to have stalled, the machine is slow, and moving their requests would make it slower."""

@@ -1,6 +1,10 @@
 """Replica health: what the checks tell of each replica, and how an ejected one comes back. `test_stalls.py` simulates stalls."""
 
+import asyncio
 import math
+import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,7 +19,7 @@ from serve.gateway.replica_health import (
     Exchange,
     ReplicaHealth,
 )
-from serve.gateway.replica_watch import predicted_reading_s, predicted_silence_s
+from serve.gateway.replica_watch import ReplicaWatch, predicted_reading_s, predicted_silence_s
 from serve.routing.prediction import Load
 
 A, B, C = "http://a", "http://b", "http://c"
@@ -126,6 +130,18 @@ class TestChecks:
         health.resume(100.0)
         assert health.check(PREDICTED, 100.5) == [] and not health.suspects
 
+    def test_a_silence_goes_on_with_those_who_wait_and_ends_without_them(self, health):
+        first, second = health.begin(A, 10.0), health.begin(A, 10.5)
+        health.leave(first, 10.9)
+        health.check(PREDICTED, 11.1)
+        assert health.suspects == {A}
+        health.leave(second, 11.2)
+        health.check(PREDICTED, 11.3)
+        assert not health.suspects
+        health.begin(A, 11.4)
+        health.check(PREDICTED, 12.3)
+        assert not health.suspects
+
     def test_a_late_poll(self, health):
         assert not health.is_late(A, 50.0)
         health.on_asked(A, 50.0)
@@ -208,6 +224,18 @@ class TestEjection:
         health.to_probe(29.9)
         health.on_probe(A, True, 30.0)
         assert health.check(PREDICTED, 30.5) == [] and not health.suspects
+
+    async def test_a_probe_that_raises_is_not_the_last(self, health):
+        async def probe(url: str, model: str) -> bool:
+            raise RuntimeError(url)
+
+        engines: Any = SimpleNamespace(health=health, urls=lambda _: [A], probe=probe)
+        variant = make_live_variant()
+        ejected_at = time.perf_counter() - PROBE_EVERY_S
+        health.eject(A, ejected_at)
+        ReplicaWatch(engines, {variant.name: variant}, "model").check([(variant, Load())])
+        await asyncio.sleep(0.01)
+        assert health.to_probe(time.perf_counter() + PROBE_EVERY_S) == [A]
 
     def test_one_that_no_longer_runs_is_forgotten(self, health):
         exchange = begin(health, 1.0)

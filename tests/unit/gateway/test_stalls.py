@@ -2,13 +2,14 @@
 
 import itertools
 import re
+from collections import deque
 from pathlib import Path
 
 import pytest
 
 from serve.gateway import replica_health
 from serve.gateway.replica_health import ANSWER_S, CEILING_S, CHECK_S, FLOOR_S, LATE_S, RAMP_S
-from tests.support.stalling_engines import Engine, Platform
+from tests.support.stalling_engines import TICK_S, Answer, Engine, Platform
 
 A, B, C = "http://a", "http://b", "http://c"
 STOPS = ["core", "all"]
@@ -108,6 +109,20 @@ class TestFound:
         platform.run(10)
         assert platform.ejected_at[A] - stopped_at <= AT_ONCE_S
 
+    @pytest.mark.parametrize("how", STOPS)
+    @pytest.mark.parametrize("stream", [True, False])
+    @pytest.mark.parametrize(("every_s", "leave_s"), [(0.5, 1.5), (0.3, 0.8), (3.0, 1.7)])
+    def test_a_stop_that_no_client_waits_for(self, platform, how, stream, every_s, leave_s):
+        """They leave before the time after which a silence is a stall."""
+        stopped_at, asked = stop(platform, how), deque[tuple[float, Answer]]()
+        while not platform.ejected_at:
+            assert platform.now - stopped_at < 6 + every_s
+            if not asked or platform.now - asked[-1][0] >= every_s - 0.01:
+                asked.append((platform.now, platform.ask(A, stream=stream)))
+            platform.run(TICK_S)
+            while asked and platform.now - asked[0][0] >= leave_s and not platform.ejected_at:
+                platform.leave(asked.popleft()[1])
+
     def test_without_work_a_server_that_does_not_answer_is_avoided_and_ejected_later(self, platform):
         stopped_at = stop(platform, "all")
         platform.run(2)
@@ -182,6 +197,39 @@ class TestNotFound:
             platform.engines[A].kv_usage += 0.01
         platform.run(5)
         assert not platform.ejected_at
+
+    def test_a_prompt_that_is_read_beside_a_stream_that_is_held_back(self, platform):
+        """As the call of a function, of which the client gets nothing before its end."""
+        answer = platform.ask(A)
+        platform.run(5)
+        answer.buffered = True
+        platform.run(5)
+        platform.ask(A, reads_s=10.0)
+        platform.run(30)
+        assert not platform.ejected_at
+
+    @pytest.mark.parametrize("streams", [0, 1])
+    def test_a_long_prompt_that_is_read_after_its_client_has_left(self, platform, streams):
+        """The engine ends a step that it has begun."""
+        for _ in range(streams):
+            platform.ask(A)
+        platform.run(5)
+        long = platform.ask(A, reads_s=10.0)
+        platform.run(4)
+        platform.leave(long)
+        platform.run(0.5)
+        platform.ask(A)
+        platform.run(20)
+        assert not platform.ejected_at
+
+    def test_clients_that_leave_engines_that_go_on(self, platform):
+        platform.ask(A)
+        for _ in range(20):
+            answer = platform.ask(A, stream=False)
+            platform.run(0.9)
+            platform.leave(answer)
+        platform.run(20)
+        assert not platform.ejected_at and not platform.suspected
 
     def test_one_slow_request_beside_streams(self, platform):
         platform.ask(A)
@@ -273,8 +321,10 @@ class TestNotFound:
         platform.run(10)
         assert not platform.ejected_at and platform.suspected == {A}
 
-    def test_a_late_poll_of_an_engine_without_work(self, platform):
-        platform.engines[A].answers_in_s = 3.0
+    @pytest.mark.parametrize("slow", ["answers_in_s", "metrics_in_s"])
+    def test_late_polls_of_an_engine_without_work(self, platform, slow):
+        """None is answered in time; but the probes are answered."""
+        setattr(platform.engines[A], slow, 3.0)
         platform.run(60)
         assert not platform.ejected_at
 
