@@ -313,7 +313,7 @@ class Generation:
             in_flight.dec()
             self._admission.start_waiting()
             if attempt.first_token_at:
-                variant.live.remember_prefix(features.blocks, replica)
+                variant.live.remember_prefix(features.blocks, attempt.reached or replica)
             if attempt.outcome == "ok":
                 self._admission.observe(attempt)
             self._telemetry.record_attempt(attempt)

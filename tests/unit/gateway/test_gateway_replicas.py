@@ -87,3 +87,15 @@ def test_a_prompt_that_is_cached_by_estimate_may_take_as_long_as_one_that_is_not
         chat(replicated)
     assert route(replicated)["cached_tokens"] > 500  # type: ignore[operator]
     assert reading_s[1] == pytest.approx(reading_s[0], rel=0.2)
+
+
+def test_a_prompt_is_cached_where_it_was_read(replicated: Started):
+    """Not where it was to be read before that replica was avoided."""
+    first, second = (replicated.engines[name].url for name in ("full", "distilled"))
+    live = replicated.variants["full"].live
+    live.on_dispatch(100, 1, 10, first)
+    replicated.replicas.health.suspects.add(second)
+    chat(replicated)
+    live.on_complete(1, first)
+    assert replicated.engine_calls() == {"full": 1}
+    assert [live.by_replica[url].cached_blocks > 0 for url in (first, second)] == [True, False]
