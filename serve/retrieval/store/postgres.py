@@ -144,7 +144,7 @@ class Store:
             psycopg.ProgrammingError,
             psycopg.NotSupportedError,
         ) as error:  # no pgvector, missing permission, unknown language
-            raise _unusable(error) from error
+            raise _unusable(error) from _of_server(error)
 
     async def close(self) -> None:
         """Close all connections; those in use are closed after use."""
@@ -312,7 +312,7 @@ class Store:
             except psycopg.errors.DataException as error:  # from pgvector: vectors of different dimensions
                 raise _unusable(error) from error
             except psycopg.ProgrammingError as error:  # for example dropped tables
-                raise _unusable(error) from error
+                raise _unusable(error) from _of_server(error)
             except psycopg.DataError as error:  # for example a character that PostgreSQL's text type can't store
                 why = f"the document store can't hold that: {str(error).splitlines()[0]}"
                 raise RequestError(400, why, code="invalid_value") from error
@@ -501,8 +501,13 @@ def _read_only() -> RequestError:
     return RequestError(503, why, code="store_read_only", headers={"retry-after": "10"})
 
 
+def _of_server(error: psycopg.Error) -> psycopg.Error | None:
+    """The error if the server sent it: libpq's may contain a password, and causes are in logs and in the platform's state."""
+    return error if error.diag.message_primary else None
+
+
 def _unusable(error: psycopg.Error) -> RequestError:
-    """The error for an unusable database, with the server's message. libpq's messages may contain a password."""
+    """The error for an unusable database, with the server's message."""
     reason = error.diag.message_primary or f"{type(error).__name__}; look at its connection string"
     return retrieval_misconfigured(f"the document store can't be used: {reason}")
 
