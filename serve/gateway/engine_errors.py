@@ -12,6 +12,7 @@ from serve.request.call import Call
 from serve.request.chat_fields import read_fields
 from serve.routing.catalog import Variant
 
+_OF_THE_REQUEST = (400, 413, 422)  # statuses
 _CONTEXT_PHRASES = ("maximum context length", "maximum model length", "max_model_len")  # in vLLM's error messages
 _FIELD_WORD = re.compile(r"(?:^|[`'])(\w+)(?=$|[`'\s])")  # a message's first word and its quoted words
 _FEWER_THAN_MIN = re.compile(r"min_tokens must be less than or equal to max_tokens=(\d+)")
@@ -34,10 +35,10 @@ def translate_engine_error(status: int, body: bytes, call: Call) -> Exception:
         call: the request, whose fields `param` refers to.
 
     Returns:
-        `EngineUnreachable` for a server error, so that the request fails over; `ContextTooLong` when the prompt exceeds the
+        `EngineUnreachable` for an error that is not of the request, so that it fails over; `ContextTooLong` when the prompt exceeds the
         variant's context, so that a variant with a longer context is tried; otherwise the `RequestError` for the client.
     """
-    if status >= 500:
+    if status not in _OF_THE_REQUEST:  # for example 401 and 404: another server has the port of a replica that has ended
         return EngineUnreachable(f"the engine reported an error ({status})")
     try:
         error = orjson.loads(body)
