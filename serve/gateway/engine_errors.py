@@ -38,7 +38,9 @@ def translate_engine_error(status: int, body: bytes, call: Call) -> Exception:
         `EngineUnreachable` for an error that is not of the request, so that it fails over; `ContextTooLong` when the prompt exceeds the
         variant's context, so that a variant with a longer context is tried; otherwise the `RequestError` for the client.
     """
-    if status not in _OF_THE_REQUEST:  # for example 401 and 404: another server has the port of a replica that has ended
+    if (
+        status not in _OF_THE_REQUEST
+    ):  # for example 401 and 404: another server has the port of a replica that has ended
         return EngineUnreachable(f"the engine reported an error ({status})")
     try:
         error = orjson.loads(body)
