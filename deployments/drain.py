@@ -98,7 +98,7 @@ def _haproxy_requests() -> int:
     """Active and queued requests of HAProxy.
 
     A process without a working socket counts as one. One that was replaced listens no more and has no socket: its connections to
-    replicas, or to Serve's own proxy, count. It keeps none without a request, while clients may keep theirs for 90 s.
+    replicas, or to Serve's own proxy, count. It closes those without a request within 15 s, while clients may keep theirs for 90 s.
     """
     processes = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "haproxy"]
     replaced = [to_replicas for p in processes if (to_replicas := _connections_of_replaced(p)) is not None]
