@@ -89,7 +89,9 @@ class _Replica:
         """Measure the silence, of which `predicted_s` are predicted; `kept` is the share of earlier silences that is remembered."""
         came_at = max(self.active_at, self.changed_at)
         waiting = [one for one in self.exchanges if one.waiting_since < math.inf]
-        self.left = {one for one in self.left if one.left_at > came_at and (waiting or one.reads_until > now)}
+        streams = any(one.reads_until == 0 for one in waiting)
+        heard_at = max(self.active_at, self.changed_at - ANSWER_S)  # a poll may show what was before
+        self.left = {one for one in self.left if one.left_at >= heard_at and (waiting or one.reads_until > now)}
         if waiting:
             waiting += self.left
         else:  # the silence ends, but not what the engine does
@@ -99,8 +101,7 @@ class _Replica:
         since, streamed_at = max(waiting_since, came_at), max(waiting_since, self.active_at)
         # prompts that come later explain no silence that has begun, which streams show at once and polls later; where polls show
         # work long after that, streams are silent for another reason, such as calls of functions that are sent as a whole
-        streams = any(one.reads_until == 0 for one in waiting) and self.changed_at <= streamed_at + ANSWER_S
-        latest = BATCH_S + (streamed_at if streams else since)
+        latest = BATCH_S + (streamed_at if streams and self.changed_at <= streamed_at + ANSWER_S else since)
         reads_until = max((one.reads_until for one in waiting if one.began_at <= latest), default=0.0)
         self.silent_s = max(0.0, now - since)
         self.busy, self.reading = waiting_since < math.inf, now < reads_until
@@ -133,6 +134,8 @@ class _Replica:
         self.active_at, self._unexplained_s, self.asked_at, self.unanswered_since = now, 0.0, None, None
         if self.answered[1] > -math.inf:
             self.answered = now, now
+        for one in self.left:
+            one.left_at = now
 
     def come_back(self, answered_in_s: float, now: float) -> None:
         """Count as healthy again, and as no faster than its answer to the probe."""

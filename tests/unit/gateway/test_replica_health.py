@@ -138,8 +138,35 @@ class TestChecks:
         health.leave(second, 11.2)
         health.check(PREDICTED, 11.3)
         assert not health.suspects
-        health.begin(A, 11.4)
-        health.check(PREDICTED, 12.3)
+        health.leave(health.begin(A, 11.4, 0.4), 11.5)
+        health.check(PREDICTED, 11.6)
+        health.begin(A, 11.8)
+        health.check(PREDICTED, 12.7)
+        assert not health.suspects
+
+    def test_a_prompt_may_be_read_after_its_client_has_left(self, health):
+        """A poll after that shows what was before, and this process may stand still."""
+        exchange = health.begin(A, 10.0, 10.0)
+        exchange.replica.active_at = 10.1
+        health.leave(exchange, 10.3)
+        poll(health, A, 10.5, 20.0)
+        health.begin(A, 10.6)
+        health.check(PREDICTED, 12.5)
+        assert not health.suspects
+        health.resume(20.0)
+        health.check(PREDICTED, 21.5)
+        assert not health.suspects
+        health.check(PREDICTED, 30.1)
+        assert health.suspects == {A}, "twice as long as predicted"
+
+    def test_a_stream_whose_client_has_left_shows_nothing(self, health):
+        stream = health.begin(A, 10.0)
+        stream.on_first_token(10.1)
+        health.begin(A, 10.2)
+        health.leave(stream, 10.3)
+        health.begin(A, 10.9, 10.0)
+        poll(health, A, 11.0, 20.0)
+        health.check(PREDICTED, 12.5)
         assert not health.suspects
 
     def test_a_late_poll(self, health):
