@@ -4,7 +4,7 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from time import perf_counter
 
@@ -72,6 +72,7 @@ class HandleEngines:
         avoid: Collection[str] = (),
         replica: str = "",
         reading_s: float = 0.0,
+        on_choice: Callable[[str], None] = lambda _: None,
     ) -> AsyncIterator[tuple["HandleResponse", Exchange]]:
         """Send a request to a replica; the response has what the gateway reads of one."""
         handle = ray_serve.get_app_handle(app_name(variant.name))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
@@ -96,12 +96,14 @@ class Engines:
         avoid: Collection[str] = (),
         replica: str = "",
         reading_s: float = 0.0,
+        on_choice: Callable[[str], None] = lambda _: None,
     ) -> AsyncIterator[tuple[aiohttp.ClientResponse, Exchange]]:
         """The response of `replica` (its base URL), its head read, its body not, and the exchange with it.
 
         Without one, or where it is ejected, any replica that is not in `avoid`.
 
-        `more` are headers for it. `reading_s` is the predicted time until it has read the prompt.
+        `more` are headers for it. `reading_s` is the predicted time until it has read the prompt. `on_choice` gets the base URL of
+        the replica, before the request is sent.
 
         Leaving the context before the body was read to its end closes the connection, on which the engine aborts
         the generation.
@@ -110,6 +112,7 @@ class Engines:
             EngineUnreachable: no replica, no connection, a server error instead of an answer, or the replica has stalled.
         """
         replica = await self._choose(variant, avoid, replica)
+        on_choice(replica)
         exchange = self.health.begin(replica, perf_counter(), reading_s)
         response: aiohttp.ClientResponse | None = None
         # clients may repeat their ids, engines must not see one twice

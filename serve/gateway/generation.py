@@ -283,9 +283,8 @@ class Generation:
                 variant, attempt.decision.chosen.load, max(attempt.prefill_tokens, features.prompt_tokens)
             )
             async with self._engines.post(
-                variant, path, payload, request.id, trace_headers, broken, replica, reading_s
+                variant, path, payload, request.id, trace_headers, broken, replica, reading_s, attempt.on_choice
             ) as (response, exchange):
-                attempt.reached = exchange.replica.url
                 if response.status >= 400:
                     raise translate_engine_error(response.status, await _read(response, variant), call)
                 if call.stream:

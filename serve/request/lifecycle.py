@@ -93,7 +93,7 @@ class Attempt:
     decision_s: float = 0.0
     waited_s: float = 0.0  # in the gateway, for a place
     dispatched: float = 0.0
-    reached: str | None = None  # base URL of the replica that took it
+    reached: str | None = None  # base URL of the replica that it was sent to
     first_token_at: float = 0.0
     last_token_at: float = 0.0
     outcome: Outcome = "cancelled"
@@ -166,6 +166,10 @@ class Attempt:
     def cost_usd(self) -> float:
         """Cost of the prompt and output tokens at the deployment's price."""
         return self.variant.cost_usd(self.report.prompt_tokens, self.report.completion_tokens)
+
+    def on_choice(self, replica: str) -> None:
+        """Note the replica (base URL) that it is sent to."""
+        self.reached = replica
 
     def on_first_token(self) -> None:
         """Count the prompt as prefilled, once: at the first token or at the end of the attempt."""

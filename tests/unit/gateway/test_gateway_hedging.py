@@ -412,6 +412,17 @@ class TestBound:
         health.on_probe(second(hedged).url, True, time.perf_counter())
         self.answered_by_first(hedged, model=PINNED)
 
+    def test_not_at_the_replica_that_has_the_request_instead_of_a_suspect_one(self, hedged: Started):
+        """Before anything tells that it has."""
+        full, live = hedged.engines["full"], hedged.variants["full"].live
+        live.on_dispatch(100, 1, 10, full.url)
+        hedged.replicas.health.suspects.add(second(hedged).url)
+        full.behaviour = "slow"
+        assert gearbox_of(send(hedged, False, model=PINNED), False)["attempts"] == 1
+        assert hedged.engine_calls() == {"full": 1}
+        live.on_first_token(100, full.url)
+        live.on_complete(1, full.url)
+
     def test_not_for_a_replica_that_is_suspect(self, hedged: Started):
         hedged.replicas.health.suspects.add(second(hedged).url)
         self.answered_by_first(hedged, model=PINNED)
