@@ -207,8 +207,11 @@ class TestOutcome:
         full.behaviour = int8.behaviour = "hang"
         sent = Sent(single, max_tokens=50)
         until(lambda: full.running and int8.running)
-        full.behaviour, int8.behaviour = "die mid-stream", "answer"
+        full.behaviour = "die mid-stream"
         let_go(_server, full)
+        until(lambda: attempts(single).get("cancelled"))  # the hedge, which must not begin to answer
+        int8.behaviour = "answer"
+        let_go(_server, int8)
         response = sent.answer()
         assert text_of(response, True) == ANSWER
         facts = gearbox_of(response, True)
