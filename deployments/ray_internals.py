@@ -111,7 +111,7 @@ def ended_ray_process() -> str | None:
     """The process whose end ends Ray on the machine where this process started it, and its exit code; None while all run.
 
     Without its control store (`gcs_server`), Ray's processes go on for a minute (`RAY_gcs_rpc_server_reconnect_timeout_s`) and then
-    abort, this one too: nothing can be stopped in order any more. Ray's public API tells a driver of neither.
+    abort, this one too: nothing can be stopped in order any more. Ray's public API reports neither to a driver.
     """
     from ray._private import ray_constants, worker
 

@@ -406,7 +406,7 @@ def main() -> None:
 def _stop_processes(run_id: str, ray_ended: bool) -> None:
     """Stop Ray and all remaining processes of this run; Ray's own shutdown leaves engine processes behind.
 
-    A Ray that has ended is not asked to stop: it would wait a minute for its control store, and abort this process.
+    Ray is not shut down where it has ended: that would wait a minute for its control store, and abort this process.
     """
     import psutil
     import ray

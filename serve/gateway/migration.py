@@ -62,7 +62,7 @@ class Migration:
 
         Raises:
             NotContinuable: the stream cannot be continued exactly, or nowhere.
-            EngineUnreachable: the replica that was asked for its text could not be reached.
+            EngineUnreachable: the replica that detokenizes could not be reached.
             RequestError: another variant refuses the request.
         """
         give_back = await self._place()

@@ -1,4 +1,4 @@
-"""Statuses of engines: what is not the request's fault is not told as the client's, and fails over."""
+"""Statuses of engines: what is not the request's fault is not reported as the client's, and fails over."""
 
 import orjson
 import pytest

@@ -416,7 +416,7 @@ class TestBound:
         self.answered_by_first(hedged, model=PINNED)
 
     def test_not_at_the_replica_that_has_the_request_instead_of_a_suspect_one(self, hedged: Started):
-        """Before anything tells that it has."""
+        """Before the gateway can know that it has."""
         full, live = hedged.engines["full"], hedged.variants["full"].live
         live.on_dispatch(100, 1, 10, full.url)
         hedged.replicas.health.suspects.add(second(hedged).url)
