@@ -139,7 +139,7 @@ class ServeReplicas:
         return poll
 
     async def _poll(self, session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
-        self.health.on_asked(url, perf_counter())
+        self.health.on_poll_sent(url, perf_counter())
         try:
             stats = await _engine_stats(session, url)
         except ConnectionRefusedError:

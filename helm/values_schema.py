@@ -36,7 +36,7 @@ CHANGED_VALUES = {
     **{old: f"renamed to {new}" for old, new in RENAMED_VALUES.items()},
     **{f"platform.{old}": f"removed: {instead}" for old, instead in REMOVED.items()},
     "httpRoute.timeouts.backendRequest": "removed: an attempt has no limit of its own, set httpRoute.timeouts.request",
-    "monitoring.scrapeConfig.refreshInterval": "removed: engines are looked for as often as they are scraped, set interval",
+    "monitoring.scrapeConfig.refreshInterval": "removed: engines are discovered as often as they are scraped, set interval",
 }
 
 

@@ -53,7 +53,7 @@ class Budget(BaseModel):
     def first_token_by_ms(self, decode_ms: float) -> float:
         """Deadline of the first token, ms after the arrival, where the tokens after the first take `decode_ms`.
 
-        Not before the arrival: a limit too short to be kept would otherwise overtake requests that are due already.
+        Not before the arrival: a limit too short to be met would otherwise overtake requests that are due already.
         """
         deadlines = [] if self.ttft_ms is None else [self.ttft_ms]
         if self.e2e_ms is not None:
@@ -120,7 +120,7 @@ def _check(fields: Mapping[str, object], origin: Mapping[str, str], *, strict: b
 def remaining(budget: Budget, elapsed_s: float) -> Budget:
     """`budget` less the elapsed time.
 
-    A limit that has passed cannot be kept: nothing else is given up for it. Where the request would rather be rejected, 1 ms is left.
+    A limit that has passed cannot be met: nothing else is given up for it. Where the request would rather be rejected, 1 ms is left.
     """
     if elapsed_s < 0.001 or (budget.ttft_ms is None and budget.e2e_ms is None):
         return budget

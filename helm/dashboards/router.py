@@ -140,8 +140,8 @@ def build() -> Dashboard:
         ),
         chart(
             "Hedged requests by variant",
-            "Requests sent to a second replica too because the first was late, by its variant. won is a limit that was "
-            "probably kept by it; mostly lost, the first replica answers in time by itself and server.hedging brings little.",
+            "Requests sent to a second replica too because the first was late, by its variant. won: the second "
+            "replica answered first. If most are lost, the first replica answers in time anyway and server.hedging brings little.",
             "reqps",
             Line(rate("gearbox_hedges_total", f"{BY_VARIANT}, outcome", VARIANT), f"{NAME} {{{{outcome}}}}"),
         ),

@@ -1,6 +1,6 @@
 """Continuation: a stream that its engine breaks off goes on at another engine, from the tokens of its prompt and answer.
 
-The gateway asks engines for token ids and keeps them. The other engine gets prompt and answer so far as the prompt of a
+The gateway requests token ids from engines and stores them. The other engine gets prompt and answer so far as the prompt of a
 completion, which is exact: no text is tokenized again. The answer so far ends there at a token that completes a character and
 whose text the client has, or the gateway holds for it; what is dropped after it, the client has not seen. The events of the
 continuation are rewritten as those of the first engine, so that the client sees one stream.
@@ -70,7 +70,7 @@ def inexact(call: Call) -> str | None:
         if name not in _KNOWN and value not in (None, False, "", [], {}) and value != _NEUTRAL.get(name, _KNOWN):
             return name
         if name in ("logprobs", "prompt_logprobs") and value is not None and value is not False:
-            return name  # 0 asks for log-probabilities too
+            return name  # 0 requests log-probabilities too
     stop = call.body.get("stop") or []
     if not isinstance(stop, str | list) or not all(isinstance(one, str) and one for one in stop):
         return "stop"  # the engine refuses it
@@ -94,16 +94,16 @@ class Continuation:
     """The tokens of one stream, and the way on at another engine. `strip` is called for every token, all else after a failure."""
 
     __slots__ = (
-        "_again", "_base", "_call", "_exact", "_first", "_kept", "_new", "_prompt", "_raw", "_recent", "_seam", "_shows_ids", "_stops", "_tail", "_text",
+        "_again", "_base", "_call", "_committed", "_exact", "_first", "_new", "_prompt", "_raw", "_recent", "_seam", "_shows_ids", "_stops", "_tail", "_text",
     )  # fmt: skip
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._shows_ids = bool(call.body.get("return_token_ids"))  # whether the client asked for ids itself
+        self._shows_ids = bool(call.body.get("return_token_ids"))  # whether the client requested ids itself
         stop = call.body.get("stop") or []
         self._stops: list[str] = [stop] if isinstance(stop, str) else stop  # type: ignore[assignment]  # see `inexact`
         self._raw: list[bytes] = []  # ids of each chunk since the last seam, as the engine wrote them
-        self._kept: list[int] = []  # ids of the answer up to the last seam
+        self._committed: list[int] = []  # ids of the answer up to the last seam
         self._prompt: bytes | None = None  # ids of the prompt, as the engine wrote them
         self._first = b""  # the first event
         self._recent: deque[bytes] = deque(maxlen=_RECENT)  # the last events
@@ -115,7 +115,7 @@ class Continuation:
         self._seam: _Seam | None = None
 
     def strip(self, data: bytes) -> bytes:
-        """Keep the ids in `data`, which are whole events, and return it without those that the client did not ask for."""
+        """Keep the ids in `data`, which are whole events, and return it without those that the client did not request."""
         if self._prompt is None and (match := _PROMPT_IDS.search(data)):
             self._prompt, self._first = match[1], data
             if not self._shows_ids:
@@ -132,7 +132,7 @@ class Continuation:
     @property
     def tokens(self) -> list[int]:
         """Ids of the answer so far."""
-        return [*self._kept, *_numbers(b",".join(filter(None, self._raw)))]
+        return [*self._committed, *_numbers(b",".join(filter(None, self._raw)))]
 
     @property
     def prompt(self) -> list[int]:
@@ -176,7 +176,7 @@ class Continuation:
             if end < 0 or not text[:end].endswith(sent[-_CONTEXT:].lstrip()):  # a first space may be missing
                 raise NotContinuable("the text of the tokens is not that of the answer")
             held = text[end:]
-        self._kept, self._raw, self._tail, self._new = tokens, [], b"", 0
+        self._committed, self._raw, self._tail, self._new = tokens, [], b"", 0
         self._base = len(tokens)
         before = sent[-buffered:] if include and buffered else held
         self._text = [sent]
@@ -185,12 +185,12 @@ class Continuation:
     @property
     def remaining(self) -> int | None:
         """Tokens that may follow; None where the request does not limit them."""
-        return self._call.max_output_tokens - len(self._kept) if self._call.limits_output else None
+        return self._call.max_output_tokens - len(self._committed) if self._call.limits_output else None
 
     def payload(self, model: str, max_model_len: int, priority: int | None) -> bytes:
         """The completion that continues the answer after `cut`. Raises `NotContinuable` where nothing may follow."""
-        body, kept = self._call.body, len(self._kept)
-        prompt = [*self.prompt, *self._kept]
+        body, committed = self._call.body, len(self._committed)
+        prompt = [*self.prompt, *self._committed]
         room = max_model_len - len(prompt)
         limit = room if (remaining := self.remaining) is None else min(remaining, room)
         if limit < 1:
@@ -204,10 +204,10 @@ class Continuation:
             "stream_options": body.get("stream_options"),
             "return_token_ids": True,
         }
-        if isinstance(least := body.get("min_tokens"), int) and least > kept:
-            payload["min_tokens"] = min(least - kept, limit)
+        if isinstance(least := body.get("min_tokens"), int) and least > committed:
+            payload["min_tokens"] = min(least - committed, limit)
         if isinstance(seed := body.get("seed"), int):
-            payload["seed"] = (seed + _SEED_STEP * kept) % 2**63
+            payload["seed"] = (seed + _SEED_STEP * committed) % 2**63
         if priority is not None:
             payload["priority"] = priority
         return dump_json(payload)
@@ -258,7 +258,7 @@ class Continuation:
             while self._again and ids:
                 if ids[0] != self._again.pop(0):
                     raise ValueError("the client has the id of another token")
-                self._kept.append(ids.pop(0))
+                self._committed.append(ids.pop(0))
             if self._seam is not None:
                 text, ended = self._seam.feed(text, choice)
                 if self._seam.over:

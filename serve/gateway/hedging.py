@@ -1,4 +1,4 @@
-"""Hedging: send a request whose TTFT limit is at risk to a second replica; the first of both that answers is kept.
+"""Hedging: send a request whose TTFT limit is at risk to a second replica, and use the response that starts first.
 
 Hedges are bounded as gRPC bounds retries (`retryThrottling`): each request adds `TOKEN_RATIO` to a count, each hedge takes one
 from it. Only a request's first attempt is hedged, once.

@@ -1,6 +1,6 @@
 """Idempotency keys: a request that is sent again gets the answer of the first, or waits for it, and nothing is generated twice.
 
-The header is that of draft-ietf-httpapi-idempotency-key-header. Answers are kept in the shared store where that is Redis, so that
+The header is that of draft-ietf-httpapi-idempotency-key-header. Answers are stored in the shared store where that is Redis, so that
 all gateways know them, also when one of them was killed; else in the gateway's memory.
 """
 
@@ -21,9 +21,9 @@ from serve.errors import RequestError
 from serve.gateway.http import Headers, Message, Send
 from serve.gateway.shared_store import PAUSE_S, SharedStore, StoreUnavailable
 
-KEPT_S = 60  # an answer
-LEASE_S = 5.0  # a request under way, as long as nobody renews it: its gateway may have been killed
-MAX_ANSWER_BYTES = 1 << 20  # larger answers are not kept
+ANSWER_TTL_S = 60
+LEASE_S = 5.0  # a request in flight, as long as nobody renews it: its gateway may have been killed
+MAX_ANSWER_BYTES = 1 << 20  # larger answers are not stored
 MAX_MEMORY_BYTES = 64 << 20  # of the answers in a gateway's memory
 MAX_MEMORY_ANSWERS = 10_000
 MAX_WAITING, MAX_WAITING_BYTES = (
@@ -32,7 +32,7 @@ MAX_WAITING, MAX_WAITING_BYTES = (
 )  # requests of one gateway that wait for another one's answer, and their bodies
 MAX_KEY_CHARS = 255
 _RENEW_S = LEASE_S / 4
-_POLL_S = (0.05, 0.5)  # time between two looks at a request under way: at first, and at most
+_POLL_S = (0.05, 0.5)  # time between two polls for the answer of a request in flight: at first, and at most
 _OPTIONS = ("x-gearbox-", "x-llm-d-")  # headers that decide about the answer as the body does
 _RUNNING, _DONE = b"r", b"d"  # the byte after a value's fingerprint
 _FINGERPRINT = 32  # bytes
@@ -45,7 +45,7 @@ return 1
 
 
 class Answers(Protocol):
-    """Values by name; a value is the marker of a request under way, or an answer."""
+    """Values by name; a value is the marker of a request in flight, or an answer."""
 
     async def claim(self, name: str, marker: bytes) -> bytes | None:
         """The value of `name`; where there is none, set `marker` for `LEASE_S` and return None."""
@@ -87,7 +87,7 @@ class MemoryAnswers:
                 self._drop_oldest()
 
     def expire(self) -> None:
-        """Remove the answers whose time is over; also called regularly, so that none is kept longer."""
+        """Remove the answers whose time is over; also called regularly, so that none is stored longer."""
         while self._answers and next(iter(self._answers.values()))[1] <= monotonic():
             self._drop_oldest()
 
@@ -139,7 +139,7 @@ class Idempotency:
     ) -> None:
         """Have `work` send the answer, or send that of the same request before. Without the header this is only `work`.
 
-        Only answers with status 200 are kept: a request that got an error is done anew. So is one whose client left, after
+        Only answers with status 200 are stored: a request that got an error is processed again. So is one whose client left, after
         `work` was cancelled, whose gateway was killed, or whose answer was too large.
 
         Args:
@@ -155,7 +155,7 @@ class Idempotency:
         name = "gearbox:idempotency:" + hashlib.sha256(f"{tenant}\0{key}".encode()).hexdigest()
         marker = _fingerprint(key, path, headers, raw) + _RUNNING + uuid.uuid4().bytes
         try:
-            kept = await self._claim(name, marker, len(raw))
+            stored = await self._claim(name, marker, len(raw))
         except StoreUnavailable as error:
             if self._store.fails_open:
                 return await work(send)
@@ -163,18 +163,18 @@ class Idempotency:
                 503, "whether this request was answered before cannot be checked at the moment; try again",
                 code="idempotency_unavailable", headers={"retry-after": str(round(PAUSE_S))},
             ) from error  # fmt: skip
-        if kept is None:
+        if stored is None:
             return await self._run(name, marker, send, work)
         self._requests.labels("replayed").inc()
-        head, _, body = kept[_FINGERPRINT + 1 :].partition(b"\n")
+        head, _, body = stored[_FINGERPRINT + 1 :].partition(b"\n")
         replayed = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in orjson.loads(head)]
         replayed.append((b"idempotent-replayed", b"true"))
         await send({"type": "http.response.start", "status": 200, "headers": replayed})
         await send({"type": "http.response.body", "body": body})
 
     async def _claim(self, name: str, marker: bytes, body_bytes: int) -> bytes | None:
-        """The answer that is kept; None: the request is to be done now. Waits while the same request is under way."""
-        if (held := await self._look(name, marker)) is None or _is_answer(held):
+        """The stored answer; None: process the request now. Waits while the same request is in flight."""
+        if (held := await self._claim_or_poll(name, marker)) is None or _is_answer(held):
             return held
         if self._waiting >= MAX_WAITING or self._waiting_bytes + body_bytes > MAX_WAITING_BYTES:
             why = "too many requests wait for one with the same 'Idempotency-Key'; retry later"
@@ -186,13 +186,13 @@ class Idempotency:
             while True:
                 await asyncio.sleep(pause_s)
                 pause_s = min(1.5 * pause_s, most_s)
-                if (held := await self._look(name, marker)) is None or _is_answer(held):
+                if (held := await self._claim_or_poll(name, marker)) is None or _is_answer(held):
                     return held
         finally:
             self._waiting -= 1
             self._waiting_bytes -= body_bytes
 
-    async def _look(self, name: str, marker: bytes) -> bytes | None:
+    async def _claim_or_poll(self, name: str, marker: bytes) -> bytes | None:
         held = await self._store.ask("idempotency", lambda: self._answers.claim(name, marker))
         if held is not None and held[:_FINGERPRINT] != marker[:_FINGERPRINT]:
             why = "this 'Idempotency-Key' was used for another request; use a new key for each request"
@@ -200,11 +200,11 @@ class Idempotency:
         return held
 
     async def _run(self, name: str, marker: bytes, send: Send, work: Callable[[Send], Awaitable[None]]) -> None:
-        """Do the request, and keep its answer before it is sent: what a client may have seen is not done again."""
+        """Process the request, and store its answer before it is sent: what a client may have seen is not generated again."""
         head: Message | None = None
         done = False
 
-        async def keep(message: Message) -> None:
+        async def store_first(message: Message) -> None:
             nonlocal head, done
             if message["type"] == "http.response.start":
                 head = message
@@ -212,27 +212,29 @@ class Idempotency:
             if head is not None:
                 if head["status"] == 200 and not message.get("more_body"):
                     renewing.cancel()
-                    done = await self._keep(name, marker, head["headers"], message.get("body", b""))
+                    done = await self._store_answer(name, marker, head["headers"], message.get("body", b""))
                 await send(head)
                 head = None
             await send(message)
 
         renewing = asyncio.create_task(self._renew(name, marker))
         try:
-            await work(keep)
+            await work(store_first)
         finally:
             renewing.cancel()
             if not done:
                 await self._store.finish(self._swap(name, marker, b"", 0))
 
-    async def _keep(self, name: str, marker: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+    async def _store_answer(self, name: str, marker: bytes, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
         """Whether the marker needs no removal: it was replaced, or expires because the store fails."""
         if len(body) > MAX_ANSWER_BYTES:
             self._requests.labels("too_large").inc()
             return False
         head = orjson.dumps([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
         self._requests.labels("kept").inc()
-        await self._store.finish(self._swap(name, marker, marker[:_FINGERPRINT] + _DONE + head + b"\n" + body, KEPT_S))
+        await self._store.finish(
+            self._swap(name, marker, marker[:_FINGERPRINT] + _DONE + head + b"\n" + body, ANSWER_TTL_S)
+        )
         return True
 
     async def _renew(self, name: str, marker: bytes) -> None:
@@ -255,7 +257,7 @@ def idempotency_key(headers: Headers) -> str | None:
 
 
 def _fingerprint(key: str, path: str, headers: Headers, raw: bytes) -> bytes:
-    """SHA-256 of all that decides about the answer; with the key, so that a guessed prompt cannot be looked for."""
+    """SHA-256 of all that decides about the answer; with the key, so that a guessed prompt cannot be checked against stored ones."""
     options = sorted((name, value) for name, value in headers.items() if name.startswith(_OPTIONS))
     return hashlib.sha256(orjson.dumps([key, path, options]) + raw).digest()
 

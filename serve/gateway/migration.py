@@ -115,7 +115,7 @@ class Migration:
         return decision
 
     def _continues(self, variant: Variant, last: Attempt, prompt_tokens: int, broken: Set[str]) -> bool:
-        """Whether `variant` may continue what `last` began: same tokens, and room for the whole answer."""
+        """Whether `variant` may continue the answer that `last` started: same tokens, and room for the whole answer."""
         call, before = last.call, last.variant
         room = variant.max_model_len >= before.max_model_len or (
             call.limits_output and prompt_tokens + call.max_output_tokens <= variant.max_model_len

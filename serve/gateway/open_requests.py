@@ -28,16 +28,16 @@ class OpenRequests:
         """Have `work` send the response. If it is ended, a stream gets an `error` event.
 
         Raises:
-            RequestError: 503 `gateway_stopped`: it was ended before its response began. And what `work` raises.
+            RequestError: 503 `gateway_stopped`: it was ended before its response started. And what `work` raises.
         """
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("requests run in tasks")
-        began = complete = False
+        started = complete = False
 
         async def watch(message: Message) -> None:
-            nonlocal began, complete
-            began = True
+            nonlocal started, complete
+            started = True
             complete = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
@@ -49,7 +49,7 @@ class OpenRequests:
                 raise
             task.uncancel()
             error = RequestError(503, _MESSAGE, code="gateway_stopped", headers={"retry-after": "2"})
-            if not began:
+            if not started:
                 raise error from None
             if not complete:
                 await send({"type": "http.response.body", "body": error_event(error)})

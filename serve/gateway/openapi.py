@@ -23,7 +23,7 @@ from serve.gateway import openapi_requests as requests
 from serve.gateway import openapi_responses as responses
 from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
 from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
-from serve.gateway.idempotency import KEPT_S, MAX_KEY_CHARS
+from serve.gateway.idempotency import ANSWER_TTL_S, MAX_KEY_CHARS
 from serve.retrieval.ingest.metadata import NO_NUL
 
 Document = dict[str, Any]
@@ -389,7 +389,7 @@ _REQUEST_PARAMETERS = [
 ]
 _IDEMPOTENCY_KEY = _parameter(
     "header", "idempotency-key",
-    f"requests with the same key and body within {KEPT_S} s get the answer of the first; ignored with `stream: true`",
+    f"requests with the same key and body within {ANSWER_TTL_S} s get the answer of the first; ignored with `stream: true`",
     {"type": "string", "minLength": 1, "maxLength": MAX_KEY_CHARS, "pattern": "^[!-~]([ -~]*[!-~])?$"},
 )  # fmt: skip
 _TAGS = {

@@ -28,7 +28,7 @@ BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
 SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
 ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
 LATE_S = 5.0  # without an answer to a poll or a probe, after which a replica without work is ejected
-KEPT_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
+MIN_SERVING_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 5.0
 RAMP_S = 10.0  # from the first good probe until a replica gets its whole share again
@@ -41,7 +41,7 @@ class Exchange:
     """One request at a replica, from its dispatch to its end."""
 
     replica: "_Replica"
-    began_at: float
+    started_at: float
     waiting_since: float  # for the replica; infinite while the gateway waits for the client, or for nothing more
     reads_until: float  # before then, reading its prompt explains that nothing comes
     left_at: float = math.inf  # when its client went, before anything came
@@ -65,7 +65,7 @@ class _Replica:
     warm: bool = False  # whether it has generated a token: the first may have to wait for kernels to be compiled
     stats: Mapping[str, float] | None = None  # of its engine, at the last poll that it answered
     answered: tuple[float, float] = (-math.inf, -math.inf)  # the last two polls that it answered
-    asked_at: float | None = None  # the first poll that it has not answered
+    polled_at: float | None = None  # the first poll that it has not answered
     refused: bool = False  # whether nobody listened at the last poll
     probed_at: float = -math.inf  # when the last probe was sent, or ended
     probing: bool = False
@@ -77,7 +77,7 @@ class _Replica:
     busy: bool = False  # whether requests wait for it
     reading: bool = False  # whether the prompts that it has to read explain its silence
     late: bool = False  # whether it has not answered a poll in time
-    frozen: bool = False  # whether two polls have shown no change since its silence began
+    frozen: bool = False  # whether two polls have shown no change since its silence started
     suspect: bool = False
     silent_s: float = 0.0
     limit_s: float = FLOOR_S  # silence that is a stall
@@ -85,8 +85,8 @@ class _Replica:
     _unexplained_s: float = 0.0  # of the silence
     _seen_at: float = 0.0  # when something had come
 
-    def observe(self, predicted_s: float, now: float, kept: float) -> None:
-        """Measure the silence, of which `predicted_s` are predicted; `kept` is the share of earlier silences that is remembered."""
+    def observe(self, predicted_s: float, now: float, decay: float) -> None:
+        """Measure the silence, of which `predicted_s` are predicted; earlier silences are multiplied by `decay`."""
         came_at = max(self.active_at, self.changed_at)
         waiting = [one for one in self.exchanges if one.waiting_since < math.inf]
         streams = any(one.reads_until == 0 for one in waiting)
@@ -99,15 +99,15 @@ class _Replica:
                 one.waiting_since = math.inf
         waiting_since = min((one.waiting_since for one in waiting), default=math.inf)
         since, streamed_at = max(waiting_since, came_at), max(waiting_since, self.active_at)
-        # prompts that come later explain no silence that has begun, which streams show at once and polls later; where polls show
+        # prompts that come later explain no silence that has started, which streams show at once and polls later; where polls show
         # work long after that, streams are silent for another reason, such as calls of functions that are sent as a whole
         latest = BATCH_S + (streamed_at if streams and self.changed_at <= streamed_at + ANSWER_S else since)
-        reads_until = max((one.reads_until for one in waiting if one.began_at <= latest), default=0.0)
+        reads_until = max((one.reads_until for one in waiting if one.started_at <= latest), default=0.0)
         self.silent_s = max(0.0, now - since)
         self.busy, self.reading = waiting_since < math.inf, now < reads_until
-        self.late = self.asked_at is not None and now - self.asked_at >= ANSWER_S and self.answered[1] > -math.inf
+        self.late = self.polled_at is not None and now - self.polled_at >= ANSWER_S and self.answered[1] > -math.inf
         self.frozen = self.stats is not None and "tokens" in self.stats and self.answered[0] > since
-        self.gap_s *= kept
+        self.gap_s *= decay
         if came_at > self._seen_at:
             self.gap_s, self._seen_at = max(self.gap_s, self._unexplained_s), came_at
         self._unexplained_s = max(0.0, now - max(since, reads_until))
@@ -131,7 +131,7 @@ class _Replica:
 
     def resume(self, now: float) -> None:
         """Measure all silence from `now`."""
-        self.active_at, self._unexplained_s, self.asked_at, self.unanswered_since = now, 0.0, None, None
+        self.active_at, self._unexplained_s, self.polled_at, self.unanswered_since = now, 0.0, None, None
         if self.answered[1] > -math.inf:
             self.answered = now, now
         for one in self.left:
@@ -182,16 +182,16 @@ class ReplicaHealth:
             exchange.left_at = now
             exchange.replica.left.add(exchange)
 
-    def on_asked(self, url: str, now: float) -> None:
+    def on_poll_sent(self, url: str, now: float) -> None:
         """Note that the metrics of the replica are polled; `on_poll` follows where it answers, `on_refused` where nobody listens."""
         replica = self._replica(url)
-        if replica.asked_at is None:
-            replica.asked_at = now
+        if replica.polled_at is None:
+            replica.polled_at = now
 
     def on_poll(self, url: str, stats: Mapping[str, float], now: float) -> None:
         """Note the answer to a poll: what its engine reports, with the `tokens` that it has read and written if it counts them."""
         replica = self._replica(url)
-        replica.asked_at, replica.refused, replica.answered = None, False, (replica.answered[1], now)
+        replica.polled_at, replica.refused, replica.answered = None, False, (replica.answered[1], now)
         replica.warm = replica.warm or stats.get("tokens", 0) > 0
         if stats != replica.stats:
             replica.stats, replica.changed_at = stats, now
@@ -202,8 +202,8 @@ class ReplicaHealth:
 
     def is_late(self, url: str, now: float) -> bool:
         """Whether the replica has not answered a poll in time."""
-        asked_at = self._replica(url).asked_at
-        return asked_at is not None and now - asked_at >= ANSWER_S
+        polled_at = self._replica(url).polled_at
+        return polled_at is not None and now - polled_at >= ANSWER_S
 
     def check(self, predicted_s: Mapping[str, float], now: float) -> list[tuple[str, Cause]]:
         """The replicas to eject, and why.
@@ -211,15 +211,15 @@ class ReplicaHealth:
         Args:
             predicted_s: of every replica that runs, the silence that is predicted while it has work.
         """
-        kept = 0.5 ** (max(now - self._checked_at, 0.0) / GAP_HALF_LIFE_S)
+        decay = 0.5 ** (max(now - self._checked_at, 0.0) / GAP_HALF_LIFE_S)
         self._checked_at = now
         running = [one for url in predicted_s if (one := self._replicas.get(url)) and one.ejected_at is None]
         for one in running:
-            one.observe(predicted_s[one.url], now, kept)
+            one.observe(predicted_s[one.url], now, decay)
         self.suspects = {one.url for one in running if one.suspect}
         left, found = len(predicted_s) - len(self.ejected(predicted_s)), list[tuple[str, Cause]]()
         for one in sorted(running, key=lambda one: not one.refused):
-            slow = left - 1 < KEPT_SHARE * len(predicted_s) or _slow_together(one, running)
+            slow = left - 1 < MIN_SERVING_SHARE * len(predicted_s) or _slow_together(one, running)
             if one.refused or one.stalled(slow, now):
                 found.append((one.url, "unreachable" if one.refused else "stalled"))
                 left -= 1

@@ -28,7 +28,7 @@ class ResponseStream:
 
     relay: StreamRelay
     inexact: str | None = None
-    continues: bool = False  # whether an engine continues what another one began
+    continues: bool = False  # whether an engine continues an answer that another one started
     first_token: Callable[[], None] = lambda: (
         None
     )  # called at the first token of each part, or when a whole answer has come

@@ -57,7 +57,7 @@ class StreamRelay:
     collects: bool = False  # whether the choices' texts are collected
     echoes_only: bool = False  # whether the response is the prompt alone
     choices: dict[int, Choice] = field(default_factory=dict)  # by their index
-    continuation: Continuation | None = None  # keeps the ids of the tokens, where the engine is asked for them
+    continuation: Continuation | None = None  # collects the token ids, where the engine returns them
     _tail: bytes = b""  # an event whose end has not arrived
     _held: bytes = b""  # the last events, held until it is known whether the `gearbox` object goes onto them
 

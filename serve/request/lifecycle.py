@@ -143,7 +143,7 @@ class Attempt:
 
     @property
     def quality(self) -> float:
-        """Quality of the answer: the lowest of the variants that began and completed it."""
+        """Quality of the answer: the lowest of the variants that generated it."""
         return min(self.variant.quality.quality, (self.continues or self).variant.quality.quality)
 
     @property
@@ -181,7 +181,7 @@ class Attempt:
     def on_tokens(self, events: int) -> float | None:
         """Count events of the engine's stream that arrived now, one for each token of a sequence. Returns when the engine sent them.
 
-        Those that arrived while the client kept the gateway from reading say nothing about the engine's speed, nor when they were
+        Those that arrived while a slow client blocked the gateway's reads say nothing about the engine's speed, nor when they were
         sent: the time is None.
         """
         now = perf_counter()

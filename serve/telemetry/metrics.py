@@ -33,7 +33,7 @@ REFUSALS = {  # rejections that operators alert on: status by code
     "limits_unavailable": 503,
 }  # fmt: skip
 MIGRATIONS = ("connection", "stalled", "engine_error")  # why streams were continued elsewhere
-HEDGES = ("won", "lost")  # whether the second replica's answer was kept
+HEDGES = ("won", "lost")  # whether the second replica's answer was used
 EJECTIONS = ("stalled", "unreachable")
 VIOLATIONS = (*TIMES, "cost", "quality", "rejected", "failed")
 
@@ -84,7 +84,7 @@ class Metrics:
 
         self.idempotent = counter(
             "idempotent_requests",
-            "Requests with an Idempotency-Key: answers kept, replayed, and too large to be kept",
+            "Requests with an Idempotency-Key: answers stored (kept), replayed, and too large to be stored",
             "outcome",
         )
 

@@ -130,7 +130,7 @@ class Platform:
         url, now = engine.url, self.now
         if url not in self._polls and now >= self._due[url] and url not in self.health.ejected([url]):
             self._polls[url] = now
-            self.health.on_asked(url, now)
+            self.health.on_poll_sent(url, now)
         if (sent := self._polls.get(url)) is None:
             return
         answered = engine.stopped != "all" and now - sent >= max(engine.answers_in_s, engine.metrics_in_s)

@@ -47,8 +47,8 @@ def convert(data: bytes, name: str, kind: str | None = None) -> Text:
     kind = kind_of(name, kind)
     if not data:
         raise ConversionError("the document is empty")
-    for beginning, what, its_kind in _BEGINNINGS:
-        if data.startswith(beginning) and kind != its_kind:
+    for beginning, what, signature_kind in _BEGINNINGS:
+        if data.startswith(beginning) and kind != signature_kind:
             raise ConversionError(f"it is {what}, not {kind}")
     try:
         text: Text = import_module(f"serve.retrieval.ingest.formats.{kind}").read(

@@ -37,17 +37,17 @@ def call(chat: bool = True, **body: Any) -> Call:
     return parse_call(raw, "chat" if chat else "completions", "tenant")
 
 
-def payload(asked: Call) -> dict[str, Any]:
-    return json.loads(asked.payload("smollm2-135m", token_ids=True))
+def payload(request: Call) -> dict[str, Any]:
+    return json.loads(request.payload("smollm2-135m", token_ids=True))
 
 
-def stream_of(asked: Call) -> ResponseStream:
-    return ResponseStream(StreamRelay(asked.wants_usage, continuation=Continuation(asked)))
+def stream_of(request: Call) -> ResponseStream:
+    return ResponseStream(StreamRelay(request.wants_usage, continuation=Continuation(request)))
 
 
-def answer(asked: Call, engine: TokenEngine, cuts: Sequence[int] = (), part_of_next: int = 0) -> bytes:
+def answer(request: Call, engine: TokenEngine, cuts: Sequence[int] = (), part_of_next: int = 0) -> bytes:
     """What the client gets where the engine breaks off after so many events of each part."""
-    stream, body, out = stream_of(asked), payload(asked), b""
+    stream, body, out = stream_of(request), payload(request), b""
     for cut in [*cuts, None]:
         events = list(engine.events(body))
         for event in events[:cut]:
@@ -125,8 +125,8 @@ def test_limits_count_the_tokens_of_all_parts(chat):
         whole = said(answer(call(chat, max_tokens=limit), TokenEngine(ANSWERS[1])))
         for cut in range(1, limit + 1):
             engine = TokenEngine(ANSWERS[1])
-            asked = call(chat, max_tokens=limit, min_tokens=min(limit, 5), seed=3, temperature=0.5)
-            assert said(answer(asked, engine, [cut])) == whole
+            request = call(chat, max_tokens=limit, min_tokens=min(limit, 5), seed=3, temperature=0.5)
+            assert said(answer(request, engine, [cut])) == whole
             if len(engine.requests) > 1:
                 last = engine.requests[1]
                 written = len(last["prompt"]) - len(byte_tokenizer().encode("the prompt").ids)
@@ -137,17 +137,17 @@ def test_limits_count_the_tokens_of_all_parts(chat):
                 assert last["cache_salt"] == "tenant"
 
 
-def test_nothing_of_the_ids_is_seen_unless_the_client_asked():
+def test_ids_are_removed_unless_the_client_requested_them():
     out = answer(call(), TokenEngine(ANSWERS[0]), [4])
     assert b'"token_ids":[' not in out and b'"prompt_token_ids":[' not in out
     plain = b"".join(TokenEngine(ANSWERS[0]).events({**payload(call()), "return_token_ids": False}))
-    kept = stream_of(call())
+    stream = stream_of(call())
     data = b"".join(TokenEngine(ANSWERS[0]).events(payload(call())))
-    assert kept.continuation.strip(data) == plain, "byte for byte as without ids"
+    assert stream.continuation.strip(data) == plain, "byte for byte as without ids"
 
 
-def test_a_client_that_asked_for_ids_gets_each_once():
-    asked = call(return_token_ids=True)
+def test_a_client_that_requested_ids_gets_each_once():
+    request = call(return_token_ids=True)
     ids = byte_tokenizer().encode(ANSWERS[0]).ids
     for cut in range(1, len(ids)):
         out = answer(call(return_token_ids=True), TokenEngine(ANSWERS[0]), [cut])
@@ -156,13 +156,13 @@ def test_a_client_that_asked_for_ids_gets_each_once():
         assert [c["prompt_token_ids"] for c in chunks if c.get("prompt_token_ids")] == [
             byte_tokenizer().encode("the prompt").ids
         ]
-    assert inexact(asked) is None
+    assert inexact(request) is None
 
 
 def test_a_client_that_has_ids_of_half_a_character_gets_the_others():
     for text, cuts in itertools.product(("😊 x", "a 😊😊"), ([2], [3], [3, 1], [2, 2])):
-        asked = call(return_token_ids=True, stream_options={"include_usage": True})
-        out = answer(asked, TokenEngine(text), cuts)
+        request = call(return_token_ids=True, stream_options={"include_usage": True})
+        out = answer(request, TokenEngine(text), cuts)
         chunks = [json.loads(event[6:]) for event in out.split(b"\n\n")[:-2]]
         ids = [i for c in chunks for choice in c["choices"] for i in choice.get("token_ids") or ()]
         assert ids == byte_tokenizer().encode(text).ids, (text, cuts)
@@ -171,9 +171,9 @@ def test_a_client_that_has_ids_of_half_a_character_gets_the_others():
 
 
 def test_a_client_that_has_the_id_of_another_half_a_character_gets_no_more():
-    asked = call(return_token_ids=True)
-    stream, engine = stream_of(asked), TokenEngine("😊 x")
-    for event in list(engine.events(payload(asked)))[:3]:
+    request = call(return_token_ids=True)
+    stream, engine = stream_of(request), TokenEngine("😊 x")
+    for event in list(engine.events(payload(request)))[:3]:
         stream.feed(event)
 
     async def detokenize(tokens: Sequence[int]) -> str:
@@ -187,28 +187,28 @@ def test_a_client_that_has_the_id_of_another_half_a_character_gets_no_more():
 
 
 def test_an_engine_that_gives_no_ids_is_not_continued():
-    asked = call()
+    request = call()
     engine = TokenEngine(ANSWERS[0])
-    stream = stream_of(asked)
-    for event in list(engine.events({**payload(asked), "return_token_ids": False}))[:3]:
+    stream = stream_of(request)
+    for event in list(engine.events({**payload(request), "return_token_ids": False}))[:3]:
         stream.feed(event)
     with pytest.raises(NotContinuable, match="no token ids"):
         _ = stream.continuation.prompt
 
 
 def test_the_end_of_one_without_ids_is_not_written():
-    asked = call(stream_options={"include_usage": True})
-    stream = stream_of(asked)
-    *events, _, _ = TokenEngine(ANSWERS[0]).events({**payload(asked), "return_token_ids": False})
+    request = call(stream_options={"include_usage": True})
+    stream = stream_of(request)
+    *events, _, _ = TokenEngine(ANSWERS[0]).events({**payload(request), "return_token_ids": False})
     stream.feed(b"".join(events))
     assert stream.relay.ended
     assert stream.complete() == b"", "its number of tokens is not known"
 
 
 def test_an_event_without_ids_makes_the_rest_inexact():
-    asked = call()
-    events = list(TokenEngine(ANSWERS[0]).events(payload(asked)))
-    stream = stream_of(asked)
+    request = call()
+    events = list(TokenEngine(ANSWERS[0]).events(payload(request)))
+    stream = stream_of(request)
     stream.feed(events[0] + events[1] + events[2].replace(b'"token_ids":[', b'"ids":['))
     with pytest.raises(NotContinuable):
         _ = stream.continuation.prompt
@@ -216,9 +216,9 @@ def test_an_event_without_ids_makes_the_rest_inexact():
 
 def test_an_engine_that_holds_text_back_is_not_continued():
     """As one does that looks for tool calls in the text."""
-    asked = call()
-    events = list(TokenEngine("vwxyz").events(payload(asked)))
-    stream = stream_of(asked)
+    request = call()
+    events = list(TokenEngine("vwxyz").events(payload(request)))
+    stream = stream_of(request)
     stream.feed(b"".join(events[:4]) + events[4].replace(b'"content":"', b'"content":"","held":"'))
 
     async def detokenize(tokens: Sequence[int]) -> str:

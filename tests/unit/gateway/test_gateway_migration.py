@@ -73,7 +73,7 @@ class TestContinuation:
         gearbox = chunks(response)[-1]["gearbox"]
         assert (gearbox["variant"], gearbox["quality"]) == ("int8", 0.95)
         assert [m["to"] for m in gearbox["migrations"]] == ["int8"]
-        assert response.headers["x-gearbox-variant"] == "full", "it began there"
+        assert response.headers["x-gearbox-variant"] == "full", "it started there"
 
     def test_completions_go_on_too(self, gateway: Started):
         gateway.engines["full"].behaviour = "die mid-stream"
@@ -251,7 +251,7 @@ class TestStalls:
 
     def _poll(self, gateway: Started, url: str, answered: bool) -> None:
         health, now = gateway.replicas.health, time.perf_counter()
-        health.on_asked(url, now)
+        health.on_poll_sent(url, now)
         if answered:
             health.on_poll(url, {"tokens": 1.0}, now)
 
@@ -323,7 +323,7 @@ class TestStalls:
         for url in urls:
             health.on_poll(url, {}, now - 2 * replica_health.LATE_S)
         for url in urls[:2]:
-            health.on_asked(url, now - 2 * replica_health.LATE_S)
+            health.on_poll_sent(url, now - 2 * replica_health.LATE_S)
         _server.check_replicas(gateway)
         assert len(health.ejected(urls)) == 1
 

@@ -147,7 +147,7 @@ async def test_many_at_once_over_two_gateways_are_done_once(redis):
     assert [gateway.done for gateway in gateways] == [0, 0]
 
 
-async def test_an_error_is_not_kept(uri):
+async def test_an_error_is_not_stored(uri):
     client = Client(uri)
 
     async def overloaded(send: Send) -> None:
@@ -176,7 +176,7 @@ async def test_one_that_waits_takes_over_when_the_first_client_leaves(uri):
         await first
 
 
-async def test_an_answer_over_the_bound_is_sent_and_not_kept(uri):
+async def test_an_answer_over_the_bound_is_sent_and_not_stored(uri):
     client = Client(uri)
     large = b"x" * (idempotency.MAX_ANSWER_BYTES + 1)
 
@@ -202,7 +202,7 @@ async def test_memory_is_bounded_and_answers_go_after_a_minute(monkeypatch: pyte
     assert (await client.post(key="99"))[1] == body
     assert (await client.post(key="0"))[1] == b"answer 1", "the oldest has gone"
     now = time.monotonic()
-    monkeypatch.setattr(idempotency, "monotonic", lambda: now + idempotency.KEPT_S + 1)
+    monkeypatch.setattr(idempotency, "monotonic", lambda: now + idempotency.ANSWER_TTL_S + 1)
     memory.expire()
     assert (len(memory), memory.bytes) == (0, 0)
 
@@ -264,9 +264,9 @@ asyncio.run(Client({redis[0]!r}).post(work=work))
         gateway.kill()
         gateway.wait()
     client = Client(redis[0])
-    began = time.monotonic()
+    started = time.monotonic()
     assert (await client.post())[1] == b"answer 1"
-    assert 0.5 < time.monotonic() - began < idempotency.LEASE_S + 1
+    assert 0.5 < time.monotonic() - started < idempotency.LEASE_S + 1
 
 
 async def test_a_store_that_is_down_refuses_the_key_or_fails_open():
@@ -292,9 +292,9 @@ async def test_a_store_that_fails_during_a_request_costs_it_little_time_and_not_
     redis[1].send_signal(fault)
     await asyncio.sleep(0.5)
     finish.set()
-    began = time.monotonic()
+    finished_at = time.monotonic()
     assert (await request)[1] == b"slow"
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - finished_at < 1
     assert await refusal(client.post()) == (503, "idempotency_unavailable")
     if fault == signal.SIGSTOP:
         redis[1].send_signal(signal.SIGCONT)
@@ -328,12 +328,12 @@ async def test_neither_prompts_nor_keys_are_stored(redis):
             if wait:
                 finish.set()
                 await request
-            kept = b" ".join(all_of_it())
-            assert b"secret" not in kept
-            assert KEY.encode() not in kept
-            assert (b"slow" in kept) is wait
+            stored_bytes = b" ".join(all_of_it())
+            assert b"secret" not in stored_bytes
+            assert KEY.encode() not in stored_bytes
+            assert (b"slow" in stored_bytes) is wait
         (name,) = stored.scan_iter()
-        assert 0 < stored.ttl(name) <= idempotency.KEPT_S
+        assert 0 < stored.ttl(name) <= idempotency.ANSWER_TTL_S
 
 
 class TestInTheGateway:
@@ -369,7 +369,7 @@ class TestInTheGateway:
             assert second.headers["idempotent-replayed"] == "true"
         assert error_of(gateway.post("/v1/embeddings", {}, {"idempotency-key": "x" * 256}), 400)
 
-    def test_streams_are_not_kept(self, start_gateway: Start):
+    def test_streams_are_not_stored(self, start_gateway: Start):
         gateway = start_gateway()
         for _ in range(2):
             response = gateway.chat(headers={"idempotency-key": KEY}, stream=True)

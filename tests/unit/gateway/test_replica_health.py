@@ -35,7 +35,7 @@ def health() -> ReplicaHealth:
 
 
 def poll(health: ReplicaHealth, url: str, at: float, tokens: float | None = 9.0) -> None:
-    health.on_asked(url, at)
+    health.on_poll_sent(url, at)
     health.on_poll(url, {} if tokens is None else {"tokens": tokens}, at)
 
 
@@ -97,12 +97,12 @@ class TestChecks:
         health = ReplicaHealth()
         poll(health, B, 0.0)
         poll(health, C, 0.0)
-        health.on_asked(A, 100.0)
+        health.on_poll_sent(A, 100.0)
         assert health.check(PREDICTED, 100.0 + 2 * LATE_S) == []
 
     def test_the_only_replica_gets_more_time(self, health):
         health.begin(A, 0.0)
-        health.on_asked(A, 0.1)
+        health.on_poll_sent(A, 0.1)
         for at in range(2, round(CEILING_S)):
             assert health.check({A: FLOOR_S}, float(at)) == []
             health.to_probe(float(at))
@@ -125,8 +125,8 @@ class TestChecks:
 
     def test_time_in_which_the_gateway_stood_still_does_not_count(self, health):
         health.begin(A, 10.0)
-        health.on_asked(A, 10.1)
-        health.on_asked(B, 10.1)
+        health.on_poll_sent(A, 10.1)
+        health.on_poll_sent(B, 10.1)
         health.resume(100.0)
         assert health.check(PREDICTED, 100.5) == [] and not health.suspects
 
@@ -171,8 +171,8 @@ class TestChecks:
 
     def test_a_late_poll(self, health):
         assert not health.is_late(A, 50.0)
-        health.on_asked(A, 50.0)
-        health.on_asked(A, 52.0)
+        health.on_poll_sent(A, 50.0)
+        health.on_poll_sent(A, 52.0)
         assert not health.is_late(A, 49.9 + ANSWER_S)
         assert health.is_late(A, 50.0 + ANSWER_S), "since the first that was not answered"
         poll(health, A, 53.0)

@@ -51,10 +51,10 @@ class TestFound:
     def test_the_first_request_after_the_stop_of_an_idle_engine_moves_on(self, platform, how):
         stop(platform, how)
         platform.run(0.5)
-        asked_at = platform.now
+        sent_at = platform.now
         platform.ask(A)
         platform.run(10)
-        assert platform.ejected_at[A] - asked_at <= AT_ONCE_S
+        assert platform.ejected_at[A] - sent_at <= AT_ONCE_S
 
     @pytest.mark.parametrize("how", STOPS)
     def test_a_unary_request(self, platform, how):
@@ -96,9 +96,9 @@ class TestFound:
     def test_an_engine_core_that_stops_while_prompts_are_read_is_found_when_they_should_have_been(self, platform):
         platform.ask(A, reads_s=5.0)
         platform.run(1)
-        began_at = stop(platform, "core") - 1
+        started_at = stop(platform, "core") - 1
         platform.run(20)
-        assert 10 <= platform.ejected_at[A] - began_at <= 12
+        assert 10 <= platform.ejected_at[A] - started_at <= 12
 
     @pytest.mark.parametrize("how", STOPS)
     def test_a_stop_beside_clients_that_read_slowly(self, platform, how):
@@ -115,15 +115,15 @@ class TestFound:
     def test_a_stop_that_no_client_waits_for(self, platform, how, stream, every_s, leave_s):
         """They leave before the time after which a silence is a stall."""
         stopped_at = next_at = stop(platform, how)
-        asked: deque[tuple[float, Answer]] = deque()
+        in_flight: deque[tuple[float, Answer]] = deque()
         while not platform.ejected_at:
             assert platform.now - stopped_at < 6
             if platform.now >= next_at - TICK_S / 2:
-                asked.append((platform.now, platform.ask(A, stream=stream)))
+                in_flight.append((platform.now, platform.ask(A, stream=stream)))
                 next_at += every_s
             platform.run(TICK_S)
-            while asked and platform.now - asked[0][0] >= leave_s and not platform.ejected_at:
-                platform.leave(asked.popleft()[1])
+            while in_flight and platform.now - in_flight[0][0] >= leave_s and not platform.ejected_at:
+                platform.leave(in_flight.popleft()[1])
 
     def test_without_work_a_server_that_does_not_answer_is_avoided_and_ejected_later(self, platform):
         stopped_at = stop(platform, "all")
