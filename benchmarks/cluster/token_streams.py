@@ -1,7 +1,7 @@
 """Streams under faults: tokens lost or doubled against an undisturbed greedy answer, and gaps. Pure functions.
 
 Greedy answers are not always equal: an engine that batches other requests may round differently, and two nearly equal tokens
-swap. Such an answer goes on with other text (`diverged`). A lost or doubled part is told from it by what follows: the expected text,
+swap. Such an answer goes on with other text (`diverged`). A lost or doubled part shows in what follows: the expected text,
 shifted.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
-MAX_SHIFT = 64  # tokens that are looked for before and after
+MAX_SHIFT = 64  # largest number of lost or doubled tokens that is detected
 _MATCH = 6  # tokens in a row that must agree, for a shift to be believed
 _CHARS = 4  # characters for a token, where the answer has no token ids
 
@@ -68,7 +68,7 @@ class Part:
 
 
 def parts(variant: str, migrations: Sequence[Mapping[str, Any]], tokens: int) -> list[Part]:
-    """Parts of an answer of `tokens` tokens that began at `variant`, from the `gearbox.migrations` of the answer.
+    """Parts of an answer of `tokens` tokens that started at `variant`, from the `gearbox.migrations` of the answer.
 
     An answer that was not migrated has one part. Entries give the answer's tokens before the seam, and the next variant.
     """

@@ -174,7 +174,7 @@ class Deployed:
         """End a node like the kubelet ends a deleted pod: the preStop hook, then SIGTERM."""
         node = self.cluster.nodes[name]
         command = [sys.executable if part == "python" else part for part in self._pre_stop]
-        began = time.monotonic()
+        started = time.monotonic()
         hook = node.inside(*command)
         if hook.returncode:
             raise RuntimeError(f"preStop of {name}: {hook.stderr[-2000:]}")
@@ -182,7 +182,7 @@ class Deployed:
         self.left.append(name)
         self.cluster.remove(name, kill=name == "head")  # nothing runs there any more
         print(
-            f"         {name} drained in {drained - began:.0f} s, ended in {time.monotonic() - drained:.0f} s",
+            f"         {name} drained in {drained - started:.0f} s, ended in {time.monotonic() - drained:.0f} s",
             flush=True,
         )
 

@@ -150,7 +150,7 @@ def bench_goodput(
     Only answered requests can be good: one that is refused or breaks off counts as sent, and is never sent again. Prompts are random
     tokens that no other call has, so that no prefix cache helps.
 
-    Returns: `requests`, `goodput_per_s` (until the last answer), shares `kept`, `refused` (4xx and 503) and `broken` of all requests,
+    Returns: `requests`, `goodput_per_s` (until the last answer), shares of all requests: `kept` (within the limits), `refused` (4xx and 503), `broken`;
     and of the answered ones medians and 95th percentiles of TTFT and TPOT, ms.
     """
     with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:

@@ -7,14 +7,14 @@ from benchmarks.reporting.cells import Result
 from benchmarks.reporting.claim_rows import SATURATED, TIMES
 from benchmarks.reporting.figures import Figure, Figures, figure
 
-OF_ADMITTED, REFUSAL_MS = 0.95, 50  # aims: share kept of the requests admitted; p99 until a refusal
-OVER_FULL, OVER_ADMISSION = 2, 1.25  # aims from saturation on: ratios of kept budgets
+OF_ADMITTED, REFUSAL_MS = 0.95, 50  # aims: share of the admitted requests within budget; p99 until a refusal
+OVER_FULL, OVER_ADMISSION = 2, 1.25  # aims from saturation on: ratios of requests within budget
 SECONDS = (-1, 0, 1, 2, 3, 5, 10, 15)  # since a jump of the load, of which predictions are stated
 ERROR, COVERED = 0.1, "0.93 to 0.98"  # aims of predictions
 
 
 def goodput(result: Result) -> Iterator[Figure]:
-    """Kept budgets of every policy, how `budget` compares, its refusals, fairness and predictions."""
+    """Requests within budget of every policy, how `budget` compares, its refusals, fairness and predictions."""
     platform = result["platform"]
     yield figure("load_1", "routing", f"{platform} platform: requests that full does by its profile: load 1", result["full_per_s"], "requests/s")  # fmt: skip
     for shape, by_load in result["live"].items():
@@ -43,7 +43,7 @@ def _ours(id: str, of: str, row: Mapping[str, Any]) -> Iterator[Figure]:
     for key, value in row.items():
         if key.endswith(".of_fair"):
             kind = key.partition(".")[0]
-            yield figure(f"{id}.{kind}.of_fair", "routing", f"{of}: {kind} work kept, over its max-min fair share", value, "times", aim=">= 1")  # fmt: skip
+            yield figure(f"{id}.{kind}.of_fair", "routing", f"{of}: {kind} work within budget, over its max-min fair share", value, "times", aim=">= 1")  # fmt: skip
     for time, words in TIMES.items():
         if f"{time}_error" in row:
             aim = f"<= {ERROR}" if time != "e2e_ms" and float(id.rpartition("load-")[2]) <= SATURATED else None
@@ -85,7 +85,7 @@ def bench_serve(result: Result) -> Iterator[Figure]:
 
 def ablation(result: Result) -> Iterator[Figure]:
     """What each part of the router adds, in the simulator."""
-    metrics = {"attainment": ("kept", "requests within budget"), "worst_kind": ("worst_kind", "requests within budget, of the kind kept least")}  # fmt: skip
+    metrics = {"attainment": ("kept", "requests within budget"), "worst_kind": ("worst_kind", "requests within budget, of the kind with the lowest share")}  # fmt: skip
     for load, row in result["routers"]["whole router"].items():
         for metric, (id, words) in metrics.items():
             yield figure(f"whole.load-{load}.{id}", "routing", f"simulated, load {load}, whole router: {words}", row[metric], "share")  # fmt: skip

@@ -60,12 +60,12 @@ def overload(result: Result) -> Path:
     """Every measure over time; the overload is shaded."""
     names = list(result["bounds"])
     figure, axes = new_figure(1, len(names))
-    began = result["began_s"]
+    started = result["began_s"]
     for ax, name in zip([axes] if len(names) == 1 else axes, names, strict=True):
-        points = [(one["at_s"] - began, one[name]) for one in result["samples"] if name in one]
+        points = [(one["at_s"] - started, one[name]) for one in result["samples"] if name in one]
         values = [sum(value.values()) if isinstance(value, Mapping) else value for _, value in points]
         ax.plot([at for at, _ in points], values, linewidth=1)
-        ax.axvspan(0, result["ended_s"] - began, color="#4c72b0", alpha=0.1)
+        ax.axvspan(0, result["ended_s"] - started, color="#4c72b0", alpha=0.1)
         ax.set_ylim(bottom=0)
         ax.set_title(name.replace("_", " "), fontsize=10)
         ax.set_xlabel("seconds")

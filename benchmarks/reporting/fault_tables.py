@@ -10,7 +10,7 @@ _HEAD = (
     "longest gap p50 / p95, s", "first answer, s", "all well, s",
 )  # fmt: skip
 _NOTE = (
-    "Lost: without a whole answer. Refused: a documented error before the answer began; interrupted: a stream that ended in an "
+    "Lost: without a whole answer. Refused: a documented error before the answer started; interrupted: a stream that ended in an "
     "error event; truncated: one that ended without it. Tokens of greedy streams are compared with undisturbed answers; other text: "
     "nearly equal tokens swapped, which batching alone does, too. Gaps are of streams under way between fault and recovery. Times: "
     "median, largest; `never` counts faults without recovery in time."

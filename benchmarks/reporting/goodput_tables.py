@@ -17,14 +17,14 @@ def goodput_shapes(result: Result) -> str:
         parts.append(table([shape, *(f"load {load}" for load in by_load)], rows))
     note = (
         f"Within budget / answered late / mean quality of the answers. Load 1 is {result['full_per_s']:.2f} requests a second, "
-        "whose work `full` does alone at its best batch, by its profile. `admission` is the limit in flight that keeps most at each load. "
+        "whose work `full` does alone at its best batch, by its profile. `admission` has the limit in flight with the most requests within budget at each load. "
         f"Medians of {size['rounds_measured']} rounds of {size['seconds']:.0f} s."
     )
     return "\n\n".join([*parts, f"{note}\n{machine_line(result)}"])
 
 
 def ablation(result: Result) -> str:
-    """What each part of the router adds to the requests kept, of all and of the kind kept least."""
+    """What each part of the router adds to the requests within budget, of all and of the kind with the lowest share."""
     loads = [f"{load:g}" for load in result["loads"]]
 
     def points(row: Result) -> str:
@@ -32,13 +32,15 @@ def ablation(result: Result) -> str:
         return f"{middle} [{low}, {high}]"
 
     whole = result["routers"]["whole router"]
-    kept = [f"{whole[load]['attainment']['median']:.0%} / {whole[load]['worst_kind']['median']:.0%}" for load in loads]
-    rows = [["whole router: kept", *kept]]
+    shares = [
+        f"{whole[load]['attainment']['median']:.0%} / {whole[load]['worst_kind']['median']:.0%}" for load in loads
+    ]
+    rows = [["whole router: within budget", *shares]]
     for part, by_load in result["gain"].items():
         rows.append([part, *(f"{points(by_load[load]['attainment'])} / {points(by_load[load]['worst_kind'])}" for load in loads)])  # fmt: skip
     note = (
-        "Percentage points that the whole router keeps more than the router without the part, with the same seed: of all requests / "
-        f"of the kind that is kept least. Means over {', '.join(result['shapes'])} arrivals of {result['seconds']:.0f} s; medians "
+        "Requests within budget with the whole router less those without the part, with the same seed, percentage points: of all / "
+        f"of the kind with the lowest share. Means over {', '.join(result['shapes'])} arrivals of {result['seconds']:.0f} s; medians "
         f"[smallest, largest] of {result['seeds']} seeds."
     )
     return f"{table(['part', *(f'load {load}' for load in loads)], rows)}\n\n{note}\n{machine_line(result)}"
@@ -68,7 +70,7 @@ def recovery(result: Result, live: Result) -> str:
 def simulator_error(result: Result) -> str:
     """The simulator against the live platform, by shape, policy and load."""
     words = {
-        "attainment": "kept", "late": "late", "refused": "refused", "ttft_p50_ms": "TTFT p50", "tpot_p50_ms": "TPOT p50"
+        "attainment": "within budget", "late": "late", "refused": "refused", "ttft_p50_ms": "TTFT p50", "tpot_p50_ms": "TPOT p50"
     }  # fmt: skip
     parts = []
     for shape, by_load in result["errors"].items():

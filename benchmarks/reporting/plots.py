@@ -133,10 +133,10 @@ def distillation(result: Result) -> Path:
 
 
 def goodput_shapes(result: Result, name: str) -> Path:
-    """Kept, late and refused requests over load, a line for each policy, a column for each shape of arrivals."""
+    """Requests within budget, late and refused over load, a line for each policy, a column for each shape of arrivals."""
     shapes = result["live"]
     figure, axes = new_figure(3, len(shapes), squeeze=False)
-    titles = {"attainment": "kept", "late": "answered too late", "refused": "refused"}
+    titles = {"attainment": "within budget", "late": "answered too late", "refused": "refused"}
     policies = [policy for policy in _all_policies(shapes) if not policy.startswith("admission-")]
     for column, (shape, by_load) in enumerate(shapes.items()):
         for ax, (metric, title) in zip(axes[:, column], titles.items(), strict=True):

@@ -9,7 +9,7 @@ COVERED = (0.93, 0.98)  # aim of the share within the predicted bounds
 
 
 def ablation(result: Result, name: str) -> Path:
-    """What each part of the router adds to the share kept, by load; a bar is the median of the seeds, a line all of them."""
+    """What each part of the router adds to the share of requests within budget, by load; a bar is the median of the seeds, a line all of them."""
     loads = [f"{load:g}" for load in result["loads"]]
     figure, axes = new_figure(1, len(loads))
     parts = list(result["gain"])
@@ -20,7 +20,7 @@ def ablation(result: Result, name: str) -> Path:
         ax.barh(parts, middle, xerr=errors, capsize=2, color="#4c72b0")
         ax.axvline(0, color="grey", linewidth=0.8)
         ax.invert_yaxis()
-        ax.set_title(f"load {load}: share kept more with it", fontsize=10)
+        ax.set_title(f"load {load}: share within budget gained by it", fontsize=10)
         if ax is not axes[0]:
             ax.set_yticklabels([])
     return save_figure(figure, name)
@@ -48,9 +48,9 @@ def recovery(result: Result, live: Result | None) -> Path:
 
 
 def bench_serve(result: Result, name: str) -> Path:
-    """Share kept and goodput over load, of the gateway and of the bare engine."""
+    """Share within the limits and goodput over load, of the gateway and of the bare engine."""
     figure, axes = new_figure(1, 2)
-    titles = {"kept": "kept, share of the requests sent", "goodput_per_s": "goodput, requests/s"}
+    titles = {"kept": "share of the requests within the limits", "goodput_per_s": "goodput, requests/s"}
     for ax, (metric, title) in zip(axes, titles.items(), strict=True):
         for system, by_load in result["systems"].items():
             rows = [row[metric] for row in by_load.values()]

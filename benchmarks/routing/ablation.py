@@ -1,7 +1,7 @@
 """Take out each part of the router alone, on the simulated default platform: `python -m benchmarks.routing.ablation`.
 
-All get the traces of `benchmarks.routing.goodput`, in all its shapes of arrivals. A part is worth what the whole router keeps more
-than the router without it, with the same seed. With `--drift` the engines are slower than their profiles, now more and now less.
+All get the traces of `benchmarks.routing.goodput`, in all its shapes of arrivals. A part's gain is the requests within budget with
+the whole router less those without it, with the same seed. With `--drift` the engines are slower than their profiles, now more and now less.
 """
 
 import argparse
@@ -110,7 +110,7 @@ def measure(its: Bench) -> dict[str, Any]:
 def summarise(by_name: Mapping[str, Sequence[Sequence[Cell]]], loads: Sequence[float]) -> dict[str, Any]:
     """Of each router and load the spread over the seeds; of each part also `gain`: the whole router less it, seed by seed.
 
-    A seed's number is the mean over the shapes of arrivals. `worst_kind` is the share kept of the kind of request that is kept least.
+    A seed's number is the mean over the shapes of arrivals. `worst_kind` is the lowest share within budget of any kind of request.
     """
     rows = {
         name: {load: [_mean([cell for cell in cells if cell.load == load]) for cells in seeds] for load in loads}

@@ -78,13 +78,13 @@ def measure(
             for one in [*compared[turn:], *compared[:turn]]:
                 row = send(one, requests)
                 rows[one.name].setdefault(f"{load:g}", []).append(row)
-                print(f"    {one.name}: kept {row['kept']:.2f}, refused {row['refused']:.2f}", flush=True)
+                print(f"    {one.name}: within limits {row['kept']:.2f}, refused {row['refused']:.2f}", flush=True)
         size = {"rounds": number + 1, "seconds": seconds, "full_per_s": round(per_s, 3), "limits_ms": LIMITS_MS}
         save_round({**size, **summarise(rows)}, number + 1)
 
 
 def summarise(rows: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> dict[str, Any]:
-    """Spreads over the rounds by system and load, and `over_bare`: what is kept less what the bare engine keeps of the same trace."""
+    """Spreads over the rounds by system and load, and `over_bare`: the share within the limits less the bare engine's of the same trace."""
 
     def spreads(rounds: Sequence[Mapping[str, float]]) -> dict[str, Any]:
         metrics = dict.fromkeys(metric for row in rounds for metric in row)

@@ -77,7 +77,7 @@ def _line(row: Mapping[str, float]) -> str:
     kinds = ", ".join(f"{kind} {row[f'{kind}.kept']:.2f}" for kind in ABSOLUTE if f"{kind}.kept" in row)
     refusal = f", refusal p99 {row['refusal_p99_ms']:.0f} ms" if "refusal_p99_ms" in row else ""
     return (
-        f"kept {row['attainment']:.2f}, late {row['late']:.2f}, refused {row['refused']:.2f} "
+        f"within budget {row['attainment']:.2f}, late {row['late']:.2f}, refused {row['refused']:.2f} "
         f"({kinds}), quality {row['quality']:.2f}{refusal}, client {row['client_cpu_share']:.0%} of a core"
     )
 
@@ -97,7 +97,7 @@ def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], 
     its = machine(platform, [one.setup for one in [plain, *compared]])
     path = WORK / f"{platform}-{_digest(platform, size, its)}.jsonl"
     bench = Bench(its, its.profile("full", plain.setup), size, Journal.open(path))
-    print(f"the client runs at nice {os.nice(0)}; measured cells are kept in {path} until the end", flush=True)
+    print(f"the client runs at nice {os.nice(0)}; measured cells are stored in {path} until the end", flush=True)
     bench.per_s = full_load(bench.full, make_trace("poisson", 1.0, 2000.0, 0))
     print(f"load 1 is {bench.per_s:.2f} requests a second", flush=True)
     steps = [

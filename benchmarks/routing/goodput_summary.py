@@ -14,7 +14,7 @@ Rounds = dict[int, Row]  # by round
 ADMISSION = "admission"
 SQUARE_S = 10.0  # period of square waves
 OURS = ("budget", "budget-full")  # the platform's router; `budget-full` has no variant to shift to
-CAPACITY = ("full", "admission-")  # settings whose kept work is what the machine can do with `full` alone
+CAPACITY = ("full", "admission-")  # settings whose work within budget is what the machine can do with `full` alone
 
 
 @dataclass(slots=True, frozen=True)
@@ -70,19 +70,19 @@ def after_jumps(cells: Sequence[Cell]) -> dict[str, Any]:
 
 
 def best_admission(by_policy: Mapping[str, Rounds]) -> int | None:
-    """The limit of requests in flight with which the admission kept most, in hindsight; None if there was no admission."""
-    kept = {
+    """The limit of requests in flight with which the admission met most budgets, in hindsight; None if there was no admission."""
+    attainment = {
         int(policy.rpartition("-")[2]): _middle(rounds)
         for policy, rounds in by_policy.items()
         if policy.startswith(f"{ADMISSION}-")
     }
-    return max(kept, key=lambda limit: (kept[limit], -limit)) if kept else None
+    return max(attainment, key=lambda limit: (attainment[limit], -limit)) if attainment else None
 
 
 def add_fairness(by_policy: Mapping[str, Rounds]) -> None:
-    """Add `KIND.of_fair` to every row: work kept, over the kind's max-min fair share of what the machine can do.
+    """Add `KIND.of_fair` to every row: work within budget, over the kind's max-min fair share of what the machine can do.
 
-    The capacity of a round is the most work that plain `full` or an admission before it kept. Rows without kinds, and
+    The capacity of a round is the most work within budget of plain `full` or an admission before it. Rows without kinds, and
     rounds without a capacity, get none.
     """
     for number in {number for rounds in by_policy.values() for number in rounds}:
@@ -95,7 +95,7 @@ def add_fairness(by_policy: Mapping[str, Rounds]) -> None:
 
 
 def compared(by_policy: Mapping[str, Rounds]) -> dict[str, Any]:
-    """How `budget` compares, by the difference or ratio of kept budgets in the same round.
+    """How `budget` compares, by the difference or ratio of the requests within budget in the same round.
 
     `over_best`: less the best baseline, `best`; `over_full`, `over_admission`: ratios; `scheduling`: what the router gains over
     `full` with `full` alone; `shifting`: what it gains by the other variants.
@@ -123,7 +123,7 @@ def _differences(ours: Rounds, others: Rounds) -> dict[str, float | int] | None:
 
 
 def _ratios(ours: Rounds, others: Rounds) -> dict[str, float | int] | None:
-    """Ratios of kept budgets; a baseline that kept none counts as one that kept one."""
+    """Ratios of requests within budget; a baseline with none counts as one with one."""
     pairs = [
         (ours[number]["attainment"], max(others[number]["attainment"], 1 / others[number]["requests"]))
         for number in ours

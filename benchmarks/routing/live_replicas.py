@@ -102,7 +102,7 @@ class LiveSite:
 async def serve(
     choice: str, urls: Sequence[str], load: float, seed: int, seconds: float, warmup_s: float
 ) -> list[Served]:
-    """The turns that began after the warm-up. Raises `aiohttp.ClientError` where an engine refuses one."""
+    """The turns that started after the warm-up. Raises `aiohttp.ClientError` where an engine refuses one."""
     headers = {"authorization": f"Bearer {os.environ.get('OPENAI_API_KEY', 'none')}"}
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
     until_s = seconds + warmup_s

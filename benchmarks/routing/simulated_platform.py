@@ -313,20 +313,20 @@ class Platform:
             self._more = False
             self.admission.pump(self.variants, self.now / 1000)
 
-    def _look(self, variant: Variant) -> None:
+    def _poll(self, variant: Variant) -> None:
         live = variant.live
         live.update_from_engines(live.replicas, live.in_flight, 0, 0.0)
         variant.latency.tick()
 
     def _tick(self) -> None:
         """What the gateway does regularly."""
-        for variant, its_load in self.admission.router.loads(self.variants):
-            self._look(variant)
+        for variant, load in self.admission.router.loads(self.variants):
+            self._poll(variant)
             streamed = [engine.streamed() for engine, _ in self.engines[variant.name]]
             if tokens := sum(count for _, count, _ in streamed):
                 spent_ms = sum(ms for ms, _, _ in streamed) / tokens
                 at = sum(sequences for _, _, sequences in streamed) / tokens
-                variant.latency.observe_steps(spent_ms, tokens, at, its_load)
+                variant.latency.observe_steps(spent_ms, tokens, at, load)
         self.admission.roll(self.variants, self.now / 1000)
         self._pump()
 

@@ -285,7 +285,7 @@ def max_min(offered: Mapping[str, float], capacity: float) -> dict[str, float]:
 
 
 def by_kind(outcomes: Sequence[Outcome], full: Profile) -> dict[str, float]:
-    """`KIND.METRIC` of each kind of request: shares `kept`, `late`, `refused`; `offered_s` and `kept_s` of work."""
+    """`KIND.METRIC` of each kind of request: shares `kept` (within budget), `late`, `refused`; work in seconds, `offered_s` and `kept_s`."""
     found: dict[str, float] = {}
     for kind in dict.fromkeys(outcome.request.kind for outcome in outcomes):
         its = [outcome for outcome in outcomes if outcome.request.kind == kind]

@@ -120,7 +120,7 @@ class InstantEngine:
 
 
 def _with_ids(event: bytes) -> bytes:
-    """The event as an engine writes it that is asked for token ids."""
+    """The event as an engine writes it for a request with `return_token_ids`."""
     prompt = b',"prompt_token_ids":[' + b",".join(b"%d" % n for n in range(16)) + b"]}\n\n"
     event = event.replace(b'"token_ids":null', b'"token_ids":[12345]')
     return event.replace(b"}\n\n", prompt) if b'"role"' in event else event

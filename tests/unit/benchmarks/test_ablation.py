@@ -63,9 +63,9 @@ def test_a_part_is_taken_out_and_comes_back(part: str):
 
 
 def test_the_gain_of_a_part_is_of_the_same_seed():
-    def cells(*kept: float) -> list[list[Cell]]:
+    def cells(*shares: float) -> list[list[Cell]]:
         row = {"late": 0.0, "quality": 1.0, "delivered": 0.5, "chat.kept": 0.9}
-        return [[Cell("simulated", seed, "square", 1.0, "budget", {**row, "attainment": one, "careful.kept": one / 2})] for seed, one in enumerate(kept)]  # fmt: skip
+        return [[Cell("simulated", seed, "square", 1.0, "budget", {**row, "attainment": one, "careful.kept": one / 2})] for seed, one in enumerate(shares)]  # fmt: skip
 
     found = ablation.summarise({WHOLE: cells(0.5, 0.9), "places": cells(0.4, 0.7)}, (1.0,))
     assert found["gain"]["places"]["1"]["attainment"] == {"median": 0.15, "min": 0.1, "max": 0.2, "n": 2}
@@ -92,7 +92,7 @@ def rows(second: float, count: int, took: float, bound: float) -> list[list[floa
     return [[second * 1000 + i, took, 100.0, bound, 20.0, 20.0, 30.0] for i in range(count)]
 
 
-def test_coverage_and_error_are_told_by_the_second_since_the_jump():
+def test_coverage_and_error_are_reported_by_the_second_since_the_jump():
     """Of two periods of 20 s: covered before the jump, not for 4 s after it, then 95 of 100."""
     requests = [one for at in range(10) for one in rows(at, 20, 100, 120)]
     requests += [one for at in range(10, 14) for one in rows(at + 20, 20, 200, 120)]
@@ -117,8 +117,8 @@ def test_answers_of_one_token_have_no_time_per_token():
 def test_goodput_keeps_the_predictions_of_the_router_under_square_waves(machine: Machine):
     its = bench(replace(SIZE, shapes=("square", "poisson"), policies=("budget", "full"), seconds=12.0), machine)
     cells = [cell for policy in its.size.policies for cell in goodput_simulated.simulated(its, goodput_setting(policy), 0)]  # fmt: skip
-    kept = {(cell.policy, cell.shape) for cell in cells if cell.requests}
-    assert kept == {("budget", "square")}
+    with_predictions = {(cell.policy, cell.shape) for cell in cells if cell.requests}
+    assert with_predictions == {("budget", "square")}
     assert all("ttft_p50_ms" in cell.row and "tpot_p95_ms" in cell.row for cell in cells)
     live = [replace(cell, where="live") for cell in cells]
     found = summarise(live)["recovery"]
@@ -172,7 +172,7 @@ def test_the_simulator_is_compared_with_what_was_measured_live(machine: Machine)
     assert set(result["errors"]["square"]["3"]) == {"budget"}
     assert {its["error"] for by in result["errors"]["square"].values() for its in by["budget"].values()} == {0.0}
     page = goodput_tables.simulator_error({**result, "machine": MACHINE})
-    assert "| budget: kept | " in page and "| budget: TTFT p50 | " in page
+    assert "| budget: within budget | " in page and "| budget: TTFT p50 | " in page
     assert {"square.load-3.budget.late", "square.load-3.budget.late.error"} < {
         one.id for one in claim_rows_goodput.simulator_error(result)
     }

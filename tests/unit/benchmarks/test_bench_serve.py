@@ -83,8 +83,8 @@ def test_a_run_sends_all_targets_the_same_traces_and_compares_the_rounds(
 
     def send(one: Target, requests: Sequence[Timed]) -> Mapping[str, float]:
         sent.setdefault(one.name, []).append(requests)
-        kept = {"bare": 0.4, "gearbox": 0.9, "gearbox-full": 0.7}[one.name]
-        return {"requests": len(requests), "kept": kept, "goodput_per_s": kept * 2, "refused": 0.1, "broken": 0.0}
+        share = {"bare": 0.4, "gearbox": 0.9, "gearbox-full": 0.7}[one.name]
+        return {"requests": len(requests), "kept": share, "goodput_per_s": share * 2, "refused": 0.1, "broken": 0.0}
 
     saved: list[tuple[dict, int]] = []
     profile = make_profile([(100, 1, 100)], [(1, 20), (8, 40)])
@@ -100,8 +100,8 @@ def test_a_run_sends_all_targets_the_same_traces_and_compares_the_rounds(
     monkeypatch.setattr(plots, "IMAGES", tmp_path)
     assert routing_plots.bench_serve(result, "bench-serve").exists()
     figures = {one.id: one for one in claim_rows_goodput.bench_serve(result)}
-    kept = figures["load-2.gearbox-full.kept"]
-    assert (kept.measured, kept.baseline, kept.baseline_measured) == (0.7, "bare", 0.4)
+    share = figures["load-2.gearbox-full.kept"]
+    assert (share.measured, share.baseline, share.baseline_measured) == (0.7, "bare", 0.4)
     assert figures["load-2.gearbox-full.over_bare"].measured == pytest.approx(0.3)
 
 

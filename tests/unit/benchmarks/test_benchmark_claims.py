@@ -127,11 +127,11 @@ class TestRows:
         ]  # fmt: skip
 
     def test_the_command_prints_the_missed_ones_first(self, tmp_path: Path, monkeypatch, capsys):
-        claims.upsert([claim(id="b.met", claim="kept", measured=1, low=None), claim(claim="lost")], tmp_path)
+        claims.upsert([claim(id="b.met", claim="reached", measured=1, low=None), claim(claim="lost")], tmp_path)
         monkeypatch.setattr(claims, "read", lambda read=claims.read: read(tmp_path))
         assert claims.main([]) == 0
         shown = capsys.readouterr().out
-        assert shown.index("lost") < shown.index("kept")
+        assert shown.index("lost") < shown.index("reached")
         assert "1 aims missed, 1 met, 0 figures without an aim" in shown
 
 
@@ -177,7 +177,7 @@ class TestAgreement:
 
     @pytest.fixture(scope="class")
     def of_results(self) -> list[tuple[str, str]]:
-        """What the rows must be; git is asked for each result."""
+        """What the rows must be; calls git for each result."""
         return sorted(map(_facts, claims.from_results()))
 
     def test_the_rows_are_those_of_the_results(self, of_results):

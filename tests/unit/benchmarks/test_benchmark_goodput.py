@@ -104,9 +104,9 @@ def test_a_failed_request_leaves_no_token_load(gateway: Started):
 def test_an_admission_sends_what_it_admits_to_full_alone(gateway: Started):
     limits = Budget(e2e_ms=60_000)
     trace = [Request(0, 5, 3, limits, "patient"), Request(0, 5, 3, Budget(ttft_ms=0.001), "interactive")]
-    kept, hopeless = send(gateway, trace, Admission(MODEL, "full", PROFILE, 1)).outcomes
+    admitted, hopeless = send(gateway, trace, Admission(MODEL, "full", PROFILE, 1)).outcomes
     gateway.finish()
-    assert (kept.variant, kept.reason) == ("full", "pinned")
+    assert (admitted.variant, admitted.reason) == ("full", "pinned")
     assert (hopeless.reason, hopeless.took) == ("shed", None)
     assert hopeless.refused_ms is not None
 

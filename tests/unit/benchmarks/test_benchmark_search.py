@@ -17,13 +17,13 @@ SECTION = "The collector can be switched off when you are sure that the program 
 
 
 class Counting:
-    """An embedder that remembers what it was asked."""
+    """An embedder that records the texts it embeds."""
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.texts_seen: list[str] = []
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        self.asked += texts
+        self.texts_seen += texts
         return np.array([[len(text), 1.0] for text in texts], np.float32)
 
 
@@ -63,9 +63,9 @@ def test_vectors_are_made_once_for_each_text_and_model(tmp_path: Path) -> None:
     again = Cached(embedder, "one", file)
     assert again.embed(["bb", "ccc"]).tolist() == [[2, 1], [3, 1]]
     assert again.made == 1
-    assert embedder.asked.count("bb") == 1
+    assert embedder.texts_seen.count("bb") == 1
     Cached(embedder, "two", file).embed(["bb"])
-    assert embedder.asked.count("bb") == 2
+    assert embedder.texts_seen.count("bb") == 2
 
 
 def test_made_up_text_is_of_two_real_ones() -> None:

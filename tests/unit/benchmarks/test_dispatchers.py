@@ -111,7 +111,7 @@ def test_the_admission_bounds_what_is_in_flight_and_takes_the_earliest_deadline_
     assert asyncio.run(run()) == ["first", "second", "soon", "late", "unlimited"]
 
 
-def test_a_request_that_cannot_be_kept_any_more_is_refused():
+def test_a_request_whose_budget_cannot_be_met_any_more_is_refused():
     async def run() -> None:
         clock = Clock()
         admission = Admission("m", "full", PROFILE, 1, clock)

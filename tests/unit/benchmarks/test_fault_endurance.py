@@ -45,7 +45,7 @@ class TestEndurance:
         assert endurance.memory([], "gateway") is None
         assert endurance.growth(samples(8), "fds") is None
 
-    def test_growth_is_told_from_a_level(self):
+    def test_growth_is_distinguished_from_a_level(self):
         assert endurance.growth(samples(90), "fds") == {"max": 50.0, "growth": 1.0}
         assert endurance.growth(samples(90), "waiting")["max"] == 9.0
         assert endurance.growth(samples(90, grows=2.0), "fds")["growth"] > endurance.BOUNDED

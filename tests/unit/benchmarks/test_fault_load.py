@@ -100,13 +100,13 @@ class TestLoad:
         assert await saturation(session, (UNARY,), 2, 0.2) == 0
 
     async def test_the_first_success_does_not_wait_for_a_request_that_hangs(self):
-        asked = 0
+        attempts = 0
 
         async def ask() -> bool:
-            nonlocal asked
-            asked += 1
-            await asyncio.sleep(60 if asked == 1 else 0)
-            return asked >= 4
+            nonlocal attempts
+            attempts += 1
+            await asyncio.sleep(60 if attempts == 1 else 0)
+            return attempts >= 4
 
         took = await first_success(ask, 0.05, 5)
         assert took is not None and 0.1 < took < 2

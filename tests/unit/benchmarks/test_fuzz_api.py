@@ -43,7 +43,7 @@ def line(slope: float, noise: float = 0.3, jump_at: int | None = None) -> list[t
 
 
 @pytest.mark.parametrize(("slope", "flat"), [(0.0, True), (0.5, True), (5.0, False), (50.0, False)])
-def test_growth_is_told_from_noise(slope, flat):
+def test_growth_is_distinguished_from_noise(slope, flat):
     found = fuzz_api.growth(line(slope), 100_000)
     low, high = found["ci95"]
     assert low <= found["mb_per_100k"] <= high

@@ -9,11 +9,11 @@ from serve.budget import Budget
 from serve.routing.prediction import Latency
 
 
-def cells(policy: str, kept: list[float], load: float = 1.0, **row: float) -> list[Cell]:
+def cells(policy: str, shares: list[float], load: float = 1.0, **row: float) -> list[Cell]:
     """A cell for each round."""
     return [
         Cell("live", number, "square", load, policy, {"attainment": share, "requests": 10, **row})
-        for number, share in enumerate(kept)
+        for number, share in enumerate(shares)
     ]
 
 
@@ -35,7 +35,7 @@ def test_what_scheduling_and_what_shifting_gains_are_apart():
     assert row["best"] == "full"  # with `full` alone the router is no baseline
 
 
-def test_a_baseline_that_kept_nothing_is_no_division_by_zero():
+def test_a_baseline_with_nothing_within_budget_is_no_division_by_zero():
     assert compare(cells("budget", [0.5]), cells("full", [0.0]))["over_full"]["median"] == pytest.approx(5)
 
 
@@ -61,10 +61,10 @@ def test_max_min_divides_what_small_kinds_leave():
     assert max_min({}, 2) == {}
 
 
-def test_fairness_is_over_the_work_that_full_or_an_admission_keeps():
-    def one(policy: str, kept: float, a: float, b: float) -> list[Cell]:
+def test_fairness_is_over_the_work_within_budget_of_full_or_an_admission():
+    def one(policy: str, share: float, a: float, b: float) -> list[Cell]:
         work = {"a.offered_s": 1.0, "b.offered_s": 9.0, "a.kept_s": a, "b.kept_s": b}
-        return cells(policy, [kept], **work)
+        return cells(policy, [share], **work)
 
     rows = summarise(one("full", 0.1, 1, 1) + one("admission-8", 0.3, 1, 4) + one("budget", 0.9, 0.5, 6))
     row = rows["live"]["square"]["1"]["budget"]
@@ -72,14 +72,14 @@ def test_fairness_is_over_the_work_that_full_or_an_admission_keeps():
     assert row["b.of_fair"]["median"] == pytest.approx(1.5)
 
 
-def outcome(kind: str, kept: bool = True, refused_ms: float | None = None) -> Outcome:
-    took = None if refused_ms is not None else Latency(10, 1, 10 if kept else 100)
+def outcome(kind: str, in_time: bool = True, refused_ms: float | None = None) -> Outcome:
+    took = None if refused_ms is not None else Latency(10, 1, 10 if in_time else 100)
     return Outcome(Request(1000, 100, 10, Budget(e2e_ms=50), kind), took=took, refused_ms=refused_ms)
 
 
 def test_refusals_are_timed_and_kinds_counted():
     profile = make_profile(prefill_tokens_per_s=1000, decode_tokens_per_s=100)
-    outcomes = [outcome("a"), outcome("a", kept=False), *(outcome("b", refused_ms=ms) for ms in range(1, 101))]
+    outcomes = [outcome("a"), outcome("a", in_time=False), *(outcome("b", refused_ms=ms) for ms in range(1, 101))]
     assert work_s(profile, outcomes[0].request) == pytest.approx(0.2)
     found = admission(outcomes)
     assert found["kept_of_admitted"] == 0.5

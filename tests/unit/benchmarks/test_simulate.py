@@ -41,7 +41,7 @@ def steady(name: str = "full", **changes):
     return make_live_variant(name, profile=profile, **changes)
 
 
-def asked(at: float = 0.0, prompt: int = 100, output: int = 11, **limits) -> Request:
+def request_at(at: float = 0.0, prompt: int = 100, output: int = 11, **limits) -> Request:
     return Request(at, prompt, output, Budget(**limits))
 
 
@@ -51,12 +51,12 @@ def run(requests: list[Request], machines=(("full",),), variants=None, policy=No
 
 
 def test_a_request_alone_takes_what_the_profile_says():
-    [one] = run([asked()])
+    [one] = run([request_at()])
     assert one.took == pytest.approx((100, 20, 300))
 
 
 def test_answers_under_way_stand_still_while_a_prompt_is_read_and_advance_together_after_it():
-    first, second = run([asked(0, output=21), asked(200, output=11)])
+    first, second = run([request_at(0, output=21), request_at(200, output=11)])
     assert first.took is not None and second.took is not None
     # the second waits half a step, is read in 100 ms, then both write at the pace of two
     assert second.took.ttft_ms == pytest.approx(110, abs=1)
@@ -66,18 +66,18 @@ def test_answers_under_way_stand_still_while_a_prompt_is_read_and_advance_togeth
 
 
 def test_prompts_that_wait_are_read_together():
-    outcomes = run([asked(0, prompt=1000), *(asked(1, prompt=10) for _ in range(3))])
+    outcomes = run([request_at(0, prompt=1000), *(request_at(1, prompt=10) for _ in range(3))])
     assert {round(o.took.ttft_ms + o.request.at) for o in outcomes[1:]} == {round(outcomes[1].took.ttft_ms + 1)}
 
 
 def test_no_more_run_at_once_than_the_engine_takes():
-    outcomes = run([asked(0, output=101) for _ in range(5)])
+    outcomes = run([request_at(0, output=101) for _ in range(5)])
     assert outcomes[4].took.ttft_ms > outcomes[0].took.e2e_ms
 
 
 def test_of_the_prompts_that_wait_at_an_engine_the_earliest_deadline_is_read_first():
     def first_tokens(*limits: int) -> list[float]:
-        trace = [asked(0, output=101), *(asked(1 + i, ttft_ms=limit) for i, limit in enumerate(limits))]
+        trace = [request_at(0, output=101), *(request_at(1 + i, ttft_ms=limit) for i, limit in enumerate(limits))]
         outcomes = run(trace, variants=[steady(max_running=1)])
         return [o.took.ttft_ms + o.request.at for o in outcomes[1:]]
 
@@ -89,7 +89,7 @@ def test_of_the_prompts_that_wait_at_an_engine_the_earliest_deadline_is_read_fir
 
 def test_variants_on_one_machine_share_it():
     variants = [steady("full"), steady("small", quality=0.5)]
-    trace = [asked(0, output=101), asked(0, output=101)]
+    trace = [request_at(0, output=101), request_at(0, output=101)]
     shared = run(trace, (("full", "small"),), variants, POLICIES["round-robin"]())
     variants = [steady("full"), steady("small", quality=0.5)]
     own = run(trace, (("full",), ("small",)), variants, POLICIES["round-robin"]())
@@ -99,7 +99,7 @@ def test_variants_on_one_machine_share_it():
 
 
 def test_the_replica_with_the_shorter_queue_is_taken():
-    outcomes = run([asked(0, output=51), asked(1, output=51)], (("full",), ("full",)))
+    outcomes = run([request_at(0, output=51), request_at(1, output=51)], (("full",), ("full",)))
     assert [round(o.took.e2e_ms) for o in outcomes] == [1100, 1100]
 
 
@@ -117,10 +117,10 @@ def test_every_request_ends_and_nothing_is_left_in_flight():
 def test_while_answers_are_written_the_gateway_follows_their_pace_and_the_offered_work():
     def last_expected(drift: float) -> Latency:
         """Of a request beside a long answer, after others of one token each, which tell nothing of the time per token."""
-        long = asked(0, output=400, e2e_ms=60_000)
+        long = request_at(0, output=400, e2e_ms=60_000)
         platform = Platform([steady()], [["full"]], WithinBudget(), 1, drift=lambda _: drift)
-        short = (asked(at, prompt=10, output=1) for at in range(1000, 8000, 500))
-        *_, last = platform.run([long, *short, asked(8000)])
+        short = (request_at(at, prompt=10, output=1) for at in range(1000, 8000, 500))
+        *_, last = platform.run([long, *short, request_at(8000)])
         assert platform.admission.class_of(long.budget).offered_ms > 0
         return last.expected
 
@@ -136,7 +136,7 @@ def test_thousands_of_waiting_requests_start_one_after_the_other(monkeypatch: py
 
     def pump(self: Admission, *_: object) -> None:
         if next(left, None) is not None:
-            platform._dispatch(Outcome(asked()), found[0])
+            platform._dispatch(Outcome(request_at()), found[0])
 
     monkeypatch.setattr(Admission, "pump", pump)
     platform._pump()
@@ -160,23 +160,23 @@ def test_what_an_engine_would_take_alone_is_what_it_takes_when_nothing_comes_aft
     variant = steady()
     engine = Engine(variant, random.Random(0), lambda _: 1.0)
     machine = Machine([engine])
-    engine.take(Running(Outcome(asked(0, output=31))))
+    engine.take(Running(Outcome(request_at(0, output=31))))
     machine.next_event()
     machine.advance(100.0)
     assert [what for what, _ in engine.step()] == ["first"]
     machine.advance(250.0)
-    predicted = engine.alone(asked(250), 1.0)
-    [_, second] = run([asked(0, output=31), asked(250)])
+    predicted = engine.alone(request_at(250), 1.0)
+    [_, second] = run([request_at(0, output=31), request_at(250)])
     assert predicted == pytest.approx(second.took, rel=1e-6)
     assert engine.requests == 1, "and asking changes nothing"
 
 
-def test_the_oracle_keeps_what_can_be_kept():
+def test_the_oracle_meets_every_budget_that_can_be_met():
     variants = [steady("full"), steady("small", quality=0.5)]
     oracle = Oracle()
     oracle.platform = platform = Platform(variants, [["full"], ["small"]], oracle, 1)
     limits = {"e2e_ms": 301, "on_no_candidate": "reject"}
-    outcomes = list(platform.run([asked(0, **limits), asked(1, **limits), asked(2, **limits)]))
+    outcomes = list(platform.run([request_at(0, **limits), request_at(1, **limits), request_at(2, **limits)]))
     assert [o.variant for o in outcomes[:2]] == ["full", "small"]
     assert outcomes[2].took is None, "a third would be late on both"
 
@@ -184,7 +184,7 @@ def test_the_oracle_keeps_what_can_be_kept():
 def test_an_oracle_foresees_what_a_request_takes_when_nothing_comes_after():
     oracle = Oracle()
     oracle.platform = platform = Platform([steady()], [["full"]], oracle, 1, drift=lambda _: 2.0)
-    [one] = platform.run([asked()])
+    [one] = platform.run([request_at()])
     assert one.expected == pytest.approx(one.took) == (200, 40, 600), "twice what the profile says"
 
 
@@ -236,7 +236,7 @@ def test_a_broken_trace_names_the_line(tmp_path, line):
 
 
 def test_the_numbers_of_a_run():
-    late, in_time, refused = (Outcome(asked(0, e2e_ms=100)) for _ in range(3))
+    late, in_time, refused = (Outcome(request_at(0, e2e_ms=100)) for _ in range(3))
     late.took, late.quality = Latency(10, 1, 200), 1.0
     in_time.took, in_time.quality = Latency(10, 1, 90), 0.5
     in_time.expected, in_time.tail = Latency(10, 1, 99), Latency(11, 2, 89)
