@@ -70,7 +70,7 @@ class Tab:
 
     def _request(self, request: Request) -> None:
         if urlsplit(request.url).netloc != urlsplit(self.site.url).netloc:
-            self.problems.append(f"asked another host: {request.url}")
+            self.problems.append(f"request to another host: {request.url}")
         if self.site.key and self.site.key in request.url:
             self.problems.append(f"the key is in an address: {request.url}")
 

@@ -16,7 +16,7 @@ from tests.e2e.browser import ATTACK, KEY, Site, Visit, take_pictures, until
 from tests.support.gateway_server import GatewayServer, Start, Started
 
 
-async def test_where_access_is_open_no_key_is_asked_for(visit: Visit, open_site: Site):
+async def test_no_key_is_requested_where_access_is_open(visit: Visit, open_site: Site):
     tab = await visit(open_site)
     await expect(tab.page.locator(".variant")).to_have_count(3)
     await expect(tab.page.locator("#access")).to_have_text("open access")

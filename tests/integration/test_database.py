@@ -83,13 +83,13 @@ def test_folders_that_were_there_keep_their_permissions_and_the_server_runs_all_
     database = Database(closed / "documents")
     try:
         with psycopg.connect(database.start(), autocommit=True) as connection:
-            connection.execute("CREATE TABLE kept AS SELECT 7 AS a")
+            connection.execute("CREATE TABLE durable AS SELECT 7 AS a")
             connection.execute("CHECKPOINT")
         os.kill(database._process.pid, signal.SIGKILL)
         database._process.wait()
         assert database.restart_if_dead()
         with psycopg.connect(database.conninfo) as connection:
-            assert connection.execute("SELECT a FROM kept").fetchone() == (7,)
+            assert connection.execute("SELECT a FROM durable").fetchone() == (7,)
     finally:
         database.stop()
     assert modes(closed) == before

@@ -82,12 +82,12 @@ async def watched(platform: Platform, codes: Iterable[str], kill: Callable[[], N
         async def client(what: str) -> None:
             method, path, options = requests[what]
             while not ended:
-                began = time.monotonic()
+                started = time.monotonic()
                 response = await http.request(method, path, **options)
                 now = time.monotonic()
                 expected = "norfell.md" if what == "list" else FACT
                 right = expected in response.text if response.status_code == 200 else is_refusal(response, codes)
-                seen.append(Seen(what, response.status_code, now - killed, now - began, right, response.text[:300]))
+                seen.append(Seen(what, response.status_code, now - killed, now - started, right, response.text[:300]))
                 await asyncio.sleep(0.1)
 
         clients = [asyncio.create_task(client(what)) for what in requests]
@@ -112,7 +112,7 @@ def put_harbour(http: httpx.Client) -> None:
     assert http.post("/v1/documents", json=body).status_code == 200
 
 
-async def test_a_killed_database_is_told_of_at_once_and_back_by_itself(platform: Platform) -> None:
+async def test_a_killed_database_is_reported_at_once_and_restarts_by_itself(platform: Platform) -> None:
     with platform.http() as http:
         put_harbour(http)
     server = server_of(platform)

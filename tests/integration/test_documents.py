@@ -70,7 +70,7 @@ def search(http: httpx.Client, collection: str, query: str, **more: Any) -> dict
     return response.json()
 
 
-def test_a_folder_is_indexed_kept_up_to_date_listed_and_forgotten(
+def test_a_folder_is_indexed_updated_listed_and_deleted(
     platform: Platform, command: Callable[..., str], tmp_path: Path
 ) -> None:
     folder, collection = make_folder(tmp_path), "documents-manual"

@@ -175,7 +175,7 @@ class TestStreams:
         assert text_of(streamed, True) == whole
         assert [chunk["choices"][0]["finish_reason"] for chunk in chunks(streamed)].count("stop") == 1
 
-    async def test_a_client_that_leaves_stops_what_was_asked_for_it(self, platform: Platform, harbour: str) -> None:
+    async def test_a_client_that_disconnects_stops_the_work_for_it(self, platform: Platform, harbour: str) -> None:
         def running() -> float:
             return platform.running_in_engine("full")
 
@@ -199,13 +199,13 @@ class TestStreams:
 
 
 class TestTheBudget:
-    def test_a_request_that_refuses_to_go_without_sources_is_told_so(self, http: httpx.Client, harbour: str) -> None:
+    def test_a_request_that_requires_sources_gets_an_error_without_them(self, http: httpx.Client, harbour: str) -> None:
         refused = ask(http, HARBOUR, {"collection": harbour, "on_budget": "refuse"}, **TIGHT)
         error = error_of(refused, 422)
         assert (error["code"], error["param"]) == ("impossible_budget", "retrieval.on_budget")
 
     @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-    def test_a_request_that_may_go_without_is_answered_and_told_why(
+    def test_a_request_that_may_go_without_sources_is_answered_with_the_reason(
         self, http: httpx.Client, harbour: str, stream: bool
     ) -> None:
         response = ask(

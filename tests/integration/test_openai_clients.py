@@ -59,7 +59,7 @@ def test_a_stream_without_usage_has_no_extra_chunk(platform: Platform) -> None:
 def test_the_budget_moves_the_request(platform: Platform) -> None:
     """Which variant is fastest or cheapest depends on the hardware and on what was just measured.
 
-    So the dry runs right before and right after a request say what to expect of it; where they differ, it is asked again.
+    So the dry runs right before and right after a request say what to expect of it; where they differ, it is sent again.
     """
     client = platform.client()
 
@@ -73,7 +73,7 @@ def test_the_budget_moves_the_request(platform: Platform) -> None:
         return took
 
     def least(key: str) -> str:
-        time.sleep(1.5)  # the engines' counts of the last request are looked at every half second
+        time.sleep(1.5)  # the engines' counts are polled every half second
         with platform.http() as http:
             body = {"model": f"{platform.model}@fast", "messages": QUESTION, "max_tokens": 2}
             return min(http.post("/v1/route", json=body).json()["candidates"], key=lambda c: c[key])["variant"]
@@ -122,7 +122,7 @@ def test_a_prompt_that_was_read_before_is_predicted_to_start_sooner_but_only_for
             hits = platform.engine_metric("full", "vllm:prefix_cache_hits_total") - before
         return hits, route["candidates"][0]["cached_tokens"], route["predicted_ttft_ms"]
 
-    time.sleep(1)  # the size of the cache is looked at every half second
+    time.sleep(1)  # the size of the cache is polled every half second
     _, _, cold = answered("alice")
     hits, expected, warm = answered("alice")
     assert expected > 500 and hits > 500 and abs(hits - expected) < 300

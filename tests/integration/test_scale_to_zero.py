@@ -37,7 +37,7 @@ def counted(platform: Platform, name: str) -> float:
 
 
 def settled(platform: Platform, name: str) -> float:
-    """The sum of a metric's series when both gateways have told the same for a second: an answer is counted after its last byte."""
+    """The sum of a metric's series once both gateways have reported the same for a second: an answer is counted after its last byte."""
     values: list[float] = []
     for _ in range(100):
         values.append(counted(platform, name))

@@ -79,9 +79,9 @@ async def test_a_small_collection_among_many_others_rows_is_found_whole(store, d
     crowd = Owner("crowd", "docs")
     seconds = []
     for _ in range(3):  # the quickest: other processes may have held one up
-        began = time.monotonic()
+        started = time.monotonic()
         assert len(await store.vector_search(crowd, near, 20)) == 20
-        seconds.append(time.monotonic() - began)
+        seconds.append(time.monotonic() - started)
     assert min(seconds) < 1
     assert await store.vector_search(crowd, near, 5, {"field": "meta.x", "operator": "==", "value": 1}) == []
 

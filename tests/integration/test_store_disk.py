@@ -64,10 +64,10 @@ async def versions(store: Store) -> dict[str, int]:
 async def test_a_full_disk_refuses_documents_and_loses_none(server: Database, disk: Path, left: int):
     store = Store(server.conninfo, DIMENSION)
     await store.open()
-    told = {}
+    acknowledged = {}
     for i in range(3):
         await put(store, f"{i}.md", 1)
-        told[f"{i}.md"] = 1
+        acknowledged[f"{i}.md"] = 1
     filler = disk / "filler"
     with filler.open("wb") as file, suppress(OSError):
         free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
@@ -77,7 +77,7 @@ async def test_a_full_disk_refuses_documents_and_loses_none(server: Database, di
     for i in range(60):
         try:
             await put(store, f"{i}.md", 2)
-            told[f"{i}.md"] = 2
+            acknowledged[f"{i}.md"] = 2
         except RequestError as error:
             refused.append((error.status, error.code))
             if len(refused) == 5:
@@ -95,7 +95,7 @@ async def test_a_full_disk_refuses_documents_and_loses_none(server: Database, di
         except RequestError:
             assert time.monotonic() < deadline
             time.sleep(0.2)
-    assert {name: found.get(name) for name in told} == told, "what was told to be written is there"
+    assert {name: found.get(name) for name in acknowledged} == acknowledged, "every acknowledged write is there"
     assert await put(store, "after.md", 3) == "added"
     await store.close()
 

@@ -99,9 +99,9 @@ async def test_a_killed_server_is_an_error_until_it_is_restarted_and_then_all_go
         assert (caught.value.status, caught.value.code) == (503, "store_unavailable")
     with pytest.raises(StoreUnavailable):
         await store.open()
-    began = time.monotonic()
+    started = time.monotonic()
     assert database.restart_if_dead()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - started < 20
     assert await found(store, ALICE, "gears") == ["gears"]
     await store.open()
     assert not database.restart_if_dead()
@@ -175,10 +175,10 @@ async def test_a_server_that_hangs_is_an_error_and_not_a_hang(store, database, m
     for process in stopped:
         process.suspend()
     try:
-        began = time.monotonic()
+        started = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.indexed_version(ALICE, "a.md")
-        assert time.monotonic() - began < 20
+        assert time.monotonic() - started < 20
     finally:
         for process in stopped:
             process.resume()

@@ -88,7 +88,7 @@ async def test_a_put_that_is_cancelled_or_that_fails_leaves_what_was_there(store
     assert await put(store, ALICE, "a.md", ["gears new"], 1) == "replaced"
 
 
-async def test_documents_without_chunks_and_with_very_many_are_kept(store):
+async def test_documents_without_chunks_and_with_very_many_are_stored(store):
     assert await put(store, ALICE, "empty.md", []) == "added"
     assert (await store.list_documents(ALICE))[0].chunks == 0
     await put(store, ALICE, "huge.md", [f"gears {i}" for i in range(5000)])

@@ -76,7 +76,7 @@ def _custom(kind: str) -> Validator:
 
 
 def _strict(schema: Any) -> Any:
-    """A custom resource's schema as one for JSON: integers or strings are told, unknown fields are refused."""
+    """A custom resource's schema as one for JSON: `x-kubernetes-int-or-string` becomes a type, unknown fields are refused."""
     if isinstance(schema, list):
         return [_strict(part) for part in schema]
     if not isinstance(schema, dict):

@@ -14,7 +14,7 @@ from serve.routing.waiting_queue import Waiting
 
 # 20 ms per token alone, 20 ms more for each other sequence; a prompt of 100 tokens takes 100 ms
 PROFILE = make_profile([(100, 1, 100)], [(1, 20), (8, 160)])
-# two sequences run within 50 ms per token, for whose prediction a margin of 1.2 is kept at first
+# two sequences run within 50 ms per token, for whose prediction a margin of 1.2 applies at first
 PACED = {"tpot_ms": 50}
 
 
@@ -26,7 +26,7 @@ def engine(name: str = "full", **changes) -> Variant:
 
 
 @dataclass(eq=False)
-class Asked:
+class Submitted:
     """One request, and what came of it."""
 
     waiting: Waiting
@@ -69,8 +69,8 @@ class Site:
         tenant: str = "",
         weight: float = 1.0,
         **limits,
-    ) -> Asked:
-        one: Asked
+    ) -> Submitted:
+        one: Submitted
 
         def decided(found: Decision | RequestError) -> None:
             one.decisions.append(found)
@@ -79,11 +79,11 @@ class Site:
                 if found.waited:
                     self.admission.pump(self.variants, self.now)
 
-        one = Asked(Waiting(Budget(**limits), features, self.now, decided, pinned, tenant=tenant, weight=weight))
+        one = Submitted(Waiting(Budget(**limits), features, self.now, decided, pinned, tenant=tenant, weight=weight))
         self.admission.submit(self.variants, one.waiting, self.now)
         return one
 
-    def complete(self, one: Asked) -> None:
+    def complete(self, one: Submitted) -> None:
         one.variant.live.on_complete(one.waiting.features.sequences)
         self.admission.pump(self.variants, self.now)
 

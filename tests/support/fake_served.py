@@ -19,7 +19,7 @@ class FakeServed:
     ) -> None:
         self._answers, self._likelihood, self._top = answers, likelihood or {}, top
         self.max_model_len = max_model_len
-        self.asked: list[str] = []
+        self.prompts: list[str] = []
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         return [ord(character) for character in text]
@@ -33,12 +33,12 @@ class FakeServed:
 
     def target_logprobs(self, sequences, done) -> list[np.ndarray]:
         done(len(sequences))
-        self.asked += map(self.decode, sequences)
+        self.prompts += map(self.decode, sequences)
         return [np.array([self._likelihood.get(chr(t), -2.0) for t in row[1:]], np.float32) for row in sequences]
 
     def generate_greedy(self, prompts, tokens, done, stop=()) -> list[tuple[list[int], str]]:
         done(len(prompts))
-        self.asked += map(self.decode, prompts)
+        self.prompts += map(self.decode, prompts)
         texts = [self._answers(self.decode(prompt))[:tokens] for prompt in prompts]
         for mark in stop:
             texts = [text.split(mark)[0] for text in texts]

@@ -52,7 +52,7 @@ class NoRetrieval:
     """Retrieval client of a deployment without retrieval."""
 
     async def call(self, method: str, **arguments: Any) -> Any:
-        raise AssertionError("nothing may be asked of it")
+        raise AssertionError("no call may reach it")
 
 
 @dataclass

@@ -70,12 +70,12 @@ def _cpu_s(use: Callable[[str], None], text: str, times: int) -> float:
     best = float("inf")
     for _ in range(times):
         signal.setitimer(signal.ITIMER_PROF, LIMIT_S)
-        began = time.thread_time()  # not process_time, which advances in ticks while the timer runs
+        started = time.thread_time()  # not process_time, which advances in ticks while the timer runs
         try:
             use(text)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
-        best = min(best, time.thread_time() - began)
+        best = min(best, time.thread_time() - started)
     return best
 
 

@@ -32,13 +32,13 @@ def ask(url: str, within_s: float = 20, **more: str) -> subprocess.CompletedProc
 
 
 def test_it_asks_the_model_and_each_variant(gateway: Started) -> None:
-    asked = ask(gateway.url)
-    assert asked.returncode == 0, asked.stderr
+    passed = ask(gateway.url)
+    assert passed.returncode == 0, passed.stderr
     questions = [f"ok: {MODEL}{variant} answers" for variant in ("", ":full", ":int8")]
-    assert [line for line in asked.stdout.splitlines() if line.startswith("ok")] == [
+    assert [line for line in passed.stdout.splitlines() if line.startswith("ok")] == [
         "ok: is ready", "ok: has the model", *questions,
     ]  # fmt: skip
-    assert asked.stdout.count("You said: What is the capital of France?") == 3
+    assert passed.stdout.count("You said: What is the capital of France?") == 3
 
 
 def test_it_shows_its_key(start_gateway: Start) -> None:
@@ -60,13 +60,13 @@ def test_it_fails_where_a_variant_is_not_there(gateway: Started) -> None:
 
 
 class Starting(BaseHTTPRequestHandler):
-    """A platform that is ready when it is asked a second time, and that answers nothing."""
+    """A platform that is ready at the second poll, and that answers nothing."""
 
-    asked: list[str]
+    paths: list[str]
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
-        self._answer(503 if self.asked == ["/readyz"] else 200, {"data": [{"id": MODEL}]})
+        self.paths.append(self.path)
+        self._answer(503 if self.paths == ["/readyz"] else 200, {"data": [{"id": MODEL}]})
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -84,16 +84,16 @@ class Starting(BaseHTTPRequestHandler):
 
 
 def test_it_waits_for_the_start_and_takes_no_empty_answer_for_one() -> None:
-    asked: list[str] = []
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Starting,), {"asked": asked}))
+    paths: list[str] = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Starting,), {"paths": paths}))
     with serving(server) as url:
         failed = ask(url, within_s=3)
-    assert asked == ["/readyz", "/readyz", "/v1/models"]
+    assert paths == ["/readyz", "/readyz", "/v1/models"]
     assert failed.returncode == 1 and f"{MODEL} answers: status 200" in failed.stderr
 
 
 @pytest.mark.parametrize("name", ["cpu-trial", "one-gpu", "high-availability"])
-def test_the_pod_is_told_whom_to_ask_and_leaves_what_is_at_zero_alone(name: str) -> None:
+def test_the_pod_knows_the_service_and_skips_variants_at_zero(name: str) -> None:
     documents = render(merged(example(name), {"tests": {"timeoutSeconds": 90}}))
     pod: dict[str, Any] = one(documents, "Pod")["spec"]
     (container,) = pod["containers"]

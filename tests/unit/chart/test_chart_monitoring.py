@@ -21,7 +21,7 @@ def rules(values: dict[str, Any]) -> list[dict[str, Any]]:
     return [rule for group in spec["groups"] for rule in group["rules"]]
 
 
-def test_nothing_of_it_is_there_unless_it_is_asked_for() -> None:
+def test_nothing_is_rendered_unless_it_is_enabled() -> None:
     kinds = {document["kind"] for document in render(OPEN)}
     assert not kinds & {"PodMonitor", "ScrapeConfig", "PrometheusRule", "HTTPRoute", "Ingress"}
     assert not [d for d in render(OPEN) if d["kind"] == "ConfigMap" and "dashboard" in d["metadata"]["name"]]
@@ -95,7 +95,7 @@ def test_rays_metrics_get_the_labels_that_they_have_outside_a_cluster() -> None:
     assert endpoint["metricRelabelings"] == [{camel[key]: value for key, value in part.items()} for part in written]
 
 
-def test_engines_are_found_through_the_gateways_and_nothing_else_there_is_kept() -> None:
+def test_engines_are_discovered_through_the_gateways_and_other_targets_are_dropped() -> None:
     documents = render(ALL)
     spec = one(documents, "ScrapeConfig")["spec"]
     (found,) = spec["httpSDConfigs"]

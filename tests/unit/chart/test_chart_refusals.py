@@ -145,7 +145,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"ray": {"gcsFaultTolerance": {"redisAddress": "a:1"}}},
         "ray.gcsFaultTolerance has a Redis but is not enabled",
     ),
-    "a token that is not asked for": (
+    "a token that is not enabled": (
         {"ray": {"auth": {"enabled": False, "existingSecret": "a"}}},
         "ray.auth.existingSecret is set but ray.auth.enabled is false",
     ),
@@ -157,7 +157,7 @@ def test_it_is_refused_with_a_reason(values: dict[str, Any], message: str) -> No
     assert message in refusal(merged(OPEN, values))
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     values = merged({"image": {"tag": "latest"}, "ingress": {"enabled": True}}, variant(resources={"cpus": 5}))
     text = refusal(merged(OPEN, values))
     assert text.startswith("execution error") and "these values cannot work:\n" in text

@@ -22,7 +22,7 @@ def needs(**resources: Any) -> dict[str, Any]:
 
 
 def sized(size: dict[str, Any]) -> dict[str, Any]:
-    """Resources of which as much may be used as is asked for."""
+    """Resources whose limits equal their requests."""
     return {"requests": size, "limits": size}
 
 

@@ -328,8 +328,8 @@ def test_ray_pods_are_what_kuberay_expects(name: str) -> None:
         environment = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == environment["RAY_SERVE_THROUGHPUT_OPTIMIZED"] == "1"
         assert environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"] == str(drain)
-        asked = container["readinessProbe"]["httpGet"]["path"]
-        assert asked == {"head": "/api/gcs_healthz", "gateway": "/readyz/all"}.get(
+        probed = container["readinessProbe"]["httpGet"]["path"]
+        assert probed == {"head": "/api/gcs_healthz", "gateway": "/readyz/all"}.get(
             pod.labels["gearbox.io/component"], "/api/local_raylet_healthz"
         )
 

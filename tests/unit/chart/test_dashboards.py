@@ -90,7 +90,7 @@ def test_a_query_asks_for_what_is_there(subtests: pytest.Subtests) -> None:
 
 
 def test_a_query_is_no_average_of_averages(subtests: pytest.Subtests) -> None:
-    """Quantiles are of summed buckets; counters are only looked at through rates that are summed afterwards."""
+    """Quantiles are of summed buckets; counters are only used through rates that are summed afterwards."""
     rates = r"sum (by \([\w, ]+\) )?\((rate|increase)\($|sum\((rate|increase)\($"
     for query in QUERIES:
         with subtests.test(f"{query.dashboard}: {query.panel}"):

@@ -66,7 +66,7 @@ def test_helm_test_has_a_test():
     assert [hook["metadata"]["annotations"]["helm.sh/hook"] for hook in hooks] == ["test"]
 
 
-def test_what_kubectl_is_asked_for_is_there():
+def test_what_kubectl_commands_name_exists():
     documents = chart_render.render(TRIAL, name="gearbox")
     names = {f"{document['kind'].lower()}/{document['metadata']['name']}" for document in documents}
     kinds = {document["kind"].lower() for document in documents} | {"pod"}
@@ -93,7 +93,7 @@ def test_the_images_that_are_built_are_those_that_the_trial_pulls():
     assert wanted == built
 
 
-def test_every_example_is_told_of():
+def test_every_example_is_documented():
     page = PAGES[0].read_text()
     assert {f"`{file.name.removesuffix('-values.yaml')}`" for file in chart_render.EXAMPLES} <= set(
         re.findall(r"`[a-z-]+`", page)

@@ -96,7 +96,7 @@ def test_a_variant_has_its_state_load_traffic_latency_quality_and_cost(platform,
     full = platform.variants["full"].live
     full.running, full.waiting, full.kv_usage = 3, 1, 0.42
     platform.metrics.in_flight.labels("full").set(4)
-    platform.answer("full", "best", ttft_s=60)  # before anyone looked
+    platform.answer("full", "best", ttft_s=60)  # before the first refresh
     watch.refresh(0)
     for ttft_s in (0.15, 0.15, 0.3, 0.3):
         platform.answer("full", "best", ttft_s=ttft_s)

@@ -237,15 +237,15 @@ def test_a_build_goes_on_after_its_last_finished_step(
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "step.json"])
-def test_a_damaged_kept_step_is_refused_in_one_line(
+def test_a_damaged_checkpoint_is_refused_in_one_line(
     full: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     with monkeypatch.context() as cut:
         kill_in(cut, Sparsify)
         with pytest.raises(Killed):
             make(full, tmp_path / "out", text, *TWO)
-    kept = tmp_path / "out.part" / "1-prune.step"
-    damaged = kept / file
+    checkpoint = tmp_path / "out.part" / "1-prune.step"
+    damaged = checkpoint / file
     damaged.write_bytes(damaged.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"1-prune.step.*damaged.*remove") as refused:
         make(full, tmp_path / "out", text, *TWO)

@@ -134,7 +134,7 @@ def test_the_parent_writes_before_a_build_that_learns_from_it(tmp_path: Path, mo
 
 
 @pytest.mark.slow
-def test_a_missing_parent_is_made_first_and_both_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_parent_is_built_first_and_both_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     from tests.support.tiny_model import write_model, write_text

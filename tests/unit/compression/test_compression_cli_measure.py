@@ -88,7 +88,7 @@ def test_evaluate_measures_quality_with_the_serving_engine_and_shows_the_card(be
     assert re.search(r"quality, roughly \d+ s left", result.stderr), "progress where there is no terminal"
 
 
-def test_model_written_code_is_not_run_unless_asked(bench: Path) -> None:
+def test_model_written_code_is_not_run_unless_enabled(bench: Path) -> None:
     gearbox(bench, "evaluate", bench / "cache" / "int8", "--full", bench / "cache" / "full")
     assert "--allow-code" not in call(bench)["argv"]
 

@@ -132,19 +132,19 @@ def test_a_layer_there_is_not_is_refused(tmp_path: Path, layers: dict[int, int],
         )
 
 
-def test_the_cached_teacher_gives_the_same_weights_and_is_asked_once(tmp_path: Path) -> None:
+def test_the_cached_teacher_gives_the_same_weights_and_runs_once(tmp_path: Path) -> None:
     """With k = the whole vocabulary they are also those without a cache."""
     cache = TopKCache(tmp_path / "cache", "teacher 2")
     students = [tiny(1), tiny(1), tiny(1)]
-    asked = []
+    forward_passes = []
     for student, changes in zip(students, ({}, {"teacher_top_k": 64}, {"teacher_top_k": 64}), strict=True):
         teacher = tiny(2)
-        teacher.model.register_forward_hook(lambda _, args, kwargs: asked.append(1))
-        before = len(asked)
+        teacher.model.register_forward_hook(lambda _, args, kwargs: forward_passes.append(1))
+        before = len(forward_passes)
         folder = tmp_path / str(students.index(student))
         distill(student, teacher, SEQUENCES, settings(tau=2.0, **changes), 0, folder, quiet, cache)
-        asked.append(0)
-        last = sum(asked[before:])
+        forward_passes.append(0)
+        last = sum(forward_passes[before:])
     assert last == 0
     assert same_weights(students[1], students[2])
     for one, other in zip(students[0].parameters(), students[1].parameters(), strict=True):
@@ -153,7 +153,7 @@ def test_the_cached_teacher_gives_the_same_weights_and_is_asked_once(tmp_path: P
 
 def test_the_cache_tells_teachers_temperatures_sizes_and_texts_apart(tmp_path: Path) -> None:
     one, other = TopKCache(tmp_path, "one"), TopKCache(tmp_path, "other")
-    asked = [
+    arguments = [
         (one, [1, 2], 8, 1.0, torch.float32),
         (other, [1, 2], 8, 1.0, torch.float32),
         (one, [12], 8, 1.0, torch.float32),
@@ -161,7 +161,7 @@ def test_the_cache_tells_teachers_temperatures_sizes_and_texts_apart(tmp_path: P
         (one, [1, 2], 8, 2.0, torch.float32),
         (one, [1, 2], 8, 1.0, torch.bfloat16),
     ]
-    assert len({cache.file(*rest) for cache, *rest in asked}) == len(asked)
+    assert len({cache.file(*rest) for cache, *rest in arguments}) == len(arguments)
 
 
 def test_a_damaged_cache_is_one_line_that_names_the_file(tmp_path: Path) -> None:

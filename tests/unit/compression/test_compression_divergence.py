@@ -41,7 +41,7 @@ def test_more_tokens_make_it_tighter() -> None:
 
 
 def test_by_hand() -> None:
-    """p = (.5, .25, .25), q = (.25, .5, .25), one token of each kept: buckets {0}, {1}, rest share nothing but the rest."""
+    """p = (.5, .25, .25), q = (.25, .5, .25), one token of each stored: buckets {0}, {1}, rest share nothing but the rest."""
     p = TopK(np.array([[0, 1]], dtype=np.int32), np.log([[0.5, 0.25]]).astype(np.float32), np.zeros(1, np.float32))
     q = TopK(np.array([[1, 0]], dtype=np.int32), np.log([[0.5, 0.25]]).astype(np.float32), np.zeros(1, np.float32))
     assert coarse_kl(p, q) == pytest.approx([0.25 * np.log(2)], abs=1e-6)

@@ -85,7 +85,7 @@ def spec(name: str, **fields: object) -> VariantSpec:
     return VariantSpec(name=name, recipe=RECIPES / f"{name}.yaml", **fields)
 
 
-def test_a_variant_is_built_then_measured_with_its_parent_first_and_then_kept(bench: Bench) -> None:
+def test_a_variant_is_built_then_measured_with_its_parent_first_and_then_cached(bench: Bench) -> None:
     plan = bench.family().plan([spec("int8"), spec("full")])
     assert [(p.name, p.state, p.requested) for p in plan] == [("full", "to build", True), ("int8", "to build", True)]
     assert plan[1].parent == plan[1].full == plan[0].folder
@@ -111,7 +111,7 @@ def test_the_engine_writes_completions_before_a_build_that_learns_from_them(benc
     assert bench.calls()[2:] == ["completions full", "build distilled", "measure distilled"]
 
 
-def test_a_parent_that_was_not_asked_for_is_added(bench: Bench) -> None:
+def test_a_parent_that_was_not_requested_is_added(bench: Bench) -> None:
     assert [(p.name, p.requested) for p in bench.family().plan([spec("int8")])] == [("full", False), ("int8", True)]
 
 

@@ -82,7 +82,7 @@ def test_every_variant_has_a_card_that_fits_and_counts_the_same_weights(made: Pa
         ("fp8", 8, "float", "channel", ("token", True)),
     ],
 )
-def test_the_scheme_is_the_one_asked_for(
+def test_the_scheme_is_the_requested_one(
     made: Path, name: str, bits: int, kind: str, strategy: str, activations: tuple[str, bool] | None
 ) -> None:
     (group,) = quantization(made, name)["config_groups"].values()
@@ -127,7 +127,7 @@ def zeros(found: "dict[str, torch.Tensor]") -> float:
 
 
 @pytest.mark.parametrize(("name", "share"), [("wanda", 0.6), ("two-four", 0.5)])
-def test_the_share_of_zeros_is_the_one_asked_for(made: Path, name: str, share: float) -> None:
+def test_the_share_of_zeros_is_the_requested_one(made: Path, name: str, share: float) -> None:
     found = linears(made, name)
     assert zeros(found) == pytest.approx(share, abs=0.01)
     assert load_card(made / name).steps[0].parameters["measured_sparsity"] == pytest.approx(share, abs=0.01)

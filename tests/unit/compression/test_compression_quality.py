@@ -61,12 +61,12 @@ def test_full_keeps_its_answers_and_a_variant_is_compared_with_them(tmp_path: Pa
     assert (other.answers.equal_tokens, other.answers.exact) == ((0.8 + 1) / 2, 0.5)
 
 
-def test_a_variant_before_full_is_told_what_to_run(tmp_path: Path) -> None:
+def test_a_variant_measured_before_full_is_an_error_that_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ReferenceMissing, match=f"gearbox evaluate {tmp_path} --full {tmp_path}"):
         measure_quality(FakeServed(top=uniform(0.5)), HELD_OUT, tmp_path, False, lambda *_: None)
 
 
-def test_a_reference_from_before_answers_were_kept_is_measured_again(tmp_path: Path) -> None:
+def test_a_reference_without_stored_answers_is_measured_again(tmp_path: Path) -> None:
     old = tmp_path / f"reference-{'a' * 16}.npz"
     np.savez_compressed(old, ids=np.zeros((4, 2), np.int32), logprobs=np.zeros((4, 2)), targets=np.zeros(4))
     with pytest.raises(ReferenceMissing, match="missing or old"):

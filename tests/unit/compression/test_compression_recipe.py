@@ -185,7 +185,7 @@ def test_only_what_looks_at_activations_calibrates(given: dict[str, object], nee
     assert Quantize.model_validate({"technique": "quantize", **given}).needs_calibration is needs_calibration
 
 
-def test_schemes_without_int8_activations_have_no_smoothing_unless_it_is_asked_for() -> None:
+def test_schemes_without_int8_activations_have_no_smoothing_unless_it_is_requested() -> None:
     assert Quantize(technique="quantize").smoothquant == 0.8
     assert Quantize(technique="quantize", scheme="W4A16").smoothquant is None
     assert Quantize(technique="quantize", scheme="W4A16").group_size == 64

@@ -36,7 +36,7 @@ def test_the_choice_with_the_highest_log_probability_per_byte_is_taken() -> None
     served = FakeServed(likelihood={"a": -1.0, "b": -1.5, " ": -0.0})
     score = score_task(served, task, 0, lambda _: None)
     assert (score.score, score.scoring) == (0.5, MULTIPLE_CHOICE)
-    assert served.asked == ["Pick: aaaa", "Pick: b", "Pick: b", "Pick: aaaa"]
+    assert served.prompts == ["Pick: aaaa", "Pick: b", "Pick: b", "Pick: aaaa"]
 
 
 def test_only_the_choice_counts_not_the_prompt() -> None:
@@ -44,7 +44,7 @@ def test_only_the_choice_counts_not_the_prompt() -> None:
     task = Task("letters", (Item("zzzz ", "b", ("b", "a")),))
     served = FakeServed(likelihood={"z": -100.0, "a": -2.0, "b": -1.0})
     assert score_task(served, task, 0, lambda _: None).score == 1
-    assert served.asked == ["zzzz b", "zzzz a"], "no second space after one"
+    assert served.prompts == ["zzzz b", "zzzz a"], "no second space after one"
 
 
 class Joining(FakeServed):

@@ -49,7 +49,7 @@ def installable(folder: Path) -> None:
 
 
 def source_distribution(folder: Path) -> None:
-    """Of `evilsource` 1.0, whose setup.py writes `ran` when it is asked for its name."""
+    """Of `evilsource` 1.0, whose setup.py writes `ran` when its name is read."""
     script = (
         f"open({str(folder / 'ran')!r}, 'w')\nfrom setuptools import setup\nsetup(name='evilsource', version='1.0')\n"
     )
@@ -161,7 +161,7 @@ def test_a_branch_is_known_by_the_commit_it_is_at(text: str, tmp_path: Path, mon
             monkeypatch.setenv("HF_ENDPOINT", url)
             found = pin_revision(parse_source(text))
         assert (found.location, found.revision) == ("org/name", commit)
-        assert parse_source(found.text) == found, "what a subprocess is told is the same source"
+        assert parse_source(found.text) == found, "a subprocess gets the same source"
         seen.add(source_identity(found))
     assert len(seen) == 2, "a branch that has moved is another source"
 

@@ -48,7 +48,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 3])
 def test_an_interrupted_run_goes_on_after_the_last_line_it_finished(tmp_path: Path, cut: int) -> None:
-    file, asked = tmp_path / "completions.jsonl", []
+    file, starts = tmp_path / "completions.jsonl", []
 
     def once_then_killed(prompts: Sequence[Sequence[int]], first: int) -> list[list[int]]:
         if first:
@@ -62,20 +62,20 @@ def test_an_interrupted_run_goes_on_after_the_last_line_it_finished(tmp_path: Pa
     part.write_text(part.read_text()[: -cut or None])  # killed in the middle of a line
 
     def remember(prompts: Sequence[Sequence[int]], first: int) -> list[list[int]]:
-        asked.append(first)
+        starts.append(first)
         return echo(prompts, first)
 
     write_completions(file, PROMPTS, remember, quiet)
-    assert asked[0] == (BATCH - 1 if cut else BATCH)
+    assert starts[0] == (BATCH - 1 if cut else BATCH)
     assert read_completions(file, PROMPTS) == echo(PROMPTS, 0)
 
 
 def test_the_file_is_named_by_all_that_changes_it(tmp_path: Path) -> None:
     one, other = variant(tmp_path / "one"), variant(tmp_path / "other", "1")
-    asked = [(one, PROMPTS, 64, 0), (other, PROMPTS, 64, 0), (one, PROMPTS[1:], 64, 0), (one, PROMPTS, 65, 0)]
-    names = {completions_file(*arguments).name for arguments in [*asked, (one, PROMPTS, 64, 1)]}
+    arguments = [(one, PROMPTS, 64, 0), (other, PROMPTS, 64, 0), (one, PROMPTS[1:], 64, 0), (one, PROMPTS, 65, 0)]
+    names = {completions_file(*each).name for each in [*arguments, (one, PROMPTS, 64, 1)]}
     assert len(names) == 5
-    assert completions_file(*asked[0]) == completions_file(*asked[0])
+    assert completions_file(*arguments[0]) == completions_file(*arguments[0])
 
 
 def test_missing_and_damaged_completions_say_what_to_do(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def test_sequences_that_share_thirteen_words_with_the_training_text_are_dropped(
     words = Words()
     held_out = Document("h", f"{prose(2, 40)} {prose(3, 10)} {shared} {prose(4, 17)} {prose(5, 40)}")
     corpus = Corpus("test", (Document("t", f"{prose(6, 50)} {shared} {prose(7, 50)}"),), (held_out,))
-    kept = held_out_sequences(corpus, words.encode, words.decode, length=40, count=10)
-    assert [words.decode(s) for s in kept] == [prose(2, 40), prose(5, 40)]
+    held_out = held_out_sequences(corpus, words.encode, words.decode, length=40, count=10)
+    assert [words.decode(s) for s in held_out] == [prose(2, 40), prose(5, 40)]
 
 
 def test_twelve_shared_words_are_allowed() -> None:

@@ -216,7 +216,7 @@ def test_requests_are_those_of_engines_and_gateways(load):
     assert load(processes, {30001: ENGINE, 30002: 404, 9464: gateway}) == 9
     assert load(processes, {30001: IDLE_ENGINE, 30002: 404, 9464: IDLE_GATEWAY}) == 0
     assert load([Replica("retrieval:retrieval", [30003])], {30003: 500}) == 0, (
-        "what has no load of its own is not asked"
+        "a process without load of its own is not polled"
     )
     assert load([]) == 0
 

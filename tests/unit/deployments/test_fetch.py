@@ -203,7 +203,7 @@ def test_a_hub_that_lists_a_name_that_leads_out_is_refused(
 ):
     with serving(Hub, made.parents[1], more_names=(name,)) as (url, _):
         monkeypatch.setenv("HF_ENDPOINT", url)
-        with suppress(FetchError):  # some of them match no pattern and are not asked for at all
+        with suppress(FetchError):  # some of them match no pattern and are not requested at all
             copy("hf://org/name@v1/gears/int8", tmp_path / "a/b/c/got")
     written = {f.name for f in tmp_path.rglob("*outside*")}
     assert not written

@@ -115,7 +115,7 @@ class Handle:
         return self
 
 
-async def test_the_controller_is_asked_in_another_thread_and_handles_are_made_in_the_event_loop(
+async def test_the_controller_is_called_in_another_thread_and_handles_are_made_in_the_event_loop(
     monkeypatch: pytest.MonkeyPatch,
 ):
     """It may be slow to answer, which must not hold up the loop."""

@@ -124,14 +124,14 @@ async def test_a_card_that_is_none_costs_the_others_nothing(deployment, tmp_path
     await own.reconfigure({"config": variants("full", "int8"), "catalog": {"full": str(good), "int8": str(bad)}})
     await own._reload_files()
     assert list(own._variants) == ["full"]
-    assert [record.getMessage().count("int8 is not served") for record in caplog.records] == [1], "told of once"
+    assert [record.getMessage().count("int8 is not served") for record in caplog.records] == [1], "logged once"
 
 
 def keys(*given: str) -> str:
     return yaml.safe_dump([{"sha256": hash_key(key), "tenant": key.removeprefix("gbx-")} for key in given])
 
 
-def asks(own: GatewayDeployment, key: str) -> str:
+def authenticated(own: GatewayDeployment, key: str) -> str:
     try:
         return own._app._gatekeeper.authenticate({"authorization": f"Bearer {key}"}).tenant
     except RequestError as error:
@@ -143,15 +143,15 @@ async def test_keys_are_rotated_without_a_restart(deployment, tmp_path: Path):
     file.write_text(keys(OLD))
     own = deployment(make_config(access={"keys_file": str(file)}))
     await own.reconfigure({"config": {}, "catalog": {}})
-    assert (asks(own, OLD), asks(own, NEW)) == ("old", "invalid_api_key")
+    assert (authenticated(own, OLD), authenticated(own, NEW)) == ("old", "invalid_api_key")
     file.write_text(keys(OLD, NEW))
     await own._reload_files()
-    assert (asks(own, OLD), asks(own, NEW)) == ("old", "new")
+    assert (authenticated(own, OLD), authenticated(own, NEW)) == ("old", "new")
     file.write_text(keys(NEW))
     await own._reload_files()
-    assert (asks(own, OLD), asks(own, NEW)) == ("invalid_api_key", "new")
+    assert (authenticated(own, OLD), authenticated(own, NEW)) == ("invalid_api_key", "new")
     zeros = {sample.labels["tenant"] for metric in own._metrics.tenant_requests.collect() for sample in metric.samples}
-    assert {"old", "new"} <= zeros, "a tenant that came later is told of as itself"
+    assert {"old", "new"} <= zeros, "a tenant that came later has a label of its own"
 
 
 @pytest.mark.parametrize("broken", ["[", "[]", "- {sha256: short, tenant: x}", None])
@@ -163,12 +163,12 @@ async def test_a_broken_keys_file_locks_nobody_out(deployment, tmp_path: Path, b
     file.unlink() if broken is None else file.write_text(broken)
     with pytest.raises(Exception, match="keys_file"):  # the loop around it logs that and goes on
         await own._reload_files()
-    assert asks(own, OLD) == "old"
+    assert authenticated(own, OLD) == "old"
     await own.reconfigure({"config": {}, "catalog": {}})
-    assert asks(own, OLD) == "old"
+    assert authenticated(own, OLD) == "old"
     file.write_text(keys(NEW))
     await own._reload_files()
-    assert asks(own, NEW) == "new"
+    assert authenticated(own, NEW) == "new"
 
 
 async def test_a_gateway_does_not_start_without_its_keys(deployment, tmp_path: Path):
@@ -187,7 +187,7 @@ async def test_keys_may_name_profiles_that_come_with_the_sections_that_change_in
     own._refreshing = None
     monkeypatch.setattr(own, "_run_background", lambda: asyncio.sleep(0))
     await own.reconfigure({"config": {"profiles": {"strict": {"min_quality": 0.9}}}, "catalog": {}})
-    assert asks(own, OLD) == "old"
+    assert authenticated(own, OLD) == "old"
 
 
 def test_a_gateway_takes_over_when_no_variant_is_still_starting(gateway: Started):

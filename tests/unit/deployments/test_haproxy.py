@@ -190,7 +190,7 @@ def test_a_gateway_that_breaks_off_is_502_and_one_that_hangs_504(run: Run, repli
 def test_a_gateway_that_breaks_off_is_502_though_haproxy_keeps_connections_to_it(
     run: Run, replica: int, body: bytes
 ) -> None:
-    """Over a connection that it kept, HAProxy would close the client's connection and answer nothing."""
+    """If a reused connection failed, HAProxy would close the client's connection without a response."""
     url = run([replica])
     for _ in range(10):
         assert httpx.get(url).status_code == 200

@@ -59,7 +59,7 @@ async def test_the_load_is_the_sum_over_the_engines(monkeypatch):
     assert {url: state.remote_in_flight for url, state in live.by_replica.items()} == dict.fromkeys(urls, 5)
 
 
-async def test_what_ends_while_engines_are_asked_is_not_another_gateways(monkeypatch):
+async def test_what_ends_while_engines_are_polled_is_not_another_gateways(monkeypatch):
     live = LiveState()
     live.on_dispatch(10, 4)
 
@@ -182,10 +182,10 @@ async def test_a_poll_that_hangs_delays_the_others_once(monkeypatch):
     monkeypatch.setattr(module, "ANSWER_S", 0.2)
     monkeypatch.setattr("serve.gateway.replica_health.ANSWER_S", 0.2)
     monkeypatch.setattr(replicas, "urls", lambda variant: ["http://hangs", "http://answers"])
-    hangs, asked = asyncio.Event(), []
+    hangs, polled = asyncio.Event(), []
 
     async def stats(session: object, url: str) -> dict[str, float]:
-        asked.append(url)
+        polled.append(url)
         if url == "http://hangs":
             await hangs.wait()
         return {"num_requests_running": 2.0}
@@ -199,7 +199,7 @@ async def test_a_poll_that_hangs_delays_the_others_once(monkeypatch):
             took_s.append(loop.time() - before)
             await asyncio.sleep(0.01)
             assert [state.answers for state in live.by_replica.values()] == [False, True]
-        assert asked == ["http://hangs", *["http://answers"] * 3], "one poll at a time"
+        assert polled == ["http://hangs", *["http://answers"] * 3], "one poll at a time"
         assert took_s[0] >= 0.2 > max(took_s[1:])
         hangs.set()
         await replicas.refresh("full", live, session)

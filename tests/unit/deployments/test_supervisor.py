@@ -237,11 +237,11 @@ def test_a_gateway_that_does_not_listen_on_loopback_is_drained_too(
 ):
     server = supervisor._config.server.model_copy(update={"host": "::1", "metrics_port": 19464})
     supervisor._config = supervisor._config.model_copy(update={"server": server})
-    asked: list[str] = []
+    polled: list[str] = []
     drained([1.0], interrupt_after_s=1)
-    monkeypatch.setattr("deployments.supervisor._listens", lambda url: asked.append(url) or False)
+    monkeypatch.setattr("deployments.supervisor._listens", lambda url: polled.append(url) or False)
     supervisor._drain()
-    assert asked == ["http://[::1]:19464"]
+    assert polled == ["http://[::1]:19464"]
 
 
 def test_a_gateway_whose_load_cannot_be_read_once_is_waited_for(drained: Drain):
@@ -325,7 +325,9 @@ def test_a_process_that_ends_meanwhile_does_not_keep_the_others_running(monkeypa
     assert other.terminate.called and other.kill.called
 
 
-def test_the_gateway_is_not_asked_by_the_proxy_of_the_shell(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
+def test_the_gateway_is_not_polled_through_the_proxy_of_the_shell(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     with serving(ThreadingHTTPServer(("127.0.0.1", 0), Ready)) as url:
         supervisor._state.url = url

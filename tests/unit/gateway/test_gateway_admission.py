@@ -200,16 +200,16 @@ def test_a_place_is_given_once_before_the_request_has_started(paced: Started):
     site = Admitted(paced)
 
     async def play() -> None:
-        asked = [site.ask() for _ in range(3)]
+        submitted = [site.ask() for _ in range(3)]
         await asyncio.sleep(0)
-        assert not any(one.done() for one in asked)
+        assert not any(one.done() for one in submitted)
         site.complete()
         site.complete()
         site.admission.start_waiting()
         await asyncio.sleep(0.01)
-        assert [one.done() for one in asked] == [True, True, False]
-        asked[2].cancel()
-        await asyncio.wait(asked)
+        assert [one.done() for one in submitted] == [True, True, False]
+        submitted[2].cancel()
+        await asyncio.wait(submitted)
         assert site.live.in_flight == 0
 
     asyncio.run(play())

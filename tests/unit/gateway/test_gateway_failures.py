@@ -287,7 +287,7 @@ class TestContext:
         gateway = start_gateway(variants=growing_contexts())
         gateway.engines["full"].behaviour = gateway.engines["int8"].behaviour = "max_tokens"
         assert gearbox_of(gateway.chat(max_tokens=4000), False)["variant"] == "distilled"
-        assert gateway.engine_calls() == {"distilled": 1}, "the limit is known exactly: the short ones are not asked"
+        assert gateway.engine_calls() == {"distilled": 1}, "the limit is known exactly: the short ones are not tried"
 
     def test_langchain_recognises_it(self, gateway: Started):
         gateway.engines["full"].behaviour = "context"

@@ -1,4 +1,4 @@
-"""Hedged requests: which are sent to a second replica, whose answer is kept, and what is counted."""
+"""Hedged requests: which are sent to a second replica, whose answer is used, and what is counted."""
 
 import asyncio
 import logging
@@ -155,7 +155,7 @@ class TestOutcome:
         assert hedged.sample("gearbox_requests_total", variant="full", outcome="answered") == 1
 
     @streamed_or_not
-    def test_the_first_replica_is_kept_if_it_answers_before_the_hedge(self, hedged: Started, _server, stream):
+    def test_the_first_replica_is_used_if_it_answers_before_the_hedge(self, hedged: Started, _server, stream):
         full, other = hedged.engines["full"], second(hedged)
         full.behaviour = other.behaviour = "hang"
         sent = Sent(hedged, stream=stream)

@@ -101,7 +101,7 @@ async def test_memory_and_tasks_return_after_5000_requests_from_500_connections(
     assert process.memory_info().rss - before[0] < 30 * MIB, "of 60 MB of bodies"
 
 
-def test_an_answer_that_came_sooner_than_predicted_is_not_kept_until_then(start_gateway: Start):
+def test_an_answer_that_came_sooner_than_predicted_is_not_held_back(start_gateway: Start):
     profile = make_profile([(100, 1, 100_000)], [(1, 20)])
     gateway = start_gateway(variants=[make_live_variant("full", profile=profile)])
     before = calls()

@@ -330,7 +330,7 @@ def test_bodies_of_documents_are_refused_exactly_where_the_description_forbids_t
             or ("input" in fields and not fields["input"])
             or (isinstance(fields.get("input"), list) and not all(fields["input"]))
         ):
-            return  # looked into by `Documents`: base64, empty texts
+            return  # checked by `Documents`: base64, empty texts
         try:
             parsed = _parsed(shape, body)
             if shape is NewDocument:

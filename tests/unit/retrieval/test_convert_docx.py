@@ -142,7 +142,7 @@ class TestDocx:
             (paragraph(run("a "), f"<w:sdt><w:sdtContent>{run('inline')}</w:sdtContent></w:sdt>"), "a inline"),
             (f"<w:customXml>{paragraph(run('custom'))}</w:customXml>", "custom"),
             (paragraph(f"<w:ins>{run('in')}</w:ins><w:del><w:r><w:delText>OUT</w:delText></w:r></w:del>"), "in"),
-            (paragraph(run("kept "), f"<w:moveFrom>{run('AWAY')}</w:moveFrom><w:moveTo>{run('moved')}</w:moveTo>"), "kept moved"),
+            (paragraph(run("stays "), f"<w:moveFrom>{run('AWAY')}</w:moveFrom><w:moveTo>{run('moved')}</w:moveTo>"), "stays moved"),
             (paragraph(f"<w:hyperlink>{run('link')}</w:hyperlink><w:fldSimple>{run(' field')}</w:fldSimple>"), "link field"),
             (paragraph(run("10"), run("6", "<w:vertAlign w:val='superscript'/>")), "10⁶"),
             (paragraph(run("a"), "<w:r><w:tab/><w:t>b</w:t><w:br/><w:t>c</w:t><w:noBreakHyphen/><w:t>d</w:t></w:r>"), "a\tb\nc-d"),

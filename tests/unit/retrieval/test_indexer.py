@@ -41,7 +41,7 @@ class MemoryStore:
 
 
 class Embedding:
-    """Unit vectors seeded by the text's hash; counts what it is asked."""
+    """Unit vectors seeded by the text's hash; records its batches."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []

@@ -257,7 +257,7 @@ def test_the_benchmark_chooses_the_threshold_that_tells_them_apart():
     assert (row["precision"]["share"], row["recall"]["share"], row["false_alarms"]["share"]) == (1, 0.667, 0)
 
 
-def test_the_benchmark_s_facts_are_asked_about_and_found_in_their_passages():
+def test_the_benchmark_s_facts_have_questions_and_are_found_in_their_passages():
     facts = list(labelled_texts.facts(Path(), random.Random(0)))
     claims = labelled_texts.fact_claims(list(enumerate(facts)), random.Random(0))
     assert len({fact.term for fact in facts}) == len(facts) > 100

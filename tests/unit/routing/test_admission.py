@@ -12,7 +12,7 @@ from serve.routing.admission import BEST_EFFORT_S
 from serve.routing.prediction import Features
 from serve.routing.router import Router
 from serve.routing.waiting_queue import Waiting
-from tests.support.admission_site import PACED, Asked, Site, engine
+from tests.support.admission_site import PACED, Site, Submitted, engine
 
 
 def test_a_request_starts_at_once_where_there_is_room():
@@ -155,10 +155,10 @@ def test_no_more_wait_than_engines_may_have_waiting():
     site = Site(engine(max_waiting=5))
     for _ in range(2):
         site.ask(**PACED)
-    asked = [site.ask(**PACED) for _ in range(6)]
-    assert [one.waits for one in asked] == [True] * 5 + [False]
-    assert (asked[5].error.status, asked[5].error.code) == (429, "overloaded")
-    assert "retry-after" in asked[5].error.headers
+    submitted = [site.ask(**PACED) for _ in range(6)]
+    assert [one.waits for one in submitted] == [True] * 5 + [False]
+    assert (submitted[5].error.status, submitted[5].error.code) == (429, "overloaded")
+    assert "retry-after" in submitted[5].error.headers
 
 
 @st.composite
@@ -181,19 +181,19 @@ def test_every_request_gets_one_decision(script, max_waiting):
         engine(max_waiting=max_waiting),
         engine("small", quality=0.5, max_waiting=max_waiting, max_running=2),
     )
-    asked: list[Asked] = []
-    withdrawn: set[Asked] = set()
+    submitted: list[Submitted] = []
+    withdrawn: set[Submitted] = set()
     for what, *values in script:
         if what == "ask":
             ttft, tpot, e2e, floor, otherwise, sequences = values
             features = Features(100, 11, sequences=sequences)
             limits = {"ttft_ms": ttft, "tpot_ms": tpot, "e2e_ms": e2e, "min_quality": floor}
-            asked.append(site.ask(features=features, **limits, on_no_candidate=otherwise))
-        elif what == "complete" and (running := [one for one in asked if one.started and one not in withdrawn]):
+            submitted.append(site.ask(features=features, **limits, on_no_candidate=otherwise))
+        elif what == "complete" and (running := [one for one in submitted if one.started and one not in withdrawn]):
             one = running[values[0] % len(running)]
             withdrawn.add(one)
             site.complete(one)
-        elif what == "withdraw" and (waiting := [one for one in asked if one.waits and one not in withdrawn]):
+        elif what == "withdraw" and (waiting := [one for one in submitted if one.waits and one not in withdrawn]):
             one = waiting[values[0] % len(waiting)]
             withdrawn.add(one)
             site.admission.withdraw(one.waiting)
@@ -202,14 +202,14 @@ def test_every_request_gets_one_decision(script, max_waiting):
         elif what == "roll":
             site.roll(values[0])
     for _ in range(200):
-        under_way = [one for one in asked if one.started and one not in withdrawn]
+        under_way = [one for one in submitted if one.started and one not in withdrawn]
         if not under_way and len(site.admission) == 0:
             break
         for one in under_way:
             withdrawn.add(one)
             site.complete(one)
         site.roll(1.0)
-    assert all(len(one.decisions) == 1 or (one in withdrawn and one.waits) for one in asked)
+    assert all(len(one.decisions) == 1 or (one in withdrawn and one.waits) for one in submitted)
     assert len(site.admission) == 0 and site.queued_ms() == pytest.approx(0, abs=1e-6)
     assert all(variant.live.in_flight == 0 for variant in site.variants)
 

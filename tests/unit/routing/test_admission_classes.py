@@ -104,16 +104,18 @@ def minute(rates: dict[str, float]) -> dict[str, list[Outcome]]:
     return {kind: [one for one in outcomes if one.request.kind == kind] for kind in rates}
 
 
-def kept(outcomes: list[Outcome]) -> int:
+def within_budget(outcomes: list[Outcome]) -> int:
     return sum(one.within_budget for one in outcomes)
 
 
 def test_a_class_that_offers_too_much_does_not_starve_another():
     alone = minute({"slow": 0.5})
     flooded = minute({"slow": 0.5, "quick": 20.0})
-    assert kept(alone["slow"]) >= 0.95 * len(alone["slow"])
-    assert kept(flooded["slow"]) >= 0.8 * kept(alone["slow"]), "the fair share of the one is more than it offers"
-    assert kept(flooded["quick"]) > 0.3 * 60, "the other has the rest"
+    assert within_budget(alone["slow"]) >= 0.95 * len(alone["slow"])
+    assert within_budget(flooded["slow"]) >= 0.8 * within_budget(alone["slow"]), (
+        "the fair share of the one is more than it offers"
+    )
+    assert within_budget(flooded["quick"]) > 0.3 * 60, "the other has the rest"
 
 
 def test_shares_are_what_is_offered_up_to_an_equal_part_and_all_may_plan_with_the_rest():

@@ -21,7 +21,7 @@ AMOUNTS = st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 10)), min_size=1, 
 
 
 @given(AMOUNTS, st.floats(0, 20))
-def test_max_min_gives_nobody_more_than_asked_for_and_wastes_nothing(amounts, capacity):
+def test_max_min_gives_nobody_more_than_requested_and_wastes_nothing(amounts, capacity):
     offered, weights = zip(*amounts, strict=True)
     shares = max_min(offered, weights, capacity)
     assert all(0 <= share <= wanted for share, wanted in zip(shares, offered, strict=True))
@@ -90,20 +90,20 @@ def minute(rates: dict[str, float], weights: dict[str, float] | None = None) -> 
     }
 
 
-def kept(outcomes: list[Outcome]) -> int:
+def within_budget(outcomes: list[Outcome]) -> int:
     return sum(one.within_budget for one in outcomes)
 
 
 def test_a_tenant_that_floods_a_class_does_not_starve_another():
     alone, flooded = minute({"modest": 0.5}), minute({"modest": 0.5, "flood": 20.0})
-    assert kept(alone["modest"]) >= 0.95 * len(alone["modest"])
-    assert kept(flooded["modest"]) >= 0.7 * kept(alone["modest"])
-    assert kept(flooded["flood"]) > 0.3 * 60, "the flood has the rest"
+    assert within_budget(alone["modest"]) >= 0.95 * len(alone["modest"])
+    assert within_budget(flooded["modest"]) >= 0.7 * within_budget(alone["modest"])
+    assert within_budget(flooded["flood"]) > 0.3 * 60, "the flood has the rest"
 
 
 def test_tenants_that_all_flood_keep_work_by_weight():
     found = minute({"heavy": 10.0, "light": 10.0}, {"heavy": 3.0})
-    assert 1.8 < kept(found["heavy"]) / kept(found["light"]) < 5
+    assert 1.8 < within_budget(found["heavy"]) / within_budget(found["light"]) < 5
 
 
 def test_a_full_waiting_room_has_a_place_for_a_tenant_with_less_in_it():
@@ -175,7 +175,7 @@ def test_a_time_per_token_that_costs_too_much_is_refused_with_what_it_would_cost
     assert site.ask(tenant="tight", **TIGHT).started, "who takes what there is does not wait for a small batch"
 
 
-def test_a_short_time_per_token_is_kept_where_engines_are_idle():
+def test_a_short_time_per_token_is_met_where_engines_are_idle():
     site = crowd(loose=16, tight=2, tenants=8)
     site.variants[0].live.in_flight = 0
     assert site.ask(tenant="tight", on_no_candidate="reject", **TIGHT).started

@@ -11,7 +11,7 @@ from serve.routing.places import FreePlaces
 from serve.routing.prediction import Features
 from serve.routing.router import Router
 from serve.routing.waiting_queue import Waiting, WaitingQueue
-from tests.support.admission_site import PACED, Asked, Site, engine
+from tests.support.admission_site import PACED, Site, Submitted, engine
 
 LARGE = Features(100, 11, sequences=2)
 
@@ -36,7 +36,7 @@ def test_an_arrival_takes_a_place_that_is_not_enough_for_one_before_it():
 USUAL, LONG = Features(100, 100), Features(1000, 100)
 
 
-def busy_site() -> tuple[Site, list[Asked]]:
+def busy_site() -> tuple[Site, list[Submitted]]:
     """A site whose engine has the two usual requests that it may have."""
     site = Site(engine(max_waiting=1000))
     running = [site.ask(features=USUAL, **PACED) for _ in range(2)]
@@ -59,7 +59,7 @@ def test_one_that_needs_much_room_starts_in_time_however_many_go_before_it(large
     """Requests with the same and with other limits, one after the other, would always take the place that is free."""
     site, running = busy_site()
     one = site.ask(features=large, **PACED, ttft_ms=14_000, on_no_candidate="reject")
-    before: list[Asked] = []
+    before: list[Submitted] = []
     while one.waits:
         assert site.now < 20
         before.append(site.ask(features=USUAL, **PACED, ttft_ms=29_000, min_quality=floor))

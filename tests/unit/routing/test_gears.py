@@ -75,7 +75,7 @@ def test_a_small_difference_changes_nothing():
     assert resting(of, edge, {"small"}) == {"small"}
     assert resting(of, edge, {"full"}) == {"full"}
     assert resting(of, [demand(100)], {"small"}) == {"full"}, "a large one does"
-    assert resting(of, [demand(30)], {"full"}) == frozenset(), "nor is any kept resting without contention"
+    assert resting(of, [demand(30)], {"full"}) == frozenset(), "nor does any stay at rest without contention"
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ def gears() -> list[Variant]:
 
 def names(site: Site, count: int, **limits) -> list[str | None]:
     """The variants that start requests, one after the other; None for one that waits."""
-    asked = [site.ask(**limits) for _ in range(count)]
-    return [one.variant.name if one.started else None for one in asked]
+    submitted = [site.ask(**limits) for _ in range(count)]
+    return [one.variant.name if one.started else None for one in submitted]
 
 
 def test_the_cheapest_that_keeps_the_limits_is_taken_until_it_is_full_then_the_next():
@@ -58,10 +58,10 @@ def test_a_request_with_a_cost_limit_waits_rather_than_take_a_dearer_variant():
     site = Site(*gears())
     small = site.variants[-1]
     ceiling = small.cost_usd(100, 11) * 1.1
-    asked = [site.ask(**PACED, objective="cost", max_cost=ceiling) for _ in range(3)]
-    assert [one.started for one in asked] == [True, True, False]
-    site.complete(asked[0])
-    assert asked[2].variant is small
+    submitted = [site.ask(**PACED, objective="cost", max_cost=ceiling) for _ in range(3)]
+    assert [one.started for one in submitted] == [True, True, False]
+    site.complete(submitted[0])
+    assert submitted[2].variant is small
 
 
 def test_the_profile_cheap_stays_at_the_cheapest_whatever_runs_there():

@@ -135,7 +135,7 @@ def test_requests_of_other_gateways_count_at_their_replica():
     before = its.live.in_flight_by_replica
     its.live.on_complete(1, ONE)
     its.live.update_replicas({ONE: 1, TWO: 0}, before)
-    assert its.load(SHORT, avoid={TWO}).here == 0, "what ended while the engine was asked is not another gateway's"
+    assert its.load(SHORT, avoid={TWO}).here == 0, "what ended while the engine was polled is not another gateway's"
 
 
 def test_a_replica_with_a_place_is_preferred_to_the_one_with_the_prefix():

@@ -220,7 +220,7 @@ def test_all_sequences_of_a_request_cost():
     assert eight - read == pytest.approx(8 * (one - read))
     assert refusal([variant], sequences(8), max_cost=(one + eight) / 2, on_no_candidate="reject").status == 422
     assert choose([variant], sequences(8), max_cost=(one + eight) / 2).chosen.explanation is not None, (
-        "degraded, and told"
+        "degraded, and the decision says so"
     )
 
 

@@ -42,8 +42,8 @@ def random_budget(generator: random.Random) -> Budget:
     )
 
 
-def kept(budget: Budget, quality: float, cost: float, ttft: float, tpot: float, e2e: float) -> bool:
-    """Whether every limit is kept, written down a second time."""
+def meets_limits(budget: Budget, quality: float, cost: float, ttft: float, tpot: float, e2e: float) -> bool:
+    """Whether every limit is met, written down a second time."""
     return (
         quality >= (budget.min_quality or 0)
         and (budget.max_cost is None or cost <= budget.max_cost)
@@ -81,7 +81,7 @@ def test_whatever_the_catalog_and_budget_the_decision_keeps_its_promises():
         assert len(decision.candidates) == (1 if pinned else len(variants))
         for candidate in decision.candidates:
             latency = candidate.prediction.expected
-            within_budget = kept(
+            within_budget = meets_limits(
                 budget, candidate.variant.quality.quality, candidate.cost_usd,
                 latency.ttft_ms, latency.tpot_ms, latency.e2e_ms,
             )  # fmt: skip

@@ -26,7 +26,7 @@ def cumulative(*counts: float) -> dict[float, float]:
         (0.99, (0, 0, 0, 0, 7), 1.0),  # above every bound: the highest there is
         (0.99, (0, 5, 5, 5, 10), 1.0),
         (1.0, (0, 5, 5, 5, 5), 0.2),
-        (0.9, (2, 8, 3, 10, 10), 0.75),  # one bucket began anew alone: as if it had not fallen
+        (0.9, (2, 8, 3, 10, 10), 0.75),  # one bucket was reset alone: as if it had not fallen
     ],
 )
 def test_a_quantile_is_linear_in_its_bucket_as_in_prometheus(q, counts, expected):
@@ -58,7 +58,7 @@ class Target:
 
     def restart(self) -> None:
         self.registry = CollectorRegistry()
-        self.counter = Counter("asked", "", ["by", "of"], registry=self.registry)
+        self.counter = Counter("requests", "", ["by", "of"], registry=self.registry)
         self.histogram = Histogram("took_seconds", "", ["by"], buckets=BOUNDS, registry=self.registry)
 
     def page(self):
@@ -82,18 +82,18 @@ def test_counts_rates_means_and_quantiles_are_of_the_interval_only(target):
     target.histogram.labels("b").observe(0.05)
     window.add(4, target.page())
     known = window.interval()
-    assert known.count("asked_total") == 8
-    assert known.count("asked_total", by="a") == 6
-    assert known.count_by("by", "asked_total") == {"a": 6, "b": 2}
-    assert known.rate("asked_total", by="a", of="x") == 1.5
+    assert known.count("requests_total") == 8
+    assert known.count("requests_total", by="a") == 6
+    assert known.count_by("by", "requests_total") == {"a": 6, "b": 2}
+    assert known.rate("requests_total", by="a", of="x") == 1.5
     assert known.mean("took_seconds", by="a") == pytest.approx(0.15)
     assert known.mean("took_seconds", by="c") is None
     assert known.quantile(0.5, "took_seconds", by="a") == pytest.approx(0.15)
     assert known.quantile(0.5, "took_seconds") == pytest.approx(0.1 + 0.1 * (2 - 1) / 3), "over both"
     assert known.quantile(0.5, "took_seconds", by="c") is None
-    assert known.label_values("by", "asked_total", "nothing") == {"a", "b"}
-    assert known.value("asked_total", by="a") == 106
-    assert known.value("asked_total", by="c") is None
+    assert known.label_values("by", "requests_total", "nothing") == {"a", "b"}
+    assert known.value("requests_total", by="a") == 106
+    assert known.value("requests_total", by="c") is None
 
 
 def test_a_counter_that_fell_or_is_new_counts_from_zero(target):
@@ -110,14 +110,14 @@ def test_a_counter_that_fell_or_is_new_counts_from_zero(target):
     target.histogram.labels("a").observe(0.05)
     window.add(2, target.page())
     known = window.interval()
-    assert known.count_by("by", "asked_total") == {"a": 12, "b": 1}
+    assert known.count_by("by", "requests_total") == {"a": 12, "b": 1}
     assert known.quantile(0.5, "took_seconds", by="a") == pytest.approx(0.05)
     assert known.seconds == 2
 
 
 def test_an_unchanged_counter_rose_by_nothing():
-    one = {"asked_total": {frozenset(): 5.0}}
-    assert increases(one, one) == {"asked_total": {frozenset(): 0.0}}
+    one = {"requests_total": {frozenset(): 5.0}}
+    assert increases(one, one) == {"requests_total": {frozenset(): 0.0}}
 
 
 def test_the_window_slides(target):
@@ -127,8 +127,8 @@ def test_the_window_slides(target):
         target.counter.labels("a", "x").inc(second)  # in the second after
     known = window.interval()
     assert known.seconds == 10
-    assert known.count("asked_total") == sum(range(20, 30))
-    assert window.interval(2).count("asked_total") == 29
+    assert known.count("requests_total") == sum(range(20, 30))
+    assert window.interval(2).count("requests_total") == 29
 
 
 def test_looks_further_apart_than_the_window_still_make_an_interval(target):
@@ -137,16 +137,16 @@ def test_looks_further_apart_than_the_window_still_make_an_interval(target):
         window.add(second, target.page())
         target.counter.labels("a", "x").inc(30)
     assert window.interval().seconds == 60
-    assert window.interval().rate("asked_total") == 0.5
+    assert window.interval().rate("requests_total") == 0.5
 
 
 def test_one_page_makes_no_rate(target):
     window = Window(5)
-    assert window.interval().rate("asked_total") is None
+    assert window.interval().rate("requests_total") is None
     target.counter.labels("a", "x").inc()
     window.add(3, target.page())
-    assert window.interval().rate("asked_total") is None
-    assert window.interval().value("asked_total") == 1
+    assert window.interval().rate("requests_total") is None
+    assert window.interval().value("requests_total") == 1
 
 
 def test_what_is_no_page_is_a_value_error():

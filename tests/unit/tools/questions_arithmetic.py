@@ -135,7 +135,7 @@ COMPUTATIONS: dict[str, str | None] = {
     "factorial of 5": "120",
     "round(10/4)": "2",
     "What is $30 + $12?": "42",
-    # Asked in other ways.
+    # Other phrasings.
     "What number is 3 + 4?": "7",
     "What equals 5 + 5?": "10",
     "What do you get if you multiply 6 by 9?": "54",

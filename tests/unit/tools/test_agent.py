@@ -34,7 +34,7 @@ class ChatStub(BaseHTTPRequestHandler):
             time.sleep(0.5)
             step = {"content": "late"}
         if isinstance(step, int):
-            status, answer = step, json.dumps({"error": {"message": "the budget cannot be kept", "type": "x"}})
+            status, answer = step, json.dumps({"error": {"message": "the budget cannot be met", "type": "x"}})
         elif isinstance(step, str):
             status, answer = 200, step
         else:
@@ -138,7 +138,7 @@ async def test_time_is_bounded_for_the_model_and_for_tools(model):
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500])
 async def test_a_refusal_is_passed_on_once(model, status):
-    with pytest.raises(AgentError, match="the budget cannot be kept") as caught:
+    with pytest.raises(AgentError, match="the budget cannot be met") as caught:
         await model(status)
     assert caught.value.status == status
     assert len(ChatStub.requests) == 1

@@ -90,4 +90,4 @@ async def test_a_pattern_that_no_linear_engine_can_check_is_left_to_the_service(
     tool = make_tool("echo", "Echoes.", schema, lambda given: given["q"])
     given = "a" * 100 + "!"
     assert await call(tool, q=given) == given
-    assert tool.parameters == schema  # the model is told all the same
+    assert tool.parameters == schema  # the model sees the pattern all the same
