@@ -178,7 +178,9 @@ def training_sequences(corpus: Corpus, encode: Encode, length: int, end: int, se
     random.Random(seed).shuffle(documents)
     sequences = list(_pack((document.text for document in documents), encode, length, end))
     if not sequences:
-        raise TextError(f"the calibration set is empty: {corpus.description} has no {length} tokens to train on")
+        raise TextError(
+            f"the calibration set is empty: {corpus.description} has fewer than {length} tokens to train on"
+        )
     return sequences
 
 

@@ -197,9 +197,11 @@ def _progress(state: PlatformState, elapsed_s: float) -> Group:
 
 @app.command()
 def down(
-    now: Annotated[bool, typer.Option("--now", help="Do not wait for the answers under way: interrupt them.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Interrupt answers in progress instead of waiting for them.")
+    ] = False,
 ) -> None:
-    """Stop the platform that `gearbox up` started, and nothing else, when its answers under way are complete.
+    """Stop the platform that `gearbox up` started, and nothing else, once its answers in progress are complete.
 
     They have `server.drain_timeout_s`; then they end with an error. New requests are refused meanwhile.
     """

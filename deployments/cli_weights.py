@@ -29,7 +29,7 @@ OnProgress = Callable[[str, float, float, float], None]  # stage, done, total, s
 
 def weights(
     config: Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")],
-    into: Annotated[Path, typer.Option(help="Folder in which a link to each of them is created.")],
+    into: Annotated[Path, typer.Option(help="Folder in which to create a link to each variant's weights.")],
     name: Annotated[
         list[str] | None, typer.Option("--as", help="VARIANT=LINK: name of its link, by default the variant's.")
     ] = None,
@@ -78,7 +78,7 @@ def _targets(settings: PlatformConfig, only: list[str]) -> list[VariantConfig | 
     if settings.retrieval is not None:
         targets[EMBEDDER] = EMBEDDER
     if unknown := [name for name in only if name not in targets]:
-        raise ConfigError(f"'{unknown[0]}' does not exist; there are {', '.join(targets)}")
+        raise ConfigError(f"'{unknown[0]}' does not exist; choose from {', '.join(targets)}")
     return [target for name, target in targets.items() if not only or name in only]
 
 

@@ -191,7 +191,7 @@ def main() -> None:
         cluster = ControlStore()
         is_head = cluster.is_head(node)
     except (ConnectionError, RuntimeError, RayError) as error:
-        _LOG.error("the control store cannot be reached, so that nothing is replaced: %s", error)
+        _LOG.error("Ray's control store is unreachable, no replicas are replaced: %s", error)
         cluster = None
     if cluster is not None and is_head:
         wait_for_workers(cluster, node, options.deadline_s)

@@ -114,9 +114,11 @@ class GatewayDeployment:
         try:
             data = get_shared_value(self._learned_key)
             if data is not None and self._app.restore(data):
-                _LOG.info("routing begins with what a gateway had learned before")
+                _LOG.info("routing starts from the state that an earlier gateway had learned")
         except Exception:
-            _LOG.exception("routing begins anew: what a gateway had learned before cannot be read")
+            _LOG.exception(
+                "routing starts from the cards: the state that an earlier gateway had learned cannot be read"
+            )
 
     async def _save_learned(self) -> None:
         await asyncio.to_thread(put_shared_value, self._learned_key, self._app.learned())

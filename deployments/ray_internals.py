@@ -222,7 +222,7 @@ def replica_log_handlers() -> list[logging.Handler]:
 def replica_is_stopping() -> bool:
     """Whether Serve is stopping the replica that runs in this process: it gets no new requests, and finishes those it has.
 
-    Serve tells a replica only at the end, when it has cut what was not complete (`__del__`, or `shutdown` of ASGI's lifespan).
+    Serve notifies a replica only at the end, after it has cut incomplete responses (`__del__`, or `shutdown` of ASGI's lifespan).
     """
     from ray._private.worker import global_worker
 

@@ -165,7 +165,7 @@ class Supervisor:
             try:
                 self._database.stop()
             except Exception:  # its processes are stopped with all others
-                _LOG.exception("the database cannot be stopped in order")
+                _LOG.exception("the database did not stop cleanly")
 
     def _deploy_retrieval(self) -> None:
         """Export the embedder unless cached, start the embedded database if configured, deploy retrieval."""
@@ -213,7 +213,7 @@ class Supervisor:
         except ConfigError as error:
             _LOG.error("profiles are unchanged, the configuration is invalid: %s", error)
         except Exception:  # of Ray Serve, whose controller may be restarting: the platform goes on
-            _LOG.exception("profiles are unchanged, reloading failed; 'gearbox reload' tries it again")
+            _LOG.exception("profiles are unchanged, reloading failed; run 'gearbox reload' to retry")
 
     def _build(self, weights: Weights, variant: VariantConfig) -> None:
         state = self._state.variants[variant.name]

@@ -111,7 +111,7 @@ def _pooling(model_folder: Path) -> dict[str, Any]:
         else None
     )
     if pooling is None:
-        raise SourceError("the embedding model pools in a way that is not known here; mean and cls are")
+        raise SourceError("unsupported pooling of the embedding model; mean and cls are supported")
     limits = model_folder / "sentence_bert_config.json"
     return {
         "pooling": pooling,

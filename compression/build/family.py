@@ -124,14 +124,14 @@ class Family:
 
         Raises:
             RecipeError: a recipe is missing or wrong, or cannot start from its parent.
-            BuildError: variants start from each other in a circle.
+            BuildError: the variants' parents form a cycle.
         """
         specs_by_name = {spec.name: spec for spec in variants}
         planned: dict[str, PlannedVariant] = {}
 
         def add(spec: VariantSpec, ancestors: tuple[str, ...]) -> PlannedVariant:
             if spec.name in ancestors:
-                raise BuildError(f"variants start from each other in a circle: {' -> '.join((*ancestors, spec.name))}")
+                raise BuildError(f"the variants' parents form a cycle: {' -> '.join((*ancestors, spec.name))}")
             if spec.name not in planned:
                 recipe = load_recipe(spec.recipe)
                 parent = None

@@ -113,7 +113,7 @@ def source_identity(source: Source) -> str:
         return f"pypi:{source.location}"
     if source.kind == "hub":
         if not _COMMIT.fullmatch(source.revision or ""):
-            raise SourceError(f"{source.text} is not pinned to a commit, so it identifies nothing")
+            raise SourceError(f"{source.text} is not pinned to a commit, so its weights are not determined")
         return f"hub:{source.location}@{source.revision}"
     path = Path(source.location)
     files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) + sorted(path.glob("*.json"))

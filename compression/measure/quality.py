@@ -74,7 +74,7 @@ def measure_quality(served: ServedModel, held_out: HeldOut, full: Path, is_full:
         _save(file, reference)
     comparable = ~np.isnan(measured.targets)  # all of them, but for a variant with another vocabulary
     if not comparable.any():
-        raise QualityError("none of the held-out text is the same tokens to this variant and to 'full'")
+        raise QualityError("this variant and 'full' tokenize none of the held-out text alike")
     comparable_top = [
         TopK(top.ids[comparable], top.logprobs[comparable], top.targets[comparable])
         for top in (reference.top, measured)

@@ -62,7 +62,7 @@ class Task:
         return bool(self.items[0].choices)
 
     def texts(self) -> Iterable[str]:
-        """Everything the items say, to look for in the training text."""
+        """All text of the items, to search for in the training text."""
         return (f"{item.prompt} {item.answer} {' '.join(item.choices)}" for item in self.items)
 
 
@@ -121,7 +121,7 @@ def load_task(file: Path) -> Task:
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"cannot read the task {file}: {getattr(error, 'strerror', None) or error}") from error
     if file.stem in BUILT_IN:
-        raise TaskError(f"the task {file} is called like a built-in one: rename the file")
+        raise TaskError(f"the task {file} has the name of a built-in task: rename the file")
     items = []
     for number, line in enumerate(lines, 1):
         if line.strip():

@@ -27,7 +27,7 @@ def run(
 
     Args:
         model: its `name_or_path` must be a folder with its config and tokenizer: llm-compressor reads both from there.
-        sequences: token ids to calibrate on, all of one length; empty for modifiers that look at no activations.
+        sequences: token ids to calibrate on, all of one length; empty for modifiers that need no activations.
         pipeline: 'independent' calibrates layer by layer where a modifier needs it; 'basic' is one plain pass, which is
             not reported.
     """

@@ -24,7 +24,7 @@ def sparsify(
 
     Args:
         model: in the format that calibration computes in, see `calibration.run`.
-        sequences: token ids to calibrate on, all of one length; magnitude looks at none.
+        sequences: token ids to calibrate on, all of one length; magnitude needs none.
     """
     model.eval()
     if settings.method == "magnitude":

@@ -35,7 +35,7 @@ def chat(
     ] = "",
     url: Url = LOCAL,
     api_key: Key = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
 ) -> None:
     """Chat in the terminal. Shows the variant and the timings of each answer.
 
@@ -121,7 +121,7 @@ def route(
     model: Annotated[str, typer.Option(help="MODEL or MODEL@PROFILE; default: the platform's model.")] = "",
     url: Url = LOCAL,
     api_key: Key = "",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 256,
     ttft_ms: Annotated[float | None, typer.Option(help="Limit on the time to first token.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Limit on the time per output token after the first.")] = None,
     e2e_ms: Annotated[float | None, typer.Option(help="Limit on the end-to-end time.")] = None,
@@ -160,10 +160,10 @@ def route(
 
 @keys.command("new")
 def keys_new(
-    tenant: Annotated[str, typer.Argument(help="Whoever the key is for.")],
+    tenant: Annotated[str, typer.Argument(help="Owner of the key.")],
     budget: Annotated[str, typer.Option(help="Its default budget profile.")] = "balanced",
 ) -> None:
-    """Make an API key. The key is shown once; the configuration gets its hash."""
+    """Create an API key. The key is shown once; the configuration gets its hash."""
     key, digest = new_key()
     typer.echo(f"key (keep it secret, it is not stored): {key}\n")
     typer.echo(

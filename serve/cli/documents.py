@@ -116,7 +116,7 @@ def add_documents(
         asyncio.run(run.all(url, api_key))
     except KeyboardInterrupt:
         typer.echo(run.summary())
-        raise fail("stopped; run it again to go on", 130) from None
+        raise fail("interrupted; run the command again to resume", 130) from None
     except _GoneError as error:
         typer.echo(run.summary())
         raise fail(str(error)) from error

@@ -34,10 +34,10 @@ def top(
     metrics_url: Annotated[
         str, typer.Option(envvar="GEARBOX_METRICS_URL", help="The platform's metrics port; no API key is needed.")
     ] = LOCAL_METRICS,
-    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between readings.")] = 1.0,
     window: Annotated[float, typer.Option(min=0.1, help="Seconds that rates and quantiles are over.")] = 10.0,
     once: Annotated[
-        bool, typer.Option("--once", help="Print one look, over one interval; also where stdout is no terminal.")
+        bool, typer.Option("--once", help="Print one reading, over one interval; also where stdout is not a terminal.")
     ] = False,
 ) -> None:
     """Watch a running platform: its variants, budgets, router and tenants. `q` ends it."""

@@ -106,7 +106,8 @@ class PlatformConfig(BaseSettings):
             raise located_error(differing[1], "access", "keys", differing[0], "weight")
         if not self.access.allow_anonymous and not self.access.keys and self.access.keys_file is None:
             raise located_error(
-                "nobody could call; add keys, keys_file, or say 'allow_anonymous: true' explicitly", "access"
+                "there is no API key, so nobody could call; add keys, keys_file, or say 'allow_anonymous: true' explicitly",
+                "access",
             )
         return self
 

@@ -78,7 +78,7 @@ class ServerConfig(Section):
     )
     hedging: bool = Field(
         default=False,
-        description="send a request whose TTFT limit is at risk to a second replica too, and keep the answer that begins first; "
+        description="send a request whose TTFT limit is at risk to a second replica too, and use the answer that starts first; "
         "at most 2% of the requests",
     )
     drain_timeout_s: float = Field(

@@ -201,7 +201,7 @@ class Gateway:
         if path in PATHS:
             handlers = {}  # generation paths; `_serve` handles their POST
         if handlers is None:
-            raise RequestError(404, f"there is no '{path[:200]}' here", code="not_found")
+            raise RequestError(404, f"unknown path '{path[:200]}'; /openapi.json lists the paths", code="not_found")
         methods = [*(handlers or ["POST"]), *(["HEAD"] if "GET" in handlers else []), "OPTIONS"]
         if method == "OPTIONS":
             return partial(_allowed_methods, ", ".join(methods))

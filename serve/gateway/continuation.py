@@ -174,7 +174,7 @@ class Continuation:
         if self._stops and sent and tokens:
             end = len(sent) if text.startswith(sent) else len(text) - (0 if include else buffered)
             if end < 0 or not text[:end].endswith(sent[-_CONTEXT:].lstrip()):  # a first space may be missing
-                raise NotContinuable("the text of the tokens is not that of the answer")
+                raise NotContinuable("the text of the tokens differs from the answer's")
             held = text[end:]
         self._committed, self._raw, self._tail, self._new = tokens, [], b"", 0
         self._base = len(tokens)
@@ -257,7 +257,7 @@ class Continuation:
             self._new += len(ids)
             while self._again and ids:
                 if ids[0] != self._again.pop(0):
-                    raise ValueError("the client has the id of another token")
+                    raise ValueError("the client already has the id of another token")
                 self._committed.append(ids.pop(0))
             if self._seam is not None:
                 text, ended = self._seam.feed(text, choice)

@@ -180,7 +180,7 @@ class Documents:
             raise RequestError(400, "'input' must not be empty", param="input", code="invalid_input")
         if len(texts) > MAX_INPUTS or sum(map(len, texts)) > _MAX_INPUT_CHARS:
             limit = f"{MAX_INPUTS} texts, {_MAX_INPUT_CHARS} characters"
-            raise RequestError(413, f"'input' is more than {limit}", param="input", code="input_too_large")
+            raise RequestError(413, f"'input' is larger than {limit}", param="input", code="input_too_large")
         result = await self._call(
             "embed", texts=texts, truncate=request.truncate_prompt_tokens, side=request.truncation_side,
             dimensions=request.dimensions,

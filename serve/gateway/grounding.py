@@ -195,11 +195,11 @@ class Grounder:
             return self._counted(grounding)
         top_k, _ = self.plan(options, within_budget)
         if top_k == 0:
-            return self._counted(self._without(grounding, "the budget carries no sources"))
+            return self._counted(self._without(grounding, "the budget allows no sources"))
         if top_k < options.top_k:
             if options.on_budget != "shrink":
-                return self._counted(self._without(grounding, f"the budget carries {top_k} of {options.top_k} sources"))
-            grounding.explanation = f"the budget carries {top_k} of {options.top_k} sources"
+                return self._counted(self._without(grounding, f"the budget allows {top_k} of {options.top_k} sources"))
+            grounding.explanation = f"the budget allows {top_k} of {options.top_k} sources"
         if (result := await self._search(grounding, question, tenant, top_k, budget, arrived)) is None:
             return self._counted(grounding)
         grounding.support, grounding.passages = result["support"], result["passages"]

@@ -119,7 +119,9 @@ async def read_body(receive: Receive, headers: Headers, limit: int, held: HeldBo
             async with asyncio.timeout(_BODY_WAIT_S):
                 message = await receive()
         except TimeoutError as error:
-            raise RequestError(408, f"the body stopped for {_BODY_WAIT_S:g} s", code="body_timeout") from error
+            raise RequestError(
+                408, f"no part of the body arrived for {_BODY_WAIT_S:g} s", code="body_timeout"
+            ) from error
         if message["type"] == "http.disconnect":
             raise RequestError(499, "the client went away", code="client_closed_request")
         part = message.get("body", b"")

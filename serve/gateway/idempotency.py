@@ -193,7 +193,7 @@ class Idempotency:
             self._waiting_bytes -= body_bytes
 
     async def _claim_or_poll(self, name: str, marker: bytes) -> bytes | None:
-        held = await self._store.ask("idempotency", lambda: self._answers.claim(name, marker))
+        held = await self._store.run("idempotency", lambda: self._answers.claim(name, marker))
         if held is not None and held[:_FINGERPRINT] != marker[:_FINGERPRINT]:
             why = "this 'Idempotency-Key' was used for another request; use a new key for each request"
             raise RequestError(422, why, param="idempotency-key", code="idempotency_key_reused")
@@ -244,7 +244,7 @@ class Idempotency:
 
     async def _swap(self, name: str, marker: bytes, value: bytes, ttl_s: float) -> None:
         with suppress(StoreUnavailable):  # logged and counted; the lease expires
-            await self._store.ask("idempotency", lambda: self._answers.swap(name, marker, value, ttl_s))
+            await self._store.run("idempotency", lambda: self._answers.swap(name, marker, value, ttl_s))
 
 
 def idempotency_key(headers: Headers) -> str | None:

@@ -256,7 +256,7 @@ class Candidate(_ClosedModel):
 
 
 class PlannedRetrieval(_ClosedModel):
-    """Sources that the budget carries."""
+    """Sources that the budget allows."""
 
     top_k: int
     more_chars: int

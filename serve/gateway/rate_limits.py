@@ -32,7 +32,7 @@ class Limits:
         if requests is None and tokens is None:
             return
         try:
-            refusal = await self._store.ask("admit", lambda: self._admit(tenant, requests, tokens))
+            refusal = await self._store.run("admit", lambda: self._admit(tenant, requests, tokens))
         except StoreUnavailable as error:
             if self._store.fails_open:
                 return
@@ -54,7 +54,7 @@ class Limits:
     async def used(self, tenant: str, kind: Literal["requests", "tokens"], limit: RateLimitItemPerMinute) -> float:
         """Utilization of a limit in the current minute. Raises `StoreUnavailable`."""
         limiter = self._requests if kind == "requests" else self._tokens
-        _, left = await self._store.ask("read", lambda: limiter.get_window_stats(limit, kind, tenant))
+        _, left = await self._store.run("read", lambda: limiter.get_window_stats(limit, kind, tenant))
         return 1 - left / limit.amount
 
     async def _admit(
@@ -70,7 +70,7 @@ class Limits:
 
     async def _charge(self, tenant: str, limit: RateLimitItemPerMinute, tokens: int) -> None:
         try:
-            await self._store.ask("charge", lambda: self._tokens.hit(limit, "tokens", tenant, cost=tokens))
+            await self._store.run("charge", lambda: self._tokens.hit(limit, "tokens", tenant, cost=tokens))
         except StoreUnavailable:
             return  # already logged and counted; the response was sent
 

@@ -21,7 +21,7 @@ PAUSE_S = 1.0  # between two checks, after which this process itself has stood s
 FLOOR_S = 2.0  # shortest silence that is a stall
 CEILING_S = 30.0  # longest silence that is none, whatever explains it but prompts that are read
 STEPS = 8.0  # predicted times per token that may pass without one
-GAPS = 2.0  # times the longest silence of late that ended by itself
+GAPS = 2.0  # times the longest recent silence that ended by itself
 GAP_HALF_LIFE_S = 30.0  # in which half of such a silence is forgotten
 READING = 2.0  # times the predicted time to read the prompts that may pass without a token
 BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
@@ -81,7 +81,7 @@ class _Replica:
     suspect: bool = False
     silent_s: float = 0.0
     limit_s: float = FLOOR_S  # silence that is a stall
-    gap_s: float = 0.0  # longest silence of late that ended by itself
+    gap_s: float = 0.0  # longest recent silence that ended by itself
     _unexplained_s: float = 0.0  # of the silence
     _seen_at: float = 0.0  # when something had come
 
@@ -309,7 +309,7 @@ class ReplicaHealth:
 
 
 def _slow_together(one: _Replica, running: Iterable[_Replica]) -> bool:
-    """Whether the others are as silent as `one`: do not answer polls either, or have work and were silent for half as long of late."""
+    """Whether the others are as silent as `one`: do not answer polls either, or have work and were recently silent for half as long."""
     others = [other for other in running if other is not one]
     if one.late:
         return bool(others) and all(other.late for other in others)

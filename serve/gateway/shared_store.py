@@ -65,7 +65,7 @@ class SharedStore:
         task.add_done_callback(self._finishing.discard)
         await asyncio.shield(task)
 
-    async def ask(self, operation: Operation, work: Callable[[], Awaitable[_T]]) -> _T:
+    async def run(self, operation: Operation, work: Callable[[], Awaitable[_T]]) -> _T:
         """Run a store operation with the deadline and the circuit breaker. Raises `StoreUnavailable`."""
         if self._failed >= _TRIPS:
             if monotonic() < self._retry_at:

@@ -95,7 +95,7 @@ class Call:
         Args:
             priority: 64-bit integer, lower first; None for engines that schedule in order of arrival. It replaces the
                 client's own, which could overtake every other request.
-            token_ids: ask for the ids of all tokens.
+            token_ids: request the ids of all tokens.
         """
         self.body["model"] = served_name
         self.body.pop("priority", None)
@@ -288,7 +288,7 @@ def _conversation(body: dict[str, object]) -> str:
 
 
 def _blocks(text: str, salt: object) -> tuple[int, ...]:
-    """Equal in all processes: gateways tell each other about them."""
+    """Equal in all processes: gateways exchange them."""
     hashes, previous = [], dump_json(salt)
     for at in range(BLOCK_CHARS, len(text) + 1, BLOCK_CHARS):
         block = text[at - BLOCK_CHARS : at].encode(errors="surrogatepass")

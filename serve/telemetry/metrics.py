@@ -130,13 +130,13 @@ class Metrics:
         )
         self.migrations = counter(
             "migrations",
-            "Streams that were continued at another replica or variant, by that they left",
+            "Streams that were continued at another replica or variant, by the variant that they left",
             "variant",
             "cause",
         )
         self.hedges = counter(
             "hedges",
-            "Requests sent to a second replica too because the first was late, by that variant",
+            "Requests also sent to a second replica because the first was late, by the variant of the first",
             "variant",
             "outcome",
         )
@@ -153,7 +153,7 @@ class Metrics:
         )
         self.margin = Gauge(
             "gearbox_admission_margin_ratio",
-            "Predicted times, so many times as long, must be within a request's limits; learned from outcomes", ("profile",),
+            "Safety factor: predicted times multiplied by it must be within a request's limits; learned from outcomes", ("profile",),
             multiprocess_mode="livemax", registry=registry,
         )  # fmt: skip
         self.tenant_share = Gauge(

@@ -221,7 +221,7 @@ class _Evaluation:
                 return (min if name == "min" else max)(args)
             case "mean", [_, *_]:
                 return sum(args, Fraction(0)) / len(args)
-        raise CalculatorError(f"'{name}' cannot be computed of {len(args)} such numbers")
+        raise CalculatorError(f"'{name}' does not accept these {len(args)} numbers")
 
     def raised(self, base: Fraction, exponent: Fraction) -> Fraction:
         if base == 0 and exponent < 0:

@@ -76,7 +76,7 @@ def check_url(url: httpx.URL, hosts: tuple[str, ...]) -> None:
     if url.scheme != "https" and not (url.scheme == "http" and loopback):
         raise HttpToolError(f"'{url.host}' must be called by https")
     if url.userinfo:
-        raise HttpToolError("an address with a user name is not called")
+        raise HttpToolError("an address must not contain a user name")
     host = f"[{url.host}]" if ":" in url.host else url.host
     if (f"{host}:{url.port}" if url.port else host) not in hosts:
         raise HttpToolError(f"the host '{host}{f':{url.port}' if url.port else ''}' is not allowed")
@@ -214,7 +214,7 @@ def _secret(environment: Mapping[str, str], variable: str) -> str:
     if not value:
         raise HttpToolError(f"the environment variable {variable} is not set")
     if not value.isascii() or not value.isprintable():
-        raise HttpToolError(f"the environment variable {variable} cannot be a header's value")
+        raise HttpToolError(f"the value of the environment variable {variable} is not a valid header value")
     return value
 
 
@@ -334,12 +334,12 @@ def _base(config: HttpToolConfig, levels: list[dict[str, Any]]) -> str:
         address = address.replace(f"{{{variable}}}", str(about.get("default", "")))
     if address.startswith("/"):
         if len(config.hosts) > 1:
-            raise HttpToolError(f"the server '{address}' says no host, and several are allowed")
+            raise HttpToolError(f"the server '{address}' names no host, and several are allowed")
         address = f"https://{config.hosts[0]}{address}"
     try:
         url = httpx.URL(address)
     except httpx.InvalidURL as error:
-        raise HttpToolError(f"the server '{address[:100]}' is no address") from error
+        raise HttpToolError(f"the server '{address[:100]}' is not an address") from error
     check_url(url, config.hosts)
     if url.query or url.fragment:
         raise HttpToolError(f"the server '{address[:100]}' has a query")

@@ -38,7 +38,7 @@ gives its problems as lines; an empty text is none. */}}
 {{- define "gearbox.check.names" -}}
 {{- $name := include "gearbox.fullname" . -}}
 {{- if not (regexMatch "^[a-z]([-a-z0-9]*[a-z0-9])?$" $name) }}
-the name '{{ $name }}' is none that KubeRay takes: it must begin with a letter and have only a-z, 0-9 and '-'; set fullnameOverride
+KubeRay does not accept the name '{{ $name }}': it must start with a letter and have only a-z, 0-9 and '-'; set fullnameOverride
 {{- end }}
 {{- end }}
 
@@ -50,7 +50,7 @@ the name '{{ $name }}' is none that KubeRay takes: it must begin with a letter a
 {{- range .Values.pools }}{{ $_ := set $images (printf "image of pool '%s'" .name) .image }}{{ end -}}
 {{- range $where, $image := $images }}
 {{- if and (eq "latest" (default "" (get (default (dict) $image) "tag"))) (not (get $image "digest")) }}
-{{ $where }}: the tag 'latest' is another image tomorrow, and then pods of one cluster differ; name a version or a digest
+{{ $where }}: the tag 'latest' can become another image, so that pods of one cluster differ; name a version or a digest
 {{- end }}
 {{- end }}
 {{- end }}
@@ -59,7 +59,7 @@ the name '{{ $name }}' is none that KubeRay takes: it must begin with a letter a
 {{- $access := default (dict) .Values.platform.access -}}
 {{- $secret := include "gearbox.keysSecret" . -}}
 {{- if and (not $access.allow_anonymous) (not $access.keys) (not $secret) }}
-platform.access: nobody could call. Make keys with `gearbox keys new TENANT` and name the Secret that holds what it prints in secrets.keys.existingSecret, or list it in secrets.keys.entries; or say platform.access.allow_anonymous: true
+platform.access: there is no API key, so nobody could call. Create keys with `gearbox keys new TENANT` and name the Secret that holds what it prints in secrets.keys.existingSecret, or list it in secrets.keys.entries; or say platform.access.allow_anonymous: true
 {{- end }}
 {{- if and $access.keys_file (ne $access.keys_file "/etc/gearbox/keys/keys.yaml") }}
 platform.access.keys_file: the chart mounts no '{{ $access.keys_file }}'; leave it out and set secrets.keys
@@ -74,12 +74,12 @@ platform.access.rate_limit_store holds a password, and what is in `platform` can
 {{- range $key := concat (default (list) $access.keys) .Values.secrets.keys.entries }}
 {{- $budget := default "balanced" $key.budget }}
 {{- if not (has $budget $known) }}
-the key of tenant '{{ $key.tenant }}' has the budget '{{ $budget }}', which is no profile; there are {{ join ", " $known }}
+the key of tenant '{{ $key.tenant }}' has the budget '{{ $budget }}', which is not a profile; use one of {{ join ", " $known }}
 {{- end }}
 {{- end }}
 {{- $budget := default "balanced" $access.anonymous_profile }}
 {{- if not (has $budget $known) }}
-platform.access.anonymous_profile: '{{ $budget }}' is no profile; there are {{ join ", " $known }}
+platform.access.anonymous_profile: '{{ $budget }}' is not a profile; use one of {{ join ", " $known }}
 {{- end }}
 {{- end }}
 
@@ -115,7 +115,7 @@ variant '{{ .name }}' has a digest, but a recipe makes other weights on other ha
 {{- end }}
 {{- if eq $weights.mode "pod" }}
 {{- if .recipe }}
-weights.mode pod: every pod of variant '{{ .name }}' would make the weights by its recipe anew; make them once, put them into a bucket and name it in 'weights' with a 'digest', or use weights.mode shared
+weights.mode pod: every pod of variant '{{ .name }}' would build the weights again from its recipe; build them once, put them into a bucket and name it in 'weights' with a 'digest', or use weights.mode shared
 {{- else if and (not (hasPrefix "/" $from)) (not .digest) }}
 weights.mode pod: variant '{{ .name }}' has no digest, so pods could run different weights; add the digest of its card
 {{- else if hasPrefix "/models/" $from }}
@@ -151,7 +151,7 @@ secrets.database.existingSecret and postgresql.enabled are both set; which datab
 {{- range $name := list "postgresql" "redis" }}
 {{- $store := get $.Values $name }}
 {{- if and $store.enabled (not $store.auth.password) (not $store.auth.existingSecret) }}
-{{ $name }}.auth: a password is never made up; set existingSecret, or password for a trial
+{{ $name }}.auth: no password is generated; set existingSecret, or password for a trial
 {{- end }}
 {{- if and $store.auth.password $store.auth.existingSecret }}
 {{ $name }}.auth: password and existingSecret are both set; which of them is it?
@@ -178,7 +178,7 @@ ray.auth.existingSecret is set but ray.auth.enabled is false; nothing would ask 
 {{- define "gearbox.check.server" -}}
 {{- $server := default (dict) .Values.platform.server -}}
 {{- if le (float64 (default 0 $server.drain_timeout_s)) 0.0 }}
-platform.server.drain_timeout_s is {{ default 0 $server.drain_timeout_s }}: every pod that leaves would cut its answers; give it the seconds that a long answer takes
+platform.server.drain_timeout_s is {{ default 0 $server.drain_timeout_s }}: every pod that stops would cut its answers; set it to the seconds that a long answer takes
 {{- end }}
 {{- if not (has $server.host (list "0.0.0.0" "::")) }}
 platform.server.host is {{ default "127.0.0.1" $server.host }}: no other pod could reach a gateway or an engine; use 0.0.0.0
@@ -204,7 +204,7 @@ platform.server: port and metrics_port are both {{ $ports.port }}
 platform.server.port: {{ $metrics }} (metrics_port) to {{ $last }} are the platform's own; use another one
 {{- end }}
 {{- if gt $last 65535 }}
-platform.server.metrics_port: the platform takes four ports more after {{ $metrics }}, and there are 65535; use a smaller one
+platform.server.metrics_port: the platform also uses the four ports after {{ $metrics }}, and the last port is 65535; use a smaller one
 {{- end }}
 {{- if or (and (ge $public 30000) (le $public 31000)) (and (ge $last 30000) (le $metrics 31000)) }}
 platform.server: 30000 to 31000 are the ports of replicas, and metrics_port takes four more; use others for port and metrics_port

@@ -46,7 +46,7 @@ variant '{{ .name }}': replicas.min ({{ dig "min" 1 $bounds | int }}) is larger 
 {{- if hasKey $pools $poolName }}
 {{- include "gearbox.check.replica" (dict "variant" . "pool" (get $pools $poolName)) }}
 {{- else }}
-variant '{{ .name }}' runs in the pool '{{ $poolName }}', which is not there; there {{ ternary "is" "are" (eq 1 (len $pools)) }} {{ keys $pools | sortAlpha | join ", " | default "none" }}
+variant '{{ .name }}' runs in the pool '{{ $poolName }}', which does not exist; pools: {{ keys $pools | sortAlpha | join ", " | default "none" }}
 {{- end }}
 {{- end }}
 {{- range .Values.pools }}

@@ -65,7 +65,7 @@ are called. What is used where it is, by an absolute path, is not its business. 
 {{- range .Values.platform.variants }}{{ if .recipe }}yes{{ end }}{{ end -}}
 {{- end }}
 
-{{/* The configuration that the weights step reads: the platform's, but the step asks nobody for a key. */}}
+{{/* The configuration that the weights step reads: the platform's, but the step needs no API keys. */}}
 {{- define "gearbox.platform" -}}
 {{- $platform := deepCopy .Values.platform -}}
 {{- $_ := set $platform "access" (dict "allow_anonymous" true) -}}

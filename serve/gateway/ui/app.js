@@ -111,7 +111,7 @@ async function ownBudget() {
 byId("profile").addEventListener("change", takeProfile);
 budget.addEventListener("change", changed);
 for (const time of ["ttft", "e2e"]) { // who limits a time sees that time
-  byId(`slider-${time}_ms`).addEventListener("input", () => decision.look(time));
+  byId(`slider-${time}_ms`).addEventListener("input", () => decision.plotTime(time));
 }
 
 // --------------------------------------------------------------------------------------------------------------- access
@@ -137,7 +137,7 @@ byId("key-form").addEventListener("submit", async (event) => {
   event.preventDefault();
   const key = byId("key").value.trim();
   if (!/^[\x21-\x7e]+$/.test(key)) {
-    byId("key-error").textContent = "A key has only letters, digits and signs.";
+    byId("key-error").textContent = "A key has only letters, digits and punctuation.";
     return;
   }
   api.key = key;

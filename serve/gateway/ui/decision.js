@@ -24,32 +24,32 @@ export class Decision {
   #shown = null;
   #waiting = null;
   #saying = null;
-  #asking = null;
+  #pending = null;
 
-  /** `request()` makes the body to ask with; `indexOf(variant)` is its place in the catalog. */
+  /** `request()` makes the request's body; `indexOf(variant)` is its place in the catalog. */
   constructor(api, request, indexOf) {
     this.api = api;
     this.request = request;
     this.indexOf = indexOf;
-    onChoice("decision-time", (value) => this.look(value));
+    onChoice("decision-time", (value) => this.plotTime(value));
   }
 
   /** Plot the other time: "e2e" or "ttft". */
-  look(time) {
+  plotTime(time) {
     this.#time = time;
     for (const input of document.querySelectorAll('input[name="decision-time"]')) input.checked = input.value === time;
     this.#draw();
   }
 
-  /** Ask soon. */
+  /** Request the decision soon. */
   changed() {
     clearTimeout(this.#waiting);
-    this.#waiting = setTimeout(() => this.ask(), WAIT_MS);
+    this.#waiting = setTimeout(() => this.refresh(), WAIT_MS);
   }
 
-  async ask() {
-    this.#asking?.abort();
-    const { signal } = (this.#asking = new AbortController());
+  async refresh() {
+    this.#pending?.abort();
+    const { signal } = (this.#pending = new AbortController());
     const body = this.request();
     try {
       this.#show(await this.api.post("v1/route", body, signal), null);
@@ -123,7 +123,7 @@ function times(median, bound) {
   return `${same ? from.split(" ")[0] : from} – ${to}`;
 }
 
-/** Without what changes by itself from look to look. */
+/** The decision without the numbers, which change with every request. */
 function brief({ variant, reason, candidates }) {
   if (variant === null) return NO_VARIANT;
   const out = candidates.filter((one) => one.ruled_out && one.variant !== variant).map((one) => one.variant);
@@ -142,7 +142,7 @@ function verdict(decision) {
   if (out.length) parts.push(` Ruled out: ${out.map((one) => `${one.variant} (${one.why})`).join(", ")}.`);
   if (decision.retrieval) {
     const { top_k: sources, more_chars: chars } = decision.retrieval;
-    parts.push(sources ? ` The budget carries ${sources} ${sources === 1 ? "source" : "sources"}, about ${number(chars)} characters.` : " The budget carries no sources.");
+    parts.push(sources ? ` The budget allows ${sources} ${sources === 1 ? "source" : "sources"}, about ${number(chars)} characters.` : " The budget allows no sources.");
   }
   return parts;
 }

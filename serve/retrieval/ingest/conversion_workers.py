@@ -51,7 +51,7 @@ class ConversionWorkers:
             try:
                 return await self._convert(await self._start(), data, name, kind, timeout_s)
             except _WorkerCrashedError as error:
-                raise ConversionError("reading it broke the process that did") from error
+                raise ConversionError("the conversion process crashed while reading it") from error
 
     async def close(self) -> None:
         """End all idle processes."""

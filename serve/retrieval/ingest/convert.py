@@ -88,11 +88,11 @@ def kind_of(name: str, kind: str | None = None) -> str:
         plain = kind.partition(";")[0].strip().lower()
         format_name = plain if plain in KINDS else _MIME.get(plain)
         if format_name is None:
-            raise ConversionError(f"documents of type '{plain[:80]}' are not read; there are {', '.join(KINDS)}")
+            raise ConversionError(f"documents of type '{plain[:80]}' are not supported; use one of {', '.join(KINDS)}")
         return format_name
     ending = PurePosixPath(urlsplit(name).path if "://" in name else name).suffix.lower()
     if ending not in _ENDINGS:
-        raise ConversionError(f"files ending in '{ending[:20]}' are not read; there are {', '.join(_ENDINGS)}")
+        raise ConversionError(f"files ending in '{ending[:20]}' are not supported; use one of {', '.join(_ENDINGS)}")
     return _ENDINGS[ending]
 
 

@@ -43,7 +43,7 @@ def _condition(node: object, params: dict[str, Any], depth: int) -> sql.Composab
         )
         return sql.SQL("(NOT ({}))" if operator == "NOT" else "({})").format(joined)
     if operator not in _OPERATORS:
-        raise FilterError(f"unknown operator {operator[:20]!r}; there are {', '.join(_OPERATORS)}, AND, OR, NOT")
+        raise FilterError(f"unknown operator {operator[:20]!r}; use one of {', '.join(_OPERATORS)}, AND, OR, NOT")
     if "value" not in node:
         raise FilterError(f"'value' is missing: what '{operator}' compares the field with")
     field, value = node.get("field"), node["value"]
@@ -108,7 +108,7 @@ def _check_value(value: object, field: str) -> None:
         return
     if isinstance(value, str):
         if "\0" in value or (not value.isascii() and any("\ud800" <= char <= "\udfff" for char in value)):
-            raise FilterError(f"a text compared with {field[:80]!r} has characters that no text has")
+            raise FilterError(f"a text compared with {field[:80]!r} contains a NUL character or half a surrogate pair")
     elif not isinstance(value, int | float):
         raise FilterError(f"{field[:80]!r} can't be compared with {_json_type(value)}")
     elif abs(value) > 1e300 or math.isnan(value):

@@ -89,5 +89,5 @@ def test_replicas_that_are_replaced_one_after_the_other_need_no_room() -> None:
 @pytest.mark.parametrize("name", ["air-gapped", "gpu-kinds", "high-availability", "one-gpu"])
 def test_notes_have_no_warnings_where_nothing_is_to_be_said(name: str) -> None:
     text = notes(example(name))
-    assert "Mind:" not in text
+    assert "Warnings:" not in text
     assert "kubectl -n models port-forward service/demo-gearbox 8000" in text

@@ -11,7 +11,7 @@ KEY = {"sha256": "0" * 64, "tenant": "alice", "budget": "speedy"}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "nobody may call": (
         {"platform": {"access": {"allow_anonymous": False}}},
-        "platform.access: nobody could call. Make keys with `gearbox keys new TENANT`",
+        "platform.access: there is no API key, so nobody could call. Create keys with `gearbox keys new TENANT`",
     ),
     "keys where nothing is mounted": (
         {"platform": {"access": {"keys_file": "/keys.yaml"}}},
@@ -23,11 +23,11 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a key's unknown profile": (
         {"secrets": {"keys": {"entries": [KEY]}}},
-        "the key of tenant 'alice' has the budget 'speedy', which is no profile; there are best, balanced, fast, cheap",
+        "the key of tenant 'alice' has the budget 'speedy', which is not a profile; use one of best, balanced, fast, cheap",
     ),
     "an unknown profile of open access": (
         {"platform": {"access": {"anonymous_profile": "speedy"}}},
-        "platform.access.anonymous_profile: 'speedy' is no profile",
+        "platform.access.anonymous_profile: 'speedy' is not a profile",
     ),
     "a password in the limits' store": (
         {"platform": {"access": {"rate_limit_store": "async+redis://:secret@redis:6379"}}},
@@ -43,7 +43,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "an Ingress for all hosts": ({"ingress": {"enabled": True}}, "ingress.hosts is empty"),
     "a route of no Gateway": ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs is empty"),
-    "the latest image": ({"image": {"tag": "latest"}}, "image: the tag 'latest' is another image tomorrow"),
+    "the latest image": ({"image": {"tag": "latest"}}, "image: the tag 'latest' can become another image"),
     "the latest image of a pool": (pools({"image": {"tag": "latest"}}), "image of pool 'engine': the tag 'latest'"),
     "the latest image of a store": ({"redis": {"image": {"tag": "latest"}}}, "redis.image: the tag 'latest'"),
     "a digest that cannot build": (
@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no drain": (
         {"platform": {"server": {"drain_timeout_s": 0}}},
-        "platform.server.drain_timeout_s is 0: every pod that leaves would cut its answers",
+        "platform.server.drain_timeout_s is 0: every pod that stops would cut its answers",
     ),
     "loopback": (
         {"platform": {"server": {"host": "127.0.0.1"}}},
@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a port of root's": ({"platform": {"server": {"port": 80}}}, "it cannot listen on 80; use one from 1024 on"),
     "one port twice": ({"platform": {"server": {"port": 9464}}}, "port and metrics_port are both 9464"),
-    "a name that KubeRay refuses": ({"fullnameOverride": "7b.model"}, "the name '7b.model' is none that KubeRay takes"),
+    "a name that KubeRay refuses": ({"fullnameOverride": "7b.model"}, "KubeRay does not accept the name '7b.model'"),
     "no weights": (variant(recipe=None), "variant 'full' needs exactly one of 'recipe' and 'weights'"),
     "two origins": (variant(weights="s3://models/full"), "variant 'full' needs exactly one of 'recipe' and 'weights'"),
     "a digest of what is yet to be made": (
@@ -89,7 +89,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a recipe in each pod": (
         merged({"weights": {"mode": "pod"}}, variant()),
-        "weights.mode pod: every pod of variant 'full' would make the weights by its recipe anew",
+        "weights.mode pod: every pod of variant 'full' would build the weights again from its recipe",
     ),
     "a copy without a digest": (
         merged({"weights": {"mode": "pod"}}, variant(recipe=None, weights="s3://m")),
@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no password": (
         {"redis": {"enabled": True}},
-        "redis.auth: a password is never made up; set existingSecret, or password for a trial",
+        "redis.auth: no password is generated; set existingSecret, or password for a trial",
     ),
     "two passwords": (
         {"redis": {"enabled": True, "auth": {"password": "trialtrial", "existingSecret": "a"}}},

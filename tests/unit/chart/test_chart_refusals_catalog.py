@@ -35,9 +35,9 @@ def pools(*given: dict[str, Any]) -> dict[str, Any]:
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a pool that is not there": (
         needs(pool="h100"),
-        "variant 'full' runs in the pool 'h100', which is not there; there is engine",
+        "variant 'full' runs in the pool 'h100', which does not exist; pools: engine",
     ),
-    "no pool at all": ({"pools": []}, "variant 'full' runs in the pool 'engine', which is not there; there are none"),
+    "no pool at all": ({"pools": []}, "variant 'full' runs in the pool 'engine', which does not exist; pools: none"),
     "a pool with a taken name": (pools({}, {"name": "gateway"}), "'gateway' is the name of a pool of the chart's own"),
     "two pools with one name": (pools({}, {}), "pools: two are called 'engine'; names must differ"),
     "two variants with one name": (

@@ -352,7 +352,7 @@ def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(stub, docs):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run it again to go on" in err
+    assert "run the command again to resume" in err
     assert "Traceback" not in err
     assert "removed" in out
     stub.slow_s, already = 0.0, len(stub.sources())

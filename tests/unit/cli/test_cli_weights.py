@@ -92,7 +92,7 @@ def test_only_the_requested_weights_are_fetched_and_with_cards_only_their_card(r
         ({"weights": "/nowhere"}, (), 1, "int8: variant 'int8': no card.json in /nowhere"),
         ({"weights": "/nowhere", "digest": "short"}, (), 2, "digest"),
         ({"recipe": "int8", "digest": "sha256:" + "0" * 64}, (), 2, "has a digest, but a recipe makes other weights"),
-        ({"weights": "/nowhere"}, ("--only=fast",), 2, "'fast' does not exist; there are int8"),
+        ({"weights": "/nowhere"}, ("--only=fast",), 2, "'fast' does not exist; choose from int8"),
         ({"weights": "/nowhere"}, ("--as=int8",), 2, "expected VARIANT=LINK"),
         ({"weights": "/nowhere"}, ("--as=int8=../up",), 2, "expected VARIANT=LINK"),
     ],

@@ -220,7 +220,7 @@ def test_background_work_runs_at_a_lower_priority(bench: Bench) -> None:
 def test_recipes_that_start_from_each_other_are_refused(bench: Bench, tmp_path: Path) -> None:
     for name, parent in (("a", "b"), ("b", "a")):
         (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nparent: {parent}\nsteps: [{{technique: quantize}}]")
-    with pytest.raises(BuildError, match="in a circle: a -> b -> a"):
+    with pytest.raises(BuildError, match="form a cycle: a -> b -> a"):
         bench.family().plan([VariantSpec(name="a", recipe=tmp_path / "a.yaml")])
 
 

@@ -273,4 +273,4 @@ async def test_a_gateway_starts_without_what_was_learned_where_that_cannot_be_re
     new = deployment(make_config())
     await new.reconfigure({"config": variants("full"), "catalog": {"full": make_card("full").model_dump(mode="json")}})
     new._restore_learned()
-    assert "routing begins anew" in caplog.text
+    assert "routing starts from the cards" in caplog.text

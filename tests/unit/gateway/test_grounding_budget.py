@@ -31,7 +31,7 @@ class TestBudget:
         assert (facts["outcome"], facts["passages"], facts["why"]) == (
             outcome,
             passages,
-            "the budget carries 1 of 4 sources",
+            "the budget allows 1 of 4 sources",
         )
 
     @pytest.mark.parametrize("choice", ["shrink", "skip"])
