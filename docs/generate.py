@@ -84,8 +84,8 @@ def _sections(schema: Schema) -> Iterator[tuple[str, Schema]]:
         path, definition = waiting.pop(0)
         yield path, definition
         inner = []
-        for key, its in definition["properties"].items():
-            name, suffix = _reference(its)
+        for key, field in definition["properties"].items():
+            name, suffix = _reference(field)
             if name and name not in seen:
                 seen.add(name)
                 inner.append((f"{path}.{key}{suffix}".lstrip("."), schema["$defs"][name]))
@@ -95,58 +95,58 @@ def _sections(schema: Schema) -> Iterator[tuple[str, Schema]]:
 def _keys(schema: Schema, path: str, definition: Schema) -> Iterator[Sequence[str]]:
     """A row for each key of a section."""
     places = {definition["title"]: place for place, definition in _sections(schema) if place}
-    for key, its in definition["properties"].items():
-        name, _ = _reference(its)
-        meaning = its.get("description") or schema["$defs"][name]["description"]
-        kind, bounds = _kind(schema, its, places)
-        yield f"`{key}`", kind, _default(key, its, definition, name), bounds, _sentence(meaning)
+    for key, field in definition["properties"].items():
+        name, _ = _reference(field)
+        meaning = field.get("description") or schema["$defs"][name]["description"]
+        kind, bounds = _kind(schema, field, places)
+        yield f"`{key}`", kind, _default(key, field, definition, name), bounds, _sentence(meaning)
 
 
-def _reference(its: Schema) -> tuple[str, str]:
+def _reference(field: Schema) -> tuple[str, str]:
     """The definition that a key's value refers to, if any, and what a path to it has after the key."""
-    for part in (its, *its.get("anyOf", ())):
+    for part in (field, *field.get("anyOf", ())):
         for suffix, inner in (("", part), ("[]", part.get("items")), (".NAME", part.get("additionalProperties"))):
             if isinstance(inner, Mapping) and "$ref" in inner:
                 return inner["$ref"].rpartition("/")[2], suffix
     return "", ""
 
 
-def _kind(schema: Schema, its: Schema, places: Mapping[str, str]) -> tuple[str, str]:
+def _kind(schema: Schema, field: Schema, places: Mapping[str, str]) -> tuple[str, str]:
     """The type of a value, with a link to its section, and its bounds."""
-    if "$ref" in its:
-        name = its["$ref"].rpartition("/")[2]
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
         return f"[mapping](#{_slug(places[name])})", ""
-    if "anyOf" in its:
-        (inner,) = [part for part in its["anyOf"] if part.get("type") != "null"]
+    if "anyOf" in field:
+        (inner,) = [part for part in field["anyOf"] if part.get("type") != "null"]
         return _kind(schema, inner, places)
-    if "enum" in its:
-        return "one of " + ", ".join(f"`{value}`" for value in its["enum"]), ""
-    if its["type"] == "array":
-        kind, bounds = _kind(schema, its["items"], places)
+    if "enum" in field:
+        return "one of " + ", ".join(f"`{value}`" for value in field["enum"]), ""
+    if field["type"] == "array":
+        kind, bounds = _kind(schema, field["items"], places)
         return f"list of {kind}", bounds
-    if its["type"] == "object":
-        inner = its.get("additionalProperties")
+    if field["type"] == "object":
+        inner = field.get("additionalProperties")
         kind = _kind(schema, inner, places)[0] if isinstance(inner, Mapping) else "any value"
         return f"mapping of names to {kind}", ""
-    return its.get("format", its["type"]), _bounds(its)
+    return field.get("format", field["type"]), _bounds(field)
 
 
-def _bounds(its: Schema) -> str:
+def _bounds(field: Schema) -> str:
     signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-    bounds = [f"{sign} {_plain(its[key])}" for key, sign in signs.items() if key in its]
-    if "pattern" in its:
-        bounds.append(f"matches `{its['pattern']}`")
-    if "minLength" in its:
-        bounds.append("not empty" if its["minLength"] == 1 else f"at least {its['minLength']} characters")
+    bounds = [f"{sign} {_plain(field[key])}" for key, sign in signs.items() if key in field]
+    if "pattern" in field:
+        bounds.append(f"matches `{field['pattern']}`")
+    if "minLength" in field:
+        bounds.append("not empty" if field["minLength"] == 1 else f"at least {field['minLength']} characters")
     return ", ".join(bounds)
 
 
-def _default(key: str, its: Schema, definition: Schema, reference: str) -> str:
+def _default(key: str, field: Schema, definition: Schema, reference: str) -> str:
     if key in definition.get("required", ()):
         return "required"
-    if its.get("default") is None:
-        return "none" if "default" in its else "`{}`"
-    return "" if reference and its["default"] else f"`{_plain(its['default'])}`"
+    if field.get("default") is None:
+        return "none" if "default" in field else "`{}`"
+    return "" if reference and field["default"] else f"`{_plain(field['default'])}`"
 
 
 def _plain(value: object) -> str:

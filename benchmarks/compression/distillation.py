@@ -150,10 +150,12 @@ def evaluate(
     with torch.inference_mode():
         for sequence in sequences:
             ids = torch.tensor([sequence])
-            its, mine = (model(ids, use_cache=False).logits[0, :-1].float() for model in (teacher, student))
-            kl.append(forward_kl(soften(its, 1.0), soften(mine, 1.0)).item())
-            agreement.append((its.argmax(-1) == mine.argmax(-1)).double().mean().item())
-            surprise.append(cross_entropy(mine, ids[0, 1:]).item())
+            teacher_logits, student_logits = (
+                model(ids, use_cache=False).logits[0, :-1].float() for model in (teacher, student)
+            )
+            kl.append(forward_kl(soften(teacher_logits, 1.0), soften(student_logits, 1.0)).item())
+            agreement.append((teacher_logits.argmax(-1) == student_logits.argmax(-1)).double().mean().item())
+            surprise.append(cross_entropy(student_logits, ids[0, 1:]).item())
     mean = {"kl_to_full": kl, "top1_agreement": agreement, "surprise": surprise}
     kl_to_full, top1, nats = (sum(values) / len(values) for values in mean.values())
     return {"kl_to_full": kl_to_full, "top1_agreement": top1, "perplexity": math.exp(nats)}

@@ -18,9 +18,9 @@ def median_range(spread: Mapping[str, float], digits: int) -> str:
     return middle if spread["n"] == 1 else f"{middle} [{low}, {high}]"
 
 
-def mean_interval(its: Mapping[str, Any], digits: int) -> str:
+def mean_interval(interval: Mapping[str, Any], digits: int) -> str:
     """`mean [interval]`."""
-    return f"{its['mean']:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in its['ci95'])}]"
+    return f"{interval['mean']:.{digits}f} [{', '.join(f'{end:.{digits}f}' for end in interval['ci95'])}]"
 
 
 def policy_cell(row: Mapping[str, Any]) -> str:

@@ -195,16 +195,16 @@ def simulate(result: Result) -> Iterator[Figure]:
             yield figure(f"{id}.attainment", "routing", f"{of}: requests within budget", row["attainment"], "share")
             yield figure(f"{id}.late", "routing", f"{of}: requests answered late", row["late"], "share")
             yield figure(f"{id}.quality", "routing", f"{of}: mean quality of answers", row["quality"])
-        its, oracle = by_label["budget"], by_label["oracle"]
+        routed, oracle = by_label["budget"], by_label["oracle"]
         id, of = f"bursty.load-{load}", f"simulated, bursty, load {load}, policy budget"
-        yield figure(f"{id}.quality_of_oracle", "routing", f"{of}: mean quality, over the oracle's", _median(its, "quality") / _median(oracle, "quality"), "times", aim=">= 0.97")  # fmt: skip
+        yield figure(f"{id}.quality_of_oracle", "routing", f"{of}: mean quality, over the oracle's", _median(routed, "quality") / _median(oracle, "quality"), "times", aim=">= 0.97")  # fmt: skip
         for metric, words in (("attainment", "requests within budget"), ("delivered", "quality times share within budget")):  # fmt: skip
             best = max(STATIC, key=lambda label: _median(by_label[label], metric))
-            more = _median(its, metric) - _median(by_label[best], metric)
+            more = _median(routed, metric) - _median(by_label[best], metric)
             yield figure(f"{id}.{metric}_over_static", "routing", f"{of}: {words}, less the best static policy's ({best})", more, "share", aim=">= 0")  # fmt: skip
         if float(load) >= SATURATED:
-            yield _violations(id, of, its, by_label["full everywhere"])
-        yield from _predictions(f"{id}.predictions", f"simulated, bursty, load {load}", its, 0.05)
+            yield _violations(id, of, routed, by_label["full everywhere"])
+        yield from _predictions(f"{id}.predictions", f"simulated, bursty, load {load}", routed, 0.05)
         for metric, words in TIMES.items():
             yield figure(f"{id}.oracle.{metric}_error", "routing", f"simulated, bursty, load {load}: median error of the oracle's {words}", oracle[f"{metric}_error"], "share")  # fmt: skip
     for load, by_label in result["poisson"].items():
@@ -218,9 +218,9 @@ def _median(row: Mapping[str, Any], what: str = "attainment") -> float:
     return value
 
 
-def _violations(id: str, of: str, its: Result, full: Result) -> Figure:
+def _violations(id: str, of: str, routed: Result, full: Result) -> Figure:
     """Requests late or rejected; the router's aim at saturation and above."""
-    missed = 1 - _median(its)
+    missed = 1 - _median(routed)
     times = (1 - _median(full)) / missed if missed else math.inf
     return figure(f"{id}.fewer_violations", "routing", f"{of}: budgets missed (late or refused), how many times fewer than full's", min(times, 1e6), "times", aim=">= 5")  # fmt: skip
 

@@ -103,19 +103,19 @@ def recovery(result: Result) -> Iterator[Figure]:
 
 
 def _after_jump(id: str, of: str, by_time: Mapping[str, Any]) -> Iterator[Figure]:
-    for time, its in by_time.items():
-        after = [row for row in its["seconds"] if row["second"] >= 0]
+    for time, after_jump in by_time.items():
+        after = [row for row in after_jump["seconds"] if row["second"] >= 0]
         words = f"{of}: predicted {time.upper()}"
         if after:
             lowest = min(row["covered"] for row in after)
             yield figure(f"{id}.{time}.lowest", "routing", f"{words}: lowest share within its 95% bound in a second after the jump", lowest, "share")  # fmt: skip
-        for row in its["seconds"]:
+        for row in after_jump["seconds"]:
             if row["second"] in SECONDS:
                 at, moment = f"{id}.{time}.{row['second']}s", f"{words}, {row['second']} s after the jump"
                 yield figure(f"{at}.covered", "routing", f"{moment}: share within its 95% bound", row["covered"], "share")  # fmt: skip
                 yield figure(f"{at}.error", "routing", f"{moment}: median error", row["error"], "share")
-        if its["back_s"] is not None:
-            yield figure(f"{id}.{time}.back", "routing", f"{words}: after the jump until 93 to 98% are within its bound", its["back_s"], "s")  # fmt: skip
+        if after_jump["back_s"] is not None:
+            yield figure(f"{id}.{time}.back", "routing", f"{words}: after the jump until 93 to 98% are within its bound", after_jump["back_s"], "s")  # fmt: skip
 
 
 def simulator_error(result: Result) -> Iterator[Figure]:
@@ -124,14 +124,14 @@ def simulator_error(result: Result) -> Iterator[Figure]:
     for shape, by_load in result["errors"].items():
         for load, by_policy in by_load.items():
             for policy, row in by_policy.items():
-                for metric, its in row.items():
+                for metric, compared in row.items():
                     id, of = f"{shape}.load-{load}.{policy}.{metric}", f"{shape}, load {load}, {policy}: {words[metric]}"  # fmt: skip
                     if metric.endswith("_ms"):
-                        yield figure(f"{id}.error", "routing", f"simulator over live less one, {of}", its["error"], "share")  # fmt: skip
+                        yield figure(f"{id}.error", "routing", f"simulator over live less one, {of}", compared["error"], "share")  # fmt: skip
                     else:
-                        yield figure(f"{id}.error", "routing", f"simulator less live, {of}", its["error"], "points", scale=100)  # fmt: skip
+                        yield figure(f"{id}.error", "routing", f"simulator less live, {of}", compared["error"], "points", scale=100)  # fmt: skip
                     unit = "ms" if metric.endswith("_ms") else "share"
-                    yield figure(id, "routing", f"simulated, {of}", its["simulated"], unit, against=("live", its["live"]))  # fmt: skip
+                    yield figure(id, "routing", f"simulated, {of}", compared["simulated"], unit, against=("live", compared["live"]))  # fmt: skip
 
 
 #: Function that extracts the figures of a result, by the result's name.

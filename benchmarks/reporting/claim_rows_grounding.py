@@ -59,10 +59,10 @@ def grounded(result: Result) -> Iterator[Figure]:
                 yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", rates[key])
 
 
-def _share(id: str, claim: str, its: Result) -> Iterator[Figure]:
+def _share(id: str, claim: str, rate: Result) -> Iterator[Figure]:
     """The figure of a share; none without items."""
-    if its["share"] is not None:
-        yield figure(id, "grounding", f"{claim} ({its['hits']} of {its['items']})", its, "share")
+    if rate["share"] is not None:
+        yield figure(id, "grounding", f"{claim} ({rate['hits']} of {rate['items']})", rate, "share")
 
 
 def grounded_ttft(result: Result) -> Iterator[Figure]:

@@ -49,16 +49,16 @@ def ablation(result: Result) -> str:
 def recovery(result: Result, live: Result) -> str:
     """Coverage and error of the predicted times by the second since a jump of the load."""
     sources = {f"simulated, {result['low']:g} to {result['high']:g}": result["simulated"]}
-    sources |= {f"live, square, load {load}": its for load, its in live.get("recovery", {}).items()}
+    sources |= {f"live, square, load {load}": jumps for load, jumps in live.get("recovery", {}).items()}
     rows = []
     for name, by_time in sources.items():
-        for time, its in by_time.items():
-            by_second = {row["second"]: row for row in its["seconds"]}
+        for time, after_jump in by_time.items():
+            by_second = {row["second"]: row for row in after_jump["seconds"]}
             cells = [
                 f"{row['covered']:.0%} / {row['error']:.0%}" if (row := by_second.get(second)) else ""
                 for second in SECONDS
             ]
-            back = "never" if its["back_s"] is None else f"{its['back_s']} s"
+            back = "never" if after_jump["back_s"] is None else f"{after_jump['back_s']} s"
             rows.append([f"{name}: {time.upper()}", *cells, back])
     note = (
         "Requests that arrive in each second around the jump: share within the predicted 95% bound / median error. The last column "
@@ -79,7 +79,9 @@ def simulator_error(result: Result) -> str:
             for metric, word in words.items():
                 found = [by_policy.get(policy, {}).get(metric) for by_policy in by_load.values()]
                 if any(found):
-                    rows.append([f"{policy}: {word}", *(_error(its, metric.endswith("_ms")) for its in found)])
+                    rows.append(
+                        [f"{policy}: {word}", *(_error(compared, metric.endswith("_ms")) for compared in found)]
+                    )
         parts.append(table([shape, *(f"load {load}" for load in by_load)], rows))
     note = (
         "Live → simulated, medians, and in brackets the error: the difference in percentage points, of times the ratio less one. The "
@@ -88,9 +90,9 @@ def simulator_error(result: Result) -> str:
     return "\n\n".join([*parts, f"{note}\n{machine_line(result)}"])
 
 
-def _error(its: Result | None, is_time: bool) -> str:
-    if its is None:
+def _error(compared: Result | None, is_time: bool) -> str:
+    if compared is None:
         return ""
     if is_time:
-        return f"{its['live']:.0f} → {its['simulated']:.0f} ms ({round(100 * its['error']):+d}%)"
-    return f"{its['live']:.0%} → {its['simulated']:.0%} ({round(100 * its['error']):+d})"
+        return f"{compared['live']:.0f} → {compared['simulated']:.0f} ms ({round(100 * compared['error']):+d}%)"
+    return f"{compared['live']:.0%} → {compared['simulated']:.0%} ({round(100 * compared['error']):+d})"

@@ -17,19 +17,22 @@ def retrieval_quality(result: Result) -> str:
     rows = []
     for subset, by_mode in result["quality"]["sets"].items():
         for mode, by_order in by_mode.items():
-            its = by_order["as found"]
+            scores = by_order["as found"]
             cells = [
-                mean_interval(its[measure], 2) for measure in ("recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")
+                mean_interval(scores[measure], 2)
+                for measure in ("recall_at_5", "recall_at_10", "mrr_at_10", "ndcg_at_10")
             ]
             rows.append(
                 [
-                    f"{subset} ({its['ndcg_at_10']['n']})",
+                    f"{subset} ({scores['ndcg_at_10']['n']})",
                     mode,
                     *cells,
                     mean_interval(by_order["after the guard"]["ndcg_at_10"], 2),
                 ]
             )
-    gains = "; ".join(f"{name} {mean_interval(its['all'], 3)}" for name, its in result["quality"]["ndcg_gain"].items())
+    gains = "; ".join(
+        f"{name} {mean_interval(gain['all'], 3)}" for name, gain in result["quality"]["ndcg_gain"].items()
+    )
     note = (
         f"{result['chunks']:,} chunks: {result['documents']['python']} pages of Python's documentation and "
         f"{result['documents']['foldoc']:,} entries of FOLDOC, in one collection. Means [95%, bootstrap over questions]. "
@@ -44,14 +47,14 @@ def retrieval_speed(result: Result) -> str:
     rows = []
     for chunks, by_mode in result["latency"].items():
         for mode, by_clients in by_mode.items():
-            for clients, its in by_clients.items():
-                parts = [name[:-3] for name in its if name not in ("p50_ms", "p95_ms", "per_s", "cpu_ms")]
-                shown = ", ".join(f"{name} {its[f'{name}_ms']['median']:.1f}" for name in parts)
+            for clients, timings in by_clients.items():
+                parts = [name[:-3] for name in timings if name not in ("p50_ms", "p95_ms", "per_s", "cpu_ms")]
+                shown = ", ".join(f"{name} {timings[f'{name}_ms']['median']:.1f}" for name in parts)
                 cells = [
-                    median_range(its["p50_ms"], 0),
-                    median_range(its["p95_ms"], 0),
-                    f"{its['per_s']['median']:.0f}",
-                    f"{its['cpu_ms']['median']:.0f}",
+                    median_range(timings["p50_ms"], 0),
+                    median_range(timings["p95_ms"], 0),
+                    f"{timings['per_s']['median']:.0f}",
+                    f"{timings['cpu_ms']['median']:.0f}",
                 ]
                 rows.append([f"{int(chunks):,}", mode, clients, *cells, shown])
     head = ["chunks", "mode", "concurrency", "p50 ms", "p95 ms", "queries/s", "CPU ms", "components, ms"]
@@ -149,12 +152,12 @@ def _rates(by_variant: Result, columns: Mapping[str, str]) -> str:
     return table(["variant", *columns.values()], rows)
 
 
-def _share(its: Result) -> str:
+def _share(rate: Result) -> str:
     """`hits of items, share [interval]`."""
-    if its["share"] is None:
+    if rate["share"] is None:
         return "none"
-    low, high = its["ci95"]
-    return f"{its['hits']} of {its['items']}, {its['share']:.0%} [{low:.0%}, {high:.0%}]"
+    low, high = rate["ci95"]
+    return f"{rate['hits']} of {rate['items']}, {rate['share']:.0%} [{low:.0%}, {high:.0%}]"
 
 
 def grounded_ttft(result: Result) -> str:
@@ -201,6 +204,6 @@ def guard(result: Result) -> str:
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 
 
-def _with_interval(its: Result) -> str:
-    low, high = its["ci95"]
-    return f"{its['share']:.3f} [{low:.3f}, {high:.3f}]"
+def _with_interval(rate: Result) -> str:
+    low, high = rate["ci95"]
+    return f"{rate['share']:.3f} [{low:.3f}, {high:.3f}]"

@@ -99,11 +99,16 @@ def overhead_instant(result: Result) -> Path:
 def observing(result: Result) -> Path:
     """Overhead of each kind of telemetry over a gateway with none: CPU per request and per token, TTFT."""
     figure, axes = new_figure(1, 3)
-    systems = {name: its for name, its in result["systems"].items() if name != "off"}
-    first = {name: its["points"]["first"]["added_p50_ms"] for name, its in systems.items()}
+    systems = {name: system for name, system in result["systems"].items() if name != "off"}
+    first = {name: system["points"]["first"]["added_p50_ms"] for name, system in systems.items()}
     for ax, title, rows, scale in (
-        (axes[0], "CPU added to a request, µs", {name: its["request_us"] for name, its in systems.items()}, 1),
-        (axes[1], "CPU added to a streamed token, µs", {name: its["token_us"] for name, its in systems.items()}, 1),
+        (axes[0], "CPU added to a request, µs", {name: system["request_us"] for name, system in systems.items()}, 1),
+        (
+            axes[1],
+            "CPU added to a streamed token, µs",
+            {name: system["token_us"] for name, system in systems.items()},
+            1,
+        ),
         (axes[2], "added to the first token's time, µs", first, 1000),
     ):
         for i, (name, row) in enumerate(rows.items()):

@@ -259,9 +259,11 @@ def predictions(live: Result, simulated: Result) -> str:
         ("simulated, bursty", simulated["bursty"]),
     ):
         for at, by_label in by_load.items():
-            its, oracle = by_label["budget"], by_label.get("oracle")
-            cells = [f"{its[f'{what}_error']['median']:.0%} ({its[f'{what}_covered']['median']:.0%})" for what in TIMES]
-            known = f"{its['e2e_known_length_error']['median']:.0%}"
+            routed, oracle = by_label["budget"], by_label.get("oracle")
+            cells = [
+                f"{routed[f'{what}_error']['median']:.0%} ({routed[f'{what}_covered']['median']:.0%})" for what in TIMES
+            ]
+            known = f"{routed['e2e_known_length_error']['median']:.0%}"
             errors_of_oracle = (
                 " / ".join(f"{oracle[f'{what}_error']['median']:.0%}" for what in TIMES) if oracle else ""
             )

@@ -7,8 +7,8 @@ from benchmarks.reporting.plots import OBSERVING_NAMES
 def observing(result: Result) -> str:
     """Overhead of each kind of telemetry over none, and its share of a real request."""
     rows = []
-    for name, its in result["systems"].items():
-        points, real = its["points"], result["real"].get(name)
+    for name, system in result["systems"].items():
+        points, real = system["points"], result["real"].get(name)
         cells = [median_range(points[at]["per_s"], 0) for at in ("unary", "saturated")]
         cells.append(median_range(points["unary"]["whole_us"], 0))
         if real is None:
@@ -16,7 +16,7 @@ def observing(result: Result) -> str:
             continue
         added = points["first"]["added_p50_ms"]
         first_us = {key: added[key] * (1 if key == "n" else 1000) for key in added}
-        costs = [median_range(its["request_us"], 0), median_range(its["token_us"], 1), median_range(first_us, 0)]
+        costs = [median_range(system["request_us"], 0), median_range(system["token_us"], 1), median_range(first_us, 0)]
         scrape = median_range(result["scrapes"][name]["cpu_ms"], 1)
         shares = " / ".join(f"{row['time']:.2%}" for row in real.values())
         rows.append([OBSERVING_NAMES[name].replace("\n", " "), *cells, *costs, scrape, shares])

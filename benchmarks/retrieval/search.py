@@ -121,7 +121,7 @@ async def quality(questions: Sequence[Question]) -> dict[str, Any]:
             subset: zip(of(one, "ndcg_at_10", subset), of(other, "ndcg_at_10", subset), strict=True)
             for subset in subsets
         }
-        return {subset or "all": interval([a - b for a, b in its]) for subset, its in pairs.items()}
+        return {subset or "all": interval([a - b for a, b in scores]) for subset, scores in pairs.items()}
 
     found = "as found"
     gains = {

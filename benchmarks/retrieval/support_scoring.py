@@ -275,20 +275,20 @@ def sentence_rows(
         indices = near[one.passage][1:] if one.kind == "another document" else near[one.passage][:TOP_K]
         evidence.append(scoring.Evidence([passages[i] for i in indices]))
         texts.append(scoring.claim_text(one.text))
-    picks = [its.candidates(text) for its, text in zip(evidence, texts, strict=True)]
+    picks = [sources.candidates(text) for sources, text in zip(evidence, texts, strict=True)]
     distinct = list(
         dict.fromkeys(
             one
-            for its, text, js in zip(evidence, texts, picks, strict=True)
-            for one in [text.text, *map(its.texts.__getitem__, js)]
+            for sources, text, js in zip(evidence, texts, picks, strict=True)
+            for one in [text.text, *map(sources.texts.__getitem__, js)]
         )
     )
     row = dict(zip(distinct, embedded(embedder, distinct, "sentences"), strict=True))
     rows, owner = [], []
-    for k, (its, text, js) in enumerate(zip(evidence, texts, picks, strict=True)):
+    for k, (sources, text, js) in enumerate(zip(evidence, texts, picks, strict=True)):
         for j in js:
-            cosine = float(row[text.text] @ row[its.texts[j]])
-            rows.append(scoring.entailment_features(text, its, j, cosine, scoring.Text(made_claims[k].question)))
+            cosine = float(row[text.text] @ row[sources.texts[j]])
+            rows.append(scoring.entailment_features(text, sources, j, cosine, scoring.Text(made_claims[k].question)))
             owner.append(k)
     side = {i: draw.random() < 0.5 for i in range(len(passages))}
     return made_claims, np.array(rows), np.array(owner), np.array([side[one.passage] for one in made_claims])

@@ -87,23 +87,23 @@ def without(part: str) -> Iterator[None]:
         yield
 
 
-def measure(its: Bench) -> dict[str, Any]:
+def measure(bench: Bench) -> dict[str, Any]:
     """Simulate the whole router and the router without each part. Returns the result without the machine."""
     [setting] = settings_of(["budget"])
-    names, seeds = [WHOLE, *PARTS], range(its.size.rounds)
-    progress = Progress([(f"{name}, seed {seed}", its.size.seconds) for seed in seeds for name in names])
+    names, seeds = [WHOLE, *PARTS], range(bench.size.rounds)
+    progress = Progress([(f"{name}, seed {seed}", bench.size.seconds) for seed in seeds for name in names])
     by_name: dict[str, list[list[Cell]]] = {name: [] for name in names}
     for seed in seeds:
         for name in names:
             progress.step(f"{name}, seed {seed}")
             with without(name):
-                by_name[name].append(simulated(its, setting, seed))
+                by_name[name].append(simulated(bench, setting, seed))
     return {
-        "loads": its.size.loads,
-        "shapes": its.size.shapes,
-        "seconds": its.size.seconds,
+        "loads": bench.size.loads,
+        "shapes": bench.size.shapes,
+        "seconds": bench.size.seconds,
         "seeds": len(seeds),
-        **summarise(by_name, its.size.loads),
+        **summarise(by_name, bench.size.loads),
     }
 
 

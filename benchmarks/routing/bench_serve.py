@@ -48,7 +48,7 @@ def targets(gateway: str, model: str, best_quality: float, bare: str) -> list[Ta
     """The gateway with all variants and with the best alone, and the bare engine."""
     budget: dict[str, object] = {**BUDGET, "on_no_candidate": "reject"}
     own = {"gearbox": budget, "gearbox-full": {**budget, "min_quality": best_quality}}
-    through = [Target(name, gateway, f"{model}@best", {"budget": its}, headers()) for name, its in own.items()]
+    through = [Target(name, gateway, f"{model}@best", {"budget": limits}, headers()) for name, limits in own.items()]
     return [Target(BARE, bare, model), *through]
 
 

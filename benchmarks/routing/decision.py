@@ -52,17 +52,17 @@ def requests(count: int) -> list[tuple[Budget, Features]]:
     return [(one.budget.model_copy(update=degrade), Features(one.prompt_tokens, one.output_tokens)) for one in trace]
 
 
-def crowded(its: Sequence[Variant], mix: Sequence[tuple[Budget, Features]]) -> Admission:
+def crowded(catalog: Sequence[Variant], mix: Sequence[tuple[Budget, Features]]) -> Admission:
     """An admission in which `WAITING` requests wait, as every engine runs what the time per token of the mix allows."""
     admission = Admission(Router(WithinBudget()))
-    admission.roll(its, 0.0)
+    admission.roll(catalog, 0.0)
     for budget, _ in mix:
         admission.class_of(budget)
     paced = [(budget, features) for budget, features in mix if budget.tpot_ms is not None]
     for budget, features in itertools.islice(itertools.cycle(paced), 100 * WAITING):
         if len(admission) == WAITING:
             return admission
-        admission.submit(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
+        admission.submit(catalog, Waiting(budget, features, 0.0, lambda _: None), 0.0)
     raise AssertionError("no request waits: the variants have room")
 
 
@@ -91,26 +91,26 @@ def measure() -> dict[str, object]:
     shares: dict[str, float] = {}
     for count in COUNTS:
         progress.step(f"{count} variants")
-        its, router = variants(count), Router(WithinBudget())
-        admission = crowded(its, mix)
+        catalog, router = variants(count), Router(WithinBudget())
+        admission = crowded(catalog, mix)
 
-        def decide(its: Sequence[Variant] = its, admission: Admission = admission) -> None:
+        def decide(catalog: Sequence[Variant] = catalog, admission: Admission = admission) -> None:
             for budget, features in mix:
-                decision = admission.decide(its, Waiting(budget, features, 0.0, lambda _: None), 0.0)
+                decision = admission.decide(catalog, Waiting(budget, features, 0.0, lambda _: None), 0.0)
                 serve(decision.variant, features)
 
-        def pump(its: Sequence[Variant] = its, admission: Admission = admission) -> None:
-            for variant, (_, features) in zip(itertools.cycle(its), mix):
+        def pump(catalog: Sequence[Variant] = catalog, admission: Admission = admission) -> None:
+            for variant, (_, features) in zip(itertools.cycle(catalog), mix):
                 serve(variant, features)
-                admission.pump(its, 0.0)
+                admission.pump(catalog, 0.0)
 
-        def nothing_fits(its: Sequence[Variant] = its, router: Router = router) -> None:
+        def nothing_fits(catalog: Sequence[Variant] = catalog, router: Router = router) -> None:
             for _, features in mix:
-                for variant in its:
+                for variant in catalog:
                     variant.live.usual_prompt += 1e-6
-                router.decide(its, IMPOSSIBLE, features)
+                router.decide(catalog, IMPOSSIBLE, features)
 
-        predictions = [router.decide(its, *one).chosen.prediction for one in mix]
+        predictions = [router.decide(catalog, *one).chosen.prediction for one in mix]
 
         def observe(predictions: Sequence[object] = predictions) -> None:
             for one in predictions:

@@ -94,9 +94,9 @@ def measure(platform: str, size: Size, save_round: Callable[[dict[str, object], 
     names = [variant.name for variant in load_config(CONFIG).variants]
     compared = settings(platform, size.policies, cores, names)
     [plain] = settings(platform, ["full"], cores, names)
-    its = machine(platform, [one.setup for one in [plain, *compared]])
-    path = WORK / f"{platform}-{_digest(platform, size, its)}.jsonl"
-    bench = Bench(its, its.profile("full", plain.setup), size, Journal.open(path))
+    hardware = machine(platform, [one.setup for one in [plain, *compared]])
+    path = WORK / f"{platform}-{_digest(platform, size, hardware)}.jsonl"
+    bench = Bench(hardware, hardware.profile("full", plain.setup), size, Journal.open(path))
     print(f"the client runs at nice {os.nice(0)}; measured cells are stored in {path} until the end", flush=True)
     bench.per_s = full_load(bench.full, make_trace("poisson", 1.0, 2000.0, 0))
     print(f"load 1 is {bench.per_s:.2f} requests a second", flush=True)
@@ -170,11 +170,11 @@ def speeds(profile: Profile) -> dict[str, float]:
     }
 
 
-def _digest(platform: str, size: Size, its: Machine) -> str:
+def _digest(platform: str, size: Size, hardware: Machine) -> str:
     """Names what is measured and with which code: cells of other code are not mixed in."""
     root = Path(__file__).parents[2]
     sources = sorted([*(root / "serve").rglob("*.py"), *(root / "benchmarks" / "routing").glob("*.py"), CONFIG])
-    parts = [platform, repr(size), *map(str, its.folders.values()), *(source.read_text() for source in sources)]
+    parts = [platform, repr(size), *map(str, hardware.folders.values()), *(source.read_text() for source in sources)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 

@@ -46,8 +46,8 @@ def simulated(bench: Bench, setting: Setting, number: int) -> list[Cell]:
     outcomes = list(simulator.run(trace))
     found = []
     for i, (shape, load) in enumerate(bench.keys, 1):
-        its, offset = outcomes[ends[i - 1] : ends[i]], i * (bench.size.seconds + DRAIN_S) * 1000
-        for outcome in its:
+        part, offset = outcomes[ends[i - 1] : ends[i]], i * (bench.size.seconds + DRAIN_S) * 1000
+        for outcome in part:
             outcome.request = replace(outcome.request, at=outcome.request.at - offset)
-        found.append(bench.cell("simulated", number, setting, shape, load, its))
+        found.append(bench.cell("simulated", number, setting, shape, load, part))
     return found

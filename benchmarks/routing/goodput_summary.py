@@ -119,7 +119,7 @@ def compared(by_policy: Mapping[str, Rounds]) -> dict[str, Any]:
 
 def _differences(ours: Rounds, others: Rounds) -> dict[str, float | int] | None:
     pairs = [(ours[number]["attainment"], others[number]["attainment"]) for number in ours if number in others]
-    return spread([its - other for its, other in pairs], 4) if pairs else None
+    return spread([own - other for own, other in pairs], 4) if pairs else None
 
 
 def _ratios(ours: Rounds, others: Rounds) -> dict[str, float | int] | None:
@@ -129,7 +129,7 @@ def _ratios(ours: Rounds, others: Rounds) -> dict[str, float | int] | None:
         for number in ours
         if number in others and others[number]["requests"]
     ]
-    return spread([its / other for its, other in pairs], 4) if pairs else None
+    return spread([own / other for own, other in pairs], 4) if pairs else None
 
 
 def _work_s(row: Row) -> float:

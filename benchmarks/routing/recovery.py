@@ -25,7 +25,7 @@ LOW, HIGH = 0.25, 2.0
 PERIOD_S, PERIODS, SEEDS = 40.0, 15, 5
 
 
-def measure(its: Bench, periods: int = PERIODS, seeds: int = SEEDS) -> dict[str, Any]:
+def measure(bench: Bench, periods: int = PERIODS, seeds: int = SEEDS) -> dict[str, Any]:
     """Simulate all seeds. Returns the result without the machine."""
     [setting] = settings_of(["budget"])
     mean, depth = (LOW + HIGH) / 2, (HIGH - LOW) / (HIGH + LOW)
@@ -33,9 +33,9 @@ def measure(its: Bench, periods: int = PERIODS, seeds: int = SEEDS) -> dict[str,
     requests: list[list[float]] = []
     for seed in range(seeds):
         progress.step(f"seed {seed}")
-        simulator = platform(its.machine, setting, seed)
+        simulator = platform(bench.machine, setting, seed)
         assert simulator is not None
-        arrivals = square(its.per_s * mean, seed_of(seed, "arrivals"), depth, PERIOD_S)
+        arrivals = square(bench.per_s * mean, seed_of(seed, "arrivals"), depth, PERIOD_S)
         until = itertools.takewhile(lambda at: at < periods * PERIOD_S * 1000, arrivals)
         requests += predicted(list(simulator.run(mixed(until, ABSOLUTE, seed_of(seed, "mix"), heavy=True))))
     size = {"low": LOW, "high": HIGH, "period_s": PERIOD_S, "periods": periods, "seeds": seeds}

@@ -25,26 +25,26 @@ def since_jump(requests: Iterable[Sequence[float]], period_s: float) -> dict[str
     found: dict[str, Any] = {}
     for i, time in enumerate(TIMES):
         triples = {
-            second: [(took, expected, bound) for took, expected, bound in (one[1 + 3 * i : 4 + 3 * i] for one in its) if took > 0]
-            for second, its in sorted(by_second.items())
+            second: [(took, expected, bound) for took, expected, bound in (one[1 + 3 * i : 4 + 3 * i] for one in answers) if took > 0]
+            for second, answers in sorted(by_second.items())
         }  # fmt: skip
         rows = [
             {
                 "second": second,
-                "answers": len(its),
-                "error": round(statistics.median(abs(expected / took - 1) for took, expected, _ in its), 4),
-                "covered": round(_covered(its), 4),
+                "answers": len(answers),
+                "error": round(statistics.median(abs(expected / took - 1) for took, expected, _ in answers), 4),
+                "covered": round(_covered(answers), 4),
             }
-            for second, its in triples.items()
-            if its
+            for second, answers in triples.items()
+            if answers
         ]
         starts = range(math.ceil(half) - _WINDOW + 1)
         windows = {start: [one for second in range(start, start + _WINDOW) for one in triples.get(second, ())] for start in starts}  # fmt: skip
         low, high = COVERED
-        back = (start for start, its in windows.items() if its and low <= _covered(its) <= high)
+        back = (start for start, answers in windows.items() if answers and low <= _covered(answers) <= high)
         found[time] = {"seconds": rows, "back_s": next(back, None)}
     return found
 
 
-def _covered(its: Sequence[tuple[float, float, float]]) -> float:
-    return statistics.fmean(took <= bound for took, _, bound in its)
+def _covered(answers: Sequence[tuple[float, float, float]]) -> float:
+    return statistics.fmean(took <= bound for took, _, bound in answers)

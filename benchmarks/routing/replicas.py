@@ -115,8 +115,8 @@ def measure() -> dict[str, Any]:
 
 
 def _with_spread(by_seed: Mapping[int, Mapping[str, float]]) -> dict[str, dict[str, float | int]]:
-    its = [by_seed[seed] for seed in sorted(by_seed)]
-    return {name: spread([row[name] for row in its], 4) for name in its[0]}
+    rows = [by_seed[seed] for seed in sorted(by_seed)]
+    return {name: spread([row[name] for row in rows], 4) for name in rows[0]}
 
 
 def _gains(rows: Mapping[Key, Mapping[int, Mapping[str, float]]], replicas: int, load: float) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def live(urls: Sequence[str], load: float, seconds: float, rounds: int) -> dict[
         rows.setdefault(choice, {})[seed] = summary(served, len(urls), profile)
     return {
         "seconds": seconds, "seeds": tuple(range(rounds)), "replicas": len(urls), "load": load,
-        "live": {choice: _with_spread(its) for choice, its in rows.items()},
+        "live": {choice: _with_spread(by_seed) for choice, by_seed in rows.items()},
     }  # fmt: skip
 
 

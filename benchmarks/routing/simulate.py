@@ -156,8 +156,8 @@ def measure(seconds: float = SECONDS, requests: int = SCALE[1]) -> dict[str, Any
     found = {
         arrivals: {
             load: {
-                label: {name: spread([row[name] for row in its], 4) for name in its[0]}
-                for label, its in _with_best_oracle(by_label).items()
+                label: {name: spread([row[name] for row in runs], 4) for name in runs[0]}
+                for label, runs in _with_best_oracle(by_label).items()
             }
             for load, by_label in sorted(by_load.items(), key=lambda one: float(one[0]))
         }

@@ -15,11 +15,11 @@ def default_setup() -> Setup:
     return Setup(tuple(variant.name for variant in load_config(CONFIG).variants))
 
 
-def bench(size: Size, its: Machine | None = None) -> Bench:
+def bench(size: Size, hardware: Machine | None = None) -> Bench:
     """The benchmark of `python -m benchmarks.routing.goodput` of this `size`, without a journal. Raises `NoVariant`, `ConfigError`."""
-    its = its or machine("default", [default_setup()])
-    profile = its.profile("full", default_setup())
-    return Bench(its, profile, size, Journal(Path()), full_load(profile, make_trace("poisson", 1.0, 2000.0, 0)))
+    hardware = hardware or machine("default", [default_setup()])
+    profile = hardware.profile("full", default_setup())
+    return Bench(hardware, profile, size, Journal(Path()), full_load(profile, make_trace("poisson", 1.0, 2000.0, 0)))
 
 
 def settings_of(policies: Sequence[str]) -> list[Setting]:

@@ -27,7 +27,7 @@ class NoLiveResult(Exception):
     """Nothing was measured live that could be simulated; the message says why."""
 
 
-def measure(live: Mapping[str, Any], its: Machine | None = None) -> dict[str, Any]:
+def measure(live: Mapping[str, Any], machine: Machine | None = None) -> dict[str, Any]:
     """Simulate the cells of the result `live`. Returns the result without the machine.
 
     Raises:
@@ -36,7 +36,7 @@ def measure(live: Mapping[str, Any], its: Machine | None = None) -> dict[str, An
     """
     size = live["size"]
     shapes, policies = tuple(size["shapes"]), tuple(size["policies"])
-    measured = bench(Size(tuple(size["loads"]), shapes, policies, size["rounds_measured"], size["seconds"]), its)
+    measured = bench(Size(tuple(size["loads"]), shapes, policies, size["rounds_measured"], size["seconds"]), machine)
     setup = default_setup()
     for name, variant in live["variants"].items():
         if variant["cores"].get("shared") != speeds(measured.machine.profile(name, setup)):

@@ -288,15 +288,15 @@ def by_kind(outcomes: Sequence[Outcome], full: Profile) -> dict[str, float]:
     """`KIND.METRIC` of each kind of request: shares `kept` (within budget), `late`, `refused`; work in seconds, `offered_s` and `kept_s`."""
     found: dict[str, float] = {}
     for kind in dict.fromkeys(outcome.request.kind for outcome in outcomes):
-        its = [outcome for outcome in outcomes if outcome.request.kind == kind]
-        row = summary(its)
+        of_kind = [outcome for outcome in outcomes if outcome.request.kind == kind]
+        row = summary(of_kind)
         found |= {
             f"{kind}.requests": row["requests"],
             f"{kind}.kept": row["attainment"],
             f"{kind}.late": row["late"],
             f"{kind}.refused": row["refused"],
-            f"{kind}.offered_s": sum(work_s(full, o.request) for o in its),
-            f"{kind}.kept_s": sum(work_s(full, o.request) for o in its if o.within_budget),
+            f"{kind}.offered_s": sum(work_s(full, o.request) for o in of_kind),
+            f"{kind}.kept_s": sum(work_s(full, o.request) for o in of_kind if o.within_budget),
         }
     return found
 

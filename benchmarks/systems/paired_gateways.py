@@ -43,9 +43,11 @@ def gateways(
     own = deployments.gateway.GatewayDeployment
     for name in names:
         server = config.server.model_copy(update={"metrics_port": metrics_port(config.server.metrics_port, name)})
-        its = config.model_copy(update={"server": server, "observability": observability_settings(name, collector)})
+        variation = config.model_copy(
+            update={"server": server, "observability": observability_settings(name, collector)}
+        )
         deployments.gateway.GatewayDeployment = SilentGateway if name == "off" else MountedGateway  # type: ignore[misc]
-        app = deployments.gateway.gateway_app(its, catalog, routing, engine_token, str(folder / name))
+        app = deployments.gateway.gateway_app(variation, catalog, routing, engine_token, str(folder / name))
         targets.append(ray_serve.RunTarget(app, name=f"gateway-{name}", route_prefix=f"/{name}"))
     deployments.gateway.GatewayDeployment = own  # type: ignore[misc]
     return targets

@@ -233,10 +233,10 @@ def summary(records: Mapping[str, list[dict[str, Any]]], points_by_name: Mapping
     systems: dict[str, Any] = {}
     for name, found in records.items():
         pairs = list(zip(found, records["off"], strict=True))
-        its: dict[str, Any] = {"points": {}}
+        system: dict[str, Any] = {"points": {}}
         for point in points_by_name:
             rows = [(one[point], base[point]) for one, base in pairs]
-            its["points"][point] = {
+            system["points"][point] = {
                 **{key: spread([row[key] for row, _ in rows], 3) for key in rows[0][0]},
                 "per_s_ratio": spread([row["per_s"] / base["per_s"] for row, base in rows], 4),
                 "added_us": spread([row["gateway_us"] - base["gateway_us"] for row, base in rows], 2),
@@ -244,23 +244,23 @@ def summary(records: Mapping[str, list[dict[str, Any]]], points_by_name: Mapping
             }
         once = [one["unary"]["gateway_us"] - base["unary"]["gateway_us"] for one, base in pairs]
         each = [one["paced"]["gateway_us"] - base["paced"]["gateway_us"] for one, base in pairs]
-        its["request_us"] = spread(once, 1)
-        its["token_us"] = spread(
+        system["request_us"] = spread(once, 1)
+        system["token_us"] = spread(
             [all_us - request / points_by_name["paced"].tokens for all_us, request in zip(each, once, strict=True)], 2
         )
         if "arrived" in found[0]:
-            its["traces_arrived"] = spread([one["arrived"] for one in found], 3)
-        systems[name] = its
+            system["traces_arrived"] = spread([one["arrived"] for one in found], 3)
+        systems[name] = system
     return systems
 
 
-def shares(its: Mapping[str, Any], scrape_ms: float, real: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def shares(added: Mapping[str, Any], scrape_ms: float, real: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """The added time relative to real requests' time, by the number of streams: computed, not measured.
 
     `time`: as if the client waited for all the added CPU time of a request. `cpu`: of all cores at that rate of
     requests, with a scrape each `USUAL_SCRAPE_S`. A negative median is noise around zero, and counts as zero.
     """
-    request_us, token_us = (max(its[key]["median"], 0.0) for key in ("request_us", "token_us"))
+    request_us, token_us = (max(added[key]["median"], 0.0) for key in ("request_us", "token_us"))
     cores, found = real["machine"]["cores"], {}
     for shape in real["shape"]:
         point, tokens = real["systems"]["gearbox"][str(shape["streams"])], shape["output_tokens"]
@@ -287,15 +287,15 @@ def worst(by_streams: Mapping[str, Mapping[str, float]]) -> float:
 def summary_text(result: Mapping[str, Any]) -> str:
     """Summary of the result in a few lines, with its verdict."""
     lines = []
-    for name, its in result["systems"].items():
+    for name, system in result["systems"].items():
         if name == "off":
             continue
         share = worst(result["real"][name])
         verdict = "under" if share < result["aim"] else "NOT under"
         lines.append(
-            f"{name:8} {its['request_us']['median']:+7.1f} µs a request, {its['token_us']['median']:+6.2f} µs a token, "
-            f"{its['points']['first']['added_p50_ms']['median']:+.3f} ms to the first, "
-            f"{its['points']['unary']['per_s_ratio']['median']:.3f} of the requests/s, "
+            f"{name:8} {system['request_us']['median']:+7.1f} µs a request, {system['token_us']['median']:+6.2f} µs a token, "
+            f"{system['points']['first']['added_p50_ms']['median']:+.3f} ms to the first, "
+            f"{system['points']['unary']['per_s_ratio']['median']:.3f} of the requests/s, "
             f"{result['scrapes'][name]['cpu_ms']['median']:.1f} ms a scrape; "
             f"at most {share:.3%} of a real request (computed): {verdict} {result['aim']:.0%}"
         )

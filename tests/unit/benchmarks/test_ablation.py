@@ -115,15 +115,17 @@ def test_answers_of_one_token_have_no_time_per_token():
 
 
 def test_goodput_keeps_the_predictions_of_the_router_under_square_waves(machine: Machine):
-    its = bench(replace(SIZE, shapes=("square", "poisson"), policies=("budget", "full"), seconds=12.0), machine)
-    cells = [cell for policy in its.size.policies for cell in goodput_simulated.simulated(its, goodput_setting(policy), 0)]  # fmt: skip
+    measured = bench(replace(SIZE, shapes=("square", "poisson"), policies=("budget", "full"), seconds=12.0), machine)
+    cells = [cell for policy in measured.size.policies for cell in goodput_simulated.simulated(measured, goodput_setting(policy), 0)]  # fmt: skip
     with_predictions = {(cell.policy, cell.shape) for cell in cells if cell.requests}
     assert with_predictions == {("budget", "square")}
     assert all("ttft_p50_ms" in cell.row and "tpot_p95_ms" in cell.row for cell in cells)
     live = [replace(cell, where="live") for cell in cells]
     found = summarise(live)["recovery"]
     assert set(found) == {"1", "3", "all"}
-    answers = {load: sum(row["answers"] for row in its["ttft"]["seconds"]) for load, its in found.items()}
+    answers = {
+        load: sum(row["answers"] for row in predictions["ttft"]["seconds"]) for load, predictions in found.items()
+    }
     assert answers["all"] == answers["1"] + answers["3"] == sum(len(cell.requests) for cell in live)
     assert "recovery" not in summarise([replace(cell, requests=()) for cell in live])
     figures = {one.id for one in claim_rows_goodput._after_jump("recovery.load-all", "x", found["all"])}
@@ -159,8 +161,8 @@ def test_recovery_is_simulated_plotted_and_claimed(machine: Machine, monkeypatch
 
 
 def test_the_simulator_is_compared_with_what_was_measured_live(machine: Machine):
-    its = bench(replace(SIZE, policies=("budget", "admission-4")), machine)
-    cells = [replace(cell, where="live") for number in range(2) for cell in goodput_simulated.simulated(its, goodput_setting("budget"), number)]  # fmt: skip
+    measured = bench(replace(SIZE, policies=("budget", "admission-4")), machine)
+    cells = [replace(cell, where="live") for number in range(2) for cell in goodput_simulated.simulated(measured, goodput_setting("budget"), number)]  # fmt: skip
     setup = default_setup()
     live = {
         "size": {"loads": [1.0, 3.0], "shapes": ["square"], "policies": ["budget", "admission-4"], "rounds_measured": 2, "seconds": 4.0},
@@ -170,7 +172,7 @@ def test_the_simulator_is_compared_with_what_was_measured_live(machine: Machine)
     }  # fmt: skip
     result = simulator_error.measure(live, machine)
     assert set(result["errors"]["square"]["3"]) == {"budget"}
-    assert {its["error"] for by in result["errors"]["square"].values() for its in by["budget"].values()} == {0.0}
+    assert {metric["error"] for by in result["errors"]["square"].values() for metric in by["budget"].values()} == {0.0}
     page = goodput_tables.simulator_error({**result, "machine": MACHINE})
     assert "| budget: within budget | " in page and "| budget: TTFT p50 | " in page
     assert {"square.load-3.budget.late", "square.load-3.budget.late.error"} < {

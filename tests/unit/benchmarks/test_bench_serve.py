@@ -32,8 +32,8 @@ def client() -> Iterator[Executor]:
 @pytest.fixture
 def run(client: Executor, tokenizer: Path, tmp_path: Path):
     def run(one: Target, limits: Mapping[str, float]) -> dict[str, float]:
-        its = one.url, one.model, tokenizer, REQUESTS, limits, tmp_path / "log", one.extra_body, one.headers
-        return client.submit(bench_goodput, *its).result(300)
+        arguments = one.url, one.model, tokenizer, REQUESTS, limits, tmp_path / "log", one.extra_body, one.headers
+        return client.submit(bench_goodput, *arguments).result(300)
 
     return run
 
@@ -89,10 +89,10 @@ def test_a_run_sends_all_targets_the_same_traces_and_compares_the_rounds(
     saved: list[tuple[dict, int]] = []
     profile = make_profile([(100, 1, 100)], [(1, 20), (8, 40)])
     compared = targets("gateway", MODEL, 1.0, "engine")
-    measure(compared, profile, (0.5, 2.0), 2, 5.0, send, lambda *its: saved.append(its))
+    measure(compared, profile, (0.5, 2.0), 2, 5.0, send, lambda *result: saved.append(result))
     assert [rounds for _, rounds in saved] == [1, 2]
-    for its in sent.values():
-        assert its[1:] == sent["bare"][1:], "after its own warm-up"
+    for traces in sent.values():
+        assert traces[1:] == sent["bare"][1:], "after its own warm-up"
     assert len({tuple(requests) for requests in sent["bare"]}) == 5
     result = saved[-1][0]
     assert result["systems"]["gearbox"]["2"]["over_bare"] == {"median": 0.5, "min": 0.5, "max": 0.5, "n": 2}

@@ -156,9 +156,9 @@ def test_traces_have_the_rate_the_kinds_and_a_heavy_tail(shape: str):
     assert trace == make_trace(shape, 20.0, 400.0, 3)
     assert len(trace) == pytest.approx(20 * 400, rel=0.1)
     for kind, (share, budget) in ABSOLUTE.items():
-        its = [request for request in trace if request.kind == kind]
-        assert len(its) / len(trace) == pytest.approx(share, abs=0.03)
-        assert its[0].budget == budget
+        of_kind = [request for request in trace if request.kind == kind]
+        assert len(of_kind) / len(trace) == pytest.approx(share, abs=0.03)
+        assert of_kind[0].budget == budget
     prompts = sorted(request.prompt_tokens for request in trace)
     assert prompts[-1] == 1000
     assert prompts[len(prompts) // 2] == pytest.approx(60, rel=0.1)
@@ -198,15 +198,15 @@ SIZE = Size((0.5, 2.0), ("square",), ("budget", "budget-full", "full", "admissio
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     """The sample variants instead of cached ones; cells without warm-up."""
     cards = {variant.name: variant.card for variant in three_gears()}
-    its = Machine(load_config(live_platform.CONFIG), {(name, 0): name for name in NAMES})  # type: ignore[dict-item]
+    hardware = Machine(load_config(live_platform.CONFIG), {(name, 0): name for name in NAMES})  # type: ignore[dict-item]
     for module in (goodput_simulated, live_platform):
         monkeypatch.setattr(module, "load_card", lambda name: cards[name])
-    monkeypatch.setattr(goodput, "machine", lambda *_: its)
+    monkeypatch.setattr(goodput, "machine", lambda *_: hardware)
     monkeypatch.setattr(goodput, "WORK", tmp_path)
     monkeypatch.setattr(goodput_cells, "WARM_S", 0.1)
     monkeypatch.setattr(goodput, "full_load", lambda *_: 40.0)
     monkeypatch.setattr(goodput_cells, "LIMITS", (8, 16))
-    return its
+    return hardware
 
 
 @pytest.fixture
@@ -294,8 +294,8 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
         len(replayed) == 4 + 3
     )  # the cells of `full` are not measured again, only those of `budget`, after its warm-up
     first = before[0]
-    its = results[0]["live"]["poisson"][f"{first['load']:g}"][first["policy"]]
-    assert its["attainment"]["median"] == round(first["row"]["attainment"], 4)
+    row = results[0]["live"]["poisson"][f"{first['load']:g}"][first["policy"]]
+    assert row["attainment"]["median"] == round(first["row"]["attainment"], 4)
     assert not list(tmp_path.glob("*.jsonl"))
 
 

@@ -126,16 +126,16 @@ def test_differences_are_within_a_round_and_a_tokens_is_without_the_requests():
     tokens = points["paced"].tokens
     off = [record(500, 200, 1.0), record(700, 210, 2.0)]
     more = [record(600, 200 + 100 / tokens, 1.1), record(800, 213 + 100 / tokens, 2.1)]
-    its = overhead.summary({"off": off, "log": more}, points)["log"]
-    assert its["request_us"] == {"median": 100, "min": 100, "max": 100, "n": 2}
-    assert (its["token_us"]["min"], its["token_us"]["max"]) == (0, 3)
-    assert its["points"]["first"]["added_p50_ms"]["median"] == pytest.approx(0.1)
-    assert its["points"]["unary"]["per_s_ratio"]["max"] == pytest.approx(700 / 800)
+    row = overhead.summary({"off": off, "log": more}, points)["log"]
+    assert row["request_us"] == {"median": 100, "min": 100, "max": 100, "n": 2}
+    assert (row["token_us"]["min"], row["token_us"]["max"]) == (0, 3)
+    assert row["points"]["first"]["added_p50_ms"]["median"] == pytest.approx(0.1)
+    assert row["points"]["unary"]["per_s_ratio"]["max"] == pytest.approx(700 / 800)
 
 
 def test_shares_are_of_a_real_request_and_of_all_cores():
-    its = {"request_us": {"median": 380.0}, "token_us": {"median": 2.0}}
-    found = overhead.shares(its, 15.0, REAL)
+    added = {"request_us": {"median": 380.0}, "token_us": {"median": 2.0}}
+    found = overhead.shares(added, 15.0, REAL)
     assert found["1"]["added_us"] == 380 + 11 * 2
     assert found["1"]["time"] == pytest.approx(402 / 200_000), "100 ms to the first of 11 tokens, 10 ms to each other"
     assert found["8"]["cpu"] == pytest.approx((402e-6 * 10 + 0.001) / 2), "10 requests/s; 15 ms each 15 s"
@@ -168,9 +168,9 @@ def test_on_the_real_engine_rounds_are_paired_too():
         "off": {"1": [row, slow]},
         "traces": {"1": [{**row, "ttft_p50_ms": 101.0}, {**slow, "tokens_per_s": 14.7}]},
     }
-    its = overhead_engine.summary(found)["traces"]["1"]
-    assert (its["added_ttft_ms"]["min"], its["added_ttft_ms"]["max"]) == (0, 1)
-    assert its["ratio"]["min"] == pytest.approx(0.98)
+    row = overhead_engine.summary(found)["traces"]["1"]
+    assert (row["added_ttft_ms"]["min"], row["added_ttft_ms"]["max"]) == (0, 1)
+    assert row["ratio"]["min"] == pytest.approx(0.98)
 
 
 @pytest.mark.parametrize("error", [LoadError("status 500")])

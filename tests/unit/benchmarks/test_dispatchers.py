@@ -158,8 +158,8 @@ def test_dispatchers_by_name():
     profiles = {"full": PROFILE}
 
     def place(policy: str) -> Place | None:
-        its = dispatcher(policy, "m", full_and_int8(), profiles, 0)
-        return asyncio.run(its.place(request(ttft_ms=60_000)))
+        chooser = dispatcher(policy, "m", full_and_int8(), profiles, 0)
+        return asyncio.run(chooser.place(request(ttft_ms=60_000)))
 
     own = {"ttft_ms": 60_000.0, "objective": "quality", "on_no_candidate": "degrade"}
     assert place("budget") == place("budget-full") == Place("m@best", own)
@@ -176,8 +176,8 @@ def test_each_name_has_a_choice_of_its_own():
     def chosen(policy: str, seed: int = 0) -> list[str]:
         """Of three requests that stay in flight, while `full` has many requests and `int8` many tokens."""
         variants = [InFlight("full", 1.0, 2.0, requests=8), InFlight("int8", 0.9, 1.0, tokens=10_000)]
-        its = dispatcher(policy, "m", variants, {}, seed)
-        return [asyncio.run(its.place(request())).model.removeprefix("m:") for _ in range(3)]  # type: ignore[union-attr]
+        chooser = dispatcher(policy, "m", variants, {}, seed)
+        return [asyncio.run(chooser.place(request())).model.removeprefix("m:") for _ in range(3)]  # type: ignore[union-attr]
 
     assert chosen("threshold") == ["int8"] * 3
     assert chosen("token-load") == ["full"] * 3

@@ -205,9 +205,9 @@ def test_bursts_are_four_times_as_busy():
 def test_requests_have_the_kinds_and_limits_of_the_mix():
     requests = list(itertools.islice(mixed(ARRIVALS["poisson"](1.0, 1), relative(PROFILE), 1), 2000))
     for kind, (share, floor, *_) in KINDS.items():
-        its = [request for request in requests if request.kind == kind]
-        assert len(its) / 2000 == pytest.approx(share, abs=0.04)
-        assert {request.budget.min_quality for request in its} == {floor}
+        of_kind = [request for request in requests if request.kind == kind]
+        assert len(of_kind) / 2000 == pytest.approx(share, abs=0.04)
+        assert {request.budget.min_quality for request in of_kind} == {floor}
     assert statistics.median(request.output_tokens for request in requests) == pytest.approx(24, abs=3)
 
 

@@ -71,11 +71,14 @@ def test_neither_slices_nor_micro_batches_change_the_gradient(micro_batch: int |
     student, teacher, batch = tiny(1), tiny(2, layers=4), torch.tensor(SEQUENCES)
     options = {"alpha": 0.5, "beta": 0.7, "tau": 2.0, "divergence": "js", "hidden": 0.3, "hidden_layers": {0: 1, 1: 3}}
     loss, found = gradient(student, teacher, **options, micro_batch=micro_batch)
-    mine = student(batch, output_hidden_states=True)
-    its = teacher(batch, output_hidden_states=True)
-    logits, target = (answer.logits[:, :-1].flatten(0, 1) for answer in (mine, its))
+    student_output = student(batch, output_hidden_states=True)
+    teacher_output = teacher(batch, output_hidden_states=True)
+    logits, target = (answer.logits[:, :-1].flatten(0, 1) for answer in (student_output, teacher_output))
     plain = distillation_loss(logits, target, batch[:, 1:].flatten(), 0.5, 0.7, 2.0, True, "js")
-    pairs = ((mine.hidden_states[1], its.hidden_states[2]), (mine.hidden_states[2], its.hidden_states[4]))
+    pairs = (
+        (student_output.hidden_states[1], teacher_output.hidden_states[2]),
+        (student_output.hidden_states[2], teacher_output.hidden_states[4]),
+    )
     plain = plain + 0.3 * torch.stack([hidden_loss(h, t) for h, t in pairs]).mean()
     plain.backward()
     assert loss == pytest.approx(plain.item(), rel=1e-5)
@@ -184,7 +187,7 @@ def kill_at_8(_: str, done: int, *__: object) -> None:
 
 def same_weights(one: "torch.nn.Module", other: "torch.nn.Module") -> bool:
     pairs = zip(one.parameters(), other.parameters(), strict=True)
-    return all(torch.equal(mine, its) for mine, its in pairs)
+    return all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -32,8 +32,8 @@ def test_two_processes_give_the_weights_of_one(tmp_path: Path, teacher: Path) ->
     assert seen == list(range(1, 9))
     assert (two.steps, two.tokens) == (one.steps, one.tokens)
     assert two.last_loss == pytest.approx(one.last_loss, rel=1e-4)
-    for mine, its in zip(alone.parameters(), together.parameters(), strict=True):
-        assert torch.allclose(mine, its, atol=1e-4 if mine.dtype == torch.float32 else 2e-2)
+    for single, shared in zip(alone.parameters(), together.parameters(), strict=True):
+        assert torch.allclose(single, shared, atol=1e-4 if single.dtype == torch.float32 else 2e-2)
     assert not (tmp_path / "two" / "job").exists()
     assert [file.suffix for file in (tmp_path / "two").iterdir()] == [".pt"]
 

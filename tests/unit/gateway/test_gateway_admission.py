@@ -250,8 +250,8 @@ def test_several_sequences_teach_no_margin(paced: Started):
         == 200
     )
     paced.settle()
-    (its,) = paced.app._admission._queue.classes.values()
-    assert its.waits.state() == [0.0]
+    (budget_class,) = paced.app._admission._queue.classes.values()
+    assert budget_class.waits.state() == [0.0]
 
 
 def test_only_the_tokens_after_the_first_count_as_steps(paced: Started):
@@ -273,11 +273,11 @@ def test_a_request_that_fails_over_is_offered_and_admitted_once(start_gateway: S
     gateway.settle()
     assert gateway.sample("gearbox_failovers_total", variant="full", cause="engine") == 1
     admission = gateway.app._admission._queue
-    (its,) = admission.classes.values()
-    (flow,) = its.flows.values()
+    (budget_class,) = admission.classes.values()
+    (flow,) = budget_class.flows.values()
     admitted_ms = flow.tenant.admitted_ms
-    its.roll(1.0, [])
-    assert its.requests == pytest.approx(1 - math.exp(-1 / MEMORY_S)), "one request in that second"
+    budget_class.roll(1.0, [])
+    assert budget_class.requests == pytest.approx(1 - math.exp(-1 / MEMORY_S)), "one request in that second"
     assert admitted_ms * MEMORY_S == pytest.approx(flow.offered_ms / (1 - math.exp(-1 / MEMORY_S)))
 
 

@@ -55,14 +55,16 @@ def test_the_classes_least_recently_used_are_forgotten():
 
 def taught(slower: float, count: int) -> BudgetClass:
     """A class whose requests took `slower` times what was predicted, at engines that ran as much as they may."""
-    site, its, budget = Site(engine()), BudgetClass(50.0), Budget(ttft_ms=10_000, tpot_ms=50)
+    site, budget_class, budget = Site(engine()), BudgetClass(50.0), Budget(ttft_ms=10_000, tpot_ms=50)
     site.variants[0].live.in_flight = 3
     for _ in range(count):
-        decision = site.admission.router.decide(site.variants, budget, REQUEST, step_limit_ms=its.step_limit_ms)
+        decision = site.admission.router.decide(
+            site.variants, budget, REQUEST, step_limit_ms=budget_class.step_limit_ms
+        )
         assert decision.chosen.fills
         ttft_ms = decision.chosen.prediction.expected.ttft_ms
-        its.observe(decision, Latency(slower * ttft_ms, slower * decision.chosen.step_limit_ms, 1e3))
-    return its
+        budget_class.observe(decision, Latency(slower * ttft_ms, slower * decision.chosen.step_limit_ms, 1e3))
+    return budget_class
 
 
 def test_margins_rise_with_slower_answers_than_predicted_and_fall_with_faster():
@@ -73,11 +75,11 @@ def test_margins_rise_with_slower_answers_than_predicted_and_fall_with_faster():
 
 
 def test_the_time_per_token_teaches_only_where_the_engine_is_nearly_full():
-    site, its = Site(engine()), BudgetClass(5000.0)
+    site, budget_class = Site(engine()), BudgetClass(5000.0)
     chosen = site.admission.router.decide(site.variants, Budget(tpot_ms=5000), REQUEST, step_limit_ms=5000)
-    before = its.step_margin
-    its.observe(chosen, Latency(100, 20, 300))
-    assert not chosen.chosen.fills and its.step_margin == before
+    before = budget_class.step_margin
+    budget_class.observe(chosen, Latency(100, 20, 300))
+    assert not chosen.chosen.fills and budget_class.step_margin == before
 
 
 def test_the_margin_of_a_profile_is_that_of_its_most_careful_class():
@@ -159,12 +161,12 @@ def test_what_cannot_be_met_at_all_is_no_demand():
 
 def test_a_margin_that_lets_nothing_in_does_not_last():
     site, limits = Site(), {"ttft_ms": 200, "on_no_candidate": "reject"}
-    its = site.admission.class_of(Budget(**limits))
+    budget_class = site.admission.class_of(Budget(**limits))
     for _ in range(30):
-        its.waits.observe(1.0)
+        budget_class.waits.observe(1.0)
     assert site.ask(**limits).error.status in (422, 429)
     site.roll(29)
-    assert its.margin == MOST_MARGIN
+    assert budget_class.margin == MOST_MARGIN
     site.roll(150)
     assert site.ask(**limits).started
 
@@ -192,22 +194,22 @@ def test_a_share_is_of_all_replicas(replicas: int):
 
 def test_an_answer_ends_the_quiet_after_which_margins_decay():
     site, budget = Site(), Budget(ttft_ms=10_000)
-    its = site.admission.class_of(budget)
+    budget_class = site.admission.class_of(budget)
     for _ in range(30):
-        its.waits.observe(1.0)
+        budget_class.waits.observe(1.0)
     site.roll(29)
     decision = site.admission.router.decide(site.variants, budget, REQUEST)
-    its.observe(decision, Latency(decision.chosen.prediction.expected.ttft_ms, 20, 300))
+    budget_class.observe(decision, Latency(decision.chosen.prediction.expected.ttft_ms, 20, 300))
     site.roll(29)
-    assert its.waits.value == 1.0
+    assert budget_class.waits.value == 1.0
 
 
 def test_a_class_with_no_other_limit_learns_from_the_time_of_all():
-    site, budget, its = Site(), Budget(e2e_ms=10_000), BudgetClass(float("inf"))
+    site, budget, budget_class = Site(), Budget(e2e_ms=10_000), BudgetClass(float("inf"))
     decision = site.admission.router.decide(site.variants, budget, REQUEST)
     for _ in range(30):
-        its.observe(decision, Latency(1.0, 20, 1.5 * decision.chosen.prediction.expected.e2e_ms))
-    assert its.margin == pytest.approx(1.5)
+        budget_class.observe(decision, Latency(1.0, 20, 1.5 * decision.chosen.prediction.expected.e2e_ms))
+    assert budget_class.margin == pytest.approx(1.5)
 
 
 def test_limits_of_few_requests_bound_nobody(monkeypatch: pytest.MonkeyPatch):
