@@ -192,7 +192,7 @@ class TestIngestion:
             assert len(listed()) < DOCUMENTS
             server_of(platform).kill()
             said, _ = second.communicate(timeout=100)
-            assert second.returncode == 0, said  # it asks again until the database is back
+            assert second.returncode == 0, said  # it retries until the database is back
             assert "0 skipped" in said and "Traceback" not in said
             here = whole()
             assert len(listed()) == len(here) == DOCUMENTS

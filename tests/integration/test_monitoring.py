@@ -24,7 +24,7 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.platform
 COLLECTION = "monitoring"
-LOAD_S = 20  # at least; every client asks in every way twice
+LOAD_S = 20  # at least; every client sends every kind of request twice
 RULES = sorted((ROOT / "helm/gearbox/rules").glob("*.yaml"))
 
 

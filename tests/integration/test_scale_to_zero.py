@@ -32,7 +32,7 @@ def ask(platform: Platform, timeout: float = 120) -> httpx.Response:
 
 
 def counted(platform: Platform, name: str) -> float:
-    """The sum of a metric's series over all gateways, as either of them tells it."""
+    """The sum of a metric's series over all gateways, as either of them reports it."""
     return sum(parse(httpx.get(f"{platform.metrics_url}/metrics").text).get(name, {}).values())
 
 

@@ -375,31 +375,31 @@ def test_ctrl_c_ends_the_live_view_and_gives_the_terminal_back():
 
 
 def test_a_key_other_than_q_does_not_shorten_the_wait_and_looks_go_on(platform):
-    looks = []
+    scrapes = []
 
     with terminal() as terminal_:
 
         def page():
-            looks.append(time.monotonic())
-            terminal_.type(b"x" if len(looks) < 3 else b"Q")
+            scrapes.append(time.monotonic())
+            terminal_.type(b"x" if len(scrapes) < 3 else b"Q")
             return parse(platform.page().decode())
 
         _follow(Console(file=io.StringIO(), force_terminal=True), Watch(URL, 10, page), 0.05, terminal_.file)
-    assert len(looks) == 3
-    assert all(later - earlier >= 0.05 for earlier, later in pairwise(looks))
+    assert len(scrapes) == 3
+    assert all(later - earlier >= 0.05 for earlier, later in pairwise(scrapes))
 
 
 def test_without_a_terminal_to_type_in_the_live_view_goes_on_until_it_is_interrupted(platform):
-    looks = []
+    scrapes = []
 
     def page():
-        looks.append(len(looks))
-        if len(looks) == 3:
+        scrapes.append(len(scrapes))
+        if len(scrapes) == 3:
             raise KeyboardInterrupt
         return parse(platform.page().decode())
 
     _follow(Console(file=io.StringIO(), force_terminal=True), Watch(URL, 10, page), 0.001, io.StringIO())
-    assert looks == [0, 1, 2]
+    assert scrapes == [0, 1, 2]
 
 
 class Terminal:

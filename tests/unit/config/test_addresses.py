@@ -103,7 +103,7 @@ def test_prometheus_finds_ipv6_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     ("host", "reached"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"]), ("127.0.0.1", ["127.0.0.1"])]
 )
 def test_metrics_are_served_on_ipv6(host: str, reached: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    serve = partialmethod(MetricsServer.serve_forever, 0.01)  # looks that often whether it should end
+    serve = partialmethod(MetricsServer.serve_forever, 0.01)  # checks that often whether it should end
     monkeypatch.setattr(MetricsServer, "serve_forever", serve)
     port = free_port("::")
     server = serve_metrics(host, port, CollectorRegistry(), list)

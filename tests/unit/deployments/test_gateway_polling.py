@@ -22,15 +22,15 @@ from serve.routing.live_state import LiveState
 class FailsFirst:
     """Replicas whose first look fails, and of which Serve says nothing."""
 
-    looks = 0
+    polls = 0
     stays_away = False  # whether all of them fail
 
     async def sync(self, variants: object) -> None:
         await asyncio.Event().wait()
 
     async def refresh(self, variant: str, live: LiveState, session: object) -> None:
-        self.looks += 1
-        if self.looks == 1 or self.stays_away:
+        self.polls += 1
+        if self.polls == 1 or self.stays_away:
             raise ConnectionError("the engine is away")
         live.update_from_engines(2, 5, 0, 0.0)
 
@@ -58,7 +58,7 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     with caplog.at_level(logging.ERROR):
         for _ in range(1000):
             await asyncio.sleep(0.001)
-            if watcher._replicas.looks >= 20 and watcher._app.export_quotas.await_count:
+            if watcher._replicas.polls >= 20 and watcher._app.export_quotas.await_count:
                 break
     assert not task.done()
     task.cancel()
@@ -66,7 +66,7 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
         await task
     assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [ConnectionError]
     assert watcher._variants["full"].live.replicas == 2
-    assert watcher._replicas.looks >= 20, "neither a store nor a controller that hangs holds up the looks"
+    assert watcher._replicas.polls >= 20, "neither a store nor a controller that hangs holds up the polls"
     watcher._app.export_quotas.assert_awaited()
 
 

@@ -50,12 +50,12 @@ def test_an_engine_that_runs_is_ready_when_the_gateway_has_found_it(
     supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
     seen: list[dict[str, str]] = []
-    looks = iter([set(), {"int8"}, {"int8"}, {"full", "int8"}])
+    polls = iter([set(), {"int8"}, {"int8"}, {"full", "int8"}])
 
     def found() -> set[str]:
         state = load_state(tmp_path)
         seen.append({name: part.phase for name, part in state.parts.items()} if state else {})
-        return next(looks)
+        return next(polls)
 
     monkeypatch.setattr(supervisor, "_routable_variants", found)
     applications(monkeypatch, gateway="RUNNING", full="RUNNING", int8="RUNNING")
@@ -124,15 +124,15 @@ def test_the_platform_stops_with_a_reason_when_ray_has_ended(
     supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Ray itself goes on for a minute and then aborts this process, which could stop nothing any more."""
-    looks = iter([None, None, "gcs_server (exit code -9)"])
-    monkeypatch.setattr("deployments.supervisor.ended_ray_process", lambda: next(looks, "gcs_server (exit code -9)"))
+    polls = iter([None, None, "gcs_server (exit code -9)"])
+    monkeypatch.setattr("deployments.supervisor.ended_ray_process", lambda: next(polls, "gcs_server (exit code -9)"))
     kill, delete = Mock(), Mock()
     monkeypatch.setattr("deployments.supervisor.os.kill", kill)
     monkeypatch.setattr("deployments.supervisor.gateway_requests", lambda url: 3.0)
     monkeypatch.setattr("deployments.supervisor._listens", lambda url: True)
     monkeypatch.setattr("deployments.supervisor.start_deleting_app", delete)
     supervisor._monitor_ray()
-    assert kill.call_args.args[1] == signal.SIGTERM and next(looks, "read") == "read"
+    assert kill.call_args.args[1] == signal.SIGTERM and next(polls, "read") == "read"
     state = load_state(tmp_path)
     assert state is not None and (state.error or "").startswith("Ray's gcs_server (exit code -9) has ended")
     supervisor._drain()

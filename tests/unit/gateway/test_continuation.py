@@ -215,7 +215,7 @@ def test_an_event_without_ids_makes_the_rest_inexact():
 
 
 def test_an_engine_that_holds_text_back_is_not_continued():
-    """As one does that looks for tool calls in the text."""
+    """As an engine does that searches the text for tool calls."""
     request = call()
     events = list(TokenEngine("vwxyz").events(payload(request)))
     stream = stream_of(request)

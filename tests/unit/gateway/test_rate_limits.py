@@ -191,10 +191,10 @@ async def test_many_requests_at_once_do_not_pile_up_at_a_store_that_hangs(store)
     )
     connections = store[0].connections
     quick = [await refused(keeper, caller) for _ in range(300)]
-    looks = 1 + int(sum(quick) / PAUSE_S)  # of requests that ask whether it is back
+    probes = 1 + int(sum(quick) / PAUSE_S)  # of requests that try whether it is back
     waited = sum(seconds >= 0.2 for seconds in quick)
-    assert waited <= 1 + looks, "once it is known to be down nobody else waits for it"
-    assert store[0].connections - connections <= 2 * looks
+    assert waited <= 1 + probes, "once it is known to be down nobody else waits for it"
+    assert store[0].connections - connections <= 2 * probes
     deadline = time.monotonic() + 5
     while store[0].open:
         assert time.monotonic() < deadline, "what was given up is closed"
@@ -209,7 +209,7 @@ async def test_a_burst_at_a_healthy_store_is_admitted_whole(redis):
 
 
 async def test_one_slow_answer_does_not_shut_the_store_out(store, redis):
-    """Two in a row may be chance: the next request asks again."""
+    """Two in a row may be chance: the next request tries again."""
     keeper, caller, _ = gatekeeper(redis[0], rate_limit_store_timeout_s=0.4)
     await keeper.admit(caller)
     redis[1].send_signal(19)  # SIGSTOP

@@ -6,7 +6,7 @@ from benchmarks.lib.sample_catalog import three_gears
 from serve.routing.prediction import Load
 
 
-def test_the_load_is_this_gateways_own_and_what_others_had_at_the_last_look():
+def test_the_load_is_this_gateways_own_and_what_others_had_at_the_last_poll():
     live = three_gears()[0].live
     live.on_dispatch(100, 1, 20)
     live.update_from_engines(replicas=1, running=3, waiting=2, kv_usage=0.1)

@@ -126,7 +126,7 @@ def test_what_was_learnt_in_an_overload_does_not_keep_a_variant_idle_for_ever():
     for _ in range(100):
         full.latency.predict(REQUEST, full.live.load()).observe(3000, 200, 5000)
     assert router.decide([full, small], budget, REQUEST).variant is small
-    for _ in range(600):  # five minutes of looks
+    for _ in range(600):  # five minutes of polls
         full.latency.tick()
     assert router.decide([full, small], budget, REQUEST).variant is full
 
