@@ -31,7 +31,9 @@ TARGETS: Mapping[str, Sequence[str]] = {
     "stock": ("engine core", "engine server", "gateway", "haproxy"),
 }
 STREAM_TOKENS, UNARY_TOKENS = 48, 16
-_RESTART = 'while :; do "$@"; sleep 1; done'
+#: Each start in a process group of its own (-m), of which nothing outlives its first process, also when that is killed; as long as
+#: that is only stopped, it has not ended (-f).
+_RESTART = 'set -m; while :; do "$@" & wait -f $!; kill -9 -- -$!; sleep 1; done'
 _HEALTH_TIMEOUT_S = 30.0
 
 
@@ -234,5 +236,8 @@ def _plain(name: str, port: int, model: str, engines: int, systems: Sequence[Sys
 
 
 def restarted(command: Sequence[str]) -> list[str]:
-    """`command` in a loop: it is started again a second after it has ended."""
+    """`command` in a loop: when it has ended, the processes that it left are killed, and it is started again a second later.
+
+    As in a container. The engine core of a killed vLLM server would keep its memory, and go on with its requests.
+    """
     return ["bash", "-c", _RESTART, "restarted", *command]

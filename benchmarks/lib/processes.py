@@ -21,6 +21,9 @@ import psutil
 from deployments.ray_internals import actor_class, replica_app
 
 MARK = "BENCHMARK_RUN_ID"  # in the environment of every process a benchmark starts, and so of all their children
+#: For `setproctitle`: a title leaves the environment of a process readable, and so the marker. Ray sets it for its workers; the engine
+#: core of a bare vLLM server loses its environment without.
+_KEEPS_ENVIRONMENT = {"SPT_NOENV": "1"}
 BACKGROUND = "background"
 
 
@@ -39,7 +42,7 @@ class System:
         self.name = name
         self.command = list(command)
         self.mark = secrets.token_hex(8)
-        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", **(env or {}), MARK: self.mark}
+        self.env = {**os.environ, "PYTHONUNBUFFERED": "1", **_KEEPS_ENVIRONMENT, **(env or {}), MARK: self.mark}
         # Importing vLLM without bytecode takes three times as long.
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.log = Path(tempfile.mkdtemp(prefix="gb-")) / f"{name}.log"
