@@ -1,6 +1,6 @@
 """Systems under faults: Gearbox, LiteLLM in front of vLLM servers, Ray Serve LLM; their processes, their load, their health.
 
-All have the same number of engines. What a system does not restart by itself (LiteLLM, vLLM's servers) is restarted a second after
+All have the same number of engines, if no other is asked for. What a system does not restart by itself (LiteLLM, vLLM's servers) is restarted a second after
 its end, as a container would be.
 """
 
@@ -20,6 +20,7 @@ from benchmarks.lib import platform_session
 from benchmarks.lib.processes import System, free_ports
 from benchmarks.systems import litellm_proxy
 from benchmarks.systems.engine_systems import PATIENCE_S, bare, stock
+from benchmarks.systems.ray_serve_baseline import UP
 from deployments.ray_internals import replica_app
 from deployments.state import load_state, processes_of, state_folder
 from serve.config.platform import PlatformConfig
@@ -215,10 +216,15 @@ def litellm(config: PlatformConfig, weights: Path, engines: int) -> Iterator[Sit
 @contextmanager
 def ray_serve_llm(config: PlatformConfig, weights: Path, engines: int) -> Iterator[Site]:
     """Ray Serve LLM's own app, with HAProxy."""
+
+    def up() -> bool:  # its ingress answers as soon as one engine is up
+        return UP in system.log.read_text(errors="replace") and httpx.get(f"{url}/v1/models").status_code == 200
+
     port = free_ports(10)[0]
+    url = f"http://127.0.0.1:{port}"
     folder = Path(tempfile.mkdtemp(prefix="gb-"))
     with stock("stock", config, weights, port, folder, engines) as system:
-        system.wait(lambda: httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 200, PATIENCE_S)
+        system.wait(up, PATIENCE_S * engines)  # they start at the same time, on cores that all share
         yield _plain("stock", port, config.model.name, engines, [system])
 
 

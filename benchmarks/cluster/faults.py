@@ -127,9 +127,14 @@ async def run_schedule(
 
 
 def measure(
-    systems: Sequence[str], seed: int, rounds: int, load: float, config: Path | None, journal: Journal
+    systems: Mapping[str, int | None], seed: int, rounds: int, load: float, config: Path | None, journal: Journal
 ) -> dict[str, Any]:
-    """Run the schedule of faults on each system, one system at a time. Returns the result without the machine."""
+    """Run the schedule of faults on each system, one system at a time. Returns the result without the machine.
+
+    Args:
+        systems: names and numbers of engines; None: as many as the platform has variants.
+    """
+    variants = len(load_config(config or CONFIG).variants)
     plans = {system: steps(system, seed, rounds) for system in systems}
     progress = Progress([(key, _estimate_s(fault)) for plan in plans.values() for key, fault in plan])
     for system, plan in plans.items():
@@ -137,7 +142,7 @@ def measure(
             if key in journal.rows:
                 progress.skip(key)
         while left := [(key, fault) for key, fault in plan if key not in journal.rows]:
-            with _started(system, config, alone=len(systems) > 1) as site:
+            with _started(system, config, alone=len(systems) > 1, engines=systems[system]) as site:
                 asyncio.run(run_schedule(site, left, load, journal, progress))
     return {
         "seed": seed,
@@ -145,9 +150,10 @@ def measure(
         "load": load,
         "aims": AIMS,
         "slow_network": SLOW_NETWORK,
-        "engines": len(load_config(config or CONFIG).variants),
+        "engines": variants,
         "systems": {
             system: {
+                "engines": systems[system] or variants,
                 "saturation_per_s": round(journal.rows[f"{system}/saturation"], 3),
                 **summary([journal.rows[key] for key, _ in plan]),
                 "lost_requests": [[key, *one] for key, _ in plan for one in journal.rows[key]["lost"]],
@@ -234,7 +240,7 @@ async def short(site: Site, variant: str, seed: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _started(system: str, config: Path | None, alone: bool) -> Iterator[Site]:
+def _started(system: str, config: Path | None, alone: bool, engines: int | None = None) -> Iterator[Site]:
     """A running system; its processes are stopped after the block. Raises `Busy`."""
     running = is_running(load_state(state_folder()))
     if running and (alone or system != "gearbox"):
@@ -245,7 +251,7 @@ def _started(system: str, config: Path | None, alone: bool) -> Iterator[Site]:
         return
     platform = load_config(config or CONFIG)
     start = {"litellm": litellm, "stock": ray_serve_llm}[system]
-    with start(*full_weights(config or CONFIG, None), len(platform.variants)) as site:
+    with start(*full_weights(config or CONFIG, None), engines or len(platform.variants)) as site:
         yield site
 
 
@@ -281,11 +287,17 @@ def duration(text: str) -> float:
     return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2]]
 
 
-def _systems(text: str) -> tuple[str, ...]:
-    names = tuple(text.split(","))
-    if unknown := set(names) - set(TARGETS):
-        raise argparse.ArgumentTypeError(f"unknown system {unknown.pop()}; there are {', '.join(TARGETS)}")
-    return names
+def systems(text: str) -> dict[str, int | None]:
+    """Numbers of engines by system, of `gearbox,stock:2`. Raises `argparse.ArgumentTypeError`."""
+    found: dict[str, int | None] = {}
+    for part in text.split(","):
+        name, colon, engines = part.partition(":")
+        if name not in TARGETS:
+            raise argparse.ArgumentTypeError(f"unknown system {name}; there are {', '.join(TARGETS)}")
+        if colon and (name == "gearbox" or not engines.isdecimal() or not int(engines)):
+            raise argparse.ArgumentTypeError(f"{part}: a number of engines is possible for the others than gearbox")
+        found[name] = int(engines) if colon else None
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -295,7 +307,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     mode.add_argument("--soak", type=duration, metavar="TIME")
     mode.add_argument("--overload", type=duration, metavar="TIME")
     mode.add_argument("--short", action="store_true")
-    parser.add_argument("--systems", type=_systems, default=tuple(TARGETS), help=f"default: {','.join(TARGETS)}")
+    every = ",".join(TARGETS)
+    parser.add_argument("--systems", type=systems, default=every, help=f"default: {every}; stock:2 has two engines")
     parser.add_argument("--seed", type=int, default=0, help="of the schedule and of the load")
     parser.add_argument("--rounds", type=int, default=1, help="of the schedule: every kind of fault once in each")
     parser.add_argument("--load", type=float, help=f"1 saturates; default {LOAD}, of a soak {SOAK_LOAD}")
@@ -311,7 +324,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 1 if result["all"]["silently_truncated"] or tokens["lost"] or tokens["doubled"] else 0
         load = args.load or (SOAK_LOAD if args.soak else LOAD)
         name = "faults-soak" if args.soak else "faults-overload" if args.overload else "faults"
-        journal = Journal.open(_journal_path(name, args.seed, args.rounds, args.soak, args.overload, load, args.config))
+        settings = args.systems, args.seed, args.rounds, args.soak, args.overload, load, args.config
+        journal = Journal.open(_journal_path(name, *settings))
         print(f"rows are kept in {journal.path} until the end", flush=True)
         if args.soak:
             result = soak(args.soak, args.seed, load, args.config, journal)

@@ -29,8 +29,14 @@ def faults(result: Result) -> str:
         for system, found in result["systems"].items()
         for name, why in found["skipped"].items()
     ]
+    engines = [
+        f"\n`{system}` with {found['engines']} engines instead of {result['engines']}."
+        for system, found in result["systems"].items()
+        if found.get("engines", result["engines"]) != result["engines"]
+    ]
     slow = f"Slow network: {result['slow_network']}."
-    return f"{table(['system', 'fault', *_HEAD], rows)}\n\n{_NOTE} {slow}{''.join(skipped)}{_machine(result)}"
+    notes = "".join([*engines, *skipped])
+    return f"{table(['system', 'fault', *_HEAD], rows)}\n\n{_NOTE} {slow}{notes}{_machine(result)}"
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

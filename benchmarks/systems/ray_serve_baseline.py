@@ -7,6 +7,16 @@ import signal
 import sys
 from pathlib import Path
 
+UP = "all replicas are up"  # in the log, when they are
+
+
+def logical_cpus(replicas: int) -> int:
+    """CPUs that Ray is to count with, however many there are: with too few, it waits for more without end, and starts no ingress.
+
+    Serve LLM places each replica with two, for its actor and for the engine's worker, and its ingress with one.
+    """
+    return max(os.cpu_count() or 1, 2 * replicas + 2)
+
 
 def main() -> None:
     """Start, report it, and wait for the end; the caller stops the processes."""
@@ -26,7 +36,7 @@ def main() -> None:
 
     ray.init(
         address="local",
-        num_cpus=max(os.cpu_count() or 1, args.replicas + 3),
+        num_cpus=logical_cpus(args.replicas),
         include_dashboard=False,
         logging_level="ERROR",
         log_to_driver=False,
@@ -46,7 +56,7 @@ def main() -> None:
         },
     )
     ray_serve.run(build_openai_app({"llm_configs": [config]}), route_prefix="/")
-    print("up", flush=True)
+    print(UP, flush=True)
     signal.pause()
 
 

@@ -157,11 +157,12 @@ class TestResults:
         with quick.path.open("a") as file:
             file.write('{"gearbox/3": {"fau')  # killed while it wrote
         again = faults.Journal.open(quick.path)
-        result = faults.measure(("gearbox", "litellm"), 0, 1, 0.5, None, again)
+        result = faults.measure({"gearbox": None, "litellm": 2}, 0, 1, 0.5, None, again)
         assert ran == [["gearbox/3"], [f"litellm/{i}" for i in range(4)], ["litellm/2", "litellm/3"]]
         assert faults.Journal.open(quick.path).rows == again.rows
         assert result["systems"]["gearbox"]["all"]["faults"] == result["systems"]["litellm"]["all"]["faults"] == 3
         assert "[3/8] done before: gearbox/2" in capsys.readouterr().out
+        assert [one["engines"] for one in result["systems"].values()] == [3, 2]
 
     async def test_after_a_fault_without_recovery_the_system_is_started_anew(self, engine, site, quick, monkeypatch):
         async def struck(bench, fault, *_):
@@ -180,7 +181,7 @@ class TestResults:
         system = {"saturation_per_s": 60.0, **summary([quick.rows[key] for key, _ in FAULTS])}
         result = {
             "machine": MACHINE, "command": "python -m benchmarks.cluster.faults", "aims": faults.AIMS, "slow_network": "stops",
-            "systems": {"gearbox": system, "litellm": system},
+            "engines": 3, "systems": {"gearbox": system, "litellm": {**system, "engines": 2}},
         }  # fmt: skip
         found = {one.id: one for one in claims.rows("faults", result, None)}
         assert found["faults.gearbox.all.lost"].met is True
@@ -190,6 +191,7 @@ class TestResults:
         assert "faults.gearbox.disk-full.requests" not in found
         table = fault_tables.TABLES["faults"](result)
         assert "| gearbox | kill engine core |" in table and "`litellm` without 'disk full'" in table
+        assert "`litellm` with 2 engines instead of 3." in table and table.count("engines instead") == 1
         assert fault_plots.PLOTS["faults"](result).exists()
 
     def test_a_duration_has_a_unit(self):
@@ -296,7 +298,16 @@ class TestCommand:
         assert list(tmp_path.iterdir()) == []
         assert f"table of {name}" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("arguments", [["--systems", "nginx"], ["--soak", "90"], ["--soak", "1h", "--short"]])
+    def test_a_system_may_have_fewer_engines(self):
+        assert faults.systems("gearbox,stock:2") == {"gearbox": None, "stock": 2}
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            ["--systems", "nginx"], ["--systems", "gearbox:2"], ["--systems", "stock:0"], ["--systems", "stock:"], ["--soak", "90"],
+            ["--soak", "1h", "--short"],
+        ],
+    )  # fmt: skip
     def test_what_is_no_option_is_refused(self, arguments, capsys):
         with pytest.raises(SystemExit):
             faults.main(arguments)
