@@ -2,6 +2,8 @@
 
 import logging
 
+from serve.errors import origin_of
+
 
 class FailureLog:
     """Logs the 1st, 2nd, 4th, 8th, … failure in a row, and the success after them.
@@ -9,11 +11,11 @@ class FailureLog:
     Args:
         log: where to.
         failure: what a line begins with.
-        traceback: whether the place in the code is logged, too.
+        unexpected: whether failures are exceptions of any kind, whose messages are not logged, see `origin_of`.
     """
 
-    def __init__(self, log: logging.Logger, failure: str, *, traceback: bool = False) -> None:
-        self._log, self._failure, self._traceback = log, failure, traceback
+    def __init__(self, log: logging.Logger, failure: str, *, unexpected: bool = False) -> None:
+        self._log, self._failure, self._unexpected = log, failure, unexpected
         self.failures = 0  # since the last success
 
     def on_failure(self, error: BaseException) -> None:
@@ -21,7 +23,7 @@ class FailureLog:
         self.failures += 1
         if self.failures & (self.failures - 1) == 0:
             times = f" ({self.failures} times)" if self.failures > 1 else ""
-            self._log.error("%s%s: %s", self._failure, times, error, exc_info=error if self._traceback else None)
+            self._log.error("%s%s: %s", self._failure, times, origin_of(error) if self._unexpected else error)
 
     def on_success(self) -> None:
         """End a series of failures."""

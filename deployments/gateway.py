@@ -31,6 +31,7 @@ from deployments.retrieval import RetrievalHandle
 from serve.card import CARD_FILE, Card, CardError, load_card
 from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
+from serve.errors import log_unhandled, origin_of
 from serve.gateway.app import Gateway
 from serve.gateway.replica_health import CHECK_S
 from serve.routing.catalog import Variant, make_variant
@@ -115,9 +116,10 @@ class GatewayDeployment:
             data = get_shared_value(self._learned_key)
             if data is not None and self._app.restore(data):
                 _LOG.info("routing starts from the state that an earlier gateway had learned")
-        except Exception:
-            _LOG.exception(
-                "routing starts from the cards: the state that an earlier gateway had learned cannot be read"
+        except Exception as error:
+            _LOG.error(
+                "routing starts from the cards: the state that an earlier gateway had learned cannot be read: %s",
+                origin_of(error),
             )
 
     async def _save_learned(self) -> None:
@@ -172,6 +174,7 @@ class GatewayDeployment:
 
     async def _run_background(self) -> None:
         """Run the periodic tasks, each in a loop of its own, so that none delays another by a slow response."""
+        asyncio.get_running_loop().set_exception_handler(log_unhandled)
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
             await asyncio.gather(
                 _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
@@ -247,7 +250,7 @@ class GatewayDeployment:
 
 async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure: str) -> NoReturn:
     """Run `work` periodically; log failures and continue."""
-    log = FailureLog(_LOG, failure, traceback=True)
+    log = FailureLog(_LOG, failure, unexpected=True)
     while True:
         try:
             await work()

@@ -20,7 +20,7 @@ from deployments.placement import LOCAL
 from deployments.replicas import app_handle
 from serve.config.retrieval import RetrievalConfig
 from serve.config.sections import ReplicaBounds
-from serve.errors import RequestError, overloaded, retrieval_misconfigured
+from serve.errors import RequestError, log_unhandled, origin_of, overloaded, retrieval_misconfigured
 from serve.retrieval.embedder import Embedder, EmbeddingTokenizer, Side, Vectors
 
 _LOG = logging.getLogger("gearbox.retrieval")
@@ -66,6 +66,7 @@ class RetrievalDeployment:
     async def __init__(
         self, config: Mapping[str, object], conninfo: str | None, folder: str, embedder: DeploymentHandle
     ) -> None:
+        asyncio.get_running_loop().set_exception_handler(log_unhandled)
         await wait_for_file(Path(folder) / IDENTITY_FILE)
         model = (Path(folder) / IDENTITY_FILE).read_text()
         conninfo = conninfo or os.environ["GEARBOX_RETRIEVAL__DATABASE"]  # in a cluster, from a secret
@@ -95,6 +96,9 @@ class RetrievalDeployment:
             return {"result": await self._service.call(method, arguments)}
         except RequestError as error:
             return {"error": error.parts()}
+        except Exception as error:  # Serve would log its message, which may quote a question
+            _LOG.error("retrieval failed: %s", origin_of(error))
+            return {"error": _failed("retrieval", error).parts()}
 
     async def _embed(
         self, texts: Sequence[str], truncate: int | None = None, side: Side = "right", dimensions: int | None = None
@@ -131,10 +135,8 @@ async def await_response(response: Any, service: str) -> Any:
         message = f"{service} could not be started; see the platform's status and log for the reason"
         raise retrieval_misconfigured(message) from error
     except RayTaskError as error:  # raised by the deployment's code: a retry would fail too
-        cause = type(error.cause).__name__
-        _LOG.error("%s failed: %s", service, cause)  # without the message, which may quote a question
-        message = f"{service} failed ({cause}); see its log"
-        raise RequestError(500, message, code="retrieval_failed", headers={"x-should-retry": "false"}) from error
+        _LOG.error("%s failed: %s", service, type(error.cause).__name__)
+        raise _failed(service, error.cause) from error
     except (RayError, RayServeException) as error:
         raise _unavailable(f"{service} does not answer") from error
 
@@ -200,6 +202,11 @@ def _deployment(
         ray_actor_options={**placement, "runtime_env": {"env_vars": _ENV}},
         logging_config={"enable_access_log": False, "encoding": "JSON"},
     )  # fmt: skip
+
+
+def _failed(service: str, cause: BaseException) -> RequestError:
+    message = f"{service} failed ({type(cause).__name__}); see its log"
+    return RequestError(500, message, code="retrieval_failed", headers={"x-should-retry": "false"})
 
 
 def _unavailable(message: str) -> RequestError:

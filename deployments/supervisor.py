@@ -41,6 +41,7 @@ from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
 from serve.config.platform import RELOADED, ConfigError, PlatformConfig, load_config
 from serve.config.sections import VariantConfig
+from serve.errors import origin_of
 
 if TYPE_CHECKING:
     from ray.serve import RunTarget
@@ -95,7 +96,7 @@ class Supervisor:
             self._set_message(STOPPING)
         except Exception as error:
             self._stopping = True
-            _LOG.exception("the platform failed")
+            _LOG.error("the platform failed: %s", origin_of(error))
             self._state.error = _one_line(error)
             self._save()
             self._drain()
@@ -119,16 +120,15 @@ class Supervisor:
             try:
                 work()
             except Exception as error:
-                _LOG.exception("the %s failed", name)
-                self._stop(f"the {name} failed: {_one_line(error)}")
+                self._stop(f"the {name} failed: {_one_line(error)}", f"the {name} failed: {origin_of(error)}")
 
         threading.Thread(target=run, name=name, daemon=True).start()
 
-    def _stop(self, reason: str) -> None:
-        """Stop the platform from a thread, with the reason in its state."""
+    def _stop(self, reason: str, logged: str | None = None) -> None:
+        """Stop the platform from a thread, with the reason in its state, which only its owner can read, and `logged` in the log."""
         if self._stopping:  # what the thread depends on is being stopped
             return
-        _LOG.error("the platform stops: %s", reason)
+        _LOG.error("the platform stops: %s", logged or reason)
         self._state.error = reason
         self._save()
         os.kill(os.getpid(), signal.SIGTERM)  # ends the main thread, whatever it waits for
@@ -149,8 +149,8 @@ class Supervisor:
         try:
             with self._serve_lock:
                 start_deleting_app("gateway")
-        except Exception:
-            _LOG.exception("the gateway cannot be drained")
+        except Exception as error:
+            _LOG.error("the gateway cannot be drained: %s", origin_of(error))
             return
         while not self._interrupted.wait(1) and time.monotonic() < end:
             requests = gateway_requests(server.metrics_url)
@@ -164,8 +164,8 @@ class Supervisor:
         if self._database is not None:
             try:
                 self._database.stop()
-            except Exception:  # its processes are stopped with all others
-                _LOG.exception("the database did not stop cleanly")
+            except Exception as error:  # its processes are stopped with all others
+                _LOG.error("the database did not stop cleanly: %s", origin_of(error))
 
     def _deploy_retrieval(self) -> None:
         """Export the embedder unless cached, start the embedded database if configured, deploy retrieval."""
@@ -212,8 +212,8 @@ class Supervisor:
             self._deploy({})
         except ConfigError as error:
             _LOG.error("profiles are unchanged, the configuration is invalid: %s", error)
-        except Exception:  # of Ray Serve, whose controller may be restarting: the platform goes on
-            _LOG.exception("profiles are unchanged, reloading failed; run 'gearbox reload' to retry")
+        except Exception as error:  # of Ray Serve, whose controller may be restarting: the platform goes on
+            _LOG.error("profiles are unchanged, reloading failed; run 'gearbox reload' to retry: %s", origin_of(error))
 
     def _build(self, weights: Weights, variant: VariantConfig) -> None:
         state = self._state.variants[variant.name]

@@ -1,12 +1,18 @@
-"""Errors returned to clients, in OpenAI's format."""
+"""Errors returned to clients, in OpenAI's format, and what logs say of unexpected exceptions."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import orjson
 
 _LOG = logging.getLogger("gearbox.gateway")
+_ROOT = Path(__file__).parents[1]
+_PACKAGES = ("serve", "deployments", "compression")
+_MAX_CAUSES, _MAX_PLACES = 5, 12  # of one exception in a log
 
 _TYPES = {  # by status; others are `invalid_request_error` below 500, `server_error` above
     401: "authentication_error",
@@ -87,9 +93,9 @@ class RequestError(Exception):
         return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
 
 
-def internal_error(request_id: str) -> RequestError:
-    """500 for an unexpected exception, whose details only the log has."""
-    _LOG.exception("request %s failed inside the gateway", request_id)
+def internal_error(request_id: str, error: Exception) -> RequestError:
+    """500 for an unexpected exception, of which the log has the origin."""
+    _LOG.error("request %s failed inside the gateway: %s", request_id, origin_of(error))
     return RequestError(500, f"internal error; request id {request_id}", code="internal_error")
 
 
@@ -101,3 +107,46 @@ def retrieval_misconfigured(message: str) -> RequestError:
 def overloaded(message: str | Callable[[], str], retry_after_s: float, code: ErrorCode) -> RequestError:
     """429 with `Retry-After` in whole seconds, at least one."""
     return RequestError(429, message, code=code, headers={"retry-after": str(max(1, round(retry_after_s)))})
+
+
+def origin_of(error: BaseException) -> str:
+    """Types and places in the code of an unexpected exception and of what it was raised from, on one line, for logs.
+
+    Without messages, which may quote a prompt or a secret. A place is the innermost one and those in this distribution, the innermost
+    first: `KeyError at serve/gateway/sse_relay.py:120, serve/gateway/generation.py:402; from ValueError at …`.
+    """
+    return "; from ".join(
+        f"{_type_of(one)} at {', '.join(_places(one)) or 'an unknown place'}" for one in _causes(error)
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    for _ in range(_MAX_CAUSES):
+        yield error
+        inner = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if inner is None:
+            return
+        error = inner
+
+
+def _type_of(error: BaseException) -> str:
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _places(error: BaseException) -> list[str]:
+    places = []
+    frames = list(traceback.walk_tb(error.__traceback__))[::-1]
+    for n, (frame, line) in enumerate(frames):
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(_ROOT) and path.relative_to(_ROOT).parts[0] in _PACKAGES:
+            places.append(f"{path.relative_to(_ROOT)}:{line}")
+        elif n == 0:
+            places.append(f"{'/'.join(path.parts[-2:])}:{line}")
+    return places[:_MAX_PLACES]
+
+
+def log_unhandled(_: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """Exception handler for an event loop: log an exception that nothing waits for. asyncio's own shows its message and arguments."""
+    error = context.get("exception")
+    _LOG.error("an exception was not handled: %s", origin_of(error) if error else context["message"])

@@ -168,6 +168,7 @@ class Gateway:
         started = perf_counter()
         path, method = scope["path"], scope["method"]
         request_id = ""
+        error = None
         try:
             headers = headers_of(scope)
             request_id = _request_id(headers)
@@ -188,13 +189,13 @@ class Gateway:
                 await self._under_way.run(send, generate if call.stream else once)
             else:
                 await self._find(path, method)(headers, receive, send, scope)
-        except RequestError as error:
+        except RequestError as raised:
+            error = raised
+        except Exception as raised:
+            error = internal_error(request_id, raised)
+        if error is not None:  # outside of `except`: where this fails, Serve logs no message of the exception before
             self.telemetry.record_rejection(error, request_id, path)
             await reply(send, error.status, error.body(), error.headers.items())
-        except Exception:
-            hidden = internal_error(request_id)
-            self.telemetry.record_rejection(hidden, request_id, path)
-            await reply(send, 500, hidden.body())
 
     def _find(self, path: str, method: str) -> Handler:
         handlers = self._routes.get("/v1/models/" if path.startswith("/v1/models/") else path)

@@ -129,8 +129,8 @@ class Generation:
         except asyncio.CancelledError:
             self._telemetry.record_completion(request, cancelled=True)
             raise
-        except Exception:
-            error = internal_error(id)
+        except Exception as unexpected:
+            error = internal_error(id, unexpected)
         finally:
             self._grounder.count_sources(request.grounding)
         self._telemetry.record_completion(request, error)
@@ -459,7 +459,9 @@ class Generation:
                 if failure.replica is not None:
                     broken.add(failure.replica)
             except (NotContinuable, RequestError, ContextTooLong) as obstacle:
-                _LOG.warning("request %s is not continued: %s", request.id, obstacle)
+                # the message of an engine may quote the request
+                why = obstacle if isinstance(obstacle, NotContinuable) else getattr(obstacle, "code", "too long")
+                _LOG.warning("request %s is not continued: %s", request.id, why)
                 param = None if isinstance(obstacle, ContextTooLong) else obstacle.param  # that is the engine's field
                 break
         message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"

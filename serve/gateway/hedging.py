@@ -11,6 +11,7 @@ from functools import partial
 from time import perf_counter
 from typing import Any
 
+from serve.errors import origin_of
 from serve.gateway.engine_client import Engines, EngineUnreachable
 from serve.gateway.request_admission import RequestAdmission
 from serve.request.lifecycle import Attempt
@@ -124,7 +125,7 @@ class _Race:
                 self._second.cancel()
                 (ended,) = await asyncio.gather(self._second, return_exceptions=True)
                 if isinstance(ended, Exception) and not self._hedge_won:
-                    _LOG.warning("the hedge of request %s failed: %r", self._first.request.id, ended)
+                    _LOG.warning("the hedge of request %s failed: %s", self._first.request.id, origin_of(ended))
 
     def _start(self) -> None:
         self._second = asyncio.get_running_loop().create_task(self._run_hedge())

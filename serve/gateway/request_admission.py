@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from time import perf_counter
 
 from serve.budget import Budget
-from serve.errors import RequestError
+from serve.errors import RequestError, origin_of
 from serve.gateway.grounding import BudgetCheck
 from serve.request.call import Call
 from serve.request.caller import Caller
@@ -162,8 +162,8 @@ class RequestAdmission:
         """Start what waits for a place; an error concerns none of the requests that call this."""
         try:
             self._queue.pump(list(self._variants.values()), perf_counter())
-        except Exception:
-            _LOG.exception("starting waiting requests failed")
+        except Exception as error:
+            _LOG.error("starting waiting requests failed: %s", origin_of(error))
 
     def _waiting(
         self,

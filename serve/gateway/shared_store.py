@@ -15,6 +15,7 @@ from limits.storage import storage_from_string
 from prometheus_client import Counter
 
 from serve.config.sections import AccessConfig
+from serve.errors import origin_of
 
 _T = TypeVar("_T")
 Operation = Literal["admit", "charge", "read", "idempotency"]
@@ -111,7 +112,8 @@ class SharedStore:
                 if self.fails_open
                 else "requests of keys with limits, and those with an Idempotency-Key, get 503"
             )
-            _LOG.error("the rate-limit store fails (%s: %s): %s", type(error).__name__, str(error)[:200], consequence)
+            # Redis quotes the arguments of a command that it refuses, which may be an answer
+            _LOG.error("the rate-limit store fails (%s): %s", origin_of(error), consequence)
 
 
 def _options(access: AccessConfig) -> dict[str, Any]:

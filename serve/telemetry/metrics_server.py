@@ -21,6 +21,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from serve.config.addresses import host_allowed, is_loopback, socket_address
+from serve.errors import origin_of
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics, series_of
 from serve.telemetry.metrics_files import LIVE_GAUGES
@@ -123,7 +124,7 @@ def _is_whole(file: Path) -> bool:
     try:
         _merge([file])
     except Exception as error:
-        _LOG.error("%s is left out of the metrics: %s", file, error)
+        _LOG.error("%s is left out of the metrics: %s", file, origin_of(error))
         return False
     return True
 

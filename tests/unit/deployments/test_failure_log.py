@@ -6,7 +6,7 @@ from deployments.failure_log import FailureLog
 
 
 def test_the_first_failures_are_logged_and_then_ever_fewer(caplog):
-    log = FailureLog(logging.getLogger("test"), "saving failed", traceback=True)
+    log = FailureLog(logging.getLogger("test"), "saving failed")
     log.on_success()
     for number in range(100):
         log.on_failure(OSError(f"full {number}"))
@@ -19,4 +19,9 @@ def test_the_first_failures_are_logged_and_then_ever_fewer(caplog):
         "saving failed, 100 times; it succeeds again",
         "saving failed: full again",
     ]
-    assert [bool(record.exc_info) for record in caplog.records] == [True] * 7 + [False, True]
+
+
+def test_of_unexpected_failures_the_origin_is_logged(caplog):
+    log = FailureLog(logging.getLogger("test"), "saving failed", unexpected=True)
+    log.on_failure(KeyError("secret"))
+    assert caplog.text.endswith("saving failed: KeyError at an unknown place\n")

@@ -332,7 +332,7 @@ class TestContext:
 
 
 class TestOurOwnFaults:
-    """A mistake of ours costs one request: it is answered, logged with its traceback and counted, and nothing leaks."""
+    """A mistake of ours costs one request: it is answered, logged with its origin and counted, and nothing leaks."""
 
     def test_it_is_500_with_the_requests_id_and_the_next_request_is_answered(
         self, gateway: Started, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

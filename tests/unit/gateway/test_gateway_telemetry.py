@@ -133,7 +133,9 @@ def test_an_error_inside_the_gateway_is_500_with_the_request_id_only(gateway: St
     error = error_of(response, 500)
     assert "abc-123" in error["message"]
     assert "internal detail" not in response.text
-    assert "internal detail" in caplog.text, "whoever operates it can find out"
+    assert "internal detail" not in caplog.text, "a message may quote the request"
+    assert "RuntimeError at gateway/test_gateway_telemetry.py" in caplog.text, "whoever operates it can find out"
+    assert "serve/routing/admission.py:" in caplog.text
     assert gateway.sample("gearbox_requests_rejected_total", status="500") == 1
 
 

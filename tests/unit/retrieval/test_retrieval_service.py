@@ -310,6 +310,21 @@ class TestDeployment:
         refused = (await one("search", request))["error"]
         assert (refused["status"], refused["code"]) == (503, "retrieval_unavailable")
 
+    async def test_an_unexpected_exception_is_an_answer_and_a_line_without_its_message(
+        self, store, folder, monkeypatch, caplog
+    ):
+        """If it left the replica, Serve would log it as a whole."""
+        one = await deployment(folder, Handle(vectors))
+
+        async def broken(**_: Any) -> None:
+            raise LookupError(SECRET)
+
+        monkeypatch.setattr(one._service, "exists", broken)
+        refused = (await one("exists", {"tenant": "acme", "collection": "docs"}))["error"]
+        assert (refused["status"], refused["code"]) == (500, "retrieval_failed")
+        assert "LookupError" in refused["message"] and "retrieval failed: LookupError at" in caplog.text
+        assert SECRET not in str(refused) + caplog.text
+
 
 class TestHandle:
     @pytest.mark.parametrize(

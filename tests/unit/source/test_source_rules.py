@@ -1,6 +1,8 @@
-"""Source rules for the product's packages: no `assert`, no changes of the environment or state at import time.
+"""Source rules for the product's packages: no `assert`, no changes of the environment or state at import time, no messages of
+unexpected exceptions in logs and responses.
 
-`python -O` drops asserts; import-time effects depend on the import order; all users of a module share its state.
+`python -O` drops asserts; import-time effects depend on the import order; all users of a module share its state; a message may quote
+a prompt or a secret.
 """
 
 import ast
@@ -75,6 +77,29 @@ def shared_state(tree: ast.Module) -> Iterator[int]:
                 yield node.lineno
 
 
+def shown_messages(tree: ast.Module) -> Iterator[int]:
+    """Lines of logs and responses that show the message of an unexpected exception."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and (
+            _name(node.func).endswith("_LOG.exception") or any(one.arg == "exc_info" for one in node.keywords)
+        ):
+            yield node.lineno
+        if isinstance(node, ast.ExceptHandler) and node.name and _name(node.type) in ("Exception", "BaseException"):
+            calls = [call for one in node.body for call in ast.walk(one) if isinstance(call, ast.Call)]
+            for call in calls:
+                if "_LOG." in _name(call.func) or _name(call.func).endswith("RequestError"):
+                    parts = [part for one in (*call.args, *call.keywords) for part in _shown(one)]
+                    yield from (call.lineno for part in parts if isinstance(part, ast.Name) and part.id == node.name)
+
+
+def _shown(node: ast.AST) -> Iterator[ast.AST]:
+    """The parts of an expression whose text is shown: all but what is reduced to its origin or type."""
+    if not (isinstance(node, ast.Call) and _name(node.func) in ("origin_of", "type")):
+        yield node
+        for child in ast.iter_child_nodes(node):
+            yield from _shown(child)
+
+
 def _bound(node: ast.stmt) -> Iterator[str]:
     """Names of values that a statement of a module binds; functions and classes are no state, but their attributes are."""
     if isinstance(node, ast.Import | ast.ImportFrom):
@@ -107,10 +132,12 @@ def _name(node: ast.AST) -> str:
 EXCEPTIONS = {
     # docutils looks directives up in its module only; in a process that reads one document, and put back after it
     ("state", "serve/retrieval/ingest/formats/rst.py"),
+    # the commands of the compression run for their user, who sees their output alone
+    *(("message", str(file.relative_to(ROOT))) for file in FILES if file.is_relative_to(ROOT / "compression")),
     # prometheus_client has no other way to replace the class of its files; a gateway's process calls it, before it has metrics
     ("state", "serve/telemetry/metrics_files.py"),
 }
-RULES = {"assert": asserts, "environment": environment_changes, "state": shared_state}
+RULES = {"assert": asserts, "environment": environment_changes, "state": shared_state, "message": shown_messages}
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -141,6 +168,16 @@ def test_no_file_of_the_product_breaks_the_rule(rule: str):
         ("state", "A = {}\ndef f():\n    A = {}\n    A['x'] = 1", []),
         ("state", "A = {'a': 1}\ndef f(x):\n    return A[x]", []),
         ("state", "def f(self):\n    self.a['x'] = 1\n    self.b.append(2)", []),
+        ("message", "try:\n    f()\nexcept Exception:\n    _LOG.exception('failed')", [4]),
+        ("message", "self._log.error('failed', exc_info=error)", [1]),
+        ("message", "try:\n    f()\nexcept Exception as e:\n    _LOG.error('failed: %s', e)", [4]),
+        ("message", "try:\n    f()\nexcept Exception as e:\n    raise RequestError(500, f'failed: {e}') from e", [4]),
+        (
+            "message",
+            "try:\n    f()\nexcept Exception as e:\n    _LOG.error('%s %s', origin_of(e), type(e).__name__)",
+            [],
+        ),
+        ("message", "try:\n    f()\nexcept OSError as e:\n    _LOG.error('failed: %s', e)", []),
     ],
 )
 def test_the_rule_sees_what_it_is_for(rule: str, source: str, lines: list[int]):
