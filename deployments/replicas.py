@@ -52,7 +52,7 @@ class ServeReplicas:
         self._host_override = host_override  # where replicas listen, if not on their node's address
         self._gpus = gpus or {}  # of each replica, by variant; none where there is no entry
         self._handles: dict[str, DeploymentHandle] = {}
-        self._polls: dict[str, asyncio.Task[dict[str, float] | None]] = {}  # under way, by base URL
+        self._polls: dict[str, dict[str, asyncio.Task[dict[str, float] | None]]] = {}  # by variant, then by base URL
         self.health = ReplicaHealth()
 
     async def sync(self, variants: Iterable[str]) -> None:
@@ -104,11 +104,11 @@ class ServeReplicas:
         live.hardware = self._hardware(variant)
         in_flight, by_replica = live.in_flight, live.in_flight_by_replica
         ejected = self.health.ejected(urls)
-        answers = await self._poll_all(session, [url for url in urls if url not in ejected])
+        answers = await self._poll_all(session, variant, [url for url in urls if url not in ejected])
         ejected = self.health.ejected(urls)
         live.ejected = len(ejected)
         sequences = {url: _sequences(stats) for url, stats in answers.items() if url not in ejected}
-        live.update_replicas(sequences, by_replica)
+        live.update_replicas(sequences, by_replica, self.health.vouched(sequences, perf_counter()))
         urls = list(sequences)
         engines = [stats for url in urls if (stats := answers[url])]
         if urls and not engines:
@@ -124,19 +124,22 @@ class ServeReplicas:
         )
 
     async def _poll_all(
-        self, session: aiohttp.ClientSession, urls: Iterable[str]
+        self, session: aiohttp.ClientSession, variant: str, urls: Collection[str]
     ) -> dict[str, dict[str, float] | None]:
-        """What each engine reports; None where it does not in time. For one that is late already, the others do not wait."""
-        polls = {url: self._polls.get(url) or self._start_poll(session, url) for url in urls}
+        """What each engine of `variant` reports; None where it does not in time: a late answer counts the next time.
+
+        For one that is late already, the others do not wait.
+        """
+        polls = self._polls.setdefault(variant, {})
+        for gone in polls.keys() - set(urls):
+            polls.pop(gone).cancel()
+        for url in urls:
+            if url not in polls:
+                polls[url] = asyncio.create_task(self._poll(session, url))
         waited = [poll for url, poll in polls.items() if not self.health.is_late(url, perf_counter())]
         if waited:
             await asyncio.wait(waited, timeout=ANSWER_S)
-        return {url: poll.result() if poll.done() else None for url, poll in polls.items()}
-
-    def _start_poll(self, session: aiohttp.ClientSession, url: str) -> "asyncio.Task[dict[str, float] | None]":
-        self._polls[url] = poll = asyncio.create_task(self._poll(session, url))
-        poll.add_done_callback(lambda _: self._polls.pop(url))
-        return poll
+        return {url: polls.pop(url).result() if polls[url].done() else None for url in urls}
 
     async def _poll(self, session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
         self.health.on_poll_sent(url, perf_counter())

@@ -28,6 +28,7 @@ BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
 SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
 ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
 LATE_S = 5.0  # without an answer to a poll or a probe, after which a replica without work is ejected
+VOUCHED_S = 3.0  # after a probe that was answered in time, in which late polls alone make no replica suspect
 MIN_SERVING_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
 PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 5.0
@@ -69,6 +70,7 @@ class _Replica:
     refused: bool = False  # whether nobody listened at the last poll
     probed_at: float = -math.inf  # when the last probe was sent, or ended
     probing: bool = False
+    vouched_at: float = -math.inf  # when it answered a probe in time last
     unanswered_since: float | None = None  # the first probe that has not been answered while it is suspect
     ejected_at: float | None = None
     answered_late: bool = False  # whether it answered the last probe since then, but not in time
@@ -115,14 +117,21 @@ class _Replica:
         if self.busy:
             self.suspect = self.silent_s > SUSPECT * self.limit_s and (self.late or not self.reading)
         else:
-            self.suspect = self.late
+            self.suspect = self.late and not self.vouched(now)
         if not self.suspect:
             self.unanswered_since = None
+
+    def vouched(self, now: float) -> bool:
+        """Whether a probe has shown of late that it generates, whatever its metrics do."""
+        return now - self.vouched_at <= VOUCHED_S
 
     def stalled(self, slow: bool, now: float) -> bool:
         """Whether it has stalled by `now`; `slow`: whether its machine may be slow instead."""
         if not self.busy:
-            return self.late and not slow and now - max(self.answered[1], self.active_at) > LATE_S
+            heard_at = max(
+                self.answered[1], self.active_at, self.vouched_at + VOUCHED_S
+            )  # until then, no probe was due
+            return self.late and not slow and now - heard_at > LATE_S
         if self.unanswered_since is None or now - self.unanswered_since < ANSWER_S:
             return False
         if self.silent_s <= (CEILING_S if slow or not self.warm else self.limit_s):
@@ -205,6 +214,10 @@ class ReplicaHealth:
         polled_at = self._replica(url).polled_at
         return polled_at is not None and now - polled_at >= ANSWER_S
 
+    def vouched(self, urls: Iterable[str], now: float) -> set[str]:
+        """Those of `urls` of which a probe has shown of late that they generate, whatever their metrics do."""
+        return {url for url in urls if (one := self._replicas.get(url)) and one.ejected_at is None and one.vouched(now)}
+
     def check(self, predicted_s: Mapping[str, float], now: float) -> list[tuple[str, Cause]]:
         """The replicas to eject, and why.
 
@@ -286,6 +299,8 @@ class ReplicaHealth:
         if replica.ejected_at is None:
             if answered:
                 replica.active_at, replica.unanswered_since = now, None
+                if answered_in_s <= ANSWER_S:
+                    replica.vouched_at = now
         elif answered and (replica.answered_late or answered_in_s <= ANSWER_S):
             replica.come_back(answered_in_s, now)
         elif answered:

@@ -102,16 +102,22 @@ class LiveState:
         """Sequences of this gateway's requests at each replica, now."""
         return {name: state.in_flight for name, state in self.by_replica.items()}
 
-    def update_replicas(self, sequences: Mapping[str, int | None], in_flight_before: Mapping[str, int] = _NONE) -> None:
-        """Store the sequences at each replica that runs, by base URL; None where its engine does not answer.
+    def update_replicas(
+        self,
+        sequences: Mapping[str, int | None],
+        in_flight_before: Mapping[str, int] = _NONE,
+        vouched: Collection[str] = (),
+    ) -> None:
+        """Store the sequences at each replica that runs, by base URL; None where its metrics do not answer.
 
-        A replica that stopped has lost its cache. `in_flight_before`: as of `update_from_engines`.
+        A replica that stopped has lost its cache. `in_flight_before`: as of `update_from_engines`. `vouched`: replicas whose
+        engine answers all the same.
         """
         known = self.by_replica
         self.by_replica = {name: known.get(name) or ReplicaState() for name in sequences}
         for name, state in self.by_replica.items():
             state.dispatched_since_refresh = 0
-            state.answers = (count := sequences[name]) is not None
+            state.answers = (count := sequences[name]) is not None or name in vouched
             if count is not None:
                 state.remote_in_flight = max(0, count - max(state.in_flight, in_flight_before.get(name, 0)))
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from time import perf_counter
 from typing import Any
 
 import aiohttp
@@ -205,6 +206,48 @@ async def test_a_poll_that_hangs_delays_the_others_once(monkeypatch):
         await replicas.refresh("full", live, session)
         await replicas.refresh("full", live, session)
     assert [state.answers for state in live.by_replica.values()] == [True, True]
+
+
+async def test_a_late_answer_of_an_engine_counts_the_next_time(monkeypatch):
+    replicas, live = ServeReplicas(None), LiveState()
+    monkeypatch.setattr(module, "ANSWER_S", 0.01)
+    monkeypatch.setattr(replicas, "urls", lambda variant: ["http://slow"])
+    slow = asyncio.Event()
+
+    async def stats(session: object, url: str) -> dict[str, float]:
+        await slow.wait()
+        return {"num_requests_running": 2.0}
+
+    monkeypatch.setattr(module, "_engine_stats", stats)
+    async with aiohttp.ClientSession() as session:
+        await replicas.refresh("full", live, session)
+        assert live.running == 0 and not live.by_replica["http://slow"].answers
+        slow.set()
+        await asyncio.sleep(0)
+        await replicas.refresh("full", live, session)
+    assert live.running == 2 and live.by_replica["http://slow"].answers
+
+
+async def test_an_engine_without_metrics_is_chosen_while_it_answers_probes(monkeypatch):
+    replicas, live = ServeReplicas(None), LiveState()
+    slow, other = "http://slow", "http://other"
+    monkeypatch.setattr(replicas, "urls", lambda variant: [slow, other])
+    health, now = replicas.health, perf_counter()
+    health.on_asked(slow, now - 4)
+    health.on_poll(slow, {}, now - 4)
+    health.on_asked(slow, now - 2)
+
+    async def stats(session: object, url: str) -> dict[str, float] | None:
+        return None if url == slow else {}
+
+    monkeypatch.setattr(module, "_engine_stats", stats)
+    async with aiohttp.ClientSession() as session:
+        await replicas.refresh("full", live, session)
+        assert not live.by_replica[slow].answers
+        assert health.check({slow: 2.0, other: 2.0}, now - 0.1) == [] and health.to_probe(now - 0.1) == [slow]
+        health.on_probe(slow, True, now)
+        await replicas.refresh("full", live, session)
+    assert live.by_replica[slow].answers
 
 
 async def test_what_a_variant_computes_on_follows_its_replicas():

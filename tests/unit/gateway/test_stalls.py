@@ -330,6 +330,24 @@ class TestNotFound:
         platform.run(60)
         assert not platform.ejected_at
 
+    @pytest.mark.parametrize("metrics_in_s", [1.5, 3.0])
+    def test_metrics_alone_that_are_always_late(self, platform, metrics_in_s):
+        """As long as it is suspect it gets no requests, and answers nothing: probes must end that."""
+        platform.engines[A].metrics_in_s = metrics_in_s
+        platform.run(10)
+        suspect = 0
+        for _ in range(400):
+            platform.run(TICK_S)
+            suspect += bool(platform.health.suspects)
+        assert suspect < 0.2 * 400 and not platform.ejected_at
+
+    def test_metrics_that_are_late_hide_no_stop(self, platform):
+        platform.engines[A].metrics_in_s = 3.0
+        platform.run(20)
+        stop(platform, "all")
+        platform.run(10)
+        assert platform.ejected_at.keys() == {A}
+
 
 class TestReturn:
     @pytest.mark.parametrize("how", STOPS)
