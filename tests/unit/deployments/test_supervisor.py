@@ -306,7 +306,7 @@ def test_a_reload_that_ray_serve_refuses_does_not_end_the_platform(
     supervisor._state.config = str(LOCAL)
     monkeypatch.setattr(supervisor, "_deploy", Mock(side_effect=RuntimeError("the controller is restarting")))
     supervisor._reload()
-    assert "reloading failed: RuntimeError at " in caplog.text and "is restarting" not in caplog.text
+    assert "to retry: RuntimeError at " in caplog.text and "is restarting" not in caplog.text
 
 
 def test_a_database_that_hangs_does_not_keep_the_other_processes_running(supervisor: Supervisor):
