@@ -54,7 +54,7 @@ def test_the_kind_is_what_is_said_or_else_by_the_ending(name, kind, expected):
     ("name", "kind"), [("a.exe", None), ("a", None), ("a.md", "image/png"), (".md", None), ("", None)]
 )
 def test_the_error_for_an_unknown_kind_lists_the_known_ones(name, kind):
-    with pytest.raises(ConversionError, match="there are"):
+    with pytest.raises(ConversionError, match="use one of"):
         kind_of(name, kind)
 
 
