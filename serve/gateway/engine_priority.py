@@ -17,12 +17,15 @@ class EnginePriority:
         )
 
     def of(self, attempt: Attempt) -> int | None:
-        """The deadline of the request's first token, ms since the epoch; None for an engine that takes no priority.
+        """The deadline of the attempt's first token, ms since the epoch; None for an engine that takes no priority.
 
         Wall-clock time, so that an engine can compare the requests of several gateways.
         """
         if attempt.variant.name in self._in_order_of_arrival:
             return None
         request, expected = attempt.request, attempt.decision.chosen.prediction.expected
-        arrived_ms = (time() - (perf_counter() - request.arrived)) * 1000
+        epoch_s = time() - perf_counter()
+        if attempt.continues is not None:
+            return round((epoch_s + attempt.goes_on_by) * 1000)
+        arrived_ms = (epoch_s + request.arrived) * 1000
         return round(arrived_ms + request.budget.first_token_by_ms(expected.e2e_ms - expected.ttft_ms))

@@ -1,11 +1,8 @@
 """Migration: where a stream goes on whose engine died or stalled, within a bound on the load that this adds."""
 
-import asyncio
 import hashlib
 import math
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from time import perf_counter
 
@@ -13,6 +10,7 @@ from serve.config.platform import PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.continuation import NotContinuable
 from serve.gateway.engine_client import Engines
+from serve.gateway.reading_turns import ReadingTurns
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_stream import Cause, ResponseStream
 from serve.request.lifecycle import Attempt
@@ -23,7 +21,7 @@ from serve.telemetry.metrics import Metrics
 MAX_CONTINUATIONS = 2  # of one request
 SHARE = 0.2  # of the requests in flight that may read their prompts again at a time
 MIN_READING = 3  # that may do so however few are in flight
-WAIT_S = 10.0  # for that
+SOON_S = 1.0  # until a stream should go on that has no limits
 
 
 class Migration:
@@ -41,8 +39,7 @@ class Migration:
         self._model = config.model.name
         # these engines write part of an answer elsewhere than a completion does
         self._reasoning = {v.name for v in config.variants if config.serving_args(v).get("reasoning_parser")}
-        self._reading = 0
-        self._queue: deque[asyncio.Future[None]] = deque()
+        self._turns = ReadingTurns(self._most_reading)
 
     def keeps_tokens(self, variant: Variant) -> bool:
         """Whether the streams of `variant` can be continued."""
@@ -51,8 +48,8 @@ class Migration:
     async def next_attempt(self, stream: ResponseStream, last: Attempt, broken: Set[str], cause: Cause) -> Attempt:
         """The attempt that continues `stream`: at another replica of the variant, else at another variant.
 
-        Waits until the continuation may read its prompt. `stream.first_token` ends that, and records the migration when the
-        first token has come.
+        It has its place at the engine at once, before new requests, and waits for its turn to be read. `stream.first_token` ends
+        that turn, and records the migration when the first token has come.
 
         Args:
             stream: what the client has.
@@ -65,14 +62,16 @@ class Migration:
             EngineUnreachable: the replica that detokenizes could not be reached.
             RequestError: another variant refuses the request.
         """
-        give_back = await self._place()
+        decision, first = self._decide(stream, last, broken), last.continues or last
+        goes_on_by = _goes_on_by(decision, first, len(stream.continuation.tokens), perf_counter())
+        live, place = decision.variant.live, (last.call.sequences, decision.chosen.load.replica)
+        live.take_place(*place)
         try:
-            decision = await self._decide(stream, last, broken)
             await self._cut(stream, decision.variant, broken)
-        except BaseException:
-            give_back()
-            raise
-        attempt = Attempt(last.request, decision, perf_counter(), continues=last.continues or last)
+            give_back = await self._turns.take(goes_on_by)
+        finally:
+            live.on_complete(*place)  # it is counted again when it is dispatched, before anything else runs
+        attempt = Attempt(last.request, decision, perf_counter(), continues=first, goes_on_by=goes_on_by)
         at_token = len(stream.continuation.tokens)
 
         def first_token() -> None:
@@ -96,23 +95,29 @@ class Migration:
 
         await stream.cut(detokenize)
 
-    async def _decide(self, stream: ResponseStream, last: Attempt, broken: Set[str]) -> Decision:
+    def _decide(self, stream: ResponseStream, last: Attempt, broken: Set[str]) -> Decision:
         prompt, same = len(stream.continuation.prompt), last.variant.name
         # its first token has long arrived; what counts now is that it goes on
         relaxed = {"ttft_ms": None, "e2e_ms": None, "on_no_candidate": "degrade"}
         request = replace(last.request, budget=last.request.budget.model_copy(update=relaxed))
-        if self._engines.has_replica(last.variant, broken):
-            with suppress(RequestError):  # it is full
-                decision, _ = await self._admission.admit(request, (self._variants.keys() - {same}) | broken)
-                return decision
+        able: set[str] = set()
+        if last.call.ref.variant is None:
+            able = {n for n, v in self._variants.items() if n != same and self._continues(v, last, prompt, broken)}
+        others = {name for name in able if _keeps_quality(self._variants[name], last)}
+        choices = [{same}] if self._engines.has_replica(last.variant, broken) else []
+        choices += [others] if others else []
+        refused: RequestError | None = None
+        for full in (False, True):  # a stream that an engine has to queue goes on later, one without an engine never
+            for names in choices:
+                try:
+                    return self._admission.decide_begun(request, (self._variants.keys() - names) | broken, full)
+                except RequestError as error:
+                    refused = error
+        if refused is not None:
+            raise refused
         if last.call.ref.variant is not None:
             raise NotContinuable("no other replica continues it", "model")
-        able = {n for n, v in self._variants.items() if n != same and self._continues(v, last, prompt, broken)}
-        others = {name for name in able if _keeps_quality(self._variants[name], last)}
-        if not others:
-            raise NotContinuable("no other variant continues it", "budget" if able else None)
-        decision, _ = await self._admission.admit(request, (self._variants.keys() - others) | broken)
-        return decision
+        raise NotContinuable("no other variant continues it", "budget" if able else None)
 
     def _continues(self, variant: Variant, last: Attempt, prompt_tokens: int, broken: Set[str]) -> bool:
         """Whether `variant` may continue the answer that `last` started: same tokens, and room for the whole answer."""
@@ -127,43 +132,25 @@ class Migration:
             and tokenizer(variant, self._variants) == tokenizer(before, self._variants)
         )
 
-    async def _place(self) -> Callable[[], None]:
-        """Wait until this continuation may read its prompt: all at once would slow down the other requests.
-
-        Returns what gives the place back, at the first token or the failure of the continuation; it may be called repeatedly.
-        Raises `NotContinuable` when none is free in time.
-        """
-        if self._reading >= self._places:
-            turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._queue.append(turn)
-            try:
-                async with asyncio.timeout(WAIT_S):
-                    await turn
-            except (TimeoutError, asyncio.CancelledError) as error:
-                self._wake()  # if it was its turn at last, it is that of the next
-                if isinstance(error, TimeoutError):
-                    raise NotContinuable("too many streams are being continued") from error
-                raise
-        self._reading += 1
-        held = [None]
-
-        def give_back() -> None:
-            if held:
-                held.clear()
-                self._reading -= 1
-                self._wake()
-
-        return give_back
-
-    def _wake(self) -> None:
-        while self._queue and self._reading < self._places:
-            if not (turn := self._queue.popleft()).done():  # done: it waited too long, or its client has gone
-                return turn.set_result(None)
-
-    @property
-    def _places(self) -> int:
+    def _most_reading(self) -> int:
         in_flight = sum(variant.live.in_flight for variant in self._variants.values())
         return max(MIN_READING, math.ceil(SHARE * in_flight))
+
+
+def _goes_on_by(decision: Decision, first: Attempt, tokens: int, now: float) -> float:
+    """When a stream of `tokens` tokens should go on, to keep the limits of its budget on the time per token and in all.
+
+    Soon, where it has none, or cannot keep them any more: then others may.
+    """
+    budget, expected = first.request.budget, decision.chosen.prediction.expected
+    left = max(1 - tokens / max(decision.features.output_tokens, 1), 0.0)  # of the expected answer
+    limits = []
+    if budget.tpot_ms is not None:
+        limits.append(first.first_token_at + tokens * budget.tpot_ms / 1000)
+    if budget.e2e_ms is not None:
+        limits.append(first.request.arrived + (budget.e2e_ms - left * (expected.e2e_ms - expected.ttft_ms)) / 1000)
+    by = min(limits, default=0.0)
+    return by if by > now else now + SOON_S
 
 
 def _keeps_quality(variant: Variant, last: Attempt) -> bool:

@@ -158,6 +158,15 @@ class RequestAdmission:
         chosen = decision.chosen
         return decision if not decision.wait_ms and not chosen.harm and chosen.ruled_out is None else None
 
+    def decide_begun(self, request: Request, failed: Collection[str], full: bool) -> Decision:
+        """The decision where an answer that was begun goes on, now: new requests make room for it.
+
+        `full`: also at replicas that may not take more requests. Raises `RequestError`.
+        """
+        now = perf_counter()
+        waiting = self._waiting(request.call, request.caller, request.budget, request.arrived, failed, lambda _: None)
+        return self._queue.decide_begun(list(self._variants.values()), waiting, now, full)
+
     def start_waiting(self) -> None:
         """Start what waits for a place; an error concerns none of the requests that call this."""
         try:

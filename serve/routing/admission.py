@@ -76,6 +76,10 @@ class Admission:
             decision.wait_ms = 0.0
         return decision
 
+    def decide_begun(self, variants: Sequence[Variant], waiting: Waiting, now: float, full: bool) -> Decision:
+        """The decision about a request whose answer was begun elsewhere: it starts now, whoever waits. Raises as `Router.decide`."""
+        return self._now(variants, waiting, self.classes.known(waiting.budget), now, full)
+
     def submit(self, variants: Sequence[Variant], waiting: Waiting, now: float) -> None:
         """Decide about an arriving request, or let it wait."""
         its_class = self.classes.of(waiting.budget)
@@ -192,10 +196,12 @@ class Admission:
             return min(self._step_limit_ms, its_class.step_limit_ms)
         return self._step_limit_ms
 
-    def _now(self, variants: Sequence[Variant], waiting: Waiting, its_class: BudgetClass, now: float) -> Decision:
+    def _now(
+        self, variants: Sequence[Variant], waiting: Waiting, its_class: BudgetClass, now: float, full: bool = False
+    ) -> Decision:
         return self.router.decide(
             variants, waiting.left(now), waiting.features, pinned=waiting.pinned, failed=waiting.failed,
-            margin=its_class.margin, step_limit_ms=self._limit_ms(waiting, its_class), resting=self._resting,
+            margin=its_class.margin, step_limit_ms=self._limit_ms(waiting, its_class), resting=self._resting, full=full,
         )  # fmt: skip
 
     def _wait_ms(self, waiting: Waiting, decision: Decision) -> float:

@@ -77,13 +77,14 @@ class Router:
         pinned: str | None = None,
         margin: float = 1.0,
         step_limit_ms: float = math.inf,
+        full: bool = False,
     ) -> list[Candidate]:
         """All variants as the request sees them, or only the pinned one."""
         loads = self.loads(variants, features, step_limit_ms, failed)
         if pinned is not None:
             loads = [(variant, load) for variant, load in loads if variant.name == pinned]
         limits = Limits(budget, margin, step_limit_ms, loads)
-        return [Candidate(v, load, features, limits, _hard_rule(v, load, features, failed)) for v, load in loads]
+        return [Candidate(v, load, features, limits, _hard_rule(v, load, features, failed, full)) for v, load in loads]
 
     def loads(
         self,
@@ -120,12 +121,13 @@ class Router:
         margin: float = 1.0,
         step_limit_ms: float = math.inf,
         resting: Collection[str] = (),
+        full: bool = False,
     ) -> Decision:
         """Choose the variant for one request that starts now.
 
         Predicted times, `margin` times as long, must be within the limits. `step_limit_ms` is the time per token that the
         budgets of the traffic allow: it bounds how many requests an engine should run. Variants in `resting` are used only
-        where no other has the quality at the cost.
+        where no other has the quality at the cost. `full`: also variants that may not take more requests.
 
         A pinned variant is chosen whatever the budget is. Variants whose engines are not silent are preferred, and those whose
         context is long enough by estimate.
@@ -135,7 +137,7 @@ class Router:
             RequestError: 400 when the request has more sequences than a replica admits, 503 when no variant is healthy, 429 when
                 all are full or a latency limit can't be met under the present load, 422 when the budget can't be met at all.
         """
-        candidates = self._candidates(variants, budget, features, failed, pinned, margin, step_limit_ms)
+        candidates = self._candidates(variants, budget, features, failed, pinned, margin, step_limit_ms, full)
         usable = [candidate for candidate in candidates if candidate.excluded is None]
         if not usable:
             raise _nothing_usable(candidates, features)
@@ -176,7 +178,9 @@ class Router:
 _UNKNOWN = ("",)  # variants whose place is not known count as neighbours
 
 
-def _hard_rule(variant: Variant, load: Load, features: Features, failed: Collection[str]) -> tuple[str, str] | None:
+def _hard_rule(
+    variant: Variant, load: Load, features: Features, failed: Collection[str], full: bool
+) -> tuple[str, str] | None:
     if variant.name in failed:
         return "failed", "it already failed for this request"
     if load.replicas == 0 and not variant.scales_to_zero:
@@ -184,7 +188,7 @@ def _hard_rule(variant: Variant, load: Load, features: Features, failed: Collect
     limit = variant.max_running + variant.max_waiting
     if features.sequences > limit:
         return "sequences", f"{features.sequences} sequences, one replica admits {limit}"
-    if load.requests + features.sequences > (capacity := (load.replicas or 1) * limit):
+    if not full and load.requests + features.sequences > (capacity := (load.replicas or 1) * limit):
         return "full", f"{load.requests} sequences in flight already, {capacity} are allowed"
     return None
 

@@ -57,6 +57,17 @@ def test_another_attempt_keeps_the_deadline(gateway: Started):
     assert abs(second - first) <= 5, "but for the resolution of the clocks"
 
 
+def test_a_stream_that_is_continued_is_due_when_it_should_go_on(gateway: Started):
+    """Not in a minute, as a new request without limits: its client has been reading."""
+    gateway.engines["full"].behaviour = "die mid-stream"
+    for budget, due_in_s in ({}, 1.0), ({"tpot_ms": 30_000}, 60.0):
+        sent_ms = time.time() * 1000
+        assert gateway.chat(stream=True, budget=budget).status_code == 200
+        (continued,) = gateway.engines["int8"].requests
+        assert due_in_s * 1000 <= continued["priority"] - sent_ms < due_in_s * 1000 + 5000
+        gateway.engines["int8"].requests.clear()
+
+
 @pytest.mark.parametrize("section", ["engine", "frontend"])
 def test_engines_that_schedule_by_arrival_get_no_priority(start_gateway: Start, section: str):
     gateway = start_gateway(**{section: {"scheduling_policy": "fcfs"}})
