@@ -10,7 +10,7 @@ Requests that another engine would not continue exactly end in an error, see `in
 
 import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -146,9 +146,16 @@ class Continuation:
         """Tokens of the prompt and of the answer so far."""
         return len(self.prompt) + len(self.tokens)
 
-    async def cut(self, detokenize: Detokenize) -> None:
-        """Decide with how many tokens of the answer the continuation begins. Raises `NotContinuable` where that is not clear."""
+    async def cut(self, detokenize: Detokenize) -> Coroutine[Any, Any, None] | None:
+        """Decide with how many tokens of the answer the continuation begins. Raises `NotContinuable` where that is not clear.
+
+        Where the last token shows its text, no engine is asked before. It returns a check, if there is one to be made, that may run
+        while the prompt is read, must end before anything of the continuation is sent, and raises `NotContinuable`.
+        """
         tokens, text = self.tokens, ""
+        if not self._stops and self._ends_in_text():
+            self._begin(tokens)
+            return self._check(detokenize, tokens[-_CONTEXT:], self._recent_text())
         known = len(tokens)
         sent = "".join(self._text)
         buffered = max(map(len, self._stops), default=1) - 1
@@ -163,24 +170,42 @@ class Continuation:
             if known - len(tokens) == _MOST_INCOMPLETE:
                 raise NotContinuable("the answer does not end in a character")
             tokens.pop()
-        if (
-            tokens and not self._stops and not self._call.body.get("ignore_eos")
-        ):  # special tokens, which it allows, have no text
-            recent = "".join(_text_of(event) for data in self._recent for event in data.split(_EVENT_END))
-            if not _ends_alike(text, recent):
-                raise NotContinuable("the engine held text back")
-        self._again = [*self.tokens[len(tokens) :], *self._again] if self._shows_ids else []
+        if tokens and not self._stops:
+            self._compare(text, self._recent_text())
         held = ""
         if self._stops and sent and tokens:
             end = len(sent) if text.startswith(sent) else len(text) - (0 if include else buffered)
             if end < 0 or not text[:end].endswith(sent[-_CONTEXT:].lstrip()):  # a first space may be missing
                 raise NotContinuable("the text of the tokens differs from the answer's")
             held = text[end:]
-        self._committed, self._raw, self._tail, self._new = tokens, [], b"", 0
-        self._base = len(tokens)
         before = sent[-buffered:] if include and buffered else held
+        self._begin(tokens)
         self._text = [sent]
         self._seam = _Seam(self._stops, before, len(held), include) if before else None
+        return None
+
+    def _begin(self, tokens: list[int]) -> None:
+        """Let the continuation begin after `tokens` of the answer."""
+        self._again = [*self.tokens[len(tokens) :], *self._again] if self._shows_ids else []
+        self._committed, self._raw, self._tail, self._new = tokens, [], b"", 0
+        self._base, self._seam = len(tokens), None
+
+    async def _check(self, detokenize: Detokenize, tokens: Sequence[int], recent: str) -> None:
+        self._compare(await detokenize(tokens), recent)
+
+    def _compare(self, text: str, recent: str) -> None:
+        """Compare the text of the last tokens with what was sent. Raises `NotContinuable`."""
+        if not self._call.body.get("ignore_eos") and not _ends_alike(text, recent):  # special tokens have no text
+            raise NotContinuable("the engine held text back")
+
+    def _recent_text(self) -> str:
+        return "".join(_text_of(event) for data in self._recent for event in data.split(_EVENT_END))
+
+    def _ends_in_text(self) -> bool:
+        """Whether the last event has one token and its text: engines hold text back while it ends in half a character."""
+        events = (event for data in reversed(self._recent) for event in reversed(data.split(_EVENT_END)) if event)
+        text = _text_of(next(events, b""))
+        return bool(self._raw) and self._raw[-1].isdigit() and bool(text) and not text.endswith(_INCOMPLETE)
 
     @property
     def remaining(self) -> int | None:

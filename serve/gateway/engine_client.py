@@ -211,10 +211,15 @@ class Engines:
         if dead:
             self.eject(variant, url, "unreachable")
 
-    async def detokenize(self, variant: Variant, model: str, tokens: Sequence[int], avoid: Collection[str]) -> str:
-        """The text of `tokens` by the tokenizer of `variant`. Raises `EngineUnreachable`, also where the engine does not offer it."""
+    async def detokenize(
+        self, variant: Variant, model: str, tokens: Sequence[int], avoid: Collection[str], replica: str
+    ) -> str:
+        """The text of `tokens` by the tokenizer of `variant`, at `replica` as in `post`.
+
+        Raises `EngineUnreachable`, also where the engine does not offer it.
+        """
         payload = orjson.dumps({"model": model, "tokens": tokens})
-        async with self.post(variant, "/detokenize", payload, "detokenize", {}, avoid) as (response, _):
+        async with self.post(variant, "/detokenize", payload, "detokenize", {}, avoid, replica) as (response, _):
             try:
                 return str(orjson.loads(await response.read())["prompt"])
             except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError) as error:

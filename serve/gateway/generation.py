@@ -375,6 +375,7 @@ class Generation:
         chunk = data = b""
         try:
             while not chunk and (data := await response.content.readany()):
+                await stream.checked()
                 chunk = stream.feed(data)
         except EngineFault as error:
             if not (stream.continues and error.before):

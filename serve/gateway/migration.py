@@ -1,5 +1,6 @@
 """Migration: where a stream goes on whose engine died or stalled, within a bound on the load that this adds."""
 
+import asyncio
 import hashlib
 import math
 from collections.abc import Mapping, Sequence, Set
@@ -67,8 +68,11 @@ class Migration:
         live, place = decision.variant.live, (last.call.sequences, decision.chosen.load.replica)
         live.take_place(*place)
         try:
-            await self._cut(stream, decision.variant, broken)
+            await self._cut(stream, decision, broken)
             give_back = await self._turns.take(goes_on_by)
+        except BaseException:
+            stream.drop_check()
+            raise
         finally:
             live.on_complete(*place)  # it is counted again when it is dispatched, before anything else runs
         attempt = Attempt(last.request, decision, perf_counter(), continues=first, goes_on_by=goes_on_by)
@@ -76,6 +80,7 @@ class Migration:
 
         def first_token() -> None:
             give_back()
+            stream.drop_check()
             stream.first_token = lambda: None
             if attempt.first_token_at:
                 self._metrics.migrations.labels(last.variant.name, cause).inc()
@@ -89,11 +94,13 @@ class Migration:
         stream.first_token = first_token
         return attempt
 
-    async def _cut(self, stream: ResponseStream, variant: Variant, broken: Set[str]) -> None:
+    async def _cut(self, stream: ResponseStream, decision: Decision, broken: Set[str]) -> None:
         async def detokenize(tokens: Sequence[int]) -> str:
-            return await self._engines.detokenize(variant, self._model, tokens, broken)
+            replica = decision.chosen.load.replica
+            return await self._engines.detokenize(decision.variant, self._model, tokens, broken, replica)
 
-        await stream.cut(detokenize)
+        if (check := await stream.cut(detokenize)) is not None:
+            stream.check = asyncio.ensure_future(check)  # while the prompt is read
 
     def _decide(self, stream: ResponseStream, last: Attempt, broken: Set[str]) -> Decision:
         prompt, same = len(stream.continuation.prompt), last.variant.name

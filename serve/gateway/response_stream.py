@@ -1,8 +1,9 @@
 """Response stream: what a client has got of one streamed answer, over all engines that write it."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from serve.gateway.continuation import Continuation, Detokenize, NotContinuable
 from serve.gateway.sse_relay import EngineFault, StreamRelay
@@ -29,6 +30,7 @@ class ResponseStream:
     relay: StreamRelay
     inexact: str | None = None
     continues: bool = False  # whether an engine continues an answer that another one started
+    check: asyncio.Future[None] | None = None  # see `cut`; raises `NotContinuable`, `EngineUnreachable`
     first_token: Callable[[], None] = lambda: (
         None
     )  # called at the first token of each part, or when a whole answer has come
@@ -59,8 +61,20 @@ class ResponseStream:
         self.relay.resume()
         return self.relay.feed(end)
 
-    async def cut(self, detokenize: Detokenize) -> None:
-        """Prepare the stream for another engine. Raises `NotContinuable`."""
-        await self.continuation.cut(detokenize)
+    async def cut(self, detokenize: Detokenize) -> Coroutine[Any, Any, None] | None:
+        """Prepare the stream for another engine; returns a check as `Continuation.cut`. Raises `NotContinuable`."""
+        check = await self.continuation.cut(detokenize)
         self.relay.resume()
         self.continues = True
+        return check
+
+    async def checked(self) -> None:
+        """Wait for `check`: nothing of a continuation counts before."""
+        if self.check is not None:
+            await self.check
+
+    def drop_check(self) -> None:
+        """End `check`, whatever its result."""
+        if self.check is not None and not self.check.cancel() and not self.check.cancelled():
+            self.check.exception()  # an exception that nothing looks at is logged
+        self.check = None

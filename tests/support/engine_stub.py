@@ -35,6 +35,7 @@ class EngineStub:
         self.at = "said"  # piece of the answer after which something "mid-stream" happens
         self.running = 0
         self.health_status = 200
+        self.detokenizes = "right"  # or "wrong", "500"
         self.cancelled = 0  # answers whose client disconnected
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
@@ -79,6 +80,8 @@ class EngineStub:
         return web.Response(status=self.health_status)
 
     async def _detokenize(self, request: web.Request) -> web.Response:
+        if self.detokenizes != "right":
+            return web.json_response({"prompt": "another text"}, status=500 if self.detokenizes == "500" else 200)
         body = await request.json()
         return web.json_response({"prompt": "".join(map(_text, body["tokens"]))})
 

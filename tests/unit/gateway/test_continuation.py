@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import orjson
@@ -59,13 +59,32 @@ def answer(request: Call, engine: TokenEngine, cuts: Sequence[int] = (), part_of
         if stream.relay.done:
             return out + stream.relay.finish({})
 
-        async def detokenize(tokens: Sequence[int]) -> str:
-            return engine.detokenize(list(tokens))
-
-        with pytest.raises(StopIteration):
-            stream.cut(detokenize).send(None)  # without an event loop: nothing in it waits
+        cut_off(stream)
         body = json.loads(stream.continuation.payload("smollm2-135m", 2048, None))
     raise AssertionError("the stream has no end")
+
+
+def cut_off(stream: ResponseStream) -> bool:
+    """Prepare a stream for another engine, with the check. Returns whether an engine was asked before that."""
+    asked = 0
+
+    async def detokenize(tokens: Sequence[int]) -> str:
+        nonlocal asked
+        asked += 1
+        return byte_tokenizer().decode(list(tokens))
+
+    check = result_of(stream.cut(detokenize))
+    before = asked > 0
+    if check is not None:
+        result_of(check)
+    return before
+
+
+def result_of(work: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine in which nothing waits, without an event loop."""
+    with pytest.raises(StopIteration) as ended:
+        work.send(None)
+    return ended.value.value
 
 
 def said(out: bytes) -> tuple[str, list[dict[str, Any]], dict[str, Any]]:
@@ -176,11 +195,7 @@ def test_a_client_that_has_the_id_of_another_half_a_character_gets_no_more():
     for event in list(engine.events(payload(request)))[:3]:
         stream.feed(event)
 
-    async def detokenize(tokens: Sequence[int]) -> str:
-        return byte_tokenizer().decode(list(tokens))
-
-    with pytest.raises(StopIteration):
-        stream.cut(detokenize).send(None)
+    cut_off(stream)
     other = list(TokenEngine("x").events({**json.loads(stream.continuation.payload("m", 2048, None)), "max_tokens": 1}))
     with pytest.raises(EngineFault):
         stream.feed(other[0])
@@ -214,18 +229,30 @@ def test_an_event_without_ids_makes_the_rest_inexact():
         _ = stream.continuation.prompt
 
 
-def test_an_engine_that_holds_text_back_is_not_continued():
-    """As an engine does that searches the text for tool calls."""
+@pytest.mark.parametrize("later", [0, 1])
+def test_an_engine_that_holds_text_back_is_not_continued(later):
+    """As one does that searches the text for tool calls."""
     request = call()
     events = list(TokenEngine("vwxyz").events(payload(request)))
     stream = stream_of(request)
-    stream.feed(b"".join(events[:4]) + events[4].replace(b'"content":"', b'"content":"","held":"'))
-
-    async def detokenize(tokens: Sequence[int]) -> str:
-        return byte_tokenizer().decode(list(tokens))
-
+    held = [event.replace(b'"content":"', b'"content":"","held":"') for event in events]
+    stream.feed(b"".join([*events[:3], held[3], *events[4 : 4 + later]]) + held[4 + later])
     with pytest.raises(NotContinuable, match="held text back"):
-        stream.cut(detokenize).send(None)
+        cut_off(stream)
+
+
+@pytest.mark.parametrize(
+    ("text", "burst", "more", "events", "asked"),
+    [
+        ("vwxyz", 1, {}, 4, False), ("vwxyz", 2, {}, 2, True), ("vwxyz", 1, {"stop": "a"}, 4, True), ("é", 1, {}, 2, True),
+        ("vwxyz", 1, {"ignore_eos": True}, 4, False),
+    ],
+)  # fmt: skip
+def test_an_engine_is_asked_first_only_where_the_last_token_may_have_no_whole_text(text, burst, more, events, asked):
+    stream, call_ = stream_of(call(**more)), call(**more)
+    for event in list(TokenEngine(text, burst).events(payload(call_)))[:events]:
+        stream.feed(event)
+    assert cut_off(stream) == asked
 
 
 @pytest.mark.parametrize(

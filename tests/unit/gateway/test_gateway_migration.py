@@ -115,6 +115,22 @@ class TestContinuation:
         assert b'"token_ids":[' not in response.content
         assert gateway.engines["int8"].requests[0]["return_token_ids"]
 
+    def test_nothing_is_sent_on_that_does_not_continue_what_was_sent(self, gateway: Started):
+        """The tokens that the client has are looked at while they are read again."""
+        gateway.engines["full"].behaviour = "die mid-stream"
+        gateway.engines["int8"].detokenizes = "wrong"
+        response = gateway.chat(stream=True)
+        assert error_code(response) == ("stream_interrupted", None)
+        assert "hello" not in response.text and gateway.engine_calls() == {"full": 1, "int8": 1}
+
+    def test_one_whose_tokens_cannot_be_looked_at_goes_on_elsewhere(self, gateway: Started):
+        gateway.engines["full"].behaviour = "die mid-stream"
+        gateway.engines["int8"].detokenizes = "500"
+        gateway.replicas.by_variant["int8"].append(gateway.engines["distilled"].url)
+        response = gateway.chat(stream=True)
+        assert text_of(response, True) == "You said: hello there"
+        assert gateway.engine_calls() == {"full": 1, "int8": 1, "distilled": 1}
+
     def test_the_quality_floor_holds(self, gateway: Started):
         gateway.engines["full"].behaviour = "die mid-stream"
         response = gateway.chat(stream=True, budget={"min_quality": 0.97})

@@ -43,6 +43,9 @@ class Stream:
     async def cut(self, detokenize: Callable[[Sequence[int]], Awaitable[str]]) -> None:
         await detokenize(self.tokens)
 
+    def drop_check(self) -> None:
+        pass
+
 
 @dataclass
 class Engines:
