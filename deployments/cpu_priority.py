@@ -18,6 +18,11 @@ EMBEDDER = 5  # a search is a part of the request, the indexing of documents is 
 _LOG = logging.getLogger("ray.serve")
 
 
+def lower_engine_priority() -> None:
+    """Called when the process of a replica starts: the imports of a replica that is restarted take seconds from the others' cores."""
+    lower_cpu_priority(ENGINE)
+
+
 def lower_cpu_priority(niceness: int) -> None:
     """Add `niceness` to that of this process, and so of those it starts. A failure is logged: without it all still works.
 

@@ -192,6 +192,16 @@ def with_version(deployment: "Deployment", version: str) -> "Deployment":
     return deployment.options(_internal=True, version=version)
 
 
+def at_process_start(function: Callable[[], None]) -> dict[str, str]:
+    """Environment of an actor whose process calls `function`, of a module, before it imports the actor's class.
+
+    Ray offers that for all processes of a driver (`worker_process_setup_hook`), not for those of one actor.
+    """
+    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+
+    return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: f"{function.__module__}.{function.__qualname__}"}
+
+
 def before_engine_start(wait: Callable[[Path], Awaitable[None]]) -> type:
     """Class for `LLMConfig.callback_config` that awaits `wait(model_source)` instead of Serve LLM's download task.
 

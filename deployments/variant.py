@@ -5,10 +5,10 @@ from pathlib import Path
 from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
-from deployments.cpu_priority import ENGINE, lower_cpu_priority
+from deployments.cpu_priority import lower_engine_priority
 from deployments.fetch import wait_for_file
 from deployments.placement import POOL
-from deployments.ray_internals import before_engine_start
+from deployments.ray_internals import at_process_start, before_engine_start
 from serve.card import CARD_FILE
 from serve.config.platform import PlatformConfig
 from serve.config.sections import VariantConfig
@@ -18,9 +18,8 @@ ENGINE_ENV = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK":
 
 
 async def prepare_engine(folder: Path) -> None:
-    """Wait until `folder` has complete weights (the card is written last), then leave the CPU to gateways first."""
+    """Wait until `folder` has complete weights: the card is written last."""
     await wait_for_file(folder / CARD_FILE)
-    lower_cpu_priority(ENGINE)
 
 
 def variant_app(
@@ -51,7 +50,7 @@ def variant_app(
         accelerator_type=resources.accelerator,
         accelerator_config=None if resources.gpus else {"kind": "cpu"},
         placement_group_config={"bundle_per_worker": worker},
-        runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env}},
+        runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env, **at_process_start(lower_engine_priority)}},
         callback_config={"callback_class": before_engine_start(prepare_engine)},
         log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
         deployment_config={

@@ -24,7 +24,7 @@ from ray import serve as ray_serve
 from ray.serve.handle import DeploymentHandle
 
 from benchmarks.lib.sample_catalog import make_config
-from deployments import ray_internals
+from deployments import cpu_priority, ray_internals
 from deployments.ray_internals import ControlStore, ray_environment
 from serve.config.sections import REPLICA_PORTS
 from tests.unit.deployments.test_haproxy import written_by_ray
@@ -385,6 +385,26 @@ class TestDeployments:
 
             source = inspect.getsource(ServeControllerClient)
             assert "version=deployment._version or get_random_string()" in source, "the version is not used as it was"
+
+    def test_the_process_of_an_actor_calls_a_function_before_it_imports_its_class(
+        self, monkeypatch: pytest.MonkeyPatch
+    ):
+        lowered: list[int] = []
+        monkeypatch.setattr("deployments.cpu_priority.lower_cpu_priority", lowered.append)
+        with needed_for("variant: a replica that starts leaves the CPU to the others while it imports vLLM"):
+            from ray._private.runtime_env.setup_hook import load_and_execute_setup_hook
+            from ray.runtime_env import RuntimeEnv
+
+            ((name, function),) = ray_internals.at_process_start(cpu_priority.lower_engine_priority).items()
+            assert load_and_execute_setup_hook(function) is None
+            assert lowered == [cpu_priority.ENGINE]
+            assert RuntimeEnv(env_vars={name: function})["env_vars"] == {name: function}
+            worker = (RAY / "_private/workers/default_worker.py").read_text()
+            assert re.search(
+                r"os.getenv\(\s*ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR\s*\)(?s:.*)"
+                r"load_and_execute_setup_hook\((?s:.*)worker.main_loop\(\)",
+                worker,
+            ), "workers do not call it before their first task"
 
     async def test_the_engine_awaits_the_weights_instead_of_the_download(self):
         waited: list[Path] = []
