@@ -50,7 +50,9 @@ def variant_app(
         accelerator_type=resources.accelerator,
         accelerator_config=None if resources.gpus else {"kind": "cpu"},
         placement_group_config={"bundle_per_worker": worker},
-        runtime_env={"env_vars": {**ENGINE_ENV, **config.env, **variant.env, **at_process_start(lower_engine_priority)}},
+        runtime_env={
+            "env_vars": {**ENGINE_ENV, **config.env, **variant.env, **at_process_start(lower_engine_priority)}
+        },
         callback_config={"callback_class": before_engine_start(prepare_engine)},
         log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
         deployment_config={

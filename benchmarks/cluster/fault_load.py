@@ -3,7 +3,8 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,6 +69,7 @@ class Record:
     problem: str = ""
     variant: str = ""
     events_s: list[float] = field(default_factory=list)  # when parts of a streamed answer arrived
+    counts: list[int] = field(default_factory=list)  # tokens that had arrived with each of them
     tokens: list[int] = field(default_factory=list)
     prompt_tokens: list[int] = field(default_factory=list)
     text: str = ""
@@ -79,6 +81,13 @@ class Record:
         """Longest time between two parts of the answer; of one that broke off, also until its end."""
         ends = [] if self.outcome == "ok" else [self.ended_s]
         return longest_gap([*self.events_s, *ends]) if self.events_s else None
+
+    def seams(self) -> Iterator[tuple[str, int, float]]:
+        """Of each migration, the variant that goes on, the tokens before, and the time from the part before to the first one after."""
+        for entry in self.migrations:
+            at = bisect_right(self.counts, at_token := int(entry["at_token"]))
+            if 0 < at < len(self.counts):
+                yield str(entry["to"]), at_token, self.events_s[at] - self.events_s[at - 1]
 
 
 class StreamReader:
@@ -107,10 +116,11 @@ class StreamReader:
         record.migrations = (chunk.get("gearbox") or {}).get("migrations") or record.migrations
         for choice in chunk.get("choices") or ():
             text, ids = choice["delta"].get("content") or "", choice.get("token_ids") or []
-            if text or ids:
-                record.events_s.append(now_s)
             record.text += text
             record.tokens += ids
+            if text or ids:
+                record.events_s.append(now_s)
+                record.counts.append(len(record.tokens))
             self._finish = choice.get("finish_reason") or self._finish
 
     def end(self) -> None:

@@ -1,10 +1,11 @@
 """One fault under load: injection, recovery, and what its clients saw; token streams compared with undisturbed answers."""
 
 import asyncio
+import secrets
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -59,6 +60,18 @@ class Bench:
     def load(self, seed: object, per_s: float | None = None) -> Load:
         """The system's load, to be started."""
         return Load(self.session, self.site.kinds, per_s or self.per_s, seed, self.prompts)
+
+    async def first_token_s(self, variant: str, prompt: Sequence[int]) -> float:
+        """Time to the first token of a completion of `prompt`, which no cache has. Raises `aiohttp.ClientError`, `TimeoutError`."""
+        body = {
+            "model": self.site.pinned[variant], "prompt": list(prompt), "max_tokens": 1, "temperature": 0, "stream": True,
+            "cache_salt": secrets.token_hex(8),
+        }  # fmt: skip
+        started = time.monotonic()
+        async with asyncio.timeout(TIMEOUT_S), self.session.post("/v1/completions", json=body) as response:
+            response.raise_for_status()
+            await response.content.readany()
+            return time.monotonic() - started
 
     async def continuation(self, variant: str, prompt: Sequence[int], count: int) -> list[int]:
         """Tokens that `variant` continues `prompt` with. Raises `aiohttp.ClientError`, `LookupError`."""
@@ -149,6 +162,17 @@ async def _agreements(
     return agreements
 
 
+async def seams(records: Sequence[Record], bench: Bench) -> list[list[float]]:
+    """Of each migration of `records`: the gap that it made, and what a first token after the same prompt takes now, s."""
+    found = []
+    for record in records:
+        for variant, at, gap_s in record.seams():
+            with suppress(aiohttp.ClientError, TimeoutError, LookupError):
+                prefix_s = await bench.first_token_s(variant, [*record.prompt_tokens, *record.tokens[:at]])
+                found.append([round(gap_s, 3), round(prefix_s, 3)])
+    return found
+
+
 async def strike(bench: Bench, fault: Fault | None, seed: object, seconds: float = 0.0) -> dict[str, Any]:
     """Load with one fault, until the system has recovered; without a fault, `seconds` of load. Returns a row for the journal."""
     site, skipped = bench.site, ""
@@ -172,6 +196,7 @@ async def strike(bench: Bench, fault: Fault | None, seed: object, seconds: float
         "recovery": recovery,
         **counted(records),
         "gaps_s": [round(gap, 3) for gap in gaps],
+        "seams": await seams(under_way, bench),
         "tokens": asdict(await check(records, bench.references, bench.continuation)),
         "lost": [
             [one.kind, round(one.sent_s - struck, 2), round(one.ended_s - struck, 2), one.outcome, one.problem]

@@ -36,6 +36,8 @@ def numbers(rows: Sequence[Row]) -> dict[str, Any]:
         problems.update(row["problems"])
         tokens.update(row["tokens"])
     gaps = [gap for row in rows for gap in row["gaps_s"]]
+    seams = [seam for row in rows for seam in row.get("seams", ())]
+    moved = [gap for gap, _ in seams]
     recovery = {name: [row["recovery"].get(name) for row in rows if row["recovery"]] for name in TIMES}
     return {
         "faults": len(rows),
@@ -45,6 +47,10 @@ def numbers(rows: Sequence[Row]) -> dict[str, Any]:
         "silently_truncated": sum(_truncated(row) for row in rows),
         "tokens": {name: tokens[name] for name in ("checked", "migrated", "diverged", "unchecked", "lost", "doubled")},
         "longest_gap_s": {"p50": percentile(gaps, 0.5), "p95": percentile(gaps, 0.95), "streams": len(gaps)},
+        "seams": {
+            "p50": percentile(moved, 0.5), "p95": percentile(moved, 0.95), "streams": len(moved),
+            "over_prefix_p95": percentile([round(gap - prefix_s, 3) for gap, prefix_s in seams], 0.95),
+        },
         "recovery": {
             name: {**(spread(known) if (known := [one for one in times if one is not None]) else {}), "never": times.count(None)}
             for name, times in recovery.items()
@@ -67,6 +73,7 @@ def line(row: Row) -> str:
         f"{found['silently_truncated']} streams silently truncated",
         f"tokens {found['tokens']['lost']} lost, {found['tokens']['doubled']} doubled",
         f"longest gap p95 {found['longest_gap_s']['p95']} s",
+        f"{found['seams']['streams']} migrations, gap p95 {found['seams']['p95']} s",
     ]
     if recovery:
         parts.append(f"first answer after {recovery['first_success_s']} s, all well after {recovery['healthy_s']} s")

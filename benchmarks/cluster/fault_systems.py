@@ -120,8 +120,13 @@ def attached(state_dir: Path, headers: Mapping[str, str], disk: Path | None = No
     def find() -> dict[str, list[psutil.Process]]:
         return by_target(processes_of(state.run_id, state.pid), folder)
 
+    # profiles that different variants answer: a fault of any engine interrupts streams
+    profiles = ("best", "balanced", "fast")
     kinds = [
-        Kind("stream", "/v1/chat/completions", 0.45, f"{state.model}@best", STREAM_TOKENS, stream=True),
+        *(
+            Kind("stream", "/v1/chat/completions", 0.15, f"{state.model}@{profile}", STREAM_TOKENS, stream=True)
+            for profile in profiles
+        ),
         Kind("unary", "/v1/chat/completions", 0.25, state.model, UNARY_TOKENS),
     ]
     if state.retrieval is not None:

@@ -36,6 +36,12 @@ def _numbers(id: str, of: str, row: Mapping[str, Any], aims: Mapping[str, float]
     for share in ("p50", "p95"):
         if (gap := row["longest_gap_s"][share]) is not None:
             yield figure(f"{id}.gap_{share}", AREA, f"{of}: longest gap in a stream, {share}", gap, "s")
+    if (seams := row.get("seams")) and seams["streams"]:
+        of_streams = f"of {seams['streams']} streams that migrated"
+        yield figure(f"{id}.seam_p95", AREA, f"{of}: gap {of_streams}, p95", seams["p95"], "s")
+        most = f"<= {aims['over_prefix_s']:g}" if aims and "over_prefix_s" in aims else None
+        words = f"{of}: gap {of_streams}, less the time to the first token after the same prompt, p95"
+        yield figure(f"{id}.seam_over_prefix_p95", AREA, words, seams["over_prefix_p95"], "s", aim=most)
     for name, words in _RECOVERY.items():
         times = row["recovery"].get(name, {})
         if never := times.get("never"):

@@ -7,12 +7,13 @@ from benchmarks.reporting.cells import Result, machine_line, table
 
 _HEAD = (
     "requests", "lost", "of them refused / interrupted / truncated / failed", "tokens lost / doubled", "migrated", "other text",
-    "longest gap p50 / p95, s", "first answer, s", "all well, s",
+    "longest gap p50 / p95, s", "at a migration p50 / p95 (over prefix), s", "first answer, s", "all well, s",
 )  # fmt: skip
 _NOTE = (
     "Lost: without a whole answer. Refused: a documented error before the answer started; interrupted: a stream that ended in an "
     "error event; truncated: one that ended without it. Tokens of greedy streams are compared with undisturbed answers; other text: "
-    "nearly equal tokens swapped, which batching alone does, too. Gaps are of streams under way between fault and recovery. Times: "
+    "nearly equal tokens swapped, which batching alone does, too. Gaps are of streams under way between fault and recovery; at a migration: from the last token before it to the first one after "
+    "it, and how much longer that is, p95, than the first token takes after the same prompt on the undisturbed system. Times: "
     "median, largest; `never` counts faults without recovery in time."
 )
 
@@ -49,8 +50,13 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(tokens["migrated"]),
         f"{tokens['diverged']} of {tokens['checked']}",
         "" if gap["p50"] is None else f"{gap['p50']:.1f} / {gap['p95']:.1f}",
+        _seams(row.get("seams", {})),
         *(_times(row["recovery"].get(name, {})) for name in ("first_success_s", "healthy_s")),
     ]
+
+
+def _seams(seams: Mapping[str, Any]) -> str:
+    return f"{seams['p50']:.1f} / {seams['p95']:.1f} ({seams['over_prefix_p95']:.1f})" if seams.get("streams") else ""
 
 
 def _times(times: Mapping[str, Any]) -> str:

@@ -77,6 +77,13 @@ class TestOutcomes:
         record.outcome = "interrupted"
         assert record.gap_s == 5.0
 
+    async def test_the_gap_of_a_migration_is_that_between_the_parts(self):
+        record = Record("stream", 0, 0.0, events_s=[1.0, 1.1, 3.0, 3.1], counts=[1, 4, 5, 6])
+        record.migrations = [{"to": "int8", "at_token": 4}, {"to": "full", "at_token": 6}]
+        assert [(to, at, round(gap, 3)) for to, at, gap in record.seams()] == [("int8", 4, 1.9)]
+        record.migrations = [{"to": "int8", "at_token": 0}]
+        assert list(record.seams()) == [], "nothing was before it"
+
 
 class TestLoad:
     def test_the_same_seed_gives_the_same_requests(self):

@@ -109,7 +109,8 @@ def test_the_parts_of_a_running_platform_are_found(state_dir):
     eventually(lambda: site.counts()["engine core"] == 3, 20, "the processes run")
     assert site.counts() == {"engine core": 3, "engine server": 2, "gateway": 1, "haproxy": 0, "database": 0}
     assert site.pinned == {"full": "m:full", "int8": "m:int8"} and site.replicas == 2
-    assert [kind.name for kind in site.kinds] == ["stream", "unary", "grounded", "embeddings"]
+    assert [kind.name for kind in site.kinds] == [*["stream"] * 3, "unary", "grounded", "embeddings"]
+    assert len({kind.model for kind in site.kinds if kind.name == "stream"}) == 3, "of all engines"
     assert sum(kind.share for kind in site.kinds) == pytest.approx(1)
     found = narrowed(site, "int8").find()
     assert [one.cmdline()[0] for one in found["engine server"]] == ["ray::ServeReplica:variant-int8:engine:int8"]

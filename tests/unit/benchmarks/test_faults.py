@@ -90,6 +90,15 @@ class TestStrike:
         assert row["tokens"]["checked"] > 2 and row["gaps_s"]
         assert json.loads(json.dumps(row)) == row
 
+    async def test_the_gaps_of_migrations_are_compared_with_the_first_token_after_the_same_prompt(self, engine, bench):
+        await bench.prepare()
+        engine.behaviour = "migrate"
+        row = await strike(bench, None, 1, seconds=0.3)
+        assert len(row["seams"]) == row["tokens"]["migrated"] > 0
+        assert all(gap_s >= 0 and prefix_s > 0 for gap_s, prefix_s in row["seams"])
+        row["seams"] = [[1.5, 1.0], [0.4, 0.3]]
+        assert numbers([row])["seams"] == {"p50": 0.4, "p95": 1.5, "streams": 2, "over_prefix_p95": 0.5}
+
     async def test_what_does_not_recover_is_said(self, engine, bench):
         await bench.prepare()
         bench.patience_s = 0.3
@@ -131,7 +140,7 @@ def row_of(fault: Fault | None, healthy_s: float | None = 2.0) -> dict:
     return {
         "fault": {**dataclasses.asdict(fault), "name": fault.name} if fault else None, "skipped": "", "gaps_s": [0.5],
         "recovery": {"first_success_s": 0.5, "healthy_s": healthy_s} if fault else {}, "requests": {"stream": {"ok": 3}},
-        "problems": {}, "tokens": {"checked": 3}, "lost": [],
+        "problems": {}, "tokens": {"checked": 3}, "lost": [], "seams": [[1.5, 1.0]] if fault else [],
     }  # fmt: skip
 
 
