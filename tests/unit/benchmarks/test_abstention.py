@@ -1,0 +1,45 @@
+"""The abstention benchmark: which passage is right, shares by kind of question, and candidate scores."""
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("haystack")
+
+from benchmarks.retrieval.abstention import Asked, Hit, summary
+from benchmarks.retrieval.support_candidates import Rarity, Scored, abstention_at, areas, overlap
+
+HIT = Hit("The seal kit is 20-114.", "P-220", False, 0.5, 0.1, 0.03, 0.4)
+ASKED = Asked("Which part is it?", "pumps", "en", "answered", (HIT, replace(HIT, right=True)), 0.4, False)
+
+
+def test_false_abstention_is_counted_with_and_without_the_passages_that_search_missed() -> None:
+    missed = replace(ASKED, hits=(HIT,), supported=False)
+    answered = replace(ASKED, supported=True)
+    unanswerable = replace(ASKED, kind="left out", hits=(HIT,))
+    (own, other) = summary([ASKED, missed, answered, unanswerable])
+    assert own.startswith("en, answered: abstains 2/3 = 0.667")
+    assert "where the passage is found 1/2" in own and "@1 0/3" in own and "@4 2/3" in own
+    assert other.startswith("en, left out: abstains 1/1") and "recall" not in other
+
+
+def test_overlap_sees_another_model_number_and_not_another_inflection() -> None:
+    passage = "The warranty of the Larkspur P-220 lasts two years."
+    rarity = Rarity([passage, "Every pump has a seal kit.", "Pumps are tested twice."])
+    same, other = (overlap(f"How long is {name} warrantied?", passage, rarity) for name in ("P-220", "P-440"))
+    assert same["missing number"] == 0 and other["missing number"] == -1
+    assert same["coverage"] > other["coverage"]
+    assert overlap("Wie lange gelten Garantien?", "Die Garantie gilt zwei Jahre.", rarity)["coverage"] == 0.25
+
+
+def test_areas_and_the_threshold_for_five_percent() -> None:
+    def scored(kind: str, score: float) -> Scored:
+        return Scored({"kind": kind}, {"score": score})
+
+    rows = [scored("answered", i / 100) for i in range(100)] + [
+        scored("other source", -1.0),
+        scored("other source", 2.0),
+    ]
+    assert areas(rows, lambda one: one.features["score"]) == {"other source": 0.5}
+    line = abstention_at(rows, rows, lambda one: one.features["score"])
+    assert line == "answered 0.04, other source 0.50"
