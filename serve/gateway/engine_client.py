@@ -113,7 +113,7 @@ class Engines:
         """
         replica = await self._choose(variant, avoid, replica)
         on_choice(replica)
-        exchange = self.health.begin(replica, perf_counter(), reading_s)
+        exchange = self.health.begin(replica, perf_counter(), reading_s, moved=bool(avoid))
         response: aiohttp.ClientResponse | None = None
         # clients may repeat their ids, engines must not see one twice
         headers = {**self._headers, "x-request-id": f"{request_id}-{uuid.uuid4().hex[:8]}", **more}

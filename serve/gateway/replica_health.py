@@ -28,6 +28,7 @@ BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
 SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
 ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
 LATE_S = 5.0  # without an answer to a poll or a probe, after which a replica without work is ejected
+BUSY_LATE_S = 3.0  # the same of one that has prompts to read, whose server may have to wait for CPU
 VOUCHED_S = 3.0  # after a probe that was answered in time, in which late polls alone make no replica suspect
 MIN_SERVING_SHARE = 0.5  # of all replicas; where more seem to have stalled, the machine is slow
 PROBE_EVERY_S = 1.0
@@ -45,6 +46,7 @@ class Exchange:
     started_at: float
     waiting_since: float  # for the replica; infinite while the gateway waits for the client, or for nothing more
     reads_until: float  # before then, reading its prompt explains that nothing comes
+    moved: bool = False  # whether it has left another replica, which may have been silent because of it
     left_at: float = math.inf  # when its client went, before anything came
     interrupt: Callable[[], None] = lambda: None  # ends the wait for the replica
     stalled: bool = False  # whether it was interrupted because the replica has stalled
@@ -80,6 +82,9 @@ class _Replica:
     reading: bool = False  # whether the prompts that it has to read explain its silence
     late: bool = False  # whether it has not answered a poll in time
     frozen: bool = False  # whether two polls have shown no change since its silence started
+    blamed: bool = (
+        False  # whether a request that waits for its first token may be what keeps it silent, as it did elsewhere
+    )
     suspect: bool = False
     silent_s: float = 0.0
     limit_s: float = FLOOR_S  # silence that is a stall
@@ -109,6 +114,7 @@ class _Replica:
         self.busy, self.reading = waiting_since < math.inf, now < reads_until
         self.late = self.polled_at is not None and now - self.polled_at >= ANSWER_S and self.answered[1] > -math.inf
         self.frozen = self.stats is not None and "tokens" in self.stats and self.answered[0] > since
+        self.blamed = any(one.moved and one.reads_until > 0 for one in waiting)
         self.gap_s *= decay
         if came_at > self._seen_at:
             self.gap_s, self._seen_at = max(self.gap_s, self._unexplained_s), came_at
@@ -134,9 +140,11 @@ class _Replica:
             return self.late and not slow and now - heard_at > LATE_S
         if self.unanswered_since is None or now - self.unanswered_since < ANSWER_S:
             return False
-        if self.silent_s <= (CEILING_S if slow or not self.warm else self.limit_s):
+        if self.silent_s <= (CEILING_S if slow or self.blamed or not self.warm else self.limit_s):
             return False
-        return self.late or (not self.reading and (self.frozen or self.silent_s > CEILING_S))
+        if self.reading:
+            return self.polled_at is not None and now - self.polled_at > BUSY_LATE_S
+        return self.late or self.frozen or self.silent_s > CEILING_S
 
     def resume(self, now: float) -> None:
         """Measure all silence from `now`."""
@@ -170,10 +178,17 @@ class ReplicaHealth:
     def _replica(self, url: str) -> _Replica:
         return self._replicas.get(url) or self._replicas.setdefault(url, _Replica(url))
 
-    def begin(self, url: str, now: float, reading_s: float = 0.0) -> Exchange:
-        """Count a request that is sent to the replica; `end` follows. `reading_s`: predicted time until its prompt is read."""
+    def begin(self, url: str, now: float, reading_s: float = 0.0, moved: bool = False) -> Exchange:
+        """Count a request that is sent to the replica; `end` follows.
+
+        Args:
+            url: of the replica.
+            now: the present time, s.
+            reading_s: predicted time until its prompt is read.
+            moved: whether it has left another replica, which may have been silent because of it.
+        """
         replica = self._replica(url)
-        exchange = Exchange(replica, now, now, now + READING * reading_s)
+        exchange = Exchange(replica, now, now, now + READING * reading_s, moved)
         replica.exchanges.add(exchange)
         return exchange
 

@@ -72,6 +72,27 @@ class TestChecks:
         poll(health, A, 0.1)
         assert health.check(PREDICTED, 0.2) == []
 
+    def test_a_request_that_kept_one_replica_silent_does_not_have_the_next_one_ejected(self, health):
+        """Such as the first of a kind for which the engine compiles a kernel: else it would end one replica after the other."""
+        health.begin(A, 0.0)
+        assert run(health, 0.0, 5.0) == [(A, "stalled")]
+        health.eject(A, 5.0)
+        health.begin(B, 5.0, moved=True)
+        assert run(health, 5.0, 5.0 + CEILING_S) == []
+        assert run(health, 5.0 + CEILING_S, 40.0) == [(B, "stalled")]
+
+    def test_one_that_reads_prompts_may_answer_polls_later(self, health):
+        """On cores that engines share, reading prompts takes the time of the server that answers them."""
+        health.begin(A, 0.0, reading_s=10.0)
+        health.on_poll_sent(A, 0.5)
+        found: dict[float, list[tuple[str, str]]] = {}
+        for at in (0.6, 1.6, 2.0, 3.0, 4.0, 5.0, 6.0):
+            poll(health, B, at), poll(health, C, at)
+            found[at] = health.check(PREDICTED, at)
+            health.to_probe(at)
+        assert A in health.suspects, "new requests avoid it"
+        assert {at for at, ejected in found.items() if ejected} == {4.0, 5.0, 6.0}, "without an answer for BUSY_LATE_S"
+
     def test_a_stall_needs_a_probe_that_is_not_answered(self, health):
         health.begin(A, 0.0)
         assert run(health, 0.0, 1.5) == []
