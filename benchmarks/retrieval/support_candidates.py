@@ -77,6 +77,10 @@ class Surprisal:
         starts = [token.startswith(("Ġ", "▁")) for token in self._tokenizer.convert_ids_to_tokens(ids)]
         return ids, chosen.numpy(), np.cumsum(starts)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """Text of tokens."""
+        return str(self._tokenizer.decode(ids))
+
 
 def source_text(hit: Mapping[str, Any]) -> str:
     """A passage as the prompt quotes it."""
@@ -131,6 +135,20 @@ def overlap(question: str, passage: str, rarity: Rarity, pieces: Callable[[str],
     }
 
 
+def unknown_surprisal(texts: Sequence[str], surprisals: Sequence[float], rarity: Rarity) -> float:
+    """Surprisal, in nats, of the most surprising word of the question that the collection lacks.
+
+    A name or a number that no text has makes the question unanswerable; a word of the language that no text has does not. The
+    model tells them apart without a passage, in any language that it knows.
+    """
+    unknown = (
+        surprisal
+        for text, surprisal in zip(texts, surprisals, strict=True)
+        if any(not rarity.known(part) for word in words(text) for part in re.split(r"[/+]", word) if part)
+    )
+    return max(unknown, default=0.0)
+
+
 def gains(ids: Sequence[int], words: Array, alone: Array, given: Array) -> dict[str, float]:
     """Pointwise mutual information of the question's tokens and the passage, in nats.
 
@@ -182,6 +200,11 @@ def features(
     if model is not None:
         started = time.process_time()
         ids, alone, parts = model.of(row["question"], None)
+        spans = [np.flatnonzero(parts == i) for i in np.unique(parts)]
+        texts = [model.text([ids[j] for j in span]) for span in spans]
+        result["unknown surprisal"] = -unknown_surprisal(texts, [float(-alone[span].sum()) for span in spans], rarity)
+        times.setdefault("surprisal", []).append(time.process_time() - started)
+        started = time.process_time()
         each = [gains(ids, parts, alone, model.of(row["question"], source_text(hit))[1]) for hit in first[:PASSAGES]]
         result |= {name: max(one[name] for one in each) for name in each[0]}
         times.setdefault("pmi", []).append(time.process_time() - started)
@@ -289,7 +312,12 @@ def main() -> int:
         "retrieval, overlap": (*RETRIEVAL, *OVERLAP),
     }
     if model is not None:
-        sets |= {"pmi": PMI, "retrieval, pmi": (*RETRIEVAL, *PMI), "all": (*RETRIEVAL, *OVERLAP, *PMI)}
+        sets |= {
+            "pmi": PMI,
+            "retrieval, pmi": (*RETRIEVAL, *PMI),
+            "retrieval, surprisal": (*RETRIEVAL, "unknown surprisal"),
+            "all": (*RETRIEVAL, *OVERLAP, "unknown surprisal", *PMI),
+        }
     for name, names in sets.items():
         score = combination(learnt, names)
         print(f"{name}: {_line(areas(held, score))}; at 5%: {abstention_at(learnt, held, score)}")

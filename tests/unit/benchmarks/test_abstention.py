@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("haystack")
 
 from benchmarks.retrieval.abstention import Asked, Hit, summary
-from benchmarks.retrieval.support_candidates import Rarity, Scored, abstention_at, areas, overlap
+from benchmarks.retrieval.support_candidates import Rarity, Scored, abstention_at, areas, overlap, unknown_surprisal
 
 HIT = Hit("The seal kit is 20-114.", "P-220", False, 0.5, 0.1, 0.03, 0.4)
 ASKED = Asked("Which part is it?", "pumps", "en", "answered", (HIT, replace(HIT, right=True)), 0.4, False)
@@ -43,3 +43,13 @@ def test_areas_and_the_threshold_for_five_percent() -> None:
     assert areas(rows, lambda one: one.features["score"]) == {"other source": 0.5}
     line = abstention_at(rows, rows, lambda one: one.features["score"])
     assert line == "answered 0.04, other source 0.50"
+
+
+def test_a_surprising_word_counts_only_where_the_collection_lacks_it() -> None:
+    rarity = Rarity(["The P-220 has a warranty of two years.", "Read or write it."])
+    words, surprisals = (
+        ["What", " warranties", " has", " the", " P-440", " read/write?"],
+        [1.0, 9.0, 1.0, 1.0, 30.0, 40.0],
+    )
+    assert unknown_surprisal(words, surprisals, rarity) == 30.0
+    assert unknown_surprisal(["What", " P-220?"], [1.0, 30.0], rarity) == 1.0
