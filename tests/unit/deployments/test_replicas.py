@@ -233,9 +233,9 @@ async def test_an_engine_without_metrics_is_chosen_while_it_answers_probes(monke
     slow, other = "http://slow", "http://other"
     monkeypatch.setattr(replicas, "urls", lambda variant: [slow, other])
     health, now = replicas.health, perf_counter()
-    health.on_asked(slow, now - 4)
+    health.on_poll_sent(slow, now - 4)
     health.on_poll(slow, {}, now - 4)
-    health.on_asked(slow, now - 2)
+    health.on_poll_sent(slow, now - 2)
 
     async def stats(session: object, url: str) -> dict[str, float] | None:
         return None if url == slow else {}
