@@ -78,9 +78,9 @@ def test_a_prompt_that_is_cached_by_estimate_may_take_as_long_as_one_that_is_not
     """Before its replica seems to have stalled: the engine may have evicted it."""
     begin, reading_s = ReplicaHealth.begin, list[float]()
 
-    def note(health: ReplicaHealth, url: str, now: float, predicted_s: float = 0.0) -> Exchange:
+    def note(health: ReplicaHealth, url: str, now: float, predicted_s: float = 0.0, **more: bool) -> Exchange:
         reading_s.append(predicted_s)
-        return begin(health, url, now, predicted_s)
+        return begin(health, url, now, predicted_s, **more)
 
     monkeypatch.setattr(ReplicaHealth, "begin", note)
     for _ in range(2):
