@@ -39,6 +39,7 @@ class EngineStub:
         self.cancelled = 0  # answers whose client disconnected
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.holding = 0  # streams that wait for `hold` between two tokens
         self.hold = asyncio.Event()  # "hold" waits for it between two tokens, "... when let go" before all else
         self.error = "something in the engine broke"
         self.max_prompt_chars: int | None = None  # of a chat's last message; above it, the context is exceeded
@@ -165,7 +166,9 @@ class EngineStub:
                     await response.write(b'data: {"choices":[{"index":0,"text":\n\n')
                     return _abort(request, response)
                 case "hold" if self.at in json.dumps(chunk):
+                    self.holding += 1
                     await self.hold.wait()
+                    self.holding -= 1
         if body["stream_options"]["include_usage"]:
             last = {
                 **_head(chat, chunk=True),

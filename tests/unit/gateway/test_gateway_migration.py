@@ -476,7 +476,7 @@ class TestDeadEngines:
         full = gateway.engines["full"]
         full.behaviour, full.health_status = "hold", 503
         with in_background(gateway, stream=True) as responses:
-            while not full.running:
+            while not full.holding or gateway.variants["full"].live.pending_prefill_tokens:
                 time.sleep(0.01)
             full.behaviour = "500"
             httpx.post(f"{gateway.url}/v1/chat/completions", json={"model": MODEL, "messages": MESSAGES}, timeout=60)
