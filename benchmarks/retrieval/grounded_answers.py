@@ -26,7 +26,8 @@ from benchmarks.reporting.results import RESULTS, save
 from benchmarks.retrieval.answer_grading import computes, declines, defines, names, share
 from benchmarks.retrieval.facts import Fact, facts, real_facts
 from benchmarks.retrieval.injections import Injected, injected, obeys
-from benchmarks.retrieval.labelled_texts import NoTexts, fetched
+from benchmarks.retrieval.labelled_texts import fetched
+from benchmarks.retrieval.packages import NoPackage
 from benchmarks.retrieval.questions import NO_SUMS, Sum, Term, Terms, sums, terms
 
 SEED = 0
@@ -337,7 +338,7 @@ class Sets:
 
 
 def sets(limit: int | None) -> Sets:
-    """The questions and documents; no more than `limit` of each. Raises `NoTexts`."""
+    """The questions and documents; no more than `limit` of each. Raises `NoPackage`."""
     all_facts = [*real_facts(), *facts(SEED, MADE_UP)]
     all_terms = terms(fetched(), SEED, DOCUMENTS if limit is None else 20 * limit, min(TERMS, limit or TERMS))
     if limit:  # some of each kind
@@ -411,7 +412,7 @@ def main() -> int:
     parser.add_argument("--answers", type=Path, help="file for every answer, where the result is not saved")
     args = parser.parse_args()
     os.environ.setdefault("GEARBOX_RETRIEVAL__PIPELINES", str(PIPELINES))  # of a platform that is started here
-    known = (NoPlatform, NotStarted, NoTexts, Refused, httpx.HTTPError)
+    known = (NoPlatform, NotStarted, NoPackage, Refused, httpx.HTTPError)
     with command(known, "what was started for it is stopped"):
         questions = sets(args.limit)
         with platform(args.url, args.config) as url:

@@ -22,7 +22,8 @@ from benchmarks.lib.platform_session import NoPlatform, cards, headers, platform
 from benchmarks.lib.processes import NotStarted, command
 from benchmarks.reporting.results import Progress, save, spread
 from benchmarks.retrieval.corpora import Cached, python, terms
-from benchmarks.retrieval.labelled_texts import NoTexts, fetched
+from benchmarks.retrieval.labelled_texts import fetched
+from benchmarks.retrieval.packages import NoPackage
 from benchmarks.retrieval.search_speed import index_all, one_at_a_time
 from deployments.state import cache_folder, load_state, state_folder
 from serve.retrieval.embedder import Embedder
@@ -111,7 +112,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path)
     options = parser.parse_args()
-    with command((NoTexts, NoPlatform, NotStarted, OSError, httpx.HTTPError), "run it again"):
+    with command((NoPackage, NoPlatform, NotStarted, OSError, httpx.HTTPError), "run it again"):
         texts = fetched()
         with platform(None, options.config) as url:
             model, by_name, _ = cards(url)

@@ -8,12 +8,11 @@ import gzip
 import itertools
 import random
 import re
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.state import cache_folder
+from benchmarks.retrieval.packages import unpacked
 from serve.retrieval.ingest.convert import ConversionError, convert
 from serve.retrieval.verify.support import sentences
 
@@ -27,10 +26,6 @@ NUMBER = re.compile(r"(?<![\w.])\d{1,9}(?!\w)")
 PASSAGE_CHARS = 700  # about 150 tokens: less than a chunk, so that the embedding covers all of it
 
 Draw = random.Random
-
-
-class NoTexts(Exception):
-    """The packages could not be fetched; the message is one line."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -56,22 +51,9 @@ class Claim:
 
 
 def fetched() -> Path:
-    """The folder with the packages' files, fetched on the first call. Raises `NoTexts`."""
-    folder = cache_folder() / "guard"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in PACKAGES:
-        if (folder / name).exists():
-            continue
-        try:
-            subprocess.run(["apt-get", "download", "-qq", name], cwd=folder, check=True, capture_output=True, text=True)
-            archive = next(folder.glob(f"{name}_*.deb"))
-            unpacked = folder / f"{name}.part"
-            subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True, capture_output=True, text=True)
-        except (OSError, StopIteration, subprocess.CalledProcessError) as error:
-            output = (getattr(error, "stderr", "") or str(error)).strip().splitlines()
-            raise NoTexts(f"Debian's package {name} could not be had: {output[-1] if output else error}") from error
-        unpacked.rename(folder / name)
-    return folder
+    """The folder with the packages' files, fetched on the first call. Raises `NoPackage`."""
+    folders = [unpacked(name) for name in PACKAGES]
+    return folders[0].parent
 
 
 def entries(folder: Path, draw: Draw, sizes: Mapping[str, int]) -> list[Entry]:

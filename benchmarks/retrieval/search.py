@@ -27,7 +27,8 @@ from benchmarks.lib.processes import command
 from benchmarks.reporting import plots
 from benchmarks.reporting.results import Progress, save
 from benchmarks.retrieval.corpora import Cached, Question, embedder_at, python, terms
-from benchmarks.retrieval.labelled_texts import NoTexts, fetched
+from benchmarks.retrieval.labelled_texts import fetched
+from benchmarks.retrieval.packages import NoPackage
 from benchmarks.retrieval.search_speed import (
     FULL,
     MODES,
@@ -203,7 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
     folder = parser.parse_args().embedder
-    with command((NoTexts, BuildError, DatabaseError, OSError), "vectors are cached; run it again, it is quicker"):
+    with command((NoPackage, BuildError, DatabaseError, OSError), "vectors are cached; run it again, it is quicker"):
         result = asyncio.run(measure(embedder_at(folder)))
     save("retrieval", result)
     plots.retrieval(result)

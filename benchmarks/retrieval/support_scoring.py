@@ -23,7 +23,6 @@ from benchmarks.retrieval.corpora import embedder_at
 from benchmarks.retrieval.labelled_texts import (
     Claim,
     Entry,
-    NoTexts,
     claims,
     elsewhere,
     entries,
@@ -31,6 +30,7 @@ from benchmarks.retrieval.labelled_texts import (
     fetched,
     invented,
 )
+from benchmarks.retrieval.packages import NoPackage
 from compression.build.family import BuildError
 from compression.measure.intervals import wilson_ci95
 from serve.retrieval.embedder import Embedder
@@ -355,7 +355,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
     folder = parser.parse_args().embedder
-    with command((NoTexts, BuildError, OSError), "nothing was saved"):
+    with command((NoPackage, BuildError, OSError), "nothing was saved"):
         progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
         progress.step("texts, as Debian packages")
         draw = random.Random(SEED)
