@@ -82,9 +82,7 @@ class _Replica:
     reading: bool = False  # whether the prompts that it has to read explain its silence
     late: bool = False  # whether it has not answered a poll in time
     frozen: bool = False  # whether two polls have shown no change since its silence started
-    blamed: bool = (
-        False  # whether a request that waits for its first token may be what keeps it silent, as it did elsewhere
-    )
+    blamed: bool = False  # whether a request without its first token may keep it silent, as it did another replica
     suspect: bool = False
     silent_s: float = 0.0
     limit_s: float = FLOOR_S  # silence that is a stall
@@ -134,9 +132,8 @@ class _Replica:
     def stalled(self, slow: bool, now: float) -> bool:
         """Whether it has stalled by `now`; `slow`: whether its machine may be slow instead."""
         if not self.busy:
-            heard_at = max(
-                self.answered[1], self.active_at, self.vouched_at + VOUCHED_S
-            )  # until then, no probe was due
+            # as long as a probe vouches for it, no other was due
+            heard_at = max(self.answered[1], self.active_at, self.vouched_at + VOUCHED_S)
             return self.late and not slow and now - heard_at > LATE_S
         if self.unanswered_since is None or now - self.unanswered_since < ANSWER_S:
             return False

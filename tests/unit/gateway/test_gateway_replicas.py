@@ -42,6 +42,22 @@ def test_a_chat_stays_at_the_replica_that_has_read_it_and_the_dry_run_says_so(re
     replicated.variants["full"].live.on_complete(1, replicated.engines["full"].url)
 
 
+def test_the_next_replica_knows_that_a_request_has_left_another(replicated: Started, monkeypatch):
+    """So that it is not ejected, too, where the request keeps one after the other silent."""
+    begin, moved = ReplicaHealth.begin, list[bool]()
+
+    def note(health: ReplicaHealth, *args: float, **more: bool) -> Exchange:
+        exchange = begin(health, *args, **more)  # type: ignore[arg-type]
+        moved.append(exchange.moved)
+        return exchange
+
+    monkeypatch.setattr(ReplicaHealth, "begin", note)
+    chat(replicated)
+    replicated.engines[next(iter(replicated.engine_calls()))].behaviour = "die"
+    chat(replicated)
+    assert moved == [False, False, True]
+
+
 def test_a_request_that_fails_is_predicted_and_counted_where_it_goes_next(replicated: Started):
     chat(replicated)
     first = next(iter(replicated.engine_calls()))
