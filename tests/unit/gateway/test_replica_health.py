@@ -74,12 +74,17 @@ class TestChecks:
 
     def test_a_request_that_kept_one_replica_silent_does_not_have_the_next_one_ejected(self, health):
         """Such as the first of a kind for which the engine compiles a kernel: else it would end one replica after the other."""
-        health.begin(A, 0.0)
+        exchange = health.begin(A, 0.0)
         assert run(health, 0.0, 5.0) == [(A, "stalled")]
         health.eject(A, 5.0)
-        health.begin(B, 5.0, moved=True)
-        assert run(health, 5.0, 5.0 + CEILING_S) == []
-        assert run(health, 5.0 + CEILING_S, 40.0) == [(B, "stalled")]
+        health.end(exchange)
+        health.on_probe(A, False, 5.0)
+        health.to_probe(6.0)
+        health.on_probe(A, True, 6.0)
+        assert health.ejected(PREDICTED) == set(), "it is back: so many serve that B would be ejected soon"
+        health.begin(B, 6.0, moved=True)
+        assert run(health, 6.0, 6.0 + CEILING_S) == []
+        assert run(health, 6.0 + CEILING_S, 40.0) == [(B, "stalled")]
 
     def test_one_that_reads_prompts_may_answer_polls_later(self, health):
         """On cores that engines share, reading prompts takes the time of the server that answers them."""
