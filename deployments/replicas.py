@@ -24,7 +24,8 @@ from serve.telemetry.prometheus_text import parse
 _GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 _TOKENS = ("prompt_tokens_total", "generation_tokens_total")  # counters: what an engine did
 _CACHE = "vllm:cache_config_info"
-_READ = (*(f"vllm:{name}" for name in (*_GAUGES, *_TOKENS)), _CACHE)
+_CPU = "gearbox_engine_cpu_seconds_total"
+_READ = (*(f"vllm:{name}" for name in (*_GAUGES, *_TOKENS)), _CACHE, _CPU)
 
 
 def app_name(variant: str) -> str:
@@ -173,7 +174,7 @@ def _sequences(stats: Mapping[str, float] | None) -> int | None:
 
 
 async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, float] | None:
-    """Gauges of one engine, and the `tokens` that it has read and written; empty when they cannot be read.
+    """Gauges of one engine, the `tokens` that it has read and written, its CPU time `cpu_s`; empty when they cannot be read.
 
     None when it does not answer in time. Raises `ConnectionRefusedError` where nobody listens.
     """
@@ -189,6 +190,8 @@ async def _engine_stats(session: aiohttp.ClientSession, url: str) -> dict[str, f
     stats = {name: value for name in _GAUGES for value in samples.get(f"vllm:{name}", {}).values()}
     if counted := [value for name in _TOKENS for value in samples.get(f"vllm:{name}", {}).values()]:
         stats["tokens"] = sum(counted)
+    for cpu_s in samples.get(_CPU, {}).values():
+        stats["cpu_s"] = cpu_s
     for series in samples.get(_CACHE, {}):
         settings = dict(series)
         tokens = settings.get("kv_cache_size_tokens", "")

@@ -6,6 +6,7 @@ from ray import serve as ray_serve
 from ray.serve.llm import LLMConfig, LLMServer, build_llm_deployment
 
 from deployments.cpu_priority import lower_engine_priority
+from deployments.engine_cpu_time import report_engine_cpu_time
 from deployments.fetch import wait_for_file
 from deployments.placement import POOL
 from deployments.ray_internals import at_process_start, before_engine_start
@@ -23,6 +24,12 @@ EAGER_CPU_ENV = {"TORCH_COMPILE_DISABLE": "1"}
 async def prepare_engine(folder: Path) -> None:
     """Wait until `folder` has complete weights: the card is written last."""
     await wait_for_file(folder / CARD_FILE)
+
+
+async def prepare_cpu_engine(folder: Path) -> None:
+    """The same for an engine without a GPU, whose CPU time is reported."""
+    report_engine_cpu_time()
+    await prepare_engine(folder)
 
 
 def variant_app(
@@ -58,7 +65,9 @@ def variant_app(
         runtime_env={
             "env_vars": {**ENGINE_ENV, **eager, **config.env, **variant.env, **at_process_start(lower_engine_priority)}
         },
-        callback_config={"callback_class": before_engine_start(prepare_engine)},
+        callback_config={
+            "callback_class": before_engine_start(prepare_engine if resources.gpus else prepare_cpu_engine)
+        },
         log_engine_metrics=False,  # the engine's own Prometheus endpoint is scraped instead
         deployment_config={
             "name": variant.name,

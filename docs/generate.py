@@ -183,8 +183,8 @@ def metrics() -> str:
                 "[Monitoring](../operations/monitoring.md) says how to\nscrape it. `python -m docs.generate` writes this page "
                 "from the code.",
                 "## Metrics\n\nEvery series has the label `model`, too. The engines' own metrics "
-                "(`vllm:num_requests_running`, `vllm:kv_cache_usage_perc`, …) and\nRay Serve's (`ray_serve_…`) join with "
-                "these on `variant`.",
+                "(`vllm:num_requests_running`, `vllm:kv_cache_usage_perc`, …, and\n`gearbox_engine_cpu_seconds_total` of those "
+                "without a GPU) and Ray Serve's (`ray_serve_…`) join with these on `variant`.",
                 _table(("metric", "type", "labels", "meaning"), rows),
                 "## How requests are counted\n\n`gearbox_requests_total` counts each request once, by the variant of its last attempt; "
                 "`gearbox_attempts_total` counts every attempt.\nIn `gearbox_budget_requests_total` a request rejected for load or "

@@ -190,7 +190,8 @@ class Engines:
         variant.live.on_ejected(url)
         if self.health.eject(url, perf_counter(), cause):
             self._metrics.ejections.labels(variant.name, cause).inc()
-            _LOG.warning("a replica of variant %s is ejected (%s): %s", variant.name, cause, url)
+            seen = self.health.evidence(url) if cause == "stalled" else "nobody listens, or its engine is dead"
+            _LOG.warning("a replica of variant %s is ejected (%s: %s): %s", variant.name, cause, seen, url)
 
     def on_failure(self, variant: Variant, url: str) -> None:
         """Choose other replicas than this one, which broke a request, and eject it if its engine is dead."""

@@ -3,8 +3,8 @@
 A replica is silent while requests wait for it and nothing comes of it: no part of a stream, and no change in what its engine
 reports, which counts answers that are not streamed too. A silence longer than predicted makes it suspect: new requests go
 elsewhere where they can, and it is probed at once. It has stalled when the silence lasts, the probe is not answered, and its
-metrics do not answer either or show an engine that does nothing. One slow request is no stall, and neither are engines that are
-all slow together. The silence goes on when a client leaves, while others or the probe wait.
+metrics do not answer either or show an engine that does nothing, as CPU time tells of one without a GPU. One slow request is no
+stall, and neither are engines that are all slow together. The silence goes on when a client leaves, while others or the probe wait.
 The state is a function of the times that are passed in, seconds of one monotonic clock.
 
 All thresholds are here, and explained in docs/operations/failures.md.
@@ -25,6 +25,7 @@ GAPS = 2.0  # times the longest recent silence that ended by itself
 GAP_HALF_LIFE_S = 30.0  # in which half of such a silence is forgotten
 READING = 2.0  # times the predicted time to read the prompts that may pass without a token
 BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
+COMPUTING = 0.05  # cores that an engine without a GPU uses at least while it computes, however many others share them
 SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
 ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
 LATE_S = 5.0  # without an answer to a poll or a probe, after which a replica without work is ejected
@@ -67,6 +68,8 @@ class _Replica:
     changed_at: float = 0.0  # the last poll that showed something else than the one before
     warm: bool = False  # whether it has generated a token: the first may have to wait for kernels to be compiled
     stats: Mapping[str, float] | None = None  # of its engine, at the last poll that it answered
+    cpu_s: float | None = None  # CPU time of its engine then; None where it reports none
+    computing: bool = False  # whether its engine has used CPU time between the last two polls that it answered
     answered: tuple[float, float] = (-math.inf, -math.inf)  # the last two polls that it answered
     polled_at: float | None = None  # the first poll that it has not answered
     refused: bool = False  # whether nobody listened at the last poll
@@ -81,7 +84,7 @@ class _Replica:
     busy: bool = False  # whether requests wait for it
     reading: bool = False  # whether the prompts that it has to read explain its silence
     late: bool = False  # whether it has not answered a poll in time
-    frozen: bool = False  # whether two polls have shown no change since its silence started
+    frozen: bool = False  # whether two polls have shown no change since its silence started, and no computing
     blamed: bool = False  # whether a request without its first token may keep it silent, as it did another replica
     suspect: bool = False
     silent_s: float = 0.0
@@ -111,7 +114,9 @@ class _Replica:
         self.silent_s = max(0.0, now - since)
         self.busy, self.reading = waiting_since < math.inf, now < reads_until
         self.late = self.polled_at is not None and now - self.polled_at >= ANSWER_S and self.answered[1] > -math.inf
-        self.frozen = self.stats is not None and "tokens" in self.stats and self.answered[0] > since
+        self.frozen = (
+            self.stats is not None and "tokens" in self.stats and self.answered[0] > since and not self.computing
+        )
         self.blamed = any(one.moved and one.reads_until > 0 for one in waiting)
         self.gap_s *= decay
         if came_at > self._seen_at:
@@ -210,8 +215,20 @@ class ReplicaHealth:
             replica.polled_at = now
 
     def on_poll(self, url: str, stats: Mapping[str, float], now: float) -> None:
-        """Note the answer to a poll: what its engine reports, with the `tokens` that it has read and written if it counts them."""
+        """Note the answer to a poll.
+
+        Args:
+            url: of the replica.
+            stats: what its engine reports, with the `tokens` that it has read and written if it counts them, and its CPU time
+                `cpu_s`, s, if that tells whether it computes.
+            now: the present time, s.
+        """
         replica = self._replica(url)
+        stats = dict(stats)
+        used_s, cpu_s = 0.0, stats.pop("cpu_s", None)
+        if cpu_s is not None and replica.cpu_s is not None:
+            used_s = cpu_s - replica.cpu_s
+        replica.cpu_s, replica.computing = cpu_s, used_s > COMPUTING * (now - replica.answered[1])
         replica.polled_at, replica.refused, replica.answered = None, False, (replica.answered[1], now)
         replica.warm = replica.warm or stats.get("tokens", 0) > 0
         if stats != replica.stats:
@@ -265,6 +282,12 @@ class ReplicaHealth:
             exchange.stalled = cause == "stalled"
             exchange.interrupt()
         return True
+
+    def evidence(self, url: str) -> str:
+        """What the last check saw of a replica that has stalled, for the log."""
+        replica = self._replica(url)
+        metrics = "late" if replica.late else "frozen" if replica.frozen else "moving"
+        return f"silent for {replica.silent_s:.1f} s of {replica.limit_s:.1f} s, metrics {metrics}"
 
     def forget(self, running: Collection[str], now: float) -> None:
         """Forget replicas that no longer run, and that they were ejected once they have their whole share again."""

@@ -37,12 +37,14 @@ class Engine:
     answers: list[Answer] = field(default_factory=list)
     tokens: float = 1000.0
     kv_usage: float = 0.0
+    cpu_s: float | None = None  # None: it reports none
     _stepped_at: float = 0.0
 
     @property
     def stats(self) -> dict[str, float]:
         """What its server reports."""
-        return {"tokens": self.tokens, "kv_cache_usage_perc": self.kv_usage}
+        stats = {"tokens": self.tokens, "kv_cache_usage_perc": self.kv_usage}
+        return stats if self.cpu_s is None else {**stats, "cpu_s": self.cpu_s}
 
     @property
     def reading(self) -> Answer | None:
@@ -53,6 +55,8 @@ class Engine:
         """Read prompts first, then write a token of each answer."""
         if self.stopped:
             return
+        if self.cpu_s is not None and self.answers:
+            self.cpu_s += TICK_S / 4  # beside other engines
         if reading := self.reading:
             reading.reads_s -= TICK_S
             self._stepped_at = now

@@ -24,6 +24,7 @@ vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
 vllm:prompt_tokens_total{engine="0",model_name="m"} 100.0
 vllm:generation_tokens_total{engine="0",model_name="m"} 23.0
 vllm:cache_config_info{block_size="128",enable_prefix_caching="%s",engine="0",kv_cache_size_tokens="23296"} 1.0
+gearbox_engine_cpu_seconds_total 17.5
 """
 
 
@@ -168,14 +169,18 @@ async def test_an_ejected_replica_does_not_count_and_is_not_polled(monkeypatch):
         urls = [stack.enter_context(engine()) for _ in range(2)]
         closed = "http://127.0.0.1:9"
         monkeypatch.setattr(replicas, "urls", lambda variant: [*urls, closed])
-        polls: dict[str, float | None] = {}
-        monkeypatch.setattr(replicas.health, "on_poll", lambda url, stats, now: polls.update({url: stats["tokens"]}))
+        polls: dict[str, tuple[float, float] | None] = {}
+        monkeypatch.setattr(
+            replicas.health,
+            "on_poll",
+            lambda url, stats, now: polls.update({url: (stats["tokens"], stats["cpu_s"])}),
+        )
         monkeypatch.setattr(replicas.health, "on_refused", lambda url: polls.update({url: None}))
         replicas.health.eject(urls[0], 0.0)
         async with aiohttp.ClientSession() as session:
             await replicas.refresh("full", live, session)
     assert (live.replicas, live.ejected) == (2, 1)
-    assert polls == {urls[1]: 123.0, closed: None}
+    assert polls == {urls[1]: (123.0, 17.5), closed: None}
 
 
 async def test_a_poll_that_hangs_delays_the_others_once(monkeypatch):

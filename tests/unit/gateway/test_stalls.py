@@ -16,9 +16,9 @@ STOPS = ["core", "all"]
 AT_ONCE_S = FLOOR_S + 3 * CHECK_S
 
 
-@pytest.fixture
-def platform() -> Platform:
-    return Platform(Engine(A), Engine(B), Engine(C))
+@pytest.fixture(params=[None, 0.0], ids=["gpu", "cpu"])
+def platform(request: pytest.FixtureRequest) -> Platform:
+    return Platform(*(Engine(url, cpu_s=request.param) for url in (A, B, C)))
 
 
 def stop(platform: Platform, how: str | None, *urls: str) -> float:
@@ -190,6 +190,17 @@ class TestNotFound:
         platform.ask(A, reads_s=10.0, predicted_s=6.0)
         platform.run(30)
         assert not platform.ejected_at
+
+    @pytest.mark.parametrize("streams", [0, 3])
+    def test_prompts_of_which_nobody_predicted_how_slowly_they_are_read(self, streams):
+        platform = Platform(*(Engine(url, cpu_s=0.0) for url in (A, B, C)))
+        for _ in range(streams):
+            platform.ask(A)
+        platform.run(5)
+        for _ in range(8):
+            platform.ask(A, 2.0, predicted_s=0.3)
+        platform.run(30)
+        assert not platform.ejected_at, "its CPU time shows that it computes"
 
     def test_a_prompt_of_unknown_length_that_is_read_in_parts(self, platform):
         """As of another gateway: the KV cache fills with each part."""
@@ -390,6 +401,9 @@ class TestReturn:
         platform.run(5)
         platform.engines[A].step_s = 3.0
         platform.run(11)
+        if platform.engines[A].cpu_s is not None:
+            assert platform.suspected == {A} and not platform.ejected_at, "it computes"
+            return
         first = platform.ejected_at[A]
         for _ in range(3):
             platform.ask(A)
