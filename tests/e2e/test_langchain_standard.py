@@ -1,4 +1,4 @@
-"""LangChain's standard tests of chat model integrations, on `full` and `int8`.
+"""LangChain's standard tests of chat model integrations, on `full`: the contract is the same for every variant.
 
 `REASONS` lists what a model of 135M parameters, or the platform, cannot do. These tests run too, and may pass or fail.
 """
@@ -21,10 +21,8 @@ REASONS = {  # of a model of 135M parameters
 }
 
 
-class OnThePlatform(ChatModelIntegrationTests):
+class TestFull(ChatModelIntegrationTests):
     """The suite, at temperature 0 and with answers of a bounded length."""
-
-    variant: str
 
     @pytest.fixture(autouse=True)
     def _with_platform(self, platform: Platform, request: pytest.FixtureRequest) -> None:
@@ -41,14 +39,6 @@ class OnThePlatform(ChatModelIntegrationTests):
     @property
     def chat_model_params(self) -> dict[str, Any]:
         return {
-            "base_url": f"{self._url}/v1", "api_key": KEYS["alice"]["key"], "model": f"smollm2-135m:{self.variant}",
+            "base_url": f"{self._url}/v1", "api_key": KEYS["alice"]["key"], "model": "smollm2-135m:full",
             "temperature": 0, "max_tokens": self._max_tokens, "max_retries": 0, "stream_usage": True,
         }  # fmt: skip
-
-
-class TestFull(OnThePlatform):
-    variant = "full"
-
-
-class TestInt8(OnThePlatform):
-    variant = "int8"
