@@ -46,6 +46,6 @@ def test_an_engine_that_has_ended_is_looked_for_anew(registry):
         with subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as engine:
             assert engine.stdout and engine.stdout.readline()
             try:
-                eventually(lambda: 0 < (cpu_s(registry) or 0), 10, "it computes")
+                eventually(lambda: (cpu_s(registry) or 0) > 0, 10, "it computes")
             finally:
                 engine.kill()
