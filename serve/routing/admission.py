@@ -49,16 +49,16 @@ class Admission:
         Raises:
             RequestError: as `Router.decide`, and 429 when it would wait too long.
         """
-        its_class = self.classes.known(waiting.budget)
-        decision = self._now(variants, waiting, its_class, now)
+        budget_class = self.classes.known(waiting.budget)
+        decision = self._now(variants, waiting, budget_class, now)
         waiting.work_ms = _work_ms(decision.variant, waiting.features, decision.chosen)
         if decision.reason == "pinned":
             return decision
-        if (known := its_class.flows.get(waiting.tenant)) is None:
+        if (known := budget_class.flows.get(waiting.tenant)) is None:
             known = Flow(self._shares.tenants.get(waiting.tenant) or Tenant(waiting.tenant))
         waiting.flow = known
         waiting.variant = decision.variant.name
-        waiting.start_by = _start_by(waiting, decision, its_class.margin)
+        waiting.start_by = _start_by(waiting, decision, budget_class.margin)
         waiting.gives_up = waiting.start_by if waiting.rejects else waiting.arrived + BEST_EFFORT_S
         self._queue.rank(waiting)
         places = FreePlaces([(decision.variant, decision.chosen.load)], self._step_limit_ms)
@@ -67,7 +67,7 @@ class Admission:
             return decision
         decision.wait_ms = self._wait_ms(waiting, decision)
         if waiting.rejects:
-            if decision.chosen.harm and not its_class.bounds:
+            if decision.chosen.harm and not budget_class.bounds:
                 raise _costs_too_much(decision)
             too_late = now + decision.wait_ms / 1000 > waiting.start_by
             if held or too_late:
@@ -82,19 +82,19 @@ class Admission:
 
     def submit(self, variants: Sequence[Variant], waiting: Waiting, now: float) -> None:
         """Decide about an arriving request, or let it wait."""
-        its_class = self.classes.of(waiting.budget)
-        its_class.profile = waiting.profile
-        waiting.flow = its_class.flow(self._shares.tenant(waiting.tenant, waiting.weight))
+        budget_class = self.classes.of(waiting.budget)
+        budget_class.profile = waiting.profile
+        waiting.flow = budget_class.flow(self._shares.tenant(waiting.tenant, waiting.weight))
         try:
             decision = self.decide(variants, waiting, now)
         except RequestError as refused:
             if refused.status != 429:  # never possible: no demand that others should make room for
                 return waiting.decided(refused)
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
-                _offer(waiting, its_class, _work_ms(best, waiting.features) / best.live.replicas)
+                _offer(waiting, budget_class, _work_ms(best, waiting.features) / best.live.replicas)
             self._shares.refused(waiting.flow.tenant)
             return waiting.decided(refused)
-        _offer(waiting, its_class, waiting.work_ms / (decision.chosen.load.replicas or 1))
+        _offer(waiting, budget_class, waiting.work_ms / (decision.chosen.load.replicas or 1))
         if decision.wait_ms == 0:
             _admit(waiting, decision)
             return waiting.decided(decision)
@@ -139,9 +139,9 @@ class Admission:
         self, variants: Sequence[Variant], waiting: Waiting, now: float, reserved: set[str], due: bool = False
     ) -> bool:
         """Whether a waiting request was started. One that cannot be, or is `due`, is refused; else it goes on waiting."""
-        its_class = self.classes.known(waiting.budget)
+        budget_class = self.classes.known(waiting.budget)
         try:
-            decision = self._now(variants, waiting, its_class, now)
+            decision = self._now(variants, waiting, budget_class, now)
         except RequestError as refused:
             if refused.status == 429 and not due:
                 return False
@@ -180,8 +180,8 @@ class Admission:
         """Update the classes' shares, and the waiting requests. Call it regularly."""
         classes = self.classes.values()
         if self._rolled >= 0 and now > self._rolled:
-            for its_class in classes:
-                its_class.roll(now - self._rolled, variants)
+            for budget_class in classes:
+                budget_class.roll(now - self._rolled, variants)
             self._shares.divide((flow for one in classes for flow in one.flows.values()), now - self._rolled)
             self._step_limit_ms = common_step_limit_ms(classes, variants, self._resting)
             requests = sum(one.requests for one in classes)
@@ -190,18 +190,18 @@ class Admission:
         self._rolled = now
         self.pump(variants, now)
 
-    def _limit_ms(self, waiting: Waiting, its_class: BudgetClass) -> float:
+    def _limit_ms(self, waiting: Waiting, budget_class: BudgetClass) -> float:
         """Time per token that the request may cost others, and gets itself; one that takes what it gets bounds nobody alone."""
-        if its_class.bounds or waiting.rejects:
-            return min(self._step_limit_ms, its_class.step_limit_ms)
+        if budget_class.bounds or waiting.rejects:
+            return min(self._step_limit_ms, budget_class.step_limit_ms)
         return self._step_limit_ms
 
     def _now(
-        self, variants: Sequence[Variant], waiting: Waiting, its_class: BudgetClass, now: float, full: bool = False
+        self, variants: Sequence[Variant], waiting: Waiting, budget_class: BudgetClass, now: float, full: bool = False
     ) -> Decision:
         return self.router.decide(
             variants, waiting.left(now), waiting.features, pinned=waiting.pinned, failed=waiting.failed,
-            margin=its_class.margin, step_limit_ms=self._limit_ms(waiting, its_class), resting=self._resting, full=full,
+            margin=budget_class.margin, step_limit_ms=self._limit_ms(waiting, budget_class), resting=self._resting, full=full,
         )  # fmt: skip
 
     def _wait_ms(self, waiting: Waiting, decision: Decision) -> float:
@@ -233,10 +233,10 @@ class Admission:
         return None if queued[longest] == queued[waiting.flow.tenant] else self._queue.last_of(longest)
 
 
-def _offer(waiting: Waiting, its_class: BudgetClass, work_ms: float) -> None:
+def _offer(waiting: Waiting, budget_class: BudgetClass, work_ms: float) -> None:
     """Count a request's work as offered, once, whatever becomes of its attempts."""
     if not waiting.counted:
-        its_class.count(waiting.features)
+        budget_class.count(waiting.features)
         waiting.flow.offer(work_ms)
 
 

@@ -116,5 +116,5 @@ class FairShares:
             tenant.part_ms = 1000 * part * _TOLERANCE if several and part < wanted else math.inf
             tenant.wanting = several and tenant.admitted_ms * _TOLERANCE < 1000 * min(part, max(share, _LEAST))
             fair = max_min([flow.offered_ms / 1000 for flow in its], [1.0] * len(its), share)
-            for flow, its_fair in zip(its, fair, strict=True):
-                flow.fair, flow.share = its_fair, max(share + left, _LEAST)
+            for flow, fair_share in zip(its, fair, strict=True):
+                flow.fair, flow.share = fair_share, max(share + left, _LEAST)
