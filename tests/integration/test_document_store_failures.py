@@ -70,7 +70,7 @@ async def watched(platform: Platform, codes: Iterable[str], kill: Callable[[], N
 
     async with httpx.AsyncClient(base_url=platform.url, headers=headers, timeout=60) as http:
         chat = {
-            "model": f"{platform.model}:int8+{COLLECTION}", "messages": [{"role": "user", "content": QUESTION}],
+            "model": f"{platform.model}:full+{COLLECTION}", "messages": [{"role": "user", "content": QUESTION}],
             "max_tokens": 16, "temperature": 0,
         }  # fmt: skip
         requests = {
@@ -106,6 +106,13 @@ async def watched(platform: Platform, codes: Iterable[str], kill: Callable[[], N
     return seen
 
 
+def assert_nothing_hangs(seen: Iterable[Seen], most_s: float) -> None:
+    """No request waits longer than `most_s`; an answered chat has taken the time of its tokens, too."""
+    waited = [one for one in seen if one.what != "chat" or one.status != 200]
+    assert all(one.took < most_s for one in waited), max(waited, key=lambda one: one.took)
+    assert all(one.took < 45 for one in seen), max(seen, key=lambda one: one.took)
+
+
 def put_harbour(http: httpx.Client) -> None:
     content = f"# Norfell\n\nThe harbour of Norfell was designed by {FACT} in 1931."
     body = {"collection": COLLECTION, "source": "norfell.md", "content": content}
@@ -121,7 +128,7 @@ async def test_a_killed_database_is_reported_at_once_and_restarts_by_itself(plat
     refused = [one for one in seen if one.status != 200]
     assert {one.status for one in refused} == {503}
     assert {one.what for one in refused} >= {"search", "list"}, "a chat that found before may be answered meanwhile"
-    assert all(one.took < 12 for one in seen), max(seen, key=lambda one: one.took)
+    assert_nothing_hangs(seen, 12)
     assert max(one.after for one in refused) < 20
 
 
@@ -133,8 +140,9 @@ async def test_a_killed_retrieval_replica_comes_back_and_nothing_is_answered_wit
     seen = await watched(platform, ["retrieval_unavailable", "retrieval_timeout"], replica.kill)
     assert retrieval_of(platform).pid != replica.pid
     assert {one.status for one in seen} <= {200, 503, 504}
-    assert all(one.took < 10 for one in seen if one.what == "chat"), max(seen, key=lambda one: one.took)
-    assert all(one.took < 45 for one in seen), max(seen, key=lambda one: one.took)
+    refused = [one.took for one in seen if one.what == "chat" and one.status != 200]
+    assert all(took < 10 for took in refused), max(refused)
+    assert_nothing_hangs(seen, 45)
 
 
 def incomplete(platform: Platform) -> list[tuple[str, int, int]]:
