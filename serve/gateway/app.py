@@ -152,9 +152,11 @@ class Gateway:
 
     @asynccontextmanager
     async def _open(self, app: object) -> AsyncIterator[None]:
+        loading = asyncio.get_running_loop().run_in_executor(None, self._grounder.load_tools)
         yield
         await self._engines.close()
         await asyncio.to_thread(self.telemetry.close)
+        await loading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one ASGI connection scope."""
@@ -217,7 +219,7 @@ class Gateway:
         endpoint: Endpoint = "completions" if b'"prompt"' in raw and b'"messages"' not in raw else "chat"
         call = parse_call(raw, endpoint, caller.tenant)
         budget, _ = self._generation.budget(call, caller, headers)
-        computed = self._grounder.computed(call, headers)
+        computed = await self._grounder.computed(call, headers)
         if computed is not None and computed.direct is not None:
             self._admission.check_size(call)
             return await reply_json(send, {"budget": budget.model_dump(), **_no_variant(computed.reason)})

@@ -6,9 +6,9 @@ The search itself happens in the retrieval deployment, behind `Retrieval`.
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, tzinfo
 from time import perf_counter
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
@@ -32,7 +32,9 @@ from serve.request.synthetic_completion import (
     takes_text,
 )
 from serve.telemetry.metrics import Metrics
-from serve.tools.intent import detect
+
+if TYPE_CHECKING:
+    from serve.tools.intent import ToolResult
 
 HEADER = "x-gearbox-retrieval"
 _PASSAGE_CHARS = 1_000  # initial estimate of a source's length in the prompt
@@ -120,14 +122,21 @@ class Grounder:
             options._parameter = "retrieval"
         return None if off else options  # options are validated even if the header turns grounding off
 
-    def computed(self, call: Call, headers: Headers) -> Grounding | None:
+    def load_tools(self) -> None:
+        """Load the vocabularies that `ground` detects computations with, which takes some seconds of CPU time."""
+        if self._config is not None and self._config.tools:
+            from serve.tools import intent  # a gateway without tools has no need of what it imports
+
+            intent.load()
+
+    async def computed(self, call: Call, headers: Headers) -> Grounding | None:
         """Compute the answer, or the prompt, of a question that a tool answers, without a search. Raises `RequestError`."""
         options = self.resolve_options(call, headers)
         question = question_of(call) if options is not None else None
         if options is None or question is None or (options.agent and not calls_function(call.body)):
             return None
         grounding = Grounding(options)
-        return grounding if self._compute(grounding, question, call) else None
+        return grounding if await self._compute(grounding, question, call) else None
 
     async def collection_exists(self, call: Call, tenant: str, headers: Headers) -> bool:
         """Whether the collection of `call` has documents. Raises the `RequestError` that `ground` would."""
@@ -191,7 +200,7 @@ class Grounder:
                 raise _no_collection(options)
             await self._ask_agent(grounding, call, tenant, key, budget, arrived)
             return self._counted(grounding)
-        if self._compute(grounding, question, call) or options.collection is None:
+        if await self._compute(grounding, question, call) or options.collection is None:
             return self._counted(grounding)
         top_k, _ = self.plan(options, within_budget)
         if top_k == 0:
@@ -210,7 +219,9 @@ class Grounder:
         if not grounding.passages:
             grounding.explanation = "no document supports an answer"
             grounding.outcome = "unsupported"
-            if options.on_unsupported == "abstain" and not calls_function(call.body):
+            if "calculator" in options.tools and await asyncio.to_thread(_may_compute, question):
+                grounding.explanation = "no document supports an answer, but the question may ask for a computation"
+            elif options.on_unsupported == "abstain" and not calls_function(call.body):
                 fields, refusal = read_fields(call.body), not takes_text(call.body)
                 grounding.direct = SyntheticCompletion.within(
                     fields, self._settings.abstention_message, refusal=refusal
@@ -321,11 +332,12 @@ class Grounder:
             if sentence["supported"] is not None:
                 self._metrics.sentences.labels("yes" if sentence["supported"] else "no").inc()
 
-    def _compute(self, grounding: Grounding, question: str, call: Call) -> bool:
+    async def _compute(self, grounding: Grounding, question: str, call: Call) -> bool:
         """Answer a computation, or add its result to the prompt; returns whether the question is a computation."""
         config = self._settings
         zone = ZoneInfo(config.timezone)
-        used = detect(question, grounding.options.tools, datetime.now(zone), zone)
+        # in a thread: detection takes milliseconds, which other streams must not wait for
+        used = await asyncio.to_thread(_detect, question, grounding.options.tools, zone)
         if used is None:
             return False
         grounding.tools.append({"name": used.name, "input": used.input, "output": used.output})
@@ -433,6 +445,18 @@ class Grounder:
     def _counted(self, grounding: Grounding) -> Grounding:
         self._metrics.grounded.labels(grounding.outcome).inc()
         return grounding
+
+
+def _detect(question: str, tools: Sequence[str], zone: tzinfo) -> "ToolResult | None":
+    from serve.tools.intent import detect
+
+    return detect(question, tools, datetime.now(zone), zone)
+
+
+def _may_compute(question: str) -> bool:
+    from serve.tools.intent import may_compute
+
+    return may_compute(question)
 
 
 def _no_collection(options: GroundingOptions) -> RequestError:

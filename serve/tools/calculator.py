@@ -2,7 +2,7 @@
 
 Numbers are rational, so that sums, products, quotients and integer powers are exact; irrational results are rounded to
 `DIGITS` digits and marked. Nothing is evaluated as code, and the size of every intermediate number is bounded.
-Finding a computation in a question is `serve/tools/calculator_intent.py`.
+Finding a computation in a question is `serve/tools/intent.py`.
 """
 
 import math
@@ -177,7 +177,7 @@ class _Evaluation:
 
     def operand_follows(self) -> bool:
         after = self.tokens[self.at + 1] if self.at + 1 < len(self.tokens) else ""
-        return after == "(" or after[:1].isdigit() or after in _FUNCTIONS
+        return after == "(" or after[:1].isdigit() or after in FUNCTIONS
 
     def operand(self) -> Fraction:
         token = self.next
@@ -188,7 +188,7 @@ class _Evaluation:
             value = self.sum()
             self.expect(")")
             return value
-        if token in _FUNCTIONS:
+        if token in FUNCTIONS:
             if token in ("sqrt", "cbrt") and self.next != "(":
                 return self._bounded(self.called(token, [self.power()]))
             self.expect("(")
@@ -258,7 +258,7 @@ class _Evaluation:
         return value
 
 
-_FUNCTIONS = frozenset({"sqrt", "cbrt", "root", "abs", "round", "min", "max", "mean", "factorial"})
+FUNCTIONS = frozenset({"sqrt", "cbrt", "root", "abs", "round", "min", "max", "mean", "factorial"})
 _LIST_FUNCTIONS = frozenset(
     {"root", "round", "min", "max", "mean"}
 )  # commas between their arguments do not group digits
@@ -290,7 +290,7 @@ def _tokens(expression: str) -> list[str]:
         token = _TOKEN.match(text, at)
         if token and token["grouped"] and any(lists):
             token = _UNGROUPED.match(text, at)
-        if token is None or (token["name"] and token["name"] not in _FUNCTIONS | {"of"}):
+        if token is None or (token["name"] and token["name"] not in FUNCTIONS | {"of"}):
             raise ExpressionSyntaxError(f"'{_short(text[at:].strip())}' is not arithmetic")
         if token["sign"] == "(":
             lists.append(bool(tokens) and tokens[-1] in _LIST_FUNCTIONS)
@@ -310,7 +310,7 @@ def _normalized(tokens: Sequence[str]) -> str:
     operand = False  # whether the last token ends an operand, so that a following sign is an operator
     for at, token in enumerate(tokens):
         after = tokens[at + 1] if at + 1 < len(tokens) else ""
-        ends = token == "%" and not (after == "(" or after[:1].isdigit() or after in _FUNCTIONS)
+        ends = token == "%" and not (after == "(" or after[:1].isdigit() or after in FUNCTIONS)
         if operand and token in ("+", "-", "*", "/", "//", "%", "of") and not ends:
             text, operand = f"{text} {token} ", False
         elif token == ",":

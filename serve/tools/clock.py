@@ -1,17 +1,35 @@
-"""Date and time for models that have no clock and cannot count days: answers, and detection of date and time questions.
+"""Date and time for models that have no clock and cannot count days: answers in the question's language, and detection of questions.
 
-Dates are proleptic Gregorian. The current time is a parameter; time zones come from the system's database.
+Dates are proleptic Gregorian. The current time is a parameter; names of days and months are those of CLDR, from dateparser and Babel.
 """
 
-import functools
 import re
 import zoneinfo
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
+from functools import lru_cache
 from typing import Literal
 
-MAX_CHARS = 160  # limit on a question or a date
-QuestionKind = Literal["time", "date", "weekday", "month", "year", "days"]
+from babel import Locale
+from babel.core import get_global
+from babel.dates import format_date, format_datetime
+from babel.units import format_unit
+
+from serve.tools.vocabulary import Language, languages, split_words
+
+QuestionKind = Literal["time", "date", "days"]
+_ISO = re.compile(r"(?P<year>\d{4})-(?P<month>\d\d)-(?P<day>\d\d)")
+_DAY_MONTH = re.compile(
+    r"(?P<day>\d{1,2})[^\W\d]{0,2}[.º]? (?:[^\W\d]{1,3} )?m(?P<month>\d{1,2})(?: (?:[^\W\d]{1,3} )?(?P<year>\d{4}))?"
+)
+_MONTH_DAY = re.compile(r"m(?P<month>\d{1,2}) (?P<day>\d{1,2})[^\W\d]{0,2}(?: (?P<year>\d{4}))?")
+_DATE_WORDS = 6  # most words of a date
+_DIGIT = re.compile(r"\d")
+_PLACE_WORDS = 4
+MAX_CHARS = 100  # limit on a date
 
 
 class ClockError(ValueError):
@@ -19,80 +37,36 @@ class ClockError(ValueError):
 
 
 @dataclass(slots=True, frozen=True)
-class Day:
-    """A day as named in a question: a date with or without a year, or an offset from today."""
-
-    month: int = 0
-    day: int = 0
-    year: int | None = None
-    offset: int | None = None  # days from today, instead of a date
-
-    def on(self, today: date, *, next_one: bool | None = None) -> date:
-        """The date; without a year, that of this year, or the next or the last such date. Raises `ClockError`."""
-        try:
-            if self.offset is not None:
-                return today + timedelta(self.offset)
-            if self.year is not None:
-                return date(self.year, self.month, self.day)
-            step = {True: 1, False: -1, None: 0}[next_one]
-            for year in range(today.year, today.year + 9 * (step or 1), step or 1):  # 29 February: up to 8 years off
-                if not _exists(year, self.month, self.day):
-                    continue
-                day = date(year, self.month, self.day)
-                if step == 0 or (day >= today if step > 0 else day <= today):
-                    return day
-            raise ValueError
-        except (ValueError, OverflowError) as error:
-            written = f"{self.day} {_MONTHS[self.month - 1].capitalize()}{f' {self.year}' if self.year else ''}"
-            raise ClockError(f"there is no {written if self.offset is None else 'such day'}") from error
-
-
-TODAY = Day(offset=0)
-
-
-@dataclass(slots=True, frozen=True)
 class ClockQuestion:
     """A question about date or time."""
 
     kind: QuestionKind
-    day: Day = TODAY  # the day in question; for "days" the first day
-    until: Day | None = None  # for "days"; None with `day` in the past counts from it to today
+    day: date
+    until: date | None = None  # for "days", which counts from `day`
     zone: str | None = None  # name in the time zone database, when a place is named
 
     @property
     def arguments(self) -> dict[str, str]:
         """The clock tool's arguments for this question."""
-        arguments = {"what": self.kind, "date": _iso(self.day), "until": _iso(self.until), "timezone": self.zone or ""}
-        return {name: value for name, value in arguments.items() if value and (name, value) != ("date", "today")}
+        until = self.until.isoformat() if self.until else ""
+        arguments = {"what": self.kind, "date": self.day.isoformat(), "until": until, "timezone": self.zone or ""}
+        return {name: value for name, value in arguments.items() if value and (name, self.kind) != ("date", "time")}
 
 
-def answer(question: ClockQuestion, now: datetime, zone: tzinfo) -> str:
-    """Answer in one sentence. `now` is timezone-aware; `zone` determines "today", unless the question names a place.
+def answer(question: ClockQuestion, now: datetime, zone: tzinfo, language: str = "en") -> str:
+    """The answer in `language` (ISO 639-1), as a date, a time or a number of days. `now` is timezone-aware.
 
-    For a date or zone that does not exist, the sentence says so; no exception is raised.
+    Raises:
+        ClockError: the question's time zone does not exist.
     """
-    try:
+    if question.kind == "time":
         here = now.astimezone(time_zone(question.zone) if question.zone else zone)
-        today = here.date()
-        match question.kind:
-            case "time":
-                where = f" in {_place(question.zone)}" if question.zone else ""
-                return f"It is {here:%H:%M}{where} ({here:%Z}) on {_long(today)}."
-            case "month":
-                return f"It is {here:%B} {here.year}."
-            case "year":
-                return f"It is {here.year}."
-            case "days":
-                return _days(question, today)
-        day = question.day.on(today)
-        names = {Day(offset=-1): "Yesterday was", TODAY: "Today is", Day(offset=1): "Tomorrow is"}
-        if question.day in names:
-            return f"{names[question.day]} {_long(day)}."
-        if question.kind == "date":
-            return f"That is {_long(day)}." if day >= today else f"That was {_long(day)}."
-        return f"{_short(day)} {'was' if day < today else 'is'} a {day:%A}."
-    except ClockError as fault:
-        return f"{str(fault)[0].upper()}{str(fault)[1:]}."
+        return str(format_datetime(here, "full", locale=language))
+    if question.kind == "date" or question.until is None:
+        return str(format_date(question.day, "full", locale=language))
+    days = format_unit(abs((question.until - question.day).days), "duration-day", locale=language)
+    first, last = (format_date(day, "long", locale=language) for day in sorted((question.day, question.until)))
+    return f"{days} ({first} – {last})"
 
 
 def time_zone(name: str) -> tzinfo:
@@ -103,260 +77,129 @@ def time_zone(name: str) -> tzinfo:
         raise ClockError(f"there is no time zone '{name[:40]}'") from error
 
 
-def parse_day(written: str) -> Day:
-    """Parse a day, such as `2026-12-25`, `25 December 2026`, `December 25`, `Christmas`, `today`. Raises `ClockError`."""
-    day = _day(" ".join(written.lower().split())) if len(written) <= MAX_CHARS else None
-    if day is None:
-        raise ClockError(f"'{written[:40]}' is no date; write it like 2026-12-25")
-    return day
+def parse_day(written: str, today: date) -> date:
+    """A day in any language, such as `2026-12-25`, `25 December 2026`, `tomorrow`, `vor 3 Tagen`. Raises `ClockError`."""
+    for language in languages() if len(written) <= MAX_CHARS else ():
+        dates, rest = _dates(written.lower().strip(), language, today, 0)
+        if len(dates) == 1 and not rest.strip():
+            return dates[0]
+    raise ClockError(f"'{written[:40]}' is no date; write it like 2026-12-25")
 
 
-def find_question(text: str) -> ClockQuestion | None:
-    """Parse a date or time question; None for any other text.
-
-    "What day is it?", "how many days until 25 December 2026", "what day of the week was 4 July 1976".
-    """
-    if not 4 <= len(text) <= MAX_CHARS:
+def find_question(text: str, language: Language, today: date) -> ClockQuestion | None:
+    """The date or time question that `text`, in lower case, is in `language`; None for any other text."""
+    text = text.replace("'", " ").replace("’", " ")
+    words = split_words(text)
+    every = frozenset(words)
+    if not any(character.isdigit() for character in text):
+        if any(key <= every for key in language.time.keys):
+            for rest_words, zone in _without_places(words, language):
+                if language.time.is_asked(frozenset(rest_words)):
+                    return ClockQuestion("time", today, zone=zone)
+        of_questions = language.date.own | language.time.own | language.periods | language.words_of("week")
+        of_period = every <= of_questions and len(every) > 2 and not language.periods.isdisjoint(every)
+        if of_period or language.date.is_asked(every):
+            return ClockQuestion("date", today)
+    until, since, week = map(language.words_of, ("until", "since", "week"))
+    if language.date_nouns.isdisjoint(every):
         return None
-    question = " ".join(text.lower().replace("’", "'").replace("what's", "what is").replace("whats", "what is").split())
-    question = _END.sub("", _START.sub("", question))
-    for pattern, kind, default_day in _FIXED_QUESTIONS:
-        if match := pattern.fullmatch(question):
-            place = match.groupdict().get("place")
-            zone = _zone(place) if place else None
-            return None if place and zone is None else ClockQuestion(kind, default_day, zone=zone)
-    for pattern, kind in _DATED_QUESTIONS:
-        if match := pattern.fullmatch(question):
-            clock_question = _question_from(kind, {name: part for name, part in match.groupdict().items() if part})
-            if clock_question is not None:
-                return clock_question
+    step = (not until.isdisjoint(every)) - (not since.isdisjoint(every))
+    dates, rest = _dates(language.with_digits(text, ones=False), language, today, step)
+    left = frozenset(split_words(rest))
+    allowed = language.date.words.union(until, since, week, language.days)
+    if not dates or _DIGIT.search(rest) or not left <= allowed or language.date_nouns.isdisjoint(left):
+        return None
+    if not any(language.days.get(word) for word in left):
+        dates = [day for day in dates if day != today] or dates[:1]  # "in 5 days from today"
+        return ClockQuestion("date", dates[0]) if len(dates) == 1 else None
+    if len(dates) == 2:
+        return ClockQuestion("days", *dates)
+    return ClockQuestion("days", today, dates[0]) if len(dates) == 1 and (step or str(dates[0].year) in text) else None
+
+
+def load(language: Language) -> None:
+    """Load what questions of `language` are read with."""
+    _places(language.code)
+    _day(["1"], language, date.min, 0)
+
+
+def _dates(text: str, language: Language, today: date, step: int) -> tuple[list[date], str]:
+    """The dates in `text`, and its other words. A date without a year is the next for `step` 1, the last for -1, or of this year."""
+    words = [word.strip(",;?!") for word in text.split()]
+    dates, rest, at = [], [], 0
+    while at < len(words):
+        for size in range(min(_DATE_WORDS, len(words) - at), 0, -1):
+            if (day := _day(words[at : at + size], language, today, step)) is not None:
+                dates.append(day)
+                at += size
+                break
+        else:
+            rest.append(words[at])
+            at += 1
+    return dates, " ".join(rest)
+
+
+def _day(words: Sequence[str], language: Language, today: date, step: int) -> date | None:
+    counts = [word for word in words if word.isdecimal()]
+    meant = language.day_phrases.get(" ".join("#" if word.isdecimal() else word for word in words))
+    with suppress(ValueError, OverflowError):
+        if isinstance(meant, int):
+            return today + timedelta(meant * int(counts[0] if counts else 1))
+        if meant is not None:
+            return _near(today, step, *meant, None)
+        months = language.months
+        written = " ".join(f"m{months[word]}" if (word := one.rstrip(".")) in months else one for one in words)
+        if match := _DAY_MONTH.fullmatch(written) or _MONTH_DAY.fullmatch(written) or _ISO.fullmatch(written):
+            return _near(today, step, int(match["month"]), int(match["day"]), match["year"])
     return None
 
 
-def _question_from(kind: QuestionKind, parts: dict[str, str]) -> ClockQuestion | None:
-    if count := parts.get("count"):
-        days = int(count) * (7 if parts["unit"].startswith("week") else 1)
-        return ClockQuestion(kind, Day(offset=-days if parts.get("ago") else days))
-    if year := parts.get("year"):
-        parts = {"day": parts["day"] + year}
-    days_of = {name: _day(parts[name]) for name in ("day", "until") if name in parts}
-    if any(day is None for day in days_of.values()):
-        return None
-    return ClockQuestion(kind, days_of.get("day") or TODAY, days_of.get("until"))
+def _near(today: date, step: int, month: int, day: int, year: str | None) -> date:
+    """The date; without a year, as in `_dates`. Raises `ValueError`."""
+    if year or not step:
+        return date(int(year or today.year), month, day)
+    for other in range(today.year, today.year + 9 * step, step):  # 29 February: up to 8 years off
+        with suppress(ValueError):
+            if (date(other, month, day) - today).days * step >= 0:
+                return date(other, month, day)
+    raise ValueError
 
 
-def _days(question: ClockQuestion, today: date) -> str:
-    if question.until is None:  # since
-        first, last = question.day.on(today, next_one=False), today
-    elif question.day == TODAY:
-        first, last = today, question.until.on(today, next_one=True)
-    else:
-        first, last = question.day.on(today), question.until.on(today)
-    count = (last - first).days
-    days = f"{abs(count)} day{'' if abs(count) == 1 else 's'}"
-    if question.until is not None and question.day == TODAY:
-        until = f"From today, {_short(today)}, until {_short(last)} it is {days}."
-        return until if count >= 0 else f"{_short(last)} was {days} ago."
-    if question.until is None:
-        return f"Since {_short(first)} {days} have passed." if count >= 0 else f"{_short(first)} is {days} ahead."
-    return f"From {_short(first)} to {_short(last)} it is {days}{' back' if count < 0 else ''}."
+def _without_places(words: list[str], language: Language) -> Iterator[tuple[list[str], str | None]]:
+    """The words as they are; without the name of a place that has one time zone; and without that of its country."""
+    yield words, None
+    for rest, zone in _without_place(words, language):
+        if zone:
+            yield rest, zone
+            yield from ((other, zone) for other, _ in _without_place(rest, language))
 
 
-def _exists(year: int, month: int, day: int) -> bool:
-    try:
-        date(year, month, day)
-    except ValueError:
-        return False
-    return True
+def _without_place(words: list[str], language: Language) -> Iterator[tuple[list[str], str]]:
+    places = _places(language.code)
+    for start in range(len(words)):
+        for end in range(start + 1, min(start + _PLACE_WORDS, len(words)) + 1):
+            if (zone := places.get(" ".join(words[start:end]))) is not None:
+                yield words[:start] + words[end:], zone
 
 
-def _iso(day: Day | None) -> str:
-    if day is None:
-        return ""
-    if day.offset is not None:
-        return {0: "today", 1: "tomorrow", -1: "yesterday"}.get(day.offset, f"{day.offset:+d} days")
-    return f"{f'{day.year:04d}' if day.year else '-'}-{day.month:02d}-{day.day:02d}"
-
-
-def _long(day: date) -> str:
-    return f"{day:%A}, {_short(day)}"
-
-
-def _short(day: date) -> str:
-    return f"{day.day} {day:%B} {day.year}"
-
-
-def _place(zone: str) -> str:
-    return zone.rpartition("/")[2].replace("_", " ")
-
-
-@functools.cache
-def _places() -> dict[str, str]:
-    """Zone names by city, in lower case, from the time zone database."""
+@lru_cache
+def _places(language: str) -> Mapping[str, str]:
+    """Time zones by names of cities, countries ("" for one with several zones) and zones ("pacific time"), in English and in `language`."""
     areas = ("Africa/", "America/", "Asia/", "Atlantic/", "Australia/", "Europe/", "Indian/", "Pacific/")
-    names = sorted(name for name in zoneinfo.available_timezones() if name.startswith(areas))
-    return {_place(name).lower(): name for name in names} | {"utc": "UTC", "gmt": "UTC"}
-
-
-def _zone(place: str) -> str | None:
-    return _places().get(place)
-
-
-_MONTHS = (
-    "january", "february", "march", "april", "may", "june",
-    "july", "august", "september", "october", "november", "december",
-)  # fmt: skip
-_MONTH = rf"(?P<month>{'|'.join(f'{name[:3]}(?:{name[3:]})?' if len(name) > 3 else name for name in _MONTHS)}|sept)\.?"
-_MONTH_NUMBERS = {name[:3]: at for at, name in enumerate(_MONTHS, 1)}
-_HOLIDAYS = {
-    "christmas": (12, 25),
-    "christmas day": (12, 25),
-    "christmas eve": (12, 24),
-    "new year": (1, 1),
-    "new years": (1, 1),
-    "new year's": (1, 1),
-    "new year's day": (1, 1),
-    "new year's eve": (12, 31),
-    "halloween": (10, 31),
-    "valentine's day": (2, 14),
-    "valentines day": (2, 14),
-}
-_DATES = [
-    re.compile(pattern)
-    for pattern in (
-        r"(?P<year>\d{4}|-)-(?P<number>\d{2})-(?P<day>\d{2})",
-        rf"(?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? {_MONTH}(?:,? (?:in )?(?P<year>\d{{4}}))?",
-        rf"{_MONTH} (?:the )?(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?:,? (?:in )?(?P<year>\d{{4}}))?",
-    )
-]
-_OFFSET = re.compile(r"([+-]\d{1,6}) days")
-_WEEKDAY = re.compile(r"^(?:on )?(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,? (?:the )?(?=.*\d))?")
-_HOLIDAY = re.compile(r"(.+?)(?:,? (?:in )?(\d{4}))?")
-
-
-def _day(text: str) -> Day | None:
-    text = _WEEKDAY.sub("", text).strip()
-    if text in ("today", "tomorrow", "yesterday", "now"):
-        return Day(offset={"tomorrow": 1, "yesterday": -1}.get(text, 0))
-    if match := _OFFSET.fullmatch(text):
-        return Day(offset=int(match[1]))
-    holiday = _HOLIDAY.fullmatch(text)
-    if holiday and holiday[1] in _HOLIDAYS:
-        return Day(*_HOLIDAYS[holiday[1]], int(holiday[2]) if holiday[2] else None)
-    for pattern in _DATES:
-        if match := pattern.fullmatch(text):
-            parts = match.groupdict()
-            named = parts.get("month")
-            month = _MONTH_NUMBERS[named[:3]] if named else int(parts["number"])
-            year = parts["year"]
-            if not 1 <= month <= 12:
-                return None
-            return Day(month, int(parts["day"]), int(year) if year and year != "-" else None)
-    return None
-
-
-_START = re.compile(
-    r"^(?:(?:hi|hello|hey|ok|okay|so|excuse me|sorry)(?: there)?[,!.]* )*(?:please[, ]+)?"
-    r"(?:(?:can|could|would) you (?:please )?(?:tell|give) me |(?:please )?(?:tell|give) me "
-    r"|do you (?:happen to )?know |i (?:want|need|would like) to know )?(?:please )?"
-)
-_END = re.compile(r"(?:,? (?:please|thanks|thank you)|(?<![ ?!.]))[ ?!.]*$")
-_NOW = r"(?: (?:right )?now| currently| at the moment| today)?"
-_IN = r"(?: in (?P<place>[a-z' .-]+?))?"
-_FIXED_QUESTIONS: list[tuple[re.Pattern[str], QuestionKind, Day]] = [
-    (
-        re.compile(
-            r"(?:what time is it|what time it is|what is the (?:current |exact )?time|the (?:current )?time|current time)"
-            rf"{_NOW}{_IN}{_NOW}"
-        ),
-        "time",
-        TODAY,
-    ),
-    (
-        re.compile(
-            r"what (?:date is (?:it|today)|date it is|is (?:the date(?: of)?(?: today)?|today's date|the current date))"
-            rf"(?: today)?{_NOW}|today's date|(?:the )?current date|what is today|the date today|what is the day today"
-        ),
-        "date",
-        TODAY,
-    ),
-    (
-        re.compile(
-            rf"(?:what|which) day(?: of the week)? (?:is (?:it|today)|it is){_NOW}|(?:what|which) weekday is (?:it|today)"
-            rf"|what is the (?:current )?day(?: of the week)?{_NOW}"
-        ),
-        "weekday",
-        TODAY,
-    ),
-    (re.compile(rf"(?:what|which) month is (?:it|this){_NOW}|(?:what is )?the current month"), "month", TODAY),
-    (
-        re.compile(
-            rf"(?:what|which) year (?:is (?:it|this)|it is|are we in){_NOW}|what is the (?:current )?year{_NOW}"
-            r"|the current year"
-        ),
-        "year",
-        TODAY,
-    ),
-    (
-        re.compile(
-            r"what (?:is tomorrow's date|is the date tomorrow|date (?:will it be|is it|is) tomorrow)|tomorrow's date"
-        ),
-        "date",
-        Day(offset=1),
-    ),
-    (
-        re.compile(r"(?:what|which) day(?: of the week)? (?:is (?:it )?tomorrow|will it be tomorrow)"),
-        "weekday",
-        Day(offset=1),
-    ),
-    (
-        re.compile(
-            r"what (?:(?:was|is) yesterday's date|date was (?:it )?yesterday|was the date yesterday)|yesterday's date"
-        ),
-        "date",
-        Day(offset=-1),
-    ),
-    (re.compile(r"(?:what|which) day(?: of the week)? was (?:it )?yesterday"), "weekday", Day(offset=-1)),
-]
-_PART, _REST = r"(?s:.+?)", r"(?s:.+)"  # a part of a question, and the remainder
-_WEEK = r"(?:what|which) (?:day of the week|weekday|day)"
-_DATED_QUESTIONS: list[tuple[re.Pattern[str], QuestionKind]] = [
-    (
-        re.compile(
-            r"how (?:many days|long)(?: is it| are there| are left| do we have| left| remain| remaining)?"
-            rf"(?: from (?:now|today))? (?:until|till|til|to|before) (?P<until>{_REST})"
-        ),
-        "days",
-    ),
-    (re.compile(rf"(?:the )?(?:number of )?days (?:left )?(?:until|till) (?P<until>{_REST})"), "days"),
-    (re.compile(rf"how many days(?: has it been| have passed| have gone by| is it)? since (?P<day>{_REST})"), "days"),
-    (re.compile(rf"how many days ago was (?P<until>{_REST})"), "days"),
-    (
-        re.compile(
-            rf"how many days (?:are (?:there )?|is it |lie |were there )?(?:between|from) (?P<day>{_PART}) "
-            rf"(?:and|to|until|till) (?P<until>{_REST})"
-        ),
-        "days",
-    ),
-    (re.compile(rf"(?:what is )?the number of days between (?P<day>{_PART}) and (?P<until>{_REST})"), "days"),
-    (re.compile(rf"{_WEEK} (?:was|is|will) it (?:be )?(?:on )?(?P<day>{_REST})"), "weekday"),
-    (
-        re.compile(
-            rf"{_WEEK} (?:is|was|will be|does|did|will) (?P<day>{_PART})(?: fall on| be| fall| on)?(?P<year> in \d\d\d\d)?"
-        ),
-        "weekday",
-    ),
-    (re.compile(rf"on {_WEEK} (?:does|did|will|is|was) (?P<day>{_PART}) (?:fall(?: on)?|be|land)"), "weekday"),
-    (re.compile(rf"what (?:is|was) the (?:day of the week|weekday) (?:of|on|for) (?P<day>{_REST})"), "weekday"),
-    (
-        re.compile(
-            r"(?:what|which) (?:date|day) (?:is it|will it be|is|was it|was) (?P<count>\d{1,5}) (?P<unit>days?|weeks?) "
-            r"(?:from (?:now|today)|(?P<ago>ago))"
-        ),
-        "date",
-    ),
-    (
-        re.compile(r"(?:what|which) (?:date|day) (?:is it|will it be|is) in (?P<count>\d{1,5}) (?P<unit>days?|weeks?)"),
-        "date",
-    ),
-]
+    zones = sorted(name for name in zoneinfo.available_timezones() if name.startswith(areas))
+    by_territory = defaultdict(list)
+    for zone, territory in get_global("zone_territories").items():
+        by_territory[territory].append(zone)
+    locale, english = Locale(language), Locale("en")
+    places = {
+        name: found[0] if len(found) == 1 else ""
+        for code, name in locale.territories.items()
+        if (found := by_territory[code])
+    }
+    places |= {zone.rpartition("/")[2].replace("_", " "): zone for zone in zones}
+    places |= {names["city"]: zone for zone, names in locale.time_zones.items() if "city" in names}
+    for key, names in locale.meta_zones.items():
+        standard = english.meta_zones[key].get("long", {}).get("standard") if key in english.meta_zones else None
+        if zone := get_global("windows_zone_mapping").get(standard):
+            places |= dict.fromkeys((name for width in names.values() for name in width.values()), zone)
+    return {" ".join(split_words(name)): zone for name, zone in places.items()}

@@ -123,6 +123,25 @@ class TestAnswers:
         retrieval.passages = [{**PASSAGE, "quote": "word " * 100_000}]
         assert gearbox_of(ask(gateway), False)["variant"] == "int8"
 
+    @pytest.mark.parametrize(
+        "question",
+        [
+            "Jason had 20 lollipops and gave Denny some. Now he has 12. How many did he give?",
+            "Can you subract 36 from 5?",
+            "Kuinka paljon on 4 kertaa neljä plus x?",
+            "1 + 2 - x + " + "3 + " * 200 + "4",
+        ],
+    )
+    def test_the_model_answers_what_may_be_a_computation_and_is_not_detected(
+        self, grounded: Started, retrieval: FakeRetrieval, question
+    ):
+        retrieval.passages = []
+        facts = gearbox_of(grounded.chat(question, retrieval=True), False)
+        assert (facts["variant"], facts["retrieval"]["outcome"]) == ("full", "unsupported")
+        assert "may ask for a computation" in facts["retrieval"]["why"]
+        without = gearbox_of(grounded.chat(question, retrieval={"tools": []}), False)
+        assert without["retrieval"]["outcome"] == "abstained"
+
     @streamed_or_not
     def test_nothing_that_supports_an_answer_is_said_instead_of_invented(
         self, grounded: Started, retrieval: FakeRetrieval, stream

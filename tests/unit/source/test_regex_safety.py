@@ -20,7 +20,7 @@ from haystack import Document
 
 from serve.retrieval.verify import support as scoring
 from serve.retrieval.verify.sentence_selector import SentenceSelector, select_sentences
-from serve.tools import calculator, calculator_intent, clock
+from serve.tools import calculator, clock, question_forms
 from serve.tools.intent import DETECTED, detect
 
 pytestmark = pytest.mark.slow
@@ -62,12 +62,8 @@ def test_the_probe_sees_patterns_wherever_they_are(probed):
     methods = {(where.partition(":")[0], pattern): used for where, pattern, used in probed["patterns"]}
     assert methods["serve/retrieval/verify/support.py", scoring._PLEASANTRY.pattern] == ["fullmatch"]
     assert methods["serve/retrieval/verify/support.py", scoring._END.pattern] == ["finditer"]
-    for pattern, _ in calculator_intent._QUESTION_RULES:  # compiled in a comprehension
-        assert methods["serve/tools/calculator_intent.py", pattern.pattern] == ["fullmatch"]
-    for pattern, _ in calculator_intent._WORD_RULES:
-        assert methods["serve/tools/calculator_intent.py", pattern.pattern] == ["sub"]
-    for pattern in clock._DATES:
-        assert methods["serve/tools/clock.py", pattern.pattern] == ["fullmatch"]
+    for pattern, _ in question_forms._SHAPES:  # compiled in a comprehension
+        assert methods["serve/tools/question_forms.py", pattern.pattern] == ["fullmatch"]
     assert methods["serve/config/http_tools.py", "[A-Za-z0-9-]+"] == ["fullmatch"]  # not compiled
     assert any(file == "deployments/fetch.py" for file, _ in methods)
     assert any(file == "serve/retrieval/ingest/formats/html.py" for file, _ in methods)  # bytes
@@ -244,7 +240,7 @@ def test_what_could_be_computed_is_read_in_linear_time():
                     detect(text, DETECTED, now, UTC)
                     calculator.answer(text)
                 with bounded(), suppress(clock.ClockError):
-                    clock.parse_day(text)
+                    clock.parse_day(text, now.date())
 
 
 # --- bounds of length
@@ -255,7 +251,7 @@ def test_a_question_that_nobody_could_mean_to_be_computed_is_not_read():
     assert detect("1+1" + " " * LONG, DETECTED, now, UTC) is None
     assert detect("what day is it" + "?" * LONG, DETECTED, now, UTC) is None
     with pytest.raises(clock.ClockError, match="is no date"):
-        clock.parse_day("today" + " " * LONG)
+        clock.parse_day("today" + " " * LONG, now.date())
 
 
 def test_of_a_long_answer_only_whole_sentences_are_checked():

@@ -1,4 +1,4 @@
-"""The calculator: exact or marked as rounded, bounded in time for any input, and applied only to pure computations."""
+"""The calculator: exact or marked as rounded and bounded in time for any input."""
 
 import math
 import re
@@ -11,10 +11,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from serve.tools.calculator import MAX_BITS, CalculatorError, ExpressionSyntaxError, answer, compute
-from serve.tools.calculator_intent import find_expression
-from tests.unit.tools.questions_arithmetic import COMPUTATIONS, FRESH_COMPUTATIONS
-from tests.unit.tools.questions_clock import CLOCK, NOT_CLOCK
-from tests.unit.tools.questions_not_arithmetic import FRESH_OTHERS, NOT_COMPUTATIONS
 
 
 @pytest.mark.parametrize(
@@ -201,68 +197,6 @@ def test_the_dearest_expressions_take_less_than_a_quarter_of_a_second(expression
     start = time.process_time()
     assert answer(expression)
     assert time.process_time() - start < 0.25
-
-
-def found(question: str) -> str | None:
-    """What is right about how a question is detected: None when it is not detected."""
-    expression = find_expression(question)
-    if expression is None:
-        return None
-    expected = COMPUTATIONS.get(question)
-    try:
-        result = compute(expression)
-    except CalculatorError as fault:
-        return "right" if question in COMPUTATIONS and expected is None else f"{expression}: {fault}"
-    if expected is None:
-        return f"{expression} = {result.text}"
-    rounded = expected.startswith("≈")
-    right = (not result.exact and result.text == expected[1:]) if rounded else result.value == Fraction(expected)
-    return "right" if right else f"{expression} = {result.text}"
-
-
-def test_there_are_enough_questions_to_tell():
-    assert len(COMPUTATIONS) >= 120
-    assert len({*NOT_COMPUTATIONS}) >= 120
-
-
-def test_a_computation_is_found_and_computed(subtests: pytest.Subtests):
-    for question in COMPUTATIONS:
-        with subtests.test(question):
-            assert found(question) == "right"
-
-
-def test_anything_else_is_left_to_the_model(subtests: pytest.Subtests):
-    for question in [*NOT_COMPUTATIONS, *CLOCK, *NOT_CLOCK]:
-        with subtests.test(question):
-            assert find_expression(question) is None
-
-
-def test_questions_the_rules_never_saw_are_told_apart():
-    assert len(list(filter(find_expression, FRESH_COMPUTATIONS))) == len(FRESH_COMPUTATIONS) == 40
-    assert list(filter(find_expression, FRESH_OTHERS)) == []
-
-
-@given(st.integers(0, 10**9), st.sampled_from("+*"), st.integers(0, 10**9))
-@settings(max_examples=100, deadline=None)
-def test_any_two_numbers_can_be_computed(first, sign, second):
-    expression = find_expression(f"What is {first:,} {sign} {second}?")
-    assert expression is not None
-    assert compute(expression).value == (first + second if sign == "+" else first * second)
-
-
-@given(st.text(max_size=500))
-@settings(max_examples=300, deadline=None)
-def test_no_text_breaks_the_detection(text):
-    find_expression(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["1" * 400, "one " * 100, "a hundred and " * 28, "(" * 400, "what is " * 50, "1, " * 133, "1 and " * 66]
-)
-def test_detection_takes_little_time(text):
-    start = time.process_time()
-    find_expression(text)
-    assert time.process_time() - start < 0.1
 
 
 def test_factorials_agree_with_pythons():

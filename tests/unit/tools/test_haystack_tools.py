@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from haystack.dataclasses import ChatMessage
 
 from serve.tools.haystack_tools import ToolError, calculator, clock, make_tool, search_documents
 
@@ -20,7 +21,10 @@ async def call(tool: Any, **given: Any) -> str:
     [
         ({"expression": "40366 / 439"}, "40366 / 439 ≈ 91.949886104784"),
         ({"expression": "1/0"}, "error: a division by zero has no result"),
-        ({"expression": "import os"}, "error: 'import os' is not arithmetic"),
+        (
+            {"expression": "import os"},
+            "error: expression: 'import os' does not match '^(?:[-0-9.,+*/%^()! ]|abs|cbrt|factorial|max|mean|min|root|round|sqrt|of)+$'",
+        ),
         ({}, "error: 'expression' is a required property"),
         ({"expression": 5}, "error: expression: 5 is not of type 'string'"),
         ({"expression": "1", "x": 1}, "error: Additional properties are not allowed ('x' was unexpected)"),
@@ -33,19 +37,24 @@ async def test_the_calculator_answers_or_says_what_is_wrong(given, expected):
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "It is 03:40 (UTC) on Wednesday, 25 November 2026."),
-        ({"what": "time", "timezone": "Asia/Tokyo"}, "It is 12:40 in Tokyo (JST) on Wednesday, 25 November 2026."),
-        ({"what": "weekday", "date": "1976-07-04"}, "4 July 1976 was a Sunday."),
-        ({"what": "days", "until": "25 December 2026"}, "From today, 25 November 2026, until 25 December 2026 it is 30 days."),
+        ({}, "Wednesday, November 25, 2026, 3:40:00\u202fAM Coordinated Universal Time"),
+        ({"what": "date", "date": "1976-07-04"}, "Sunday, July 4, 1976"),
+        ({"what": "days", "until": "25 December 2026"}, "30 days (November 25, 2026 – December 25, 2026)"),
         ({"timezone": "Mars"}, "error: there is no time zone 'Mars'"),
-        ({"what": "weekday", "date": "soon"}, "error: 'soon' is no date; write it like 2026-12-25"),
-        ({"what": "weekday", "date": "2026-02-31"}, "There is no 31 February 2026."),
+        ({"what": "date", "date": "soon"}, "error: 'soon' is no date; write it like 2026-12-25"),
     ],
 )  # fmt: skip
 async def test_the_clock_answers_or_says_what_is_wrong(given, expected):
     assert await call(clock(now=lambda: NOW), **given) == expected
     if "what" not in given:
         assert "error: what: 'noon' is not one of" in await call(clock(), what="noon")
+
+
+async def test_an_agents_computation_uses_the_numbers_of_its_conversation():
+    conversation = [ChatMessage.from_user("What is 15% of four hundred thirty-two, divided by 40366?")]
+    assert await call(calculator(), expression="0.15*432", conversation=conversation) == "0.15 * 432 = 64.8"
+    refused = await call(calculator(), expression="40366/439", conversation=conversation)
+    assert refused == "error: 439 is no number of the question or of a result; use only those"
 
 
 async def test_documents_are_numbered_and_failures_reported():
