@@ -19,10 +19,11 @@ _WITH_UNIT = re.compile(r"(?<![\w.,])(\d+(?:[.,]\d+)*)(?=[^\W\d_]{2,}(?!\w))")  
 _SCALED = re.compile(r"(?<![\d.])([\d.]+) (10{3}|10{6}|10{9}|10{12})(?!\d)")  # 2.5 million
 _PHRASE_WORDS = 6
 _NUMBER, _GAP = r"(?<![\d.])(-?[\d.]+)(?![\d.])", "(?: _)? ?"
-_LISTS = {  # with the signs that may be between the numbers
-    name: re.compile(rf"(?:[ _{between}]*{_NUMBER}){{2,}}[ _]*")
+_NUMBERS = re.compile(_NUMBER)
+_LISTS = [  # with the signs that may be between the numbers
+    (re.compile(rf"(?:[ _{between}]*{_NUMBER}){{2,}}[ _]*"), name)
     for name, between in (("sum", "+"), ("add", "+~"), ("product", "*"), ("mean", ""))
-}
+]
 _CONVERSIONS = [  # with the place of the source among the units
     (
         re.compile(rf" ?{shape}".replace(" ", r"(?: _)?(?: \?)?(?: _)? ?").replace("N", rf"{_NUMBER}(?:/{_NUMBER})?")),
@@ -106,9 +107,9 @@ def expression_of(form: Form, language: Language) -> str | None:
     One unknown word is accepted beside a percentage ("tip"), and beside operators in words where `terms.yaml` lacks the language, and
     with it the words for "calculate".
     """
-    for name, pattern in _LISTS.items():
+    for pattern, name in _LISTS:
         if name in form.text and pattern.fullmatch(form.text.replace(name, "", 1)):
-            numbers = re.findall(_NUMBER, form.text)
+            numbers = _NUMBERS.findall(form.text)
             return (
                 f"mean({', '.join(numbers)})"
                 if name == "mean"
@@ -169,7 +170,7 @@ def conversion_of(form: Form) -> tuple[Fraction, str, str] | None:
 
 def may_compute(form: Form) -> bool:
     """Whether a question may ask for a computation that is not read: two numbers, or one with an operation or two units."""
-    numbers = len(re.findall(_NUMBER, form.text))
+    numbers = len(_NUMBERS.findall(form.text))
     operation = form.has_operator_words or form.is_explicit or len(form.units) > 1
     return numbers > 1 or (numbers > 0 and operation) or re.search(r"\d ?[-+*/^] ?[\d?]", form.text) is not None
 

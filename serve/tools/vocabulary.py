@@ -53,7 +53,7 @@ _MONTHS = (
 _RELATIVE = re.compile(
     r"(?:in )?(?P<count>\d|\\1) (?P<unit>second|day|week)(?P<ago> ago)?"
 )  # keys of dateparser's data
-_COUNT = re.compile(r"\(\\d[^)]*\)")
+_COUNT = re.compile(r"\(\\d[^()]*\)")
 _WORD = re.compile(r"[^\W\d_]+")
 _GROUPED = re.compile(r"\d{1,3}([.,])\d{3}(?:\1\d{3})*(?:([.,])\d+)?")
 _NUMBER = re.compile(r"(?:\d+(?:[.,]\d+)?|\.\d+)(?:e[-+]?\d{1,3})?")
