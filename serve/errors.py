@@ -38,7 +38,7 @@ ErrorCode = Literal[
     "no_healthy_variant", "not_found", "not_ready", "origin_not_allowed", "overloaded", "profile_not_found",
     "requests_per_minute", "retrieval_failed", "retrieval_misconfigured", "retrieval_timeout", "retrieval_unavailable",
     "store_full", "store_read_only", "store_unavailable", "stream_interrupted", "token_ids_not_supported", "tokens_per_minute",
-    "too_many_bodies", "too_many_chunks", "too_many_sequences", "too_many_uploads", "unknown_type", "unreadable_document",
+    "too_few_questions", "too_many_bodies", "too_many_chunks", "too_many_sequences", "too_many_uploads", "unknown_type", "unreadable_document",
     "unsupported_content_encoding", "unsupported_media_type", "unsupported_value", "variant_not_found",
 ]  # fmt: skip
 

@@ -21,11 +21,11 @@ from psycopg.types.json import Jsonb
 
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.store.filters import FilterError, where_clause
+from serve.retrieval.store.schema import migrate
 
 _CONNECT_TIMEOUT_S = 5.0  # timeout for a connection
 _READ_TIMEOUT_S = 15.0  # timeout of a query
 _WRITE_TIMEOUT_S = 600.0
-_MIGRATION_LOCK = 7_276_432  # advisory lock: only one process migrates at a time
 _MAX_EXACT_CHUNKS = (
     2_000  # collections up to this many chunks are searched exactly: an index over all tenants may miss some
 )
@@ -105,6 +105,17 @@ class Hit:
     embedding: Vector
 
 
+@dataclass(slots=True, frozen=True)
+class Calibration:
+    """A collection's support threshold. It is for the scores of `scorer` only: others can't be compared with it."""
+
+    threshold: float
+    rate: float  # share of answerable questions below it, at most
+    questions: int
+    scorer: str
+    calibrated_at: float  # seconds since the epoch
+
+
 class Store:
     """Documents of all tenants in one database.
 
@@ -135,7 +146,7 @@ class Store:
         self._closed = False
         try:
             async with asyncio.timeout(_WRITE_TIMEOUT_S), await self._open_connection() as connection:
-                await _migrate(connection, self._dimension, self._language)
+                await migrate(connection, self._dimension, self._language)
         except (psycopg.OperationalError, TimeoutError) as error:
             raise StoreUnavailable from error
         except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -211,7 +222,7 @@ class Store:
         return await self._with_retry(write, _WRITE_TIMEOUT_S)
 
     async def delete(self, owner: Owner, name: str | None = None) -> int:
-        """Delete a document, or the whole collection; returns the number of deleted documents."""
+        """Delete a document, or the whole collection with its calibration; returns the number of deleted documents."""
         query: LiteralString = "DELETE FROM gearbox.sources WHERE tenant = %s AND collection = %s"
         params: tuple[str, ...] = (owner.tenant, owner.collection)
         if name is not None:
@@ -220,6 +231,8 @@ class Store:
         async def write(connection: AsyncConnection[Any]) -> int:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_TIMEOUT_S:.0f}s'")
+                if name is None:
+                    await connection.execute(_DELETE_CALIBRATION, params)
                 return (await connection.execute(query, params)).rowcount
 
         return await self._with_retry(write, _WRITE_TIMEOUT_S)
@@ -265,6 +278,37 @@ class Store:
             return await cursor.fetchone() == (True,)
 
         return await self._with_retry(read, _READ_TIMEOUT_S)
+
+    async def calibration(self, owner: Owner) -> Calibration | None:
+        """The collection's calibration; None where it has none."""
+
+        async def read(connection: AsyncConnection[Any]) -> Calibration | None:
+            async with connection.cursor(row_factory=class_row(Calibration)) as cursor:
+                await cursor.execute(_CALIBRATION, (owner.tenant, owner.collection))
+                return await cursor.fetchone()
+
+        return await self._with_retry(read, _READ_TIMEOUT_S)
+
+    async def set_calibration(
+        self, owner: Owner, threshold: float, rate: float, questions: int, scorer: str
+    ) -> Calibration | None:
+        """Store the collection's calibration in place of the one it had; None, and nothing is stored, without documents."""
+        row = (threshold, rate, questions, scorer, owner.tenant, owner.collection)
+
+        async def write(connection: AsyncConnection[Any]) -> Calibration | None:
+            async with connection.cursor(row_factory=class_row(Calibration)) as cursor:
+                await cursor.execute(_SET_CALIBRATION, row)
+                return await cursor.fetchone()
+
+        return await self._with_retry(write, _READ_TIMEOUT_S)
+
+    async def delete_calibration(self, owner: Owner) -> bool:
+        """Delete the collection's calibration; returns whether it had one."""
+
+        async def write(connection: AsyncConnection[Any]) -> bool:
+            return (await connection.execute(_DELETE_CALIBRATION, (owner.tenant, owner.collection))).rowcount > 0
+
+        return await self._with_retry(write, _READ_TIMEOUT_S)
 
     async def vector_search(
         self, owner: Owner, embedding: Sequence[float], top_k: int, filters: Mapping[str, Any] | None = None
@@ -393,6 +437,18 @@ async def _hits(
 _COPY = """COPY gearbox.chunks (source_id, position, tenant, collection, heading, content, page, embedding)
            FROM STDIN (FORMAT BINARY)"""
 
+_CALIBRATED: LiteralString = (
+    "threshold, rate, questions, scorer, extract(epoch FROM calibrated_at)::float8 AS calibrated_at"
+)
+_CALIBRATION: LiteralString = f"SELECT {_CALIBRATED} FROM gearbox.calibrations WHERE tenant = %s AND collection = %s"
+_SET_CALIBRATION: LiteralString = f"""
+    INSERT INTO gearbox.calibrations (threshold, rate, questions, scorer, tenant, collection)
+    SELECT %s, %s, %s, %s, tenant, collection FROM gearbox.sources WHERE tenant = %s AND collection = %s LIMIT 1
+    ON CONFLICT (tenant, collection) DO UPDATE SET threshold = excluded.threshold, rate = excluded.rate,
+        questions = excluded.questions, scorer = excluded.scorer, calibrated_at = now()
+    RETURNING {_CALIBRATED}"""
+_DELETE_CALIBRATION: LiteralString = "DELETE FROM gearbox.calibrations WHERE tenant = %s AND collection = %s"
+
 _IS_LARGE: LiteralString = f"""
     SELECT count(*) = {_MAX_EXACT_CHUNKS} OR sum(chunks) > {_MAX_EXACT_CHUNKS} FROM (
         SELECT chunks FROM gearbox.sources WHERE tenant = %(tenant)s AND collection = %(collection)s
@@ -433,67 +489,6 @@ _KEYWORD_SEARCH: LiteralString = rf"""
     FROM query, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
     WHERE c.words @@ query.words AND {_CONDITION}
     ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
-
-# Each migration is applied once, in order. Never edit one: add another.
-_MIGRATIONS: Sequence[LiteralString] = (
-    """
-    CREATE TABLE gearbox.made_for (dimension integer NOT NULL, language text NOT NULL);
-    INSERT INTO gearbox.made_for VALUES ({dimension}, {language});
-    CREATE TABLE gearbox.sources (
-        id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        tenant text NOT NULL, collection text NOT NULL, name text NOT NULL,
-        sha256 bytea NOT NULL, settings text NOT NULL, title text NOT NULL, size bigint NOT NULL, chunks integer NOT NULL,
-        meta jsonb NOT NULL, indexed_at timestamptz NOT NULL DEFAULT now(),
-        UNIQUE (tenant, collection, name));
-    CREATE TABLE gearbox.chunks (
-        source_id bigint NOT NULL REFERENCES gearbox.sources ON DELETE CASCADE,
-        position integer NOT NULL,
-        tenant text NOT NULL, collection text NOT NULL,
-        heading text NOT NULL, content text NOT NULL, page integer,
-        embedding vector({dimension}) NOT NULL,
-        words tsvector NOT NULL GENERATED ALWAYS AS (
-            setweight(to_tsvector({language}, heading), 'A') || to_tsvector({language}, content)) STORED,
-        PRIMARY KEY (source_id, position));
-    -- whole rows in one place: every search reads the embedding, or the words to rank by them
-    ALTER TABLE gearbox.chunks ALTER embedding SET STORAGE PLAIN, SET (toast_tuple_target = 8160);
-    CREATE INDEX chunks_owner ON gearbox.chunks (tenant, collection);
-    CREATE INDEX chunks_words ON gearbox.chunks USING gin (words);
-    CREATE INDEX chunks_embedding ON gearbox.chunks USING hnsw (embedding vector_cosine_ops);
-    """,
-)
-
-
-async def _migrate(connection: AsyncConnection[Any], dimension: int, language: str) -> None:
-    async with connection.transaction():
-        if await _migrations(connection) < len(_MIGRATIONS):  # a database that is read-only may be up to date
-            await connection.execute("SELECT pg_advisory_xact_lock(%s)", (_MIGRATION_LOCK,))
-            await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
-            await connection.execute("CREATE SCHEMA IF NOT EXISTS gearbox")
-            await connection.execute(
-                "CREATE TABLE IF NOT EXISTS gearbox.migrations (number integer PRIMARY KEY, at timestamptz DEFAULT now())"
-            )
-            done = await _migrations(connection)
-            for number, statements in enumerate(_MIGRATIONS[done:], done + 1):
-                statement = sql.SQL(statements).format(dimension=sql.Literal(dimension), language=sql.Literal(language))
-                await connection.execute(statement)
-                await connection.execute("INSERT INTO gearbox.migrations (number) VALUES (%s)", (number,))
-        row = await (await connection.execute("SELECT dimension, language FROM gearbox.made_for")).fetchone()
-    if row != (dimension, language):
-        stored = f"{row[0]} dimensions and the language '{row[1]}'" if row else "nothing"
-        raise retrieval_misconfigured(
-            f"the document store was made for embeddings of {stored}, but the configuration's embedder makes {dimension} "
-            f"dimensions and its language is '{language}': set retrieval.embedder and retrieval.language back, or use "
-            "another database and index the documents again"
-        )
-
-
-async def _migrations(connection: AsyncConnection[Any]) -> int:
-    """Number of migrations that were applied."""
-    table = await (await connection.execute("SELECT to_regclass('gearbox.migrations')")).fetchone()
-    if table is None or table[0] is None:
-        return 0
-    row = await (await connection.execute("SELECT coalesce(max(number), 0) FROM gearbox.migrations")).fetchone()
-    return int(row[0]) if row else 0
 
 
 def _read_only() -> RequestError:
