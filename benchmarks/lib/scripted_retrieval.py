@@ -108,6 +108,17 @@ class FakeRetrieval:
         self._find(collection)
         return 2
 
+    async def _calibration(self, collection: str, **_: Any) -> dict[str, Any]:
+        self._find(collection)
+        return {"collection": collection, "threshold": 0.25, "rate": 0.05, "questions": None, "calibrated_at": None}
+
+    async def _calibrate(self, collection: str, scores: list[float], rate: float, **_: Any) -> dict[str, Any]:
+        self._find(collection)
+        stored = {"threshold": min(scores), "rate": rate, "questions": len(scores), "calibrated_at": 1.0}
+        return {"collection": collection, **stored}
+
+    _delete_calibration = _calibration
+
     async def _search(self, collection: str, **_: Any) -> dict[str, Any]:
         self._find(collection)
         return {

@@ -1,4 +1,4 @@
-"""Figures and aims of grounding results: support scoring, retrieval, grounded answers; like `benchmarks.reporting.claim_rows`."""
+"""Figures and aims of grounding results: faithfulness scoring, retrieval, grounded answers; like `benchmarks.reporting.claim_rows`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -77,21 +77,17 @@ def grounded_ttft(result: Result) -> Iterator[Figure]:
 
 
 def guard(result: Result) -> Iterator[Figure]:
-    """Precision and recall of marking unsupported text, on the benchmark's own texts."""
-    for name, part in (("questions", result["support"]), ("sentences", result["entailment"])):
-        kinds = {"all": part["all"], **part["kinds"]}
-        if mentioned := part.get("mentioned_elsewhere"):
-            kinds["term only mentioned elsewhere"] = mentioned
-        yield figure(f"{name}.threshold", "grounding", f"unsupported {name}: threshold", part["threshold"])
-        for kind, row in kinds.items():
-            of = f"unsupported {name}, {kind} ({row['unsupported']} of {row['items']})"
-            for key in ("precision", "recall", "false_alarms"):
-                if key in row:
-                    yield figure(f"{name}.{kind}.{key}", "grounding", f"{of}: {key.replace('_', ' ')}", row[key], "share")  # fmt: skip
-            for key in ("f1", "auc"):
-                if key in row:
-                    yield figure(f"{name}.{kind}.{key}", "grounding", f"{of}: {key.upper()}", row[key])
-    yield figure("support_ms", "grounding", "support of 20 passages, without embeddings", result["speed"]["support_ms"], "ms")  # fmt: skip
+    """Precision and recall of marking unsupported sentences, on the benchmark's own texts."""
+    part = result["entailment"]
+    yield figure("sentences.threshold", "grounding", "unsupported sentences: threshold", part["threshold"])
+    for kind, row in {"all": part["all"], **part["kinds"]}.items():
+        of = f"unsupported sentences, {kind} ({row['unsupported']} of {row['items']})"
+        for key in ("precision", "recall", "false_alarms"):
+            if key in row:
+                yield figure(f"sentences.{kind}.{key}", "grounding", f"{of}: {key.replace('_', ' ')}", row[key], "share")  # fmt: skip
+        for key in ("f1", "auc"):
+            if key in row:
+                yield figure(f"sentences.{kind}.{key}", "grounding", f"{of}: {key.upper()}", row[key])
     yield figure("check_ms", "grounding", "check of an answer's sentences against 4 passages, without embeddings", result["speed"]["check_4_ms"], "ms")  # fmt: skip
 
 

@@ -173,20 +173,16 @@ def _all_policies(shapes: Result) -> list[str]:
 def guard(result: Result) -> Path:
     """Precision-recall curve of marking unsupported text, the chosen threshold on it, and probability calibration."""
     figure, (curves, held) = new_figure(1, 2)
-    for i, (part, name) in enumerate((("support", "questions"), ("entailment", "sentences"))):
-        row = result[part]
-        curves.plot(
-            [point[2] for point in row["curve"]], [point[1] for point in row["curve"]], color=f"C{i}", label=name
-        )
-        at = row["all"]
-        label = f"threshold {row['threshold']}"
-        curves.plot([at["recall"]["share"]], [at["precision"]["share"]], "o", color=f"C{i}", label=label)
-        held.plot([one[0] for one in row["calibration"]], [one[1] for one in row["calibration"]], "o-", color=f"C{i}")
+    row = result["entailment"]
+    curves.plot([point[2] for point in row["curve"]], [point[1] for point in row["curve"]], label="sentences")
+    at = row["all"]
+    curves.plot([at["recall"]["share"]], [at["precision"]["share"]], "o", label=f"threshold {row['threshold']}")
+    held.plot([one[0] for one in row["calibration"]], [one[1] for one in row["calibration"]], "o-")
     curves.set_xlabel("recall of what is unsupported")
     curves.set_ylabel("precision")
     curves.set_ylim(0.5, 1.02)
     held.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
-    held.set_xlabel("probability of support, as the guard says")
+    held.set_xlabel("predicted probability of support")
     held.set_ylabel("share that is supported")
     curves.legend(fontsize=8, loc="lower left")
     return save_figure(figure, "guard")

@@ -21,7 +21,7 @@ from deployments.embedder import embedder_folder
 from deployments.state import cache_folder
 from serve.config.retrieval import RetrievalConfig
 from serve.retrieval.embedder import Embedder, Vectors
-from serve.retrieval.verify.support import sentences
+from serve.retrieval.verify.faithfulness import sentences
 
 PARTS = ("library", "reference", "tutorial", "howto", "faq")  # of Python's documentation
 PAGES, TERMS = 110, 7000  # together about 10,000 chunks

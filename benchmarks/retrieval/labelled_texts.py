@@ -1,11 +1,10 @@
-"""Labelled texts for support scoring: questions with retrieved passages, and answer sentences labelled as supported or not.
+"""Labelled texts for faithfulness scoring: passages, and answer sentences labelled as supported or not.
 
 The texts are FOLDOC's, Python's and PostgreSQL's own, fetched as Debian packages into the cache when they are needed and
-never stored in the repository; dated facts and unused terms are fictional. Random choices are seeded.
+never stored in the repository; dated facts are fictional. Random choices are seeded.
 """
 
 import gzip
-import itertools
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.retrieval.packages import unpacked
 from serve.retrieval.ingest.convert import ConversionError, convert
-from serve.retrieval.verify.support import sentences
+from serve.retrieval.verify.faithfulness import sentences
 
 PACKAGES = ("dict-foldoc", "python3.11-doc", "postgresql-doc-15")
 TELLING = (
@@ -179,31 +178,6 @@ def facts(_: Path, draw: Draw) -> Iterator[Entry]:
             passage = draw.choice(statements).format(person=person, **fields)
             question = draw.choice(asking).format(**fields)
             yield Entry("facts", f"{role} {country}", question, passage[0].upper() + passage[1:], f"{role} {country}")
-
-
-def invented(draw: Draw, count: int) -> list[str]:
-    """Questions about terms that nobody uses, composed of common words."""
-    first = _words(
-        "Martian Venusian Lunar Inverse Recursive Quantum Arctic Velvet Crimson Parallel Silent Lazy Northern"
-    )
-    fore = _words("dune glass moon silk thread frost copper cloud data ember river stone byte paper cache mist")
-    aft = _words("tree fox loom gate weaver node whale fern heap lantern stack moth sorter engine finch table")
-    names = [f"{one} {(two + three).capitalize()}" for one, two, three in itertools.product(first, fore, aft)]
-    names += [f"{one} {two} {three}" for one, two, three in itertools.product(first, fore, aft)]
-    return [question_about(term, draw) for term in draw.sample(names, count)]
-
-
-def elsewhere(draw: Draw, count: int) -> list[str]:
-    """Questions of everyday life, which a collection on computing and offices cannot answer."""
-    forms = (
-        "What is the capital of {}?", "How many people live in {}?", "What should I eat in {}?", "Who wrote the anthem of {}?",
-        "What was the weather in {} yesterday?", "Which language do they speak in {}?", "How tall is the highest mountain in {}?",
-        "When was {} founded?", "How do I get a visa for {}?", "Which animals live in {}?",
-    )  # fmt: skip
-    places = _words(
-        "Mongolia Iceland Vietnam Chile Madagascar Nepal Cuba Morocco Bolivia Jordan Latvia Fiji Laos Ghana Oman"
-    )
-    return draw.sample([form.format(place) for form in forms for place in places], count)
 
 
 def question_about(term: str, draw: Draw) -> str:

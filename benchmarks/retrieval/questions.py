@@ -1,7 +1,7 @@
 """Questions for `benchmarks.retrieval.grounded_answers`: computations, and terms that a collection has or lacks.
 
 Their answers are known without a model. Random choices are seeded. FOLDOC's terms are those that
-`benchmarks.retrieval.support_scoring` did not calibrate with.
+`benchmarks.retrieval.faithfulness_scoring` did not calibrate with.
 """
 
 import random
@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from benchmarks.retrieval import support_scoring
+from benchmarks.retrieval import faithfulness_scoring
 from benchmarks.retrieval.labelled_texts import Entry, foldoc
-from serve.retrieval.verify.support import sentences
+from serve.retrieval.verify.faithfulness import sentences
 
 CLASSIC_SUM = "What is 40366 / 439?"
 CLASSIC_TERM = "What is a Martian Dunetree?"
@@ -200,11 +200,11 @@ def terms(folder: Path, seed: int, documents: int, count: int) -> Terms:
 
 
 def _calibrated(folder: Path) -> set[str]:
-    """The terms of FOLDOC that `benchmarks.retrieval.support_scoring` fits and tests with: drawn as `labelled_texts.entries` draws them."""
-    draw = random.Random(support_scoring.SEED)
+    """The terms of FOLDOC that `benchmarks.retrieval.faithfulness_scoring` fits and tests with: drawn as `labelled_texts.entries` draws them."""
+    draw = random.Random(faithfulness_scoring.SEED)
     drawn = list(foldoc(folder, draw))
     draw.shuffle(drawn)
-    return set(list(dict.fromkeys(entry.term.lower() for entry in drawn))[: support_scoring.SIZES["foldoc"]])
+    return set(list(dict.fromkeys(entry.term.lower() for entry in drawn))[: faithfulness_scoring.SIZES["foldoc"]])
 
 
 def definition(entry: Entry) -> str:

@@ -28,8 +28,8 @@ from benchmarks.lib.processes import command
 from benchmarks.retrieval import faq_corpus, table_corpus
 from benchmarks.retrieval.abstention import ANSWERABLE, saved
 from benchmarks.retrieval.corpora import embedder_at
+from benchmarks.retrieval.faithfulness_scoring import auc, fitted, scored
 from benchmarks.retrieval.packages import NoPackage
-from benchmarks.retrieval.support_scoring import auc, fitted, scored
 from benchmarks.systems.full_weights import CONFIG, NoWeights, full_weights
 
 PASSAGES = 1  # scored with the model, in the order of the cosine

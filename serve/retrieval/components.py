@@ -15,8 +15,8 @@ import numpy as np
 from haystack import Document, component
 
 from serve.retrieval.embedder import Embedder, Vectors
-from serve.retrieval.store.postgres import Hit, Owner, Store
-from serve.retrieval.verify import support as scoring
+from serve.retrieval.store.postgres import Calibration, Hit, Owner, Store
+from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD, SCORER, support_scores
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]
 CANDIDATES = 20  # chunks that each retriever returns
@@ -28,20 +28,31 @@ class Resources:
 
     store: Store
     embed: Embed
+    scorer: str  # identity of support scores
 
 
 _provided: ContextVar[Resources] = ContextVar("resources of retrieval components")
 
 
-def provide(store: Store, embed: Embed) -> None:
-    """Set the store and `embed` (texts to unit vectors) for components that run in this task and in tasks that it starts."""
-    _provided.set(Resources(store, embed))
+def provide(store: Store, embed: Embed, model: str = "") -> None:
+    """Set what components use that run in this task and in tasks that it starts.
+
+    Args:
+        embed: texts to unit vectors.
+        model: identity of the embedder: calibrations for another one are ignored.
+    """
+    _provided.set(Resources(store, embed, scorer_of(model)))
+
+
+def scorer_of(model: str) -> str:
+    """Identity of the support scores that come from this embedder."""
+    return f"{SCORER}; {model}"
 
 
 async def connect(conninfo: str, embedder: Path) -> Store:
     """`provide` the database at `conninfo` and the model in the folder `embedder`.
 
-    For pipelines outside the platform. Raises `StoreUnavailable`.
+    For pipelines outside the platform, which have the default threshold of support. Raises `StoreUnavailable`.
     """
     model = Embedder(embedder)
     store = Store(conninfo, model.dimension)
@@ -52,6 +63,12 @@ async def connect(conninfo: str, embedder: Path) -> Store:
 
     provide(store, embed)
     return store
+
+
+async def current_calibration(store: Store, owner: Owner, scorer: str) -> Calibration | None:
+    """The collection's calibration; None where it has none for this scorer."""
+    calibration = await store.calibration(owner)
+    return calibration if calibration and calibration.scorer == scorer else None
 
 
 def _resources() -> Resources:
@@ -129,11 +146,11 @@ class SupportFilter:
     """Keep the passages that support an answer to the question; passages of similar support are ordered newest first.
 
     Args:
-        min_support: probability of support below which a passage does not count; default: the calibrated threshold.
+        min_support: support below which a passage does not count; default: the collection's calibrated threshold.
         margin: passages this close to the best are ordered by their document's `date`, an ISO date in its metadata.
     """
 
-    def __init__(self, min_support: float = scoring.MIN_SUPPORT, margin: float = 0.15) -> None:
+    def __init__(self, min_support: float | None = None, margin: float = 0.15) -> None:
         self.min_support = min_support
         self.margin = margin
 
@@ -143,23 +160,46 @@ class SupportFilter:
         question: str,
         embedding: list[float],
         documents: list[Document],
+        tenant: str,
+        collection: str,
+        top_k: int = 4,
+        min_score: float | None = None,
+    ) -> dict[str, Any]:
+        """Only `run_async` works."""
+        _only_async()
+
+    @component.output_types(documents=list[Document], support=float, supported=bool)
+    async def run_async(
+        self,
+        question: str,
+        embedding: list[float],
+        documents: list[Document],
+        tenant: str,
+        collection: str,
         top_k: int = 4,
         min_score: float | None = None,
     ) -> dict[str, Any]:
         """`documents`: at most `top_k`, with their support as score; `support`: of the best, 0 to 1; `supported`: whether one
-        of `documents` supports an answer, which a `min_score` below `min_support` does not change."""
-        limit = self.min_support if min_score is None else min_score
+        of `documents` supports an answer, which a `min_score` below the threshold does not change."""
+        resources = _resources()
+        threshold = await self._threshold(resources, Owner(tenant, collection))
+        limit = threshold if min_score is None else min_score
         contents = [_with_heading(document) for document in documents]
         vectors = np.asarray([document.embedding for document in documents], np.float32)
-        question_vector = np.asarray(embedding, np.float32)
-        scores = scoring.support_scores(question, question_vector, contents, vectors) if documents else []
+        scores = await support_scores(question, np.asarray(embedding, np.float32), contents, vectors, resources.embed)
         best = max(scores, default=0.0)
         ranked = sorted(zip(scores, documents, strict=True), key=lambda pair: -pair[0])
         near = [pair for pair in ranked if pair[0] >= best - self.margin]
         near.sort(key=lambda pair: str(pair[1].meta["meta"].get("date", "")), reverse=True)
         selected = [(score, document) for score, document in near + ranked[len(near) :] if score >= limit][:top_k]
         filtered = [Document(id=d.id, content=d.content, meta=d.meta, score=score) for score, d in selected]
-        return {"documents": filtered, "support": best, "supported": bool(filtered) and best >= self.min_support}
+        return {"documents": filtered, "support": best, "supported": bool(filtered) and best >= threshold}
+
+    async def _threshold(self, resources: Resources, owner: Owner) -> float:
+        if self.min_support is not None:
+            return self.min_support
+        calibration = await current_calibration(resources.store, owner, resources.scorer)
+        return calibration.threshold if calibration else DEFAULT_THRESHOLD
 
 
 def _with_heading(document: Document) -> str:

@@ -15,11 +15,13 @@ from haystack import Document
 
 from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
-from serve.retrieval.components import Embed, provide
+from serve.retrieval.components import Embed, current_calibration, provide, scorer_of
 from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter
 from serve.retrieval.pipelines import RetrievalResult, load_pipelines
-from serve.retrieval.store.postgres import Owner, Store, parse_filters
-from serve.retrieval.verify import support as scoring
+from serve.retrieval.store.postgres import Calibration, Owner, Store, parse_filters
+from serve.retrieval.verify import faithfulness as scoring
+from serve.retrieval.verify.calibration import FALSE_ABSTENTION, TooFewQuestions, conformal_threshold
+from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD
 from serve.tools.agent import AgentError, run_agent
 from serve.tools.haystack_tools import calculator, clock, search_documents
 from serve.tools.http_tools import http_tools
@@ -27,7 +29,20 @@ from serve.tools.http_tools import http_tools
 _LOG = logging.getLogger("gearbox.retrieval")
 BUNDLED = Path(__file__).resolve().parents[2] / "deployments" / "pipelines"
 _MAX_QUOTE_CHARS = 300  # quote length of a source without selected sentences
-_METHODS = {"ground", "search", "index", "documents", "collections", "delete", "check", "agent", "exists"}
+_METHODS = {
+    "ground",
+    "search",
+    "index",
+    "documents",
+    "collections",
+    "delete",
+    "check",
+    "agent",
+    "exists",
+    "calibration",
+    "calibrate",
+    "delete_calibration",
+}
 
 
 class Service:
@@ -51,6 +66,7 @@ class Service:
         self._pipelines = load_pipelines(folders, config.allowed_modules)
         self._store = Store(conninfo, dimension, config.language)
         self._embed = embed
+        self._model = model
         splitter = Splitter(tokenizer)
         self._indexer = Indexer(self._store, embed, splitter, model, Limits(document_bytes=config.max_document_bytes))
         self._http_tools = [tool for one in config.http_tools for tool in http_tools(one, os.environ)]
@@ -107,7 +123,7 @@ class Service:
             raise RequestError(
                 400, f"no retrieval mode '{mode}'; there are: {known}", param="retrieval.mode", code="invalid_mode"
             )
-        provide(self._store, self._embed)
+        provide(self._store, self._embed, self._model)
         if filters:
             parse_filters(filters)  # validate before Haystack makes deep copies
         try:
@@ -227,6 +243,47 @@ class Service:
             message = f"collection '{collection}' has no document '{source[:200]}'"
             raise RequestError(404, message, param="source", code="document_not_found")
         return deleted
+
+    async def calibration(self, tenant: str, collection: str) -> dict[str, Any]:
+        """The threshold of a collection. Raises `RequestError` 404 for a missing collection."""
+        if not await self.exists(tenant, collection):
+            raise _no_collection(collection)
+        found = await current_calibration(self._store, Owner(tenant, collection), scorer_of(self._model))
+        return _calibration(collection, found)
+
+    async def calibrate(self, tenant: str, collection: str, scores: Sequence[float], rate: float) -> dict[str, Any]:
+        """Set the threshold of a collection from the support of answerable questions.
+
+        Raises:
+            RequestError: 404 for a missing collection, 422 for fewer questions than the rate needs.
+        """
+        try:
+            threshold = conformal_threshold(scores, rate)
+        except TooFewQuestions as error:
+            raise RequestError(422, str(error), param="scores", code="too_few_questions") from error
+        owner = Owner(tenant, collection)
+        stored = await self._store.set_calibration(owner, threshold, rate, len(scores), scorer_of(self._model))
+        if stored is None:
+            raise _no_collection(collection)
+        return _calibration(collection, stored)
+
+    async def delete_calibration(self, tenant: str, collection: str) -> dict[str, Any]:
+        """Return a collection to the platform's default threshold. Raises `RequestError` 404 for a missing collection."""
+        await self._store.delete_calibration(Owner(tenant, collection))
+        return await self.calibration(tenant, collection)
+
+
+def _calibration(collection: str, calibration: Calibration | None) -> dict[str, Any]:
+    """A calibration as the API shows it; without one, the platform's default."""
+    if calibration is None:
+        return {
+            "collection": collection, "threshold": DEFAULT_THRESHOLD, "rate": FALSE_ABSTENTION, "questions": None,
+            "calibrated_at": None,
+        }  # fmt: skip
+    return {
+        "collection": collection, "threshold": calibration.threshold, "rate": calibration.rate,
+        "questions": calibration.questions, "calibrated_at": calibration.calibrated_at,
+    }  # fmt: skip
 
 
 def _no_collection(collection: str) -> RequestError:

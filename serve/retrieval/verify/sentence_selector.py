@@ -9,7 +9,7 @@ from typing import Any
 
 from haystack import Document, component
 
-from serve.retrieval.verify import support as scoring
+from serve.retrieval.verify import faithfulness as scoring
 
 
 @component

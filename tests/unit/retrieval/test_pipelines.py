@@ -9,12 +9,13 @@ import pytest
 import yaml
 
 from serve.errors import RequestError
-from serve.retrieval.components import provide
+from serve.retrieval.components import provide, scorer_of
 from serve.retrieval.pipelines import PipelineError, RetrievalPipeline, load_pipelines
 from serve.retrieval.service import BUNDLED
-from serve.retrieval.store.postgres import Hit, Owner
+from serve.retrieval.store.postgres import Calibration, Hit, Owner
 
 QUESTION = "Who is the mayor of Larkhaven?"
+MODEL = "an embedder"
 
 
 def hit(content: str, source: str, date: str = "", cosine: float = 0.8) -> Hit:
@@ -31,9 +32,13 @@ class FakeStore:
         self.dense, self.keyword = dense, keyword
         self.calls: list[tuple[str, Owner, Any, Any]] = []
         self.error: Exception | None = None
+        self.calibrated: dict[Owner, Calibration] = {}
 
     async def vector_search(self, owner: Owner, embedding: Any, top_k: int, filters: Any) -> list[Hit]:
         return self._found("dense", owner, filters, self.dense)
+
+    async def calibration(self, owner: Owner) -> Calibration | None:
+        return self.calibrated.get(owner)
 
     async def keyword_search(self, owner: Owner, text: str, top_k: int, filters: Any) -> list[Hit]:
         return self._found("keyword", owner, filters, self.keyword)
@@ -57,7 +62,7 @@ def store() -> FakeStore:
     async def embed(texts: Any) -> Any:
         return np.tile(np.array([1, 0], np.float32), (len(texts), 1))
 
-    provide(store, embed)  # type: ignore[arg-type]
+    provide(store, embed, MODEL)  # type: ignore[arg-type]
     return store
 
 
@@ -89,6 +94,30 @@ async def test_what_the_request_says_reaches_the_searches_and_the_guard(store: F
     assert all(filters["value"] == "2025" for _, _, filters, _ in store.calls)
     assert (await run(bundled["hybrid"], min_score=1.0)).documents == ()
     assert len((await run(bundled["dense"], min_score=0.0)).documents) >= 2
+
+
+async def test_the_threshold_is_the_collections_own_where_it_was_calibrated_with_the_same_scores(store, bundled):
+    async def supported(**more: Any) -> bool:
+        return (await run(bundled["hybrid"], **more)).supported
+
+    def calibrate(scorer: str, threshold: float) -> None:
+        store.calibrated[Owner("acme", "docs")] = Calibration(threshold, 0.05, 40, scorer, 0.0)
+
+    assert await supported()
+    calibrate(scorer_of(MODEL), 0.9)
+    assert not await supported()
+    assert await supported(tenant="other") and await supported(collection="others")
+    calibrate(scorer_of("another embedder"), 0.9)
+    assert await supported()
+    calibrate(scorer_of(MODEL), 0.01)
+    store.dense, store.keyword = [OTHER], []
+    assert await supported()
+
+
+async def test_a_threshold_in_the_pipeline_comes_before_the_collections(store: FakeStore, tmp_path: Path):
+    change = {"min_support": 0.9}
+    pipelines = load_pipelines([changed(tmp_path, lambda d: d["components"]["guard"].update(init_parameters=change))])
+    assert not (await run(pipelines["own"])).supported
 
 
 async def test_nothing_found_is_no_support(store: FakeStore, bundled):

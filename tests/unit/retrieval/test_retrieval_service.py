@@ -18,7 +18,8 @@ from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.pipelines import PipelineError
 from serve.retrieval.service import BUNDLED, Service
-from serve.retrieval.store.postgres import Hit, IndexedDocument, Owner, Store, StoreUnavailable
+from serve.retrieval.store.postgres import Calibration, Hit, IndexedDocument, Owner, Store, StoreUnavailable
+from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD
 from tests.unit.gateway.test_embeddings import tokenizer_at, words
 
 SECRET = "Who pays for Larkhaven?"
@@ -29,10 +30,11 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.hits = [
-            Hit("a.md", "A", 0, "Ada Quist pays for Larkhaven.", "", None, {}, 0.9, np.ones(4, np.float32) / 2)
+            Hit("a.md", "A", 0, "Ada Quist pays for Larkhaven.", "", None, {}, 0.5, np.eye(1, 4, dtype=np.float32)[0])
         ]
         self.opening: Exception | None = None
         self.opened = 0
+        self.calibrated: dict[Owner, Calibration] = {}
 
     async def open(self) -> None:
         self.opened += 1
@@ -50,6 +52,17 @@ class FakeStore:
 
     async def delete(self, owner: Owner, name: str | None) -> int:
         return int(await self.exists(owner) and name in (None, "a.md"))
+
+    async def calibration(self, owner: Owner) -> Calibration | None:
+        return self.calibrated.get(owner)
+
+    async def set_calibration(self, owner: Owner, *row: Any) -> Calibration | None:
+        if await self.exists(owner):
+            self.calibrated[owner] = Calibration(*row, 1.0)
+        return self.calibrated.get(owner)
+
+    async def delete_calibration(self, owner: Owner) -> bool:
+        return self.calibrated.pop(owner, None) is not None
 
     async def vector_search(self, owner: Owner, *_: Any) -> list[Hit]:
         return self.hits if await self.exists(owner) else []
@@ -125,6 +138,41 @@ class TestCollections:
         assert await service(folder).call("exists", {"tenant": "other", "collection": "docs"}) is False
 
 
+class TestCalibration:
+    SCORES = (0.9, *(0.3 + i / 100 for i in range(19)))
+
+    async def test_a_collection_has_the_default_until_it_is_calibrated_and_after_it_was_deleted(self, store, folder):
+        retrieval, request = service(folder), {"tenant": "acme", "collection": "docs"}
+        default = await retrieval.call("calibration", request)
+        assert (default["threshold"], default["rate"], default["questions"]) == (DEFAULT_THRESHOLD, 0.05, None)
+        stored = await retrieval.call("calibrate", {**request, "scores": self.SCORES, "rate": 0.1})
+        assert (stored["threshold"], stored["rate"], stored["questions"]) == (0.31, 0.1, 20)
+        assert await retrieval.call("calibration", request) == stored
+        assert await retrieval.call("delete_calibration", request) == default
+
+    async def test_one_for_another_embedder_does_not_count(self, store, folder):
+        retrieval, request = service(folder), {"tenant": "acme", "collection": "docs"}
+        await retrieval.call("calibrate", {**request, "scores": self.SCORES, "rate": 0.1})
+        other = Service(RetrievalConfig(), "", embed, 4, folder / "tokenizer.json", "another embedder")
+        assert (await other.call("calibration", request))["questions"] is None
+
+    @pytest.mark.parametrize("more", [{"collection": "gone"}, {"tenant": "other"}])
+    @pytest.mark.parametrize("method", ["calibration", "calibrate", "delete_calibration"])
+    async def test_a_missing_collection_and_another_tenants_are_404(self, store, folder, more, method):
+        request = {"tenant": "acme", "collection": "docs", **more}
+        if method == "calibrate":
+            request |= {"scores": self.SCORES, "rate": 0.1}
+        error = await refusal(service(folder).call(method, request))
+        assert (error.status, error.code) == (404, "collection_not_found")
+
+    async def test_too_few_questions_leave_the_calibration_as_it_was(self, store, folder):
+        request = {"tenant": "acme", "collection": "docs", "scores": self.SCORES[:18], "rate": 0.05}
+        error = await refusal(service(folder).call("calibrate", request))
+        assert (error.status, error.code, error.param) == (422, "too_few_questions", "scores")
+        assert "at least 19" in error.message
+        assert store.calibrated == {}
+
+
 class TestSearch:
     """A search without an answer: what the guard lets through is not cut again for a prompt."""
 
@@ -141,9 +189,9 @@ class TestSearch:
             return Hit(f"{text[-9:]}.md", "", 0, text, "", None, {}, cosine, vector)
 
         async def unit(texts: Any) -> Any:
-            return np.tile(np.array([1, 0, 0, 0], np.float32), (len(texts), 1))
+            return np.array([[1, 0, 0, 0] if "Zorblat" in text else [0, 0, 1, 0] for text in texts], np.float32)
 
-        store.hits = [hit(text, 0.7 if "Zorblat" in text else 0.05) for text in self.TEXTS]
+        store.hits = [hit(text, 0.75 if "Zorblat" in text else 0.05) for text in self.TEXTS]
         retrieval = Service(RetrievalConfig(), "", unit, 4, folder / "tokenizer.json", "m")
 
         async def search(question: str = self.QUESTION, **more: Any) -> Any:

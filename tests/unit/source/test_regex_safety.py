@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from haystack import Document
 
-from serve.retrieval.verify import support as scoring
+from serve.retrieval.verify import faithfulness as scoring
 from serve.retrieval.verify.sentence_selector import SentenceSelector, select_sentences
+from serve.retrieval.verify.unknown_words import MAX_QUESTION_CHARS, unknown_words
 from serve.tools import calculator, clock, question_forms
 from serve.tools.intent import DETECTED, detect
 
@@ -60,8 +61,8 @@ def test_no_pattern_escapes_the_probe(probed):
 
 def test_the_probe_sees_patterns_wherever_they_are(probed):
     methods = {(where.partition(":")[0], pattern): used for where, pattern, used in probed["patterns"]}
-    assert methods["serve/retrieval/verify/support.py", scoring._PLEASANTRY.pattern] == ["fullmatch"]
-    assert methods["serve/retrieval/verify/support.py", scoring._END.pattern] == ["finditer"]
+    assert methods["serve/retrieval/verify/faithfulness.py", scoring._PLEASANTRY.pattern] == ["fullmatch"]
+    assert methods["serve/retrieval/verify/faithfulness.py", scoring._END.pattern] == ["finditer"]
     for pattern, _ in question_forms._SHAPES:  # compiled in a comprehension
         assert methods["serve/tools/question_forms.py", pattern.pattern] == ["fullmatch"]
     assert methods["serve/config/http_tools.py", "[A-Za-z0-9-]+"] == ["fullmatch"]  # not compiled
@@ -182,7 +183,7 @@ def check(text: str) -> object:
 
 
 def support(text: str) -> object:
-    return scoring.support_scores(text[: LONG // 4], np.ones(2, np.float32), [text], np.ones((1, 2), np.float32))
+    return unknown_words(text[:MAX_QUESTION_CHARS], [text])
 
 
 def focus(text: str) -> object:
@@ -224,8 +225,8 @@ def test_loops_around_patterns_are_linear_too(text):
         scoring.sentences(text)
     with bounded(2 * LIMIT_S):
         asyncio.run(scoring.check_answer(text, passages, embed, question=text))
-    with bounded(2 * LIMIT_S):
-        scoring.support_scores(text, np.ones(2, np.float32), passages, np.ones((8, 2), np.float32))
+    with bounded():
+        unknown_words(text[:MAX_QUESTION_CHARS], passages)
     with bounded(2 * LIMIT_S):
         select_sentences(text, text, text[:1_000])
 

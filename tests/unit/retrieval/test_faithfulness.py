@@ -1,8 +1,7 @@
-"""Support scoring: which passages support an answer to a question, and which sentences of an answer they entail."""
+"""Faithfulness scoring: which sentences of an answer the passages entail."""
 
 import asyncio
 import random
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.reporting.results import load
-from benchmarks.retrieval import labelled_texts, support_scoring
-from serve.retrieval.verify import support as scoring
+from benchmarks.retrieval import faithfulness_scoring, labelled_texts
+from serve.retrieval.verify import faithfulness as scoring
 
 STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."
 TREES = "A B-tree is a self-balancing tree that keeps 1,000 or more keys in a node. It is not a binary tree."
@@ -25,49 +24,12 @@ async def embed(texts: Sequence[str]) -> scoring.Vectors:
     return np.tile(np.eye(1, 8, dtype=np.float32), (len(texts), 1)) * 1.0
 
 
-def vectors(*cosines: float) -> tuple[scoring.Vectors, scoring.Vectors]:
-    """A question's vector and those of passages that near to it."""
-    rows = [[cosine, (1 - cosine**2) ** 0.5] for cosine in cosines]
-    return np.array([1.0, 0.0], np.float32), np.array(rows, np.float32)
-
-
-def support(question: str, passage: str, cosine: float) -> float:
-    embedding, found = vectors(cosine)
-    return scoring.support_scores(question, embedding, [passage], found)[0]
-
-
 def checked(answer: str, *passages: str, question: str = "") -> list[scoring.CheckedSentence]:
     return asyncio.run(scoring.check_answer(answer, passages, embed, question=question))
 
 
 def pieces(text: str) -> list[str]:
     return [text[start:end] for start, end in scoring.sentences(text)]
-
-
-# Cosines are those of all-MiniLM-L6-v2 for these very texts, rounded.
-
-
-def test_a_dated_document_supports_the_question_who_is_prime_minister():
-    assert support("Who is the British Prime Minister?", STARMER, 0.54) >= scoring.MIN_SUPPORT
-
-
-def test_a_passage_about_something_that_shares_a_word_does_not_support():
-    question = "What is a Martian Dunetree?"
-    assert support(question, "A tree is an abstract data type. Mars is a planet.", 0.53) < scoring.MIN_SUPPORT
-    assert support(question, TREES, 0.13) < scoring.MIN_SUPPORT
-    assert support(question, "Mars: the fourth planet from the Sun, with dunes.", 0.55) < scoring.MIN_SUPPORT
-
-
-def test_support_grows_with_nearness_and_with_what_the_passage_says_of_the_question():
-    assert support("What is a B-tree?", TREES, 0.7) > support("What is a B-tree?", TREES, 0.3)
-    assert support("What is a B-tree?", TREES, 0.5) > support("What is a quadtree?", TREES, 0.5)
-
-
-def test_each_passage_has_its_own_support_and_no_passages_have_none():
-    question, found = vectors(0.1, 0.8)
-    low, high = scoring.support_scores("What is a B-tree?", question, ["Mars is a planet.", TREES], found)
-    assert low < scoring.MIN_SUPPORT <= high
-    assert scoring.support_scores("What is a B-tree?", question, [], np.empty((0, 2), np.float32)) == []
 
 
 def test_peoples_and_their_countries_are_the_same_word():
@@ -116,14 +78,10 @@ def test_spans_are_in_order_and_leave_out_only_white_space(text: str):
 
 
 @given(st.text(max_size=200), st.lists(st.text(max_size=100), max_size=3), st.text(max_size=50))
-def test_any_text_can_be_checked_and_scored(answer: str, passages: list[str], question: str):
+def test_any_text_can_be_checked(answer: str, passages: list[str], question: str):
     found = checked(answer, *passages, question=question)
     assert [(one.start, one.end) for one in found] == scoring.sentences(answer)[:64]
     assert all(one.score is None or 0 <= one.score <= 1 for one in found)
-    rows = np.tile(np.eye(1, 2, dtype=np.float32), (len(passages), 1))
-    assert all(
-        0 <= score <= 1 for score in scoring.support_scores(question, np.array([1, 0], np.float32), passages, rows)
-    )
 
 
 @pytest.mark.parametrize(
@@ -210,23 +168,8 @@ def test_texts_are_embedded_once_and_only_a_few_for_each_sentence():
 
 def test_the_weights_and_thresholds_are_those_that_were_calibrated():
     result = load("guard")
-    assert list(scoring.SUPPORT) == result["support"]["weights"]
     assert list(scoring.ENTAILMENT) == result["entailment"]["weights"]
-    assert (
-        result["support"]["threshold"],
-        result["entailment"]["threshold"],
-    ) == (scoring.MIN_SUPPORT, scoring.MIN_ENTAILED)
-
-
-def test_scoring_many_passages_takes_little_time():
-    passages = [" ".join(f"word{i}x{j} and another" for i in range(70)) for j in range(20)]
-    question, found = vectors(*[0.5] * 20)
-    times = []
-    for _ in range(9):
-        started = time.perf_counter()
-        scoring.support_scores("What is another word?", question, passages, found)
-        times.append(time.perf_counter() - started)
-    assert min(times) < 0.02  # 1 ms on an idle core
+    assert result["entailment"]["threshold"] == scoring.MIN_ENTAILED
 
 
 def test_the_benchmark_makes_claims_that_differ_from_their_passage_where_they_are_wrong():
@@ -243,17 +186,17 @@ def test_the_benchmark_fits_what_it_is_given():
     draw = np.random.default_rng(0)
     rows = draw.normal(size=(4000, 2))
     labels = draw.random(4000) < 1 / (1 + np.exp(-(0.5 + 2 * rows[:, 0] - 1 * rows[:, 1])))
-    assert support_scoring.fitted(rows, labels.astype(float), np.ones(4000)) == pytest.approx(
+    assert faithfulness_scoring.fitted(rows, labels.astype(float), np.ones(4000)) == pytest.approx(
         [0.5, 2, -1], abs=0.35
     )  # the ridge draws it to 0
-    assert support_scoring.auc(np.array([0.9, 0.8, 0.1]), np.array([True, True, False])) == 1
-    assert support_scoring.auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
+    assert faithfulness_scoring.auc(np.array([0.9, 0.8, 0.1]), np.array([True, True, False])) == 1
+    assert faithfulness_scoring.auc(np.array([0.5, 0.5]), np.array([True, False])) == 0.5
 
 
 def test_the_benchmark_chooses_the_threshold_that_tells_them_apart():
     scores, labels = np.array([0.1, 0.2, 0.3, 0.7, 0.8]), np.array([False, False, False, True, True])
-    assert 0.3 < support_scoring.best_threshold(scores, labels, np.ones(5)) <= 0.7
-    row = support_scoring.rates(scores, labels, 0.25)
+    assert 0.3 < faithfulness_scoring.best_threshold(scores, labels, np.ones(5)) <= 0.7
+    row = faithfulness_scoring.rates(scores, labels, 0.25)
     assert (row["precision"]["share"], row["recall"]["share"], row["false_alarms"]["share"]) == (1, 0.667, 0)
 
 

@@ -1,4 +1,4 @@
-"""Calibrate and measure support scoring, the guard's weights and thresholds: `python -m benchmarks.retrieval.support_scoring`.
+"""Calibrate and measure faithfulness scoring, its weights and threshold: `python -m benchmarks.retrieval.faithfulness_scoring`.
 
 One half of the terms is for calibration, the other is the test set. Takes about three minutes on one core.
 """
@@ -8,9 +8,7 @@ import asyncio
 import random
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,40 +22,25 @@ from benchmarks.retrieval.labelled_texts import (
     Claim,
     Entry,
     claims,
-    elsewhere,
     entries,
     fact_claims,
     fetched,
-    invented,
 )
 from benchmarks.retrieval.packages import NoPackage
 from compression.build.family import BuildError
 from compression.measure.intervals import wilson_ci95
 from serve.retrieval.embedder import Embedder
-from serve.retrieval.verify import support as scoring
+from serve.retrieval.verify import faithfulness as scoring
 
 SEED = 0
 SIZES = {"foldoc": 1000, "python": 700, "postgresql": 600, "facts": 112}
-INVENTED, ELSEWHERE = 240, 120
-TOP_K = 4  # passages retrieved for a question
+TOP_K = 4  # passages that a sentence is compared with
 SENTENCES = 600  # source sentences of the claims
 RIDGE = 1e-2  # of the regressions, on standardised features
 ROUNDS = 12  # alternations of selecting the best passage by the weights, and fitting the weights to it
 BATCH = 64
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(slots=True)
-class LabelledQuestion:
-    """A question with the passages retrieved for it."""
-
-    subset: str
-    question: str
-    answerable: bool
-    test: bool
-    rows: Array  # features of the retrieved passages, one row each
-    gold: int | None = None  # index of the passage that answers it
 
 
 def embedded(embedder: Embedder, texts: Sequence[str], what: str) -> Array:
@@ -70,72 +53,6 @@ def embedded(embedder: Embedder, texts: Sequence[str], what: str) -> Array:
         print(f"\r  {what}: {done}/{len(texts)}, about {left:.0f} s left ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return np.concatenate(parts)
-
-
-class Keywords:
-    """BM25 (Robertson and Zaragoza 2009) over the collection, in memory."""
-
-    def __init__(self, passages: Sequence[str]) -> None:
-        self._rows: dict[str, list[tuple[int, float]]] = {}
-        lengths = [len(passage) for passage in passages]
-        mean = sum(lengths) / len(lengths)
-        self._count = len(passages)
-        for i, passage in enumerate(passages):
-            for stem, times in Counter(scoring.stems(passage)).items():
-                weight = times * 2.2 / (times + 1.2 * (0.25 + 0.75 * lengths[i] / mean))
-                self._rows.setdefault(stem, []).append((i, weight))
-
-    def scores(self, question: str) -> Array:
-        """BM25 score of each passage."""
-        totals = np.zeros(self._count)
-        for stem in set(scoring.stems(question)):
-            rows = self._rows.get(stem, [])
-            rarity = np.log(1 + (self._count - len(rows) + 0.5) / (len(rows) + 0.5))
-            for i, weight in rows:
-                totals[i] += rarity * weight
-        return totals
-
-
-def nearest(dense: Array, keyword: Array, count: int) -> list[int]:
-    """Both rankings fused by reciprocal rank (Cormack et al. 2009)."""
-    fused = np.zeros(len(dense))
-    for scores in (dense, keyword):
-        fused[np.argsort(-scores, kind="stable")] += 1 / (60 + np.arange(1, len(scores) + 1))
-    return [int(i) for i in np.argsort(-fused, kind="stable")[:count]]
-
-
-def questions(
-    embedder: Embedder, every: Sequence[Entry], draw: random.Random
-) -> tuple[list[LabelledQuestion], dict[str, int]]:
-    """Every question with the features of its retrieved passages; and how many could not be labelled, by reason."""
-    pages = sorted({(entry.subset, entry.page) for entry in every})
-    inside = {page: draw.random() < 0.5 for page in pages}
-    test = {page: draw.random() < 0.5 for page in pages}
-    held = [entry for entry in every if inside[entry.subset, entry.page]]
-    passages = [entry.passage for entry in held]
-    place = {id(entry): i for i, entry in enumerate(held)}
-    matrix, keywords = embedded(embedder, passages, "passages"), Keywords(passages)
-
-    asking = [(one.subset, one.question, one, test[one.subset, one.page]) for one in every]
-    asking += [("invented", question, None, draw.random() < 0.5) for question in invented(draw, INVENTED)]
-    asking += [("everyday", question, None, draw.random() < 0.5) for question in elsewhere(draw, ELSEWHERE)]
-    vectors = embedded(embedder, [question for _, question, *_ in asking], "questions")
-    labelled, dropped = [], {"answer not found": 0}
-    for (subset, question, entry, tested), vector in zip(asking, vectors, strict=True):
-        hits = nearest(matrix @ vector, keywords.scores(question), TOP_K)
-        gold = place.get(id(entry))
-        if gold is not None and gold not in hits:
-            dropped["answer not found"] += 1
-            continue
-        if gold is None and entry is not None and any(entry.term.lower() in passages[i].lower() for i in hits):
-            subset = "mentioned elsewhere"  # the passage may or may not answer: tested, not trained on
-        rows = np.array(scoring.support_features(question, vector, [passages[i] for i in hits], matrix[hits]))
-        labelled.append(
-            LabelledQuestion(
-                subset, question, gold is not None, tested, rows, hits.index(gold) if gold is not None else None
-            )
-        )
-    return labelled, dropped
 
 
 def fitted(rows: Array, labels: Array, weights: Array) -> Array:
@@ -224,38 +141,6 @@ def measured(scores: Array, labels: Array, kinds: Sequence[str], at: float) -> d
     }
 
 
-def support(embedder: Embedder, every: Sequence[Entry], draw: random.Random) -> dict[str, object]:
-    """Support of a question by its passages: calibrate, then test with the best retrieved passage."""
-    found, dropped = questions(embedder, every, draw)
-    learnt = [one for one in found if not one.test and one.subset != "mentioned elsewhere"]
-    answerable = np.array([one.answerable for one in learnt])
-    model = np.array([0.0, 1.0, 1.0, *[0.0] * (len(scoring.SUPPORT) - 3)])
-    for _ in range(ROUNDS):  # the best passage depends on the weights; passages beside the answer have no label
-        rows = np.array(
-            [one.rows[one.gold if one.gold is not None else scored(model, one.rows).argmax()] for one in learnt]
-        )
-        model = np.round(fitted(rows, answerable.astype(float), _balance(answerable)), 3)
-
-    def best(labelled: Sequence[LabelledQuestion]) -> Array:
-        return np.array([scored(model, one.rows).max() for one in labelled])
-
-    at = best_threshold(best(learnt), answerable, _balance(answerable))
-    held = [one for one in found if one.test and one.subset != "mentioned elsewhere"]
-    mentioned = [one for one in found if one.subset == "mentioned elsewhere"]
-    scores, truth = best(held), np.array([one.answerable for one in held])
-    return {
-        "weights": model.tolist(),
-        **measured(scores, truth, [one.subset for one in held], at),
-        "mentioned_elsewhere": rates(best(mentioned), np.array([False] * len(mentioned)), at),
-        "calibrated_on": len(learnt),
-        "dropped": dropped,
-        "alone": {
-            name: round(auc(np.array([one.rows[:, i].max() for one in held]), truth), 4)
-            for i, name in enumerate(("cosine", "words", "pairs of words"))
-        },
-    }
-
-
 def sentence_rows(
     embedder: Embedder, every: Sequence[Entry], draw: random.Random
 ) -> tuple[list[Claim], Array, Array, Array]:
@@ -318,7 +203,6 @@ def entailment(embedder: Embedder, every: Sequence[Entry], draw: random.Random) 
 def speed(passages: Sequence[str]) -> dict[str, float]:
     """Guard latency in ms, without the embedding: 20 passages of about 200 tokens, a six-sentence answer."""
     long = [" ".join(passages[3 * i : 3 * i + 3])[:900] for i in range(20)]
-    vectors = np.zeros((20, 384), np.float32)
     answer = " ".join(passages[i][a:b] for i in range(6) for a, b in scoring.sentences(passages[i])[1:2])
 
     async def embed(texts: Sequence[str]) -> Array:
@@ -333,7 +217,6 @@ def speed(passages: Sequence[str]) -> dict[str, float]:
         return round(float(np.median(times)), 3)
 
     return {
-        "support_ms": median(lambda: scoring.support_scores("What is a Martian Dunetree?", vectors[0], long, vectors)),
         "check_4_ms": median(lambda: asyncio.run(scoring.check_answer(answer, long[:4], embed))),
         "check_20_ms": median(lambda: asyncio.run(scoring.check_answer(answer, long, embed))),
     }
@@ -356,20 +239,17 @@ def main() -> int:
     parser.add_argument("--embedder", type=Path, help="the folder of an exported model; default: the platform's own")
     folder = parser.parse_args().embedder
     with command((NoPackage, BuildError, OSError), "nothing was saved"):
-        progress = Progress([("texts", 30), ("support", 120), ("entailment", 100), ("speed", 2)])
+        progress = Progress([("texts", 30), ("entailment", 100), ("speed", 2)])
         progress.step("texts, as Debian packages")
         draw = random.Random(SEED)
         all_entries = entries(fetched(), draw, SIZES)
         embedder = Embedder(embedder_at(folder))
-        progress.step(f"support of passages, {len(all_entries)} questions and terms that nobody uses")
-        supports = support(embedder, all_entries, draw)
         progress.step(f"entailment of sentences, made from {SENTENCES}")
         entailments = entailment(embedder, all_entries, draw)
         progress.step("speed")
         times = speed([entry.passage for entry in all_entries])
-    for name, part in (("SUPPORT", supports), ("ENTAILMENT", entailments)):
-        print(f"{name} = {tuple(part['weights'])}, threshold {part['threshold']}: {part['all']}")  # type: ignore[arg-type]
-    result = {"seed": SEED, "top_k": TOP_K, "support": supports, "entailment": entailments, "speed": times}
+    print(f"ENTAILMENT = {entailments['weights']}, threshold {entailments['threshold']}: {entailments['all']}")
+    result = {"seed": SEED, "top_k": TOP_K, "entailment": entailments, "speed": times}
     save("guard", result)
     plots.guard(result)
     return 0

@@ -1,7 +1,7 @@
-"""Support scoring (do passages answer a question?) and faithfulness scoring (do passages entail an answer's sentences?).
+"""Faithfulness scoring: do passages entail an answer's sentences?
 
-Both are logistic models of a few features: cosine similarity of the texts' embeddings, and overlap of their terms.
-The weights and thresholds below come from `python -m benchmarks.retrieval.support_scoring`, which prints them.
+A logistic model of a few features: cosine similarity of the texts' embeddings, and overlap of their terms. The weights and the
+threshold below come from `python -m benchmarks.retrieval.faithfulness_scoring`, which prints them.
 """
 
 import math
@@ -18,12 +18,9 @@ import numpy as np
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
-# Thresholds with the largest F1 on the calibration half, where half of the questions have no support.
-MIN_SUPPORT = 0.6  # if all passages are below it, no passage answers the question
-MIN_ENTAILED = 0.71  # sentences below it are marked as unsupported
+MIN_ENTAILED = 0.71  # sentences below it are marked as unsupported: the largest F1 on the calibration half
 
-# Bias first, then a weight for each feature, in the order of `support_features` and `entailment_features`.
-SUPPORT = (-6.32, 9.008, 1.628, 2.618, -0.36, -0.816)
+# Bias first, then a weight for each feature, in the order of `entailment_features`.
 ENTAILMENT = (-7.11, 0.225, 5.24, 2.827, -3.295, -1.935, -3.79, -3.893, 2.616)
 
 _MAX_CANDIDATES = 3  # passage sentences whose embeddings are compared with one answer sentence
@@ -120,42 +117,6 @@ class CheckedSentence:
     score: float | None  # probability that the passages entail it
     supported: bool | None
     passage: int | None  # index of the passage that entails it, or comes nearest
-
-
-def support_scores(
-    question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors
-) -> list[float]:
-    """Probability that each passage supports an answer to the question.
-
-    Args:
-        question: the user's question.
-        question_vector: its unit vector, (d,).
-        passages: texts of the passages.
-        passage_vectors: their unit vectors, (n, d).
-    """
-    if not passages:
-        return []
-    return [_logistic(SUPPORT, row) for row in support_features(question, question_vector, passages, passage_vectors)]
-
-
-def support_features(
-    question: str, question_vector: Vectors, passages: Sequence[str], passage_vectors: Vectors
-) -> list[tuple[float, ...]]:
-    """For each passage: cosine, coverage of the question's words and word pairs, rarest missing word, missing names."""
-    cosines = (np.asarray(passage_vectors) @ np.asarray(question_vector)).tolist()
-    question = question[:MAX_QUESTION_CHARS]
-    question_weights = question_terms(question)
-    pairs = {pair for pair in pairwise(stems(question)) if question_weights.keys() >= set(pair)}
-    names = {stem for name in _names(question) if (stem := _stem(name.lower())) in question_weights}
-    rows: list[tuple[float, ...]] = []
-    for passage, cosine in zip(passages, cosines, strict=True):
-        terms = stems(passage[:MAX_PASSAGE_CHARS])
-        known = set(terms)
-        covered = coverage(question_weights, known)
-        together = len(pairs.intersection(pairwise(terms))) / len(pairs) if pairs else covered
-        missing = max((weight for stem, weight in question_weights.items() if stem not in known), default=0.0)
-        rows.append((cosine, covered, together, missing, float(min(len(names - known), 2))))
-    return rows
 
 
 async def check_answer(
