@@ -45,6 +45,7 @@ from deployments.state import (
 )
 from deployments.weights import Weights
 from serve.cli import documents as indexing
+from serve.cli.calibrate import calibrate
 from serve.cli.client import app, fail
 from serve.config.addresses import authority, socket_address
 from serve.config.platform import ConfigError, PlatformConfig, load_config
@@ -326,6 +327,7 @@ def _serving(config: Path, name: str) -> Serving:
 
 
 indexing.add_commands(app)
+app.command()(calibrate)
 cli_measure.add_commands(app, _serving, DEFAULT_CONFIG, Path(sys.executable))
 
 

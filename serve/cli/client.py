@@ -43,7 +43,7 @@ def chat(
     """
     console = Console()
     with platform_client(url, api_key) as client:
-        model = model or _model_name(client)
+        model = model or model_name(client)
         console.print(f"[bold]{model}[/] at {url}   [dim]/model NAME · /reset · Ctrl-D to leave[/]")
         history: list[dict[str, str]] = []
         while True:
@@ -140,7 +140,7 @@ def route(
     budget = {name: value for name, value in {**limits, "objective": objective}.items() if value is not None}
     with platform_client(url, api_key) as client:
         body = {
-            "model": model or _model_name(client), "messages": [{"role": "user", "content": prompt}],
+            "model": model or model_name(client), "messages": [{"role": "user", "content": prompt}],
             "max_tokens": max_tokens, "budget": budget,
         }  # fmt: skip
         decision = checked(client.post("/v1/route", json=body))
@@ -182,7 +182,8 @@ def platform_client(url: str, api_key: str) -> Iterator[httpx.Client]:
             raise fail(f"no answer from {url}: {error or type(error).__name__}") from error
 
 
-def _model_name(client: httpx.Client) -> str:
+def model_name(client: httpx.Client) -> str:
+    """The name of the platform's model."""
     return str(checked(client.get("/v1/models"))["data"][0]["id"])
 
 

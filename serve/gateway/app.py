@@ -102,6 +102,11 @@ class Gateway:
                 "DELETE": self._delete_documents,
             },
             "/v1/search": {"POST": self._search},
+            "/v1/calibration": {
+                "POST": self._calibrate,
+                "GET": partial(self._calibration, "calibration"),
+                "DELETE": partial(self._calibration, "delete_calibration"),
+            },
             "/v1/embeddings": {"POST": self._embed},
             "/healthz": {"GET": self._healthz},
             "/readyz": {"GET": self._readyz},
@@ -289,6 +294,16 @@ class Gateway:
         caller = await self._admitted(headers)
         body = read_json(await self._read(headers, receive))
         await reply_json(send, await self._documents.search(caller.tenant, body))
+
+    async def _calibrate(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = await self._admitted(headers)
+        body = read_json(await self._read(headers, receive))
+        await reply_json(send, await self._documents.calibrate(caller.tenant, body))
+
+    async def _calibration(self, method: str, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
+        caller = self._gatekeeper.authenticate(headers)
+        query = scope.get("query_string", b"")
+        await reply_json(send, await self._documents.calibration(caller.tenant, query, method))
 
     async def _embed(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
         caller = self._gatekeeper.authenticate(headers)

@@ -1,10 +1,10 @@
-"""Documents API: validate requests to /v1/documents, /v1/search and /v1/embeddings and call the retrieval deployment."""
+"""Documents API: validate requests to /v1/documents, /v1/search, /v1/calibration and /v1/embeddings, and call retrieval."""
 
 import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs
 
@@ -22,6 +22,7 @@ from serve.request.json_body import read_json
 from serve.request.json_types import INTEGRAL
 from serve.retrieval.ingest.convert import ConversionError, kind_of
 from serve.retrieval.ingest.metadata import META_SCHEMA
+from serve.retrieval.verify.calibration import FALSE_ABSTENTION, MAX_SCORES
 
 MAX_INPUTS = 2048  # texts in one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all texts together
@@ -67,6 +68,14 @@ class Search(_Body):
     mode: Name = "hybrid"
     filters: dict[str, Any] | None = None
     min_score: Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+
+
+class NewCalibration(_Body):
+    """Support of questions that a collection's documents answer, as `/v1/search` says it."""
+
+    collection: Name = "default"
+    scores: Annotated[list[Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]], Field(max_length=MAX_SCORES)]
+    rate: Annotated[float, Field(ge=0.001, le=0.5)] = FALSE_ABSTENTION
 
 
 class Embeddings(BaseModel):
@@ -142,9 +151,7 @@ class Documents:
     async def delete(self, tenant: str, query: bytes) -> dict[str, Any]:
         """Delete a document or a collection."""
         self._settings()
-        params = _query(query, {"collection", "source"})
-        if "collection" not in params:
-            raise RequestError(400, "'collection' is required", param="collection", code="missing_collection")
+        params = _query(query, {"collection", "source"}, ("collection",))
         where = {"tenant": tenant, "collection": params["collection"], "source": params.get("source")}
         return {"deleted": await self._call("delete", **where)}
 
@@ -166,6 +173,19 @@ class Documents:
             "object": "list", "support": result["support"], "grounded": result["supported"], "data": result["passages"],
             "timings_ms": result["timings_ms"], "ms": result["ms"],
         }  # fmt: skip
+
+    async def calibrate(self, tenant: str, body: object) -> dict[str, Any]:
+        """Set a collection's threshold of support."""
+        self._settings()
+        request = _parsed(NewCalibration, body)
+        arguments = {"collection": request.collection, "scores": request.scores, "rate": request.rate}
+        return {"object": "calibration", **await self._call("calibrate", tenant=tenant, **arguments)}
+
+    async def calibration(self, tenant: str, query: bytes, method: str = "calibration") -> dict[str, Any]:
+        """The threshold of a collection; `delete_calibration`: after it was set back to the platform's default."""
+        self._settings()
+        params = _query(query, {"collection"}, ("collection",))
+        return {"object": "calibration", **await self._call(method, tenant=tenant, collection=params["collection"])}
 
     async def embed(self, body: object) -> dict[str, Any]:
         """Compute embeddings; the response has OpenAI's format."""
@@ -227,7 +247,7 @@ def _parsed(shape: type[_M], body: object) -> _M:
         raise RequestError(400, first_problem(error), param=param, code="invalid_field") from error
 
 
-def _query(query: bytes, known: set[str]) -> Mapping[str, str]:
+def _query(query: bytes, known: set[str], required: Sequence[str] = ()) -> Mapping[str, str]:
     try:
         params = {name: values[-1] for name, values in parse_qs(query.decode(), keep_blank_values=True).items()}
     except UnicodeDecodeError as error:
@@ -239,6 +259,9 @@ def _query(query: bytes, known: set[str]) -> Mapping[str, str]:
             raise RequestError(
                 400, f"'{name}' has a NUL character, which no name has", param=name, code="invalid_query"
             )
+    for name in required:
+        if name not in params:
+            raise RequestError(400, f"'{name}' is required", param=name, code="missing_collection")
     return params
 
 

@@ -21,7 +21,7 @@ from serve.budget import HEADERS, Budget
 from serve.config.platform import PlatformConfig
 from serve.gateway import openapi_requests as requests
 from serve.gateway import openapi_responses as responses
-from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewDocument, Search
+from serve.gateway.documents_api import MAX_INPUTS, Embeddings, NewCalibration, NewDocument, Search
 from serve.gateway.grounding import HEADER as RETRIEVAL_HEADER
 from serve.gateway.idempotency import ANSWER_TTL_S, MAX_KEY_CHARS
 from serve.retrieval.ingest.metadata import NO_NUL
@@ -183,6 +183,20 @@ def operations() -> Sequence[Operation]:
             responses.SearchResult, (400, 401, 404, 413, 429, 503, 504), body=(Search,), examples=_SEARCH_EXAMPLES,
         ),
         Operation(
+            "post", "/v1/calibration", "calibrate", "documents", "Set the threshold below which a collection does not answer",
+            responses.Calibration, (400, 401, 404, 413, 422, 429, 503, 504), body=(NewCalibration,), examples=_CALIBRATION_EXAMPLES,
+            description="From the support of questions that its documents answer, so that at most the share `rate` of such "
+            "questions is abstained from. `gearbox calibrate` does it.",
+        ),
+        Operation(
+            "get", "/v1/calibration", "getCalibration", "documents", "The threshold of a collection",
+            responses.Calibration, (400, 401, 404, 503, 504), parameters=(_CALIBRATED,),
+        ),
+        Operation(
+            "delete", "/v1/calibration", "deleteCalibration", "documents", "Return to the platform's default threshold",
+            responses.Calibration, (400, 401, 404, 503, 504), parameters=(_CALIBRATED,),
+        ),
+        Operation(
             "post", "/v1/embeddings", "createEmbeddings", "documents", "Embed texts",
             responses.EmbeddingList, (400, 401, 404, 409, 413, 422, 429, 503, 504), body=(Embeddings,), examples=_EMBEDDING_EXAMPLES,
             parameters=(_IDEMPOTENCY_KEY,), headers=_REPLAYED,
@@ -221,7 +235,7 @@ def _common() -> Document:
         used |= {model: "serialization" for model in (operation.answer, operation.stream) if isinstance(model, type)}
     _, definitions = models_json_schema(list(used.items()), ref_template="#/components/schemas/{model}")
     components = definitions["$defs"]
-    for model in (NewDocument, Search, Embeddings):
+    for model in (NewDocument, Search, NewCalibration, Embeddings):
         _allow_null(components[model.__name__])
     for component in components.values():
         component.pop("title", None)
@@ -437,6 +451,10 @@ _SEARCH_EXAMPLES: Mapping[str, Document] = {
         "query": "Who leads Larkhaven?", "filters": {"field": "meta.year", "operator": ">=", "value": 2020},
     },
 }  # fmt: skip
+_CALIBRATION_EXAMPLES: Mapping[str, Document] = {
+    "The fewest for one in ten": {"scores": [0.31, 0.44, 0.52, 0.58, 0.61, 0.66, 0.7, 0.75, 0.83], "rate": 0.1},
+}
+_CALIBRATED = _parameter("query", "collection", "the collection", _NAME, "default", required=True)
 _EMBEDDING_EXAMPLES: Mapping[str, Document] = {
     "Two texts": {"input": ["Ada Quist leads Larkhaven.", "It rains."]},
     "In base64": {"input": "It rains.", "encoding_format": "base64"},

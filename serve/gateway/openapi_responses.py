@@ -400,6 +400,17 @@ class SearchResult(_ClosedModel):
     ms: float
 
 
+class Calibration(_ClosedModel):
+    """The threshold of a collection: if no passage has it as support, no document answers the question."""
+
+    object: Literal["calibration"]
+    collection: str
+    threshold: float
+    rate: float = Field(description="share of answerable questions that may score below it")
+    questions: int | None = Field(description="that it was made from; null: the platform's default")
+    calibrated_at: float | None = Field(description="seconds since the epoch")
+
+
 class Embedding(_ClosedModel):
     """The embedding of one text."""
 
