@@ -41,6 +41,7 @@ from serve.retrieval.ingest.indexer import Indexer, Splitter
 from serve.retrieval.pipelines import ALLOWED
 from serve.retrieval.service import BUNDLED
 from serve.retrieval.store.postgres import Owner
+from serve.retrieval.verify.calibration import FALSE_ABSTENTION, conformal_threshold, min_questions
 
 TENANT = "abstention"
 DEPTHS = (1, 4, 20)
@@ -166,6 +167,10 @@ def summary(asked: Sequence[Asked]) -> Iterator[str]:
                 lost = sum(not one.supported for one in found)
                 line += f"; where the passage is found {share(lost, len(found))}; recall {', '.join(depths)}"
             yield line
+        scores = [one.support for one in asked if one.language == language and one.kind in ANSWERABLE]
+        if len(scores) >= min_questions(FALSE_ABSTENTION):
+            threshold = conformal_threshold(scores)
+            yield f"{language}: threshold of these {len(scores)} for a false-abstention rate of {FALSE_ABSTENTION}: {threshold:.3f}"
 
 
 def share(hits: int, items: int) -> str:

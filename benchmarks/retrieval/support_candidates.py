@@ -1,7 +1,7 @@
 """Compare scores of whether passages support an answer: `python -m benchmarks.retrieval.support_candidates`.
 
 Reads what `benchmarks.retrieval.abstention` retrieved for the parts `calibration` and `development`; combinations are fitted on the
-first and measured on the second. Scores: what retrieval has (cosine, keyword and fused rank), the served model's pointwise mutual
+first and measured on the second. Scores: the platform's own (`platform`), what retrieval has (cosine, keyword and fused rank), the served model's pointwise mutual
 information of question and passage, and how much of the question's rare tokens the passage has. The area under the ROC curve (AUC) is
 the probability that an answerable question scores higher than an unanswerable one.
 """
@@ -182,7 +182,7 @@ def features(
     cosines = np.sort([hit["cosine"] for hit in hits])[::-1]
     keywords = np.sort([hit["keyword"] for hit in hits])[::-1]
     result = {
-        "today": row["support"],
+        "platform": row["support"],
         "cosine": float(cosines[0]),
         "cosine margin": float(cosines[0] - cosines[1:5].mean()) if len(hits) > 1 else 0.0,
         "cosine z": float((cosines[0] - cosines.mean()) / (cosines.std() + 1e-6)),
@@ -305,7 +305,7 @@ def main() -> int:
     for name in held[0].features:
         print(f"{name}: {_line(areas(held, lambda one, name=name: one.features[name]))}")
     sets = {
-        "today": ("today",),
+        "platform": ("platform",),
         "cosine": ("cosine",),
         "overlap": OVERLAP,
         "retrieval": RETRIEVAL,

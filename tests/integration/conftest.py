@@ -31,6 +31,6 @@ async def store(database: Database) -> AsyncIterator[Store]:
     store = Store(database.conninfo, DIMENSION)
     await store.open()
     with psycopg.connect(database.conninfo, autocommit=True) as connection:
-        connection.execute("TRUNCATE gearbox.sources CASCADE")
+        connection.execute("TRUNCATE gearbox.sources, gearbox.calibrations CASCADE")
     yield store
     await store.close()

@@ -191,3 +191,29 @@ async def test_no_filter_and_no_text_breaks_a_query_or_out_of_the_tenant(store):
 async def test_a_search_for_any_text_gives_an_answer(store, text):
     await put(store, ALICE, "a.md", ["o'brien"])
     await store.keyword_search(ALICE, text, 5)
+
+
+async def test_a_calibration_is_one_collections_until_it_is_replaced_or_deleted(store):
+    for owner in (ALICE, BOB):
+        await put(store, owner, "a.md", ["gears"])
+    assert await store.calibration(ALICE) is None
+    first = await store.set_calibration(ALICE, 0.3, 0.05, 40, "cosine")
+    assert (first.threshold, first.rate, first.questions, first.scorer) == (0.3, 0.05, 40, "cosine")
+    assert abs(first.calibrated_at - time.time()) < 60
+    second = await store.set_calibration(ALICE, 0.4, 0.1, 20, "cosine")
+    assert await store.calibration(ALICE) == second and second.threshold == 0.4
+    assert await store.calibration(BOB) is None and await store.calibration(Owner("alice", "other")) is None
+    assert await store.delete_calibration(BOB) is False
+    assert await store.delete_calibration(ALICE) is True
+    assert await store.calibration(ALICE) is None
+
+
+async def test_a_calibration_goes_with_its_collection_and_not_with_one_of_its_documents(store):
+    assert await store.set_calibration(ALICE, 0.3, 0.05, 40, "cosine") is None, "without documents"
+    for name in ("a.md", "b.md"):
+        await put(store, ALICE, name, ["gears"])
+    await store.set_calibration(ALICE, 0.3, 0.05, 40, "cosine")
+    await store.delete(ALICE, "a.md")
+    assert await store.calibration(ALICE) is not None
+    await store.delete(ALICE)
+    assert await store.calibration(ALICE) is None

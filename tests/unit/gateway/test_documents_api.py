@@ -23,6 +23,8 @@ class TestDocuments:
             ("POST", "/v1/documents", {"source": "a", "content": "x"}), ("GET", "/v1/documents", None),
             ("GET", "/v1/documents?collection=docs", None), ("DELETE", "/v1/documents?collection=docs", None),
             ("POST", "/v1/search", {"query": "x"}), ("POST", "/v1/embeddings", {"input": "x"}),
+            ("POST", "/v1/calibration", {"scores": [0.5]}), ("GET", "/v1/calibration?collection=docs", None),
+            ("DELETE", "/v1/calibration?collection=docs", None),
         ]  # fmt: skip
         for method, path, body in calls:
             assert error_of(gateway.http.request(method, path, json=body), 401)
@@ -148,3 +150,47 @@ def test_base64_of_any_size_is_decoded_as_the_library_does(size: int):
 def test_what_is_no_base64_is_refused(text: str):
     with pytest.raises(RequestError, match="not valid base64"):
         _decoded(memoryview(orjson.dumps(text)), 1 << 22)
+
+
+class TestCalibration:
+    def test_it_is_set_read_and_deleted(self, grounded: Started, retrieval: FakeRetrieval):
+        body = {"collection": "docs", "scores": [0.4, 0.5], "rate": 0.1}
+        stored = grounded.post("/v1/calibration", body).json()
+        assert stored == {
+            "object": "calibration", "collection": "docs", "threshold": 0.4, "rate": 0.1, "questions": 2, "calibrated_at": 1.0,
+        }  # fmt: skip
+        (call,) = retrieval.calls_of("calibrate")
+        assert call["scores"] == [0.4, 0.5] and call["rate"] == 0.1
+        for method in ("GET", "DELETE"):
+            default = grounded.http.request(method, "/v1/calibration?collection=docs").json()
+            assert (default["object"], default["questions"]) == ("calibration", None)
+        assert len(retrieval.calls_of("delete_calibration")) == 1
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({}, "scores"), ({"scores": [1.5]}, "scores"), ({"scores": ["a"]}, "scores"), ({"scores": 0.5}, "scores"),
+            ({"scores": [0.5] * 10_001}, "scores"), ({"scores": [0.5], "rate": 0}, "rate"), ({"scores": [0.5], "rate": 0.9}, "rate"),
+            ({"scores": [0.5], "collection": "../x"}, "collection"), ({"scores": [0.5], "tenant": "other"}, "tenant"),
+        ],
+    )  # fmt: skip
+    def test_a_wrong_one_is_400_by_name(self, grounded: Started, retrieval: FakeRetrieval, body, param):
+        assert error_of(grounded.post("/v1/calibration", body), 400)["param"] == param
+        assert retrieval.calls == []
+
+    def test_what_is_not_json_or_names_no_collection_is_400(self, grounded: Started):
+        response = grounded.http.post("/v1/calibration", content=b'{"scores": [0.5')
+        assert error_of(response, 400)["code"] == "invalid_json"
+        for method in ("GET", "DELETE"):
+            assert error_of(grounded.http.request(method, "/v1/calibration"), 400)["code"] == "missing_collection"
+            assert error_of(grounded.http.request(method, "/v1/calibration?collection=a&x=1"), 400)["param"] == "x"
+
+    def test_a_missing_collection_is_404(self, grounded: Started, retrieval: FakeRetrieval):
+        retrieval.missing = {"gone"}
+        for method, body in (("POST", {"collection": "gone", "scores": [0.5]}), ("GET", None), ("DELETE", None)):
+            response = grounded.http.request(method, "/v1/calibration?collection=gone", json=body)
+            assert error_of(response, 404)["code"] == "collection_not_found"
+
+    def test_a_deployment_without_retrieval_has_none(self, start_gateway: Start):
+        gateway = start_gateway()
+        assert error_of(gateway.post("/v1/calibration", {"scores": [0.5]}), 404)["code"] == "not_found"

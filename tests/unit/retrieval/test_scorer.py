@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD, Vectors, support_scores
@@ -111,6 +111,7 @@ async def test_at_most_a_few_words_are_embedded():
     assert [len(texts) for texts in embedder.calls] == [8]
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.text(max_size=100), st.lists(st.text(max_size=60), min_size=1, max_size=3))
 async def test_any_text_has_a_score_between_0_and_1(question, passages):
     scores = await Embedder(question, {"a": 0.5}).scores(passages, *[0.5] * len(passages))
