@@ -10,8 +10,8 @@ from serve.retrieval.verify.unknown_words import unknown_words
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 SCORER = "cosine and unknown words, 1"  # scores of another number can't be compared with these
-#: Threshold of a collection without a calibration: for a false-abstention rate of 5% on the calibration part of
-#: `benchmarks.retrieval.faq_corpus` and `table_corpus`, in English, as `benchmarks.retrieval.abstention --part calibration` prints it.
+#: Threshold of a collection without a calibration: for a false-abstention rate of 5% of the English answerable questions in the
+#: calibration part of `benchmarks.retrieval.faq_corpus` and `table_corpus`, which `benchmarks.retrieval.abstention` prints.
 DEFAULT_THRESHOLD = 0.284
 
 # Chosen on that part too.

@@ -179,7 +179,8 @@ class TestCalibration:
         assert retrieval.calls == []
 
     def test_what_is_not_json_or_names_no_collection_is_400(self, grounded: Started):
-        response = grounded.http.post("/v1/calibration", content=b'{"scores": [0.5')
+        headers = {"content-type": "application/json"}
+        response = grounded.http.post("/v1/calibration", content=b'{"scores": [0.5', headers=headers)
         assert error_of(response, 400)["code"] == "invalid_json"
         for method in ("GET", "DELETE"):
             assert error_of(grounded.http.request(method, "/v1/calibration"), 400)["code"] == "missing_collection"
