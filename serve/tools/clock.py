@@ -113,7 +113,7 @@ def find_question(text: str, language: Language, today: date) -> ClockQuestion |
         dates = [day for day in dates if day != today] or dates[:1]  # "in 5 days from today"
         return ClockQuestion("date", dates[0]) if len(dates) == 1 else None
     if len(dates) == 2:
-        return ClockQuestion("days", *dates)
+        return ClockQuestion("days", dates[0], dates[1])
     return ClockQuestion("days", today, dates[0]) if len(dates) == 1 and (step or str(dates[0].year) in text) else None
 
 
@@ -200,6 +200,6 @@ def _places(language: str) -> Mapping[str, str]:
     places |= {names["city"]: zone for zone, names in locale.time_zones.items() if "city" in names}
     for key, names in locale.meta_zones.items():
         standard = english.meta_zones[key].get("long", {}).get("standard") if key in english.meta_zones else None
-        if zone := get_global("windows_zone_mapping").get(standard):
-            places |= dict.fromkeys((name for width in names.values() for name in width.values()), zone)
+        if standard and (mapped := get_global("windows_zone_mapping").get(standard)):
+            places |= dict.fromkeys((name for width in names.values() for name in width.values()), mapped)
     return {" ".join(split_words(name)): zone for name, zone in places.items()}

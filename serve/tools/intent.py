@@ -77,9 +77,9 @@ def _readings(
             if (expression := question_forms.expression_of(form, language)) and (result := _calculated(expression)):
                 yield result
             if (conversion := question_forms.conversion_of(form)) and (
-                result := units.converted(*conversion, language.code)
+                conversion_result := units.converted(*conversion, language.code)
             ):
-                yield ToolResult("calculator", *result)
+                yield ToolResult("calculator", *conversion_result)
     if "clock" in enabled and (found := clock.find_question(question, language, now.astimezone(zone).date())):
         answer = clock.answer(found, now, zone, language.code)
         yield ToolResult("clock", found.arguments, answer, answer)
