@@ -5,7 +5,7 @@ A document that hangs or crashes its worker process fails alone.
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +20,14 @@ from serve.errors import RequestError
 from serve.retrieval.embedder import Vectors
 from serve.retrieval.ingest.conversion_workers import ConversionWorkers
 from serve.retrieval.ingest.convert import ConversionError, Text, charset_of, kind_of
+from serve.retrieval.ingest.items import Run, item_runs
 from serve.retrieval.ingest.metadata import check_meta
 from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source, Store
 
 CHUNK_TOKENS = 200
+ITEM_TOKENS = 100  # smaller than a chunk: a question about one row finds it among few others
 MAX_NAME = 1024  # characters
-_FORMAT = 2  # version of the stored form; a new number makes all indexed documents outdated
+_FORMAT = 3  # version of the stored form; a new number makes all indexed documents outdated
 _BATCH = 8  # texts per embedding batch: questions wait for a batch, and larger ones are not faster
 _MARKDOWN_KINDS = ("markdown", "html", "docx")  # formats converted to Markdown
 
@@ -53,17 +55,22 @@ class IndexResult:
 class Splitter:
     """Splits texts into chunks of at most `tokens` tokens, at the ends of paragraphs and sentences where possible.
 
+    A list or table is split between its items or rows, and each piece begins with the lead-in or caption above it.
+
     Args:
         tokenizer: the embedding model's `tokenizer.json`.
-        tokens: maximum tokens of a chunk, without its heading.
+        tokens: maximum tokens of a chunk, without its heading, and without the lead-in of a list that fits into one chunk.
+        item_tokens: maximum tokens of a piece of a list or table that does not fit into one chunk, without its lead-in.
     """
 
-    def __init__(self, tokenizer: Path | Tokenizer, tokens: int = CHUNK_TOKENS) -> None:
+    def __init__(self, tokenizer: Path | Tokenizer, tokens: int = CHUNK_TOKENS, item_tokens: int = ITEM_TOKENS) -> None:
         if isinstance(tokenizer, Path):
             tokenizer = Tokenizer.from_file(str(tokenizer))
             tokenizer.no_truncation()
             tokenizer.no_padding()
         self.tokens = tokens
+        self.item_tokens = min(item_tokens, tokens)
+        self._tokenizer = tokenizer
         self._plain = TextSplitter.from_huggingface_tokenizer(tokenizer, tokens)
         self._markdown = MarkdownSplitter.from_huggingface_tokenizer(tokenizer, tokens)
 
@@ -72,7 +79,7 @@ class Splitter:
         splitter = self._markdown if kind in _MARKDOWN_KINDS else self._plain
         chunks: list[Chunk] = []
         for section in text.sections:
-            pieces = splitter.chunks(section.text)
+            pieces = self._pieces(splitter, section.text)
             chunks += [Chunk(piece, section.heading, section.page) for piece in pieces if piece.strip()]
             if len(chunks) > max_chunks:
                 raise RequestError(
@@ -82,6 +89,54 @@ class Splitter:
                     code="too_many_chunks",
                 )
         return chunks
+
+    def _pieces(self, splitter: TextSplitter | MarkdownSplitter, text: str) -> Iterator[str]:
+        """The pieces of a section's text."""
+        if self._size(text) <= self.tokens:
+            yield text
+            return
+        at = 0
+        short: list[Run] = []
+        for run in item_runs(text):
+            if self._size(text[run.lead_start : run.end]) <= self.tokens:
+                short.append(run)
+                continue
+            yield from _with_leads(splitter, text, at, run.lead_start, short)
+            yield from self._packed(splitter, text, run)
+            at, short = run.end, []
+        yield from _with_leads(splitter, text, at, len(text), short)
+
+    def _packed(self, splitter: TextSplitter | MarkdownSplitter, text: str, run: Run) -> Iterator[str]:
+        """As many items a piece as fit; an item that is too long is split too."""
+        first, used = 0, 0
+        for i, item in enumerate(run.items):
+            size = self._size(text[item.start : item.end])
+            if used and used + size > self.item_tokens:
+                yield _joined(run.context(text, run.items[first].start), text[run.items[first].start : item.start])
+                first, used = i, 0
+            used += size
+            if size > self.tokens:
+                for piece in splitter.chunks(text[item.start : item.end]):
+                    yield _joined(run.context(text, item.start), piece)
+                first, used = i + 1, 0
+        if used:
+            yield _joined(run.context(text, run.items[first].start), text[run.items[first].start : run.end])
+
+    def _size(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _with_leads(
+    splitter: TextSplitter | MarkdownSplitter, text: str, start: int, end: int, runs: Sequence[Run]
+) -> Iterator[str]:
+    """Pieces of `text[start:end]`; one that begins inside a run begins with its lead-in."""
+    for offset, piece in splitter.chunk_indices(text[start:end]):
+        run = next((run for run in runs if run.start <= start + offset < run.end), None)
+        yield _joined(run.context(text, start + offset), piece) if run else piece
+
+
+def _joined(context: str, piece: str) -> str:
+    return f"{context}\n{piece.rstrip()}" if context else piece.rstrip()
 
 
 class Indexer:
@@ -107,7 +162,7 @@ class Indexer:
     ) -> None:
         self._store, self._embed, self._splitter = store, embed, splitter
         self._limits, self._workers = limits or Limits(), workers or ConversionWorkers()
-        self._settings_prefix = _hash([_FORMAT, splitter.tokens, model])
+        self._settings_prefix = _hash([_FORMAT, splitter.tokens, splitter.item_tokens, model])
 
     async def index(
         self,

@@ -174,6 +174,20 @@ class TestDocx:
         outer = f"<w:tbl>{row(cell(paragraph(run('before')), inner, paragraph(run('after'))))}</w:tbl>"
         assert text_of(docx_of(outer), "a.docx").strip() == "before\n\n1 | 2\n3 4\n\nafter"
 
+    def test_values_of_a_table_have_the_names_of_their_columns_also_when_cells_are_merged(self):
+        def row(*cells: str, header: str = "") -> str:
+            return f"<w:tr><w:trPr>{header}</w:trPr>{''.join(cells)}</w:tr>"
+
+        def cell(text: str, properties: str = "") -> str:
+            return f"<w:tc><w:tcPr>{properties}</w:tcPr>{paragraph(run(text))}</w:tc>"
+
+        header = row(cell("City"), cell("2025", "<w:gridSpan w:val='2'/>"), header="<w:tblHeader/>")
+        below = row(cell("Oslo", "<w:vMerge w:val='restart'/>"), cell("1"), cell("2"))
+        below += row(cell("", "<w:vMerge/>"), cell("3"), cell(""))
+        assert text_of(docx_of(f"<w:tbl>{header}{below}</w:tbl>"), "a.docx").strip() == (
+            "City: Oslo | 2025: 1 | 2025: 2\nCity: Oslo | 2025: 3"
+        )
+
     def test_headers_and_footers_are_read_once_and_those_that_are_not_shown_are_not(self):
         document = docx.Document()
         document.add_paragraph("body")

@@ -113,7 +113,16 @@ class TestHtml:
         page = html(
             "<table><caption>Cap</caption><tr><th>a<th>b<tr><td><p>1</p><p>2</p><td><ul><li>x</ul></table><p>after</p>"
         )
-        assert page.strip() == "Cap\n\na | b\n1 2 | x\n\nafter"
+        assert page.strip() == "Cap\n\na: 1 2 | b: x\n\nafter"
+
+    def test_values_of_a_table_have_the_names_of_their_columns_also_when_cells_are_merged(self):
+        page = html(
+            "<table><thead><tr><td rowspan=2>City<td colspan=2>2025</tr><tr><td>Spring<td>Autumn</thead>"
+            "<tr><td rowspan=2>Oslo<td>1<td>2<tr><td>3<td><tr><td colspan=3>Closed</table>"
+        )
+        assert page.strip().split("\n") == [
+            "City: Oslo | 2025 Spring: 1 | 2025 Autumn: 2", "City: Oslo | 2025 Spring: 3", "Closed",
+        ]  # fmt: skip
 
     def test_a_table_that_lays_out_the_page_keeps_its_headings(self):
         text = convert(b"<table><tr><td>side<td><h1>Big</h1><p>Text</p><table><tr><td>a<td>b</table></table>", "a.html")

@@ -89,3 +89,10 @@ class TestMarkdown:
 
     def test_indentation_in_code_stays(self):
         assert "a:\n  b:\n    c: 1" in text_of("```yaml\na:\n  b:\n    c: 1\n```", "a.md")
+
+
+def test_values_of_a_table_have_the_names_of_their_columns():
+    source = "Rates:\n\n| Country | Day |\n|---|--:|\n| Norway | 82 <!-- net --> |\n| A \\| B | |\n\nAfter.\n\n    | x | y |\n    |---|---|\n"
+    assert text_of(source, "a.md").strip() == (
+        "Rates:\n\nCountry: Norway | Day: 82\nA | B\n\nAfter.\n\n    | x | y |\n    |---|---|"
+    )

@@ -54,7 +54,7 @@ class TestRst:
     def test_lists_tables_and_notes_keep_their_form(self):
         source = "3. three\n4. four\n\n- a\n\n  b\n- c\n\n=== ===\nx   y\n=== ===\n1   2\n=== ===\n\nnoted [1]_ 10\\ :sup:`6`\n\n.. [1] The note.\n"
         text = text_of(source, "a.rst")
-        for part in ("3. three\n4. four", "- a\n\n  b\n- c", "x | y\n1 | 2", "noted [1] 10⁶", "[1] The note."):
+        for part in ("3. three\n4. four", "- a\n\n  b\n- c", "x: 1 | y: 2", "noted [1] 10⁶", "[1] The note."):
             assert part in text
 
     def test_files_that_are_not_read_and_raw_text_are_reported(self):

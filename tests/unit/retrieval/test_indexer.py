@@ -101,6 +101,49 @@ def test_chunks_keep_their_heading_and_page_and_stay_within_the_tokens():
     assert " ".join(chunk.content for chunk in chunks[1:]) == long
 
 
+def pieces(text: str, kind: str = "text") -> list[str]:
+    return [chunk.content for chunk in Splitter(words(), 20, 12).chunks(Text("t", (Section(text),)), kind, 100)]
+
+
+def test_a_table_is_split_between_its_rows_and_each_piece_has_the_caption():
+    rows = [f"Country: C{i} | Day: {i}" for i in range(5)]
+    table = "\n".join(rows)
+    assert pieces(f"Before.\n\nRates in euro\n\n{table}\n\nAfter.") == [
+        "Before.",
+        *(f"Rates in euro\n{row}" for row in rows),
+        "After.",
+    ]
+
+
+def test_a_list_is_split_between_its_items_and_each_piece_has_the_lead_in_and_the_items_above():
+    text = "These are exempt:\n\n- one two three four five six seven\n- cars, of which\n  - eight nine ten eleven twelve\n    and more\n  - the last"
+    assert pieces(text, "markdown") == [
+        "These are exempt:\n- one two three four five six seven",
+        "These are exempt:\n- cars, of which",
+        "These are exempt:\n- cars, of which\n  - eight nine ten eleven twelve\n    and more\n  - the last",
+    ]
+
+
+def test_a_list_that_fits_into_a_piece_keeps_its_lead_in():
+    before = " ".join(f"word{i}" for i in range(16))
+    assert pieces(f"{before}\n\nThese are exempt:\n\n- one two three four\n- five six")[-1].startswith(
+        "These are exempt:"
+    )
+
+
+def test_an_item_longer_than_a_piece_is_split_under_its_lead_in():
+    long = " ".join(f"word{i}" for i in range(50))
+    split = pieces(f"Rules:\n\n- {long}\n- short")
+    assert all(piece.startswith("Rules:\n") for piece in split)
+    assert split[-1] == "Rules:\n- short"
+    assert [word for piece in split for word in piece.split() if word.startswith("word")] == long.split()
+
+
+def test_lines_of_code_are_no_items():
+    code = "\n".join(f"cat {i} | sort | uniq" for i in range(8))
+    assert "".join(pieces(f"Run this:\n\n```\n{code}\n```", "markdown")).count("Run this:") == 1
+
+
 def test_a_word_without_end_is_cut_and_ends_soon():
     started = time.monotonic()
     chunks = Splitter(words(), 20).chunks(Text("t", (Section("a" * 300_000),)), "text", 20_000)

@@ -15,7 +15,9 @@ from docx.oxml import parse_xml
 from serve.retrieval.ingest.formats.document import ConversionError, Outline, Section, Text, superscript, tidy
 from serve.retrieval.ingest.formats.equations import linear
 from serve.retrieval.ingest.formats.numbering import Numbering
+from serve.retrieval.ingest.formats.tables import Cell, table_text
 
+_MAX_COLUMNS = 63  # of a table in Word
 MAX_UNPACKED = 200_000_000  # bytes of an archive's uncompressed content
 _W = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
@@ -127,18 +129,29 @@ class _Reader:
     def _table(self, table: Any) -> None:
         """Add a table, one line per row. A table with nested tables is treated as layout."""
         lays_out = next(table.iterdescendants(f"{_W}tbl"), None) is not None
-        rows = []
+        rows: list[list[Cell]] = []
+        merged: dict[int, str] = {}  # by column: the text of a cell that reaches into the rows below
         for row in _unwrapped(table):
             if any(row.find(f"{_W}trPr/{_W}{mark}") is not None for mark in ("del", "hidden")):
                 continue
-            cells = [cell for cell in _unwrapped(row) if not _is_removed(cell)]
             if lays_out:
-                for cell in cells:
-                    self.blocks(cell)
+                for cell in _unwrapped(row):
+                    if not _is_removed(cell) and not _continues(cell, "vMerge"):
+                        self.blocks(cell)
             else:
-                texts = [tidy(" ".join(map(self._marked, _unwrapped(cell)))) for cell in cells]
-                rows.append(" | ".join(" ".join(text.split()) for text in texts if text))
-        self.outline.add("\n".join(row for row in rows if row))
+                is_header = row.find(f"{_W}trPr/{_W}tblHeader") is not None
+                rows.append([])
+                column = 0
+                for cell in _unwrapped(row):
+                    if _is_removed(cell):
+                        continue
+                    if not _continues(cell, "vMerge"):
+                        merged[column] = " ".join(tidy(" ".join(map(self._marked, _unwrapped(cell)))).split())
+                    span = _value(cell, "tcPr", "gridSpan") or "1"
+                    columns = min(max(int(span), 1), _MAX_COLUMNS) if span.isdecimal() else 1
+                    rows[-1].append(Cell(merged.get(column, ""), columns, header=is_header))
+                    column += columns
+        self.outline.add(table_text(rows))
 
     def _marked(self, paragraph: Any) -> str:
         return f"{self._mark(paragraph)} {self._paragraph(paragraph)}"
@@ -283,9 +296,14 @@ def _chosen(alternatives: Any) -> Any:
 
 
 def _is_removed(cell: Any) -> bool:
-    """Whether a cell is deleted, or merged into the cell above or before it."""
-    properties = {_name(property): property.get(f"{_W}val", "continue") for property in cell.iterfind(f"{_W}tcPr/*")}
-    return "cellDel" in properties or "continue" in (properties.get("vMerge"), properties.get("hMerge"))
+    """Whether a cell is deleted, or merged into the cell before it."""
+    return cell.find(f"{_W}tcPr/{_W}cellDel") is not None or _continues(cell, "hMerge")
+
+
+def _continues(cell: Any, merge: str) -> bool:
+    """Whether a cell is the continuation of a merged cell."""
+    mark = cell.find(f"{_W}tcPr/{_W}{merge}")
+    return mark is not None and mark.get(f"{_W}val", "continue") == "continue"
 
 
 def _level(element: Any) -> int | None:

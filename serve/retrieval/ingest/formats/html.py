@@ -12,8 +12,10 @@ from selectolax.lexbor import LexborHTMLParser, LexborNode
 from serve.retrieval.ingest.formats.document import ConversionError, Outline, Text, note, superscript
 from serve.retrieval.ingest.formats.encoding import decode
 from serve.retrieval.ingest.formats.equations import linear
+from serve.retrieval.ingest.formats.tables import Cell, table_text
 
 _HEAD = 1 << 16  # bytes searched for a declared encoding
+_MAX_SPAN = 1000  # columns or rows of a cell, as in browsers
 _MAX_DEPTH = 1000  # nesting depth of elements: processing time grows with it
 
 
@@ -88,11 +90,10 @@ _Attributes = Mapping[str, str | None]
 
 @dataclass(slots=True)
 class _Table:
-    """An open table with the cells of its current row."""
+    """An open table with its rows."""
 
     lays_out: bool  # a layout table, without data
-    cells: list[str] = field(default_factory=list)
-    rows: int = 0
+    rows: list[list[Cell]] = field(default_factory=lambda: [[]])
 
 
 class _Page:
@@ -185,14 +186,15 @@ class _Page:
             name = self._taken()
             self._outline.heading(int(tag[1]), name)
         elif tag in ("td", "th") and table is not None:
-            if cell := self._taken():
-                table.cells.append(cell)
+            spans = (min(max(_number(node.attributes.get(name), 1), 1), _MAX_SPAN) for name in ("colspan", "rowspan"))
+            in_header = tag == "th" or (node.parent is not None and _in_head(node.parent))
+            table.rows[-1].append(Cell(self._taken(), *spans, header=in_header))
         elif tag == "tr" and table is not None:
-            self._row(table)
+            table.rows.append([])
         elif tag == "table" and self._tables:
-            self._row(self._tables[-1])
+            rows = self._tables.pop().rows
             self._close()
-            self._tables.pop()
+            self._write(table_text(rows))
             self._separator = "\n\n"
         elif tag == "sup" and self._raised:
             begin = self._raised.pop()
@@ -212,13 +214,6 @@ class _Page:
             self._pre -= 1
         elif tag in ("dt", "option", "summary", "legend"):
             self._separator = "\n"
-
-    def _row(self, table: _Table) -> None:
-        if table.cells:
-            self._separator = "\n" if table.rows else "\n\n"
-            self._write(" | ".join(table.cells))
-            table.cells.clear()
-            table.rows += 1
 
     def _text(self, text: str | None) -> None:
         if text:
@@ -320,6 +315,10 @@ def _drawn(drawing: LexborNode) -> str:
 
 def _number(text: str | None, otherwise: int) -> int:
     return int(text) if text and _INTEGER.fullmatch(text) else otherwise
+
+
+def _in_head(row: LexborNode) -> bool:
+    return row.parent is not None and row.parent.tag == "thead"
 
 
 def _only_lays_out(table: LexborNode) -> bool:

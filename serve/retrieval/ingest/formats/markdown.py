@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from serve.retrieval.ingest.formats.document import Outline, Text, note, tidy
 from serve.retrieval.ingest.formats.encoding import decode
 from serve.retrieval.ingest.formats.markdown_html import TAG, aligned, invisible_spans, merged
+from serve.retrieval.ingest.formats.tables import Cell, table_text
 
 _HIDDEN = "\0"  # stands for a hidden character
 _MAX_FRONT = 1 << 16  # characters of front matter; longer front matter is text
@@ -42,11 +43,11 @@ def read(data: bytes, charset: str | None = None) -> Text:
     for token, inside in pairwise(tokens):
         if token.type == "heading_open" and token.level == 0 and token.map:
             start, end = (lines[line] for line in token.map)
-            outline.add(seen[at:start].replace(_HIDDEN, ""))
+            outline.add(_with_tables(seen[at:start].replace(_HIDDEN, "")))
             name = zip(aligned(body[start:end], inside.content), seen[start:end], strict=False)
             outline.heading(int(token.tag[1]), "".join(char for char, mark in name if mark != _HIDDEN))
             at = end
-    outline.add(seen[at:].replace(_HIDDEN, ""))
+    outline.add(_with_tables(seen[at:].replace(_HIDDEN, "")))
     return Text(title or outline.title, outline.sections(), notes)
 
 
@@ -68,6 +69,29 @@ def _front_matter(text: str) -> tuple[str, str]:
     return "", ""
 
 
+def _with_tables(source: str) -> str:
+    """The source with its tables, as GitHub writes them, replaced by lines of named values."""
+    if not _DELIMITERS.search(source):
+        return source
+    lines, at = source.split("\n"), 0
+    parts: list[str] = []
+    rows: list[list[Cell]] = []
+    is_header = False
+    for token in MarkdownIt("commonmark").disable("inline").enable("table").parse(source):
+        if token.type == "table_open" and token.level == 0 and token.map:
+            parts += lines[at : token.map[0]]
+            at, rows = token.map[1], []
+        elif token.type == "tr_open":
+            rows.append([])
+        elif token.type in ("th_open", "td_open"):
+            is_header = token.type == "th_open"
+        elif token.type == "inline" and rows:
+            rows[-1].append(Cell(token.content, header=is_header))
+        elif token.type == "table_close" and token.level == 0:
+            parts.append(table_text(rows))
+    return "\n".join([*parts, *lines[at:]])
+
+
 def _empty_links(environment: dict[str, Any]) -> Iterator[tuple[int, int]]:
     """Line ranges of `[//]: # (a comment)`: link definitions without target, used as comments."""
     for link in [*environment.get("references", {}).values(), *environment.get("duplicate_refs", [])]:
@@ -75,6 +99,7 @@ def _empty_links(environment: dict[str, Any]) -> Iterator[tuple[int, int]]:
             yield link["map"]
 
 
+_DELIMITERS = re.compile(r"^ {0,3}\|?[ \t]*:?-+:?[ \t]*\|[-:| \t]*$", re.MULTILINE)
 _FRONT_MATTERS = (
     (
         re.compile("---[ \t]*\n"),

@@ -11,6 +11,7 @@ from docutils.utils import unescape
 
 from serve.retrieval.ingest.formats.document import Outline, Text, note, superscript
 from serve.retrieval.ingest.formats.encoding import decode
+from serve.retrieval.ingest.formats.tables import Cell, table_text
 
 _SETTINGS = {
     "file_insertion_enabled": False, "raw_enabled": False, "report_level": 5, "halt_level": 5, "_disable_config": True,
@@ -56,11 +57,11 @@ def _text(node: Any) -> str:
         return f"[{node.astext()}]"
     if isinstance(node, nodes.literal_block):
         return str(node.astext())
+    if isinstance(node, nodes.tgroup):
+        return table_text([[_cell(entry) for entry in row.children] for row in node.findall(nodes.row)])
     parts = [part for child in node.children if (part := _text(child)).strip() or isinstance(node, nodes.TextElement)]
     if isinstance(node, nodes.TextElement):
         return "".join(parts)
-    if isinstance(node, nodes.row):
-        return " | ".join(" ".join(part.split()) for part in parts)
     if isinstance(node, nodes.bullet_list):
         return "\n".join(_hanging("- ", part) for part in parts)
     if isinstance(node, nodes.enumerated_list):
@@ -74,8 +75,13 @@ def _text(node: Any) -> str:
         )
     if isinstance(node, nodes.field) and len(parts) == 2:
         return _hanging(f"{parts[0]}: ", parts[1])
-    close = nodes.tbody | nodes.thead | nodes.tgroup | nodes.definition_list_item | nodes.line_block | nodes.field_list
+    close = nodes.definition_list_item | nodes.line_block | nodes.field_list
     return ("\n" if isinstance(node, close) else "\n\n").join(parts)
+
+
+def _cell(entry: Any) -> Cell:
+    spans = (entry.get(name, 0) + 1 for name in ("morecols", "morerows"))
+    return Cell(" ".join(_text(entry).split()), *spans, header=isinstance(entry.parent.parent, nodes.thead))
 
 
 def _hanging(mark: str, text: str) -> str:
