@@ -21,6 +21,7 @@ from psycopg.types.json import Jsonb
 
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.store.filters import FilterError, where_clause
+from serve.retrieval.store.keywords import LEXEMES, weighted_rank
 from serve.retrieval.store.schema import migrate
 
 _CONNECT_TIMEOUT_S = 5.0  # timeout for a connection
@@ -334,10 +335,16 @@ class Store:
     ) -> list[Hit]:
         """The chunks that best match any words of `text`; rare words have a higher weight."""
         condition, params = _search_parameters(owner, top_k, filters)
-        params |= {"query": text.replace("\0", " "), "language": self._language}
-        return await self._with_retry(
-            lambda connection: _hits(connection, _KEYWORD_SEARCH, condition, params), _READ_TIMEOUT_S
-        )
+        question = {"query": text.replace("\0", " "), "language": self._language}
+
+        async def read(connection: AsyncConnection[Any]) -> list[Hit]:
+            lexemes = await (await connection.execute(LEXEMES, question)).fetchall()
+            if not lexemes:
+                return []
+            score, words = weighted_rank(lexemes)
+            return await _hits(connection, _KEYWORD_SEARCH, condition, {**params, **words}, score=score)
+
+        return await self._with_retry(read, _READ_TIMEOUT_S)
 
     async def _with_retry(self, work: Callable[[AsyncConnection[Any]], Awaitable[_T]], within_s: float) -> _T:
         """Run `work`, which is transactional; retried once if the connection breaks.
@@ -426,10 +433,14 @@ def _search_parameters(
 
 
 async def _hits(
-    connection: AsyncConnection[Any], query: LiteralString, condition: sql.Composable, params: Mapping[str, Any]
+    connection: AsyncConnection[Any],
+    query: LiteralString,
+    condition: sql.Composable,
+    params: Mapping[str, Any],
+    **parts: sql.Composable,
 ) -> list[Hit]:
     async with connection.cursor(row_factory=dict_row, binary=True) as cursor:
-        await cursor.execute(sql.SQL(query).format(filters=condition), params)
+        await cursor.execute(sql.SQL(query).format(filters=condition, **parts), params)
         rows = await cursor.fetchall()
     return [Hit(**{**row, "embedding": row["embedding"].to_numpy()}) for row in rows]
 
@@ -470,25 +481,16 @@ _EXACT_VECTOR_SEARCH: LiteralString = f"""
     FROM gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id WHERE {_CONDITION}
     ORDER BY (c.embedding <=> %(query)s) + 0, c.source_id, c.position LIMIT %(top_k)s"""
 
-# Any word matches, because a document rarely contains all words of a question. Words in more than a twentieth of all chunks
-# are used only for ranking, unless all words are that common. Words are weighted by rarity, which `ts_rank` lacks, by the
-# planner's statistics of the most common words of all tenants; words without statistics count as rarest.
-_KEYWORD_SEARCH: LiteralString = rf"""
-    WITH common AS MATERIALIZED (
-        SELECT lexeme, share FROM pg_stats, unnest(most_common_elems::text::text[], most_common_elem_freqs) AS of (lexeme, share)
-        WHERE schemaname = 'gearbox' AND tablename = 'chunks' AND attname = 'words'),
-    lexemes AS (
-        SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word, coalesce(share, 0.001) AS share
-        FROM unnest(to_tsvector(%(language)s::regconfig, %(query)s)) LEFT JOIN common USING (lexeme)),
-    query AS (
-        SELECT (string_agg(word::text, ' | ') FILTER (WHERE share <= greatest(0.05, least)))::tsquery AS words,
-               array_agg(word) AS every, array_agg(ln(1 + 1 / share)) AS weights
-        FROM lexemes, (SELECT min(share) AS least FROM lexemes) AS rarest)
-    {_HIT_COLUMNS}, (SELECT sum(weight * ts_rank(ARRAY[0.4, 0.4, 0.6, 1]::real[], c.words, word))
-               FROM unnest(every, weights) AS of (word, weight))::float8 AS score
-    FROM query, gearbox.chunks c JOIN gearbox.sources s ON s.id = c.source_id
-    WHERE c.words @@ query.words AND {_CONDITION}
-    ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s"""
+# The outer join is only for filters; without them, the planner removes it.
+_KEYWORD_SEARCH: LiteralString = f"""
+    WITH best AS MATERIALIZED (
+        SELECT c.source_id, c.position, ({{score}})::float8 AS score
+        FROM gearbox.chunks c LEFT JOIN gearbox.sources s ON s.id = c.source_id
+        WHERE c.words @@ %(words)s::tsquery AND {_CONDITION}
+        ORDER BY score DESC, c.source_id, c.position LIMIT %(top_k)s)
+    {_HIT_COLUMNS}, best.score
+    FROM best JOIN gearbox.chunks c USING (source_id, position) JOIN gearbox.sources s ON s.id = c.source_id
+    ORDER BY best.score DESC, c.source_id, c.position"""
 
 
 def _read_only() -> RequestError:
