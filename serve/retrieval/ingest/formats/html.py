@@ -186,9 +186,11 @@ class _Page:
             name = self._taken()
             self._outline.heading(int(tag[1]), name)
         elif tag in ("td", "th") and table is not None:
-            spans = (min(max(_number(node.attributes.get(name), 1), 1), _MAX_SPAN) for name in ("colspan", "rowspan"))
+            columns, below = (
+                min(max(_number(node.attributes.get(name), 1), 1), _MAX_SPAN) for name in ("colspan", "rowspan")
+            )
             in_header = tag == "th" or (node.parent is not None and _in_head(node.parent))
-            table.rows[-1].append(Cell(self._taken(), *spans, header=in_header))
+            table.rows[-1].append(Cell(self._taken(), columns, below, in_header))
         elif tag == "tr" and table is not None:
             table.rows.append([])
         elif tag == "table" and self._tables:

@@ -80,8 +80,8 @@ def _text(node: Any) -> str:
 
 
 def _cell(entry: Any) -> Cell:
-    spans = (entry.get(name, 0) + 1 for name in ("morecols", "morerows"))
-    return Cell(" ".join(_text(entry).split()), *spans, header=isinstance(entry.parent.parent, nodes.thead))
+    columns, rows = (int(entry.get(name, 0)) + 1 for name in ("morecols", "morerows"))
+    return Cell(" ".join(_text(entry).split()), columns, rows, isinstance(entry.parent.parent, nodes.thead))
 
 
 def _hanging(mark: str, text: str) -> str:
