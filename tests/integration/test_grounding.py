@@ -1,8 +1,10 @@
 """Grounded answers of the real model: compared with ungrounded ones, streamed, cancelled, within a budget."""
 
 import asyncio
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -257,6 +259,44 @@ class TestTheBudget:
         assert gearbox_of(off, False)["variant"] == "full" and "x-gearbox-retrieval" not in off.headers
         wrong = http.post("/v1/chat/completions", json=body, headers={"x-gearbox-retrieval": "perhaps"})
         assert error_of(wrong, 400)["code"] == "invalid_retrieval"
+
+
+class TestCalibration:
+    COLLECTION = "grounding-calibrated"
+    PLACES = ("Norfell", "Tidwick", "Ostmark", "Brellin", "Cardow", "Dunmore", "Elsing", "Farholt", "Gantry", "Halsey",
+              "Ivelow", "Jarrow", "Kelham", "Lorwick", "Mersea", "Nantle", "Orsett", "Pelham", "Quorn", "Rydal")  # fmt: skip
+
+    def calibrate(self, platform: Platform, *arguments: str) -> str:
+        key = KEYS["alice"]["key"]
+        done = platform.gearbox("calibrate", self.COLLECTION, "--url", platform.url, *arguments, GEARBOX_API_KEY=key)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def test_a_threshold_is_fitted_to_an_operators_questions(
+        self, platform: Platform, http: httpx.Client, tmp_path: Path
+    ) -> None:
+        rows = []
+        for year, place in enumerate(self.PLACES, 1931):
+            put(http, self.COLLECTION, f"{place}.md", f"# {place}\n\nThe harbour of {place} was built in {year}.")
+            rows.append({"question": f"When was the harbour of {place} built?", "source": f"{place}.md"})
+        questions = tmp_path / "questions.jsonl"
+        questions.write_text("\n".join(map(json.dumps, rows)))
+        assert "the platform's default" in self.calibrate(platform)
+        said = self.calibrate(platform, "--questions", str(questions))
+        assert "20 of 20 questions find their document" in said and "from 20 questions" in said
+        stored = http.get("/v1/calibration", params={"collection": self.COLLECTION}).json()
+        assert stored["questions"] == 20 and 0 < stored["threshold"] < 1
+        found = ask(http, rows[3]["question"], {"collection": self.COLLECTION})
+        assert gearbox_of(found, False)["retrieval"]["outcome"] == "used"
+        missing = ask(http, "When was the harbour of Zandvoort built?", {"collection": self.COLLECTION})
+        assert gearbox_of(missing, False)["retrieval"]["outcome"] == "abstained"
+        assert "the platform's default" in self.calibrate(platform, "--reset")
+
+    def test_a_threshold_is_fitted_to_the_models_questions(self, platform: Platform, http: httpx.Client) -> None:
+        for place in self.PLACES[:4]:
+            put(http, self.COLLECTION, f"{place}.md", f"# {place}\n\nThe harbour of {place} was built in stone.")
+        said = self.calibrate(platform, "--generate", "4", "--rate", "0.5", "--model", "smollm2-135m:full", "--dry-run")
+        assert "questions find their document" in said
 
 
 class TestAgents:
