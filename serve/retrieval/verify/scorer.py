@@ -12,9 +12,9 @@ Vectors = np.ndarray[Any, np.dtype[np.float32]]
 SCORER = "cosine and unknown words, 1"  # scores of another number can't be compared with these
 #: Threshold of a collection without a calibration: for a false-abstention rate of 5% of the English answerable questions in the
 #: calibration part of `benchmarks.retrieval.faq_corpus` and `table_corpus`, which `benchmarks.retrieval.abstention` prints.
-DEFAULT_THRESHOLD = 0.284
+DEFAULT_THRESHOLD = 0.322
 
-# Chosen on that part too.
+# Chosen on that part and the development part.
 _INFLUENCE = 5.0  # score lost for a word that is all of the question's meaning
 _EXACT = 2.0  # factor of a number or a code: it is little of a question's meaning, and decides
 _NEARNESS = 0.5  # share of a word's nearness to the passage that counts for it: the passage may say it in other words
