@@ -50,7 +50,7 @@ CLIENTS, SATURATION_S = 24, 30.0
 AIMS = {"lost": 0, "silently_truncated": 0, "tokens": 0, "recovery_s": endurance.RECOVERY_S, "over_prefix_s": 1.0}
 SLOW_NETWORK = "stops of 0.3 s of the engine's HTTP server, 0.3 s apart"
 _SHORT = (Fault("stop", "engine core", 3.0, 3.0, 0.0), Fault("kill", "engine core", 3.0, 0.0, 0.0))
-_SHORT_PER_S, _SHORT_PATIENCE_S = 1.5, 12.0
+_SHORT_PER_S, _SHORT_PATIENCE_S = 1.5, 30.0
 _START_S, _ENGINE_S, _OTHER_S = 120.0, 75.0, 25.0  # first estimates for the time left
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from serve.errors import RequestError
 from serve.retrieval.ingest.metadata import check_meta
+from serve.retrieval.verify.calibration import TooFewQuestions, conformal_threshold
 
 QUESTION = "Who leads Larkhaven?"
 PASSAGE = {
@@ -113,8 +114,12 @@ class FakeRetrieval:
         return {"collection": collection, "threshold": 0.25, "rate": 0.05, "questions": None, "calibrated_at": None}
 
     async def _calibrate(self, collection: str, scores: list[float], rate: float, **_: Any) -> dict[str, Any]:
+        try:
+            threshold = conformal_threshold(scores, rate)
+        except TooFewQuestions as error:
+            raise RequestError(422, str(error), param="scores", code="too_few_questions") from error
         self._find(collection)
-        stored = {"threshold": min(scores), "rate": rate, "questions": len(scores), "calibrated_at": 1.0}
+        stored = {"threshold": threshold, "rate": rate, "questions": len(scores), "calibrated_at": 1.0}
         return {"collection": collection, **stored}
 
     _delete_calibration = _calibration

@@ -33,6 +33,7 @@ _T = TypeVar("_T")
 _PROMPT = (
     "Write one question, in the language of the text, that the text answers. Write only the question.\n\nText: {text}"
 )
+_IS_QUESTION = {"regex": r"[^\n?？؟]{8,120}[?？؟]"}  # small models answer otherwise, or do not end
 
 
 @dataclass(slots=True, frozen=True)
@@ -147,7 +148,10 @@ def _question_about(client: httpx.Client, collection: str, source: str, model: s
         return ""
     text = draw.choice(passages)["content"]
     message = {"role": "user", "content": _PROMPT.format(text=text)}
-    body = {"model": model, "messages": [message], "max_tokens": 64, "temperature": 0, "retrieval": False}
+    body = {
+        "model": model, "messages": [message], "max_tokens": 128, "temperature": 0, "retrieval": False,
+        "structured_outputs": _IS_QUESTION,
+    }  # fmt: skip
     answer = _request(client, "POST", "/v1/chat/completions", json=body)["choices"][0]["message"]["content"] or ""
     return next((line.strip() for line in answer.splitlines() if line.strip()[-1:] in ("?", "？", "؟")), "")
 

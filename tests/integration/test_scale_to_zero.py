@@ -84,7 +84,7 @@ def test_down_waits_for_the_answers_under_way(idle: Platform) -> None:
             lines = (line for line in response.iter_lines() if line)
             next(lines)
             start = time.monotonic()
-            down = operator.submit(idle.gearbox, "down")
+            down = operator.submit(idle.gearbox, "down", timeout=240)
             *_, last = lines
             seconds = time.monotonic() - start
         assert last == "data: [DONE]"

@@ -23,7 +23,7 @@ class TestDocuments:
             ("POST", "/v1/documents", {"source": "a", "content": "x"}), ("GET", "/v1/documents", None),
             ("GET", "/v1/documents?collection=docs", None), ("DELETE", "/v1/documents?collection=docs", None),
             ("POST", "/v1/search", {"query": "x"}), ("POST", "/v1/embeddings", {"input": "x"}),
-            ("POST", "/v1/calibration", {"scores": [0.5]}), ("GET", "/v1/calibration?collection=docs", None),
+            ("POST", "/v1/calibration", {"scores": [0.5], "rate": 0.5}), ("GET", "/v1/calibration?collection=docs", None),
             ("DELETE", "/v1/calibration?collection=docs", None),
         ]  # fmt: skip
         for method, path, body in calls:
@@ -154,13 +154,13 @@ def test_what_is_no_base64_is_refused(text: str):
 
 class TestCalibration:
     def test_it_is_set_read_and_deleted(self, grounded: Started, retrieval: FakeRetrieval):
-        body = {"collection": "docs", "scores": [0.4, 0.5], "rate": 0.1}
+        body = {"collection": "docs", "scores": [0.4, 0.5], "rate": 0.5}
         stored = grounded.post("/v1/calibration", body).json()
         assert stored == {
-            "object": "calibration", "collection": "docs", "threshold": 0.4, "rate": 0.1, "questions": 2, "calibrated_at": 1.0,
+            "object": "calibration", "collection": "docs", "threshold": 0.4, "rate": 0.5, "questions": 2, "calibrated_at": 1.0,
         }  # fmt: skip
         (call,) = retrieval.calls_of("calibrate")
-        assert call["scores"] == [0.4, 0.5] and call["rate"] == 0.1
+        assert call["scores"] == [0.4, 0.5] and call["rate"] == 0.5
         for method in ("GET", "DELETE"):
             default = grounded.http.request(method, "/v1/calibration?collection=docs").json()
             assert (default["object"], default["questions"]) == ("calibration", None)
@@ -188,9 +188,18 @@ class TestCalibration:
 
     def test_a_missing_collection_is_404(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.missing = {"gone"}
-        for method, body in (("POST", {"collection": "gone", "scores": [0.5]}), ("GET", None), ("DELETE", None)):
+        for method, body in (
+            ("POST", {"collection": "gone", "scores": [0.5], "rate": 0.5}),
+            ("GET", None),
+            ("DELETE", None),
+        ):
             response = grounded.http.request(method, "/v1/calibration?collection=gone", json=body)
             assert error_of(response, 404)["code"] == "collection_not_found"
+
+    @pytest.mark.parametrize("scores", [[], [0.5] * 18])
+    def test_too_few_questions_are_422(self, grounded: Started, scores):
+        error = error_of(grounded.post("/v1/calibration", {"scores": scores}), 422)
+        assert (error["code"], error["param"]) == ("too_few_questions", "scores")
 
     def test_a_deployment_without_retrieval_has_none(self, start_gateway: Start):
         gateway = start_gateway()
