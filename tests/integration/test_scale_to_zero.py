@@ -18,7 +18,7 @@ pytestmark = pytest.mark.platform
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """Nothing but `distilled`, at zero."""
     settings = local_settings()
-    settings["server"] |= {"port": 18300, "metrics_port": 19664, "gateway_replicas": 2, "drain_timeout_s": 120}
+    settings["server"] |= {"port": 18300, "metrics_port": 19664, "gateway_replicas": 2}
     del settings["retrieval"]
     settings["variants"] = [variant for variant in settings["variants"] if variant["name"] == "distilled"]
     settings["variants"][0]["replicas"] = {"min": 0, "max": 1}
@@ -26,8 +26,9 @@ def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         yield platform
 
 
-def ask(platform: Platform, timeout: float = 240) -> httpx.Response:
-    body = {"model": platform.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+def ask(platform: Platform, timeout: float = 240, tokens: int = 4) -> httpx.Response:
+    body = {"model": platform.model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": tokens}
+    body |= {"min_tokens": tokens}
     return httpx.post(f"{platform.url}/v1/chat/completions", json=body, timeout=timeout)
 
 
@@ -77,8 +78,11 @@ def test_a_gateway_that_dies_is_replaced_and_the_other_answers(idle: Platform) -
 
 def test_down_waits_for_the_answers_under_way(idle: Platform) -> None:
     """The last test of this module: it stops the platform."""
+    start = time.monotonic()
+    ask(idle, tokens=20)
+    tokens = min(400, round(20 * 12 / (time.monotonic() - start)))  # about twelve seconds
     body = {"model": idle.model, "messages": [{"role": "user", "content": "Tell me of gears"}], "stream": True}
-    body |= {"max_tokens": 400, "min_tokens": 400}
+    body |= {"max_tokens": tokens, "min_tokens": tokens}
     with ThreadPoolExecutor(1) as operator, httpx.Client(timeout=120) as client:
         with client.stream("POST", f"{idle.url}/v1/chat/completions", json=body) as response:
             lines = (line for line in response.iter_lines() if line)
