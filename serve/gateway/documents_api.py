@@ -4,7 +4,7 @@ import asyncio
 import base64
 import binascii
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qs
 
@@ -151,7 +151,7 @@ class Documents:
     async def delete(self, tenant: str, query: bytes) -> dict[str, Any]:
         """Delete a document or a collection."""
         self._settings()
-        params = _query(query, {"collection", "source"}, ("collection",))
+        params = _query(query, {"collection", "source"}, needs_collection=True)
         where = {"tenant": tenant, "collection": params["collection"], "source": params.get("source")}
         return {"deleted": await self._call("delete", **where)}
 
@@ -184,7 +184,7 @@ class Documents:
     async def calibration(self, tenant: str, query: bytes, method: str = "calibration") -> dict[str, Any]:
         """The threshold of a collection; `delete_calibration`: after it was set back to the platform's default."""
         self._settings()
-        params = _query(query, {"collection"}, ("collection",))
+        params = _query(query, {"collection"}, needs_collection=True)
         return {"object": "calibration", **await self._call(method, tenant=tenant, collection=params["collection"])}
 
     async def embed(self, body: object) -> dict[str, Any]:
@@ -247,7 +247,7 @@ def _parsed(shape: type[_M], body: object) -> _M:
         raise RequestError(400, first_problem(error), param=param, code="invalid_field") from error
 
 
-def _query(query: bytes, known: set[str], required: Sequence[str] = ()) -> Mapping[str, str]:
+def _query(query: bytes, known: set[str], *, needs_collection: bool = False) -> Mapping[str, str]:
     try:
         params = {name: values[-1] for name, values in parse_qs(query.decode(), keep_blank_values=True).items()}
     except UnicodeDecodeError as error:
@@ -259,9 +259,8 @@ def _query(query: bytes, known: set[str], required: Sequence[str] = ()) -> Mappi
             raise RequestError(
                 400, f"'{name}' has a NUL character, which no name has", param=name, code="invalid_query"
             )
-    for name in required:
-        if name not in params:
-            raise RequestError(400, f"'{name}' is required", param=name, code="missing_collection")
+    if needs_collection and "collection" not in params:
+        raise RequestError(400, "'collection' is required", param="collection", code="missing_collection")
     return params
 
 

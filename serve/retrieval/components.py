@@ -15,7 +15,8 @@ import numpy as np
 from haystack import Document, component
 
 from serve.retrieval.embedder import Embedder, Vectors
-from serve.retrieval.store.postgres import Calibration, Hit, Owner, Store
+from serve.retrieval.store.calibrations import Calibration
+from serve.retrieval.store.postgres import Hit, Owner, Store
 from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD, SCORER, support_scores
 
 Embed = Callable[[Sequence[str]], Awaitable[Vectors]]

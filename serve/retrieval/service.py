@@ -18,7 +18,8 @@ from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.components import Embed, current_calibration, provide, scorer_of
 from serve.retrieval.ingest.indexer import Indexer, Limits, Splitter
 from serve.retrieval.pipelines import RetrievalResult, load_pipelines
-from serve.retrieval.store.postgres import Calibration, Owner, Store, parse_filters
+from serve.retrieval.store.calibrations import Calibration
+from serve.retrieval.store.postgres import Owner, Store, parse_filters
 from serve.retrieval.verify import faithfulness as scoring
 from serve.retrieval.verify.calibration import FALSE_ABSTENTION, TooFewQuestions, conformal_threshold
 from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD

@@ -20,6 +20,8 @@ from psycopg.rows import class_row, dict_row
 from psycopg.types.json import Jsonb
 
 from serve.errors import RequestError, retrieval_misconfigured
+from serve.retrieval.store import calibrations
+from serve.retrieval.store.calibrations import Calibration
 from serve.retrieval.store.filters import FilterError, where_clause
 from serve.retrieval.store.keywords import LEXEMES, weighted_rank
 from serve.retrieval.store.schema import migrate
@@ -104,17 +106,6 @@ class Hit:
     meta: dict[str, Any]
     score: float
     embedding: Vector
-
-
-@dataclass(slots=True, frozen=True)
-class Calibration:
-    """A collection's support threshold. It is for the scores of `scorer` only: others can't be compared with it."""
-
-    threshold: float
-    rate: float  # share of answerable questions below it, at most
-    questions: int
-    scorer: str
-    calibrated_at: float  # seconds since the epoch
 
 
 class Store:
@@ -233,7 +224,7 @@ class Store:
             async with connection.transaction():
                 await connection.execute(f"SET LOCAL statement_timeout = '{_WRITE_TIMEOUT_S:.0f}s'")
                 if name is None:
-                    await connection.execute(_DELETE_CALIBRATION, params)
+                    await calibrations.delete(connection, owner.tenant, owner.collection)
                 return (await connection.execute(query, params)).rowcount
 
         return await self._with_retry(write, _WRITE_TIMEOUT_S)
@@ -282,34 +273,22 @@ class Store:
 
     async def calibration(self, owner: Owner) -> Calibration | None:
         """The collection's calibration; None where it has none."""
-
-        async def read(connection: AsyncConnection[Any]) -> Calibration | None:
-            async with connection.cursor(row_factory=class_row(Calibration)) as cursor:
-                await cursor.execute(_CALIBRATION, (owner.tenant, owner.collection))
-                return await cursor.fetchone()
-
-        return await self._with_retry(read, _READ_TIMEOUT_S)
+        return await self._with_retry(
+            lambda connection: calibrations.read(connection, owner.tenant, owner.collection), _READ_TIMEOUT_S
+        )
 
     async def set_calibration(
         self, owner: Owner, threshold: float, rate: float, questions: int, scorer: str
     ) -> Calibration | None:
         """Store the collection's calibration in place of the one it had; None, and nothing is stored, without documents."""
-        row = (threshold, rate, questions, scorer, owner.tenant, owner.collection)
-
-        async def write(connection: AsyncConnection[Any]) -> Calibration | None:
-            async with connection.cursor(row_factory=class_row(Calibration)) as cursor:
-                await cursor.execute(_SET_CALIBRATION, row)
-                return await cursor.fetchone()
-
-        return await self._with_retry(write, _READ_TIMEOUT_S)
+        row = (owner.tenant, owner.collection, threshold, rate, questions, scorer)
+        return await self._with_retry(lambda connection: calibrations.write(connection, *row), _READ_TIMEOUT_S)
 
     async def delete_calibration(self, owner: Owner) -> bool:
         """Delete the collection's calibration; returns whether it had one."""
-
-        async def write(connection: AsyncConnection[Any]) -> bool:
-            return (await connection.execute(_DELETE_CALIBRATION, (owner.tenant, owner.collection))).rowcount > 0
-
-        return await self._with_retry(write, _READ_TIMEOUT_S)
+        return await self._with_retry(
+            lambda connection: calibrations.delete(connection, owner.tenant, owner.collection), _READ_TIMEOUT_S
+        )
 
     async def vector_search(
         self, owner: Owner, embedding: Sequence[float], top_k: int, filters: Mapping[str, Any] | None = None
@@ -447,18 +426,6 @@ async def _hits(
 
 _COPY = """COPY gearbox.chunks (source_id, position, tenant, collection, heading, content, page, embedding)
            FROM STDIN (FORMAT BINARY)"""
-
-_CALIBRATED: LiteralString = (
-    "threshold, rate, questions, scorer, extract(epoch FROM calibrated_at)::float8 AS calibrated_at"
-)
-_CALIBRATION: LiteralString = f"SELECT {_CALIBRATED} FROM gearbox.calibrations WHERE tenant = %s AND collection = %s"
-_SET_CALIBRATION: LiteralString = f"""
-    INSERT INTO gearbox.calibrations (threshold, rate, questions, scorer, tenant, collection)
-    SELECT %s, %s, %s, %s, tenant, collection FROM gearbox.sources WHERE tenant = %s AND collection = %s LIMIT 1
-    ON CONFLICT (tenant, collection) DO UPDATE SET threshold = excluded.threshold, rate = excluded.rate,
-        questions = excluded.questions, scorer = excluded.scorer, calibrated_at = now()
-    RETURNING {_CALIBRATED}"""
-_DELETE_CALIBRATION: LiteralString = "DELETE FROM gearbox.calibrations WHERE tenant = %s AND collection = %s"
 
 _IS_LARGE: LiteralString = f"""
     SELECT count(*) = {_MAX_EXACT_CHUNKS} OR sum(chunks) > {_MAX_EXACT_CHUNKS} FROM (

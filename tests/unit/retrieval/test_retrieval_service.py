@@ -18,7 +18,8 @@ from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError, retrieval_misconfigured
 from serve.retrieval.pipelines import PipelineError
 from serve.retrieval.service import BUNDLED, Service
-from serve.retrieval.store.postgres import Calibration, Hit, IndexedDocument, Owner, Store, StoreUnavailable
+from serve.retrieval.store.calibrations import Calibration
+from serve.retrieval.store.postgres import Hit, IndexedDocument, Owner, Store, StoreUnavailable
 from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD
 from tests.unit.gateway.test_embeddings import tokenizer_at, words
 
