@@ -1,6 +1,7 @@
 """`gearbox calibrate` against a small HTTP server that searches and stores a threshold like the platform."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,9 @@ def test_the_model_writes_questions_from_the_documents(platform: Platform):
     assert platform.calibration["questions"] == 25
     sources = {body["filters"]["value"] for _, _, body in platform.requests if "filters" in body}
     assert sources == {"a.md", "b.md", "c.md"}
+    written = [body["structured_outputs"] for _, path, body in platform.requests if path == "/v1/chat/completions"]
+    assert all(re.fullmatch(one["regex"], "When was it built?") for one in written)
+    assert not any(re.fullmatch(one["regex"], "It was built in 1931.") for one in written)
 
 
 def test_a_model_that_writes_no_questions_changes_nothing(platform: Platform):

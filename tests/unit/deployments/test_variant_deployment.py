@@ -1,4 +1,4 @@
-"""A variant's Serve application: the environment that its engines get."""
+"""A variant's Serve application: the environment that its engines get, and what runs before they start."""
 
 from pathlib import Path
 from typing import Any
@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from deployments import variant
+from serve.card import CARD_FILE
 from serve.config.platform import PlatformConfig
 
 LOCAL = Path(__file__).parents[3] / "deployments/local.yaml"
@@ -34,3 +35,20 @@ def test_other_engines_compile(monkeypatch, changes):
 
 def test_the_operators_environment_comes_first(monkeypatch):
     assert environment(monkeypatch, env={"TORCH_COMPILE_DISABLE": "0"})["TORCH_COMPILE_DISABLE"] == "0"
+
+
+@pytest.mark.parametrize(("resources", "expected"), [({}, "prepare_cpu_engine"), ({"gpus": 1}, "prepare_engine")])
+def test_an_engine_without_a_gpu_reports_its_cpu_time(monkeypatch, resources, expected):
+    waits: list[Any] = []
+    before = variant.before_engine_start
+    monkeypatch.setattr(variant, "before_engine_start", lambda wait: waits.append(wait) or before(wait))
+    environment(monkeypatch, resources=resources)
+    assert waits == [getattr(variant, expected)]
+
+
+async def test_the_engine_of_a_cpu_waits_for_its_weights_too(monkeypatch, tmp_path):
+    reported = []
+    monkeypatch.setattr(variant, "report_engine_cpu_time", lambda: reported.append(True))
+    (tmp_path / CARD_FILE).touch()
+    await variant.prepare_cpu_engine(tmp_path)
+    assert reported == [True]

@@ -12,7 +12,8 @@ from serve.errors import RequestError
 from serve.retrieval.components import provide, scorer_of
 from serve.retrieval.pipelines import PipelineError, RetrievalPipeline, load_pipelines
 from serve.retrieval.service import BUNDLED
-from serve.retrieval.store.postgres import Calibration, Hit, Owner
+from serve.retrieval.store.calibrations import Calibration
+from serve.retrieval.store.postgres import Hit, Owner
 
 QUESTION = "Who is the mayor of Larkhaven?"
 MODEL = "an embedder"
@@ -151,6 +152,11 @@ async def test_a_passage_is_quoted_with_its_heading(store: FakeStore, bundled, h
     store.dense = [hit("Ilse Park is mayor of Larkhaven.", "a.md", heading=heading)]
     last = (await run(bundled["dense"])).prompt[-1].text or ""
     assert f"Source 1, Larkhaven council: {quoted}\n" in last
+
+
+def test_the_bundled_pipelines_have_the_same_prompt():
+    read = [yaml.safe_load(path.read_text())["components"]["prompt"] for path in sorted(BUNDLED.glob("*.yaml"))]
+    assert len(read) == 3 and all(prompt == read[0] for prompt in read)
 
 
 async def test_an_error_of_the_store_is_in_what_the_pipeline_raises(store: FakeStore, bundled):
