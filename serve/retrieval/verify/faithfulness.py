@@ -88,7 +88,8 @@ _ABBREVIATIONS = re.compile(
     r"(?:etc|inc|ltd|co|corp|jr|sr|[ap]\.m|u\.[sk]|est|dept|jan|feb|mar|apr|aug|sept?|oct|nov|dec)", re.I
 )
 _END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’)\]*_`]*+(?=\s)|[。！？]""")
-_LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```))")
+# Before an empty line, a list item, a heading, a quotation, a fence, and a row of a table (`Country: Norway | Full day: 66`)
+_LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```)|[^\n]*\S \| \S)")
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _MARKER = re.compile(r"(?:^|\n)[ \t]*\d+\.$")
 _WORD_BREAK = re.compile(r"[\s(\[\"'“]")

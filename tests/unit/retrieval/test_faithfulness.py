@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from benchmarks.reporting.results import load
 from benchmarks.retrieval import faithfulness_scoring, labelled_texts
 from serve.retrieval.verify import faithfulness as scoring
+from serve.retrieval.verify.sentence_selector import select_sentences
 
 STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."
 TREES = "A B-tree is a self-balancing tree that keeps 1,000 or more keys in a node. It is not a binary tree."
@@ -149,6 +150,15 @@ def test_a_claim_after_i_do_not_know_is_checked():
 def test_without_passages_nothing_is_supported():
     (one,) = checked("Keir Starmer is Prime Minister.")
     assert (one.supported, one.passage) == (False, None)
+
+
+def test_each_row_of_a_table_is_a_sentence():
+    """As `ingest.formats.tables` writes them: the selector takes the row that is asked for alone."""
+    rows = ["Country: Norway | Full day: 66 | Half day: 33", "Country: Sweden | Full day: 50 | Half day: 25"]
+    table = "\n".join(["Per diem by country:", "", *rows])
+    assert pieces(table) == ["Per diem by country:", *rows]
+    question = "What is the per diem for Sweden for half a day?"
+    assert select_sentences(question, table)[1] == f"Per diem by country: {rows[1]}"
 
 
 def test_texts_are_embedded_once_and_only_a_few_for_each_sentence():
