@@ -20,8 +20,9 @@ from benchmarks.lib.memory_slope import slope
 from serve.telemetry.prometheus_text import parse
 
 INTERVAL_S = 120.0  # of a soak, with one fault each
-#: A killed gateway has no memory to grow, and takes the requests with it that it has: `faults` without `--soak` kills it.
-NOT_IN_SOAK = ("kill gateway",)
+#: Killed, these take the connections with them that they have: nothing behind them can save a request. `faults` without `--soak`
+#: kills them.
+NOT_IN_SOAK = ("kill gateway", "kill haproxy")
 FACTOR = 5.0  # of an overload, of what saturates the platform
 RECOVERY_S = 10.0  # the aim
 BOUNDED = 1.1  # median of the last third over that of the second: up to this, it does not grow
