@@ -22,6 +22,7 @@ class Progress:
 
     remaining: list[tuple[str, float]]  # (step, estimated seconds), in order
     started: float = field(default_factory=time.monotonic)
+    _first_step: float | None = None  # what comes before it, such as a platform's start, is no measure of the steps
     _passed_estimate: float = 0.0
     _done: int = 0
 
@@ -33,8 +34,10 @@ class Progress:
 
     def step(self, name: str) -> None:
         """Start the next step."""
-        elapsed = time.monotonic() - self.started
-        pace = elapsed / self._passed_estimate if self._passed_estimate else 1.0
+        now = time.monotonic()
+        elapsed = now - self.started
+        self._first_step = self._first_step or now
+        pace = (now - self._first_step) / self._passed_estimate if self._passed_estimate else 1.0
         left = sum(seconds for _, seconds in self.remaining) * pace
         total = self._done + len(self.remaining)
         self._done += 1
