@@ -62,7 +62,7 @@ class FakeRetrieval:
             "ms": 2.0,
         }
 
-    async def _check(self, answer: str, passages: list[str], question: str) -> list[dict[str, Any]]:
+    async def _check(self, answer: str, passages: list[str], question: str, heads: list[str]) -> list[dict[str, Any]]:
         await asyncio.sleep(self.verification_s)
         if self.check_error:
             raise self.check_error

@@ -80,6 +80,10 @@ def guard(result: Result) -> Iterator[Figure]:
     """Precision and recall of marking unsupported sentences, on the benchmark's own texts."""
     part = result["entailment"]
     yield figure("sentences.threshold", "grounding", "unsupported sentences: threshold", part["threshold"])
+    for name, row in part["sources"].items():
+        yield figure(
+            f"sentences.of {name}.f1", "grounding", f"unsupported sentences of {name}: F1", row["f1"], aim=">= 0.90"
+        )
     for kind, row in {"all": part["all"], **part["kinds"]}.items():
         of = f"unsupported sentences, {kind} ({row['unsupported']} of {row['items']})"
         for key in ("precision", "recall", "false_alarms"):

@@ -185,16 +185,17 @@ def grounded_ttft(result: Result) -> str:
 def guard(result: Result) -> str:
     """Precision and recall of faithfulness scoring for sentences, by kind, on the held-out half."""
     part, rows = result["entailment"], []
-    for kind, row in [(f"**sentences**, threshold {part['threshold']}", part["all"]), *part["kinds"].items()]:
+    sources = [(f"**of {name}**", row) for name, row in part["sources"].items()]
+    for kind, row in [(f"**all**, threshold {part['threshold']}", part["all"]), *sources, *part["kinds"].items()]:
         shares = [_with_interval(row[key]) if key in row else "" for key in ("precision", "recall", "false_alarms")]
         numbers = [f"{row[key]:.3f}" if key in row else "" for key in ("f1", "auc")]
         rows.append([kind, f"{row['unsupported']} of {row['items']}", *shares, *numbers])
     head = ["", "unsupported", "precision", "recall", "false alarms", "F1", "AUC"]
     note = (
         f"Positive class: marked as unsupported; shares with 95% intervals. Without embeddings {result['speed']['check_4_ms']:.1f} ms "
-        "for an answer's sentences against 4 passages. Weights and the threshold come from the other half; the features were chosen "
-        "with these results known. The benchmark invents the facts, and paraphrases and corrupts the sentences by rule: real "
-        "answers vary more."
+        "for an answer's sentences against 4 passages. Weights and the threshold come from the other half of the texts, and from other "
+        "tables and FAQs; the features were chosen with these results known. The benchmark invents the facts, and paraphrases and "
+        "corrupts the sentences by rule: real answers vary more."
     )
     return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.retrieval.packages import unpacked
 from serve.retrieval.ingest.convert import ConversionError, convert
-from serve.retrieval.verify.faithfulness import sentences
+from serve.retrieval.verify.sentences import sentences
 
 PACKAGES = ("dict-foldoc", "python3.11-doc", "postgresql-doc-15")
 TELLING = (

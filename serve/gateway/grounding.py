@@ -315,10 +315,11 @@ class Grounder:
         try:
             async with asyncio.timeout(left):
                 passages = [passage["content"] for passage in grounding.passages]
+                heads = ["\n".join(filter(None, (one["title"], one["heading"]))) for one in grounding.passages]
                 sentences: list[dict[str, Any]] = []
                 for number, choice in enumerate(choices):
                     checked = await self._retrieval.call(
-                        "check", answer=choice.text, passages=passages, question=grounding.question
+                        "check", answer=choice.text, passages=passages, heads=heads, question=grounding.question
                     )
                     sentences += [{**sentence, "choice": number} for sentence in checked]
                 grounding.sentences = sentences

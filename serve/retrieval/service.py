@@ -5,6 +5,7 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -147,14 +148,20 @@ class Service:
         """Whether the tenant has a collection of this name with at least one document."""
         return await self._store.exists(Owner(tenant, collection))
 
-    async def check(self, answer: str, passages: Sequence[str], question: str = "") -> list[dict[str, Any]]:
-        """Sentences of `answer` with whether the passages support them; positions are in characters."""
+    async def check(
+        self, answer: str, passages: Sequence[str], question: str = "", heads: Sequence[str] = ()
+    ) -> list[dict[str, Any]]:
+        """Sentences of `answer` with whether the passages support them; positions are in characters.
+
+        `heads`: the passages' titles and headings.
+        """
+        sources = [scoring.Passage(head, text) for head, text in zip_longest(heads, passages, fillvalue="")]
         return [
             {
                 "start": one.start, "end": one.end, "supported": one.supported, "score": None if one.score is None else round(one.score, 4),
                 "source": None if one.passage is None else one.passage + 1,
             }
-            for one in await scoring.check_answer(answer, passages, self._embed, question=question)
+            for one in await scoring.check_answer(answer, sources, self._embed, question=question)
         ]  # fmt: skip
 
     async def agent(

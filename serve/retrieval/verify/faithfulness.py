@@ -1,112 +1,62 @@
 """Faithfulness scoring: do passages entail an answer's sentences?
 
-A logistic model of a few features: cosine similarity of the texts' embeddings, and overlap of their terms. The weights and the
-threshold below come from `python -m benchmarks.retrieval.faithfulness_scoring`, which prints them.
+A logistic model of a few features: which of the claim's words a sentence of a passage lacks, how much they mean by the embedder, and
+whether the sentence is about what was asked. No list of words but the phrases in `phrases.yaml`. The weights and the threshold come
+from `python -m benchmarks.retrieval.faithfulness_scoring`, which prints them.
 """
 
 import math
 import re
-from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain, islice, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from serve.retrieval.verify.phrases import phrases
+from serve.retrieval.verify.sentences import sentences
+from serve.retrieval.verify.unknown_words import MAX_QUESTION_CHARS
+from serve.retrieval.verify.words import (
+    Word,
+    WordIndex,
+    is_content,
+    is_exact,
+    most_telling,
+    parts,
+    stem,
+    weight,
+    without,
+    words,
+)
 
 Vectors = np.ndarray[Any, np.dtype[np.float32]]
 
 MIN_ENTAILED = 0.71  # sentences below it are marked as unsupported: the largest F1 on the calibration half
 
-# Bias first, then a weight for each feature, in the order of `entailment_features`.
-ENTAILMENT = (-7.11, 0.225, 5.24, 2.827, -3.295, -1.935, -3.79, -3.893, 2.616)
+# Bias first, then a weight for each feature, in the order of `Features`.
+ENTAILMENT = (-3.0, 2.5, -2.8, -3.1, -2.9, -20.0, -34.0, 0.5)
 
-_MAX_CANDIDATES = 3  # passage sentences whose embeddings are compared with one answer sentence
+_MAX_CANDIDATES = 3  # passage sentences that are compared with one answer sentence
 _MAX_SENTENCES = 64  # checked sentences of an answer; embedding more would take longer than generating them
-# Longer texts are truncated: nothing else bounds a question, an answer or a chunk of one long word.
+_MAX_WORDS = 4  # missing words of a claim, or of the question, whose meaning is measured
+_NEARNESS = 0.5  # share of a word's nearness to the passage that counts for it: the passage may say it in other words
+_MAX_COMPARED = 32  # words of a claim and its question by which candidates are found
+# Longer texts are truncated, or are no claim of which a single word matters: nothing else bounds an answer or a chunk of one long word.
 _MAX_ANSWER_CHARS = 100_000
-MAX_QUESTION_CHARS = 20_000
+_MAX_CLAIM_CHARS = 1_000
+_MAX_CLAIM_WORDS = 100  # different ones
+_MAX_HEAD_CHARS = 1_000
 MAX_PASSAGE_CHARS = 20_000
-_MAX_WORD_CHARS = 64  # significant characters of a word
 
-_WORD = re.compile(r"\w+[+#]*")
-_NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,:]\d+)*")
-_NAME = re.compile(r"\b[A-Z]\w*")
-_THOUSANDS = re.compile(r",(?=\d{3}(?!\d))")
-_DECIMAL = re.compile(r"\d+\.\d+")
-_OPENING = re.compile(  # opening phrases of a sentence, which are not part of its claim
-    r"^(?:[-*+•#>|]+|\d+[.)])\s+|^(?:(?:according to|based on) (?:the|this|these|your) (?:\w+ ){0,2}\w+"
-    r"|in (?:short|summary|other words)|note that|yes|no|sure|answer)(?:[,:]\s*|(?<=that) )",
-    re.I,
-)
 _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
-_NEGATION = re.compile(r"\b(?:not|no|never|none|neither|nor|without|cannot|nothing|nobody)\b|n['’]t\b", re.I)
-
-_STOP_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        """a about according after all also am an and any are as at be because been before being both but by can could
-        did do does doing each else ever few for from get give had has have having he her hers him his how i if in into
-        is it its itself just let like made make many may me might more most much must my of off on once one only or
-        other our out over own please s same shall she should since so some such t than that the their them then there
-        these they this those through to too under until up us used using very was we were what when where whether
-        which while who whom whose why will with within would you your""",
-    )
-)
-_QUESTION_WORDS = frozenset(  # words of questions that passages need not contain
-    re.findall(
-        r"\w+",
-        """answer called define definition describe description explain explanation find know mean meaning question refer
-        say tell term understand word""",
-    )
-)
-#: Demonyms whose stem differs from the country's name: a question may use one and a text the other.
-_DEMONYMS: dict[str, str] = dict(
-    re.findall(
-        r"\b(\w+)/(\w+)",
-        """british/kingdom britain/kingdom uk/kingdom french/france dutch/netherlands spanish/spain italian/italy
-        polish/poland swedish/sweden norwegian/norway danish/denmark dane/denmark finnish/finland belgian/belgium
-        portuguese/portugal greek/greece irish/ireland hungarian/hungary swiss/switzerland austrian/austria
-        czech/czechia romanian/romania ukrainian/ukraine russian/russia turkish/turkey scottish/scotland welsh/wales
-        english/england american/america usa/america canadian/canada mexican/mexico brazilian/brazil
-        argentinian/argentina peruvian/peru chilean/chile australian/australia japanese/japan chinese/china
-        indian/india pakistani/pakistan korean/korea israeli/israel egyptian/egypt kenyan/kenya nigerian/nigeria
-        african/africa asian/asia european/europe""",
-    )
-)
-_SUFFIXES = re.compile(
-    r"(?<=\w{4})(?:ational|i[sz]ations?|ations?|ments?|ness|ingly|edly|ities|ity|[ia]ble|ings?|ions?|[oe]rs?|ie[sd]|ives?"
-    r"|ally|ly)$|(?<=\w{3})(?:ies|es|ed|s|e|y)$"
-)
-
-# Dots after these never end a sentence; after `_ABBREVIATIONS` they do unless a lower-case letter follows.
-_TITLES = re.compile(r"(?:mrs?|ms|dr|prof|st|vs|cf|approx|e\.?g|i\.?e|viz|al)", re.I)
-_NUMBERED = re.compile(r"(?:figs?|nos?|vol|pp?|eq|sec|ch|v|ver)", re.I)  # abbreviations only before a number: "No. 5"
-_ABBREVIATIONS = re.compile(
-    r"(?:etc|inc|ltd|co|corp|jr|sr|[ap]\.m|u\.[sk]|est|dept|jan|feb|mar|apr|aug|sept?|oct|nov|dec)", re.I
-)
-_END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’)\]*_`]*+(?=\s)|[。！？]""")
-# Before an empty line, a list item, a heading, a quotation, a fence, and a row of a table (`Country: Norway | Full day: 66`)
-_LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```)|[^\n]*\S \| \S)")
-_FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
-_MARKER = re.compile(r"(?:^|\n)[ \t]*\d+\.$")
-_WORD_BREAK = re.compile(r"[\s(\[\"'“]")
-_NON_SPACE = re.compile(r"\S")
-
-_REFUSAL = re.compile(  # the answer states that it has no answer
-    r"\b(?:i|we)(?:['’]m| am| do| can| could)?(?:\s?not|n['’]t|not| unable to| sorry\b| afraid\b)"
-    r"(?: know| find| answer| say| tell| have| help| see| provide| determine|[.,]|$)"
-    r"|\b(?:not|n['’]t) (?:mention|contain|say|state|specif|provide|give|found|cover)\w* (?:\w+ ){0,3}"
-    r"(?:sources?|passages?|documents?|context|texts?|information|answer)\b|\bno (?:information|mention|answer)\b",
-    re.I,
-)
-_PLEASANTRY = re.compile(  # possessive: what one phrase has taken, a rest of the line too, is never tried again as another
-    r"(?:(?:hello|hi|hey|sure|certainly|of course|thanks|thank you|sorry|okay|ok|great|there|everyone|you(?:['’]re)? welcome"
-    r"|(?:please )?let me know\b.*+|i hope\b.*+|hope (?:this|that) helps|feel free\b.*+)\W*+)++",
-    re.I,
-)
+_MARKER = re.compile(r"(?:[-*+•#>|]+|\d+[.)])\s+")
+_OPENING = re.compile(rf"{phrases('opening')}\s*", re.I)
+_NEGATION = re.compile(rf"\b{phrases('negation')}(?!\w)", re.I)
+_NO_ANSWER = re.compile(rf"\b{phrases('no_answer')}(?!\w)", re.I)
+_FURTHER = re.compile(r"[,;:–—](?:\s+\S+){5}")  # after "I don't know": a clause that may be a claim
+# possessive: what one phrase has taken, a rest of the line too, is never tried again as another
+_COURTESY = re.compile(rf"(?:{phrases('courtesy')}\W*+)++", re.I)
+_ROW = re.compile(r"\S \| \S")  # of a table, as `ingest.formats.tables` writes it
 
 
 @dataclass(slots=True, frozen=True)
@@ -120,9 +70,28 @@ class CheckedSentence:
     passage: int | None  # index of the passage that entails it, or comes nearest
 
 
+class Passage(NamedTuple):
+    """A source: its title and heading, which go with each of its sentences, and its text."""
+
+    head: str
+    text: str
+
+
+class Features(NamedTuple):
+    """Whether a sentence of a passage entails a claim, of words that are not the question's."""
+
+    coverage: float  # share of the claim's words that the sentence has, by weight
+    exact_unknown: float  # numbers and codes that the passage lacks
+    exact_elsewhere: float  # numbers and codes that only other sentences of the passage have
+    negated: float  # 1: one of them is negated
+    loss: float  # meaning of the claim's word that the sentence lacks and that means most, 0 to 1
+    question_loss: float  # likewise, of the question's words that other sentences have
+    relevance: float  # cosine similarity of question and claim to the sentence; 0 without a question
+
+
 async def check_answer(
     answer: str,
-    passages: Sequence[str],
+    passages: Sequence[Passage],
     embed: Callable[[Sequence[str]], Awaitable[Vectors]],
     *,
     question: str = "",
@@ -131,218 +100,231 @@ async def check_answer(
 
     Args:
         answer: the generated text; at most `_MAX_SENTENCES` sentences in its first `_MAX_ANSWER_CHARS` characters are checked.
-        passages: texts of the sources in the prompt.
-        embed: unit vectors of texts, (texts, d); called once, with at most a few sentences for each of the answer's.
-        question: content that the answer repeats from the question is not a claim of the answer.
+        passages: the sources in the prompt.
+        embed: unit vectors of texts, (texts, d); called at most once, with a few texts for each of the answer's sentences.
+        question: what the answer repeats of it is no claim, and a sentence about another of its subjects entails nothing.
     """
     spans = sentences(answer[:_MAX_ANSWER_CHARS])
     if len(answer) > _MAX_ANSWER_CHARS:
         spans = spans[:-1]  # the last sentence may be cut off
     spans = spans[:_MAX_SENTENCES]
-    claimed = [claim_text(answer[start:end]) for start, end in spans]
-    claims = {i: text for i, text in enumerate(claimed) if _has_claim(text)}
     evidence = Evidence(passages)
-    candidates = {i: evidence.candidates(text) for i, text in claims.items()}
-    texts = [text.text for text in claims.values()] + [evidence.texts[j] for js in candidates.values() for j in js]
-    texts = list(dict.fromkeys(texts))
-    vectors = await embed(texts) if texts else np.empty((0, 1), np.float32)
-    row = dict(zip(texts, vectors, strict=True))
-    question_text = Text(question[:MAX_QUESTION_CHARS])
+    claims = [Claim(claim_text(answer[start:end]), question, evidence) for start, end in spans]
+    checked = [claim for claim in claims if claim.claims_something]
+    texts = list(dict.fromkeys(text for claim in checked for text in claim.texts()))
+    vectors = dict(zip(texts, await embed(texts), strict=True)) if texts else {}
 
-    checked = []
-    for i, (start, end) in enumerate(spans):
-        if i not in claims:
-            checked.append(CheckedSentence(start, end, None, None, None))
+    found = []
+    for (start, end), claim in zip(spans, claims, strict=True):
+        if not claim.claims_something:
+            found.append(CheckedSentence(start, end, None, None, None))
             continue
         best, passage = 0.0, None
-        for j in candidates[i]:
-            cosine = float(row[claims[i].text] @ row[evidence.texts[j]])
-            score = _logistic(ENTAILMENT, entailment_features(claims[i], evidence, j, cosine, question_text))
+        for j, features in claim.features(vectors):
+            score = _logistic(ENTAILMENT, features)
             if passage is None or score > best:
                 best, passage = score, evidence.passage[j]
-        checked.append(CheckedSentence(start, end, best, best >= MIN_ENTAILED, passage))
-    return checked
+        found.append(CheckedSentence(start, end, best, best >= MIN_ENTAILED, passage))
+    return found
 
 
-def claim_text(sentence: str) -> "Text":
+def claim_text(sentence: str) -> str:
     """The claim of an answer's sentence: the sentence without citations, list markers and opening phrases."""
-    return Text(_OPENING.sub("", _OPENING.sub("", _CITATION.sub("", sentence).strip())))
-
-
-class Text:
-    """A sentence with its compared features: stems, numbers, negation."""
-
-    __slots__ = ("content", "negated", "numbers", "terms", "text")
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.content = _content(text)
-        self.numbers = _numbers(text)
-        self.terms = self.content.keys() | self.numbers
-        self.negated = bool(_NEGATION.search(text))
+    text = _CITATION.sub("", sentence[: 2 * _MAX_CLAIM_CHARS]).strip()
+    for pattern in (_MARKER, _OPENING, _OPENING):
+        if match := pattern.match(text):
+            text = text[match.end() :].lstrip()
+    return text
 
 
 class Evidence:
-    """The passages' sentences, indexed by stem."""
+    """The passages' sentences, indexed by their words."""
 
-    def __init__(self, passages: Sequence[str]) -> None:
+    def __init__(self, passages: Sequence[Passage]) -> None:
         self.texts: list[str] = []
-        self.terms: list[AbstractSet[str]] = []  # stems and numbers of each sentence
         self.passage: list[int] = []  # index of each sentence's passage
-        self.passage_terms: list[AbstractSet[str]] = []  # stems and numbers of each passage
-        self._postings: dict[str, list[int]] = {}  # sentences by stem
-        for i, passage in enumerate(passages):
-            passage = passage[:MAX_PASSAGE_CHARS]
-            texts = [passage[start:end] for start, end in sentences(passage)]
-            terms = [set(stems(text)) | _numbers(text) for text in texts]
-            self.texts += texts
-            self.passage += [i] * len(texts)
-            self.terms += terms
-            self.passage_terms.append(set().union(*terms))
-        for j, stems_of in enumerate(self.terms):
-            for stem in stems_of:
-                self._postings.setdefault(stem, []).append(j)
+        self.negated: list[bool] = []
+        self._near: list[tuple[int, ...]] = []
+        self._of_passage: list[range] = []  # each passage's sentences
+        for number, (_, text) in enumerate(passages):
+            text = text[:MAX_PASSAGE_CHARS]
+            before = len(self.texts)
+            self.texts += [text[start:end] for start, end in sentences(text)]
+            of_passage = range(before, len(self.texts))
+            self.passage += [number] * len(of_passage)
+            self._near += _neighbours(self.texts, of_passage)
+            self._of_passage.append(of_passage)
+        self.negated = [_is_negated(text) for text in self.texts]
+        self._words = WordIndex(map(parts, self.texts))
+        self._heads = WordIndex(parts(head[:_MAX_HEAD_CHARS]) for head, _ in passages)
 
-    def candidates(self, text: Text) -> list[int]:
-        """The sentences that share the most words with `text`, earlier sentences first among equals."""
-        shared: dict[int, float] = {}
-        for stem, weight in text.content.items():
-            for j in self._postings.get(stem, ()):
-                shared[j] = shared.get(j, 0.0) + weight
-        others = (j for j in range(len(self.terms)) if j not in shared)
-        return list(islice(chain(sorted(shared, key=lambda j: (-shared[j], j)), others), _MAX_CANDIDATES))
+    def candidates(self, claimed: Iterable[str]) -> list[int]:
+        """The sentences that share the most of the words `claimed`, rare ones first; earlier sentences among equals."""
+        telling = sorted({stem(part): part for part in claimed}.values(), key=weight, reverse=True)[:_MAX_COMPARED]
+        shared = dict.fromkeys(range(min(_MAX_CANDIDATES, len(self.texts))), 0.0)
+        for part in telling:
+            having = self._words.having(part)
+            for j in having:
+                shared[j] = shared.get(j, 0.0) + math.log(1 + len(self.texts) / len(having))
+        return sorted(shared, key=lambda j: (-shared[j], j))[:_MAX_CANDIDATES]
+
+    def knows(self, part: str) -> bool:
+        """Whether any passage has the part."""
+        return part in self._words or part in self._heads
+
+    def has(self, j: int, part: str) -> bool:
+        """Whether sentence `j`, or its passage's head, has the part."""
+        return j in self._words.having(part) or self.passage[j] in self._heads.having(part)
+
+    def passage_has(self, j: int, part: str) -> bool:
+        """Whether the passage of sentence `j` has the part."""
+        having = self._words.having(part)
+        return self.has(j, part) or any(i in having for i in self._of_passage[self.passage[j]])
+
+    def is_near(self, j: int, word: Word, part: str) -> bool:
+        """Whether the part of a word is in sentence `j` or right before it, where the subject may be named.
+
+        A sentence with another code of that kind has its own subject.
+        """
+        if self.has(j, part):
+            return True
+        if word.is_exact and any(word.is_rival(other) for other in words(self.texts[j][:_MAX_CLAIM_CHARS])):
+            return False
+        return any(i in self._words.having(part) for i in self._near[j])
 
 
-def entailment_features(text: Text, evidence: Evidence, at: int, cosine: float, question: Text) -> tuple[float, ...]:
-    """Features for whether sentence `at` of the evidence, with its passage, entails `text`.
+def _neighbours(texts: Sequence[str], of_passage: range) -> Iterator[tuple[int, ...]]:
+    """Of each sentence of a passage, the one that may name its subject: before a sentence, that one; before a row, its group's title."""
+    title: tuple[int, ...] = ()
+    for j in of_passage:
+        if _ROW.search(texts[j]):
+            yield title
+        else:
+            is_item = _MARKER.match(texts[j]) is not None
+            yield title if title == (j - 1,) and not is_item else ()
+            title = (j,)
 
-    Cosine (reduced for short texts, whose vectors are far from any sentence's), coverage of the text's words in the sentence
-    and in the passage, numbers and names that the passage lacks, a negation on one side only, numbers that only other
-    sentences of the passage contain, and how short the text is.
+
+class Claim:
+    """A claim of an answer to a question, with the sentences that may entail it.
+
+    Args:
+        text: see `claim_text`.
+        question: the question, or nothing.
+        evidence: what may entail it.
     """
-    terms, passage_terms = evidence.terms[at], evidence.passage_terms[evidence.passage[at]]
-    new = {stem: weight for stem, weight in text.content.items() if stem not in question.content} or text.content
-    numbers = text.numbers - question.numbers
-    names = {_stem(name.lower()) for name in _names(text.text)} - question.terms
-    short = min(1.0, 2 / max(len(text.content), 1))
-    return (
-        cosine * (1 - short),
-        coverage(new, terms),
-        coverage(new, passage_terms),
-        float(len(numbers - passage_terms)),
-        float(len(names - passage_terms)),
-        float(text.negated != bool(_NEGATION.search(evidence.texts[at]))),
-        float(len((numbers & passage_terms) - terms)),
-        short,
-    )
+
+    def __init__(self, text: str, question: str, evidence: Evidence) -> None:
+        self.text, self._evidence = text[:_MAX_CLAIM_CHARS], evidence
+        self._question = question if len(question) <= MAX_QUESTION_CHARS else ""
+        of_claim = list(parts(self.text))[:_MAX_CLAIM_WORDS]
+        self.claims_something = bool(of_claim) and _claims_something(self.text)
+        if not self.claims_something:
+            return
+        of_question = parts(question[:MAX_PASSAGE_CHARS])
+        self._asked = WordIndex([of_question])
+        self._exact = {part: word for word in words(self.text) for part in word.parts if is_exact(part)}
+        content = [part for part in of_claim if is_content(part)]
+        self._new = self._not_asked(content) or self._not_asked(of_claim) or content or of_claim
+        self._candidates = evidence.candidates([*of_claim, *of_question])
+        telling = len(self.text) <= MAX_QUESTION_CHARS  # in longer ones no single word moves the vector
+        lacking = (word for word in words(self.text) if any(self._lacks(j, word) for j in self._candidates))
+        self._lacking = most_telling(lacking, _MAX_WORDS) if telling else []
+        distinct = (word for word in words(self._question) if self._tells_apart(word))
+        self._distinct = most_telling(distinct, _MAX_WORDS)
+
+    def _not_asked(self, of_parts: Sequence[str]) -> list[str]:
+        return [part for part in of_parts if part not in self._asked]
+
+    def _lacks(self, j: int, word: Word) -> bool:
+        """Whether a sentence lacks a part of the claim's word, which is not the question's."""
+        return any(not self._evidence.has(j, part) for part in self._not_asked(word.parts))
+
+    def _tells_apart(self, word: Word) -> bool:
+        """Whether the passages have the question's word, but not at every candidate; a number that none has counts, too."""
+        known = all(self._evidence.knows(part) or is_exact(part) for part in word.parts)
+        return known and any(self._is_elsewhere(j, word) for j in self._candidates)
+
+    def _is_elsewhere(self, j: int, word: Word) -> bool:
+        return any(not self._evidence.is_near(j, word, part) for part in word.parts)
+
+    def texts(self) -> list[str]:
+        """The texts whose vectors `features` needs."""
+        candidates = [self._evidence.texts[j] for j in self._candidates]
+        shortened = [self._whole_without(word) for word in self._lacking]
+        shortened += [self._question_without(word) for word in self._distinct]
+        return [text for text in (self._whole, self._question, *candidates, *shortened) if text]
+
+    def features(self, vectors: Mapping[str, Vectors]) -> Iterator[tuple[int, Features]]:
+        """The candidates, as numbers of the evidence's sentences, with their features. `vectors` are those of `texts`."""
+        for j in self._candidates:
+            vector, whole = vectors[self._evidence.texts[j]], vectors[self._whole]
+            lost = [
+                _loss(whole, vectors.get(self._whole_without(word)), vector)
+                for word in self._lacking
+                if self._lacks(j, word)
+            ]
+            question_lost = [
+                _loss(vectors[self._question], vectors.get(self._question_without(word)), vector)
+                for word in self._distinct
+                if self._is_elsewhere(j, word)
+            ]
+            yield (
+                j,
+                Features(
+                    coverage=self._coverage(j),
+                    **self._lacking_exact(j),
+                    negated=float(_is_negated(self.text) != self._evidence.negated[j]),
+                    loss=max(lost, default=0.0),
+                    question_loss=max(question_lost, default=0.0),
+                    relevance=float(whole @ vector) if self._question else 0.0,
+                ),
+            )
+
+    def _coverage(self, j: int) -> float:
+        known = sum(weight(part) for part in self._new if self._evidence.has(j, part))
+        return known / sum(map(weight, self._new))
+
+    def _lacking_exact(self, j: int) -> dict[str, float]:
+        """The claim's numbers and codes that the sentence lacks; those of the question may be right before it."""
+        evidence = self._evidence
+        lacking = [
+            part
+            for part, word in self._exact.items()
+            if not (evidence.is_near(j, word, part) if part in self._asked else evidence.has(j, part))
+        ]
+        unknown = sum(not evidence.passage_has(j, part) for part in lacking)
+        return {"exact_unknown": float(unknown), "exact_elsewhere": float(len(lacking) - unknown)}
+
+    @property
+    def _whole(self) -> str:
+        return f"{self._question} {self.text}".strip()
+
+    def _whole_without(self, word: Word) -> str:
+        return f"{self._question} {without(self.text, word)}".strip()
+
+    def _question_without(self, word: Word) -> str:
+        return without(self._question, word)
 
 
-def sentences(answer: str) -> list[tuple[int, int]]:
-    """Spans of all sentences: ordered, disjoint, trimmed, covering all text but white space.
-
-    Each list item, table row, heading and fenced code block is one sentence.
-    """
-    cuts = {0, len(answer)}
-    fences = [match.span() for match in _FENCE.finditer(answer)]
-    for fence in fences:
-        cuts.update(fence)
-    ends = [match.end() for match in _END.finditer(answer) if _is_sentence_end(answer, match)]
-    ends += [match.start() for match in _LINE.finditer(answer)]
-    for end in ends:
-        before = bisect_left(fences, (end,)) - 1  # the last fence that starts before it
-        if before < 0 or fences[before][1] <= end:
-            cuts.add(end)
-    spans = []
-    for start, end in pairwise(sorted(cuts)):
-        piece = answer[start:end].rstrip()
-        if stripped := piece.lstrip():
-            spans.append((start + len(piece) - len(stripped), start + len(piece)))
-    return spans
+def _loss(whole: Vectors, without: Vectors | None, passage: Vectors) -> float:
+    """How far a text's vector moves without a word, less what of this movement is away from the passage; 1 if nothing is left."""
+    if without is None:
+        return 1.0
+    return max(0.0, float(1 - whole @ without) - _NEARNESS * max(0.0, float(passage @ (whole - without))))
 
 
-def _is_sentence_end(text: str, match: re.Match[str]) -> bool:
-    """Whether a candidate is the end of a sentence."""
-    if not match[0].startswith(".") or match[0].startswith(".."):
+def _is_negated(text: str) -> bool:
+    return bool(_NEGATION.search(text))
+
+
+def _claims_something(text: str) -> bool:
+    """Whether a sentence makes a claim; questions, courtesies, code, announcements and "I don't know" do not."""
+    if text.startswith("```") or text.rstrip().endswith(("?", ":")) or _COURTESY.fullmatch(text):
+        return False
+    if (none := _NO_ANSWER.search(text)) is None:
         return True
-    before = text[max(0, match.start() - 20) : match.start()]
-    word = _WORD_BREAK.split(before)[-1]
-    next_char = _NON_SPACE.search(text, match.end())
-    following = next_char[0] if next_char else ""
-    if _TITLES.fullmatch(word) or _MARKER.search(text[max(0, match.start() - 20) : match.start() + 1]):
-        return False
-    if _NUMBERED.fullmatch(word):
-        return not following.isdigit()
-    if _ABBREVIATIONS.fullmatch(word):
-        return not following.islower()
-    return not (len(word) == 1 and word.isalpha() and before[-1:].isupper())
-
-
-def _has_claim(claimed: Text) -> bool:
-    """Whether a sentence makes a claim; questions, greetings, code, announcements and "I don't know" do not."""
-    text = claimed.text.strip()
-    if text.startswith("```") or text.endswith(("?", ":")) or _PLEASANTRY.fullmatch(text):
-        return False
-    if _REFUSAL.search(text) and " but " not in text:
-        return False
-    return bool(claimed.terms)
-
-
-def stems(text: str) -> list[str]:
-    """Stems of the content words, in order."""
-    return [stem for stem in map(_stem, _words(text)) if stem]
-
-
-def _words(text: str) -> list[str]:
-    return [word[:_MAX_WORD_CHARS] for word in _WORD.findall(text.lower())]
-
-
-@lru_cache(maxsize=65_536)
-def _stem(word: str) -> str:
-    """The word without a common suffix; empty for stop words."""
-    return "" if word in _STOP_WORDS else _SUFFIXES.sub("", _SUFFIXES.sub("", _DEMONYMS.get(word, word)))
-
-
-@lru_cache(maxsize=65_536)
-def _weight(word: str) -> float:
-    """Estimated rarity of a word: longer words are rarer."""
-    return 1.0 if any(letter.isdigit() for letter in word) else min(len(word), 10) / 10
-
-
-def _content(text: str, filler: AbstractSet[str] = frozenset()) -> dict[str, float]:
-    """Stems of content words with their weights. Words in `filler` count only if there are no others."""
-    words = _words(text)
-    weights = {stem: _weight(word) for word in words if word not in filler and (stem := _stem(word))}
-    return weights or {stem: _weight(word) for word in words if (stem := _stem(word))}
-
-
-def question_terms(question: str) -> dict[str, float]:
-    """Stems of a question's content words, with their weights."""
-    return _content(question[:MAX_QUESTION_CHARS], _QUESTION_WORDS)
-
-
-def coverage(content: Mapping[str, float], known: AbstractSet[str]) -> float:
-    """Share of `content` that is in `known`, by weight, 0 to 1."""
-    total = sum(content.values())
-    return sum([content[stem] for stem in content if stem in known]) / total if total else 0.0
-
-
-def _numbers(text: str) -> set[str]:
-    """Normalized numbers in `text`: 1,000 is 1000, and 3.50 is 3.5."""
-    numbers = set()
-    for number in _NUMBER.findall(text):
-        plain = _THOUSANDS.sub("", number)
-        numbers.add(plain.rstrip("0").rstrip(".") if _DECIMAL.fullmatch(plain) else plain)
-    return numbers
-
-
-def _names(text: str) -> Iterator[str]:
-    """Names in `text`: capitalized words; the first word only if it has a second capital."""
-    opening = _WORD.search(text)
-    for match in _NAME.finditer(text):
-        first = opening is not None and match.start() == opening.start()
-        name = match[0][:_MAX_WORD_CHARS]
-        if _stem(name.lower()) and not (first and name[1:].islower()):
-            yield name
+    return len(text[: none.start()].split()) > 4 or _FURTHER.search(text, max(none.end() - 1, 0)) is not None
 
 
 def _logistic(weights: Sequence[float], features: Sequence[float]) -> float:

@@ -4,12 +4,17 @@ Small models miss the answer in a long passage, and every prompt token costs pre
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from haystack import Document, component
 
-from serve.retrieval.verify import faithfulness as scoring
+from serve.retrieval.verify.sentences import sentences
+from serve.retrieval.verify.words import WordIndex, is_content, parts, stem, weight
+
+MAX_QUESTION_CHARS = 20_000
+MAX_PASSAGE_CHARS = 20_000
+_MAX_WORDS = 64  # of the question
 
 
 @component
@@ -30,9 +35,9 @@ class SentenceSelector:
     @component.output_types(documents=list[Document], passages=list[Document])
     def run(self, question: str, documents: list[Document]) -> dict[str, Any]:
         """`documents`: passages relevant to the question, in input order; `passages`: all, each with its sentences selected."""
+        weights = question_weights(question, [(_head(document), document.content or "") for document in documents])
         read = [
-            select_sentences(question, document.content or "", _head(document), self.sentences)
-            for document in documents
+            select_sentences(weights, document.content or "", _head(document), self.sentences) for document in documents
         ]
         best = max((score for score, _ in read), default=0.0)
         selected, passages = [], []
@@ -44,37 +49,63 @@ class SentenceSelector:
         return {"documents": selected, "passages": passages}
 
 
-def select_sentences(question: str, passage: str, head: str = "", max_sentences: int = 2) -> tuple[float, str]:
-    """Share of the question that the selected sentences cover, 0 to 1, and these sentences.
+def question_weights(question: str, passages: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """The question's words that the passages have, with how much they tell of a sentence: longer and rarer words more.
 
     Args:
-        head: the passage's title and heading, whose terms the sentences need not repeat.
+        question: the question.
+        passages: head and text of each.
+    """
+    texts = [text[:MAX_PASSAGE_CHARS] for _, text in passages]
+    split = [text[start:end] for text in texts for start, end in sentences(text)]
+    every = WordIndex(map(parts, [*split, *(head for head, _ in passages)]))
+    asked = {stem(part): part for part in parts(question[:MAX_QUESTION_CHARS])}  # of a word's forms one
+    return {
+        part: weight(part) * math.log(1 + every.texts / len(having))
+        for part in sorted(asked.values(), key=weight, reverse=True)[:_MAX_WORDS]
+        if (having := every.having(part))
+    }
+
+
+def select_sentences(
+    weights: Mapping[str, float], passage: str, head: str = "", max_sentences: int = 2
+) -> tuple[float, str]:
+    """Weight of the question's words that the selected sentences have, and these sentences.
+
+    Args:
+        weights: of the question's words, see `question_weights`.
+        head: the passage's title and heading, whose words the sentences need not repeat.
         max_sentences: maximum number of selected sentences.
     """
-    spans = scoring.sentences(passage[: scoring.MAX_PASSAGE_CHARS])
+    spans = sentences(passage[:MAX_PASSAGE_CHARS])
     if not spans:
         return 0.0, passage
-    question_weights = scoring.question_terms(question)
-    sentence_terms = [set(scoring.stems(passage[start:end])) for start, end in spans]
-    above = set(scoring.stems(head))
-    # terms of the head do not distinguish sentences: among equals, the first with new terms is likely the definition
-    fresh = [words - above for words in sentence_terms]
-    scores = [math.fsum(question_weights.get(word, 0.0) for word in words) if words else -1.0 for words in fresh]
+    of_sentences = [parts(passage[start:end]) for start, end in spans]
+    known, above = WordIndex(of_sentences), WordIndex([parts(head)])
+    asked: list[set[str]] = [set() for _ in spans]  # the question's words that each sentence has
+    for part in weights:
+        for i in known.having(part):
+            asked[i].add(part)
+    of_head = {part for part in weights if part in above}
+    # words of the head do not distinguish sentences: among equals, the first with new words is likely the definition
+    scores = [
+        _sum(weights, asked[i] - of_head) if any(part not in above for part in of_sentences[i]) else -1.0
+        for i in range(len(spans))
+    ]
     best = max(range(len(spans)), key=lambda i: (scores[i], -i))
     chosen = {best}
-    missing = question_weights.keys() - sentence_terms[best] - above
+    missing = {part for part in weights if is_content(part)} - asked[best] - of_head
     if missing or max_sentences > 2:
-        chosen.update(_by_need(sentence_terms, best, missing)[: max_sentences - 1])
+        needed = [_sum(weights, missing & one) for one in asked]
+        # the other sentences: first those with the question's missing words, then the neighbours of the best sentence
+        others = sorted(set(range(len(spans))) - chosen, key=lambda i: (-needed[i], abs(i - best), i))
+        chosen.update(others[: max_sentences - 1])
     text = " ".join(" ".join(passage[start:end].split()) for start, end in (spans[i] for i in sorted(chosen)))
-    return scoring.coverage(
-        question_weights, sentence_terms[best] | above | set().union(*(sentence_terms[i] for i in chosen))
-    ), text
+    return _sum(weights, of_head.union(*(asked[i] for i in chosen))), text
 
 
-def _by_need(sentence_terms: Sequence[set[str]], best: int, missing: set[str]) -> list[int]:
-    """The other sentences: first those with the question's missing terms, then the neighbours of the best sentence."""
-    others = [i for i in range(len(sentence_terms)) if i != best]
-    return sorted(others, key=lambda i: (-len(missing & sentence_terms[i]), abs(i - best), i))
+def _sum(weights: Mapping[str, float], of_parts: set[str]) -> float:
+    return math.fsum(weights[part] for part in of_parts)
 
 
 def _head(document: Document) -> str:

@@ -19,8 +19,11 @@ import pytest
 from haystack import Document
 
 from serve.retrieval.verify import faithfulness as scoring
-from serve.retrieval.verify.sentence_selector import SentenceSelector, select_sentences
+from serve.retrieval.verify import sentences as splitter
+from serve.retrieval.verify.sentence_selector import SentenceSelector, question_weights, select_sentences
+from serve.retrieval.verify.sentences import sentences
 from serve.retrieval.verify.unknown_words import MAX_QUESTION_CHARS, unknown_words
+from serve.retrieval.verify.words import parts
 from serve.tools import calculator, clock, question_forms
 from serve.tools.intent import DETECTED, detect
 
@@ -61,8 +64,8 @@ def test_no_pattern_escapes_the_probe(probed):
 
 def test_the_probe_sees_patterns_wherever_they_are(probed):
     methods = {(where.partition(":")[0], pattern): used for where, pattern, used in probed["patterns"]}
-    assert methods["serve/retrieval/verify/faithfulness.py", scoring._PLEASANTRY.pattern] == ["fullmatch"]
-    assert methods["serve/retrieval/verify/faithfulness.py", scoring._END.pattern] == ["finditer"]
+    assert methods["serve/retrieval/verify/faithfulness.py", scoring._COURTESY.pattern] == ["fullmatch"]  # from a file
+    assert methods["serve/retrieval/verify/sentences.py", splitter._END.pattern] == ["finditer"]
     for pattern, _ in question_forms._SHAPES:  # compiled in a comprehension
         assert methods["serve/tools/question_forms.py", pattern.pattern] == ["fullmatch"]
     assert methods["serve/config/http_tools.py", "[A-Za-z0-9-]+"] == ["fullmatch"]  # not compiled
@@ -178,7 +181,7 @@ async def embed(sentences: Sequence[str]) -> scoring.Vectors:
 
 
 def check(text: str) -> object:
-    passages = [text[: LONG // 10], "The tower is 330 m high. It is in Paris."]
+    passages = [scoring.Passage("", one) for one in (text[: LONG // 10], "The tower is 330 m high. It is in Paris.")]
     return asyncio.run(scoring.check_answer(text, passages, embed, question="How high is the tower?"))
 
 
@@ -216,19 +219,23 @@ def test_long_texts_are_read_in_linear_time(function: Callable[[str], object]):
         " ".join(f"W{number} w{number}" for number in range(LONG // 14)),
         "\n".join("say \"he said 'she said “" for _ in range(LONG // 25)),
         "please let me know " * 5 + "!",
+        "Selon l'" + "a" * LONG,
+        "aaaaaa. " * (LONG // 8),
+        "。" * LONG,
     ],
     ids=lambda text: repr(text[:12]),
 )
 def test_loops_around_patterns_are_linear_too(text):
     passages = [text] * 8
     with bounded():
-        scoring.sentences(text)
+        sentences(text)
     with bounded(2 * LIMIT_S):
-        asyncio.run(scoring.check_answer(text, passages, embed, question=text))
+        sources = [scoring.Passage(text, one) for one in passages]
+        asyncio.run(scoring.check_answer(text, sources, embed, question=text[:MAX_QUESTION_CHARS]))
     with bounded():
         unknown_words(text[:MAX_QUESTION_CHARS], passages)
     with bounded(2 * LIMIT_S):
-        select_sentences(text, text, text[:1_000])
+        select_sentences(question_weights(text, [(text, one) for one in passages]), text, text[:1_000])
 
 
 def test_what_could_be_computed_is_read_in_linear_time():
@@ -257,7 +264,7 @@ def test_a_question_that_nobody_could_mean_to_be_computed_is_not_read():
 
 def test_of_a_long_answer_only_whole_sentences_are_checked():
     async def checked(answer: str) -> list[scoring.CheckedSentence]:
-        return await scoring.check_answer(answer, ["The tower is high."], embed)
+        return await scoring.check_answer(answer, [scoring.Passage("", "The tower is high.")], embed)
 
     first = "The tower is high. "
     cut = asyncio.run(checked(first + "word " * LONG))
@@ -267,4 +274,4 @@ def test_of_a_long_answer_only_whole_sentences_are_checked():
 
 
 def test_a_long_word_is_truncated():
-    assert scoring.stems("b" * LONG) == ["b" * 64]
+    assert list(parts("b" * LONG)) == ["b" * 64]
