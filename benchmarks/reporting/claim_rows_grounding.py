@@ -1,4 +1,4 @@
-"""Figures and aims of grounding results: faithfulness scoring, retrieval, grounded answers; like `benchmarks.reporting.claim_rows`."""
+"""Figures and aims of grounding results: abstention, faithfulness scoring, retrieval, computations, grounded answers; like `benchmarks.reporting.claim_rows`."""
 
 from collections.abc import Iterator, Mapping
 
@@ -59,10 +59,10 @@ def grounded(result: Result) -> Iterator[Figure]:
                 yield from _share(f"injection.{name}.{arm}.{key}", f"{name}, {arm}: {claim}", rates[key])
 
 
-def _share(id: str, claim: str, rate: Result) -> Iterator[Figure]:
+def _share(id: str, claim: str, rate: Result, aim: str | None = None) -> Iterator[Figure]:
     """The figure of a share; none without items."""
     if rate["share"] is not None:
-        yield figure(id, "grounding", f"{claim} ({rate['hits']} of {rate['items']})", rate, "share")
+        yield figure(id, "grounding", f"{claim} ({rate['hits']} of {rate['items']})", rate, "share", aim=aim)
 
 
 def grounded_ttft(result: Result) -> Iterator[Figure]:
@@ -132,8 +132,45 @@ def retrieval(result: Result) -> Iterator[Figure]:
             yield figure(f"indexing.{workers}.{key}", "grounding", f"indexing, {workers} at once: {key.replace('_', ' ')}", value, unit)  # fmt: skip
 
 
+ABSTENTION_AIMS = {"answerable": "<= 0.08", "other source": ">= 0.9", "near miss": ">= 0.8"}  # in English
+
+
+def abstention(result: Result) -> Iterator[Figure]:
+    """Abstention and recall on other people's questions, by language and kind of question."""
+    yield figure("threshold", "grounding", f"support, {result['part']} questions: threshold", result["threshold"])
+    for language, row in result["languages"].items():
+        for kind, shares in row["kinds"].items():
+            id, of = f"{language}.{kind}", f"{language}, {result['part']} questions, {kind}"
+            aim = ABSTENTION_AIMS.get(kind) if language == "en" else None
+            yield from _share(f"{id}.abstained", f"{of}: abstained", shares["abstained"], aim)
+            if "recall" in shares:
+                yield from _share(f"{id}.abstained_found", f"{of}, passage found: abstained", shares["abstained_found"])
+                for depth, one in shares["recall"].items():
+                    yield from _share(f"{id}.recall_{depth}", f"{of}: recall@{depth}", one)
+
+
+def computation(result: Result) -> Iterator[Figure]:
+    """Computations detected rightly and other questions falsely computed, by kind, source and language."""
+    of = f"{result['part']} computations"
+    yield from _share("right", f"{of}: right", result["right"], ">= 0.85")
+    yield from _share("wrong", f"{of}: wrong result", result["wrong"])
+    for group in ("kind", "language", "source"):
+        for name, one in result[f"by_{group}"].items():
+            yield from _share(f"{group}.{name}.right", f"{of}, {group} {name}: right", one)
+    others = f"{result['part']} questions that are no computations"
+    yield from _share("falsely_computed", f"{others}: computed", result["falsely_computed"], "<= 0.01")
+    for name, one in result["falsely_computed_by_source"].items():
+        yield from _share(f"source.{name}.falsely_computed", f"{others}, source {name}: computed", one)
+    for key, value in result["cpu_ms"].items():
+        yield figure(f"cpu_ms.{key}", "grounding", f"{of}: CPU time of detection, {key}", value, "ms")
+
+
 #: Function that extracts the figures of a result, by the result's name.
 FIGURES: Mapping[str, Figures] = {
+    "abstention": abstention,
+    "abstention-untouched": abstention,
+    "computation": computation,
+    "computation-untouched": computation,
     "grounded": grounded,
     "grounded-ttft": grounded_ttft,
     "guard": guard,

@@ -1,6 +1,6 @@
-"""Tables of grounding results: support scoring, retrieval, grounded answers."""
+"""Tables of grounding results: support scoring, abstention, retrieval, computations, grounded answers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from benchmarks.reporting.cells import Result, machine_line, mean_interval, median_range, table
 
@@ -203,3 +203,59 @@ def guard(result: Result) -> str:
 def _with_interval(rate: Result) -> str:
     low, high = rate["ci95"]
     return f"{rate['share']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+KINDS = {
+    "answerable": "with an answer",
+    "answered": "of these, in an FAQ",
+    "row": "of these, in a row of a table",
+    "other source": "of another FAQ",
+    "near miss": "about a row that the table lacks",
+    "left out": "with the answer left out, which another may contain",
+}
+
+
+def abstention(result: Result) -> str:
+    """Abstention and recall by language and kind of question."""
+    rows = []
+    for language, row in result["languages"].items():
+        for kind, words in KINDS.items():
+            if shares := row["kinds"].get(kind):
+                recall = [_share(one) for one in shares["recall"].values()] if "recall" in shares else [""] * 3
+                rows.append([language, words, _share(shares["abstained"]), *recall])
+    head = ["language", "questions", "abstained", "right passage first", "among 4", "among 20"]
+    note = f"Part `{result['part']}`; threshold {result['threshold']}. Shares with 95% intervals (Wilson)."
+    return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
+
+
+def computation(result: Result) -> str:
+    """Computations detected rightly and other questions falsely computed, by kind, source and language."""
+    groups = [("**all**", result["right"], result["falsely_computed"])]
+    groups += [(kind, one, None) for kind, one in result["by_kind"].items()]
+    right, false = result["by_source"], result["falsely_computed_by_source"]
+    groups += [(f"source: {name}", right.get(name), false.get(name)) for name in sorted({*right, *false})]
+    groups += [(f"language: {name}", one, None) for name, one in result["by_language"].items()]
+    rows = [[name, *("" if one is None else _share(one) for one in shares)] for name, *shares in groups]
+    note = (
+        f"The {result['part']} half. All, sources and languages are without word problems, which take several steps and are for a "
+        f"model. Computations with a wrong result: {_share(result['wrong'])}. CPU time {result['cpu_ms']['p50']:.1f} ms (p50), "
+        f"{result['cpu_ms']['p95']:.1f} ms (p95) a question."
+    )
+    head = ["questions", "computed rightly", "others falsely computed"]
+    return f"{table(head, rows)}\n\n{note}\n{machine_line(result)}"
+
+
+#: Function that makes a table, and the result it is of, by the table's name.
+TABLES: Mapping[str, tuple[Callable[[Result], str], tuple[str]]] = {
+    "abstention": (abstention, ("abstention",)),
+    "abstention-untouched": (abstention, ("abstention-untouched",)),
+    "computation": (computation, ("computation",)),
+    "computation-untouched": (computation, ("computation-untouched",)),
+    "guard": (guard, ("guard",)),
+    "grounded-facts": (grounded_facts, ("grounded",)),
+    "grounded-arithmetic": (grounded_arithmetic, ("grounded",)),
+    "grounded-unanswerable": (grounded_unanswerable, ("grounded",)),
+    "grounded-injection": (grounded_injection, ("grounded",)),
+    "grounded-ttft": (grounded_ttft, ("grounded-ttft",)),
+    "retrieval": (retrieval, ("retrieval",)),
+}

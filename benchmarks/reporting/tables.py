@@ -355,14 +355,8 @@ TABLES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "decision": (decision, ("decision",)),
     "replicas": (replica_tables.replicas, ("replicas",)),
     "upgrades": (upgrades, ("upgrades",)),
-    "guard": (grounding_tables.guard, ("guard",)),
-    "grounded-facts": (grounding_tables.grounded_facts, ("grounded",)),
-    "grounded-arithmetic": (grounding_tables.grounded_arithmetic, ("grounded",)),
-    "grounded-unanswerable": (grounding_tables.grounded_unanswerable, ("grounded",)),
-    "grounded-injection": (grounding_tables.grounded_injection, ("grounded",)),
-    "grounded-ttft": (grounding_tables.grounded_ttft, ("grounded-ttft",)),
-    "retrieval": (grounding_tables.retrieval, ("retrieval",)),
     "overhead-details": (overhead_details, ("overhead-engine", "overhead-instant")),
+    **grounding_tables.TABLES,
     **{name: (make, (name,)) for name, make in fault_tables.TABLES.items()},
 }
 

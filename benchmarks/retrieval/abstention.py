@@ -4,7 +4,8 @@ Questions of FAQ documents and of tables (`faq_corpus`, `table_corpus`), each ag
 platform's own database, indexer and hybrid pipeline in one process. The documents are the answers without their questions: people
 do not use a document's words. `--titled` puts each question before its answer, as the FAQ itself does.
 
-The part `untouched` is for the final measurement of a finished system only.
+The result of the part `development` is `abstention`, that of `untouched` is `abstention-untouched`: for the final measurement of a
+finished system only. The part `calibration`, of which the default threshold is, and `--titled` save no result.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,15 @@ import psycopg
 from haystack import Pipeline
 
 from benchmarks.lib.processes import command
+from benchmarks.reporting import grounding_plots
+from benchmarks.reporting.results import save
 from benchmarks.retrieval import faq_corpus, table_corpus
+from benchmarks.retrieval.answer_grading import share
 from benchmarks.retrieval.corpora import Cached, embedder_at
 from benchmarks.retrieval.packages import NoPackage
 from benchmarks.retrieval.search import opened
 from benchmarks.retrieval.search_speed import bar, one_at_a_time
 from compression.build.family import BuildError
-from compression.measure.intervals import wilson_ci95
 from deployments.database import DatabaseError
 from deployments.state import cache_folder
 from serve.retrieval.components import provide
@@ -42,10 +45,14 @@ from serve.retrieval.pipelines import ALLOWED
 from serve.retrieval.service import BUNDLED
 from serve.retrieval.store.postgres import Owner
 from serve.retrieval.verify.calibration import FALSE_ABSTENTION, conformal_threshold, min_questions
+from serve.retrieval.verify.scorer import DEFAULT_THRESHOLD
 
 TENANT = "abstention"
 DEPTHS = (1, 4, 20)
 ANSWERABLE = ("answered", "row")
+UNANSWERABLE = ("other source", "near miss")  # without those whose answer is left out: another answer may contain it
+POINTS = 200  # of a ROC curve, at most
+RESULTS = {"development": "abstention", "untouched": "abstention-untouched"}  # by part
 
 
 @dataclass(slots=True, frozen=True)
@@ -150,33 +157,77 @@ def _asked(question: str, collection: str, language: str, kind: str, outputs: di
     return Asked(question, collection, language, kind, hits, guard["support"], guard["supported"])
 
 
-def summary(asked: Sequence[Asked]) -> Iterator[str]:
-    """Lines of results, with 95% intervals, by language and kind of question."""
+def summary(asked: Sequence[Asked]) -> dict[str, Any]:
+    """Shares of abstention with 95% intervals, recall at each depth, and ROC curves, by language and kind of question.
+
+    `answerable` is `answered` and `row` together; a language with only one of these has no other row for it.
+    """
+    languages = {}
     for language in sorted({one.language for one in asked}):
-        for kind in dict.fromkeys(one.kind for one in asked):
-            rows = [one for one in asked if (one.language, one.kind) == (language, kind)]
-            if not rows:
-                continue
-            abstained = sum(not one.supported for one in rows)
-            line = f"{language}, {kind}: abstains {share(abstained, len(rows))}"
-            if kind in ANSWERABLE:
-                depths = (
-                    f"@{depth} {share(sum(0 < one.rank <= depth for one in rows), len(rows))}" for depth in DEPTHS
-                )
-                found = [one for one in rows if one.rank]
-                lost = sum(not one.supported for one in found)
-                line += f"; where the passage is found {share(lost, len(found))}; recall {', '.join(depths)}"
+        rows = [one for one in asked if one.language == language]
+        kinds = {kind: [one for one in rows if one.kind == kind] for kind in dict.fromkeys(one.kind for one in rows)}
+        answerable = [one for one in rows if one.kind in ANSWERABLE]
+        languages[language] = {
+            "kinds": {
+                "answerable": _shares(answerable),
+                **{kind: _shares(group) for kind, group in kinds.items() if group != answerable},
+            },
+            "roc": {
+                kind: roc([one.support for one in answerable], [one.support for one in kinds[kind]])
+                for kind in UNANSWERABLE
+                if kind in kinds
+            },
+        }
+    return {"threshold": DEFAULT_THRESHOLD, "rate": FALSE_ABSTENTION, "languages": languages}
+
+
+def _shares(asked: Sequence[Asked]) -> dict[str, Any]:
+    shares: dict[str, Any] = {"abstained": share(not one.supported for one in asked)}
+    if all(one.kind in ANSWERABLE for one in asked):
+        shares["abstained_found"] = share(not one.supported for one in asked if one.rank)
+        shares["recall"] = {str(depth): share(0 < one.rank <= depth for one in asked) for depth in DEPTHS}
+    return shares
+
+
+def roc(answerable: Sequence[float], unanswerable: Sequence[float]) -> list[tuple[float, float]]:
+    """Points of the ROC curve, at most `POINTS`: false abstention and abstention below each threshold, from (0, 0) to (1, 1).
+
+    Args:
+        answerable: supports of questions that have an answer.
+        unanswerable: supports of questions that have none.
+    """
+    right, wrong = np.sort(unanswerable), np.sort(answerable)
+    every = np.unique(np.concatenate([right, wrong]))
+    limits = np.append(every[:: -(-len(every) // (POINTS - 1))], np.inf)
+    below = (np.searchsorted(scores, limits) / len(scores) for scores in (wrong, right))
+    return [(round(float(x), 4), round(float(y), 4)) for x, y in zip(*below, strict=True)]
+
+
+def lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """The shares of a summary, a line for each language and kind of question."""
+    for language, row in result["languages"].items():
+        for kind, shares in row["kinds"].items():
+            line = f"{language}, {kind}: abstains {_text(shares['abstained'])}"
+            if "recall" in shares:
+                depths = (f"@{depth} {_text(one)}" for depth, one in shares["recall"].items())
+                line += f"; where the passage is found {_text(shares['abstained_found'])}; recall {', '.join(depths)}"
             yield line
+
+
+def _text(rate: Mapping[str, Any]) -> str:
+    if rate["share"] is None:
+        return "0/0"
+    low, high = rate["ci95"]
+    return f"{rate['hits']}/{rate['items']} = {rate['share']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def thresholds(asked: Sequence[Asked]) -> Iterator[str]:
+    """The threshold that a part's own answerable questions give, by language; the default is that of the part `calibration`."""
+    for language in sorted({one.language for one in asked}):
         scores = [one.support for one in asked if one.language == language and one.kind in ANSWERABLE]
         if len(scores) >= min_questions(FALSE_ABSTENTION):
             threshold = conformal_threshold(scores)
             yield f"{language}: threshold of these {len(scores)} for a false-abstention rate of {FALSE_ABSTENTION}: {threshold:.3f}"
-
-
-def share(hits: int, items: int) -> str:
-    """A share with its 95% interval."""
-    low, high = wilson_ci95(hits, items)
-    return f"{hits}/{items} = {hits / items:.3f} [{low:.3f}, {high:.3f}]"
 
 
 def saved(part: str, titled: bool) -> Path:
@@ -213,7 +264,11 @@ def main() -> int:
     file = saved(arguments.part, arguments.titled)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(orjson.dumps([asdict(one) for one in asked]))
-    print("\n".join(summary(asked)))
+    result = summary(asked)
+    print("\n".join([*lines(result), *thresholds(asked)]))
+    if arguments.part in RESULTS and not arguments.titled:
+        save(RESULTS[arguments.part], {"part": arguments.part, **result})
+        grounding_plots.abstention(result, RESULTS[arguments.part])
     return 0
 
 

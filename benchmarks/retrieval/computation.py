@@ -1,7 +1,7 @@
 """Measure the detection of computations: right, falsely computed and time, by kind and language: `python -m benchmarks.retrieval.computation`.
 
-The questions are those of `computation_sources`, which nobody here wrote. Without `--untouched` only the half that detection was developed
-with is asked, and nothing is saved. No platform is needed; takes a minute.
+The questions are those of `computation_sources`, which nobody here wrote. The result of the half that detection was developed with is
+`computation`, that of the other half is `computation-untouched`. No platform is needed; takes a minute.
 """
 
 import argparse
@@ -96,22 +96,21 @@ def main() -> None:
     parser.add_argument(
         "repositories", type=Path, help="folder with clones of humanizer, oos-eval and zeroclickinfo-goodies"
     )
-    parser.add_argument("--untouched", action="store_true", help="ask the untouched half too, and save the result")
+    parser.add_argument("--untouched", action="store_true", help="ask the untouched half instead")
     parser.add_argument("--show", action="store_true", help="print every question that is not answered rightly")
     arguments = parser.parse_args()
     every = list(dict.fromkeys(items(arguments.repositories)))
     detect("1 + 1", ("calculator", "clock"), NOW, UTC)  # loads the vocabularies
-    result: dict[str, Any] = {}
-    for name in ("development", *(("untouched",) if arguments.untouched else ())):
-        asked = [(item, *ask(item)) for item in every if item.is_untouched == (name == "untouched")]
-        result[name] = summary([(item, used) for item, used, _ in asked])
-        times = [ms for _, _, ms in asked]
-        result[name]["cpu_ms"] = {"p50": median(times), "p95": quantiles(times, n=20)[-1]}
-        if arguments.show:
-            _show([(item, used) for item, used, _ in asked])
-        _print(name, result[name])
-    if arguments.untouched:
-        save("computation", result)
+    part = "untouched" if arguments.untouched else "development"
+    asked = [(item, *ask(item)) for item in every if item.is_untouched == arguments.untouched]
+    answered = [(item, used) for item, used, _ in asked]
+    times = [ms for _, _, ms in asked]
+    cpu_ms = {"p50": round(median(times), 3), "p95": round(quantiles(times, n=20)[-1], 3)}
+    result = {"part": part, **summary(answered), "cpu_ms": cpu_ms}
+    if arguments.show:
+        _show(answered)
+    _print(result)
+    save("computation-untouched" if arguments.untouched else "computation", result)
 
 
 def _show(asked: Sequence[tuple[Item, ToolResult | None]]) -> None:
@@ -121,8 +120,8 @@ def _show(asked: Sequence[tuple[Item, ToolResult | None]]) -> None:
         print(f"{item.source:12} {item.language} {item.kind:15} {item.text!r}: {item.result} / {used and used.answer}")
 
 
-def _print(name: str, part: dict[str, Any]) -> None:
-    table = Table(title=f"{name} half")
+def _print(part: dict[str, Any]) -> None:
+    table = Table(title=f"{part['part']} half")
     for column in ("", "share", "of", "95% interval"):
         table.add_column(column)
     rows = {

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.lib.processes import command
-from benchmarks.reporting import plots
+from benchmarks.reporting import grounding_plots
 from benchmarks.reporting.results import Progress, save
 from benchmarks.retrieval.corpora import embedder_at
 from benchmarks.retrieval.faithfulness_claims import TOP_K, Embed, Labelled, of_faqs, of_tables, of_texts
@@ -247,7 +247,7 @@ def main() -> int:
     print(f"ENTAILMENT = {entailments['weights']}, threshold {entailments['threshold']}: {entailments['sources']}")
     result = {"seed": SEED, "top_k": TOP_K, "entailment": entailments, "speed": times}
     save("guard", result)
-    plots.guard(result)
+    grounding_plots.guard(result)
     return 0
 
 

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.lib.platform_session import NoPlatform, cards, headers, platform
 from benchmarks.lib.processes import NotStarted, command
-from benchmarks.reporting import plots
+from benchmarks.reporting import grounding_plots
 from benchmarks.reporting.results import RESULTS, save
 from benchmarks.retrieval.answer_grading import computes, declines, defines, names, share
 from benchmarks.retrieval.facts import Fact, facts, real_facts
@@ -425,7 +425,7 @@ def main() -> int:
         answers.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     if complete:
         save("grounded", result)
-        plots.grounded(result)
+        grounding_plots.grounded(result)
     return 0
 
 

@@ -24,7 +24,7 @@ import yaml
 from haystack import Pipeline
 
 from benchmarks.lib.processes import command
-from benchmarks.reporting import plots
+from benchmarks.reporting import grounding_plots
 from benchmarks.reporting.results import Progress, save
 from benchmarks.retrieval.corpora import Cached, Question, embedder_at, python, terms
 from benchmarks.retrieval.labelled_texts import fetched
@@ -207,7 +207,7 @@ def main() -> int:
     with command((NoPackage, BuildError, DatabaseError, OSError), "vectors are cached; run it again, it is quicker"):
         result = asyncio.run(measure(embedder_at(folder)))
     save("retrieval", result)
-    plots.retrieval(result)
+    grounding_plots.retrieval(result)
     return 0
 
 

@@ -6,21 +6,40 @@ import pytest
 
 pytest.importorskip("haystack")
 
-from benchmarks.retrieval.abstention import Asked, Hit, summary
+from benchmarks.reporting import claim_rows_grounding, grounding_tables
+from benchmarks.retrieval.abstention import POINTS, Asked, Hit, lines, roc, summary
 from benchmarks.retrieval.support_candidates import Rarity, Scored, abstention_at, areas, overlap, unknown_surprisal
 
 HIT = Hit("The seal kit is 20-114.", "P-220", False, 0.5, 0.1, 0.03, 0.4)
 ASKED = Asked("Which part is it?", "pumps", "en", "answered", (HIT, replace(HIT, right=True)), 0.4, False)
+MACHINE = {"measured": "2026-01-01T00:00", "cpu": "a processor", "cores": 2, "memory_gb": 24.0}
 
 
 def test_false_abstention_is_counted_with_and_without_the_passages_that_search_missed() -> None:
     missed = replace(ASKED, hits=(HIT,), supported=False)
     answered = replace(ASKED, supported=True)
     unanswerable = replace(ASKED, kind="left out", hits=(HIT,))
-    (own, other) = summary([ASKED, missed, answered, unanswerable])
-    assert own.startswith("en, answered: abstains 2/3 = 0.667")
+    (own, other) = lines(summary([ASKED, missed, answered, unanswerable]))
+    assert own.startswith("en, answerable: abstains 2/3 = 0.667")
     assert "where the passage is found 1/2" in own and "@1 0/3" in own and "@4 2/3" in own
     assert other.startswith("en, left out: abstains 1/1") and "recall" not in other
+
+
+def test_a_roc_curve_is_abstention_below_each_threshold() -> None:
+    assert roc([0.2, 0.4], [0.1, 0.2]) == [(0.0, 0.0), (0.0, 0.5), (0.5, 1.0), (1.0, 1.0)]
+    curve = roc([i / 1000 for i in range(1000)], [i / 2000 for i in range(1000)])
+    assert len(curve) <= POINTS and curve == sorted(curve) and (curve[0], curve[-1]) == ((0.0, 0.0), (1.0, 1.0))
+
+
+def test_aims_are_for_english_and_answers_of_faqs_and_tables_together() -> None:
+    row, other = replace(ASKED, kind="row", supported=True), replace(ASKED, kind="other source", support=0.1)
+    german = [replace(one, language="de") for one in (ASKED, other)]
+    result = {**summary([ASKED, row, other, *german]), "part": "development", "machine": MACHINE}
+    figures = {one.id: one for one in claim_rows_grounding.abstention(result)}
+    assert (figures["en.answerable.abstained"].measured, figures["en.answerable.abstained"].aim) == (0.5, "<= 0.08")
+    assert {key for key, one in figures.items() if one.aim} == {"en.answerable.abstained", "en.other-source.abstained"}
+    shown = grounding_tables.abstention(result)
+    assert "| en | with an answer | 1 of 2, 50% [" in shown and "| de | of another FAQ | 1 of 1, 100% [" in shown
 
 
 def test_overlap_sees_another_model_number_and_not_another_inflection() -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.reporting import grounding_tables, plots
+from benchmarks.reporting import grounding_plots, grounding_tables, plots
 from benchmarks.retrieval import grounded_answers, questions
 from benchmarks.retrieval.answer_grading import computes, declines, defines, names, share
 from benchmarks.retrieval.facts import PRIME_MINISTER, facts, real_facts
@@ -214,4 +214,4 @@ async def test_a_platform_that_is_always_right_has_the_best_rates(tmp_path, monk
         assert "| `distilled` |" in make(shown)
     assert "facts full newer " in summary(result)
     monkeypatch.setattr(plots, "IMAGES", tmp_path)
-    assert plots.grounded(result).stat().st_size > 5000
+    assert grounding_plots.grounded(result).stat().st_size > 5000

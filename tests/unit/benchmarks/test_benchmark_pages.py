@@ -18,7 +18,7 @@ def test_the_tables_are_those_of_the_results(path) -> None:
 def test_every_table_has_its_results_and_its_place(name: str) -> None:
     _, results = tables.TABLES[name]
     measured = all(load(result) for result in results)
-    assert measured or name in fault_tables.TABLES, "measured by a long run, each for itself"
+    assert measured or name in fault_tables.TABLES or name.endswith("-untouched"), "measured each for itself"
     table = r".*\| --- .*" if measured else ""
     places = [
         path
