@@ -152,12 +152,12 @@ def _rates(by_variant: Result, columns: Mapping[str, str]) -> str:
     return table(["variant", *columns.values()], rows)
 
 
-def _share(rate: Result) -> str:
-    """`hits of items, share [interval]`."""
+def _share(rate: Result, digits: int = 0) -> str:
+    """`hits of items, share [interval]`; none without items. `digits`: decimals of a percentage."""
     if rate["share"] is None:
         return "none"
     low, high = rate["ci95"]
-    return f"{rate['hits']} of {rate['items']}, {rate['share']:.0%} [{low:.0%}, {high:.0%}]"
+    return f"{rate['hits']} of {rate['items']}, {rate['share']:.{digits}%} [{low:.{digits}%}, {high:.{digits}%}]"
 
 
 def grounded_ttft(result: Result) -> str:
@@ -232,10 +232,10 @@ def computation(result: Result) -> str:
     """Computations detected rightly and other questions falsely computed, by kind, source and language."""
     groups = [("**all**", result["right"], result["falsely_computed"])]
     groups += [(kind, one, None) for kind, one in result["by_kind"].items()]
-    right, false = result["by_source"], result["falsely_computed_by_source"]
-    groups += [(f"source: {name}", right.get(name), false.get(name)) for name in sorted({*right, *false})]
+    sources, others = result["by_source"], result["falsely_computed_by_source"]
+    groups += [(f"source: {name}", sources.get(name), others.get(name)) for name in sorted({*sources, *others})]
     groups += [(f"language: {name}", one, None) for name, one in result["by_language"].items()]
-    rows = [[name, *("" if one is None else _share(one) for one in shares)] for name, *shares in groups]
+    rows = [[name, _share(right) if right else "", _share(false, 1) if false else ""] for name, right, false in groups]
     note = (
         f"The {result['part']} half. All, sources and languages are without word problems, which take several steps and are for a "
         f"model. Computations with a wrong result: {_share(result['wrong'])}. CPU time {result['cpu_ms']['p50']:.1f} ms (p50), "

@@ -122,7 +122,7 @@ def _show(asked: Sequence[tuple[Item, ToolResult | None]]) -> None:
 
 def _print(part: dict[str, Any]) -> None:
     table = Table(title=f"{part['part']} half")
-    for column in ("", "share", "of", "95% interval"):
+    for column in ("", "hits", "of", "share", "95% interval"):
         table.add_column(column)
     rows = {
         "right": part["right"],

@@ -27,4 +27,4 @@ def test_computations_that_are_left_to_the_model_are_not_right_and_word_problems
     }
     shown = grounding_tables.computation(result)
     assert "| **all** | 1 of 3, 33% [" in shown and "| word problem | 0 of 1, 0% [" in shown
-    assert "| source: clinc | 1 of 3, 33% [6%, 79%] | 1 of 2, 50% [" in shown
+    assert "| source: clinc | 1 of 3, 33% [6%, 79%] | 1 of 2, 50.0% [" in shown
