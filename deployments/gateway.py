@@ -47,6 +47,8 @@ _EXCHANGE_S = 1.0  # a chat's next turn comes seconds after the last
 _SILENT = 60  # exchanges without a message after which a gateway is taken to have stopped
 _END_BEFORE_S = 2  # before the drain timeout: time to send the error
 _PUBLISH_S = 5  # reading every tenant's limits from a shared store has a cost
+_FIND_S = 3.0  # at a gateway's start, for the replicas of all variants
+_POLL_TIMEOUT = aiohttp.ClientTimeout(total=2)
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -104,6 +106,7 @@ class GatewayDeployment:
         self._update_variants(await asyncio.to_thread(self._load_cards))
         if self._refreshing is None:
             await asyncio.to_thread(self._restore_learned)
+            await self._find_replicas()
             self._refreshing = asyncio.create_task(self._run_background())
 
     @property
@@ -175,7 +178,7 @@ class GatewayDeployment:
     async def _run_background(self) -> None:
         """Run the periodic tasks, each in a loop of its own, so that none delays another by a slow response."""
         asyncio.get_running_loop().set_exception_handler(log_unhandled)
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
+        async with aiohttp.ClientSession(timeout=_POLL_TIMEOUT) as session:
             await asyncio.gather(
                 _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
                 _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
@@ -201,6 +204,19 @@ class GatewayDeployment:
         self._silent = {sender: self._silent.get(sender, 0) + 1 for sender in silent}
         for sender in [sender for sender, count in self._silent.items() if count >= _SILENT]:
             await asyncio.to_thread(delete_shared_value, sender.encode())
+
+    async def _find_replicas(self) -> None:
+        """Know the replicas before the first request: a gateway that replaces another must not refuse what they can answer."""
+        try:
+            async with asyncio.timeout(_FIND_S), aiohttp.ClientSession(timeout=_POLL_TIMEOUT) as session:
+                while any(not v.live.replicas and not v.scales_to_zero for v in self._variants.values()):
+                    await self._connect()
+                    await self._refresh(session)
+                    await asyncio.sleep(_FIND_S / 30)
+        except TimeoutError:
+            _LOG.info("the gateway starts without replicas of some variants")
+        except Exception as error:  # it is tried again as long as the gateway runs
+            _LOG.error("looking up the replicas failed: %s", origin_of(error))
 
     async def _connect(self) -> None:
         await asyncio.gather(self._replicas.sync(self._variants), self._retrieval.sync())

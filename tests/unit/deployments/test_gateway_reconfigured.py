@@ -14,6 +14,7 @@ from deployments.gateway import GatewayDeployment, settings_of
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.auth import hash_key
+from serve.routing.live_state import LiveState
 from serve.routing.prediction import Features, Load
 from tests.support.gateway_server import Started
 
@@ -49,6 +50,48 @@ async def test_the_catalog_changes_and_estimates_of_remaining_variants_are_retai
     assert list(own._variants) == ["full", "distilled"]
     assert own._variants["full"].live is known
     assert own._variants["distilled"].max_replicas == 4
+
+
+async def test_a_gateway_knows_the_replicas_before_its_first_request(deployment, monkeypatch):
+    own = deployment(make_config())
+    own._refreshing = None
+    looks: list[str] = []
+
+    async def refresh(variant: str, live: LiveState, _: object) -> None:
+        looks.append(variant)
+        live.update_from_engines(len(looks) > 2, 0, 0, 0.0)  # Serve tells of the replicas a moment later
+
+    async def sync(_: object) -> None: ...
+
+    monkeypatch.setattr(own._replicas, "sync", sync)
+    monkeypatch.setattr(own._replicas, "refresh", refresh)
+    monkeypatch.setattr(own, "_restore_learned", lambda: None)
+    try:
+        await own.reconfigure({"config": variants("full"), "catalog": {"full": make_card().model_dump(mode="json")}})
+        assert own._variants["full"].live.replicas == 1
+        assert looks == ["full"] * 3
+    finally:
+        own._refreshing.cancel()
+
+
+@pytest.mark.parametrize("failure", [None, OSError("secret")])
+async def test_a_gateway_starts_without_replicas_too(deployment, monkeypatch, caplog, failure):
+    own = deployment(make_config())
+    own._refreshing = None
+    monkeypatch.setattr(gateway, "_FIND_S", 0.06)
+
+    async def sync(_: object) -> None:
+        if failure:
+            raise failure
+
+    monkeypatch.setattr(own._replicas, "sync", sync)
+    monkeypatch.setattr(own, "_restore_learned", lambda: None)
+    try:
+        await own.reconfigure({"config": variants("full"), "catalog": {"full": make_card().model_dump(mode="json")}})
+    finally:
+        own._refreshing.cancel()
+    assert own._variants["full"].live.replicas == 0
+    assert "secret" not in caplog.text
 
 
 async def test_gateways_tell_each_other_which_prompts_were_read_where(deployment, monkeypatch):
