@@ -441,7 +441,7 @@ class Generation:
     async def _continue(
         self, attempt: Attempt, stream: ResponseStream, error: StreamInterrupted, send: Send, broken: set[str]
     ) -> None:
-        """Continue a stream that was interrupted at other engines; where that cannot be, end it with an error event."""
+        """Continue a stream that was interrupted at other engines. Raises `RequestError` 500 where that cannot be."""
         request, param, tries = attempt.request, None, 0
         self._on_interruption(attempt, error, broken)
         while tries < MAX_CONTINUATIONS:
@@ -466,9 +466,7 @@ class Generation:
                 param = None if isinstance(obstacle, ContextTooLong) else obstacle.param  # that is the engine's field
                 break
         message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"
-        request.streaming = False
-        event = error_event(RequestError(500, message, param=param, code="stream_interrupted"))
-        await send({"type": "http.response.body", "body": event})
+        raise RequestError(500, message, param=param, code="stream_interrupted")
 
     def _on_interruption(self, attempt: Attempt, error: StreamInterrupted, broken: set[str]) -> None:
         name = attempt.variant.name
