@@ -258,6 +258,9 @@ def status() -> None:
     if not state.settled:
         console.print(_progress(state, time.time() - state.started))
     _summary(console, state)
+    for name, part in state.parts.items():
+        if part.error:
+            console.print(f"{name}: {part.error}", style="red", highlight=False, markup=False, soft_wrap=True)
 
 
 def _summary(console: Console, state: PlatformState) -> None:

@@ -79,6 +79,14 @@ def test_a_platform_whose_state_cannot_be_read_is_known_by_its_processes(
     assert gearbox("down") == (0, "nothing is running\n")
 
 
+def test_status_says_why_a_variant_did_not_start(folder: Path, start: Start):
+    supervisor = start("-m", "deployments.supervisor")
+    full, int8 = VariantState(phase="ready"), VariantState(phase="failed", error="no kernel for [W8A8] here")
+    save(folder, supervisor.pid, variants={"full": full, "int8": int8})
+    code, said = gearbox("status")
+    assert code == 0 and "int8: no kernel for [W8A8] here\n" in said
+
+
 def test_the_platform_of_another_folder_is_not_found(start: Start, tmp_path: Path):
     start("-m", "deployments.supervisor")
     assert find_run(tmp_path) is None
