@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -147,9 +148,11 @@ def _problem(error: object) -> str:
     return str(error.get("code") or error.get("message") or "error") if isinstance(error, Mapping) else str(error)[:80]
 
 
-async def send(session: aiohttp.ClientSession, kind: Kind, prompt: int, timeout_s: float = TIMEOUT_S) -> Record:
-    """Send one request; errors are outcomes, too."""
-    record = Record(kind.name, prompt, time.monotonic())
+async def send(
+    session: aiohttp.ClientSession, kind: Kind, prompt: int, timeout_s: float = TIMEOUT_S, record: Record | None = None
+) -> Record:
+    """Send one request; errors are outcomes, too. Returns `record`, or a new one, which is filled as the answer arrives."""
+    record = record or Record(kind.name, prompt, time.monotonic())
     try:
         async with asyncio.timeout(timeout_s), session.post(kind.path, json=kind.body(prompt)) as response:
             record.status = response.status
@@ -228,6 +231,7 @@ class Load:
     prompts: int = len(PROMPTS)
     on_record: Callable[[Record], object] | None = None  # called for each, which is not kept then
     records: list[Record] = field(default_factory=list)
+    _under_way: dict[int, Record] = field(default_factory=dict)  # by identity
     _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
     _arrivals: "asyncio.Task[None] | None" = None
 
@@ -235,6 +239,12 @@ class Load:
     def in_flight(self) -> int:
         """Requests without an answer yet."""
         return len(self._tasks)
+
+    @property
+    def busiest(self) -> str | None:
+        """The variant that writes the most streams now; None where there is no stream, or the system names no variants."""
+        variants = Counter(one.variant for one in self._under_way.values() if one.events_s and one.variant)
+        return max(variants, key=lambda name: (variants[name], name), default=None)
 
     async def __aenter__(self) -> "Load":
         self._arrivals = asyncio.create_task(self._run())
@@ -267,7 +277,12 @@ class Load:
             task.add_done_callback(self._tasks.discard)
 
     async def _one(self, kind: Kind, prompt: int) -> None:
-        record = await send(self.session, kind, prompt)
+        record = Record(kind.name, prompt, time.monotonic())
+        self._under_way[id(record)] = record
+        try:
+            await send(self.session, kind, prompt, record=record)
+        finally:
+            del self._under_way[id(record)]
         (self.on_record or self.records.append)(record)
 
 

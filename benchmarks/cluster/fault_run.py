@@ -14,7 +14,7 @@ import aiohttp
 from benchmarks.cluster.fault_injection import NoTarget, inject
 from benchmarks.cluster.fault_load import PROMPTS, TIMEOUT_S, Kind, Load, Record, first_success, send
 from benchmarks.cluster.fault_schedule import Fault
-from benchmarks.cluster.fault_systems import STREAM_TOKENS, Site, add_document, delete_document
+from benchmarks.cluster.fault_systems import STREAM_TOKENS, Site, add_document, delete_document, narrowed
 from benchmarks.cluster.token_streams import Agreement, compare, compare_text, parts
 
 SETTLE_S = 4.0  # of load after the recovery
@@ -175,11 +175,13 @@ async def seams(records: Sequence[Record], bench: Bench) -> list[list[float]]:
 
 async def strike(bench: Bench, fault: Fault | None, seed: object, seconds: float = 0.0) -> dict[str, Any]:
     """Load with one fault, until the system has recovered; without a fault, `seconds` of load. Returns a row for the journal."""
-    site, skipped = bench.site, ""
+    site, skipped, hit = bench.site, "", None
     recovery: dict[str, float | None] = {}
     async with bench.load(seed) as load:
         await asyncio.sleep(fault.after_s if fault else seconds)
-        processes = await asyncio.to_thread(site.find)
+        if fault is not None and fault.target.startswith("engine"):
+            hit = load.busiest  # an engine without streams has none to lose
+        processes = await asyncio.to_thread((narrowed(site, hit) if hit else site).find)
         struck = time.monotonic()
         if fault is not None:
             try:
@@ -191,7 +193,7 @@ async def strike(bench: Bench, fault: Fault | None, seed: object, seconds: float
     under_way = [one for one in records if fault is None or _overlaps(one, struck, recovery.get("healthy_s"))]
     gaps = [gap for one in under_way if one.kind == "stream" and (gap := one.gap_s) is not None]
     return {
-        "fault": {**asdict(fault), "name": fault.name} if fault else None,
+        "fault": {**asdict(fault), "name": fault.name, "variant": hit} if fault else None,
         "skipped": skipped,
         "recovery": recovery,
         **counted(records),

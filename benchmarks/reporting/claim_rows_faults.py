@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from benchmarks.reporting.cells import Result
+from benchmarks.reporting.fault_tables import offered_factor
 from benchmarks.reporting.figures import Figure, Figures, figure
 
 AREA = "resilience"
@@ -62,7 +63,7 @@ def soak(result: Result) -> Iterator[Figure]:
 
 def overload(result: Result) -> Iterator[Figure]:
     """Several times what saturates the platform."""
-    of = f"{result['factor']:g} times saturation for {result['seconds']:.0f} s"
+    of = f"{offered_factor(result):.1f} times saturation for {result['seconds']:.0f} s"
     requests = sum(result["requests"].values())
     yield figure("requests", AREA, f"{of}: requests", requests)
     for outcome, count in result["requests"].items():

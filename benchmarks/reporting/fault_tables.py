@@ -83,8 +83,17 @@ def overload(result: Result) -> str:
     rows = [[name, f"{bound['max']:g}", f"{bound['growth']:.2f}"] for name, bound in result["bounds"].items()]
     outcomes = ", ".join(f"{count} {name}" for name, count in result["requests"].items())
     end = f"as fast as before after {result['recovered_s']:.1f} s"
-    head = f"{result['factor']:g} times saturation ({result['per_s']:.1f} requests/s) for {result['seconds']:.0f} s: {outcomes}; {end}."
+    head = (
+        f"{offered_factor(result):.1f} times saturation for {result['seconds']:.0f} s, of {result['factor']:g} times that were aimed at "
+        f"({result['per_s']:.1f} requests/s): {outcomes}; {end}."
+    )
     return f"{head}\n\n{table(['measure', 'largest', 'last third over the second'], rows)}{_machine(result)}"
+
+
+def offered_factor(result: Result) -> float:
+    """Requests that were sent, in multiples of what saturates: the load's generator shares the cores, and may fall behind."""
+    offered: float = sum(result["requests"].values()) / result["seconds"]
+    return offered / result["per_s"] * float(result["factor"])
 
 
 def _machine(result: Result) -> str:
