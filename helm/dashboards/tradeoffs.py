@@ -119,7 +119,7 @@ def build() -> Dashboard:
         chart(
             "Share of traffic",
             "Share of its model's attempts that each variant gets. A sudden shift is the router's reaction to load, "
-            "failure or a changed budget; 'Variants ruled out' on the Router dashboard says which.",
+            "failure or a changed budget; 'Excluded candidates by variant' on the Router dashboard says which.",
             "percentunit",
             Line(
                 f"{rate('gearbox_attempts_total', BY_VARIANT, BOTH)} / on (model) group_left "
