@@ -66,7 +66,10 @@ class ServerConfig(Section):
     )
     max_body_bytes: int = Field(default=4 << 20, ge=1024, description="larger request bodies are answered with 413")
     stream_idle_timeout_s: float = Field(
-        default=600, gt=0, description="longest silence of an engine within one answer, from one chunk to the next"
+        default=600,
+        gt=0,
+        description="longest silence of an engine: until the first token, between two chunks, and of an answer that is not "
+        "streamed until its end; the request goes on at another replica then",
     )
     max_waiting_per_replica: int = Field(
         default=32,
