@@ -179,9 +179,10 @@ async def strike(bench: Bench, fault: Fault | None, seed: object, seconds: float
     recovery: dict[str, float | None] = {}
     async with bench.load(seed) as load:
         await asyncio.sleep(fault.after_s if fault else seconds)
-        if fault is not None and fault.target.startswith("engine"):
-            hit = load.busiest  # an engine without streams has none to lose
-        processes = await asyncio.to_thread((narrowed(site, hit) if hit else site).find)
+        processes = await asyncio.to_thread(site.find)
+        if fault is not None and fault.target.startswith("engine") and (hit := load.busiest) is not None:
+            of_variant = await asyncio.to_thread(narrowed(site, hit).find)
+            processes |= {fault.target: of_variant.get(fault.target) or processes.get(fault.target, [])}
         struck = time.monotonic()
         if fault is not None:
             try:

@@ -180,12 +180,12 @@ def narrowed(site: Site, variant: str) -> Site:
 
     def find() -> dict[str, list[psutil.Process]]:
         found = site.find()
-        servers = [one for one in found["engine server"] if replica_app(one.cmdline()) == f"variant-{variant}"]
+        servers = [one for one in found.get("engine server", ()) if replica_app(one.cmdline()) == f"variant-{variant}"]
         pids = {one.pid for one in servers}
         return {
             **found,
             "engine server": servers,
-            "engine core": [one for one in found["engine core"] if one.ppid() in pids],
+            "engine core": [one for one in found.get("engine core", ()) if one.ppid() in pids],
         }
 
     return replace(site, find=find)

@@ -49,7 +49,7 @@ _MAX_HEAD_CHARS = 1_000
 MAX_PASSAGE_CHARS = 20_000
 
 _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
-_MARKER = re.compile(r"(?:[-*+•#>|]+|\d+[.)])\s+")
+_MARKER = re.compile(r"(?:[-*+•#>|]{1,9}|\d{1,9}[.)])\s+")
 _OPENING = re.compile(rf"{phrases('opening')}\s*", re.I)
 _NEGATION = re.compile(rf"\b{phrases('negation')}(?!\w)", re.I)
 _NO_ANSWER = re.compile(rf"\b{phrases('no_answer')}(?!\w)", re.I)

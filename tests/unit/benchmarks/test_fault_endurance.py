@@ -78,7 +78,7 @@ class TestEndurance:
         found = {one.id: one for one in claims.rows("faults-overload", result, None)}
         assert found["faults-overload.recovered"].met is True
         assert found["faults-overload.fds.growth"].aim == "<= 1.1"
-        assert "5 times saturation" in fault_tables.TABLES["faults-overload"](result)
+        assert "of 5 times that were aimed at (25.0 requests/s)" in fault_tables.TABLES["faults-overload"](result)
         assert fault_plots.PLOTS["faults-overload"](result).exists()
 
     async def test_a_soak(self, site, bench, monkeypatch, tmp_path):

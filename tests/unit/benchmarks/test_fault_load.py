@@ -7,7 +7,7 @@ import time
 import aiohttp
 import pytest
 
-from benchmarks.cluster.fault_load import PROMPTS, Record, first_success, plan, saturation, send
+from benchmarks.cluster.fault_load import PROMPTS, Load, Record, first_success, plan, saturation, send
 from benchmarks.lib.sample_catalog import make_live_variant
 from tests.support.greedy_engine import EMBEDDINGS, GROUNDED, STREAM, UNARY, encode
 
@@ -126,3 +126,21 @@ class TestLoad:
             return False
 
         assert await first_success(never, 0.05, 0.3) is None
+
+
+def test_the_busiest_variant_writes_the_most_streams():
+    load = Load(None, (), 1.0, "seed")
+    assert load.busiest is None
+    written = [
+        ("int8", [1.0]),
+        ("full", [1.0]),
+        ("full", [2.0]),
+        ("int8", []),
+        ("int8", []),
+        ("", [1.0]),
+        ("", [1.0]),
+        ("", [1.0]),
+    ]
+    for number, (variant, events) in enumerate(written):
+        load._under_way[number] = Record("stream", 0, 0.0, variant=variant, events_s=events)
+    assert load.busiest == "full", "requests without a first token are no streams, and other systems name no variant"
