@@ -39,7 +39,8 @@ def _numbers(id: str, of: str, row: Mapping[str, Any], aims: Mapping[str, float]
             yield figure(f"{id}.gap_{share}", AREA, f"{of}: longest gap in a stream, {share}", gap, "s")
     if (seams := row.get("seams")) and seams["streams"]:
         of_streams = f"of {seams['streams']} streams that migrated"
-        yield figure(f"{id}.seam_p95", AREA, f"{of}: gap {of_streams}, p95", seams["p95"], "s")
+        for share in ("p50", "p95"):
+            yield figure(f"{id}.seam_{share}", AREA, f"{of}: gap {of_streams}, {share}", seams[share], "s")
         most = f"<= {aims['over_prefix_s']:g}" if aims and "over_prefix_s" in aims else None
         words = f"{of}: gap {of_streams}, less the time to the first token after the same prompt, p95"
         yield figure(f"{id}.seam_over_prefix_p95", AREA, words, seams["over_prefix_p95"], "s", aim=most)
@@ -49,12 +50,15 @@ def _numbers(id: str, of: str, row: Mapping[str, Any], aims: Mapping[str, float]
             yield figure(f"{id}.{name}.never", AREA, f"{of}: faults without recovery in time, {words}", never)
         if "median" in times:
             yield figure(f"{id}.{name}", AREA, f"{of}: {words}", times, "s")
+            yield figure(f"{id}.{name}.max", AREA, f"{of}: {words}, longest", times["max"], "s")
 
 
 def soak(result: Result) -> Iterator[Figure]:
     """A long run at a constant load with a fault in each interval."""
     of = f"soak of {result['hours']:.1f} h at load {result['load']:g} with {result['faults']} faults"
     yield from _numbers("all", of, result, result["aims"])
+    for name, row in result["by_fault"].items():
+        yield from _numbers(name, f"{of}, fault '{name}'", row, None)
     for role, memory in result["memory"].items():
         if memory is not None:
             value = {"mean": memory["mb_per_h"], "ci95": memory["ci95"]}
