@@ -18,7 +18,7 @@ from serve.routing.catalog import Variant
 from serve.routing.fair_shares import FairShares, Flow, Tenant
 from serve.routing.gears import resting
 from serve.routing.places import FreePlaces
-from serve.routing.prediction import Features
+from serve.routing.prediction import Features, Load
 from serve.routing.router import Decision, Router
 from serve.routing.step_limit import NOTICED, common_step_limit_ms
 from serve.routing.waiting_queue import Waiting, WaitingQueue
@@ -61,9 +61,8 @@ class Admission:
         waiting.start_by = _start_by(waiting, decision, budget_class.margin)
         waiting.gives_up = waiting.start_by if waiting.rejects else waiting.arrived + BEST_EFFORT_S
         self._queue.rank(waiting)
-        places = FreePlaces([(decision.variant, decision.chosen.load)], self._step_limit_ms)
         held = waiting.flow.tenant.over
-        if not decision.chosen.harm and not held and not self._is_behind(waiting, places, now):
+        if not decision.chosen.harm and not held and not self._is_behind(waiting, decision, now):
             return decision
         decision.wait_ms = self._wait_ms(waiting, decision)
         if waiting.rejects:
@@ -213,13 +212,15 @@ class Admission:
         ahead_ms = self._queue.ahead_ms(waiting)
         return (max(ahead_ms, waiting.flow.queued_ms / waiting.flow.share) + next_ms) / replicas
 
-    def _is_behind(self, waiting: Waiting, places: FreePlaces, now: float) -> bool:
+    def _is_behind(self, waiting: Waiting, decision: Decision, now: float) -> bool:
         """Whether a request that waits for the same variant goes first, and does not need more room which it has time to get."""
+        places = FreePlaces([(decision.variant, decision.chosen.load)], self._step_limit_ms)
         for other in self._queue.line(waiting.variant):
             if other.rank > waiting.rank:
                 return False
-            limit_ms = self._limit_ms(other, self.classes.known(other.budget))
-            if not other.is_larger(waiting) or places.holds(other, limit_ms, now):
+            if not other.is_larger(waiting):
+                return True
+            if places.holds(other, self._limit_ms(other, self.classes.known(other.budget)), now):
                 return True
         return False
 
@@ -250,8 +251,8 @@ def _work_ms(variant: Variant, features: Features, candidate: Candidate | None =
     load = candidate.load if candidate else variant.live.load()
     batch = min(max(load.requests / (load.replicas or 1), 1.0), variant.max_running)
     uncached = candidate.uncached_tokens if candidate else features.prompt_tokens
-    alone = load._replace(prefill_per_token=0.0)
-    decode_ms = features.total_output_tokens * variant.latency.step_ms(alone, batch) / batch
+    decodes = Load(colocated_busy_variants=load.colocated_busy_variants)
+    decode_ms = features.total_output_tokens * variant.latency.step_ms(decodes, batch) / batch
     return decode_ms + uncached * variant.latency.ms_per_prefill_token
 
 

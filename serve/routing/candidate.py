@@ -14,7 +14,7 @@ _NOT_EVALUATED = "not evaluated"
 
 
 class Limits:
-    """What one request asks of every variant: the limits of its budget, infinite where it has none.
+    """What one request asks of every variant: its features, and the limits of its budget, infinite where it has none.
 
     Predicted times, `margin` times as long, must be within them. `step_limit_ms` is the time per token that the budgets of the
     traffic allow. `loads` are the variants that the request may use, with the load that it would meet. Computed once for all
@@ -22,16 +22,25 @@ class Limits:
     """
 
     __slots__ = (
-        "budget", "e2e_ms", "loads", "margin", "max_cost", "min_quality", "step_limit_ms", "timed", "tpot_ms", "ttft_ms",
+        "bounds_steps", "budget", "e2e_ms", "features", "loads", "margin", "max_cost", "min_quality", "step_limit_ms", "timed",
+        "tpot_ms", "ttft_ms",
     )  # fmt: skip
 
     def __init__(
-        self, budget: Budget, margin: float, step_limit_ms: float, loads: Sequence[tuple[Variant, Load]] = ()
+        self,
+        budget: Budget,
+        features: Features,
+        margin: float,
+        step_limit_ms: float,
+        loads: Sequence[tuple[Variant, Load]] = (),
     ) -> None:
-        self.budget, self.timed, self.loads = budget, budget.timed, loads
+        self.budget, self.features, self.timed, self.loads = budget, features, budget.timed, loads
         self.margin, self.step_limit_ms = margin, step_limit_ms
         self.min_quality, self.max_cost = budget.min_quality or 0.0, _upper(budget.max_cost)
         self.ttft_ms, self.tpot_ms, self.e2e_ms = map(_upper, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
+        self.bounds_steps = (
+            step_limit_ms <= _MOST_STEP * self.tpot_ms
+        )  # engines that keep `step_limit_ms` keep `tpot_ms`
 
 
 def _upper(limit: float | None) -> float:
@@ -42,14 +51,13 @@ class Candidate:
     """One variant as the router sees it for one request. Its prediction is computed on first use."""
 
     __slots__ = (
-        "_harm", "_misses", "_prediction", "_ruled_out", "_violation", "cost_usd", "excluded", "features", "limits", "load", "overflows",
+        "_harm", "_misses", "_prediction", "_ruled_out", "_violation", "cost_usd", "excluded", "limits", "load", "overflows",
         "quality", "variant",
     )  # fmt: skip
 
-    def __init__(
-        self, variant: Variant, load: Load, features: Features, limits: Limits, excluded: tuple[str, str] | None = None
-    ) -> None:
-        self.variant, self.load, self.features, self.limits = variant, load, features, limits
+    def __init__(self, variant: Variant, load: Load, limits: Limits, excluded: tuple[str, str] | None = None) -> None:
+        features = limits.features
+        self.variant, self.load, self.limits = variant, load, limits
         self.excluded = excluded  # by a hard rule: its name, and in words
         self.quality = variant.quality.quality  # relative to `full`
         # at the expected output length, for all sequences
@@ -60,6 +68,11 @@ class Candidate:
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
         self._misses: list[tuple[str, float, float]] | None = None
+
+    @property
+    def features(self) -> Features:
+        """The features of the request."""
+        return self.limits.features
 
     @property
     def budget(self) -> Budget:
@@ -103,7 +116,7 @@ class Candidate:
     def prediction(self) -> Prediction:
         """Predicted times of the request at this variant."""
         if (prediction := self._prediction) is None:
-            self._prediction = prediction = self.variant.latency.predict(self.features, self.load)
+            self._prediction = prediction = self.variant.latency.predict(self.limits.features, self.load)
         return prediction
 
     @property
@@ -137,7 +150,11 @@ class Candidate:
     @property
     def violation(self) -> float:
         """Distance from the budget: the sum of relative excesses over its limits; 0 if the variant fits."""
-        return 0.0 if self.excluded or not self._missed() else self._violation
+        if self.excluded:
+            return 0.0
+        if self._misses is None:
+            self._missed()
+        return self._violation
 
     def fits(self, headroom: float) -> bool:
         """Whether it would meet the limits if it took `headroom` times what is predicted."""
@@ -210,11 +227,13 @@ class Candidate:
                 misses.append(("max_cost", cost, limit))
                 distance += cost / max(limit, 1e-12) - 1
             if limits.timed:
-                times, margin = self.prediction, limits.margin
+                times, margin = self._prediction or self.prediction, limits.margin
                 if (ttft := margin * times.ttft_ms) > (limit := limits.ttft_ms):
                     misses.append(("ttft", ttft, limit))
                     distance += ttft / limit - 1
-                if (tpot := margin * times.tpot_ms) > (limit := limits.tpot_ms) and not self._keeps(limit):
+                if (tpot := margin * times.tpot_ms) > (limit := limits.tpot_ms) and not (
+                    limits.bounds_steps and times.alone_ms <= limits.step_limit_ms
+                ):  # an engine that runs no more sequences than it may, at least one, keeps the limit
                     misses.append(("tpot", tpot, limit))
                     distance += tpot / limit - 1
                 if (e2e := margin * times.e2e_ms) > (limit := limits.e2e_ms):
@@ -222,11 +241,6 @@ class Candidate:
                     distance += e2e / limit - 1
             self._violation = distance
         return self._misses
-
-    def _keeps(self, tpot_ms: float) -> bool:
-        """Whether its engines run sequences within `tpot_ms` if they run no more than they may, at least one."""
-        limit_ms = self.limits.step_limit_ms
-        return limit_ms <= _MOST_STEP * tpot_ms and self.variant.latency.step_ms(self.load, 1) <= limit_ms
 
     def predictions(self, waited_ms: float = 0.0) -> dict[str, float]:
         """Predicted medians and 95% bounds, ms, of a request that starts after `waited_ms`."""

@@ -40,20 +40,20 @@ class Variant:
 
         `step_limit_ms`: time per token that its engine should keep; `avoid`: base URLs of replicas.
         """
-        live = self.live
-        if len(live.by_replica) == 1:
-            ((only, state),) = live.by_replica.items()
+        live, replicas = self.live, self.live.by_replica
+        if len(replicas) == 1:
+            ((only, state),) = replicas.items()
             if only not in avoid:
                 return live.load(colocated, only, state.cached_tokens(features))
         load = live.load(colocated)
-        if len(live.by_replica) <= 1:
+        if len(replicas) <= 1:
             return load
         places = math.inf if step_limit_ms == math.inf else self.latency.places(load, step_limit_ms)
-        chosen = choose(live.by_replica, features, load, self.latency, live.peers, places, avoid)
+        chosen = choose(replicas, features, load, self.latency, live.peers, places, avoid)
         if chosen is None:
             return load
         replica, requests, pending, cached = chosen
-        return Load(*load[:5], cached, replica, requests, pending)
+        return Load(*load[:5], replica, requests, pending, cached)
 
     def cost_usd(self, prompt_tokens: int, output_tokens: int) -> float:
         """Cost of one request at this deployment's price, USD."""

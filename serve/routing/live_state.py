@@ -40,6 +40,8 @@ class LiveState:
     _steps_at: float = 0.0  # sequences in flight at a replica at each of those tokens, added up
     by_replica: dict[str, ReplicaState] = field(default_factory=dict)  # by base URL, at the last refresh
     _read_prefixes: deque[tuple[str, Sequence[int]]] = field(default_factory=lambda: deque(maxlen=_MAX_READ))
+    _load: Load = field(default=Load(), compare=False, repr=False)  # the last one computed
+    _load_inputs: tuple[object, ...] = field(default=(), compare=False, repr=False)  # what it was computed from
 
     def load(self, colocated: float = 0, only: str = "", cached_tokens: int = 0) -> Load:
         """The load of all replicas now, while `colocated` other variants on their hardware are busy.
@@ -48,6 +50,15 @@ class LiveState:
         This gateway's requests are counted exactly. Those of other gateways are as old as the last refresh; since then each
         gateway is assumed to have dispatched as many as this one, so that they do not all choose the variant that was idle.
         """
+        inputs = (
+            self.in_flight, self.pending_prefill_tokens, self.remote_in_flight, self.dispatched_since_refresh, self.peers,
+            self.usual_prompt, self.usual_output, self.replicas, colocated, only,
+        )  # fmt: skip
+        if inputs != self._load_inputs:
+            self._load_inputs, self._load = inputs, self._compute_load(colocated, only)
+        return Load(*self._load[:-1], cached_tokens) if cached_tokens else self._load
+
+    def _compute_load(self, colocated: float, only: str) -> Load:
         remote = self.remote_in_flight + self.dispatched_since_refresh * self.peers
         pending_tokens = self.pending_prefill_tokens
         if remote and self.in_flight:  # the others' prompts are not known: as this gateway's
@@ -55,7 +66,7 @@ class LiveState:
         requests = self.in_flight + remote
         ratio = self.usual_prompt / self.usual_output if self.usual_output else 0.0
         if only:
-            return Load(requests, pending_tokens, 1, colocated, ratio, cached_tokens, only, requests, pending_tokens)
+            return Load(requests, pending_tokens, 1, colocated, ratio, only, requests, pending_tokens)
         return Load(requests, pending_tokens, self.replicas, colocated, ratio)
 
     def remember_prefix(self, blocks: Sequence[int], replica: str) -> None:

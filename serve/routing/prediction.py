@@ -56,10 +56,10 @@ class Load(NamedTuple):
     replicas: int = 1
     colocated_busy_variants: float = 0
     prefill_per_token: float = 0.0
-    cached_tokens: int = 0
     replica: str = ""
     replica_requests: float = 0.0
     replica_prefill_tokens: float = 0.0
+    cached_tokens: int = 0
 
     @property
     def here(self) -> float:
@@ -83,16 +83,30 @@ class Latency(NamedTuple):
 class Prediction:
     """Predicted distributions of the times of one request at one variant; its attributes are the medians."""
 
-    __slots__ = ("_batch", "_model", "_points", "_prior", "_prompt", "e2e_ms", "tpot_ms", "ttft_ms")
+    __slots__ = ("_batch", "_e2e", "_model", "_prior", "_prompt", "_ttft", "e2e_ms", "tpot_ms", "ttft_ms")
 
-    def __init__(self, model: "LatencyModel", batch: "_Batch", ttft_prior: float, steps: float, prompt: float) -> None:
-        self._model, self._batch, self._prior, self._prompt = model, batch, ttft_prior, prompt
+    def __init__(self, model: "LatencyModel", batch: "_Batch", features: Features, cached_tokens: int) -> None:
+        output, uncached = features.output_tokens, features.prompt_tokens - cached_tokens
+        prior = (model.ttft_by_prompt(uncached) * batch.slowdown + batch.pending_ms) * batch.shared
+        prior += batch.before * output * batch.tpot_prior
+        prior += batch.startup_ms
+        prompt = uncached / 1000
+        self._model, self._batch, self._prior, self._prompt = model, batch, prior, prompt
         a, b, c = batch.medians
-        ttft = ttft_prior * _factor(batch.log_ttft + batch.weights[3] * prompt)
+        self._ttft = ttft = prior * _factor(batch.log_ttft + batch.log_ttft_per_prompt * prompt)
         self.ttft_ms, self.tpot_ms = ttft_ms, tpot_ms = ttft * a, batch.tpot * b
-        e2e = ttft_ms + tpot_ms * steps
-        self.e2e_ms = max(e2e * c, ttft_ms)
-        self._points = (ttft, batch.tpot, e2e)
+        self._e2e = e2e = ttft_ms + tpot_ms * ((output - 1 if output > 1 else 0) + batch.after * output)
+        self.e2e_ms = e2e_ms if (e2e_ms := e2e * c) > ttft_ms else ttft_ms
+
+    @property
+    def _points(self) -> tuple[float, float, float]:
+        """The predicted times before the medians of what was observed of them."""
+        return self._ttft, self._batch.tpot, self._e2e
+
+    @property
+    def alone_ms(self) -> float:
+        """Time per token of a request alone, see `LatencyModel.step_ms`."""
+        return self._batch.alone_ms
 
     @property
     def expected(self) -> Latency:
@@ -320,34 +334,34 @@ class LatencyModel:
         is the profile's at the resulting concurrency, extended by the share of the time spent on prefills. Sequences of the
         request that exceed the batch are generated after the others.
         """
-        running, colocated, prefill_per_token = load[2:5]
-        key = (load.here, load.prefill_here, running, colocated, prefill_per_token, features.sequences)
-        if (batch := self._batch) is None or batch.key != key or batch.weights is not self.ttft.weights:
-            self._batch = batch = _Batch(self, load, key)
-        output, uncached = features.output_tokens, features.prompt_tokens - load.cached_tokens
-        ttft = (self.ttft_by_prompt(uncached) * batch.slowdown + batch.pending_ms) * batch.shared
-        ttft += batch.before * output * batch.tpot_prior
-        ttft += batch.startup_ms
-        steps = (output - 1 if output > 1 else 0) + batch.after * output
-        return Prediction(self, batch, ttft, steps, uncached / 1000)
+        batch = self._batch
+        if (
+            batch is None
+            or (batch.load is not load and batch.load[:-1] != load[:-1])  # whatever is cached of the prompt
+            or batch.sequences != features.sequences
+            or batch.weights is not self.ttft.weights
+        ):
+            self._batch = batch = _Batch(self, load, features.sequences)
+        return Prediction(self, batch, features, load.cached_tokens)
 
 
 class _Batch:
     """The batch that a request would be in: what its prediction needs of the load and of what was learned, not of its lengths.
 
-    Kept for the next request at the same load, `key`, until the drift changes or `weights`, those of the TTFT, are replaced, as by
-    every learned answer.
+    Kept for the next request at the same load until the drift changes or `weights`, those of the TTFT, are replaced, as by every
+    learned answer.
     `before` and `after`: batches that are generated before the request's first sequence and, for the others, after it.
     `full`, `colocated` and `prefill` are the features of the regressions.
     """
 
     __slots__ = (
-        "after", "before", "bounds", "colocated", "full", "key", "log_ttft", "medians", "pending_ms", "prefill", "shared", "slowdown",
-        "spreads", "startup_ms", "tpot", "tpot_prior", "weights",
+        "after", "alone_ms", "before", "bounds", "colocated", "full", "load", "log_ttft", "log_ttft_per_prompt", "medians", "pending_ms",
+        "prefill", "sequences", "shared", "slowdown", "spreads", "startup_ms", "tpot", "tpot_prior", "weights",
     )  # fmt: skip
 
-    def __init__(self, model: LatencyModel, load: Load, key: tuple[float, ...]) -> None:
-        self.key = ahead, pending_tokens, running, colocated, prefill_per_token, sequences = key
+    def __init__(self, model: LatencyModel, load: Load, sequences: int) -> None:
+        self.load, self.sequences = load, sequences
+        ahead, colocated, prefill_per_token = load.here, load.colocated_busy_variants, load.prefill_per_token
         limit, slowdown = model.max_running, model.ttft_slowdown
         here = ahead + sequences
         size, self.before, self.after = here, 0.0, 0.0
@@ -356,13 +370,13 @@ class _Batch:
             size, self.before, self.after = limit, queued / limit, (here - limit - queued) / limit
         whole = int(size)
         self.slowdown = slowdown[whole] + (size - whole) * (slowdown[whole + 1] - slowdown[whole])
-        self.pending_ms = pending_tokens * model.ms_per_prefill_token
-        self.startup_ms = 0.0 if running else model.startup_ms
+        self.pending_ms = load.prefill_here * model.ms_per_prefill_token
+        self.startup_ms = 0.0 if load.replicas else model.startup_ms
         self.shared = 1 + colocated
-        self.tpot_prior = model.step_ms(load, size)
+        self.tpot_prior, self.alone_ms = model.step_ms(load, size), model.step_ms(load, 1)
         full, others = size / limit, math.log1p(colocated)
         self.full, self.colocated, self.prefill = full, others, prefill_per_token / 10
-        a, b, c, _ = self.weights = model.ttft.weights
+        a, b, c, self.log_ttft_per_prompt = self.weights = model.ttft.weights
         self.log_ttft = a + b * full + c * others  # of the learned factor, without what the prompt adds
         a, b, c, d = model.tpot.weights
         self.tpot = self.tpot_prior * _factor(a + b * full + c * others + d * prefill_per_token / 10)

@@ -83,8 +83,8 @@ class Router:
         loads = self.loads(variants, features, step_limit_ms, failed)
         if pinned is not None:
             loads = [(variant, load) for variant, load in loads if variant.name == pinned]
-        limits = Limits(budget, margin, step_limit_ms, loads)
-        return [Candidate(v, load, features, limits, _hard_rule(v, load, features, failed, full)) for v, load in loads]
+        limits = Limits(budget, features, margin, step_limit_ms, loads)
+        return [Candidate(v, load, limits, _hard_rule(v, load, features, failed, full)) for v, load in loads]
 
     def loads(
         self,
@@ -95,13 +95,15 @@ class Router:
     ) -> list[tuple[Variant, Load]]:
         """Each variant with its load now; with `features`, the load that such a request would meet, see `Variant.load`."""
         lives = [(variant, variant.live, variant.live.busy) for variant in variants]
-        busy: dict[str, int] = {}
+        busy: dict[frozenset[str], int] = {}
         for _, live, is_busy in lives:
-            for hardware in live.hardware or _UNKNOWN:
-                busy[hardware] = busy.get(hardware, 0) + is_busy
+            busy[live.hardware] = busy.get(live.hardware, 0) + is_busy
+        by_part: dict[str, int] = {}
+        for hardware, count in busy.items():
+            for part in hardware or _UNKNOWN:
+                by_part[part] = by_part.get(part, 0) + count
         crowds = {  # by hardware: mean number of busy variants on each part of it
-            on: sum(map(busy.__getitem__, on or _UNKNOWN)) / len(on or _UNKNOWN)
-            for on in {live.hardware for _, live, _ in lives}
+            on: sum(map(by_part.__getitem__, on or _UNKNOWN)) / len(on or _UNKNOWN) for on in busy
         }
         if features is None:
             return [(variant, live.load(crowds[live.hardware] - is_busy)) for variant, live, is_busy in lives]
@@ -159,9 +161,11 @@ class Router:
             return Decision(*choice, candidates, features)
         if budget.on_no_candidate == "reject":
             raise _rejected(candidates, budget, features, margin)
-        misses = [(c.variant.live.silent, c.overflows, c.violation) for c in usable]
-        least = min(misses)
-        tied = (candidate for candidate, miss in zip(usable, misses, strict=True) if miss == least)
+        misses = steady or usable
+        misses = [candidate for candidate in misses if not candidate.overflows] or misses
+        violations = [candidate.violation for candidate in misses]
+        least = min(violations)
+        tied = (candidate for candidate, violation in zip(misses, violations, strict=True) if violation == least)
         nearest = min(tied, key=lambda c: (c.harm, -c.quality))
         return Decision(nearest, "nearest_miss", candidates, features)
 
@@ -224,10 +228,10 @@ def _rejected(candidates: Sequence[Candidate], budget: Budget, features: Feature
         reasons = "; ".join(f"{c.variant.name}: {c.explanation}" for c in candidates)
         return f"no variant {what} ({reasons})"
 
-    limits, away = Limits(budget, margin, math.inf), False
+    limits, away = Limits(budget, features, margin, math.inf), False
     for candidate in candidates:
         load = Load(replicas=max(candidate.variant.live.replicas, 1))
-        idle = Candidate(candidate.variant, load, features, limits)
+        idle = Candidate(candidate.variant, load, limits)
         if (candidate.excluded and candidate.excluded[0] in _NEVER) or idle.ruled_out is not None:
             continue
         if candidate.excluded and candidate.excluded[0] in _AWAY:

@@ -58,7 +58,8 @@ class Waiting:
 
     def is_larger(self, other: "Waiting") -> bool:
         """Whether it may need more room than `other` does."""
-        return any(mine > its for mine, its in zip(self.size, other.size, strict=True))
+        sequences, length = other.size
+        return self.size[0] > sequences or self.size[1] > length
 
     @property
     def rejects(self) -> bool:
