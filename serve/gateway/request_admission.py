@@ -43,7 +43,7 @@ class RequestAdmission:
 
     def loads(self) -> list[tuple[Variant, Load]]:
         """The load of each variant now."""
-        return self._queue.router.loads(self._variants.values())
+        return self._queue.router.loads(list(self._variants.values()))
 
     def refresh(self) -> None:
         """Follow the speed of the engines and the offered work, and start what waited; called regularly."""

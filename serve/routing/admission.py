@@ -214,12 +214,13 @@ class Admission:
 
     def _is_behind(self, waiting: Waiting, decision: Decision, now: float) -> bool:
         """Whether a request that waits for the same variant goes first, and does not need more room which it has time to get."""
-        places = FreePlaces([(decision.variant, decision.chosen.load)], self._step_limit_ms)
+        places: FreePlaces | None = None
         for other in self._queue.line(waiting.variant):
             if other.rank > waiting.rank:
                 return False
             if not other.is_larger(waiting):
                 return True
+            places = places or FreePlaces([(decision.variant, decision.chosen.load)], self._step_limit_ms)
             if places.holds(other, self._limit_ms(other, self.classes.known(other.budget)), now):
                 return True
         return False
@@ -258,12 +259,11 @@ def _work_ms(variant: Variant, features: Features, candidate: Candidate | None =
 
 def _start_by(waiting: Waiting, decision: Decision, margin: float) -> float:
     """The latest time at which the request starts in time at the present load, if it takes `margin` times what is predicted."""
-    ttft_ms, _, e2e_ms = decision.chosen.prediction.expected
-    budget, by = waiting.budget, waiting.arrived + BEST_EFFORT_S
+    expected, budget, by = decision.chosen.prediction, waiting.budget, waiting.arrived + BEST_EFFORT_S
     if budget.ttft_ms is not None:
-        by = min(by, waiting.arrived + (budget.ttft_ms - margin * ttft_ms) / 1000)
+        by = min(by, waiting.arrived + (budget.ttft_ms - margin * expected.ttft_ms) / 1000)
     if budget.e2e_ms is not None:
-        by = min(by, waiting.arrived + (budget.e2e_ms - margin * e2e_ms) / 1000)
+        by = min(by, waiting.arrived + (budget.e2e_ms - margin * expected.e2e_ms) / 1000)
     return max(by, waiting.arrived)  # what cannot be in time is due at once, not before all others
 
 

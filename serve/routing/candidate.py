@@ -17,13 +17,12 @@ class Limits:
     """What one request asks of every variant: its features, and the limits of its budget, infinite where it has none.
 
     Predicted times, `margin` times as long, must be within them. `step_limit_ms` is the time per token that the budgets of the
-    traffic allow. `loads` are the variants that the request may use, with the load that it would meet. Computed once for all
-    variants.
+    traffic allow. The request may use `variants`, and would meet `loads` there. Computed once for all variants.
     """
 
     __slots__ = (
         "bounds_steps", "budget", "e2e_ms", "features", "loads", "margin", "max_cost", "min_quality", "step_limit_ms", "timed",
-        "tpot_ms", "ttft_ms",
+        "tpot_ms", "ttft_ms", "variants",
     )  # fmt: skip
 
     def __init__(
@@ -32,9 +31,11 @@ class Limits:
         features: Features,
         margin: float,
         step_limit_ms: float,
-        loads: Sequence[tuple[Variant, Load]] = (),
+        variants: Sequence[Variant] = (),
+        loads: Sequence[Load] = (),
     ) -> None:
-        self.budget, self.features, self.timed, self.loads = budget, features, budget.timed, loads
+        self.budget, self.features, self.timed = budget, features, budget.timed
+        self.variants, self.loads = variants, loads
         self.margin, self.step_limit_ms = margin, step_limit_ms
         self.min_quality, self.max_cost = budget.min_quality or 0.0, _upper(budget.max_cost)
         self.ttft_ms, self.tpot_ms, self.e2e_ms = map(_upper, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
@@ -67,7 +68,7 @@ class Candidate:
         self._harm: int | None = None
         self._prediction: Prediction | None = None
         self._ruled_out: str | None = _NOT_EVALUATED
-        self._misses: list[tuple[str, float, float]] | None = None
+        self._misses: tuple[str, ...] | None = None
 
     @property
     def features(self) -> Features:
@@ -130,7 +131,7 @@ class Candidate:
             elif self.cost_usd > self.limits.max_cost:
                 self._ruled_out = "max_cost"
             else:
-                self._ruled_out = misses[0][0] if (misses := self._missed()) else None
+                self._ruled_out = misses[0] if (misses := self._missed()) else None
         return self._ruled_out
 
     @property
@@ -145,7 +146,7 @@ class Candidate:
         """The rule in words; of limits, every one that is not met."""
         if self.excluded:
             return self.excluded[1]
-        return ", ".join(_in_words(*miss) for miss in self._missed()) or None
+        return ", ".join(map(self._in_words, self._missed())) or None
 
     @property
     def violation(self) -> float:
@@ -199,7 +200,7 @@ class Candidate:
             if here and (here + self.features.sequences > places or self._stalls()):
                 crowded = round(here)
         else:
-            for other, its in self.limits.loads:
+            for other, its in zip(self.limits.variants, self.limits.loads, strict=True):
                 if its.requests and _share_hardware(self.variant, other):
                     left = other.latency.places(its, limit_ms, its.colocated_busy_variants + 1)
                     crowded += round(its.requests) if its.requests > left * (its.replicas or 1) else 0
@@ -215,32 +216,42 @@ class Candidate:
         step_ms = latency.step_ms(load, load.here + 1)
         return stall_ms + step_ms > self.limits.step_limit_ms
 
-    def _missed(self) -> list[tuple[str, float, float]]:
-        """Each violated limit: rule, value, limit. Times come last, because predicting them is the most expensive."""
+    def _missed(self) -> tuple[str, ...]:
+        """The rules of the violated limits. Times come last, because predicting them is the most expensive."""
         if self._misses is None:
             limits, distance = self.limits, 0.0
-            self._misses = misses = []
+            misses: tuple[str, ...] = ()
             if (quality := self.quality) < (limit := limits.min_quality):
-                misses.append(("min_quality", quality, limit))
+                misses += ("min_quality",)
                 distance += 1 - quality / limit
             if (cost := self.cost_usd) > (limit := limits.max_cost):
-                misses.append(("max_cost", cost, limit))
+                misses += ("max_cost",)
                 distance += cost / max(limit, 1e-12) - 1
             if limits.timed:
-                times, margin = self._prediction or self.prediction, limits.margin
+                times, margin = self.prediction, limits.margin
                 if (ttft := margin * times.ttft_ms) > (limit := limits.ttft_ms):
-                    misses.append(("ttft", ttft, limit))
+                    misses += ("ttft",)
                     distance += ttft / limit - 1
                 if (tpot := margin * times.tpot_ms) > (limit := limits.tpot_ms) and not (
                     limits.bounds_steps and times.alone_ms <= limits.step_limit_ms
                 ):  # an engine that runs no more sequences than it may, at least one, keeps the limit
-                    misses.append(("tpot", tpot, limit))
+                    misses += ("tpot",)
                     distance += tpot / limit - 1
                 if (e2e := margin * times.e2e_ms) > (limit := limits.e2e_ms):
-                    misses.append(("e2e", e2e, limit))
+                    misses += ("e2e",)
                     distance += e2e / limit - 1
-            self._violation = distance
+            self._misses, self._violation = misses, distance
         return self._misses
+
+    def _in_words(self, rule: str) -> str:
+        """A violated limit, with the value that violates it."""
+        limits = self.limits
+        if rule == "min_quality":
+            return f"quality {self.quality:.3f} < {limits.min_quality:g}"
+        if rule == "max_cost":
+            return f"cost {self.cost_usd:.3g} USD > {limits.max_cost:g} USD"
+        value, limit = (getattr(one, f"{rule}_ms") for one in (self.prediction, limits))
+        return f"predicted {rule} {limits.margin * value:.0f} ms > {limit:g} ms"
 
     def predictions(self, waited_ms: float = 0.0) -> dict[str, float]:
         """Predicted medians and 95% bounds, ms, of a request that starts after `waited_ms`."""
@@ -276,16 +287,6 @@ class Candidate:
             "ruled_out": self.ruled_out,
             "why": self.explanation,
         }
-
-
-def _in_words(rule: str, value: float, limit: float) -> str:
-    match rule:
-        case "min_quality":
-            return f"quality {value:.3f} < {limit:g}"
-        case "max_cost":
-            return f"cost {value:.3g} USD > {limit:g} USD"
-        case _:
-            return f"predicted {rule} {value:.0f} ms > {limit:g} ms"
 
 
 def _share_hardware(one: Variant, other: Variant) -> bool:

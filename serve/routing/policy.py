@@ -4,6 +4,7 @@ import math
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from serve.budget import Budget
 from serve.routing.candidate import Candidate
@@ -12,10 +13,14 @@ from serve.routing.catalog import Variant
 _HEADROOM = 1.1  # times the predicted times, with which a higher quality is taken again
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
 
-_ORDER: Mapping[str, Callable[[Candidate], tuple[float, ...]]] = {
-    "quality": lambda c: (-c.quality, c.cost_usd),
-    "cost": lambda c: (c.cost_usd, -c.quality),
-    "latency": lambda c: (c.prediction.e2e_ms, -c.quality, c.cost_usd),
+_QUALITY = attrgetter("quality"), True
+_COST = attrgetter("cost_usd"), False
+_LATENCY = attrgetter("prediction.e2e_ms"), False
+#: Keys to sort by and whether the highest comes first, the last key first: sorting is stable.
+_ORDER: Mapping[str, Sequence[tuple[Callable[[Candidate], float], bool]]] = {
+    "quality": (_COST, _QUALITY),
+    "cost": (_QUALITY, _COST),
+    "latency": (_COST, _QUALITY, _LATENCY),
 }
 
 
@@ -59,7 +64,10 @@ class WithinBudget:
     def _best(self, usable: Sequence[Candidate], budget: Budget) -> Candidate | None:
         """The first that fits and has room, else the first that fits, in the objective's order; the others need no prediction."""
         full = None
-        for candidate in sorted(usable, key=_ORDER[budget.objective]):
+        ordered = list(usable)
+        for key, highest_first in _ORDER[budget.objective]:
+            ordered.sort(key=key, reverse=highest_first)
+        for candidate in ordered:
             if candidate.ruled_out is None:
                 if not candidate.harm:
                     return candidate

@@ -4,7 +4,7 @@ The router decides which variants a request may use; a policy chooses among them
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -70,7 +70,7 @@ class Router:
 
     def _candidates(
         self,
-        variants: Iterable[Variant],
+        variants: Sequence[Variant],
         budget: Budget,
         features: Features,
         failed: Collection[str] = (),
@@ -80,41 +80,24 @@ class Router:
         full: bool = False,
     ) -> list[Candidate]:
         """All variants as the request sees them, or only the pinned one."""
-        loads = self.loads(variants, features, step_limit_ms, failed)
+        colocated = _colocated(variants)
+        loads = [v.load(features, others, step_limit_ms, failed) for v, others in zip(variants, colocated, strict=True)]
         if pinned is not None:
-            loads = [(variant, load) for variant, load in loads if variant.name == pinned]
-        limits = Limits(budget, features, margin, step_limit_ms, loads)
-        return [Candidate(v, load, limits, _hard_rule(v, load, features, failed, full)) for v, load in loads]
-
-    def loads(
-        self,
-        variants: Iterable[Variant],
-        features: Features | None = None,
-        step_limit_ms: float = math.inf,
-        failed: Collection[str] = (),
-    ) -> list[tuple[Variant, Load]]:
-        """Each variant with its load now; with `features`, the load that such a request would meet, see `Variant.load`."""
-        lives = [(variant, variant.live, variant.live.busy) for variant in variants]
-        busy: dict[frozenset[str], int] = {}
-        for _, live, is_busy in lives:
-            busy[live.hardware] = busy.get(live.hardware, 0) + is_busy
-        by_part: dict[str, int] = {}
-        for hardware, count in busy.items():
-            for part in hardware or _UNKNOWN:
-                by_part[part] = by_part.get(part, 0) + count
-        crowds = {  # by hardware: mean number of busy variants on each part of it
-            on: sum(map(by_part.__getitem__, on or _UNKNOWN)) / len(on or _UNKNOWN) for on in busy
-        }
-        if features is None:
-            return [(variant, live.load(crowds[live.hardware] - is_busy)) for variant, live, is_busy in lives]
+            loads = [load for variant, load in zip(variants, loads, strict=True) if variant.name == pinned]
+            variants = [variant for variant in variants if variant.name == pinned]
+        limits = Limits(budget, features, margin, step_limit_ms, variants, loads)
         return [
-            (variant, variant.load(features, crowds[live.hardware] - is_busy, step_limit_ms, failed))
-            for variant, live, is_busy in lives
+            Candidate(variant, load, limits, _hard_rule(variant, load, features, failed, full))
+            for variant, load in zip(variants, loads, strict=True)
         ]
+
+    def loads(self, variants: Sequence[Variant]) -> list[tuple[Variant, Load]]:
+        """Each variant with its load now."""
+        return [(v, v.live.load(others)) for v, others in zip(variants, _colocated(variants), strict=True)]
 
     def decide(
         self,
-        variants: Iterable[Variant],
+        variants: Sequence[Variant],
         budget: Budget,
         features: Features,
         *,
@@ -180,6 +163,21 @@ class Router:
 
 
 _UNKNOWN = ("",)  # variants whose place is not known count as neighbours
+
+
+def _colocated(variants: Sequence[Variant]) -> list[float]:
+    """For each variant, the number of other busy variants on its hardware: on each part of it, on average."""
+    is_busy = [variant.live.busy for variant in variants]
+    busy: dict[frozenset[str], int] = {}
+    for variant, one in zip(variants, is_busy, strict=True):
+        hardware = variant.live.hardware
+        busy[hardware] = busy.get(hardware, 0) + one
+    by_part: dict[str, int] = {}
+    for hardware, count in busy.items():
+        for part in hardware or _UNKNOWN:
+            by_part[part] = by_part.get(part, 0) + count
+    crowds = {on: sum(map(by_part.__getitem__, on or _UNKNOWN)) / len(on or _UNKNOWN) for on in busy}
+    return [crowds[variant.live.hardware] - one for variant, one in zip(variants, is_busy, strict=True)]
 
 
 def _hard_rule(
