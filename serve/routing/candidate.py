@@ -21,8 +21,8 @@ class Limits:
     """
 
     __slots__ = (
-        "bounds_steps", "budget", "e2e_ms", "features", "loads", "margin", "max_cost", "min_quality", "step_limit_ms", "timed",
-        "tpot_ms", "ttft_ms", "variants",
+        "budget", "e2e_ms", "features", "loads", "margin", "max_cost", "min_quality", "step_limit_ms", "step_limit_suffices",
+        "timed", "tpot_ms", "ttft_ms", "variants",
     )  # fmt: skip
 
     def __init__(
@@ -39,9 +39,8 @@ class Limits:
         self.margin, self.step_limit_ms = margin, step_limit_ms
         self.min_quality, self.max_cost = budget.min_quality or 0.0, _upper(budget.max_cost)
         self.ttft_ms, self.tpot_ms, self.e2e_ms = map(_upper, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
-        self.bounds_steps = (
-            step_limit_ms <= _MOST_STEP * self.tpot_ms
-        )  # engines that keep `step_limit_ms` keep `tpot_ms`
+        # whether engines that keep `step_limit_ms` keep `tpot_ms` too
+        self.step_limit_suffices = step_limit_ms <= _MOST_STEP * self.tpot_ms
 
 
 def _upper(limit: float | None) -> float:
@@ -233,7 +232,7 @@ class Candidate:
                     misses += ("ttft",)
                     distance += ttft / limit - 1
                 if (tpot := margin * times.tpot_ms) > (limit := limits.tpot_ms) and not (
-                    limits.bounds_steps and times.alone_ms <= limits.step_limit_ms
+                    limits.step_limit_suffices and times.alone_ms <= limits.step_limit_ms
                 ):  # an engine that runs no more sequences than it may, at least one, keeps the limit
                     misses += ("tpot",)
                     distance += tpot / limit - 1
