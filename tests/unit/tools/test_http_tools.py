@@ -234,7 +234,7 @@ async def test_a_path_cannot_be_left(service, tool, value):
 async def test_what_a_service_may_not_do_is_an_error_for_the_model(tool, operation, expected):
     start = time.monotonic()
     assert await call(tool(operation, timeout_s=0.3 if operation in ("slow", "drip") else 5)) == expected
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4.5
 
 
 async def test_a_large_answer_is_cut_and_says_so(tool):
