@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from serve.retrieval.verify.phrases import phrases
-from serve.retrieval.verify.sentences import sentences
+from serve.retrieval.verify.sentences import MAX_CHARS, is_row, sentences
 from serve.retrieval.verify.unknown_words import MAX_QUESTION_CHARS
 from serve.retrieval.verify.words import (
     Word,
@@ -41,12 +41,11 @@ _MAX_SENTENCES = 64  # checked sentences of an answer; embedding more would take
 _MAX_WORDS = 4  # missing words of a claim, or of the question, whose meaning is measured
 _NEARNESS = 0.5  # share of a word's nearness to the passage that counts for it: the passage may say it in other words
 _MAX_COMPARED = 32  # words of a claim and its question by which candidates are found
-# Longer texts are truncated, or are no claim of which a single word matters: nothing else bounds an answer or a chunk of one long word.
+# Longer texts are truncated; in a long claim no single word moves the vector.
 _MAX_ANSWER_CHARS = 100_000
 _MAX_CLAIM_CHARS = 1_000
 _MAX_CLAIM_WORDS = 100  # different ones
 _MAX_HEAD_CHARS = 1_000
-MAX_PASSAGE_CHARS = 20_000
 
 _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
 _MARKER = re.compile(r"(?:[-*+•#>|]{1,9}|\d{1,9}[.)])\s+")
@@ -56,7 +55,6 @@ _NO_ANSWER = re.compile(rf"\b{phrases('no_answer')}(?!\w)", re.I)
 _FURTHER = re.compile(r"[,;:–—](?:\s+\S+){5}")  # after "I don't know": a clause that may be a claim
 # possessive: what one phrase has taken, a rest of the line too, is never tried again as another
 _COURTESY = re.compile(rf"(?:{phrases('courtesy')}\W*+)++", re.I)
-_ROW = re.compile(r"\S \| \S")  # of a table, as `ingest.formats.tables` writes it
 
 
 @dataclass(slots=True, frozen=True)
@@ -147,7 +145,7 @@ class Evidence:
         self._near: list[tuple[int, ...]] = []
         self._of_passage: list[range] = []  # each passage's sentences
         for number, (_, text) in enumerate(passages):
-            text = text[:MAX_PASSAGE_CHARS]
+            text = text[:MAX_CHARS]
             before = len(self.texts)
             self.texts += [text[start:end] for start, end in sentences(text)]
             of_passage = range(before, len(self.texts))
@@ -197,7 +195,7 @@ def _neighbours(texts: Sequence[str], of_passage: range) -> Iterator[tuple[int, 
     """Of each sentence of a passage, the one that may name its subject: before a sentence, that one; before a row, its group's title."""
     title: tuple[int, ...] = ()
     for j in of_passage:
-        if _ROW.search(texts[j]):
+        if is_row(texts[j]):
             yield title
         else:
             is_item = _MARKER.match(texts[j]) is not None
@@ -221,7 +219,7 @@ class Claim:
         self.claims_something = bool(of_claim) and _claims_something(self.text)
         if not self.claims_something:
             return
-        of_question = parts(question[:MAX_PASSAGE_CHARS])
+        of_question = parts(question[:MAX_CHARS])
         self._asked = WordIndex([of_question])
         self._exact = {part: word for word in words(self.text) for part in word.parts if is_exact(part)}
         content = [part for part in of_claim if is_content(part)]

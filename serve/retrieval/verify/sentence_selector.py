@@ -9,11 +9,9 @@ from typing import Any
 
 from haystack import Document, component
 
-from serve.retrieval.verify.sentences import sentences
+from serve.retrieval.verify.sentences import MAX_CHARS, sentences
 from serve.retrieval.verify.words import WordIndex, is_content, parts, stem, weight
 
-MAX_QUESTION_CHARS = 20_000
-MAX_PASSAGE_CHARS = 20_000
 _MAX_WORDS = 64  # of the question
 
 
@@ -56,10 +54,10 @@ def question_weights(question: str, passages: Sequence[tuple[str, str]]) -> dict
         question: the question.
         passages: head and text of each.
     """
-    texts = [text[:MAX_PASSAGE_CHARS] for _, text in passages]
+    texts = [text[:MAX_CHARS] for _, text in passages]
     split = [text[start:end] for text in texts for start, end in sentences(text)]
     every = WordIndex(map(parts, [*split, *(head for head, _ in passages)]))
-    asked = {stem(part): part for part in parts(question[:MAX_QUESTION_CHARS])}  # of a word's forms one
+    asked = {stem(part): part for part in parts(question[:MAX_CHARS])}  # of a word's forms one
     return {
         part: weight(part) * math.log(1 + every.texts / len(having))
         for part in sorted(asked.values(), key=weight, reverse=True)[:_MAX_WORDS]
@@ -77,7 +75,7 @@ def select_sentences(
         head: the passage's title and heading, whose words the sentences need not repeat.
         max_sentences: maximum number of selected sentences.
     """
-    spans = sentences(passage[:MAX_PASSAGE_CHARS])
+    spans = sentences(passage[:MAX_CHARS])
     if not spans:
         return 0.0, passage
     of_sentences = [parts(passage[start:end]) for start, end in spans]

@@ -12,7 +12,8 @@ _ABBREVIATIONS = re.compile(phrases("abbreviation"), re.I)
 _END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’)\]*_`]*+(?=\s)|[。！？]""")
 # Before an empty line, a list item, a heading, a quotation, a fence, and a row of a table (`Country: Norway | Full day: 66`)
 _LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```)|[^\n]*\S \| \S)")
-_ROW = re.compile(r"^[^\n]*\S \| \S[^\n]*$", re.M)
+_ROW = re.compile(r"^[^\n]*\S \| \S[^\n]*$", re.M)  # of a table, as `ingest.formats.tables` writes it
+MAX_CHARS = 20_000  # of a passage or a question that are read: nothing else bounds a chunk of one long word
 _FENCE = re.compile(r"```.*?(?:```|\Z)", re.S)
 _MARKER = re.compile(r"(?:^|\n)[ \t]*\d+\.$")
 _WORD_BREAK = re.compile(r"[\s(\[\"'“]")
@@ -40,6 +41,11 @@ def sentences(text: str) -> list[tuple[int, int]]:
         if stripped := piece.lstrip():
             spans.append((start + len(piece) - len(stripped), start + len(piece)))
     return spans
+
+
+def is_row(sentence: str) -> bool:
+    """Whether a sentence is a table's row."""
+    return _ROW.match(sentence) is not None
 
 
 def _is_sentence_end(text: str, match: re.Match[str]) -> bool:

@@ -10,12 +10,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serve.retrieval.verify.words import UNSPACED, is_exact
+
 MAX_QUESTION_CHARS = 400  # in longer ones no single word moves the vector
 _MAX_WORDS = 8  # of a question; the longest, those with digits first
 _BEGINNING = 4  # fewest letters that two forms of a word share; shorter words have no other forms
 
-# Scripts without spaces between words are left out: Thai to Myanmar, Khmer, kana, and Chinese characters.
-_LETTERS = r"[^\W\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+_LETTERS = rf"[^\W{UNSPACED}]"
 _WORD = re.compile(rf"{_LETTERS}++(?:[-+./#'’]{_LETTERS}++)*+")
 _PART = re.compile(rf"{_LETTERS}++")
 
@@ -42,7 +43,7 @@ def unknown_words(question: str, passages: Sequence[str]) -> list[UnknownWord]:
         missing = [part for part in _PART.findall(match[0].casefold()) if not _is_known(part, known)]
         without = " ".join((question[: match.start()] + question[match.end() :]).split())
         if missing and any(map(str.isalnum, without)):
-            exact = any(_has_digit(part) for part in missing)
+            exact = any(is_exact(part) for part in missing)
             ranked.append(((exact, len(match[0])), UnknownWord(without, exact)))
     ranked.sort(key=lambda pair: pair[0], reverse=True)
     return [word for _, word in ranked[:_MAX_WORDS]]
@@ -50,11 +51,7 @@ def unknown_words(question: str, passages: Sequence[str]) -> list[UnknownWord]:
 
 def _is_known(part: str, known: Sequence[str]) -> bool:
     """Whether `known`, which is sorted, has the part or another form of it."""
-    whole = len(part) <= _BEGINNING or _has_digit(part)
+    whole = len(part) <= _BEGINNING or is_exact(part)
     beginning = part if whole else part[: max(_BEGINNING, round(len(part) / 2))]
     at = bisect_left(known, beginning)
     return at < len(known) and (known[at] == part if whole else known[at].startswith(beginning))
-
-
-def _has_digit(part: str) -> bool:
-    return any(letter.isdigit() for letter in part)
