@@ -16,7 +16,7 @@ from benchmarks.cluster.fault_run import check, strike
 from benchmarks.cluster.fault_schedule import Fault
 from benchmarks.cluster.fault_summary import numbers, summary
 from benchmarks.cluster.fault_systems import by_target
-from benchmarks.reporting import claims, fault_plots, fault_tables
+from benchmarks.reporting import claims, fault_plots, fault_tables, results
 from benchmarks.reporting.results import Progress
 from tests.support.greedy_engine import STREAM, encode, greedy
 from tests.support.waiting import eventually
@@ -84,6 +84,7 @@ class TestStrike:
         engine.token_s, bench.per_s = 0.005, 90.0
         row = await strike(bench, Fault("kill", "engine core", 0.3, 0.0, 0.0), 1)
         assert row["fault"]["name"] == "kill engine core"
+        assert row["fault"]["variant"] in bench.references, "the one with the most streams"
         assert 0 <= row["recovery"]["first_success_s"] <= row["recovery"]["healthy_s"] + 0.5
         assert sum(counts["ok"] for counts in row["requests"].values()) > 10
         assert row["problems"] == {} and row["lost"] == [] and row["tokens"]["lost"] == 0
@@ -120,6 +121,15 @@ class TestStrike:
         assert "small disk" in row["skipped"]
         assert summary([row])["skipped"] == {"disk full": row["skipped"]}
         assert summary([row])["all"]["faults"] == 0
+
+
+def test_the_time_left_is_estimated_from_the_steps_alone(monkeypatch, capsys):
+    now = iter([1000.0, 1010.0])  # after the platform's start, and after a step
+    monkeypatch.setattr(results.time, "monotonic", lambda: next(now))
+    progress = Progress([("first", 10.0), ("second", 30.0)], started=0.0)
+    progress.step("first")
+    progress.step("second")
+    assert "about 0:30 left: second" in capsys.readouterr().out
 
 
 @pytest.fixture

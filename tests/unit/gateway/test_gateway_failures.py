@@ -217,6 +217,8 @@ class TestBrokenStreams:
         assert "".join(json.loads(e[6:])["choices"][0]["delta"]["content"] for e in before) == "You said"
         assert gateway.engine_calls() == {"full": 1}, "an answer that has begun is not started anew"
         assert gateway.sample("gearbox_attempts_total", variant="full", reason="pinned", outcome="interrupted") == 1
+        assert gateway.sample("gearbox_requests_total", variant="full", outcome="failed") == 1
+        assert gateway.sample("gearbox_requests_rejected_total", code="stream_interrupted") == 1
 
     @pytest.mark.parametrize("behaviour", ["die mid-stream", "error event mid-stream"])
     def test_the_official_client_raises(self, gateway: Started, behaviour):

@@ -279,6 +279,13 @@ class TestGrounded:
         assert gearbox_of(response, stream)["grounded"] is False
         assert "Source 1 says" not in response.text
 
+    def test_sources_are_checked_with_their_titles_and_headings(
+        self, gateway: Started, retrieval: FakeRetrieval, stream
+    ):
+        ask(gateway, QUESTION, stream)
+        (call,) = retrieval.calls_of("check")
+        assert call["heads"] == ["News"] * len(call["passages"])
+
     def test_what_was_not_all_checked_is_not_said_to_be(self, gateway: Started, retrieval: FakeRetrieval, stream):
         retrieval.verification_s = 0.2  # of 0.3 s for all
         facts = gearbox_of(ask(gateway, QUESTION, stream, n=3), stream)

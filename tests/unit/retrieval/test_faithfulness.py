@@ -16,7 +16,7 @@ from benchmarks.retrieval import faithfulness_scoring, labelled_texts
 from serve.retrieval.verify import faithfulness as scoring
 from serve.retrieval.verify.sentence_selector import question_weights, select_sentences
 from serve.retrieval.verify.sentences import sentences
-from serve.retrieval.verify.words import WordIndex, parts, weight, words
+from serve.retrieval.verify.words import WordIndex, parts, weight, without, words
 
 STARMER = "Labour won the election. On 5 July 2024 Keir Starmer became Prime Minister of the United Kingdom."
 TREES = "A B-tree is a self-balancing tree that keeps 1,000 or more keys in a node. It is not a binary tree."
@@ -203,6 +203,64 @@ def test_what_the_question_suggests_is_not_supported_by_it():
     question = "Is the warranty of the P-440 24 months?"
     (one,) = checked("The P-440 has a warranty of 24 months.", PRODUCTS[1], question=question)
     assert one.supported is False
+
+
+def features(claim: str, passage: str, question: str = "", head: str = "") -> dict[str, scoring.Features]:
+    """Of the sentences that may entail the claim, in the passage alone."""
+    evidence = scoring.Evidence([scoring.Passage(head, passage)])
+    made = scoring.Claim(claim, question, evidence)
+    texts = made.texts()
+    vectors = dict(zip(texts, asyncio.run(embed(texts)), strict=True))
+    return {evidence.texts[j]: found for j, found in made.features(vectors)}
+
+
+def test_numbers_that_are_elsewhere_or_nowhere_count_apart():
+    found = features("The tower has 330 windows and 4 doors.", "The tower has windows. It has 330 steps.")
+    first, second = found["The tower has windows."], found["It has 330 steps."]
+    assert (first.exact_elsewhere, first.exact_unknown) == (1, 1)
+    assert (second.exact_elsewhere, second.exact_unknown) == (0, 1)
+
+
+def test_a_word_that_the_sentence_lacks_is_lost_by_what_it_means():
+    (short,) = features("The tower is tan.", "The tower is high.").values()
+    (long,) = features("The tower is transparent.", "The tower is high.").values()
+    (none,) = features("The tower is high.", "The tower is high.").values()
+    assert none.loss == 0 < short.loss < long.loss
+
+
+def test_the_head_goes_with_each_sentence():
+    (found,) = features("The P-220 weighs 12 kg.", "It weighs 12 kg.", head="P-220").values()
+    (bare,) = features("The P-220 weighs 12 kg.", "It weighs 12 kg.").values()
+    assert (found.exact_unknown, bare.exact_unknown) == (0, 1)
+    assert bare.coverage < found.coverage
+
+
+@pytest.mark.parametrize(
+    ("passage", "sentence", "near"),
+    [
+        ("Larkhaven has a tower. It is 330 m high.", "It is 330 m high.", True),
+        ("- Larkhaven has a tower\n- It is 330 m high", "- It is 330 m high", False),
+        ("Towers of Larkhaven\nName: East | Height: 330 m", "Name: East | Height: 330 m", True),
+        ("Height: 20 m | Town: Larkhaven\nName: East | Height: 330 m", "Name: East | Height: 330 m", False),
+    ],
+)
+def test_the_subject_is_right_before_a_sentence_or_above_its_row(passage: str, sentence: str, near: bool):
+    found = features("It is 330 m high.", passage, question="How high is it in Larkhaven?")[sentence]
+    assert (found.question_loss == 0) is near
+
+
+def test_a_number_of_the_question_that_no_source_has_tells_them_apart():
+    (found,) = features("It is 24 months.", PRODUCTS[0], question="How long is the warranty of the P-440?").values()
+    assert found.question_loss > 0
+
+
+def test_a_word_is_left_out_wherever_it_is():
+    text = "P-440: what is the warranty of the P-440?"
+    assert without(text, next(words(text))) == ": what is the warranty of the ?"
+
+
+def test_a_character_that_is_a_word_counts_like_one():
+    assert weight("of") < weight("東") == weight("eastward")
 
 
 def test_a_rows_group_is_above_it():

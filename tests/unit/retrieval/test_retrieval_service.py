@@ -104,6 +104,13 @@ async def refusal(work: Any) -> RequestError:
     return caught.value
 
 
+async def test_an_answer_is_checked_against_titles_and_headings_too(store, folder):
+    request = {"answer": "The P-220 weighs 12 kg.", "passages": ["It weighs 12 kg."]}
+    (bare,) = await service(folder).call("check", request)
+    (headed,) = await service(folder).call("check", {**request, "heads": ["P-220"]})
+    assert bare["score"] < headed["score"] and headed["source"] == 1
+
+
 class TestCollections:
     @pytest.mark.parametrize("more", [{"collection": "gone"}, {"tenant": "other"}])
     async def test_a_missing_one_and_another_tenants_look_the_same(self, store, folder, more):

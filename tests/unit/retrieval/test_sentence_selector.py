@@ -46,6 +46,12 @@ def test_passages_that_say_less_about_the_question_are_left_out_and_contents_sta
     assert "Tomas Brandt" in selected[0].meta["focus"]
 
 
+def test_a_rare_word_tells_more_than_a_common_one():
+    passage = "The harbour is old. The harbour is deep. Ferries leave daily."
+    weights = question_weights("harbour ferries", [("", passage)])
+    assert select_sentences(weights, passage, max_sentences=1)[1] == "Ferries leave daily."
+
+
 def test_what_only_a_title_names_tells_passages_apart():
     documents = [
         document("Its mayor is Tomas Brandt.", "Larkhaven"),
