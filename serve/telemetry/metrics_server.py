@@ -183,7 +183,11 @@ def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
 
 
 def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> MetricsServer:
-    """Serve the metrics of `collector` from a thread. On loopback, other `Host` names are rejected (DNS rebinding)."""
+    """Serve the metrics of `collector` from a thread. On loopback, other `Host` names are rejected (DNS rebinding).
+
+    One scrape is answered at a time: each takes megabytes, and the process keeps what most of them together ever took.
+    """
+    one_at_a_time = threading.Lock()
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if is_loopback(host) and not host_allowed(environ.get("HTTP_HOST", host).lower(), {host}):
@@ -191,7 +195,8 @@ def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) 
             return [b"this host is not allowed\n"]
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            page, content_type = expose(collector, environ.get("HTTP_ACCEPT", ""))
+            with one_at_a_time:
+                page, content_type = expose(collector, environ.get("HTTP_ACCEPT", ""))
             start_response("200 OK", [("Content-Type", content_type)])
             return [page]
         if path == "/targets":

@@ -4,15 +4,20 @@ import json
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
+from benchmarks.lib.processes import free_ports
 from benchmarks.lib.sample_catalog import MODEL, three_gears
 from serve.request.lifecycle import Outcome
 from serve.telemetry.metrics import Metrics
@@ -149,6 +154,34 @@ def test_replicas_share_the_metrics_port(two_servers):
         kind, text = fetch(f"{two_servers}/metrics")
         assert kind.startswith("text/plain; version=")
         assert samples(text)["gearbox_requests_rejected_total", "not_found", "404"] == 1
+
+
+class Counting(Collector):
+    """Counts how many scrapes are under way."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def collect(self) -> Iterator[Metric]:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        time.sleep(0.01)
+        self.now -= 1
+        yield Metric("found", "", "gauge")
+
+
+def test_scrapes_are_answered_one_at_a_time():
+    """Memory of a process that runs for months is what the most scrapes together ever took."""
+    counting = Counting()
+    server = serve_metrics("127.0.0.1", port := free_ports(1)[0], counting, list)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            pages = list(pool.map(fetch, [f"http://127.0.0.1:{port}/metrics"] * 8))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert len(pages) == 8
+    assert counting.most == 1
 
 
 def test_a_page_whose_name_was_rebound_to_loopback_reads_no_metrics(two_servers):
