@@ -8,5 +8,5 @@ _BY_LANGUAGE: dict[str, dict[str, str]] = yaml.safe_load(files(__package__).join
 
 
 def phrases(kind: str) -> str:
-    """A regular expression of all phrases of a kind, to be matched without regard to case."""
-    return f"(?:{'|'.join(of[kind] for of in _BY_LANGUAGE.values())})"
+    """A regular expression of all phrases of a kind, to be matched without regard to case. A language may have none."""
+    return f"(?:{'|'.join(of[kind] for of in _BY_LANGUAGE.values() if kind in of)})"

@@ -9,6 +9,7 @@ from serve.retrieval.verify.phrases import phrases
 _TITLES = re.compile(phrases("title"), re.I)
 _NUMBERED = re.compile(phrases("numbered"), re.I)
 _ABBREVIATIONS = re.compile(phrases("abbreviation"), re.I)
+_ORDINAL = re.compile(rf"\s+{phrases('ordinal')}(?!\w)", re.I)  # after a number and a dot: `5. Juli`
 _END = re.compile(r"""(?<![.!?…])[.!?…]++["'”’)\]*_`]*+(?=\s)|[。！？]""")
 # Before an empty line, a list item, a heading, a quotation, a fence, and a row of a table (`Country: Norway | Full day: 66`)
 _LINE = re.compile(r"\n(?=[ \t]*(?:\n|[-*+•|#>]|\d+[.)]\s|```)|[^\n]*\S \| \S)")
@@ -60,6 +61,8 @@ def _is_sentence_end(text: str, match: re.Match[str]) -> bool:
         return False
     if _NUMBERED.fullmatch(word):
         return not following.isdigit()
-    if _ABBREVIATIONS.fullmatch(word):
+    if word.isdigit() and len(word) <= 2 and _ORDINAL.match(text, match.end()):
+        return False
+    if _ABBREVIATIONS.fullmatch(word) or word.isdigit():
         return not following.islower()
     return not (len(word) == 1 and word.isalpha() and before[-1:].isupper())
