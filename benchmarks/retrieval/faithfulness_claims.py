@@ -78,7 +78,7 @@ def of_faqs(part: str, embed: Embed) -> Iterator[Labelled]:
 
 
 def of_tables(part: str) -> Iterator[Labelled]:
-    """Answers to questions about rows of tables: the right value, another row's, and a value for an entity without a row."""
+    """Answers to questions about rows of tables: the right value, another row's, another column's, and one for an entity without a row."""
     for table in table_corpus.tables(part):
         draw = random.Random(f"{faq_corpus.SEED} {table.name} answers")
         for question in table_corpus.row_questions(table):
@@ -108,6 +108,11 @@ def _answers(table: Table, question: RowQuestion, calibration: bool, draw: Draw)
 
     if own:
         yield labelled("row", question.value, True)
+        (row,) = (row for row in own[0] if row[0] == question.entity)
+        if beside := [
+            cell for i, cell in enumerate(row) if i not in (0, column) and cell not in (question.value, row[0])
+        ]:
+            yield labelled("row, another column's value", draw.choice(beside), False)
     if values:
         yield labelled("row, another's value" if own else "row that is not there", draw.choice(values), False)
 

@@ -172,23 +172,36 @@ class Evidence:
 
     def has(self, j: int, part: str) -> bool:
         """Whether sentence `j`, or its passage's head, has the part."""
-        return j in self._words.having(part) or self.passage[j] in self._heads.having(part)
+        return j in self._words.having(part) or self.head_has(j, part)
 
     def passage_has(self, j: int, part: str) -> bool:
         """Whether the passage of sentence `j` has the part."""
         having = self._words.having(part)
         return self.has(j, part) or any(i in having for i in self._of_passage[self.passage[j]])
 
-    def is_near(self, j: int, word: Word, part: str) -> bool:
-        """Whether the part of a word is in sentence `j` or right before it, where the subject may be named.
+    def head_has(self, j: int, part: str) -> bool:
+        """Whether the head of sentence `j`'s passage has the part."""
+        return self.passage[j] in self._heads.having(part)
+
+    def is_right_before(self, j: int, word: Word, part: str) -> bool:
+        """Whether the part of a word is right before sentence `j`, where the subject may be named.
 
         A sentence with another code of that kind has its own subject.
         """
-        if self.has(j, part):
-            return True
         if word.is_exact and any(word.is_rival(other) for other in words(self.texts[j][:_MAX_CLAIM_CHARS])):
             return False
         return any(i in self._words.having(part) for i in self._near[j])
+
+
+def narrowed(row: str, values: Iterable[str]) -> str:
+    """A table's row with its first cell and those cells alone that have one of `values`; the whole row where none has.
+
+    What a cell says of the row's subject, it says under its own column's name.
+    """
+    first, *cells = row.split(" | ")
+    sought = WordIndex([values])
+    found = [cell for cell in cells if any(part in sought for part in parts(cell.partition(": ")[2] or cell))]
+    return " | ".join([first, *(found or cells)])
 
 
 def _neighbours(texts: Sequence[str], of_passage: range) -> Iterator[tuple[int, ...]]:
@@ -225,6 +238,9 @@ class Claim:
         content = [part for part in of_claim if is_content(part)]
         self._new = self._not_asked(content) or self._not_asked(of_claim) or content or of_claim
         self._candidates = evidence.candidates([*of_claim, *of_question])
+        rows = (j for j in self._candidates if is_row(evidence.texts[j]))
+        self._rows = {j: narrowed(evidence.texts[j], self._new) for j in rows}
+        self._of_rows = {j: WordIndex([parts(text)]) for j, text in self._rows.items()}
         telling = len(self.text) <= MAX_QUESTION_CHARS  # in longer ones no single word moves the vector
         lacking = (word for word in words(self.text) if any(self._lacks(j, word) for j in self._candidates))
         self._lacking = most_telling(lacking, _MAX_WORDS) if telling else []
@@ -236,7 +252,7 @@ class Claim:
 
     def _lacks(self, j: int, word: Word) -> bool:
         """Whether a sentence lacks a part of the claim's word, which is not the question's."""
-        return any(not self._evidence.has(j, part) for part in self._not_asked(word.parts))
+        return any(not self._has(j, part) for part in self._not_asked(word.parts))
 
     def _tells_apart(self, word: Word) -> bool:
         """Whether the passages have the question's word, but not at every candidate; a number that none has counts, too."""
@@ -244,11 +260,24 @@ class Claim:
         return known and any(self._is_elsewhere(j, word) for j in self._candidates)
 
     def _is_elsewhere(self, j: int, word: Word) -> bool:
-        return any(not self._evidence.is_near(j, word, part) for part in word.parts)
+        return any(not self._is_near(j, word, part) for part in word.parts)
+
+    def _has(self, j: int, part: str) -> bool:
+        """Whether candidate `j`, or its passage's head, has the part; of a row, the cells that the claim is about."""
+        if (row := self._of_rows.get(j)) is not None:
+            return part in row or self._evidence.head_has(j, part)
+        return self._evidence.has(j, part)
+
+    def _is_near(self, j: int, word: Word, part: str) -> bool:
+        """Whether the part of a word is in candidate `j` or right before it."""
+        return self._has(j, part) or self._evidence.is_right_before(j, word, part)
+
+    def _text(self, j: int) -> str:
+        return self._rows.get(j) or self._evidence.texts[j]
 
     def texts(self) -> list[str]:
         """The texts whose vectors `features` needs."""
-        candidates = [self._evidence.texts[j] for j in self._candidates]
+        candidates = [self._text(j) for j in self._candidates]
         shortened = [self._whole_without(word) for word in self._lacking]
         shortened += [self._question_without(word) for word in self._distinct]
         return [text for text in (self._whole, self._question, *candidates, *shortened) if text]
@@ -256,7 +285,7 @@ class Claim:
     def features(self, vectors: Mapping[str, Vectors]) -> Iterator[tuple[int, Features]]:
         """The candidates, as numbers of the evidence's sentences, with their features. `vectors` are those of `texts`."""
         for j in self._candidates:
-            vector, whole = vectors[self._evidence.texts[j]], vectors[self._whole]
+            vector, whole = vectors[self._text(j)], vectors[self._whole]
             lost = [
                 _loss(whole, vectors.get(self._whole_without(word)), vector)
                 for word in self._lacking
@@ -280,18 +309,17 @@ class Claim:
             )
 
     def _coverage(self, j: int) -> float:
-        known = sum(weight(part) for part in self._new if self._evidence.has(j, part))
+        known = sum(weight(part) for part in self._new if self._has(j, part))
         return known / sum(map(weight, self._new))
 
     def _lacking_exact(self, j: int) -> dict[str, float]:
         """The claim's numbers and codes that the sentence lacks; those of the question may be right before it."""
-        evidence = self._evidence
         lacking = [
             part
             for part, word in self._exact.items()
-            if not (evidence.is_near(j, word, part) if part in self._asked else evidence.has(j, part))
+            if not (self._is_near(j, word, part) if part in self._asked else self._has(j, part))
         ]
-        unknown = sum(not evidence.passage_has(j, part) for part in lacking)
+        unknown = sum(not self._evidence.passage_has(j, part) for part in lacking)
         return {"exact_unknown": float(unknown), "exact_elsewhere": float(len(lacking) - unknown)}
 
     @property

@@ -55,6 +55,8 @@ def pieces(text: str) -> list[str]:
         ("Open ```a. b", ["Open", "```a. b"]),
         ('He said "no." Then left.', ['He said "no."', "Then left."]),
         ("Wait... what?", ["Wait...", "what?"]),
+        ("Am 5. und 6. Juli war zu. Im 19. Jahrhundert auch.", ["Am 5. und 6. Juli war zu.", "Im 19. Jahrhundert auch."]),
+        ("It has 24. Julia has 12. The end.", ["It has 24.", "Julia has 12.", "The end."]),
         ("東京は首都。人が多い。", ["東京は首都。", "人が多い。"]),
         ("  \n ", []),
     ],
@@ -170,13 +172,31 @@ def test_each_row_of_a_table_is_a_sentence():
 
 @pytest.mark.parametrize(
     ("answer", "supported"),
-    [("25", True), ("The per diem for Sweden is 25 EUR.", True), ("20", False), ("It is 20.", False), ("50", None)],
-)
-def test_a_value_of_another_row_is_not_supported(answer: str, supported: bool | None):
-    """By rows of one table, whatever the words around the value; None: the right row, another column."""
+    [
+        ("25", True), ("The per diem for Sweden is 25 EUR.", True), ("Half a day is 25, a full day 50.", True),
+        ("20", False), ("It is 20.", False), ("50", False), ("The per diem for Sweden is 50 EUR.", False),
+    ],
+)  # fmt: skip
+def test_a_value_of_another_row_or_column_is_not_supported(answer: str, supported: bool):
+    """By rows of one table, whatever the words around the value."""
     rows = ("Country: Spain | Full day: 40 | Half day: 20", "Country: Sweden | Full day: 50 | Half day: 25")
     (one,) = checked(answer, "\n".join(rows), question="What is the per diem for Sweden for half a day, in EUR?")
-    assert supported is None or one.supported is supported
+    assert one.supported is supported
+
+
+@pytest.mark.parametrize(
+    ("values", "cells"),
+    [
+        (["50"], "Country: Sweden | Full day: 50"),
+        (["50", "25"], "Country: Sweden | Full day: 50 | Half day: 25"),
+        (["half"], "Country: Sweden | Full day: 50 | Half day: 25 | in EUR"),  # in a column's name: no value
+        (["EUR"], "Country: Sweden | in EUR"),
+        ([], "Country: Sweden | Full day: 50 | Half day: 25 | in EUR"),
+    ],
+)
+def test_a_row_says_what_the_cells_with_the_claims_values_say(values: Sequence[str], cells: str):
+    row = "Country: Sweden | Full day: 50 | Half day: 25 | in EUR"
+    assert scoring.narrowed(row, map(str.casefold, values)) == cells
 
 
 PRODUCTS = ("The P-220 has a warranty of 24 months.", "The P-440 has a warranty of 12 months.")
