@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -185,9 +186,9 @@ def expose(collector: Collector, accept: str = "") -> tuple[bytes, str]:
 def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) -> MetricsServer:
     """Serve the metrics of `collector` from a thread. On loopback, other `Host` names are rejected (DNS rebinding).
 
-    One scrape is answered at a time: each takes megabytes, and the process keeps what most of them together ever took.
+    One thread renders the pages of all scrapes, one at a time. Each takes megabytes, and glibc keeps them for every thread anew.
     """
-    one_at_a_time = threading.Lock()
+    renderer = ThreadPoolExecutor(1, "metrics-page")
 
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         if is_loopback(host) and not host_allowed(environ.get("HTTP_HOST", host).lower(), {host}):
@@ -195,8 +196,7 @@ def serve_metrics(host: str, port: int, collector: Collector, targets: Targets) 
             return [b"this host is not allowed\n"]
         path = environ["PATH_INFO"]
         if path == "/metrics":
-            with one_at_a_time:
-                page, content_type = expose(collector, environ.get("HTTP_ACCEPT", ""))
+            page, content_type = renderer.submit(expose, collector, environ.get("HTTP_ACCEPT", "")).result()
             start_response("200 OK", [("Content-Type", content_type)])
             return [page]
         if path == "/targets":
