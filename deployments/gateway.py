@@ -1,6 +1,7 @@
 """Gateway deployment: `serve.gateway.app` on Ray Serve, with background tasks that keep the live state, cards and keys current."""
 
 import asyncio
+import gc
 import logging
 import os
 import uuid
@@ -180,6 +181,7 @@ class GatewayDeployment:
         asyncio.get_running_loop().set_exception_handler(log_unhandled)
         async with aiohttp.ClientSession(timeout=_POLL_TIMEOUT) as session:
             await asyncio.gather(
+                self._freeze(),
                 _repeat(self._connect, REFRESH_S, "looking up the deployments failed"),
                 _repeat(lambda: self._refresh(session), REFRESH_S, "refreshing the live state failed"),
                 _repeat(self._end_requests, REFRESH_S, "ending the requests under way failed"),
@@ -190,6 +192,12 @@ class GatewayDeployment:
                 _repeat(self._exchange_prefixes, _EXCHANGE_S, "exchanging the gateways' prefixes failed"),
                 _repeat(self._reload_files, RELOAD_S, "reloading cards and keys failed; the previous ones stay"),
             )
+
+    async def _freeze(self) -> None:
+        """Take what start-up has loaded out of garbage collection: a full collection would scan it while every stream waits."""
+        await self._app.loaded.wait()
+        gc.collect()
+        gc.freeze()
 
     async def _exchange_prefixes(self) -> None:
         """Tell the other gateways which prompts were read where, and learn theirs."""

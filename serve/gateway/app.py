@@ -82,6 +82,7 @@ class Gateway:
         )
         self.telemetry = RequestTelemetry(observability, self._gatekeeper.tenants, metrics, tracer)
         self._under_way = OpenRequests()
+        self.loaded = asyncio.Event()  # what the first requests need
         self._bodies = BodyMemory(_BODIES * config.server.max_body_bytes)
         self._documents = Documents(config.retrieval, retrieval)
         self._uploads = self._documents.uploads()
@@ -158,6 +159,7 @@ class Gateway:
     @asynccontextmanager
     async def _open(self, app: object) -> AsyncIterator[None]:
         loading = asyncio.get_running_loop().run_in_executor(None, self._grounder.load_tools)
+        loading.add_done_callback(lambda _: self.loaded.set())
         yield
         await self._engines.close()
         await asyncio.to_thread(self.telemetry.close)
@@ -312,8 +314,10 @@ class Gateway:
         async def embed(send: Send) -> None:
             await self._gatekeeper.admit(caller)
             response = await self._documents.embed(read_json(raw))
-            await reply_json(send, response)
-            await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
+            try:
+                await reply_json(send, response)
+            finally:  # also where the client has left: sent again with its idempotency key, the answer is charged to nobody
+                await self._gatekeeper.charge(caller, response["usage"]["total_tokens"])
 
         await self._idempotency.answer(caller.tenant, scope["path"], headers, raw, send, embed)
 

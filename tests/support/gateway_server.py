@@ -234,6 +234,7 @@ class GatewayServer:
 
         self._do(started.app({"type": "lifespan"}, receive, send))
         assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+        assert started.app.loaded.is_set()
 
     def stop(self) -> None:
         self._http.close()

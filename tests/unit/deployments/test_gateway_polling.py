@@ -5,7 +5,7 @@ import logging
 import threading
 from contextlib import suppress
 from types import SimpleNamespace
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, Mock, call
 
 import pytest
 from ray import serve as ray_serve
@@ -52,7 +52,7 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     watcher._replicas, watcher._variants = FailsFirst(), {"full": make_live_variant("full")}
     hanging = asyncio.Event()  # a store that does not answer
     watcher._app = SimpleNamespace(
-        export_quotas=AsyncMock(side_effect=hanging.wait), refresh=Mock(), check_replicas=Mock()
+        export_quotas=AsyncMock(side_effect=hanging.wait), refresh=Mock(), check_replicas=Mock(), loaded=asyncio.Event()
     )
     task = asyncio.create_task(watcher._run_background())
     with caplog.at_level(logging.ERROR):
@@ -69,6 +69,19 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     assert watcher._variants["full"].live.replicas == 2
     assert watcher._replicas.polls >= 20, "neither a store nor a controller that hangs holds up the polls"
     watcher._app.export_quotas.assert_awaited()
+
+
+async def test_what_start_up_has_loaded_is_no_garbage(monkeypatch: pytest.MonkeyPatch):
+    frozen = Mock()
+    monkeypatch.setattr(gateway, "gc", frozen)
+    watcher = GatewayDeployment.__new__(GatewayDeployment)
+    watcher._app = SimpleNamespace(loaded=asyncio.Event())
+    freezing = asyncio.create_task(watcher._freeze())
+    await asyncio.sleep(0)
+    assert frozen.mock_calls == []
+    watcher._app.loaded.set()
+    await freezing
+    assert frozen.mock_calls == [call.collect(), call.freeze()]
 
 
 @pytest.mark.parametrize(("stopping", "ended"), [(True, 1), (False, 0)])
@@ -96,7 +109,9 @@ async def test_waiting_requests_are_decided_whatever_polling_does(
     watcher._reload_files = watcher._save_learned = watcher._exchange_prefixes = AsyncMock()
     watcher._replicas, watcher._variants = replicas(), {"full": make_live_variant("full")}
     watcher._replicas.stays_away = True
-    watcher._app = SimpleNamespace(export_quotas=AsyncMock(), refresh=Mock(), check_replicas=Mock())
+    watcher._app = SimpleNamespace(
+        export_quotas=AsyncMock(), refresh=Mock(), check_replicas=Mock(), loaded=asyncio.Event()
+    )
     task = asyncio.create_task(watcher._run_background())
     for _ in range(1000):
         await asyncio.sleep(0.001)
