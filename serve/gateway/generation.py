@@ -374,7 +374,7 @@ class Generation:
         broke: Exception | None = None
         chunk = data = b""
         try:
-            while not chunk and (data := await response.content.readany()):
+            while not chunk and not relay.done and (data := await response.content.readany()):
                 await stream.checked()
                 chunk = stream.feed(data)
         except EngineFault as error:
