@@ -145,7 +145,8 @@ class Attempt:
     @property
     def quality(self) -> float:
         """Quality of the answer: the lowest of the variants that generated it."""
-        return min(self.variant.quality.quality, (self.continues or self).variant.quality.quality)
+        before = [one for one in self.request.attempts if one.first_token_at] if self.continues is not None else []
+        return min(one.variant.quality.quality for one in (self, *before))
 
     @property
     def latency(self) -> Latency | None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ from serve.card import Step
 from serve.gateway import replica_health, replica_watch
 from serve.gateway.migration import tokenizer
 from serve.gateway.replica_health import ReplicaHealth
+from serve.request.lifecycle import Attempt
 from serve.routing.catalog import Variant
 from tests.support.answers import MESSAGES, chunks, error_of, event_error_of, text_of
 from tests.support.gateway_server import GatewayServer, Start, Started
@@ -39,6 +41,21 @@ def error_code(response: httpx.Response) -> tuple[str, str | None]:
     """Code and field of the error event that ends a stream."""
     error = event_error_of(response)
     return error["code"], error["param"]
+
+
+def test_the_quality_of_an_answer_is_the_lowest_of_all_that_wrote_it():
+    request = SimpleNamespace(attempts=[])
+
+    def attempt(quality: float, first_token_at: float, continues: Any = None) -> Any:
+        variant = SimpleNamespace(quality=SimpleNamespace(quality=quality))
+        made = SimpleNamespace(request=request, variant=variant, first_token_at=first_token_at, continues=continues)
+        request.attempts.append(made)
+        return made
+
+    failed, first = attempt(0.5, 0.0), attempt(1.0, 1.0)
+    attempt(0.95, 2.0, first)
+    last = attempt(1.0, 3.0, first)
+    assert [Attempt.quality.fget(one) for one in (failed, first, last)] == [0.5, 1.0, 0.95]
 
 
 class TestContinuation:
@@ -193,6 +210,18 @@ class TestContinuation:
         assert [c["choices"][0]["finish_reason"] for c in chunks(response) if c["choices"]][-2:] == [None, "stop"]
         assert chunks(response)[-1]["usage"]["completion_tokens"] == 6
         assert gateway.engine_calls() == {"full": 1, "int8": 1}
+
+    def test_a_stop_sequence_that_the_next_engine_completes_ends_the_answer(self, gateway: Started, _server):
+        """It does not know what was sent, and writes on."""
+        full, int8, _ = gateway.engines.values()
+        full.behaviour, (int8.behaviour, int8.at) = "die mid-stream", ("hold", '":"')
+        try:
+            response = gateway.chat(stream=True, stop=["said:"], include_stop_str_in_output=True)
+        finally:
+            _server._loop.call_soon_threadsafe(int8.hold.set)
+        assert text_of(response, True) == "You said:"
+        assert [c["choices"][0]["finish_reason"] for c in chunks(response) if c["choices"]][-1] == "stop"
+        assert chunks(response)[-1]["gearbox"]["variant"] == "int8"
 
     def test_replicas_that_died_with_the_first_are_passed_over(self, gateway: Started):
         """As those of one node: the bound on continuations counts those that may have begun."""
