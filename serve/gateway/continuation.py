@@ -346,8 +346,8 @@ class _Seam:
 
 def _ends_alike(text: str, other: str) -> bool:
     """Whether the shorter of two texts is the end of the longer one but for whitespace, which tokenizers may clean up."""
-    a, b = "".join(text.split()), "".join(other.split())
-    n = min(len(a) - 1, len(b))  # the first character may be half of one
+    a, b = "".join(text.lstrip(_INCOMPLETE).split()), "".join(other.split())
+    n = min(len(a) - 1, len(b))  # the first character may be half of one, and decoded to another
     return n <= 0 or a[-n:] == b[-n:]
 
 

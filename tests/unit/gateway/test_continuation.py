@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from serve.gateway.continuation import Continuation, NotContinuable, inexact
+from serve.gateway.continuation import Continuation, NotContinuable, _ends_alike, inexact
 from serve.gateway.response_stream import ResponseStream
 from serve.gateway.sse_relay import EngineFault, StreamRelay
 from serve.request.call import Call, parse_call
@@ -227,6 +227,14 @@ def test_an_event_without_ids_makes_the_rest_inexact():
     stream.feed(events[0] + events[1] + events[2].replace(b'"token_ids":[', b'"ids":['))
     with pytest.raises(NotContinuable):
         _ = stream.continuation.prompt
+
+
+@pytest.mark.parametrize(("text", "other", "alike"), [
+    ("abc", "xabc", True), ("abc", "xabd", False), ("\ufffd\ufffd\ufffdabc", "😀abc", True), ("\ufffd\ufffdabc", "😀abd", False),
+])  # fmt: skip
+def test_texts_are_compared_without_what_is_left_of_a_character(text: str, other: str, alike: bool):
+    """A window of the last tokens may begin inside of one."""
+    assert _ends_alike(text, other) is alike
 
 
 @pytest.mark.parametrize("later", [0, 1])
