@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import orjson
 from limits.aio.storage import RedisStorage
@@ -42,6 +42,7 @@ if held and held ~= ARGV[1] then return 0 end
 if ARGV[2] == '' then redis.call('DEL', KEYS[1]) else redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) end
 return 1
 """
+_T = TypeVar("_T")
 
 
 class Answers(Protocol):
@@ -193,7 +194,7 @@ class Idempotency:
             self._waiting_bytes -= body_bytes
 
     async def _claim_or_poll(self, name: str, marker: bytes) -> bytes | None:
-        held = await self._store.run("idempotency", lambda: self._answers.claim(name, marker))
+        held = await self._in_store(lambda: self._answers.claim(name, marker))
         if held is not None and held[:_FINGERPRINT] != marker[:_FINGERPRINT]:
             why = "this 'Idempotency-Key' was used for another request; use a new key for each request"
             raise RequestError(422, why, param="idempotency-key", code="idempotency_key_reused")
@@ -244,7 +245,11 @@ class Idempotency:
 
     async def _swap(self, name: str, marker: bytes, value: bytes, ttl_s: float) -> None:
         with suppress(StoreUnavailable):  # logged and counted; the lease expires
-            await self._store.run("idempotency", lambda: self._answers.swap(name, marker, value, ttl_s))
+            await self._in_store(lambda: self._answers.swap(name, marker, value, ttl_s))
+
+    async def _in_store(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Run an operation; the memory's depends on no store that is down. Raises `StoreUnavailable`."""
+        return await (work() if self._answers is self.memory else self._store.run("idempotency", work))
 
 
 def idempotency_key(headers: Headers) -> str | None:

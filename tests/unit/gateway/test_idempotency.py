@@ -1,6 +1,7 @@
 """Requests with an Idempotency-Key are done once, over several gateways and their failures, and never answer another tenant."""
 
 import asyncio
+import math
 import signal
 import subprocess
 import sys
@@ -299,6 +300,20 @@ async def test_a_store_that_fails_during_a_request_costs_it_little_time_and_not_
     if fault == signal.SIGSTOP:
         redis[1].send_signal(signal.SIGCONT)
         await _until_answered(client)
+
+
+async def test_answers_in_memory_need_no_store_of_limits():
+    """One that is neither Redis nor in memory holds limits alone."""
+    client = Client(MEMORY)
+    started, finish = asyncio.Event(), asyncio.Event()
+    request = asyncio.create_task(client.post(work=held(started, finish)))
+    await started.wait()
+    store = client.idempotency._store
+    store._failed, store._retry_at = 3, math.inf
+    finish.set()
+    assert (await request)[1] == b"slow"
+    assert (await client.post())[1] == b"slow"
+    assert client.done == 0
 
 
 async def _until_answered(client: Client) -> None:
