@@ -102,8 +102,9 @@ class PlatformConfig(BaseSettings):
         for profile, path in _profiles_used(self.access):
             if profile not in self.profiles:
                 raise located_error(self._unknown_profile(profile), "access", *path)
-        if (differing := _differing_weights(self.access)) is not None:
-            raise located_error(differing[1], "access", "keys", differing[0], "weight")
+        if (differing := _differing(self.access)) is not None:
+            index, name, why = differing
+            raise located_error(why, "access", "keys", index, name)
         if not self.access.allow_anonymous and not self.access.keys and self.access.keys_file is None:
             raise located_error(
                 "there is no API key, so nobody could call; add keys, keys_file, or say 'allow_anonymous: true' explicitly",
@@ -145,8 +146,8 @@ class PlatformConfig(BaseSettings):
             if key.budget not in self.profiles:
                 place = keys_yaml.place((index, "budget"))
                 raise ConfigError(f"access.keys_file: {place}: {index}.budget: {self._unknown_profile(key.budget)}")
-        if (differing := _differing_weights(access)) is not None:
-            raise ConfigError(f"access.keys_file: {differing[1]}")
+        if (differing := _differing(access)) is not None:
+            raise ConfigError(f"access.keys_file: {differing[2]}")
         if not access.keys and not access.allow_anonymous:
             raise ConfigError(f"access.keys_file: {file} holds no key: nobody could call")
         return self.model_copy(update={"access": access})
@@ -214,10 +215,13 @@ def _problem(file: YamlFile, error: ValidationError) -> str:
     return f"{variable}: {first_problem(error)}" if variable else file.problem(error)
 
 
-def _differing_weights(access: AccessConfig) -> tuple[int, str] | None:
-    """The index of a key whose tenant has another weight in a key before, and what is wrong."""
-    weights: dict[str, float] = {}
+def _differing(access: AccessConfig) -> tuple[int, str, str] | None:
+    """The index of a key with another weight or limit than a key before of its tenant, the field's name, and what is wrong."""
+    of_tenant: dict[tuple[str, str], float] = {}
     for index, key in enumerate(access.keys):
-        if (other := weights.setdefault(key.tenant, key.weight)) != key.weight:
-            return index, f"tenant '{key.tenant}' has the weights {other:g} and {key.weight:g}; give its keys the same"
+        for name in ("weight", "requests_per_minute", "tokens_per_minute"):
+            value = getattr(key, name)  # without a limit, a key's requests are counted against none
+            if value is not None and (other := of_tenant.setdefault((key.tenant, name), value)) != value:
+                why = f"tenant '{key.tenant}' has '{name}: {other:g}' and '{name}: {value:g}'; give its keys the same"
+                return index, name, why
     return None

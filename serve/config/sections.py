@@ -210,10 +210,10 @@ class KeyConfig(Section):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the key, in hexadecimal digits")
     tenant: Name = Field(description="owner of rate limits, spend and documents")
     budget: str = Field(default="balanced", description="profile used when a request names none")
-    requests_per_minute: int | None = Field(default=None, ge=1, description="rate limit; without it, none")
-    tokens_per_minute: int | None = Field(
-        default=None, ge=1, description="rate limit on prompt and output tokens; without it, none"
+    requests_per_minute: int | None = Field(
+        default=None, ge=1, description="rate limit of the tenant, the same in all keys that have one; without it, none"
     )
+    tokens_per_minute: int | None = Field(default=None, ge=1, description="likewise, on prompt and output tokens")
     weight: float = Field(
         default=1.0,
         gt=0,

@@ -3,6 +3,7 @@
 import hashlib
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Literal
 
 from limits import RateLimitItemPerMinute
@@ -52,7 +53,12 @@ class Gatekeeper:
             for key in access.keys
         }
         self._anonymous = Caller("anonymous", access.anonymous_profile) if access.allow_anonymous else None
-        self._limited = {caller.tenant: caller for caller in self._callers.values() if caller.requests or caller.tokens}
+        self._limited: dict[str, Caller] = {}  # by tenant, with the limits of all its keys
+        for caller in self._callers.values():
+            if caller.requests or caller.tokens:
+                other = self._limited.get(caller.tenant, caller)
+                requests, tokens = caller.requests or other.requests, caller.tokens or other.tokens
+                self._limited[caller.tenant] = replace(caller, requests=requests, tokens=tokens)
 
     @property
     def tenants(self) -> list[str]:

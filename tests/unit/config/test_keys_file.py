@@ -59,7 +59,7 @@ def test_a_wrong_keys_file_names_both_places(tmp_path):
 
 def test_all_keys_of_a_tenant_state_the_same_weight(write, tmp_path):
     second = {"sha256": "b" * 64, "tenant": "acme", "weight": 3}
-    says = "tenant 'acme' has the weights 1 and 3"
+    says = "tenant 'acme' has 'weight: 1' and 'weight: 3'"
     assert says in problem(write(access={"keys": [KEY, second]}))
     file = tmp_path / "keys.yaml"
     file.write_text(yaml.safe_dump([second]))
@@ -67,3 +67,14 @@ def test_all_keys_of_a_tenant_state_the_same_weight(write, tmp_path):
     assert [key.weight for key in config.with_file_keys().access.keys] == [3, 3]
     with pytest.raises(ConfigError, match=says):
         load_config(write(access={"keys": [KEY], "keys_file": str(file)})).with_file_keys()
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute"])
+def test_all_keys_of_a_tenant_state_the_same_limit_or_none(write, limit):
+    """One count is kept for a tenant."""
+    keys = [{"sha256": digit * 64, "tenant": "acme", limit: 60} for digit in "ab"]
+    load_config(write(access={"keys": [KEY, *keys]}))
+    keys[1][limit] = 600
+    says = f"access.keys.2.{limit}: tenant 'acme' has '{limit}: 60' and '{limit}: 600'; give its keys the same"
+    assert says in problem(write(access={"keys": [KEY, *keys]}))
+    load_config(write(access={"keys": [*keys[:1], {**keys[1], "tenant": "other"}]}))
