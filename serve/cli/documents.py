@@ -90,7 +90,7 @@ def add_documents(
     prune: Annotated[
         bool | None,
         typer.Option(
-            help="Remove documents whose files no longer exist: by default, from folders that are not empty now."
+            help="Remove documents whose files no longer exist: by default, from folders that still have one of theirs."
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Documents indexed at once.")] = 2,
@@ -111,7 +111,7 @@ def add_documents(
             typer.echo(problem, err=True)
         hint = "; --prune removes what was indexed from a folder that is empty now" if found.empty else ""
         raise fail(f"there is nothing to index ({found.left_out} files of other types){hint}")
-    run = _Run(found, collection, metadata, prune is not False, workers)
+    run = _Run(found, collection, metadata, prune, workers)
     try:
         asyncio.run(run.all(url, api_key))
     except KeyboardInterrupt:
@@ -186,7 +186,7 @@ def _key_value(text: str) -> tuple[str, Any]:
 class _Run:
     """One run of `gearbox documents add`."""
 
-    def __init__(self, found: Found, collection: str, meta: dict[str, Any], prune: bool, workers: int) -> None:
+    def __init__(self, found: Found, collection: str, meta: dict[str, Any], prune: bool | None, workers: int) -> None:
         self._found, self._collection, self._meta = found, collection, meta
         self._prune, self._workers = prune, workers
         self._progress = Progress(
@@ -215,7 +215,7 @@ class _Run:
             items = list(self._found.items.values())
             async with self._shown(items) as done:
                 await self._each(items, known, platform, web, done)
-            if self._prune:
+            if self._prune is not False:
                 await self._remove_missing(known, platform)
 
     async def _each(
@@ -284,14 +284,25 @@ class _Run:
         for folder in self._found.empty:
             if number := sum(source.startswith(folder) for source in known):
                 self._say(f"{folder} is empty or not mounted: its {number} documents stay; --prune removes them")
+        folders = [folder for folder in self._found.folders if self._prune or self._is_still(folder, known)]
         for source in known:
-            if source.startswith(tuple(self._found.folders)) and source not in self._found.items:
+            if source.startswith(tuple(folders)) and source not in self._found.items:
                 query = {"collection": self._collection, "source": source}
                 try:
                     await _request(platform, "DELETE", _DOCUMENTS, params=query)
                     self.counts["removed"] += 1
                 except _SkippedError as error:  # another run removed it first
                     self._skip(f"{source}: {error}")
+
+    def _is_still(self, folder: str, known: dict[str, Any]) -> bool:
+        """Whether a folder has a document that it had before: another one of that name has none."""
+        before = [source for source in known if source.startswith(folder)]
+        if not before or any(source in self._found.items for source in before):
+            return True
+        self._say(
+            f"{folder} has none of the {len(before)} documents of a folder {folder} before: they stay; --prune removes them"
+        )
+        return False
 
     def _skip(self, message: str) -> None:
         self.counts["skipped"] += 1

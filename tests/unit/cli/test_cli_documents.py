@@ -215,6 +215,20 @@ def test_an_empty_folder_removes_nothing_for_it_may_not_be_mounted(stub, docs, t
     assert (result.exit_code, "--prune removes" in result.output) == (1, True)
 
 
+def test_another_folder_of_the_same_name_removes_nothing(stub, docs, tmp_path):
+    run(stub, "documents", "add", str(docs))
+    other = tmp_path / "other" / "docs"
+    other.mkdir(parents=True)
+    (other / "z.md").write_text("Z")
+    result = run(stub, "documents", "add", str(other))
+    assert summary(result).startswith("1 added, 0 replaced, 0 unchanged, 0 removed")
+    assert (
+        "docs/ has none of the 4 documents of a folder docs/ before: they stay; --prune removes them" in result.output
+    )
+    assert "docs/a.md" in stub.sources()
+    assert "4 removed" in summary(run(stub, "documents", "add", str(other), "--prune"))
+
+
 def test_prune_removes_the_last_document_of_a_folder(stub, tmp_path):
     for name in ("docs", "docs2"):
         (tmp_path / name).mkdir()
