@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import traceback
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -130,7 +131,7 @@ class Service:
             parse_filters(filters)  # validate before Haystack makes deep copies
         try:
             found = await self._pipelines[mode].run(
-                question=question,
+                question=unicodedata.normalize("NFC", question),  # as the documents' text
                 tenant=tenant,
                 collection=collection,
                 filters=filters,

@@ -27,7 +27,7 @@ from serve.retrieval.store.postgres import Chunk, IndexedDocument, Owner, Source
 CHUNK_TOKENS = 200
 ITEM_TOKENS = 100  # smaller than a chunk: a question about one row finds it among few others
 MAX_NAME = 1024  # characters
-_FORMAT = 3  # version of the stored form; a new number makes all indexed documents outdated
+_FORMAT = 4  # version of the stored form; a new number makes all indexed documents outdated
 _BATCH = 8  # texts per embedding batch: questions wait for a batch, and larger ones are not faster
 _MARKDOWN_KINDS = ("markdown", "html", "docx")  # formats converted to Markdown
 

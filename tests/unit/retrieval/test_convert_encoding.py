@@ -117,6 +117,13 @@ class TestEncodings:
     def test_breaks_are_line_ends_and_blanks_are_blanks(self):
         assert text_of("a\x0cb\u2028c\x0bd\x85e\rf\u202fg\u3000h", "a.txt").strip() == "a\nb\nc\nd\ne\nf g h"
 
+    def test_a_number_keeps_the_blanks_within_it(self):
+        text = "12\u202f000 \u20ac, 1\u00a0200\u00a0300; 5\u00a0kg, \u00a7\u00a05"
+        assert text_of(text, "a.txt").strip() == "12\u202f000 €, 1\u00a0200\u00a0300; 5 kg, § 5"
+
+    def test_letters_are_composed(self):
+        assert text_of("Zu\u0308rich", "a.txt").strip() == "Z\u00fcrich"
+
     def test_what_a_terminal_does_not_show_is_no_text(self):
         assert text_of(b"\x1b[1;31mERROR\x1b[0m N\bNA\bA \x1b]0;title\x07x", "a.log").strip() == "ERROR NA x"
 

@@ -124,6 +124,10 @@ class TestHtml:
             "City: Oslo | 2025 Spring: 1 | 2025 Autumn: 2", "City: Oslo | 2025 Spring: 3", "Closed",
         ]  # fmt: skip
 
+    def test_a_number_keeps_the_blanks_within_it(self):
+        page = html("<table><tr><th>Ville<th>Loyer<tr><td>Paris<td>12&nbsp;000&nbsp;€</table><p>1&#8239;500&nbsp;kg")
+        assert page.strip() == "Ville: Paris | Loyer: 12\u00a0000 €\n\n1\u202f500 kg"
+
     def test_a_table_that_lays_out_the_page_keeps_its_headings(self):
         text = convert(b"<table><tr><td>side<td><h1>Big</h1><p>Text</p><table><tr><td>a<td>b</table></table>", "a.html")
         assert text.sections == (Section("side"), Section("Text\n\na | b", "Big"))

@@ -94,5 +94,5 @@ class TestMarkdown:
 def test_values_of_a_table_have_the_names_of_their_columns():
     source = "Rates:\n\n| Country | Day |\n|---|--:|\n| Norway | 82 <!-- net --> |\n| A \\| B | |\n\nAfter.\n\n    | x | y |\n    |---|---|\n"
     assert text_of(source, "a.md").strip() == (
-        "Rates:\n\nCountry: Norway | Day: 82\nA | B\n\nAfter.\n\n    | x | y |\n    |---|---|"
+        "Rates:\n\nCountry: Norway | Day: 82\nCountry: A | B | Day: –\n\nAfter.\n\n    | x | y |\n    |---|---|"
     )

@@ -15,7 +15,8 @@ def rows(*texts: str) -> list[list[Cell]]:
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        (rows("#Country|Day", "Norway|82", "Spain|"), "Country: Norway | Day: 82\nSpain"),
+        (rows("#Country|Day", "Norway|82", "Spain|"), "Country: Norway | Day: 82\nCountry: Spain | Day: –"),
+        (rows("#City|Day|Night", "Sweden||", "Malmo|50|60"), "Sweden\nCity: Malmo | Day: 50 | Night: 60"),
         (rows("#|Day|Night", "Norway|82|90"), "Norway | Day: 82 | Night: 90"),
         (rows("#Name", "Ada", "Bo"), "Name: Ada\nName: Bo"),
         (rows("#Country|Day"), "Country | Day"),

@@ -1,6 +1,7 @@
 """Text of a converted document: sections under headings, and normalization of invisible characters."""
 
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -97,9 +98,14 @@ def superscript(text: str) -> str:
     return text.translate(_RAISED) if text and not set(text) - set("0123456789+-−=()n") else text
 
 
+def one_line(text: str) -> str:
+    """The text in one line, with single blanks; those within numbers stay what they are."""
+    return _WHITE_SPACE.sub(" ", text).strip()
+
+
 def tidy(text: str) -> str:
     """Remove invisible characters, trailing blanks and runs of blanks or empty lines."""
-    text = _INVISIBLE.sub(_needed, _BREAK.sub("\n", text))
+    text = _INVISIBLE.sub(_needed, _BREAK.sub("\n", unicodedata.normalize("NFC", text)))
     lines = (_BLANKS.sub(" ", line.rstrip()) for line in _SPACE.sub(" ", text).split("\n"))
     return _EMPTY_LINES.sub("\n\n", "\n".join(lines)).strip()
 
@@ -122,7 +128,9 @@ def _needed(run: re.Match[str]) -> str:
 
 _RAISED = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _BREAK = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_SPACE = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_NOT_IN_NUMBER = r"(?!(?<=\d)[\u00a0\u202f]\d{3}(?!\d))"  # 12 000
+_SPACE = re.compile(rf"{_NOT_IN_NUMBER}[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_WHITE_SPACE = re.compile(rf"(?:{_NOT_IN_NUMBER}\s)+")
 # zero-width characters, direction marks, fillers, selectors and tags, which could hide text from readers; and non-text
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff"

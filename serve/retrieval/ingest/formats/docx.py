@@ -12,7 +12,7 @@ import docx
 from docx.opc.constants import RELATIONSHIP_TYPE
 from docx.oxml import parse_xml
 
-from serve.retrieval.ingest.formats.document import ConversionError, Outline, Section, Text, superscript, tidy
+from serve.retrieval.ingest.formats.document import ConversionError, Outline, Section, Text, one_line, superscript, tidy
 from serve.retrieval.ingest.formats.equations import linear
 from serve.retrieval.ingest.formats.numbering import Numbering
 from serve.retrieval.ingest.formats.tables import Cell, table_text
@@ -146,7 +146,7 @@ class _Reader:
                     if _is_removed(cell):
                         continue
                     if not _continues(cell, "vMerge"):
-                        merged[column] = " ".join(tidy(" ".join(map(self._marked, _unwrapped(cell)))).split())
+                        merged[column] = one_line(tidy(" ".join(map(self._marked, _unwrapped(cell)))))
                     span = _value(cell, "tcPr", "gridSpan") or "1"
                     columns = min(max(int(span), 1), _MAX_COLUMNS) if span.isdecimal() else 1
                     rows[-1].append(Cell(merged.get(column, ""), columns, header=is_header))

@@ -9,7 +9,7 @@ from html import escape
 import lxml.html
 from selectolax.lexbor import LexborHTMLParser, LexborNode
 
-from serve.retrieval.ingest.formats.document import ConversionError, Outline, Text, note, superscript
+from serve.retrieval.ingest.formats.document import ConversionError, Outline, Text, note, one_line, superscript
 from serve.retrieval.ingest.formats.encoding import decode
 from serve.retrieval.ingest.formats.equations import linear
 from serve.retrieval.ingest.formats.tables import Cell, table_text
@@ -239,7 +239,7 @@ class _Page:
             fence = "`" * max(3, 1 + max(map(len, _TICKS.findall(text)), default=0))
             text = f"{fence}\n{text}\n{fence}" if text.strip() else ""
         else:
-            text = "\n".join(" ".join(line.split()) for line in text.split(_NEW_LINE)).strip()
+            text = "\n".join(one_line(line) for line in text.split(_NEW_LINE)).strip()
         if text not in _MARKS:  # left over where an inline element contains paragraphs
             self._write(text)
 
@@ -257,7 +257,7 @@ class _Page:
 
     def _taken(self) -> str:
         """Take the text of a heading or cell, as one line."""
-        text = " ".join("".join(self._pieces).replace(_NEW_LINE, " ").split())
+        text = one_line("".join(self._pieces).replace(_NEW_LINE, " "))
         self._pieces.clear()
         self._raised.clear()
         return text

@@ -9,7 +9,7 @@ from docutils.core import publish_doctree
 from docutils.parsers.rst import Directive, directives, roles
 from docutils.utils import unescape
 
-from serve.retrieval.ingest.formats.document import Outline, Text, note, superscript
+from serve.retrieval.ingest.formats.document import Outline, Text, note, one_line, superscript
 from serve.retrieval.ingest.formats.encoding import decode
 from serve.retrieval.ingest.formats.tables import Cell, table_text
 
@@ -81,7 +81,7 @@ def _text(node: Any) -> str:
 
 def _cell(entry: Any) -> Cell:
     columns, rows = (int(entry.get(name, 0)) + 1 for name in ("morecols", "morerows"))
-    return Cell(" ".join(_text(entry).split()), columns, rows, isinstance(entry.parent.parent, nodes.thead))
+    return Cell(one_line(_text(entry)), columns, rows, isinstance(entry.parent.parent, nodes.thead))
 
 
 def _hanging(mark: str, text: str) -> str:

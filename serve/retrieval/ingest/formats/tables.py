@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from serve.retrieval.ingest.formats.document import ConversionError
 
 MAX_CELLS = 2_000_000  # of a table, with those that cells span
+_EMPTY = "–"
 _MIN_NAMED = 3  # columns of a table whose first row may be recognised as its header: two are often keys and values
 
 
@@ -41,6 +42,8 @@ def table_text(rows: Sequence[Sequence[Cell]]) -> str:
     lines = []
     for placed in grid[size:] if names else grid:
         values = [(names.get(at, ""), cell.text) for at, cell in placed if cell.text]
+        if len(values) == 1 and len(placed) == len(names) == 2:  # of two columns, a key without its value is no title
+            values = [(names.get(at, ""), cell.text or _EMPTY) for at, cell in placed]
         if len(values) == 1:  # a title between the rows, or a row of one column
             lines.append(values[0][1] if len(names) > 1 else ": ".join(filter(None, values[0])))
         elif values:
