@@ -31,11 +31,12 @@ _CONVERSIONS = [  # with the place of the source among the units
     )
     for shape, source in (("N U U ", 0), ("U N U ", 1))
 ]
+_SHARE = "{1} / {0} * 100"
 #: Questions that name a function or a percentage: N is a number, _ a function word that must be there, and others may be anywhere.
 _SHAPES = [
     (re.compile(_GAP + shape.replace("N", _NUMBER).replace(" ", _GAP) + _GAP), expression)
     for shape, expression in (
-        (r"N% \?? _ N \??", "{0} / 100 * {1}"), ("% N N", "{1} / {0} * 100"), ("N _ % N", "{0} / {1} * 100"),
+        (r"N% \?? _ N \??", "{0} / 100 * {1}"), ("% N N", _SHARE), ("N _ % N", "{0} / {1} * 100"),
         ("N/N _ N", "{0} / {1} * {2}"), ("difference N N", "abs({0} - {1})"), ("quotient N N", "{0} / {1}"),
         ("subtract N N", "{1} - {0}"), ("factorial N", "factorial({0})"), ("N factorial", "factorial({0})"),
         ("N% off N", "{1} * (1 - {0} / 100)"), ("off N N%", "{0} * (1 - {1} / 100)"),
@@ -118,6 +119,8 @@ def expression_of(form: Form, language: Language) -> str | None:
     text = _gaps(form.text)
     for pattern, expression in _SHAPES:
         if match := pattern.fullmatch(text):
+            if expression == _SHARE and Fraction(match[1]) < Fraction(match[2]):
+                return None  # "what percent of 20 is 80", or "what percent is 20 of 80"
             return expression.format(*match.groups())
     text = " ".join(form.text.replace("_", " ").split())
     if form.has_operator_words and not language.has_terms:

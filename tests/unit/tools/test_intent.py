@@ -40,6 +40,14 @@ def answer(question: str) -> str | None:
         ("how many days until Christmas", "30 days (November 25, 2026 – December 25, 2026)"),
         ("In 5 days from today, what will the date be?", "Monday, November 30, 2026"),
         ("What day of the week was 4 July 1976?", "Sunday, July 4, 1976"),
+        ("How many days from November 1 to December 24?", "53 days (November 1, 2026 – December 24, 2026)"),
+        ("How many days between December 20 and January 5?", "16 days (December 20, 2026 – January 5, 2027)"),
+        (
+            "Wie viele Tage sind es vom 1. November bis zum 24. Dezember?",
+            "53 Tage (1. November 2026 – 24. Dezember 2026)",
+        ),
+        ("How many days from today to November 24?", "364 days (November 25, 2026 – November 24, 2027)"),
+        ("What percentage of 80 is 20?", "20 / 80 * 100 = 25"),
         ("Wie viele Tage sind es bis zum 24. Dezember?", "29 Tage (25. November 2026 – 24. Dezember 2026)"),
     ],
 )
@@ -50,6 +58,7 @@ def test_a_computation_is_answered_in_the_language_of_the_question(question, exp
 @pytest.mark.parametrize(
     "question",
     [
+        "What percent is 20 of 80?", "Wie viel Prozent sind 20 von 80?",  # of 20 is 80, or is 20 of 80
         "What happened on 9/11?", "2024-05-01", "What is 1914 - 1918?", "How to convert RAID5 to RAID10?",
         "What is the sum of all numbers from 1 to 100?", "three and a half times two", "What is $10 + £4?", "200 + 10%",
         "What day is 3/4/2025?", "-87 rankine in kelvin", "mm in inches", "How do you convert ounces to kilos?", "How many days are there in 3 months?", "1 + 1" + " " * 300 + "?", "",
