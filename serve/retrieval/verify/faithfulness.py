@@ -48,7 +48,9 @@ _MAX_CLAIM_WORDS = 100  # different ones
 _MAX_HEAD_CHARS = 1_000
 
 _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
-_MARKER = re.compile(r"(?:[-*+•#>|]{1,9}|\d{1,9}[.)])\s+")
+_MARKER = re.compile(
+    rf"(?:[-*+•#>|]{{1,9}}|\d{{1,9}}(?:\)|\.(?!\s+{phrases('ordinal')}(?!\w))))\s+", re.I
+)  # not "31. Dezember"
 _OPENING = re.compile(rf"{phrases('opening')}\s*", re.I)
 _NEGATION = re.compile(rf"\b{phrases('negation')}(?!\w)", re.I)
 _NO_ANSWER = re.compile(rf"\b{phrases('no_answer')}(?!\w)", re.I)
@@ -154,6 +156,7 @@ class Evidence:
             self._of_passage.append(of_passage)
         self.negated = [_is_negated(text) for text in self.texts]
         self._words = WordIndex(map(parts, self.texts))
+        self.in_rows = {part for text in self.texts if is_row(text) for part in parts(text)}
         self._heads = WordIndex(parts(head[:_MAX_HEAD_CHARS]) for head, _ in passages)
 
     def candidates(self, claimed: Iterable[str]) -> list[int]:
@@ -193,15 +196,27 @@ class Evidence:
         return any(i in self._words.having(part) for i in self._near[j])
 
 
-def narrowed(row: str, values: Iterable[str]) -> str:
+def narrowed(row: str, values: Iterable[str], asked: WordIndex) -> str:
     """A table's row with its first cell and those cells alone that have one of `values`; the whole row where none has.
 
-    What a cell says of the row's subject, it says under its own column's name.
+    What a cell says of the row's subject, it says under its own column's name. A cell of which every word is `asked` for tells the
+    row apart, like the first.
     """
     first, *cells = row.split(" | ")
     sought = WordIndex([values])
-    found = [cell for cell in cells if any(part in sought for part in parts(cell.partition(": ")[2] or cell))]
-    return " | ".join([first, *(found or cells)])
+    of_cells = [(cell, parts(_value(cell))) for cell in cells]
+    if not any(part in sought for _, own in of_cells for part in own):
+        return row
+    kept = [
+        cell
+        for cell, own in of_cells
+        if any(part in sought for part in own) or (own and all(part in asked for part in own))
+    ]
+    return " | ".join([first, *kept])
+
+
+def _value(cell: str) -> str:
+    return cell.partition(": ")[2] or cell
 
 
 def _neighbours(texts: Sequence[str], of_passage: range) -> Iterator[tuple[int, ...]]:
@@ -239,8 +254,9 @@ class Claim:
         self._new = self._not_asked(content) or self._not_asked(of_claim) or content or of_claim
         self._candidates = evidence.candidates([*of_claim, *of_question])
         rows = (j for j in self._candidates if is_row(evidence.texts[j]))
-        self._rows = {j: narrowed(evidence.texts[j], self._new) for j in rows}
-        self._of_rows = {j: WordIndex([parts(text)]) for j, text in self._rows.items()}
+        self._rows = {j: narrowed(evidence.texts[j], self._new, self._asked) for j in rows}
+        self._of_rows = {j: parts(text) for j, text in self._rows.items()}
+        self._forms_of_rows = {j: WordIndex([of_row]) for j, of_row in self._of_rows.items()}
         telling = len(self.text) <= MAX_QUESTION_CHARS  # in longer ones no single word moves the vector
         lacking = (word for word in words(self.text) if any(self._lacks(j, word) for j in self._candidates))
         self._lacking = most_telling(lacking, _MAX_WORDS) if telling else []
@@ -265,12 +281,20 @@ class Claim:
     def _has(self, j: int, part: str) -> bool:
         """Whether candidate `j`, or its passage's head, has the part; of a row, the cells that the claim is about."""
         if (row := self._of_rows.get(j)) is not None:
-            return part in row or self._evidence.head_has(j, part)
+            # names of rows may be alike: where a row has the word itself, what is a form of it elsewhere is another name
+            found = row if part in self._evidence.in_rows else self._forms_of_rows[j]
+            return part in found or self._evidence.head_has(j, part)
         return self._evidence.has(j, part)
 
     def _is_near(self, j: int, word: Word, part: str) -> bool:
         """Whether the part of a word is in candidate `j` or right before it."""
         return self._has(j, part) or self._evidence.is_right_before(j, word, part)
+
+    def _candidate_is_negated(self, j: int) -> bool:
+        """Whether candidate `j` is negated; of a row, one of its values is: `Part No: 4711` is not."""
+        if (row := self._rows.get(j)) is not None:
+            return _is_negated(" | ".join(map(_value, row.split(" | "))))
+        return self._evidence.negated[j]
 
     def _text(self, j: int) -> str:
         return self._rows.get(j) or self._evidence.texts[j]
@@ -301,7 +325,7 @@ class Claim:
                 Features(
                     coverage=self._coverage(j),
                     **self._lacking_exact(j),
-                    negated=float(_is_negated(self.text) != self._evidence.negated[j]),
+                    negated=float(_is_negated(self.text) != self._candidate_is_negated(j)),
                     loss=max(lost, default=0.0),
                     question_loss=max(question_lost, default=0.0),
                     relevance=float(whole @ vector) if self._question else 0.0,

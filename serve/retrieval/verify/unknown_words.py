@@ -5,20 +5,15 @@ how much a word is of the question: without "Finland", "What is the per diem for
 nearly the same.
 """
 
-import re
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve.retrieval.verify.words import UNSPACED, is_exact
+from serve.retrieval.verify.words import is_exact, parts, words
 
 MAX_QUESTION_CHARS = 400  # in longer ones no single word moves the vector
 _MAX_WORDS = 8  # of a question; the longest, those with digits first
 _BEGINNING = 4  # fewest letters that two forms of a word share; shorter words have no other forms
-
-_LETTERS = rf"[^\W{UNSPACED}]"
-_WORD = re.compile(rf"{_LETTERS}++(?:[-+./#'’]{_LETTERS}++)*+")
-_PART = re.compile(rf"{_LETTERS}++")
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,14 +32,14 @@ def unknown_words(question: str, passages: Sequence[str]) -> list[UnknownWord]:
     """
     if len(question) > MAX_QUESTION_CHARS:
         return []
-    known = sorted({part for passage in passages for part in _PART.findall(passage.casefold())})
+    known = sorted({part for passage in passages for part in parts(passage)})
     ranked = []
-    for match in _WORD.finditer(question):
-        missing = [part for part in _PART.findall(match[0].casefold()) if not _is_known(part, known)]
-        without = " ".join((question[: match.start()] + question[match.end() :]).split())
+    for word in words(question):
+        missing = [part for part in word.parts if not _is_known(part, known)]
+        without = " ".join((question[: word.start] + question[word.end :]).split())
         if missing and any(map(str.isalnum, without)):
             exact = any(is_exact(part) for part in missing)
-            ranked.append(((exact, len(match[0])), UnknownWord(without, exact)))
+            ranked.append(((exact, word.end - word.start), UnknownWord(without, exact)))
     ranked.sort(key=lambda pair: pair[0], reverse=True)
     return [word for _, word in ranked[:_MAX_WORDS]]
 

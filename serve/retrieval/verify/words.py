@@ -10,12 +10,13 @@ _ENDING = 3  # letters, and a third of the word, in which two forms of it may di
 _LONG = 10  # letters from which on a word counts whole: longer words are rarer
 _CONTENT = 4  # letters from which on a word is likely to be one of the subject
 
-UNSPACED = r"\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces: Thai to Myanmar, Khmer, kana, Chinese
-_LETTER = rf"[^\W\d{UNSPACED}]"
+_UNSPACED = r"\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"  # scripts without spaces: Thai to Myanmar, Khmer, kana, Chinese
+_LETTER = rf"[^\W\d{_UNSPACED}]"
 _NUMBER = r"\d++(?:[.,'’\u00a0\u202f]\d++)*+"
-_PART = re.compile(rf"{_NUMBER}|{_LETTER}(?:{_LETTER}|\d)*+")  # 12kg is two, P440 is one
-_WORD = re.compile(rf"(?:{_NUMBER}|{_LETTER})(?:[-+./#'’]?(?:{_NUMBER}|{_LETTER}))*+")
-_CHARACTER = re.compile(rf"[{UNSPACED}]")
+_SIGN = r"(?<![\w)\]])[-−](?=\d)"  # of -20, but neither of P-20 nor of 10-20
+_PART = re.compile(rf"(?:{_SIGN})?{_NUMBER}|{_LETTER}(?:{_LETTER}|\d)*+")  # 12kg is two, P440 is one
+_WORD = re.compile(rf"(?:{_SIGN})?(?:{_NUMBER}|{_LETTER})(?:[-+./#'’]?(?:{_NUMBER}|{_LETTER}))*+")
+_CHARACTER = re.compile(rf"[{_UNSPACED}]")
 _SEPARATOR = re.compile(r"[.,'’\u00a0\u202f]")
 
 
@@ -130,6 +131,8 @@ def _normal(part: str) -> str:
 
     Versions, addresses and dates stay as they are.
     """
+    if part[0] in "-−":
+        return f"-{_normal(part[1:])}"
     first, *groups = _SEPARATOR.split(part) if part[0].isdigit() else [part]
     marks = _SEPARATOR.findall(part) if groups else []
     if not groups:

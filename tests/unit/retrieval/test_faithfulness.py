@@ -196,7 +196,41 @@ def test_a_value_of_another_row_or_column_is_not_supported(answer: str, supporte
 )
 def test_a_row_says_what_the_cells_with_the_claims_values_say(values: Sequence[str], cells: str):
     row = "Country: Sweden | Full day: 50 | Half day: 25 | in EUR"
-    assert scoring.narrowed(row, map(str.casefold, values)) == cells
+    assert scoring.narrowed(row, map(str.casefold, values), WordIndex([])) == cells
+
+
+@pytest.mark.parametrize(
+    ("row", "question", "right", "wrong"),
+    [
+        ("Country: Norway | Type: Half day | Rate: 33\nCountry: Norway | Type: Full day | Rate: 66",
+         "What is the half day rate for Norway?", "33", "66"),
+        ("Year: 2025 | Country: Norway | Rate: 66\nYear: 2024 | Country: Norway | Rate: 60",
+         "What was the rate for Norway in 2025?", "66", "60"),
+        ("Part No: 4711 | Name: Seal | Stock: 3\nPart No: 4712 | Name: Valve | Stock: 5",
+         "What is the stock of the seal?", "The stock of the seal is 3.", "The stock of the seal is 5."),
+        ("Model: P-220 | Bluetooth: No | Weight: 12 kg\nModel: P-440 | Bluetooth: Yes | Weight: 20 kg",
+         "What does the P-220 weigh?", "It weighs 12 kg.", "It weighs 20 kg."),
+        ("Country: Niger | Day: 50\nCountry: Nigeria | Day: 80", "What is the per diem for Niger?", "50", "80"),
+    ],
+)  # fmt: skip
+def test_a_row_is_told_apart_by_all_its_names(row: str, question: str, right: str, wrong: str):
+    assert [checked(text, row, question=question)[0].supported for text in (right, wrong)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("passage", "right", "wrong"),
+    [
+        (
+            "The minimum temperature is −20 °C.",
+            "The minimum temperature is -20 °C.",
+            "The minimum temperature is 20 °C.",
+        ),
+        ("Die Probezeit endet am 30. Dezember 2025.", "30. Dezember 2025", "31. Dezember 2025"),
+        ("Le loyer est de 12\u202f000 euros.", "Le loyer est de 12000 euros.", "Le loyer est de 12 euros."),
+    ],
+)
+def test_signs_days_and_thousands_are_part_of_a_number(passage: str, right: str, wrong: str):
+    assert [checked(text, passage)[0].supported for text in (right, wrong)] == [True, False]
 
 
 PRODUCTS = ("The P-220 has a warranty of 24 months.", "The P-440 has a warranty of 12 months.")

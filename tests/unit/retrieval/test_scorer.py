@@ -86,6 +86,10 @@ def test_words_are_known_in_other_forms_and_numbers_only_as_they_are():
     assert missing("COMPILE the Programs", passage) == []
 
 
+def test_a_number_is_known_however_it_is_written():
+    assert missing("1000 units, 12kg or 3.50 EUR", "1,000 units weigh 12 kg and cost 3,5 EUR, or more") == []
+
+
 @pytest.mark.parametrize(
     ("question", "passage", "expected"),
     [
