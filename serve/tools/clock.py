@@ -113,7 +113,7 @@ def find_question(text: str, language: Language, today: date) -> ClockQuestion |
         dates = [day for day in dates if day != today] or dates[:1]  # "in 5 days from today"
         return ClockQuestion("date", dates[0]) if len(dates) == 1 else None
     if len(dates) == 2:
-        return ClockQuestion("days", *_in_order(language.with_digits(text, ones=False), language, today))
+        return ClockQuestion("days", *_in_order(dates, language.with_digits(text, ones=False), language, today))
     return ClockQuestion("days", today, dates[0]) if len(dates) == 1 and (step or str(dates[0].year) in text) else None
 
 
@@ -123,11 +123,18 @@ def load(language: Language) -> None:
     _day(["1"], language, date.min, 0)
 
 
-def _in_order(text: str, language: Language, today: date) -> tuple[date, date]:
-    """The two dates in `text`: without a year, the first is of this year, and the second the next one from then on."""
-    (first, second), _ = _dates(text, language, today, 0)
-    (_, later), _ = _dates(text, language, first, 1)
-    return first, later if second < first and (later.month, later.day) == (second.month, second.day) else second
+def _in_order(dates: Sequence[date], text: str, language: Language, today: date) -> tuple[date, date]:
+    """The two dates in `text`: without a year, the first is of this year, and the second the next one from then on.
+
+    Args:
+        dates: each of them for itself; they are taken where this year lacks one (29 February).
+    """
+    of_year, _ = _dates(text, language, today, 0)
+    first, second = of_year if len(of_year) == len(dates) else dates
+    *_, later = _dates(text, language, first, 1)[0]
+    if second < first and (later.month, later.day) == (second.month, second.day):
+        second = later
+    return first, second
 
 
 def _dates(text: str, language: Language, today: date, step: int) -> tuple[list[date], str]:
