@@ -48,9 +48,8 @@ _MAX_CLAIM_WORDS = 100  # different ones
 _MAX_HEAD_CHARS = 1_000
 
 _CITATION = re.compile(r"\[\d+(?:\s*,\s*\d+)*\]")
-_MARKER = re.compile(
-    rf"(?:[-*+•#>|]{{1,9}}|\d{{1,9}}(?:\)|\.(?!\s+{phrases('ordinal')}(?!\w))))\s+", re.I
-)  # not "31. Dezember"
+_NO_ORDINAL = rf"(?!\s+{phrases('ordinal')}(?!\w))"
+_MARKER = re.compile(rf"(?:[-*+•#>|]{{1,9}}|\d{{1,9}}(?:\)|\.{_NO_ORDINAL}))\s+", re.I)  # not of "31. Dezember"
 _OPENING = re.compile(rf"{phrases('opening')}\s*", re.I)
 _NEGATION = re.compile(rf"\b{phrases('negation')}(?!\w)", re.I)
 _NO_ANSWER = re.compile(rf"\b{phrases('no_answer')}(?!\w)", re.I)
@@ -196,26 +195,37 @@ class Evidence:
         return any(i in self._words.having(part) for i in self._near[j])
 
 
-def narrowed(row: str, values: Iterable[str], asked: WordIndex) -> str:
-    """A table's row with its first cell and those cells alone that have one of `values`; the whole row where none has.
+class Row:
+    """A table's row, of which the cells that a claim is about count: the first one, and those that have one of its values.
 
-    What a cell says of the row's subject, it says under its own column's name. A cell of which every word is `asked` for tells the
-    row apart, like the first.
+    What a cell says of the row's subject, it says under its own column's name. A cell of which every word is asked for tells the row
+    apart, like the first. Where no cell has a value of the claim, all count.
+
+    Args:
+        row: the sentence.
+        values: the claim's words that are not the question's.
+        asked: the question's words.
     """
-    first, *cells = row.split(" | ")
-    sought = WordIndex([values])
-    of_cells = [(cell, parts(_value(cell))) for cell in cells]
-    if not any(part in sought for _, own in of_cells for part in own):
-        return row
-    kept = [
-        cell
-        for cell, own in of_cells
-        if any(part in sought for part in own) or (own and all(part in asked for part in own))
-    ]
-    return " | ".join([first, *kept])
+
+    def __init__(self, row: str, values: Iterable[str], asked: WordIndex) -> None:
+        first, *cells = row.split(" | ")
+        sought = WordIndex([values])
+        counted, has_value = [first], False
+        for cell in cells:
+            own = parts(_value(cell))
+            is_claimed = any(part in sought for part in own)
+            has_value = has_value or is_claimed
+            if is_claimed or (own and all(part in asked for part in own)):
+                counted.append(cell)
+        counted = counted if has_value else [first, *cells]
+        self.text = " | ".join(counted)
+        self.words = parts(self.text)
+        self.forms = WordIndex([self.words])
+        self.negated = _is_negated(" | ".join(map(_value, counted)))  # "Part No: 4711" is not
 
 
 def _value(cell: str) -> str:
+    """What a cell says, without its column's name."""
     return cell.partition(": ")[2] or cell
 
 
@@ -254,9 +264,7 @@ class Claim:
         self._new = self._not_asked(content) or self._not_asked(of_claim) or content or of_claim
         self._candidates = evidence.candidates([*of_claim, *of_question])
         rows = (j for j in self._candidates if is_row(evidence.texts[j]))
-        self._rows = {j: narrowed(evidence.texts[j], self._new, self._asked) for j in rows}
-        self._of_rows = {j: parts(text) for j, text in self._rows.items()}
-        self._forms_of_rows = {j: WordIndex([of_row]) for j, of_row in self._of_rows.items()}
+        self._rows = {j: Row(evidence.texts[j], self._new, self._asked) for j in rows}
         telling = len(self.text) <= MAX_QUESTION_CHARS  # in longer ones no single word moves the vector
         lacking = (word for word in words(self.text) if any(self._lacks(j, word) for j in self._candidates))
         self._lacking = most_telling(lacking, _MAX_WORDS) if telling else []
@@ -280,24 +288,25 @@ class Claim:
 
     def _has(self, j: int, part: str) -> bool:
         """Whether candidate `j`, or its passage's head, has the part; of a row, the cells that the claim is about."""
-        if (row := self._of_rows.get(j)) is not None:
-            # names of rows may be alike: where a row has the word itself, what is a form of it elsewhere is another name
-            found = row if part in self._evidence.in_rows else self._forms_of_rows[j]
-            return part in found or self._evidence.head_has(j, part)
-        return self._evidence.has(j, part)
+        if (row := self._rows.get(j)) is None:
+            return self._evidence.has(j, part)
+        # names of rows may be alike: where a row has the word itself, what is a form of it elsewhere is another name
+        found = row.words if part in self._evidence.in_rows else row.forms
+        return part in found or self._evidence.head_has(j, part)
 
     def _is_near(self, j: int, word: Word, part: str) -> bool:
         """Whether the part of a word is in candidate `j` or right before it."""
         return self._has(j, part) or self._evidence.is_right_before(j, word, part)
 
     def _candidate_is_negated(self, j: int) -> bool:
-        """Whether candidate `j` is negated; of a row, one of its values is: `Part No: 4711` is not."""
+        """Whether candidate `j` is negated; of a row, whether one of its values is."""
         if (row := self._rows.get(j)) is not None:
-            return _is_negated(" | ".join(map(_value, row.split(" | "))))
+            return row.negated
         return self._evidence.negated[j]
 
     def _text(self, j: int) -> str:
-        return self._rows.get(j) or self._evidence.texts[j]
+        row = self._rows.get(j)
+        return self._evidence.texts[j] if row is None else row.text
 
     def texts(self) -> list[str]:
         """The texts whose vectors `features` needs."""

@@ -196,7 +196,7 @@ def test_a_value_of_another_row_or_column_is_not_supported(answer: str, supporte
 )
 def test_a_row_says_what_the_cells_with_the_claims_values_say(values: Sequence[str], cells: str):
     row = "Country: Sweden | Full day: 50 | Half day: 25 | in EUR"
-    assert scoring.narrowed(row, map(str.casefold, values), WordIndex([])) == cells
+    assert scoring.Row(row, map(str.casefold, values), WordIndex([])).text == cells
 
 
 @pytest.mark.parametrize(
