@@ -20,7 +20,7 @@ from benchmarks.cluster.token_streams import Agreement, compare, compare_text, p
 SETTLE_S = 4.0  # of load after the recovery
 PATIENCE_S = 300.0  # for the recovery
 _PROBE_EVERY_S = (
-    1.0  # a quarter of it was three times what saturates two slow cores, as long as a fault held the answers back
+    1.0  # four a second are three times what saturates two slow cores, while a fault holds the answers back
 )
 _ONE = "engine"  # variant of systems without any
 

@@ -17,6 +17,8 @@ from tokenizers.processors import TemplateProcessing
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
 from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
+from serve.gateway import app
+from serve.gateway.auth import hash_key
 from serve.retrieval.embedder import EmbeddingTokenizer
 from tests.support.answers import error_of
 from tests.support.gateway_server import Start, Started
@@ -213,3 +215,18 @@ class TestLangChain:
         with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
             langchain().embed_documents(["w1"])
         assert retrieval.calls == []
+
+
+def test_embeddings_whose_client_has_left_are_charged(start_gateway: Start, retrieval: Embedding, monkeypatch):
+    """They may be stored for its idempotency key, and are charged to nobody then."""
+    keys = [{"sha256": hash_key("k"), "tenant": "acme", "tokens_per_minute": 1}]
+    gateway = start_gateway(searches=retrieval, retrieval={}, access={"keys": keys})
+    headers = {"authorization": "Bearer k"}
+
+    async def gone(send: Any, response: Any) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(app, "reply_json", gone)
+        assert gateway.post("/v1/embeddings", {"input": words(1)}, headers).status_code == 500
+    assert error_of(gateway.post("/v1/embeddings", {"input": words(1)}, headers), 429)["code"] == "tokens_per_minute"

@@ -36,6 +36,7 @@ class FakeStore:
         self.opening: Exception | None = None
         self.opened = 0
         self.calibrated: dict[Owner, Calibration] = {}
+        self.searched = ""
 
     async def open(self) -> None:
         self.opened += 1
@@ -68,7 +69,9 @@ class FakeStore:
     async def vector_search(self, owner: Owner, *_: Any) -> list[Hit]:
         return self.hits if await self.exists(owner) else []
 
-    keyword_search = vector_search
+    async def keyword_search(self, owner: Owner, text: str, *_: Any) -> list[Hit]:
+        self.searched = text
+        return await self.vector_search(owner)
 
 
 async def embed(texts: Any) -> Any:
@@ -109,6 +112,11 @@ async def test_an_answer_is_checked_against_titles_and_headings_too(store, folde
     (bare,) = await service(folder).call("check", request)
     (headed,) = await service(folder).call("check", {**request, "heads": ["P-220"]})
     assert bare["score"] < headed["score"] and headed["source"] == 1
+
+
+async def test_a_question_is_composed_like_the_documents(store, folder):
+    await find(service(folder), question="Who pays for Zu\u0308rich?")
+    assert store.searched == "Who pays for Z\u00fcrich?"
 
 
 class TestCollections:
