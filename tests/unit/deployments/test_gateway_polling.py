@@ -71,19 +71,6 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     watcher._app.export_quotas.assert_awaited()
 
 
-async def test_what_start_up_has_loaded_is_no_garbage(monkeypatch: pytest.MonkeyPatch):
-    frozen = Mock()
-    monkeypatch.setattr(gateway, "gc", frozen)
-    watcher = GatewayDeployment.__new__(GatewayDeployment)
-    watcher._app = SimpleNamespace(loaded=asyncio.Event())
-    freezing = asyncio.create_task(watcher._freeze())
-    await asyncio.sleep(0)
-    assert frozen.mock_calls == []
-    watcher._app.loaded.set()
-    await freezing
-    assert frozen.mock_calls == [call.collect(), call.freeze()]
-
-
 @pytest.mark.parametrize(("stopping", "ended"), [(True, 1), (False, 0)])
 async def test_a_replica_that_serve_stops_ends_its_requests_before_it_is_killed(
     monkeypatch: pytest.MonkeyPatch, stopping: bool, ended: int
@@ -112,15 +99,21 @@ async def test_waiting_requests_are_decided_whatever_polling_does(
     watcher._app = SimpleNamespace(
         export_quotas=AsyncMock(), refresh=Mock(), check_replicas=Mock(), loaded=asyncio.Event()
     )
+    frozen = Mock()
+    monkeypatch.setattr(gateway, "gc", frozen)
     task = asyncio.create_task(watcher._run_background())
     for _ in range(1000):
         await asyncio.sleep(0.001)
         if watcher._app.refresh.call_count >= 5:
             break
+    assert frozen.mock_calls == []
+    watcher._app.loaded.set()  # what start-up has loaded is no garbage
+    await asyncio.sleep(0.001)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
     assert watcher._app.refresh.call_count >= 5
+    assert frozen.mock_calls == [call.collect(), call.freeze()]
 
 
 class Handle:

@@ -134,13 +134,13 @@ async def test_two_keys_of_one_tenant_share_its_limit(clock):
     await over_limit(keeper, keeper.authenticate(bearer(OTHER)))
 
 
-async def test_the_use_of_a_tenants_limits_is_that_of_all_its_keys(clock):
-    limits = ({"requests_per_minute": 2}, {"tokens_per_minute": 10}, {})
-    keys = [
-        {"sha256": hash_key(key), "tenant": "acme", **limit}
-        for key, limit in zip((KEY, OTHER, "c"), limits, strict=True)
-    ]
-    keeper = Gatekeeper(AccessConfig(keys=keys))
+@pytest.mark.parametrize("last", [KEY, OTHER, "c"])
+async def test_the_use_of_a_tenants_limits_is_that_of_all_its_keys(clock, last):
+    limits = {KEY: {"requests_per_minute": 2}, OTHER: {"tokens_per_minute": 10}, "c": {}}
+    order = sorted(limits, key=last.__eq__)
+    keeper = Gatekeeper(
+        AccessConfig(keys=[{"sha256": hash_key(key), "tenant": "acme", **limits[key]} for key in order])
+    )
     await keeper.admit(keeper.authenticate(bearer(KEY)))
     await keeper.charge(keeper.authenticate(bearer(OTHER)), 4)
     assert await keeper.used(["acme"]) == [("acme", "requests", 0.5), ("acme", "tokens", pytest.approx(0.4))]

@@ -56,6 +56,7 @@ def pieces(text: str) -> list[str]:
         ('He said "no." Then left.', ['He said "no."', "Then left."]),
         ("Wait... what?", ["Wait...", "what?"]),
         ("Am 5. und 6. Juli war zu. Im 19. Jahrhundert auch.", ["Am 5. und 6. Juli war zu.", "Im 19. Jahrhundert auch."]),
+        ("Das Haus ist von 1931. Juli und August war es zu.", ["Das Haus ist von 1931.", "Juli und August war es zu."]),
         ("It has 24. Julia has 12. The end.", ["It has 24.", "Julia has 12.", "The end."]),
         ("東京は首都。人が多い。", ["東京は首都。", "人が多い。"]),
         ("  \n ", []),
@@ -268,6 +269,18 @@ def features(claim: str, passage: str, question: str = "", head: str = "") -> di
     return {evidence.texts[j]: found for j, found in made.features(vectors)}
 
 
+def test_a_dash_is_a_sign_only_before_a_number_that_stands_alone():
+    assert list(parts("-5 and −6.50 (-7), on pages 10-20 of the P-30")) == [
+        "-5", "and", "-6.5", "-7", "on", "pages", "10", "20", "of", "the", "p", "30",
+    ]  # fmt: skip
+
+
+def test_a_cell_without_a_word_is_left_out_of_a_row():
+    assert (
+        scoring.Row("Country: Spain | Day: – | Night: 20", ["20"], WordIndex([])).text == "Country: Spain | Night: 20"
+    )
+
+
 def test_numbers_that_are_elsewhere_or_nowhere_count_apart():
     found = features("The tower has 330 windows and 4 doors.", "The tower has windows. It has 330 steps.")
     first, second = found["The tower has windows."], found["It has 330 steps."]
@@ -287,6 +300,8 @@ def test_the_head_goes_with_each_sentence():
     (bare,) = features("The P-220 weighs 12 kg.", "It weighs 12 kg.").values()
     assert (found.exact_unknown, bare.exact_unknown) == (0, 1)
     assert bare.coverage < found.coverage
+    (found,) = features("The P-220 weighs 12 kg.", "Weight: 12 kg | Height: 3 m", head="P-220").values()
+    assert found.exact_unknown == 0
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,11 @@ def test_cells_that_span_columns_name_them_and_values_that_span_rows_are_in_each
     )
 
 
+def test_a_cell_over_both_of_two_columns_is_a_title():
+    table = [*rows("#Country|Day", "Norway|82"), [Cell("Closed", columns=2)]]
+    assert table_text(table) == "Country: Norway | Day: 82\nClosed"
+
+
 def test_a_table_whose_spans_make_it_huge_is_refused(monkeypatch):
     monkeypatch.setattr(tables, "MAX_CELLS", 1000)
     with pytest.raises(ConversionError, match="1000 cells"):
