@@ -132,9 +132,8 @@ def _in_order(dates: Sequence[date], text: str, language: Language, today: date)
     of_year, _ = _dates(text, language, today, 0)
     first, second = of_year if len(of_year) == len(dates) else dates
     *_, later = _dates(text, language, first, 1)[0]
-    if second < first and (later.month, later.day) == (second.month, second.day):
-        second = later
-    return first, second
+    is_day = (later.month, later.day) == (second.month, second.day)  # not "tomorrow", which would follow the first
+    return first, later if is_day else second
 
 
 def _dates(text: str, language: Language, today: date, step: int) -> tuple[list[date], str]:
