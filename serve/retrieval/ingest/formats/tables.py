@@ -42,7 +42,7 @@ def table_text(rows: Sequence[Sequence[Cell]]) -> str:
     lines = []
     for placed in grid[size:] if names else grid:
         values = [(names.get(at, ""), cell.text) for at, cell in placed if cell.text]
-        if len(values) == 1 and len(placed) == len(names) == 2:  # of two columns, a key without its value is no title
+        if len(values) == 1 and len(names) == 2:  # of two columns, a key without its value is no title
             values = [(names.get(at, ""), cell.text or _EMPTY) for at, cell in placed]
         if len(values) == 1:  # a title between the rows, or a row of one column
             lines.append(values[0][1] if len(names) > 1 else ": ".join(filter(None, values[0])))
