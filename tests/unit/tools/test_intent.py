@@ -49,7 +49,10 @@ def answer(question: str) -> str | None:
         ("How many days from today to November 24?", "364 days (November 25, 2026 – November 24, 2027)"),
         ("How many days from today to February 29?", "461 days (November 25, 2026 – February 29, 2028)"),
         ("How many days from December 24 to today?", "29 days (November 25, 2026 – December 24, 2026)"),
-        ("How many days from November 1, 2025 to December 24, 2027?", "783 days (November 1, 2025 – December 24, 2027)"),
+        (
+            "How many days from November 1, 2025 to December 24, 2027?",
+            "783 days (November 1, 2025 – December 24, 2027)",
+        ),
         ("What percentage of 80 is 20?", "20 / 80 * 100 = 25"),
         ("Wie viele Tage sind es bis zum 24. Dezember?", "29 Tage (25. November 2026 – 24. Dezember 2026)"),
     ],
