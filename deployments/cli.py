@@ -7,13 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import psutil
 import typer
+from filelock import FileLock, Timeout
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
@@ -70,19 +72,20 @@ def up(
     if state is not None and is_running(state):
         console.print(f"already running at {state.url} (pid {state.pid}); 'gearbox down' stops it")
         return _summary(console, state)
-    if run := find_run(folder):
-        raise fail(_unknown(run))
-    if state is not None and (leftovers := processes_of(state.run_id, state.pid)):  # the supervisor was killed
-        kill(leftovers)
-        console.print("stopped what was left of the last platform")
-    try:
-        settings = _validated(config, variants)
-    except ConfigError as error:
-        raise fail(str(error), 2) from error
-    try:
-        supervisor, run = _start_supervisor(config, variants, folder.resolve())
-    except OSError as error:
-        raise fail(f"the state cannot be written: {error}") from error
+    with _no_other_up(folder):
+        if run := find_run(folder):
+            raise fail(_unknown(run))
+        if state is not None and (leftovers := processes_of(state.run_id, state.pid)):  # the supervisor was killed
+            kill(leftovers)
+            console.print("stopped what was left of the last platform")
+        try:
+            settings = _validated(config, variants)
+        except ConfigError as error:
+            raise fail(str(error), 2) from error
+        try:
+            supervisor, run = _start_supervisor(config, variants, folder.resolve())
+        except OSError as error:
+            raise fail(f"the state cannot be written: {error}") from error
     try:
         state = _follow(console, supervisor, folder)
     except KeyboardInterrupt:
@@ -98,6 +101,23 @@ def up(
     if failed := [name for name, part in state.parts.items() if part.phase == "failed"]:
         raise fail(f"running without {', '.join(failed)}: {state.parts[failed[0]].error}")
     _print_example(console, state, settings)
+
+
+@contextmanager
+def _no_other_up(folder: Path) -> Iterator[None]:
+    """Refuse a second `gearbox up` until the first has a supervisor, which `find_run` finds."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "up.lock", timeout=0)
+        lock.acquire()
+    except Timeout as error:
+        raise fail("another 'gearbox up' is starting a platform") from error
+    except OSError as error:
+        raise fail(f"the state cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _validated(path: Path, variants: str) -> PlatformConfig:
@@ -128,7 +148,6 @@ def _check_ports(server: ServerConfig) -> None:
 
 
 def _start_supervisor(config: Path, variants: str, folder: Path) -> tuple["subprocess.Popen[bytes]", Run]:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "state.json").unlink(missing_ok=True)
     command = [
         sys.executable,

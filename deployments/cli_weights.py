@@ -44,17 +44,16 @@ def weights(
         store = Weights(settings, cache_folder())
     except ConfigError as error:
         raise fail(str(error), 2) from error
-    into.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     for target in targets:
         label = target if isinstance(target, str) else target.name
         try:
             with _ProgressBar(console, label) as on_progress:
                 folder = _prepare(settings, store, target, cards, on_progress)
+            link = into / links.get(label, label)
+            _link(link, folder)
         except (ConfigError, BuildError, FetchError, CardError, OSError) as error:
             raise fail(f"{label}: {error}", 1) from error
-        link = into / links.get(label, label)
-        _link(link, folder)
         console.print(f"{label}: {link}", highlight=False, soft_wrap=True)
 
 
@@ -94,6 +93,7 @@ def _links(options: list[str]) -> Mapping[str, str]:
 
 def _link(link: Path, folder: Path) -> None:
     """Point `link` at `folder` atomically; relative where possible, as other pods mount the volume elsewhere."""
+    link.parent.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     inside = folder.is_relative_to(link.parent.parent.resolve())
     scratch = link.with_name(f".{link.name}-link")

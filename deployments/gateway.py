@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import aiohttp
+from pydantic import ValidationError
 from ray import serve as ray_serve
 
 from deployments.failure_log import FailureLog
@@ -29,7 +30,7 @@ from deployments.ray_internals import (
 )
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
-from serve.card import CARD_FILE, Card, CardError, load_card
+from serve.card import CARD_FILE, Card, CardError, first_problem, load_card
 from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.errors import log_unhandled, origin_of
@@ -93,8 +94,15 @@ class GatewayDeployment:
 
         Variants that stay keep their live state and latency estimates.
         """
-        self._settings = {**self._settings, **settings["config"]}
-        config = PlatformConfig.model_validate(self._settings)
+        replaced = {**self._settings, **settings["config"]}
+        try:
+            config = PlatformConfig.model_validate(replaced)
+        except ValidationError as error:
+            if self._refreshing is None:
+                raise
+            # raised further, Serve would stop this replica, and each that replaces it
+            return _LOG.error("the configuration is unchanged, the new one is invalid: %s", first_problem(error))
+        self._settings = replaced
         try:
             self._config = await asyncio.to_thread(config.with_file_keys)
         except ConfigError as error:

@@ -111,6 +111,8 @@ def processes_of(run_id: str, supervisor: int | None = None) -> list[psutil.Proc
         supervisor: pid of the supervisor, to include Ray's agents.
     """
     processes = []
+    if supervisor is not None and _run_id(supervisor) not in (None, run_id):
+        supervisor = None  # its pid is that of another platform's supervisor now
     for process in psutil.process_iter():
         try:
             agent = process.name().startswith(PROCESS_PREFIX) and os.getsid(process.pid) == supervisor
@@ -119,6 +121,13 @@ def processes_of(run_id: str, supervisor: int | None = None) -> list[psutil.Proc
         except (psutil.NoSuchProcess, psutil.AccessDenied, ProcessLookupError):
             continue
     return processes
+
+
+def _run_id(pid: int) -> str | None:
+    try:
+        return psutil.Process(pid).environ().get(RUN_ID)
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +181,7 @@ def wait_for_end(process: psutil.Process, timeout_s: float) -> bool:
 
 def is_running(state: PlatformState | None) -> bool:
     """Whether the supervisor that wrote `state` is alive (not merely another process with its pid)."""
-    if state is None:
-        return False
-    try:
-        return psutil.Process(state.pid).environ().get(RUN_ID) == state.run_id
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
+    return state is not None and _run_id(state.pid) == state.run_id
 
 
 def state_folder() -> Path:

@@ -39,7 +39,7 @@ from deployments.ray_internals import (
 from deployments.state import RUN_ID, STOPPING, PlatformState, VariantState, cache_folder, processes_of
 from deployments.weights import Weights
 from serve.card import Card, CardError, load_card
-from serve.config.platform import RELOADED, ConfigError, PlatformConfig, load_config
+from serve.config.platform import RELOADED, ConfigError, PlatformConfig, load_config, reloaded_sections
 from serve.config.sections import VariantConfig
 from serve.errors import origin_of
 
@@ -79,15 +79,14 @@ class Supervisor:
             self._start_thread("Ray monitor", self._monitor_ray)
             self._deploy(ready)
             self._start_thread("application monitor", self._monitor_apps)
+            self._start_thread("reload", self._reload_on_request)
             self._deploy_retrieval()
             for variant in self._config.variants:
                 if variant.name not in ready:
                     self._build(weights, variant)
             while True:  # until a signal to stop
-                if self.reload_requested.wait(_SAVE_AGAIN_S):
-                    self.reload_requested.clear()
-                    self._reload()
-                elif self._saving.failures:
+                time.sleep(_SAVE_AGAIN_S)
+                if self._saving.failures:
                     self._save()
         except SystemExit as stop:  # raised by `_on_stop_signal`
             self._stopping = True  # before any call, in which the next signal could be handled
@@ -205,10 +204,15 @@ class Supervisor:
             time.sleep(1)
             database.restart_if_dead()
 
+    def _reload_on_request(self) -> None:
+        while self.reload_requested.wait():
+            self.reload_requested.clear()
+            self._reload()
+
     def _reload(self) -> None:
         """Apply the sections of the configuration file that a running platform reloads; an invalid file changes nothing."""
         try:
-            self._reloaded = load_config(Path(self._state.config)).model_dump(mode="json", include=RELOADED)
+            self._reloaded = reloaded_sections(self._config, Path(self._state.config))
             self._deploy({})
         except ConfigError as error:
             _LOG.error("profiles are unchanged, the configuration is invalid: %s", error)
@@ -368,7 +372,7 @@ def main() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every request
     config = load_config(options.config)
     if options.variants:
-        config = config.only(options.variants.split(","))
+        config = config.only([name.strip() for name in options.variants.split(",")])
     folder: Path = options.state
     shutil.rmtree(folder / "metrics", ignore_errors=True)
     (folder / "metrics").mkdir(parents=True)

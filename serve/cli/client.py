@@ -108,7 +108,7 @@ def _stream(client: httpx.Client, body: dict[str, object]) -> Iterator[dict[str,
     with client.stream("POST", "/v1/chat/completions", json=body) as response:
         if response.status_code != 200:
             response.read()
-            yield response.json()
+            yield {"error": {"message": _error_message(response)}}
             return
         for line in response.iter_lines():
             if line.startswith("data: ") and line != "data: [DONE]":
@@ -174,12 +174,23 @@ def keys_new(
 @contextmanager
 def platform_client(url: str, api_key: str) -> Iterator[httpx.Client]:
     """An HTTP client for the platform; its errors end the command with a one-line message."""
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=httpx.Timeout(600, connect=5)) as client:
+    with httpx.Client(**connection(url, api_key), timeout=httpx.Timeout(600, connect=5)) as client:
         try:
             yield client
         except httpx.HTTPError as error:
             raise fail(f"no answer from {url}: {error or type(error).__name__}") from error
+
+
+def connection(url: str, api_key: str) -> dict[str, Any]:
+    """The arguments of an HTTP client for the platform: base URL and headers. What is no URL or no key ends the command."""
+    key = api_key.strip()  # a file's last line has an end
+    if not (key.isascii() and key.isprintable()):
+        raise fail("the API key has characters that no key has", 2)
+    try:
+        base = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise fail(f"{url} is not a URL: {error}", 2) from error
+    return {"base_url": base, "headers": {"authorization": f"Bearer {key}"} if key else {}}
 
 
 def model_name(client: httpx.Client) -> str:
@@ -189,15 +200,24 @@ def model_name(client: httpx.Client) -> str:
 
 def checked(response: httpx.Response) -> dict[str, Any]:
     """The JSON of a response; an error response ends the command with its message."""
+    if response.status_code != 200:
+        raise fail(_error_message(response))
     try:
         document: dict[str, Any] = response.json()
     except ValueError as error:
-        raise fail(
-            f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not in JSON"
-        ) from error
-    if response.status_code != 200:
-        raise fail(document["error"]["message"])
+        raise fail(_not_gearbox(response)) from error
     return document
+
+
+def _error_message(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, LookupError, TypeError):
+        return _not_gearbox(response)
+
+
+def _not_gearbox(response: httpx.Response) -> str:
+    return f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not as one does"
 
 
 def fail(message: str, code: int = 1) -> typer.Exit:

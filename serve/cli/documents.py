@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
-from serve.cli.client import LOCAL, Key, Url, checked, fail, platform_client
+from serve.cli.client import LOCAL, Key, Url, checked, connection, fail, platform_client
 from serve.cli.document_files import Found, Item, find
 from serve.config.renamed import RENAMED_COMMANDS
 from serve.retrieval.ingest.convert import ConversionError, charset_of, kind_of
@@ -41,7 +41,7 @@ class _SkippedError(Exception):
 
 
 class _GoneError(Exception):
-    """The platform is unavailable, denies access or has no such collection; the message says which."""
+    """The platform is unavailable or full, denies access or has no such collection; the message says which."""
 
     def __init__(self, message: str, code: object = None) -> None:
         super().__init__(message)
@@ -203,10 +203,9 @@ class _Run:
 
     async def all(self, url: str, api_key: str) -> None:
         """Index all documents, then prune. Raises `_GoneError`."""
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(600, connect=5)
         async with (
-            httpx.AsyncClient(base_url=url, headers=headers, timeout=timeout) as platform,
+            httpx.AsyncClient(**connection(url, api_key), timeout=timeout) as platform,
             httpx.AsyncClient(timeout=30, follow_redirects=True, max_redirects=5) as web,
         ):
             for problem in self._found.problems:
@@ -379,7 +378,7 @@ async def _request(platform: httpx.AsyncClient, method: str, path: str, **option
 
     Raises:
         _SkippedError: the platform rejects this document.
-        _GoneError: the platform is unavailable or denies access.
+        _GoneError: the platform is unavailable or full, or denies access.
     """
     until = time.monotonic() + RETRY_S
     for delay in _delays():
@@ -395,7 +394,7 @@ async def _request(platform: httpx.AsyncClient, method: str, path: str, **option
             error_body = document.get("error")
             error_body = error_body if isinstance(error_body, dict) else {}
             why = str(error_body.get("message", f"it answered {response.status_code}"))
-            if response.status_code in (401, 403, 404, 405) and method != "DELETE":
+            if response.status_code in (401, 403, 404, 405, 507) and method != "DELETE":
                 raise _GoneError(why, error_body.get("code"))
             if response.status_code not in _AGAIN:
                 raise _SkippedError(why)

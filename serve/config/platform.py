@@ -204,6 +204,20 @@ def load_config(path: Path) -> PlatformConfig:
     return config
 
 
+def reloaded_sections(running: PlatformConfig, path: Path) -> dict[str, object]:
+    """The sections of the file at `path` that a platform with the configuration `running` reloads, as JSON values.
+
+    Raises:
+        ConfigError: the file is invalid, or these sections do not go with the others, which only a restart changes.
+    """
+    sections = load_config(path).model_dump(mode="json", include=RELOADED)
+    try:
+        PlatformConfig.model_validate({**running.model_dump(mode="json"), **sections}).with_file_keys()
+    except ValidationError as error:
+        raise ConfigError(f"{first_problem(error)}, as the platform was started; restart it to change that") from error
+    return sections
+
+
 def _origin(file: YamlFile, path: tuple[str | int, ...], below: bool = False) -> str:
     """Source of a configuration value: an environment variable, or a line of the file."""
     return variable_of(path, below) or file.place(path)
