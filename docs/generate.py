@@ -16,7 +16,17 @@ from deployments.cli import app
 from serve.config.platform import PlatformConfig
 from serve.request import grounding, lifecycle
 from serve.routing.router import REASONS
-from serve.telemetry.metrics import EJECTIONS, EXCLUSIONS, HEDGES, MIGRATIONS, TIMES, VIOLATIONS, Ending, Metrics
+from serve.telemetry.metrics import (
+    EJECTIONS,
+    ENDPOINTS,
+    EXCLUSIONS,
+    HEDGES,
+    MIGRATIONS,
+    TIMES,
+    VIOLATIONS,
+    Ending,
+    Metrics,
+)
 from serve.telemetry.metrics_server import Exposition
 
 ROOT = Path(__file__).parents[1]
@@ -37,6 +47,7 @@ LABEL_VALUES: Mapping[str, str | Sequence[str]] = {
     "reason": REASONS,
     "status": "the HTTP status",
     "code": "the error's `code`",
+    "endpoint": ENDPOINTS,
     "kind": ("input", "output"),
     "gearbox_budget_violations_total kind": VIOLATIONS,
     "operation": ("admit", "charge", "read", "idempotency"),

@@ -8,7 +8,7 @@ from helm.dashboards.promql import MODEL, RANGE, count, mean, quantile, rate, sh
 JUDGED = (
     f'{MODEL}, outcome=~"used|shrunk|abstained|unsupported"'  # requests that searched in order to answer from sources
 )
-UNAVAILABLE = f'{MODEL}, code=~"store_.*|retrieval_unavailable|retrieval_timeout"'
+UNAVAILABLE = f'{MODEL}, code=~"store_.*|retrieval_.*"'
 # an error code has no series before its first rejection
 NONE_REJECTED = f'label_replace(0 * {rate("gearbox_retrieval_seconds_count", "", MODEL)}, "code", "none", "", "")'
 FOUND_NONE = 'le=~"0|0.0"'

@@ -186,7 +186,8 @@ def build() -> Dashboard:
             "Replicas started, by variant, over an hour. More than autoscaling explains is a crash loop: see the "
             "replica's log under Ray's session folder.",
             "short",
-            Line(f"sum by ({BY_VARIANT}) (increase(ray_serve_deployment_replica_starts_total{{{VARIANT}}}[1h]))", NAME),
+            # each replica has a series of its own, which is 1 from its first sample on
+            Line(f"count by ({BY_VARIANT}) (count_over_time(ray_serve_deployment_replica_starts_total{{{VARIANT}}}[1h]))", NAME),
         ),
     ]  # fmt: skip
     return dashboard(

@@ -399,6 +399,7 @@ def _describe(variant: Variant) -> dict[str, object]:
         "health": health,
         "replicas": live.replicas,
         "max_replicas": variant.max_replicas,
+        "ejected_replicas": live.ejected,
         "in_flight": live.in_flight,
         "running": live.running,
         "waiting": live.waiting,

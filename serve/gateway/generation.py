@@ -465,6 +465,8 @@ class Generation:
                 _LOG.warning("request %s is not continued: %s", request.id, why)
                 param = None if isinstance(obstacle, ContextTooLong) else obstacle.param  # that is the engine's field
                 break
+        else:
+            _LOG.warning("request %s is not continued: it has been %d times", request.id, MAX_CONTINUATIONS)
         message = f"the stream from variant '{attempt.variant.name}' was interrupted; the response is incomplete"
         raise RequestError(500, message, param=param, code="stream_interrupted")
 

@@ -62,7 +62,10 @@ class Hedging:
     def _hedge(self, attempt: Attempt) -> Attempt | None:
         """The hedge of `attempt`, at a replica that meets what is left of the budget by prediction; None where there is none."""
         request, variant = attempt.request, attempt.variant
-        if self._tokens < 1.0 or _elapsed_ms(attempt) >= (request.budget.ttft_ms or 0.0):
+        if _elapsed_ms(attempt) >= (request.budget.ttft_ms or 0.0):
+            return None
+        if self._tokens < 1.0:
+            self._metrics.hedges.labels(variant.name, "throttled").inc()
             return None
         slow, urls = attempt.reached or attempt.replica, self._engines.urls(variant.name)
         known = variant.live.by_replica.keys()

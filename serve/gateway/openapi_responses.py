@@ -311,6 +311,7 @@ class VariantState(OpenModel):
     health: Literal["healthy", "scaled_to_zero", "unavailable"]
     replicas: int
     max_replicas: int
+    ejected_replicas: int = Field(description="replicas that stalled or cannot be reached, and get no requests")
     in_flight: int
     running: int
     waiting: int

@@ -30,10 +30,12 @@ EXCLUSIONS = (*HARD_RULES, "min_quality", "max_cost", *TIMES)
 REFUSALS = {  # rejections that operators alert on: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
-    "limits_unavailable": 503,
+    "limits_unavailable": 503, "idempotency_unavailable": 503, "stream_interrupted": 500, "gateway_stopped": 503,
+    "retrieval_misconfigured": 500, "retrieval_failed": 500, "store_full": 507, "store_read_only": 503,
 }  # fmt: skip
+ENDPOINTS = ("generation", "other")  # chat completions and completions; the rest of the API
 MIGRATIONS = ("connection", "stalled", "engine_error")  # why streams were continued elsewhere
-HEDGES = ("won", "lost")  # whether the second replica's answer was used
+HEDGES = ("won", "lost", "throttled")  # the second replica's answer was used, or not; it was not asked: the bound is reached
 EJECTIONS = ("stalled", "unreachable")
 VIOLATIONS = (*TIMES, "cost", "quality", "rejected", "failed")
 
@@ -57,7 +59,7 @@ class Metrics:
             "attempts", "Attempts of requests at variants, by outcome", "variant", "profile", "reason", "outcome"
         )
         self.refused = counter(
-            "requests_rejected", "Requests that the gateway answered with an error", "status", "code"
+            "requests_rejected", "Requests that the gateway answered with an error", "status", "code", "endpoint"
         )
         self.in_flight = Gauge(
             "gearbox_requests_in_flight", "Requests in flight at a variant, as the gateway counts them", ("variant",),
@@ -136,7 +138,8 @@ class Metrics:
         )
         self.hedges = counter(
             "hedges",
-            "Requests also sent to a second replica because the first was late, by the variant of the first",
+            "Requests also sent to a second replica because the first was late, by the variant of the first; throttled: not sent, "
+            "as 2% of the requests were",
             "variant",
             "outcome",
         )
@@ -212,7 +215,8 @@ class Metrics:
             self.admission_wait.labels(variant)
             self.in_flight.labels(variant)
         for code, status in REFUSALS.items():
-            self.refused.labels(str(status), code)
+            for endpoint in ENDPOINTS:
+                self.refused.labels(str(status), code, endpoint)
         for operation in ("admit", "charge", "read", "idempotency"):
             self.rate_limit_store_failures.labels(operation)
         for outcome in ("kept", "replayed", "too_large"):
@@ -223,6 +227,8 @@ class Metrics:
     def initialize_tenant_series(self, tenants: Iterable[str]) -> None:
         """Initialize the series of tenants with zero."""
         for tenant in tenants:
+            for kind in ("input", "output"):
+                self.tenant_tokens.labels(tenant, kind)
             for ending in get_args(Ending):
                 self.tenant_requests.labels(tenant, ending)
             self.tenant_share.labels(tenant)

@@ -8,6 +8,7 @@ from typing import Any
 from serve.budget import Budget
 from serve.config.sections import ObservabilityConfig
 from serve.errors import RequestError
+from serve.request.call import PATHS
 from serve.request.grounding import Grounding
 from serve.request.lifecycle import Attempt, Request
 from serve.request.trace import Trace
@@ -32,6 +33,7 @@ class RequestTelemetry:
         self.tenants: dict[str, None] = {}  # tenants labelled by name, in the configuration's order
         self.reconfigure(tenants)
         self._last: dict[str, str] = {}  # last chosen variant by profile
+        self._limited: dict[tuple[str, str], float] = {}  # (tenant, limit) whose utilization was exported
 
     def reconfigure(self, tenants: Iterable[str]) -> None:
         """Label these tenants too, up to the limit of tenants; those already labelled stay."""
@@ -111,7 +113,7 @@ class RequestTelemetry:
         self._metrics.requests.labels(variant, request.profile, ending).inc()
         self._metrics.tenant_requests.labels(self._tenant(request), ending).inc()
         if error is not None:
-            self._metrics.refused.labels(str(error.status), error.code).inc()
+            self._metrics.refused.labels(str(error.status), error.code, "generation").inc()
         missed = self._record_violations(request, error, ending)
         if request.attempts and ending == "answered":
             self._metrics.quality.labels(request.profile).observe(request.attempts[-1].quality)
@@ -122,15 +124,21 @@ class RequestTelemetry:
 
     def record_rejection(self, error: RequestError, request_id: str, path: str) -> None:
         """Record a request that was rejected with `error` before its body was parsed."""
-        self._metrics.refused.labels(str(error.status), error.code).inc()
+        endpoint = "generation" if path in PATHS else "other"
+        self._metrics.refused.labels(str(error.status), error.code, endpoint).inc()
         if self._config.log_requests:
             payload = {"id": request_id, "path": path, "status": error.status, "code": error.code}
             _LOG.info("rejected", extra={"request": payload})
 
     def export_quotas(self, quotas: Iterable[tuple[str, str, float]]) -> None:
-        """Set the rate-limit utilization gauges from (tenant, limit, used share), limit being requests or tokens."""
-        for tenant, limited, used in quotas:
-            self._metrics.rate_limit_utilization.labels(tenant, limited).set(used)
+        """Set the rate-limit utilization gauges from (tenant, limit, used share), limit being requests or tokens.
+
+        Those of the call before that are not among them, whose key was withdrawn or has no limit any more, are 0.
+        """
+        now = {(tenant, limit): used for tenant, limit, used in quotas}
+        for labels in self._limited.keys() | now.keys():
+            self._metrics.rate_limit_utilization.labels(*labels).set(now.get(labels, 0.0))
+        self._limited = now
 
     def export_shares(self, shares: Mapping[str, float]) -> None:
         """Set the gauge of each tenant's share of the engines' time, by tenant; those not in `shares` have none."""

@@ -9,7 +9,7 @@ import yaml
 from docs.generate import metric_labels
 
 ROOT = Path(__file__).parents[2]
-EVERYWHERE = {"model", "job", "instance", "le"}
+EVERYWHERE = {"namespace", "model", "job", "instance", "le"}
 FOREIGN = {  # metrics of vLLM and Ray Serve; the labels are those added by targets and relabelling
     r"vllm:\w+": {"variant", "component", "model_name", "engine"},
     r"ray_serve_\w+": {"variant", "component", "application", "deployment", "replica"},

@@ -150,7 +150,7 @@ spec:
       lifecycle:
         preStop:
           exec:
-            command: [python, -m, deployments.drain, "--deadline-s={{ include "gearbox.leaving" $root }}"]
+            command: [python, -m, deployments.drain, "--deadline-s={{ include "gearbox.leaving" $root }}", "--metrics-port={{ include "gearbox.metricsPort" $root }}"]
       resources:
         {{- toYaml $group.resources | nindent 8 }}
       volumeMounts:

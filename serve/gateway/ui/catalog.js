@@ -83,7 +83,7 @@ export class Catalog {
         fact("Weights", bytes(known.bytes_on_disk)),
         fact("Tokens/s", number(known.decode_tokens_per_s)),
         fact("Per 1M out", isNumber(price) ? `$${number(price, 2)}` : "–"),
-        fact("Replicas", `${variant.replicas} of ${variant.max_replicas}`),
+        fact("Replicas", `${variant.replicas} of ${variant.max_replicas}${variant.ejected_replicas ? `, ${variant.ejected_replicas} ejected` : ""}`),
       ),
       el("p", { class: "quiet load" }, `${variant.running} running, ${variant.waiting} waiting, ${variant.in_flight} in flight`),
     );

@@ -320,7 +320,7 @@ def test_ray_pods_are_what_kuberay_expects(name: str) -> None:
         assert pod.spec["terminationGracePeriodSeconds"] == drain + 960
         container = pod.spec["containers"][0]
         assert container["lifecycle"]["preStop"]["exec"]["command"] == [
-            "python", "-m", "deployments.drain", f"--deadline-s={drain + 900}",
+            "python", "-m", "deployments.drain", f"--deadline-s={drain + 900}", "--metrics-port=9464",
         ]  # fmt: skip
         assert {"startupProbe", "livenessProbe", "readinessProbe"} <= container.keys()
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
