@@ -112,6 +112,16 @@ class Page(BaseHTTPRequestHandler):
         pass
 
 
+class ErrorPages(Page):
+    """The same for requests with a body, and an error of another shape."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(503)
+        self.end_headers()
+        self.wfile.write(b'{"detail": "busy"}')
+
+
 def test_route_says_when_something_else_answers():
     with HTTPServer(("127.0.0.1", 0), Page) as proxy:
         threading.Thread(target=proxy.handle_request, daemon=True).start()
@@ -123,6 +133,27 @@ def test_keys_are_sent(start_gateway):
     assert gearbox("route", "hi", "--url", gateway.url, "--api-key", "gbx-1").exit_code == 0
     assert "API key" in one_line(gearbox("route", "hi", "--url", gateway.url))
     assert "not known" in one_line(gearbox("route", "hi", "--url", gateway.url, "--api-key", "gbx-2"))
+
+
+def test_a_key_from_a_file_has_a_line_end_and_no_key_is_printed(start_gateway, nobody):
+    gateway = start_gateway(access={"keys": [{"sha256": hash_key("gbx-1"), "tenant": "acme"}]})
+    assert gearbox("route", "hi", "--url", gateway.url, "--api-key", " gbx-1\n").exit_code == 0
+    for command in (["route", "hi"], ["documents", "add", __file__]):
+        message = one_line(gearbox(*command, "--url", nobody, "--api-key", "gbx-sec\nret"), 2)
+        assert "no key has" in message and "sec" not in message
+
+
+def test_what_is_no_url_is_one_line():
+    for command in (["route", "hi"], ["chat"], ["documents", "add", __file__], ["documents", "list"]):
+        assert "http://host:80OO is not a URL: " in one_line(gearbox(*command, "--url", "http://host:80OO"), 2)
+
+
+def test_chat_says_when_something_else_answers():
+    with HTTPServer(("127.0.0.1", 0), ErrorPages) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        result = gearbox("chat", "--model", "m", "--url", f"http://127.0.0.1:{proxy.server_port}", typed="hi\n")
+        proxy.shutdown()
+    assert result.exit_code == 0 and result.output.count("is not a Gearbox platform: it answered 503") == 1
 
 
 def test_chat_streams_the_answer_and_shows_variant_and_timings(gateway: Started):

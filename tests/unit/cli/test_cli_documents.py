@@ -322,6 +322,14 @@ def test_a_platform_that_stays_away_ends_the_command(stub, docs, monkeypatch):
     assert (result.exit_code, "no answer from" in result.output) == (1, True)
 
 
+def test_a_full_database_ends_the_command(stub, docs):
+    run(stub, "documents", "add", str(docs))
+    (docs / "a.md").write_text("# A, changed")
+    stub.failures = [(507, {})] * 50
+    result = run(stub, "documents", "add", str(docs))
+    assert (result.exit_code, "busy" in result.output) == (1, True)
+
+
 def test_a_wrong_key_ends_the_command_at_once(stub, docs):
     stub.key = "right"
     result = run(stub, "documents", "add", str(docs))

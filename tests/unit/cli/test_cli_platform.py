@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from deployments import cli
@@ -101,6 +102,13 @@ def test_up_stops_what_a_killed_supervisor_has_left(folder: Path, start: Start):
     code, said = gearbox("up", "--config", str(folder / "nowhere.yaml"))
     assert code == 2 and "stopped what was left of the last platform" in said
     assert engine.wait(5) == -signal.SIGKILL
+
+
+def test_a_second_up_is_refused_while_the_first_has_no_supervisor_yet(folder: Path):
+    with FileLock(folder / "up.lock"):
+        code, said = gearbox("up", "--config", str(folder / "nowhere.yaml"))
+    assert code == 1 and "another 'gearbox up' is starting a platform" in said
+    assert gearbox("up", "--config", str(folder / "nowhere.yaml"))[0] == 2, "the lock ends with its holder"
 
 
 def test_down_stops_what_a_killed_supervisor_has_left(folder: Path, start: Start):

@@ -120,6 +120,20 @@ async def test_gateways_tell_each_other_which_prompts_were_read_where(deployment
     assert not stored, "a single gateway has nobody to tell"
 
 
+async def test_an_invalid_configuration_changes_nothing_of_a_running_gateway(deployment, caplog):
+    own = deployment(make_config())
+    full = {"full": make_card().model_dump(mode="json")}
+    await own.reconfigure({"config": variants("full"), "catalog": full})
+    before, known = own._config, own._variants["full"]
+    wrong = {"profiles": {}, "access": {"allow_anonymous": True, "anonymous_profile": "nowhere"}}
+    await own.reconfigure({"config": wrong, "catalog": {}})
+    assert own._config is before and own._variants == {"full": known}
+    assert "unknown budget profile 'nowhere'" in caplog.text
+    own._refreshing = None
+    with pytest.raises(ValueError, match="unknown budget profile 'nowhere'"):
+        await own.reconfigure({"config": wrong, "catalog": {}})
+
+
 async def test_a_card_that_appears_later_is_taken_then(deployment, tmp_path: Path):
     own = deployment(make_config())
     folders = {name: tmp_path / name for name in ("full", "int8")}

@@ -109,6 +109,22 @@ def test_an_agent_of_ray_without_the_mark_is_identified_by_its_session(tmp_path)
     assert found == ["ray::Agent"] and without == ([], [])
 
 
+def test_agents_of_another_platform_whose_supervisor_has_the_pid_now_are_left_alone(tmp_path):
+    agent = tmp_path / "ray::Agent"
+    agent.symlink_to(shutil.which("sleep"))
+    script = f"env -u {RUN_ID} {agent} 60 & echo; wait"
+    with subprocess.Popen(
+        ["sh", "-c", script], env={RUN_ID: "run-2"}, stdout=subprocess.PIPE, start_new_session=True
+    ) as other:
+        other.stdout.readline()
+        while not any(child.name() == "ray::Agent" for child in psutil.Process(other.pid).children()):
+            time.sleep(0.01)
+        found = processes_of("run-1", other.pid), len(processes_of("run-2", other.pid))
+        for process in (*psutil.Process(other.pid).children(), other):
+            process.kill()
+    assert found == ([], 2)
+
+
 def test_a_platform_runs_while_its_supervisor_lives(process):
     assert is_running(state(process.pid))
     process.kill()

@@ -21,6 +21,7 @@ from ray import serve as ray_serve
 from deployments.replicas import app_name
 from deployments.state import PlatformState, VariantState, load_state, private
 from deployments.supervisor import Supervisor, _listens, _stop_processes
+from serve.budget import Budget
 from serve.config.platform import load_config
 from tests.support.http_server import serving
 from tests.support.waiting import eventually
@@ -178,15 +179,14 @@ def test_a_state_that_cannot_be_written_does_not_end_the_platform_and_is_written
         monkeypatch.setattr(supervisor, step, Mock())
     waits = iter(range(10))
 
-    def wait(timeout_s: float) -> bool:
+    def sleep(_: float) -> None:
         match next(waits):
             case 3:
                 (tmp_path / "state.json").rmdir()
             case 6:
                 raise SystemExit(signal.SIGINT)
-        return False
 
-    monkeypatch.setattr(supervisor.reload_requested, "wait", wait)
+    monkeypatch.setattr("deployments.supervisor.time.sleep", sleep)
     monkeypatch.setattr("deployments.supervisor.signal.signal", Mock())
     supervisor.run()
     state = load_state(tmp_path)
@@ -307,6 +307,38 @@ def test_a_reload_that_ray_serve_refuses_does_not_end_the_platform(
     monkeypatch.setattr(supervisor, "_deploy", Mock(side_effect=RuntimeError("the controller is restarting")))
     supervisor._reload()
     assert "to retry: RuntimeError at " in caplog.text and "is restarting" not in caplog.text
+
+
+def test_a_reload_that_does_not_go_with_the_running_platform_changes_nothing(
+    supervisor: Supervisor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    access = supervisor._config.access.model_copy(update={"anonymous_profile": "mine"})
+    mine = {**supervisor._config.profiles, "mine": Budget(ttft_ms=100)}
+    supervisor._config = supervisor._config.model_copy(update={"access": access, "profiles": mine})
+    monkeypatch.setattr(supervisor, "_deploy", deploy := Mock())
+    supervisor._state.config, before = str(LOCAL), supervisor._reloaded  # in which no profile is called 'mine'
+    supervisor._reload()
+    assert supervisor._reloaded is before and not deploy.called
+    assert "access.anonymous_profile: unknown budget profile 'mine'" in caplog.text and "restart it" in caplog.text
+
+
+def test_a_reload_is_applied_while_variants_are_built(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch):
+    reloaded, built = threading.Event(), threading.Event()
+    ready = Mock(ready=lambda variant: None)
+    monkeypatch.setattr("deployments.supervisor.Weights", lambda *_: ready)
+    for step in ("_start_ray", "_deploy", "_monitor_ray", "_monitor_apps", "_deploy_retrieval", "_drain"):
+        monkeypatch.setattr(supervisor, step, Mock())
+    monkeypatch.setattr(supervisor, "_reload", reloaded.set)
+
+    def build(*_: object) -> None:
+        supervisor.reload_requested.set()
+        assert reloaded.wait(10)
+        built.set()
+        raise SystemExit(signal.SIGINT)
+
+    monkeypatch.setattr(supervisor, "_build", build)
+    supervisor.run()
+    assert built.is_set()
 
 
 def test_a_database_that_hangs_does_not_keep_the_other_processes_running(supervisor: Supervisor):

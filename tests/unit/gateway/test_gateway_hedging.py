@@ -359,7 +359,9 @@ class TestBound:
         for _ in range(3):
             assert gearbox_of(send(hedged, model=PINNED), True)["attempts"] == 2
         hedged.engines["full"].behaviour = "slow"
+        assert hedged.sample("gearbox_hedges_total", variant="full", outcome="throttled") == 0
         assert gearbox_of(send(hedged, model=PINNED), True)["attempts"] == 1
+        assert hedged.sample("gearbox_hedges_total", variant="full", outcome="throttled") == 1
 
     def test_each_request_earns_a_fiftieth_of_a_hedge_up_to_three(self, hedged: Started):
         tokens(hedged, 0)

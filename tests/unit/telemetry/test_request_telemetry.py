@@ -138,6 +138,11 @@ class TestTenants:
         ) == pytest.approx(used / 100)
         assert gateway.sample("gearbox_rate_limit_utilization_ratio", tenant="tenant1", limit="tokens") == 0
 
+    def test_a_withdrawn_key_uses_nothing_of_its_limit(self, gateway: Started):
+        for used in ([("tenant0", "tokens", 0.95)], []):
+            gateway.app.telemetry.export_quotas(used)
+        assert gateway.sample("gearbox_rate_limit_utilization_ratio", tenant="tenant0", limit="tokens") == 0
+
 
 async def test_ten_thousand_strangers_make_no_series(gateway: Started):
     async def strange(i: int) -> int:
