@@ -30,6 +30,7 @@ from deployments.ray_internals import (
 )
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
+from deployments.state import STATE_DIR
 from serve.card import CARD_FILE, Card, CardError, first_problem, load_card
 from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
@@ -75,6 +76,8 @@ class GatewayDeployment:
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._refreshing: asyncio.Task[None] | None = None
         self._id = uuid.uuid4().hex[:12]
+        state = os.environ.get(STATE_DIR)  # in a cluster there is none
+        self._learned_file = Path(state) / f"learned-{self._config.model.name}.json" if state else None
         self._exchange = PrefixExchange()
         self._silent: dict[str, int] = {}  # exchanges without a new message, by gateway
         exposition = Exposition(self._metrics, self._config.model.name, lambda: list(self._variants.values()), folder)
@@ -123,9 +126,11 @@ class GatewayDeployment:
         return f"gearbox-learned-{self._config.model.name}".encode()
 
     def _restore_learned(self) -> None:
-        """Begin with what a gateway of this cluster knew last; the cards alone are a poor guess of this machine's speed."""
+        """Begin with what a gateway of this cluster, or of the last one on this machine, knew last; the cards alone are a poor guess of this machine's speed."""
         try:
             data = get_shared_value(self._learned_key)
+            if data is None and self._learned_file is not None and self._learned_file.exists():
+                data = self._learned_file.read_bytes()
             if data is not None and self._app.restore(data):
                 _LOG.info("routing starts from the state that an earlier gateway had learned")
         except Exception as error:
@@ -135,7 +140,10 @@ class GatewayDeployment:
             )
 
     async def _save_learned(self) -> None:
-        await asyncio.to_thread(put_shared_value, self._learned_key, self._app.learned())
+        learned = self._app.learned()
+        await asyncio.to_thread(put_shared_value, self._learned_key, learned)
+        if self._learned_file is not None:
+            await asyncio.to_thread(_replace, self._learned_file, learned, self._id)
 
     def _load_cards(self) -> dict[str, Card]:
         """The cards that exist by now; in a cluster, a variant's weights may arrive later than its place in the catalog."""
@@ -278,6 +286,13 @@ class GatewayDeployment:
         host_override = replica_host(self._config.server.host)
         addresses = [authority(host_override or host, port) for host, port in node_metrics_endpoints()]
         return [*engines, {"targets": addresses, "labels": {**common, "component": "ray"}}]
+
+
+def _replace(file: Path, content: bytes, writer: str) -> None:
+    """Replace `file` atomically; gateways of one machine do at the same time."""
+    scratch = file.with_suffix(f".{writer}")
+    scratch.write_bytes(content)
+    scratch.replace(file)
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure: str) -> NoReturn:

@@ -294,10 +294,13 @@ def test_a_variant_that_never_starts_does_not_keep_the_gateway_from_its_clients_
     assert gateway.http.get("/readyz/all").status_code == 200
 
 
-async def test_a_gateway_begins_with_what_the_killed_one_had_saved(deployment, monkeypatch: pytest.MonkeyPatch):
+async def test_a_gateway_begins_with_what_the_killed_one_had_saved(
+    deployment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
     saved: dict[bytes, bytes] = {}
     monkeypatch.setattr(gateway, "put_shared_value", saved.__setitem__)
     monkeypatch.setattr(gateway, "get_shared_value", saved.get)
+    monkeypatch.delenv("GEARBOX_STATE_DIR", raising=False)
     config = make_config()
     settings = {"config": variants("full"), "catalog": {"full": make_card("full").model_dump(mode="json")}}
 
@@ -315,6 +318,15 @@ async def test_a_gateway_begins_with_what_the_killed_one_had_saved(deployment, m
     assert (learned := first._variants["full"].latency.drift) != before
     await first._save_learned()
     assert (await started())._variants["full"].latency.drift == pytest.approx(learned)
+    saved.clear()
+    assert (await started())._variants["full"].latency.drift == before, "a cluster has nothing else"
+    monkeypatch.setenv("GEARBOX_STATE_DIR", str(tmp_path))
+    on_disk = deployment(config)
+    on_disk._app = first._app
+    await on_disk._save_learned()
+    saved.clear()
+    assert (await started())._variants["full"].latency.drift == pytest.approx(learned), "Ray was killed, too"
+    assert [file.name for file in tmp_path.iterdir()] == ["learned-smollm2-135m.json"]
 
 
 @pytest.mark.parametrize("stored", [b"", b"half of", ConnectionError("the control store is away")])
