@@ -49,6 +49,13 @@ _NEUTRAL: Mapping[str, object] = {
 }  # fmt: skip
 
 
+#: Further fields of OpenAI's and vLLM's APIs.
+_OTHER = frozenset((
+    "echo", "function_call", "functions", "logprobs", "modalities", "prediction", "prompt_logprobs", "reasoning", "structured_outputs", "suffix",
+    "tools", "use_beam_search", "verbosity", "web_search_options",
+))  # fmt: skip
+
+
 class NotContinuable(Exception):
     """This stream cannot be continued exactly; `param` is the field of the request that prevents it, None where none does."""
 
@@ -66,6 +73,9 @@ def inexact(call: Call) -> str | None:
     """
     if call.sequences > 1:
         return "n" if call.choices > 1 else "prompt"
+    for name in ("include_stop_str_in_output", "ignore_eos", "return_token_ids"):
+        if not isinstance(call.body.get(name), bool | None):
+            return name  # the engine reads "false" as false
     for name, value in call.body.items():
         if name not in _KNOWN and value not in (None, False, "", [], {}) and value != _NEUTRAL.get(name, _KNOWN):
             return name
@@ -84,6 +94,11 @@ def inexact(call: Call) -> str | None:
     if any(isinstance(m.get("content"), list) and not _texts_only(m["content"]) for m in messages):
         return "messages"
     return None
+
+
+def loggable(field: str) -> str:
+    """`field` for the log, which names fields of the API alone: those that a client makes up may hold anything."""
+    return f"'{field}'" if field in _KNOWN or field in _NEUTRAL or field in _OTHER else "a field that the API does not have"
 
 
 def _texts_only(parts: Sequence[object]) -> bool:
@@ -281,9 +296,10 @@ class Continuation:
             ids = choice.get("token_ids") or []
             self._new += len(ids)
             while self._again and ids:
-                if ids[0] != self._again.pop(0):
+                if ids[0] != self._again[0]:  # which the next engine has to write, too
                     raise ValueError("the client already has the id of another token")
                 self._committed.append(ids.pop(0))
+                del self._again[0]
             if self._seam is not None:
                 text, ended = self._seam.feed(text, choice)
                 if self._seam.over:

@@ -175,7 +175,10 @@ class Engines:
                 exchange.interrupt = lambda: wait.reschedule(loop.time())
                 response = await self._open().post(url + path, data=payload, headers=headers, timeout=self._timeout)
                 exchange.interrupt = partial(_break_off, response)
-                return response
+            if exchange.stalled:  # ejected after the response had begun, before this task went on
+                response.close()
+                raise TimeoutError
+            return response
         except aiohttp.ClientConnectorError as error:
             self.health.end(exchange)
             if _refused(error):

@@ -34,7 +34,7 @@ from serve.gateway.replica_watch import predicted_reading_s
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
 from serve.gateway.response_stream import Cause, ResponseStream, StreamInterrupted
-from serve.gateway.sse_relay import EngineFault, StreamRelay, count_tokens, error_event, splice
+from serve.gateway.sse_relay import ABORTED, EngineFault, StreamRelay, count_tokens, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.engine_report import Choice, EngineReport, count_no_output
@@ -291,6 +291,8 @@ class Generation:
                     attempt.outcome = await self._stream(attempt, stream, response, exchange, send)
                 else:
                     body = await _read(response, variant)
+                    if ABORTED in body:
+                        raise EngineUnreachable(f"variant '{variant.name}' has aborted the request")
                     exchange.waiting_since = math.inf
                     stream.first_token()
                     await self._whole(attempt, body, send)
@@ -336,7 +338,12 @@ class Generation:
             attempt.text = choice["message"].get("content") if "message" in choice else choice.get("text")
         if request.grounding is not None:
             choices = Choice.all_of(document)
-            if appended := await self._check(attempt, request.grounding, choices):
+            try:
+                appended = await self._check(attempt, request.grounding, choices)
+            except asyncio.CancelledError:
+                attempt.report = EngineReport()  # nobody has the answer: it is not charged
+                raise
+            if appended:
                 document["choices"][0]["message"]["content"] = choices[0].text + appended
                 body = orjson.dumps(document)
         if (rename := self._rename(request.call)) is not None:
@@ -378,7 +385,7 @@ class Generation:
                 await stream.checked()
                 chunk = stream.feed(data)
         except EngineFault as error:
-            if not (stream.continues and error.before):
+            if not (stream.continues and (error.before or relay.ended)):
                 raise translate_engine_error(error.status, error.body, request.call) from error
             chunk, fault = error.before, error
         except (TimeoutError, aiohttp.ClientError) as error:

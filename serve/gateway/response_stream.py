@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from serve.gateway.continuation import Continuation, Detokenize, NotContinuable
+from serve.gateway.continuation import Continuation, Detokenize, NotContinuable, loggable
 from serve.gateway.sse_relay import EngineFault, StreamRelay
 
 Cause = Literal["connection", "stalled", "engine_error"]
@@ -39,7 +39,7 @@ class ResponseStream:
     def continuation(self) -> Continuation:
         """The tokens of the stream. Raises `NotContinuable` where they are not known."""
         if (continuation := self.relay.continuation) is None:
-            why = "its tokens are not known" if self.inexact is None else f"it has '{self.inexact}'"
+            why = "its tokens are not known" if self.inexact is None else f"it has {loggable(self.inexact)}"
             raise NotContinuable(why, self.inexact)
         return continuation
 
@@ -52,10 +52,10 @@ class ResponseStream:
 
     def complete(self) -> bytes:
         """What to send on when an engine breaks off whose last token has arrived: only usage and end are missing."""
-        if self.relay.done or not self.relay.ended or self.relay.continuation is None:
+        if self.relay.done or not self.relay.ended:
             return b""
         try:
-            end = _DONE if self.relay.report.total_tokens else self.relay.continuation.usage()
+            end = _DONE if self.relay.report.total_tokens else self.continuation.usage()
         except NotContinuable:  # how many tokens it has is not known
             return b""
         self.relay.resume()

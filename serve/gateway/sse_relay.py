@@ -10,6 +10,7 @@ from serve.gateway.continuation import Continuation
 from serve.request.engine_report import Choice, EngineReport, count_no_output
 
 _FINISH = b'"finish_reason":"'
+ABORTED = b'"finish_reason":"abort"'  # the engine's answer when it is stopped, or is being stopped
 _USAGE = b'"usage":{'
 _NO_CHOICES = b'"choices":[]'
 _DATA = b"data: {"
@@ -19,7 +20,7 @@ _EVENT_END = b"\n\n"
 
 
 class EngineFault(Exception):
-    """The engine reported an error as an event of a stream, or sent an event that cannot be read.
+    """The engine reported an error as an event of a stream, sent an event that cannot be read, or ended a stream before its answer.
 
     `before` is what is to be sent on for the events before it.
     """
@@ -70,7 +71,7 @@ class StreamRelay:
         """What to send on for `data`. The usage chunk is held back: `finish` gives the end of the stream.
 
         Raises:
-            EngineFault: the engine reported an error.
+            EngineFault: the engine reported an error, or that it has aborted the request.
         """
         if (
             not self.collects
@@ -84,6 +85,9 @@ class StreamRelay:
             return data if self.rename is None else data.replace(*self.rename)
         out = bytearray()
         for event in self._events(data):
+            # text that it held back may be on that event: the client must not have it twice
+            if ABORTED in event or (event.startswith(_DONE) and _FINISH not in self._held):
+                raise EngineFault(b"", bytes(out))
             if self.continuation is not None:
                 event = self.continuation.strip(event)
             if self.rename is not None:

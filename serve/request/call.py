@@ -135,6 +135,8 @@ def parse_call(raw: bytes, endpoint: Endpoint, tenant: str) -> Call:
         stream = False
     if not isinstance(stream, bool):
         raise RequestError(400, "'stream' must be true or false", param="stream", code="invalid_type")
+    if endpoint == "completions" and "max_tokens" in body and body["max_tokens"] is None:
+        del body["max_tokens"]  # versions of the engine differ in what null means
     options = body.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise RequestError(400, "'stream_options' must be an object", param="stream_options", code="invalid_type")

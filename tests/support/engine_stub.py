@@ -137,6 +137,10 @@ class EngineStub:
         if self.behaviour == "context error event first":
             await response.write(_event(_shape(400, CONTEXT_ERROR)) + b"data: [DONE]\n\n")
             return response
+        if self.behaviour == "aborted first":
+            usage = {**_head(chat, chunk=True), "choices": [], "usage": _usage(words, 1, len(words))}
+            await response.write(_event(usage) + b"data: [DONE]\n\n")
+            return response
         if self.behaviour == "hang":
             await self.hold.wait()
         for chunk in self._chunks(words, chat, body.get("n") or 1, body):
@@ -160,6 +164,14 @@ class EngineStub:
                     await response.write(b'data: {"error":"out of memory"}\n\ndata: [DONE]\n\n')
                     return response
                 case "end early" if self.at in json.dumps(chunk):
+                    return response
+                case "aborted by error" if self.at in json.dumps(chunk):  # as by an engine that gets SIGTERM
+                    end = {"delta": {"content": " abo"}} if chat else {"text": " abo"}
+                    end |= {"index": 0, "token_ids": [], "finish_reason": "abort"}
+                    usage = {"choices": [], "usage": _usage(words, 1, len(words))}
+                    head = _head(chat, chunk=True)
+                    await response.write(_event({**head, "choices": [end]}) + _event({**head, **usage}))
+                    await response.write(b"data: [DONE]\n\n")
                     return response
                 case "garbage mid-stream" if self.at in json.dumps(chunk):
                     await _forwarded()

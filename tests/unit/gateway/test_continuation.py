@@ -197,8 +197,10 @@ def test_a_client_that_has_the_id_of_another_half_a_character_gets_no_more():
 
     cut_off(stream)
     other = list(TokenEngine("x").events({**json.loads(stream.continuation.payload("m", 2048, None)), "max_tokens": 1}))
-    with pytest.raises(EngineFault):
-        stream.feed(other[0])
+    for _ in range(2):  # nor of the engine after it
+        with pytest.raises(EngineFault):
+            stream.feed(other[0])
+        cut_off(stream)
 
 
 def test_an_engine_that_gives_no_ids_is_not_continued():
@@ -282,10 +284,31 @@ def test_an_engine_is_asked_first_only_where_the_last_token_may_have_no_whole_te
         {"stop": 5},
         {"tool_choice": None},
         {"min_tokens": "5"},
+        {"stop": ["abcd"], "include_stop_str_in_output": "false"},
+        {"ignore_eos": "false"},
+        {"return_token_ids": 1},
     ],
 )
 def test_what_another_engine_would_not_continue_exactly_is_named(body):
     assert inexact(call(**body)) == next(reversed(body))
+
+
+def test_the_log_does_not_quote_fields_that_clients_make_up():
+    for field, shown in (("logprobs", "it has 'logprobs'"), ("my secret", "it has a field that the API does not have")):
+        with pytest.raises(NotContinuable, match=f"^{shown}$") as caught:
+            _ = ResponseStream(StreamRelay(False), field).continuation
+        assert caught.value.param == field
+
+
+@pytest.mark.parametrize("wants_usage", [True, False])
+def test_a_stream_whose_usage_has_come_is_complete_though_it_could_not_go_on(wants_usage: bool):
+    request = call()
+    *events, done = TokenEngine(ANSWERS[0]).events(payload(request))
+    stream = ResponseStream(StreamRelay(wants_usage), inexact="tools")
+    sent = b"".join(map(stream.feed, events))
+    assert b"[DONE]" in done and not stream.relay.done
+    assert stream.complete() == b"" and stream.relay.done
+    assert b'"finish_reason":"' not in sent and b'"finish_reason":"' in stream.relay.finish({})
 
 
 def test_log_probabilities_of_a_completion_and_pictures_are_inexact():

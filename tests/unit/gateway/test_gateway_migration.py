@@ -28,6 +28,7 @@ BREAKS = [
     "error event mid-stream",
     "malformed error mid-stream",
     "end early",
+    "aborted by error",
 ]
 
 
@@ -131,6 +132,18 @@ class TestContinuation:
         response = gateway.chat(stream=True)
         assert b'"token_ids":[' not in response.content
         assert gateway.engines["int8"].requests[0]["return_token_ids"]
+
+    def test_an_engine_that_is_being_stopped_has_answered_nothing(self, gateway: Started):
+        """It aborts what it runs and what it gets, with status 200."""
+        gateway.engines["full"].ending = {"finish_reason": "abort"}
+        answer = gateway.chat().json()
+        assert answer["choices"][0]["finish_reason"] == "stop"
+        assert (answer["gearbox"]["variant"], answer["gearbox"]["attempts"]) == ("int8", 2)
+        gateway.engines["full"].behaviour = "aborted first"
+        response = gateway.chat(stream=True)
+        assert text_of(response, True) == "You said: hello there"
+        assert chunks(response)[-1]["gearbox"]["attempts"] == 2
+        assert gateway.sample("gearbox_tokens_total", variant="full") == 0
 
     def test_nothing_is_sent_on_that_does_not_continue_what_was_sent(self, gateway: Started):
         """The tokens that the client has are looked at while they are read again."""
