@@ -72,6 +72,7 @@ class GatewayDeployment:
                 Path(folder).mkdir(parents=True, exist_ok=True)
             allocate_metrics_files()
         self._metrics = Metrics()
+        self._metrics.gateway_starts.inc()
         self._retrieval = RetrievalHandle(enabled=self._config.retrieval is not None)
         self._app = Gateway(self._config, self._variants, self._replicas, self._metrics, engine_token, self._retrieval)
         self._refreshing: asyncio.Task[None] | None = None

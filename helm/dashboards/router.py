@@ -146,6 +146,13 @@ def build() -> Dashboard:
             Line(rate("gearbox_hedges_total", f"{BY_VARIANT}, outcome", VARIANT), f"{NAME} {{{{outcome}}}}"),
         ),
         chart(
+            "Gateways started",
+            "Gateway processes started within an hour. More than changes and autoscaling explain are gateways that were killed or "
+            "replaced: each took its connections with it.",
+            "short",
+            Line(f"sum(increase(gearbox_gateway_starts_total{{{MODEL}}}[1h]))", "started"),
+        ),
+        chart(
             "Ejected replicas",
             "Replicas that got no requests until a probe succeeded, within an hour. unreachable is one that died; stalled "
             "one that stood still: look for a lack of CPU when it repeats.",

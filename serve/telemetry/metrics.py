@@ -69,6 +69,7 @@ class Metrics:
             "gearbox_requests_open", "HTTP requests of any kind that the gateways have not answered completely",
             multiprocess_mode="livesum", registry=registry,
         )  # fmt: skip
+        self.gateway_starts = counter("gateway_starts", "Gateway processes that were started on this node")
         self.tenant_requests = counter("tenant_requests", "Requests by tenant and outcome", "tenant", "outcome")
         self.tokens = counter(
             "tokens", "Prompt tokens (kind=input) and generated tokens (kind=output)", "variant", "kind"
