@@ -1,7 +1,7 @@
 """OpenAPI 3.1 description of the API: every path with its parameters, bodies, statuses and examples.
 
 It is built for the model, profiles and variants of one configuration, from the models that validate bodies (`serve.budget`,
-`serve.gateway.documents_api`, `serve.gateway.grounding`, `serve.card`) and those that only describe them
+`serve.gateway.documents_api`, `serve.request.grounding`, `serve.card`) and those that only describe them
 (`serve.gateway.openapi_requests`, `serve.gateway.openapi_responses`).
 """
 
