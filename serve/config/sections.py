@@ -141,7 +141,7 @@ class ServerConfig(Section):
 
 
 class ReplicaBounds(Section):
-    """Autoscaling bounds of a variant. `min: 0` lets it scale to zero."""
+    """Autoscaling bounds of a deployment's replicas. `min: 0` lets it scale to zero."""
 
     min: int = Field(default=1, ge=0, description="replicas that always run; 0: starts with the first request")
     max: int = Field(default=1, ge=1, description="replicas at most")
