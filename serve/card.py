@@ -25,7 +25,7 @@ class _Record(BaseModel):
 class Step(_Record):
     """One thing that was done to the weights, in order."""
 
-    technique: str = Field(description="load, prune, distill or quantize")
+    technique: str = Field(description="load, cast, prune, sparsify, lora, distill or quantize")
     parameters: dict[str, object] = Field(default_factory=dict)
     tool: str = Field(description="library and version that did it, e.g. 'llmcompressor 0.14.0.1'")
 
