@@ -1,4 +1,4 @@
-"""Patterns of the phrases in `phrases.yaml`, of all its languages together. An operator may replace the file."""
+"""Patterns of the phrases in `phrases.yaml`, of all its languages together."""
 
 from importlib.resources import files
 

@@ -1,4 +1,7 @@
-"""Only deployments/ray_internals.py uses private parts of Ray; deployments/test_ray_internals.py checks those against Ray itself."""
+"""Only deployments/ray_internals.py uses private parts of Ray.
+
+tests/unit/deployments/test_ray_internals.py checks those against Ray itself.
+"""
 
 import ast
 import re
@@ -56,7 +59,8 @@ def test_no_other_file_uses_rays_private_parts():
         f"{file.relative_to(ROOT)}:{line}"
         for file in PRODUCT
         if file != ALLOWED
-        # benchmarks set Ray's environment for what they compare; that Ray reads it is checked in deployments/test_ray_internals.py
+        # benchmarks set Ray's environment for what they compare; that Ray reads it is checked in
+        # tests/unit/deployments/test_ray_internals.py
         for line in private_uses(
             file.read_text(), text="benchmarks" not in file.relative_to(ROOT).parts or "ray::" in file.read_text()
         )
