@@ -41,7 +41,7 @@ LABEL_VALUES: Mapping[str, str | Sequence[str]] = {
     "tenant": "from the keys, the first `observability.tenant_cardinality_limit` of them; `other`: the rest",
     "gearbox_requests_total outcome": get_args(Ending),
     "gearbox_tenant_requests_total outcome": get_args(Ending),
-    "gearbox_idempotent_requests_total outcome": ("kept", "replayed", "too_large"),
+    "gearbox_idempotent_requests_total outcome": ("stored", "replayed", "too_large"),
     "gearbox_attempts_total outcome": get_args(lifecycle.Outcome),
     "gearbox_grounded_requests_total outcome": (*get_args(grounding.Outcome), "rejected"),
     "reason": REASONS,

@@ -139,7 +139,7 @@ def build() -> Dashboard:
         ),
         chart(
             "Idempotent requests",
-            "Requests with an Idempotency-Key per second: answers that were stored (kept), and replayed to a client that sent its "
+            "Requests with an Idempotency-Key per second: answers that were stored, and replayed to a client that sent its "
             "request again. Many replays mean that clients lose their connections; too_large answers are not protected.",
             "reqps", Line(rate("gearbox_idempotent_requests_total", "outcome", MODEL), "{{outcome}}"),
         ),

@@ -232,7 +232,7 @@ class Idempotency:
             self._requests.labels("too_large").inc()
             return False
         head = orjson.dumps([(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers])
-        self._requests.labels("kept").inc()
+        self._requests.labels("stored").inc()
         await self._store.finish(
             self._swap(name, marker, marker[:_FINGERPRINT] + _DONE + head + b"\n" + body, ANSWER_TTL_S)
         )

@@ -87,7 +87,7 @@ class Metrics:
 
         self.idempotent = counter(
             "idempotent_requests",
-            "Requests with an Idempotency-Key: answers stored (kept), replayed, and too large to be stored",
+            "Requests with an Idempotency-Key, by outcome: stored, replayed, too_large",
             "outcome",
         )
 
@@ -220,7 +220,7 @@ class Metrics:
                 self.refused.labels(str(status), code, endpoint)
         for operation in ("admit", "charge", "read", "idempotency"):
             self.rate_limit_store_failures.labels(operation)
-        for outcome in ("kept", "replayed", "too_large"):
+        for outcome in ("stored", "replayed", "too_large"):
             self.idempotent.labels(outcome)
         for supported in ("yes", "no"):
             self.sentences.labels(supported)

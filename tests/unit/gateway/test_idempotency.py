@@ -109,7 +109,7 @@ async def test_the_same_request_gets_the_same_answer_again(uri):
         again = await client.post()
         assert again[:2] == (200, b"answer 1")
         assert again[2] == headers | {b"idempotent-replayed": b"true"}
-    assert (client.done, client.count("kept"), client.count("replayed")) == (1, 1, 3)
+    assert (client.done, client.count("stored"), client.count("replayed")) == (1, 1, 3)
 
 
 async def test_without_the_header_every_request_is_done(uri):
