@@ -277,7 +277,7 @@ def _parts(known: Interval) -> Table:
 
 _TENANT = (
     _Column(0, "tenant"), _Column(1, "USD/h spent"), _Column(2, "req/s"), _Column(3, "tok/s"),
-    _Column(4, "of its limit"),
+    _Column(4, "rate limit used"),
 )  # fmt: skip
 
 

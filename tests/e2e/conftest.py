@@ -130,7 +130,7 @@ def site(request: pytest.FixtureRequest, start_stub: Start) -> Iterator[Site]:
 
 @pytest.fixture
 def gateway(start_stub: Start) -> Started:
-    """Engine stubs and open access."""
+    """Engine stubs and anonymous access."""
     return start_stub()
 
 

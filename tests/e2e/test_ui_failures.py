@@ -19,7 +19,7 @@ from tests.support.gateway_server import GatewayServer, Start, Started
 async def test_no_key_is_requested_where_access_is_open(visit: Visit, open_site: Site):
     tab = await visit(open_site)
     await expect(tab.page.locator(".variant")).to_have_count(3)
-    await expect(tab.page.locator("#access")).to_have_text("open access")
+    await expect(tab.page.locator("#access")).to_have_text("anonymous access")
     await expect(tab.page.get_by_role("dialog")).to_be_hidden()
     tab.expected = set()
 

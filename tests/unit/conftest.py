@@ -52,7 +52,7 @@ def start_gateway(_server: GatewayServer) -> Iterator[Callable[..., Started]]:
 
 @pytest.fixture
 def gateway(start_gateway: Callable[..., Started]) -> Started:
-    """Three gears, open access, every engine answers."""
+    """Three gears, anonymous access, every engine answers."""
     return start_gateway()
 
 

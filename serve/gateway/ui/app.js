@@ -130,7 +130,7 @@ function showAccess(needed) {
   const button = byId("key-button");
   button.hidden = false;
   button.textContent = api.key ? "Forget key" : needed ? "Enter key" : "Use a key";
-  byId("access").textContent = api.key ? "" : needed ? "a key is needed" : "open access";
+  byId("access").textContent = api.key ? "" : needed ? "a key is needed" : "anonymous access";
 }
 
 byId("key-form").addEventListener("submit", async (event) => {

@@ -25,7 +25,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"secrets": {"keys": {"entries": [KEY]}}},
         "the key of tenant 'alice' has the budget 'speedy', which is not a profile; use one of best, balanced, fast, cheap",
     ),
-    "an unknown profile of open access": (
+    "an unknown profile of anonymous access": (
         {"platform": {"access": {"anonymous_profile": "speedy"}}},
         "platform.access.anonymous_profile: 'speedy' is not a profile",
     ),

@@ -83,22 +83,22 @@ def test_an_unknown_key_is_refused_without_repeating_it(header):
     assert header.split(" ", 1)[1] not in error.message
 
 
-def test_open_access_needs_no_key():
+def test_anonymous_access_needs_no_key():
     caller = gatekeeper(opened=True).authenticate({})
     assert (caller.tenant, caller.budget) == ("anonymous", "balanced")
     assert Gatekeeper(AccessConfig(allow_anonymous=True, anonymous_profile="cheap")).authenticate({}).budget == "cheap"
 
 
-def test_open_access_still_knows_the_keys():
+def test_anonymous_access_still_knows_the_keys():
     assert gatekeeper(opened=True).authenticate(bearer(KEY)).tenant == "acme"
 
 
-def test_open_access_with_keys_refuses_a_wrong_one():
+def test_anonymous_access_with_keys_refuses_a_wrong_one():
     """Whoever sends a key means to be someone; a typo must not silently lose their budget and limits."""
     assert refused(gatekeeper(opened=True), bearer("gbx-typo")).code == "invalid_api_key"
 
 
-def test_open_access_without_keys_takes_any():
+def test_anonymous_access_without_keys_takes_any():
     assert Gatekeeper(AccessConfig(allow_anonymous=True)).authenticate(bearer("unused")).tenant == "anonymous"
 
 

@@ -88,6 +88,6 @@ def test_cost_is_counted_for_the_tenant(guarded: Started):
     assert cost == pytest.approx(guarded.variants["distilled"].cost_usd(2, 6))
 
 
-def test_open_access_takes_the_key_that_a_client_insists_on_sending(gateway: Started):
+def test_anonymous_access_takes_the_key_that_a_client_insists_on_sending(gateway: Started):
     assert gateway.chat(headers=bearer("sk-unused")).status_code == 200
     assert gateway.sample("gearbox_cost_usd_total", tenant="anonymous", variant="full") > 0

@@ -159,7 +159,7 @@ def test_names_are_those_of_the_deployment():
     assert "MODEL" not in json.dumps(document["paths"])
 
 
-def test_open_access_needs_no_key():
+def test_anonymous_access_needs_no_key():
     assert {} in json.loads(describe(make_config(access={"allow_anonymous": True})))["security"]
     keys = {"keys": [{"sha256": hash_key("gbx-x"), "tenant": "x"}]}
     assert json.loads(describe(make_config(access=keys)))["security"] == [{"bearer": []}]
