@@ -1,4 +1,4 @@
-"""Asks a platform real questions: is it ready, has it the model, does the model and each running variant answer?"""
+"""Smoke test of a platform: readiness, the model list, and an answer of the model and of each running variant."""
 
 import json
 import os
@@ -7,9 +7,9 @@ import time
 import urllib.error
 import urllib.request
 
-URL, MODEL = os.environ["ASK_URL"], os.environ["ASK_MODEL"]
-KEY = os.environ.get("ASK_KEY", "").strip()
-END = time.monotonic() + float(os.environ["ASK_WITHIN_S"])
+URL, MODEL = os.environ["SMOKE_TEST_URL"], os.environ["SMOKE_TEST_MODEL"]
+KEY = os.environ.get("SMOKE_TEST_KEY", "").strip()
+END = time.monotonic() + float(os.environ["SMOKE_TEST_WITHIN_S"])
 STARTING = (0, 200, 404, 429, 502, 503, 504)  # no route yet, no replica yet, too busy: retried
 
 
@@ -26,7 +26,7 @@ def fetch(path, body=None):
         return 0, str(error)
 
 
-def ask(what, path, right, body=None):
+def check(what, path, right, body=None):
     """The first right answer. Ends the process where there is none and, in the time that is left, will be none."""
     while True:
         status, text = fetch(path, body)
@@ -49,10 +49,10 @@ def content(text):
     return (json.loads(text)["choices"][0]["message"]["content"] or "").strip()
 
 
-ask("is ready", "/readyz", lambda text: True)
-ask("has the model", "/v1/models", lambda text: MODEL in models(text))
+check("is ready", "/readyz", lambda text: True)
+check("has the model", "/v1/models", lambda text: MODEL in models(text))
 messages = [{"role": "user", "content": "What is the capital of France?"}]
-for name in [MODEL, *(f"{MODEL}:{variant}" for variant in os.environ["ASK_VARIANTS"].split())]:
+for name in [MODEL, *(f"{MODEL}:{variant}" for variant in os.environ["SMOKE_TEST_VARIANTS"].split())]:
     question = {"model": name, "messages": messages, "max_tokens": 24, "temperature": 0}
-    answer = content(ask(f"{name} answers", "/v1/chat/completions", content, question))
+    answer = content(check(f"{name} answers", "/v1/chat/completions", content, question))
     sys.stdout.write(f"    {answer}\n")

@@ -16,13 +16,13 @@ from tests.unit.chart.test_chart_policy import CASES
 
 pytestmark = pytest.mark.slow
 CHECKOV = Path(__file__).resolve().parents[3] / ".venv-checkov/bin/checkov"  # made by scripts/test
-EVERY = ("ray", "ask", "weights", "postgresql", "redis")
+EVERY = ("ray", "smoke", "weights", "postgresql", "redis")
 STORES = EVERY[3:]
 DIGESTS, PRIVILEGED = "digests", "privileged"  # releases beside CASES
 # Check, which pods, why it stays.
 ACCEPTED: Mapping[str, tuple[tuple[str, ...], str]] = {
-    "CKV_K8S_8": (("ask",), "it runs to its end: nothing could be restarted"),
-    "CKV_K8S_9": (("ask",), "it runs to its end: nothing is sent there"),
+    "CKV_K8S_8": (("smoke",), "it runs to its end: nothing could be restarted"),
+    "CKV_K8S_9": (("smoke",), "it runs to its end: nothing is sent there"),
     "CKV_K8S_11": (("ray",), "gateways: a throttled one would delay every answer and refusal"),
     "CKV_K8S_15": (EVERY, "tags do not move here (`latest` is refused), and a registry that is down stops no pod"),
     "CKV_K8S_35": (EVERY, "read by Ray, object stores' clients and the stores' images; API keys are a file"),
@@ -118,7 +118,7 @@ def test_nothing_is_found_but_what_is_accepted(everything: list[Found], case: st
     own = [found for found in everything if found.case == case]
     assert [found for found in own if found.failed and not found.accepted] == []
     assert {found.kind for found in own} >= {"Pod", "ServiceAccount", "Service"}
-    assert {found.part for found in own if found.kind == "Pod"} >= {"ray", "ask"}
+    assert {found.part for found in own if found.kind == "Pod"} >= {"ray", "smoke"}
 
 
 def test_every_exception_is_needed(everything: list[Found]):

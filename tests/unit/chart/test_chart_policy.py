@@ -189,7 +189,7 @@ def test_policies_open_only_what_is_needed() -> None:
         assert reachable(documents, store, port, dict(gateway.labels))
         assert not reachable(documents, store, port, dict(engine.labels))
         assert not reachable(documents, store, port, caller)
-    assert reachable(documents, gateway, 8000, dict(by_owner["demo-gearbox-ask"].labels))
+    assert reachable(documents, gateway, 8000, dict(by_owner["demo-gearbox-smoke-test"].labels))
     assert one(documents, "NetworkPolicy", "demo-gearbox-operator")["spec"]["ingress"][0]["ports"][0]["port"] == 8265
 
 
@@ -225,7 +225,7 @@ def test_secrets_come_by_reference_to_those_who_need_them() -> None:
                 "GEARBOX_RETRIEVAL__DATABASE": "gearbox-database",
                 "GEARBOX_ACCESS__RATE_LIMIT_STORE": "gearbox-redis",
             },
-            "demo-gearbox-ask": {"ASK_KEY": "gearbox-test-key"},
+            "demo-gearbox-smoke-test": {"SMOKE_TEST_KEY": "gearbox-test-key"},
         }
         assert by_reference == expected.get(pod.owner.rsplit("/", 1)[-1], {}), pod.owner
         keys = [volume for volume in pod.spec["volumes"] if "secret" in volume] if "volumes" in pod.spec else []

@@ -16,15 +16,15 @@ from tests.support.gateway_server import Start, Started
 from tests.support.http_server import serving
 
 pytestmark = pytest.mark.slow
-SCRIPT = CHART / "tests/ask.py"
+SCRIPT = CHART / "tests/smoke_test.py"
 
 
-def ask(url: str, within_s: float = 20, **more: str) -> subprocess.CompletedProcess[str]:
+def smoke_test(url: str, within_s: float = 20, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {
-        "ASK_URL": url,
-        "ASK_MODEL": MODEL,
-        "ASK_VARIANTS": "full int8",
-        "ASK_WITHIN_S": str(within_s),
+        "SMOKE_TEST_URL": url,
+        "SMOKE_TEST_MODEL": MODEL,
+        "SMOKE_TEST_VARIANTS": "full int8",
+        "SMOKE_TEST_WITHIN_S": str(within_s),
         **more,
     }
     command = [sys.executable, "-I", str(SCRIPT)]
@@ -32,7 +32,7 @@ def ask(url: str, within_s: float = 20, **more: str) -> subprocess.CompletedProc
 
 
 def test_it_asks_the_model_and_each_variant(gateway: Started) -> None:
-    passed = ask(gateway.url)
+    passed = smoke_test(gateway.url)
     assert passed.returncode == 0, passed.stderr
     questions = [f"ok: {MODEL}{variant} answers" for variant in ("", ":full", ":int8")]
     assert [line for line in passed.stdout.splitlines() if line.startswith("ok")] == [
@@ -44,18 +44,18 @@ def test_it_asks_the_model_and_each_variant(gateway: Started) -> None:
 def test_it_shows_its_key(start_gateway: Start) -> None:
     access = {"allow_anonymous": False, "keys": [{"sha256": hash_key("gb-right"), "tenant": "alice"}]}
     gateway = start_gateway(access=access)
-    assert ask(gateway.url, ASK_KEY="gb-right\n").returncode == 0
-    refused = ask(gateway.url)
+    assert smoke_test(gateway.url, SMOKE_TEST_KEY="gb-right\n").returncode == 0
+    refused = smoke_test(gateway.url)
     assert refused.returncode == 1 and "status 401" in refused.stderr
 
 
 def test_it_fails_where_nobody_answers_in_time() -> None:
-    failed = ask("http://127.0.0.1:9", within_s=0.1)
+    failed = smoke_test("http://127.0.0.1:9", within_s=0.1)
     assert failed.returncode == 1 and failed.stderr.startswith("is ready: status 0")
 
 
 def test_it_fails_where_a_variant_is_not_there(gateway: Started) -> None:
-    failed = ask(gateway.url, within_s=0.1, ASK_VARIANTS="tiny")
+    failed = smoke_test(gateway.url, within_s=0.1, SMOKE_TEST_VARIANTS="tiny")
     assert failed.returncode == 1 and f"{MODEL}:tiny answers: status 404" in failed.stderr
 
 
@@ -87,7 +87,7 @@ def test_it_waits_for_the_start_and_takes_no_empty_answer_for_one() -> None:
     paths: list[str] = []
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Starting,), {"paths": paths}))
     with serving(server) as url:
-        failed = ask(url, within_s=3)
+        failed = smoke_test(url, within_s=3)
     assert paths == ["/readyz", "/readyz", "/v1/models"]
     assert failed.returncode == 1 and f"{MODEL} answers: status 200" in failed.stderr
 
@@ -98,8 +98,8 @@ def test_the_pod_knows_the_service_and_skips_variants_at_zero(name: str) -> None
     pod: dict[str, Any] = one(documents, "Pod")["spec"]
     (container,) = pod["containers"]
     environment = {variable["name"]: variable.get("value") for variable in container["env"]}
-    assert environment["ASK_URL"] == "http://demo-gearbox:8000" and environment["ASK_WITHIN_S"] == "90"
-    assert environment["ASK_VARIANTS"] == {"high-availability": "full fp8"}.get(name, "full int8")
-    assert ("ASK_KEY" in environment) is (name == "high-availability")
+    assert environment["SMOKE_TEST_URL"] == "http://demo-gearbox:8000" and environment["SMOKE_TEST_WITHIN_S"] == "90"
+    assert environment["SMOKE_TEST_VARIANTS"] == {"high-availability": "full fp8"}.get(name, "full int8")
+    assert ("SMOKE_TEST_KEY" in environment) is (name == "high-availability")
     assert pod["activeDeadlineSeconds"] == 150
     assert container["args"] == [SCRIPT.read_text()]
