@@ -17,8 +17,8 @@ from serve.budget import Budget
 from serve.card import first_reason, problem_path
 from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
+from serve.gateway.grounding_prompt import question_of, set_greedy_sampling, with_prompt
 from serve.gateway.http import Headers
-from serve.gateway.rewording import question_of, set_greedy_sampling, with_prompt
 from serve.request.call import Call
 from serve.request.chat_fields import read_fields
 from serve.request.engine_report import Choice
