@@ -24,8 +24,8 @@ from serve.telemetry.metrics import (
     MIGRATIONS,
     TIMES,
     VIOLATIONS,
-    Ending,
     Metrics,
+    RequestOutcome,
 )
 from serve.telemetry.metrics_server import Exposition
 
@@ -39,11 +39,11 @@ LABEL_VALUES: Mapping[str, str | Sequence[str]] = {
     "variant": "from the configuration; `none`: rejected, or answered without a variant",
     "profile": "from the configuration; `custom`: the request set limits of its own",
     "tenant": "from the keys, the first `observability.tenant_cardinality_limit` of them; `other`: the rest",
-    "gearbox_requests_total outcome": get_args(Ending),
-    "gearbox_tenant_requests_total outcome": get_args(Ending),
+    "gearbox_requests_total outcome": get_args(RequestOutcome),
+    "gearbox_tenant_requests_total outcome": get_args(RequestOutcome),
     "gearbox_idempotent_requests_total outcome": ("stored", "replayed", "too_large"),
-    "gearbox_attempts_total outcome": get_args(lifecycle.Outcome),
-    "gearbox_grounded_requests_total outcome": (*get_args(grounding.Outcome), "rejected"),
+    "gearbox_attempts_total outcome": get_args(lifecycle.AttemptOutcome),
+    "gearbox_grounded_requests_total outcome": (*get_args(grounding.GroundingOutcome), "rejected"),
     "reason": REASONS,
     "status": "the HTTP status",
     "code": "the error's `code`",

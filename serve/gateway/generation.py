@@ -39,7 +39,7 @@ from serve.request.call import Call
 from serve.request.caller import Caller
 from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
-from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Outcome, Request
+from serve.request.lifecycle import CUSTOM, Arrival, Attempt, AttemptOutcome, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
@@ -371,7 +371,7 @@ class Generation:
         response: aiohttp.ClientResponse,
         exchange: Exchange,
         send: Send,
-    ) -> Outcome:
+    ) -> AttemptOutcome:
         """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over.
 
         Raises `StreamInterrupted` when the engine fails after that.

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from serve.budget import Budget
 from serve.card import Card
 from serve.gateway.openapi_requests import OpenModel, ToolCall
-from serve.request.grounding import Outcome
+from serve.request.grounding import GroundingOutcome
 from serve.routing.router import REASONS
 
 
@@ -65,7 +65,7 @@ class ToolUse(_ClosedModel):
 class RetrievalReport(_ClosedModel):
     """What was done to ground the answer."""
 
-    outcome: Outcome
+    outcome: GroundingOutcome
     why: str | None
     collection: str | None
     mode: str

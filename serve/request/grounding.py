@@ -10,7 +10,7 @@ from serve.config.sections import Name
 from serve.request.json_types import INTEGRAL
 from serve.request.synthetic_completion import SyntheticCompletion
 
-Outcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
+GroundingOutcome = Literal["used", "shrunk", "skipped", "abstained", "unsupported", "computed", "agent", "off"]
 
 
 class GroundingOptions(BaseModel):
@@ -49,7 +49,7 @@ class Grounding:
     options: GroundingOptions
     question: str = ""
     quotable: bool = False  # whether a quote may be appended to the answer
-    outcome: Outcome = "off"
+    outcome: GroundingOutcome = "off"
     explanation: str | None = None
     support: float | None = None
     passages: Sequence[Mapping[str, Any]] = ()

@@ -17,7 +17,7 @@ from serve.routing.catalog import Variant
 from serve.routing.prediction import Latency
 from serve.routing.router import Decision
 
-Outcome = Literal["ok", "client_error", "engine_error", "cancelled", "interrupted"]
+AttemptOutcome = Literal["ok", "client_error", "engine_error", "cancelled", "interrupted"]
 _BLOCKED = 0.5  # share of the time between two chunks that is the client's if it is spent on sending
 CUSTOM = "custom"  # profile of requests that set limits themselves
 
@@ -96,7 +96,7 @@ class Attempt:
     reached: str | None = None  # base URL of the replica that it was sent to
     first_token_at: float = 0.0
     last_token_at: float = 0.0
-    outcome: Outcome = "cancelled"
+    outcome: AttemptOutcome = "cancelled"
     report: EngineReport = field(default_factory=EngineReport)
     span: Span | None = None  # span of the engine call
     text: str | None = None  # text of the answer, if it is logged

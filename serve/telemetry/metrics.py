@@ -22,12 +22,12 @@ ERROR_RATIOS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5)
 QUALITY_RATIOS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99, 1)
 PASSAGES = (0, 1, 2, 3, 4, 6, 8, 12, 20)
 
-Ending = Literal[
+RequestOutcome = Literal[
     "answered", "rejected", "failed", "cancelled"
 ]  # final outcome of a request, independent of its attempts
 TIMES = ("ttft", "tpot", "e2e")
 EXCLUSIONS = (*HARD_RULES, "min_quality", "max_cost", *TIMES)
-REFUSALS = {  # rejections that operators alert on: status by code
+ALERTED_REJECTIONS = {  # rejections that operators alert on: status by code
     "overloaded": 429, "budget_under_load": 429, "impossible_budget": 422, "no_healthy_variant": 503,
     "engine_unavailable": 503, "retrieval_unavailable": 503, "store_unavailable": 503, "retrieval_timeout": 504,
     "limits_unavailable": 503, "idempotency_unavailable": 503, "stream_interrupted": 500, "gateway_stopped": 503,
@@ -58,7 +58,7 @@ class Metrics:
         self.attempts = counter(
             "attempts", "Attempts of requests at variants, by outcome", "variant", "profile", "reason", "outcome"
         )
-        self.refused = counter(
+        self.rejected = counter(
             "requests_rejected", "Requests that the gateway answered with an error", "status", "code", "endpoint"
         )
         self.in_flight = Gauge(
@@ -116,7 +116,7 @@ class Metrics:
             "variant",
             "metric",
         )
-        self.predictions_held = counter(
+        self.prediction_coverage = counter(
             "prediction_coverage", "Answers by whether the observed time was within the predicted 95% bound",
             "variant", "metric", "covered",
         )  # fmt: skip
@@ -208,16 +208,16 @@ class Metrics:
             for cause in EJECTIONS:
                 self.ejections.labels(variant, cause)
             for metric in TIMES:
-                self.predictions_held.labels(variant, metric, "yes")
-                self.predictions_held.labels(variant, metric, "no")
+                self.prediction_coverage.labels(variant, metric, "yes")
+                self.prediction_coverage.labels(variant, metric, "no")
             for rule in EXCLUSIONS:
                 self.excluded.labels(variant, rule)
             self.cold_start.labels(variant)
             self.admission_wait.labels(variant)
             self.in_flight.labels(variant)
-        for code, status in REFUSALS.items():
+        for code, status in ALERTED_REJECTIONS.items():
             for endpoint in ENDPOINTS:
-                self.refused.labels(str(status), code, endpoint)
+                self.rejected.labels(str(status), code, endpoint)
         for operation in ("admit", "charge", "read", "idempotency"):
             self.rate_limit_store_failures.labels(operation)
         for outcome in ("stored", "replayed", "too_large"):
@@ -230,7 +230,7 @@ class Metrics:
         for tenant in tenants:
             for kind in ("input", "output"):
                 self.tenant_tokens.labels(tenant, kind)
-            for ending in get_args(Ending):
+            for ending in get_args(RequestOutcome):
                 self.tenant_requests.labels(tenant, ending)
             self.tenant_share.labels(tenant)
 

@@ -14,7 +14,7 @@ from serve.request.lifecycle import Attempt, Request
 from serve.request.trace import Trace
 from serve.routing.candidate import CONFIDENCE
 from serve.routing.router import Decision
-from serve.telemetry.metrics import Ending, Metrics
+from serve.telemetry.metrics import Metrics, RequestOutcome
 from serve.telemetry.tracing import Tracer
 
 _LOG = logging.getLogger("gearbox.requests")
@@ -101,7 +101,7 @@ class RequestTelemetry:
             if real:
                 self._metrics.predicted[metric].labels(name).observe((middle + before_ms) / 1000)
                 self._metrics.prediction_error.labels(name, metric).observe(abs(middle / real - 1))
-                self._metrics.predictions_held.labels(name, metric, "yes" if real <= bound else "no").inc()
+                self._metrics.prediction_coverage.labels(name, metric, "yes" if real <= bound else "no").inc()
 
     def record_completion(
         self, request: Request, error: RequestError | None = None, *, cancelled: bool = False
@@ -113,7 +113,7 @@ class RequestTelemetry:
         self._metrics.requests.labels(variant, request.profile, ending).inc()
         self._metrics.tenant_requests.labels(self._tenant(request), ending).inc()
         if error is not None:
-            self._metrics.refused.labels(str(error.status), error.code, "generation").inc()
+            self._metrics.rejected.labels(str(error.status), error.code, "generation").inc()
         missed = self._record_violations(request, error, ending)
         if request.attempts and ending == "answered":
             self._metrics.quality.labels(request.profile).observe(request.attempts[-1].quality)
@@ -125,7 +125,7 @@ class RequestTelemetry:
     def record_rejection(self, error: RequestError, request_id: str, path: str) -> None:
         """Record a request that was rejected with `error` before its body was parsed."""
         endpoint = "generation" if path in PATHS else "other"
-        self._metrics.refused.labels(str(error.status), error.code, endpoint).inc()
+        self._metrics.rejected.labels(str(error.status), error.code, endpoint).inc()
         if self._config.log_requests:
             payload = {"id": request_id, "path": path, "status": error.status, "code": error.code}
             _LOG.info("rejected", extra={"request": payload})
@@ -157,7 +157,9 @@ class RequestTelemetry:
         tenant = request.caller.tenant
         return tenant if tenant in self.tenants else OTHER
 
-    def _record_violations(self, request: Request, error: RequestError | None, ending: Ending) -> list[str] | None:
+    def _record_violations(
+        self, request: Request, error: RequestError | None, ending: RequestOutcome
+    ) -> list[str] | None:
         """The violated limits; None for requests that do not count for budget compliance."""
         if ending == "answered":
             missed = request.violations
@@ -173,7 +175,7 @@ class RequestTelemetry:
         return missed
 
     def _line(
-        self, request: Request, error: RequestError | None, ending: Ending, missed: list[str] | None
+        self, request: Request, error: RequestError | None, ending: RequestOutcome, missed: list[str] | None
     ) -> dict[str, Any]:
         """Log fields of the request; prompts and answers only where the operator enabled content capture."""
         call, last = request.call, request.attempts[-1] if request.attempts else None
@@ -217,7 +219,7 @@ class RequestTelemetry:
         return line
 
 
-def _ending(request: Request, error: RequestError | None, cancelled: bool) -> Ending:
+def _ending(request: Request, error: RequestError | None, cancelled: bool) -> RequestOutcome:
     if cancelled or (error is not None and error.status == 499):
         return "cancelled"
     if error is not None:
@@ -242,7 +244,9 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 2)
 
 
-def _record_spans(trace: Trace, request: Request, error: RequestError | None, ending: Ending, now: float) -> None:
+def _record_spans(
+    trace: Trace, request: Request, error: RequestError | None, ending: RequestOutcome, now: float
+) -> None:
     """Add the request's spans to its trace and end the trace."""
     trace.span(
         "authenticate",

@@ -69,7 +69,7 @@ class Platform:
         metrics.tpot.labels(variant, profile).observe(0.025)
         metrics.e2e.labels(variant, profile).observe(1.75)
         metrics.decision.observe(0.00004)
-        metrics.predictions_held.labels(variant, "ttft", "yes" if met else "no").inc()
+        metrics.prediction_coverage.labels(variant, "ttft", "yes" if met else "no").inc()
 
 
 @pytest.fixture
@@ -141,8 +141,8 @@ def test_the_router_and_retrieval_have_a_line(platform, watch):
     for met in (True, True, True, False):
         platform.answer("full", "best", met=met)
     platform.metrics.failovers.labels("full", "engine").inc(2)
-    platform.metrics.refused.labels("429", "rate_limit_exceeded").inc(3)
-    platform.metrics.refused.labels("503", "no_healthy_variant").inc()
+    platform.metrics.rejected.labels("429", "rate_limit_exceeded").inc(3)
+    platform.metrics.rejected.labels("503", "no_healthy_variant").inc()
     platform.metrics.grounded.labels("used").inc(5)
     platform.metrics.grounded.labels("abstained").inc()
     platform.metrics.retrieval.observe(0.03)

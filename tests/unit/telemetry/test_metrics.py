@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from benchmarks.lib.processes import free_ports
 from benchmarks.lib.sample_catalog import MODEL, three_gears
-from serve.request.lifecycle import Outcome
+from serve.request.lifecycle import AttemptOutcome
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.metrics_server import Exposition, expose, serve_metrics
 from tests.support.gateway_server import Started
@@ -129,7 +129,7 @@ def two_servers() -> Iterator[str]:
     servers = []
     for replica in ("a", "b"):
         metrics = Metrics()
-        metrics.refused.labels("404", "not_found").inc()
+        metrics.rejected.labels("404", "not_found").inc()
         targets = [{"targets": [f"10.0.0.1:{i}"], "labels": {"variant": "full"}} for i in (1, 2)]
         servers.append(
             serve_metrics(
@@ -240,7 +240,7 @@ def test_outcomes_are_a_bounded_set(gateway: Started):
     gateway.engines["full"].behaviour = "die mid-stream"
     gateway.chat(stream=True)
     outcomes = {dict(labels)["outcome"] for name, labels in gateway.series() if name == "gearbox_attempts_total"}
-    assert outcomes <= set(get_args(Outcome))
+    assert outcomes <= set(get_args(AttemptOutcome))
     assert {"ok", "engine_error", "client_error", "interrupted"} <= outcomes
 
 
