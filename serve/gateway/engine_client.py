@@ -12,7 +12,7 @@ from typing import Protocol
 import aiohttp
 import orjson
 
-from serve.gateway.replica_health import ANSWER_S, PROBE_TIMEOUT_S, Cause, Exchange, ReplicaHealth
+from serve.gateway.replica_health import ANSWER_S, PROBE_TIMEOUT_S, EjectionCause, Exchange, ReplicaHealth
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 
@@ -188,7 +188,7 @@ class Engines:
             problem = "a stalled replica" if exchange.stalled else type(error).__name__
             raise EngineUnreachable(f"{problem} at variant '{variant.name}'") from error
 
-    def eject(self, variant: Variant, url: str, cause: Cause) -> None:
+    def eject(self, variant: Variant, url: str, cause: EjectionCause) -> None:
         """Send nothing more to this replica until a probe succeeds, and interrupt its requests."""
         variant.live.on_ejected(url)
         if self.health.eject(url, perf_counter(), cause):

@@ -33,7 +33,7 @@ from serve.gateway.replica_health import Exchange
 from serve.gateway.replica_watch import predicted_reading_s
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
-from serve.gateway.response_stream import Cause, ResponseStream, StreamInterrupted
+from serve.gateway.response_stream import InterruptionCause, ResponseStream, StreamInterrupted
 from serve.gateway.sse_relay import ABORTED, EngineFault, StreamRelay, count_tokens, error_event, splice
 from serve.request.call import Call
 from serve.request.caller import Caller
@@ -404,7 +404,7 @@ class Generation:
         if not request.streaming:
             request.streaming = True
             await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
-        cause: Cause = "connection"
+        cause: InterruptionCause = "connection"
         try:
             while True:
                 if chunk:

@@ -13,7 +13,7 @@ from serve.gateway.continuation import NotContinuable
 from serve.gateway.engine_client import Engines
 from serve.gateway.reading_turns import ReadingTurns
 from serve.gateway.request_admission import RequestAdmission
-from serve.gateway.response_stream import Cause, ResponseStream
+from serve.gateway.response_stream import InterruptionCause, ResponseStream
 from serve.request.lifecycle import Attempt
 from serve.routing.catalog import Variant
 from serve.routing.router import Decision
@@ -46,7 +46,9 @@ class Migration:
         """Whether the streams of `variant` can be continued."""
         return variant.name not in self._reasoning
 
-    async def next_attempt(self, stream: ResponseStream, last: Attempt, broken: Set[str], cause: Cause) -> Attempt:
+    async def next_attempt(
+        self, stream: ResponseStream, last: Attempt, broken: Set[str], cause: InterruptionCause
+    ) -> Attempt:
         """The attempt that continues `stream`: at another replica of the variant, else at another variant.
 
         It has its place at the engine at once, before new requests, and waits for its turn to be read. `stream.first_token` ends

@@ -36,7 +36,7 @@ PROBE_EVERY_S = 1.0
 PROBE_TIMEOUT_S = 5.0
 RAMP_S = 10.0  # from the first good probe until a replica gets its whole share again
 
-Cause = Literal["stalled", "unreachable"]  # of an ejection
+EjectionCause = Literal["stalled", "unreachable"]
 
 
 @dataclass(slots=True, eq=False)
@@ -247,7 +247,7 @@ class ReplicaHealth:
         """Those of `urls` of which a probe has shown of late that they generate, whatever their metrics do."""
         return {url for url in urls if (one := self._replicas.get(url)) and one.ejected_at is None and one.vouched(now)}
 
-    def check(self, predicted_s: Mapping[str, float], now: float) -> list[tuple[str, Cause]]:
+    def check(self, predicted_s: Mapping[str, float], now: float) -> list[tuple[str, EjectionCause]]:
         """The replicas to eject, and why.
 
         Args:
@@ -259,7 +259,7 @@ class ReplicaHealth:
         for one in running:
             one.observe(predicted_s[one.url], now, decay)
         self.suspects = {one.url for one in running if one.suspect}
-        left, found = len(predicted_s) - len(self.ejected(predicted_s)), list[tuple[str, Cause]]()
+        left, found = len(predicted_s) - len(self.ejected(predicted_s)), list[tuple[str, EjectionCause]]()
         for one in sorted(running, key=lambda one: not one.refused):
             slow = left - 1 < MIN_SERVING_SHARE * len(predicted_s) or _slow_together(one, running)
             if one.refused or one.stalled(slow, now):
@@ -267,7 +267,7 @@ class ReplicaHealth:
                 left -= 1
         return found
 
-    def eject(self, url: str, now: float, cause: Cause = "stalled") -> bool:
+    def eject(self, url: str, now: float, cause: EjectionCause = "stalled") -> bool:
         """Send nothing more to the replica until a probe succeeds; its requests are interrupted. False if it is ejected already."""
         replica = self._replica(url)
         if replica.ejected_at is not None:

@@ -8,16 +8,16 @@ from typing import Any, Literal
 from serve.gateway.continuation import Continuation, Detokenize, NotContinuable, loggable
 from serve.gateway.sse_relay import EngineFault, StreamRelay
 
-Cause = Literal["connection", "stalled", "engine_error"]
+InterruptionCause = Literal["connection", "stalled", "engine_error"]
 _DONE = b"data: [DONE]\n\n"
 
 
 class StreamInterrupted(Exception):
     """The engine broke off a stream after its first token."""
 
-    def __init__(self, cause: Cause) -> None:
+    def __init__(self, cause: InterruptionCause) -> None:
         super().__init__(cause)
-        self.cause: Cause = cause
+        self.cause: InterruptionCause = cause
 
 
 @dataclass(slots=True)
