@@ -38,7 +38,7 @@ from serve.gateway.shared_store import StoreUnavailable
 from serve.gateway.static_pages import Page, page_routes
 from serve.request.call import PATHS, Endpoint, parse_call
 from serve.request.caller import Caller
-from serve.request.json_body import read_json  # fmt: skip
+from serve.request.json_body import read_json
 from serve.request.lifecycle import CUSTOM, Arrival
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
@@ -64,8 +64,8 @@ class Gateway:
         engine_token: str,
         retrieval: Retrieval,
     ) -> None:
-        self._born = monotonic()
-        self._took_over = False
+        self._started_at = monotonic()
+        self._has_been_ready = False
         self._config = config
         self._variants = variants
         self._metrics = metrics
@@ -349,11 +349,11 @@ class Gateway:
         Once ready, variants that are added or fail later do not make the gateway unready.
         """
         starting = [v.name for v in self._variants.values() if not v.live.been_up and not v.scales_to_zero]
-        if starting and not self._took_over and monotonic() - self._born < _STARTING_S:
+        if starting and not self._has_been_ready and monotonic() - self._started_at < _STARTING_S:
             message = f"{', '.join(starting)} starting"
             raise RequestError(503, message, code="not_ready", headers={"retry-after": "2"})
         await self._readyz(headers, receive, send, scope)
-        self._took_over = True
+        self._has_been_ready = True
 
 
 def _with_cors(app: Application, origins: Collection[str]) -> Application:
@@ -372,7 +372,7 @@ async def _allowed_methods(methods: str, headers: Headers, receive: Receive, sen
 
 
 def _description(config: PlatformConfig) -> Page:
-    return Page.made(describe(config), JSON)
+    return Page.from_bytes(describe(config), JSON)
 
 
 def _own_url(config: PlatformConfig) -> str:

@@ -45,13 +45,13 @@ class Page:
     policy: str
 
     @classmethod
-    def of(cls, file: Path, policy: str = POLICY) -> "Page":
+    def from_file(cls, file: Path, policy: str = POLICY) -> "Page":
         """Read `file`; the content type follows from its extension."""
-        return cls.made(file.read_bytes(), _TYPES[file.suffix], policy)
+        return cls.from_bytes(file.read_bytes(), _TYPES[file.suffix], policy)
 
     @classmethod
-    def made(cls, body: bytes, content_type: str, policy: str = POLICY) -> "Page":
-        """A page with content that is not read from a file."""
+    def from_bytes(cls, body: bytes, content_type: str, policy: str = POLICY) -> "Page":
+        """A page of content that is not in a file."""
         return cls(body, content_type, f'"{hashlib.sha256(body).hexdigest()[:32]}"', policy)
 
     async def answer(self, headers: Headers, receive: Receive, send: Send, scope: Scope) -> None:
@@ -70,10 +70,10 @@ def page_routes() -> Mapping[str, dict[str, Handler]]:
     for file in _FOLDER.iterdir():
         if file.suffix in _TYPES:
             path = "/ui" if file.name == "index.html" else f"/ui/{file.name}"
-            handlers[path] = Page.of(file).answer
+            handlers[path] = Page.from_file(file).answer
     for file in (*_DOCS.iterdir(), *(_swagger_ui() / name for name in _SWAGGER_UI)):
         path = "/docs" if file.name == "index.html" else f"/docs/{file.name}"
-        handlers[path] = Page.of(file, DOCS_POLICY).answer
+        handlers[path] = Page.from_file(file, DOCS_POLICY).answer
     return {path: {"GET": handler} for path, handler in handlers.items()}
 
 

@@ -21,12 +21,13 @@ class Tracer:
     """Creates traces and exports them in the background to `endpoint`, an OTLP/HTTP collector's base URL.
 
     Args:
-        share: sampling ratio, 0 to 1; a client's trace context overrides it.
+        sample_ratio: share of the requests that are traced, 0 to 1; a client's trace context overrides it.
+        instance_id: of this gateway, the resource attribute `service.instance.id`.
     """
 
-    def __init__(self, endpoint: str, share: float, service: str) -> None:
-        resource = Resource.create({"service.name": "gearbox", "service.instance.id": service})
-        self._provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(share)), resource=resource)
+    def __init__(self, endpoint: str, sample_ratio: float, instance_id: str) -> None:
+        resource = Resource.create({"service.name": "gearbox", "service.instance.id": instance_id})
+        self._provider = TracerProvider(sampler=ParentBased(TraceIdRatioBased(sample_ratio)), resource=resource)
         exporter = OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces", timeout=_SEND_S)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("gearbox.gateway")

@@ -290,7 +290,7 @@ async def test_an_added_variant_is_counted_from_zero(deployment):
 def test_a_variant_that_never_starts_does_not_keep_the_gateway_from_its_clients_for_ever(gateway: Started):
     gateway.variants["int8"].live.been_up = False
     assert gateway.http.get("/readyz/all").status_code == 503
-    gateway.app._born -= 15 * 60
+    gateway.app._started_at -= 15 * 60
     assert gateway.http.get("/readyz/all").status_code == 200
 
 
