@@ -33,7 +33,7 @@ async def test_a_request_is_typed_budgeted_sent_and_streamed(visit: Visit, site:
     await expect(tab.page.locator("#timings-plot .candidate")).to_have_count(1)
     await tab.page.get_by_text("As a table").click()
     await expect(tab.page.locator("#timings-table tbody tr")).to_have_count(1)
-    await expect(tab.page.locator("#spoken")).to_contain_text("full answered:")
+    await expect(tab.page.locator("#chat-status")).to_contain_text("full answered:")
 
 
 async def test_a_variant_can_be_pinned(visit: Visit, site: Site):

@@ -27,7 +27,7 @@ export class Budget extends EventTarget {
     byId("reject").addEventListener("change", (event) => {
       this.#set({ on_no_candidate: event.target.checked ? "reject" : "degrade" });
     });
-    byId("unchange").addEventListener("click", () => {
+    byId("reset-to-profile").addEventListener("click", () => {
       this.base = this.#base;
       byId("profile").focus();
     });
@@ -106,7 +106,7 @@ export class Budget extends EventTarget {
     byId("reject").checked = this.#value.on_no_candidate === "reject";
     const differs = Object.keys(this.#value).some((name) => this.#value[name] !== this.#base[name]);
     byId("changed").textContent = differs ? "changed" : "";
-    byId("unchange").disabled = !differs;
+    byId("reset-to-profile").disabled = !differs;
   }
 }
 

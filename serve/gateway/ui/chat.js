@@ -110,8 +110,8 @@ export class Chat {
     const answer = el("p", { class: "text" });
     const meta = el("p", { class: "meta" }, el("span", { class: "wait" }, "waiting for the first token…"));
     const exchange = el("article", { class: "exchange streaming", "aria-label": `Exchange ${this.#count}` },
-      el("div", { class: "message user" }, el("h3", { class: "unseen" }, "You"), el("p", { class: "text" }, text)),
-      el("div", { class: "message assistant" }, el("h3", { class: "unseen" }, "Answer"), answer, meta),
+      el("div", { class: "message user" }, el("h3", { class: "visually-hidden" }, "You"), el("p", { class: "text" }, text)),
+      el("div", { class: "message assistant" }, el("h3", { class: "visually-hidden" }, "Answer"), answer, meta),
     );
     this.view.append(exchange);
     this.view.scrollTop = this.view.scrollHeight;
@@ -194,7 +194,7 @@ export class Chat {
 
 const beside = (actual, predicted) => (predicted ? `${duration(actual)} (predicted ${duration(predicted)})` : duration(actual));
 
-const say = (words) => byId("spoken").replaceChildren(words);
+const say = (words) => byId("chat-status").replaceChildren(words);
 
 /** Mark the answer's sentences by their support, and list what they rest on. */
 function grounding(shown, answer, gearbox) {
@@ -233,7 +233,7 @@ function marked(answer, sentences, exchange) {
     const text = points.slice(one.start, one.end).join("");
     parts.push(points.slice(at, one.start).join(""));
     if (one.supported === false) {
-      parts.push(el("mark", { class: "unsupported", title: "no source supports this" }, text, el("span", { class: "unseen" }, " (no source supports this)")));
+      parts.push(el("mark", { class: "unsupported", title: "no source supports this" }, text, el("span", { class: "visually-hidden" }, " (no source supports this)")));
     } else {
       parts.push(text);
     }

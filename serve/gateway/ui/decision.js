@@ -111,7 +111,7 @@ export class Decision {
   #say(words) {
     clearTimeout(this.#saying);
     this.#saying = setTimeout(() => {
-      if (byId("said").textContent !== words) byId("said").textContent = words;
+      if (byId("decision-status").textContent !== words) byId("decision-status").textContent = words;
     }, SAY_MS);
   }
 }

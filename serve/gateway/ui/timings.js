@@ -42,7 +42,7 @@ export class Timings {
   #show() {
     const none = this.#records.length === 0;
     byId("timings-plot").hidden = byId("timings-more").hidden = none;
-    byId("timings-words").textContent = none ? "The last 20 answers of this tab appear here." : this.#words();
+    byId("timings-summary").textContent = none ? "The last 20 answers of this tab appear here." : this.#words();
     const rows = this.#records.map((one) => el("tr", {},
       el("td", { class: "n" }, String(one.number)),
       el("th", { scope: "row" }, swatch(one.index), one.variant),
