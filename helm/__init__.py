@@ -1,0 +1,1 @@
+"""Generators of the chart's schema, README and dashboards; the chart is in `gearbox/`."""
