@@ -1,1 +1,4 @@
-"""Gateway overhead: latency added to an engine, and throughput lost."""
+"""Gateway overhead: latency added to an engine, and throughput lost.
+
+Metrics, logs and traces are measured in `benchmarks.telemetry`, a routing decision in `benchmarks.routing.decision`.
+"""
