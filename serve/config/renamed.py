@@ -1,4 +1,7 @@
-"""Renamed and removed configuration keys, renamed commands. Using one is an error that names its replacement; see docs/upgrading.md."""
+"""Renamed and removed configuration keys, renamed commands.
+
+Using one is an error that names its replacement; see docs/operations/upgrading.md.
+"""
 
 from collections.abc import Iterator, Mapping
 

@@ -15,7 +15,11 @@ import yaml
 from helm import chart_render
 
 ROOT = Path(__file__).resolve().parents[3]
-PAGES = [ROOT / "docs/how-to/kubernetes.md", ROOT / "docs/upgrades.md", ROOT / "helm/gearbox/README.md"]
+PAGES = [
+    ROOT / "docs/how-to/kubernetes.md",
+    ROOT / "docs/operations/running-changes.md",
+    ROOT / "helm/gearbox/README.md",
+]
 BLOCKS = [block for page in PAGES for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)]
 COMMANDS = [
     line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line and not line.startswith("#")

@@ -39,7 +39,7 @@ def test_a_removed_key_names_a_page_that_exists():
 
 
 def test_the_page_about_upgrading_lists_changed_keys_and_commands():
-    page = (Path(__file__).parents[3] / "docs/upgrading.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/operations/upgrading.md").read_text()
     for old, new in RENAMED.items():
         assert f"| `{old}` | `{new}` |" in page
     for old in REMOVED:
