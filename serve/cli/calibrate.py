@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from serve.cli.client import LOCAL, Key, Url, checked, fail, model_name, platform_client
+from serve.cli.client import LOCAL, RETRY_S, RETRY_STATUSES, Key, Url, checked, fail, model_name, platform_client
 from serve.retrieval.verify.calibration import (
     FALSE_ABSTENTION,
     MAX_SCORES,
@@ -26,8 +26,6 @@ from serve.retrieval.verify.calibration import (
 )
 
 MAX_BYTES = 32 << 20  # of a file with questions
-RETRY_S = 60.0  # for how long a request is retried while the platform is busy or restarts
-_AGAIN = (429, 502, 503, 504)
 _TOP_K = 20
 _T = TypeVar("_T")
 _PROMPT = (
@@ -209,7 +207,7 @@ def _request(client: httpx.Client, method: str, path: str, **options: Any) -> di
         response = client.request(method, path, **options)
         after = response.headers.get("retry-after", "")
         wait = min(float(after), 30.0) if after.isdecimal() else 1.0
-        if response.status_code not in _AGAIN or time.monotonic() + wait > until:
+        if response.status_code not in RETRY_STATUSES or time.monotonic() + wait > until:
             return checked(response)
         time.sleep(wait)
 

@@ -26,6 +26,8 @@ Key = Annotated[
     str, typer.Option(envvar="GEARBOX_API_KEY", help="API key; not needed where anonymous access is allowed.")
 ]
 LOCAL = "http://127.0.0.1:8000"
+RETRY_S = 60.0  # for how long a request is retried: time for a database or gateway to restart
+RETRY_STATUSES = (429, 502, 503, 504)
 
 
 @app.command()

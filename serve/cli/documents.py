@@ -20,17 +20,15 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
-from serve.cli.client import LOCAL, Key, Url, checked, connection, fail, platform_client
+from serve.cli.client import LOCAL, RETRY_S, RETRY_STATUSES, Key, Url, checked, connection, fail, platform_client
 from serve.cli.document_files import Found, Item, find
 from serve.config.renamed import RENAMED_COMMANDS
 from serve.retrieval.ingest.convert import ConversionError, charset_of, kind_of
 
 MAX_BYTES = 128 << 20  # size limit of a file here; the platform has its own limit
-RETRY_S = 60.0  # for how long requests are retried: time for a database or gateway to restart
 _DOWNLOAD_S = 120.0
 _PAGE = 1000
 _LINE_S = 5.0
-_AGAIN = (429, 502, 503, 504)
 _DOCUMENTS = "/v1/documents"
 
 Collection = Annotated[str, typer.Option(help="Collection to add the documents to.")]
@@ -396,7 +394,7 @@ async def _request(platform: httpx.AsyncClient, method: str, path: str, **option
             why = str(error_body.get("message", f"it answered {response.status_code}"))
             if response.status_code in (401, 403, 404, 405, 507) and method != "DELETE":
                 raise _GoneError(why, error_body.get("code"))
-            if response.status_code not in _AGAIN:
+            if response.status_code not in RETRY_STATUSES:
                 raise _SkippedError(why)
             after = response.headers.get("retry-after", "")
             wait = max(delay, min(float(after), 30.0)) if after.isdecimal() else delay
@@ -412,7 +410,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     except ValueError:
         document = None
     if not isinstance(document, dict):
-        if response.status_code in _AGAIN:  # a proxy in front of the gateway
+        if response.status_code in RETRY_STATUSES:  # a proxy in front of the gateway
             return {}
         raise _GoneError(f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not in JSON")
     return document

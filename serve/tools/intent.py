@@ -16,7 +16,6 @@ from serve.tools import calculator, clock, question_forms, units
 from serve.tools.question_forms import Form, reduced
 from serve.tools.vocabulary import Language, languages, split_words
 
-DETECTED = ("calculator", "clock")
 MAX_CHARS = 200
 MAX_LIKELY_CHARS = 500  # word problems are longer
 _OF_SIGNS = ("en", "de")
