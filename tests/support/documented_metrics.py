@@ -19,7 +19,7 @@ _WORDS = {"by", "on", "and", "or", "unless", "offset", "ignoring", "group_left",
 
 
 @cache
-def contract() -> dict[str, set[str]]:
+def documented_labels() -> dict[str, set[str]]:
     """Labels by metric, as docs/reference/metrics.md lists them."""
     return {name: set(labels) for name, labels in metric_labels().items()}
 
@@ -59,7 +59,7 @@ def unknown_names(expr: str) -> list[str]:
 
 
 def _labels(metric: str) -> set[str] | None:
-    known = contract() | recorded()
+    known = documented_labels() | recorded()
     for name in (metric, re.sub(r"_(bucket|sum|count)$", "", metric)):
         if name in known:
             return known[name]

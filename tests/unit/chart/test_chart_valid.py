@@ -9,7 +9,7 @@ import helm_python as helm
 import pytest
 
 from helm.chart_render import CHART, EXAMPLES, OPEN, example, merged, one, pods, render, texts
-from tests.schemas.applied import VERSIONS, known, problem
+from tests.support.kubernetes_schemas import VERSIONS, known, problem
 
 DIGEST = "sha256:" + "2" * 64
 S3 = {"name": "full", "weights": "s3://models/full", "digest": "sha256:" + "1" * 64}

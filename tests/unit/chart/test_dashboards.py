@@ -12,7 +12,7 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from helm.dashboards.__main__ import rendered
 from helm.dashboards.queries import EVERYTHING, FOLDER, UnknownVariable, all_queries, filled, panels, queries
-from tests.support.contract import contract, metrics_of, unknown_names
+from tests.support.documented_metrics import documented_labels, metrics_of, unknown_names
 
 FILES = sorted(FOLDER.glob("*.json"))
 QUERIES = list(all_queries())
@@ -104,7 +104,7 @@ def test_a_query_is_no_average_of_averages(subtests: pytest.Subtests) -> None:
 def test_the_gateways_metrics_are_all_shown_somewhere() -> None:
     shown = {name for query in QUERIES for name in metrics_of(query.expr)}
     base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown}
-    missing = set(contract()) - base - shown - {"gearbox_build_info"}
+    missing = set(documented_labels()) - base - shown - {"gearbox_build_info"}
     assert missing == set()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.contract import ROOT, unknown_names
+from tests.support.documented_metrics import ROOT, unknown_names
 
 FILES = sorted((ROOT / "helm/gearbox/rules").glob("*.yaml"))
 TRIALS = sorted((ROOT / "tests/rules").glob("*.yaml"))

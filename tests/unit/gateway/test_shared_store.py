@@ -126,6 +126,11 @@ async def refused(keeper: Gatekeeper, caller: Caller) -> float:
     return time.monotonic() - started
 
 
+def test_a_store_that_would_block_the_gateway_is_refused():
+    with pytest.raises(ValueError, match="rate_limit_store"):
+        Gatekeeper(AccessConfig(allow_anonymous=True, rate_limit_store="memory://"))
+
+
 @pytest.mark.parametrize("store", FAULTS, indirect=True, ids=lambda fault: fault.__name__)
 async def test_a_failing_store_refuses_keys_with_limits_soon(store):
     keeper, caller, metrics = gatekeeper(store[1])
