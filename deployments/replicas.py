@@ -113,7 +113,7 @@ class ServeReplicas:
         urls = list(sequences)
         engines = [stats for url in urls if (stats := answers[url])]
         if urls and not engines:
-            return live.update_from_engines(len(urls), live.running, live.waiting, live.kv_usage)
+            return live.update_without_answer(len(urls))
         scale = len(urls) / len(engines) if engines else 1
         live.update_from_engines(
             len(urls),

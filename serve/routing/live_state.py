@@ -103,9 +103,17 @@ class LiveState:
         """Store what the engines report; what was in flight when they were asked and has ended is not another gateway's."""
         if kv_tokens is not None:
             self.kv_tokens = kv_tokens
-        self.replicas, self.running, self.waiting, self.kv_usage = replicas, running, waiting, kv_usage
-        self.been_up = self.been_up or replicas > 0
+        self.update_without_answer(replicas)
+        self.running, self.waiting, self.kv_usage = running, waiting, kv_usage
         self.remote_in_flight = max(0, running + waiting - max(self.in_flight, in_flight_before))
+
+    def update_without_answer(self, replicas: int) -> None:
+        """Store how many replicas run where no engine reported its load in time: what was known of it stays.
+
+        That includes what other gateways had: the difference of an old total and what this one has now is not theirs.
+        """
+        self.replicas = replicas
+        self.been_up = self.been_up or replicas > 0
         self.dispatched_since_refresh = 0
 
     @property

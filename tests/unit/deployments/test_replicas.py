@@ -74,6 +74,20 @@ async def test_what_ends_while_engines_are_polled_is_not_another_gateways(monkey
     assert live.in_flight == 1 and live.remote_in_flight == 1
 
 
+async def test_what_ends_while_no_engine_answers_is_not_another_gateways(monkeypatch):
+    live, answers = LiveState(), [{"num_requests_running": 5.0}, None]
+    live.on_dispatch(10, 4)
+
+    async def stats(*_: object) -> dict[str, float] | None:
+        return answers.pop(0)
+
+    monkeypatch.setattr(module, "_engine_stats", stats)
+    await updated(live, monkeypatch, "http://127.0.0.1:9")
+    live.on_complete(4)
+    await updated(live, monkeypatch, "http://127.0.0.1:9")
+    assert not answers and (live.running, live.remote_in_flight) == (5, 1)
+
+
 async def test_an_engine_without_a_prefix_cache_has_none(monkeypatch):
     with engine(caching="False") as url:
         assert (await updated(LiveState(), monkeypatch, url)).kv_tokens == 0
