@@ -27,10 +27,10 @@ _ORDER: Mapping[str, Sequence[tuple[Callable[[Candidate], float], bool]]] = {
 class WithinBudget:
     """Of the variants that meet the whole budget, the best by its objective; ties go to quality, then cost.
 
-    A variant that has room is preferred to one whose engines run as much as the budgets allow. Hysteresis: while the variant
-    last chosen for the same budget still fits and has room, a higher quality is chosen only with a tenth of the
-    limits to spare; otherwise load would oscillate between the two. Until every variant has answered `EXPLORED_AFTER` requests, a share
-    `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
+    A variant that has room is preferred to one whose engines run as much as the budgets allow. Hysteresis, where quality is the
+    objective: while the variant last chosen for the same budget still fits and has room, a higher quality is chosen only with a
+    tenth of the limits to spare; otherwise load would oscillate between the two. Until every variant has answered
+    `EXPLORED_AFTER` requests, a share `explore` of those whose budget is not at risk goes to the variant with the fewest observations.
     """
 
     def __init__(self, seed: int = 0, explore: float = 0.01) -> None:
@@ -48,8 +48,10 @@ class WithinBudget:
             safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99 and not c.harm]
             if safe:
                 return min(safe, key=lambda c: c.variant.latency.observed), "explore"
+        if budget.objective != "quality":
+            return best, budget.objective
         times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
-        key = (*times, budget.max_cost, budget.min_quality, budget.objective)
+        key = (*times, budget.max_cost, budget.min_quality)
         last = self._last.get(key)
         if last is not None and best.variant.name != last and not best.fits(_HEADROOM):
             previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None and not c.harm), None)

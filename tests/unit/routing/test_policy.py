@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -142,6 +143,19 @@ def test_a_load_at_the_edge_does_not_swing_between_two_variants():
     switches = sum(a != b for a, b in itertools.pairwise(names))
     assert switches <= 1
     assert names[-1] == "small"
+
+
+@pytest.mark.parametrize(("objective", "chosen"), [("quality", "small"), ("cost", "full"), ("latency", "full")])
+def test_hysteresis_holds_back_quality_and_not_what_is_cheaper_or_faster(objective: str, chosen: str):
+    full = make_live_variant("full", price=0.01)
+    small = make_live_variant("small", quality=0.5, ttft_ms=110, price=0.02)
+    full.live.hardware, small.live.hardware = frozenset({"a"}), frozenset({"b"})
+    router, budget = Router(WithinBudget(explore=0)), Budget(e2e_ms=320, objective=objective)
+    full.live.on_dispatch(100)
+    assert router.decide([full, small], budget, REQUEST).variant is small
+    full.live.on_first_token(100)
+    full.live.on_complete()
+    assert router.decide([full, small], budget, REQUEST).variant.name == chosen, "full has less than a tenth to spare"
 
 
 def test_exploration_is_a_small_share_and_never_at_risk():
