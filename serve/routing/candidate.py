@@ -233,7 +233,7 @@ class Candidate:
                     distance += ttft / limit - 1
                 if (tpot := margin * times.tpot_ms) > (limit := limits.tpot_ms) and not (
                     limits.step_limit_suffices and times.alone_ms <= limits.step_limit_ms
-                ):  # an engine that runs no more sequences than it may, at least one, keeps the limit
+                ):  # an engine that runs no more sequences than it may, at least the request's own, keeps the limit
                     misses += ("tpot",)
                     distance += tpot / limit - 1
                 if (e2e := margin * times.e2e_ms) > (limit := limits.e2e_ms):

@@ -105,7 +105,7 @@ class Prediction:
 
     @property
     def alone_ms(self) -> float:
-        """Time per token of a request alone, see `LatencyModel.step_ms`."""
+        """Time per token of the request alone, with all its sequences, see `LatencyModel.step_ms`."""
         return self._batch.alone_ms
 
     @property
@@ -373,7 +373,7 @@ class _Batch:
         self.pending_ms = load.prefill_here * model.ms_per_prefill_token
         self.startup_ms = 0.0 if load.replicas else model.startup_ms
         self.shared = 1 + colocated
-        self.tpot_prior, self.alone_ms = model.step_ms(load, size), model.step_ms(load, 1)
+        self.tpot_prior, self.alone_ms = model.step_ms(load, size), model.step_ms(load, sequences)
         full, others = size / limit, math.log1p(colocated)
         self.full, self.colocated, self.prefill = full, others, prefill_per_token / 10
         a, b, c, self.log_ttft_per_prompt = self.weights = model.ttft.weights

@@ -25,6 +25,16 @@ def test_one_that_needs_two_places_lets_others_have_the_one_that_is_free():
     assert large.waits and small.started
 
 
+def test_sequences_that_slow_each_other_beyond_their_limit_do_not_fit_at_an_idle_engine():
+    """Two take 40 ms per token, three 60 ms."""
+    two, three = Features(100, 11, sequences=2), Features(100, 11, sequences=3)
+    limits = {**PACED, "on_no_candidate": "reject"}
+    assert Site().ask(features=two, **limits).started
+    assert Site().ask(features=three, **limits).error.code == "impossible_budget"
+    (degraded,) = Site().ask(features=three, **PACED).decisions
+    assert degraded.reason == "nearest_miss" and degraded.chosen.ruled_out == "tpot"
+
+
 def test_an_arrival_takes_a_place_that_is_not_enough_for_one_before_it():
     site = Site()
     running = [site.ask(**PACED) for _ in range(2)]
