@@ -87,6 +87,8 @@ class Admission:
         try:
             decision = self.decide(variants, waiting, now)
         except RequestError as refused:
+            if refused.status == 422 and waiting.left(now) != waiting.budget:
+                return waiting.decided(self._out_of_time(variants, waiting, budget_class))
             if refused.status != 429:  # never possible: no demand that others should make room for
                 return waiting.decided(refused)
             if best := max((v for v in variants if v.live.replicas), key=lambda v: v.quality.quality, default=None):
@@ -105,6 +107,19 @@ class Admission:
             full = overloaded("too many requests wait already; retry later", decision.wait_ms / 1000, "overloaded")
             return (crowd_out or waiting).decided(full)
         self._queue.add(waiting)
+
+    def _out_of_time(
+        self, variants: Sequence[Variant], waiting: Waiting, budget_class: BudgetClass
+    ) -> RequestError:
+        """The refusal of a request whose budget nothing meets in what is left of it: 422 only if nothing did at its arrival."""
+        try:
+            self._now(variants, waiting, budget_class, waiting.arrived)
+        except RequestError as refused:
+            return refused
+        if waiting.failed:
+            message = "the replicas that failed left no time for this request; retry later"
+            return RequestError(503, message, code="engine_unavailable", headers={"retry-after": "1"})
+        return _no_time(0.0, "what came before it, such as retrieval, left no time for this request; retry later")
 
     def withdraw(self, waiting: Waiting) -> None:
         """Forget a request whose client has gone."""
@@ -271,8 +286,9 @@ def _too_long(decision: Decision) -> RequestError:
     return _no_time(decision.chosen.prediction.expected.e2e_ms / 1000)
 
 
-def _no_time(wait_s: float) -> RequestError:
-    message = "the requests that wait already leave no time for this one; retry later"
+def _no_time(
+    wait_s: float, message: str = "the requests that wait already leave no time for this one; retry later"
+) -> RequestError:
     return overloaded(message, wait_s, "budget_under_load")
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from benchmarks.lib.sample_catalog import REQUEST
 from serve.budget import Budget
+from serve.errors import RequestError
 from serve.routing.admission import BEST_EFFORT_S
 from serve.routing.prediction import Features
 from serve.routing.router import Router
@@ -93,6 +94,19 @@ def test_what_waited_and_cannot_be_in_time_any_more_is_refused():
     site.roll(1.0)
     assert (one.error.status, one.error.code) == (429, "budget_under_load")
     assert len(site.admission) == 0 and site.queued_ms() == 0
+
+
+@pytest.mark.parametrize(
+    ("ttft_ms", "failed", "refusal"),
+    [(800, (), (429, "budget_under_load")), (800, ("http://10.0.0.1:30000",), (503, "engine_unavailable")),
+     (90, (), (422, "impossible_budget"))],
+)  # fmt: skip
+def test_a_budget_is_impossible_only_if_it_was_at_the_arrival(ttft_ms: float, failed: tuple[str, ...], refusal: object):
+    """The engine needs 100 ms; retrieval, or a replica that failed, has taken 750."""
+    site, found = Site(), list[RequestError]()
+    budget = Budget(ttft_ms=ttft_ms, on_no_candidate="reject")
+    site.admission.submit(site.variants, Waiting(budget, REQUEST, 0.0, found.append, failed=failed), 0.75)
+    assert (found[0].status, found[0].code) == refusal
 
 
 def test_degrade_waits_for_others_only_so_long_and_is_not_refused_while_there_is_room():
