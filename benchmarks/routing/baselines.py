@@ -27,6 +27,9 @@ class Baseline:
         """See `serve.routing.router.Policy`."""
         return self.pick(usable), "baseline"
 
+    def on_admit(self, decision: Decision) -> None:
+        """Nothing has to be noted."""
+
 
 class Unscheduled(Admission):
     """Starts every request at once: nothing waits, and no variant rests."""

@@ -36,6 +36,7 @@ from serve.config.sections import VariantConfig
 from serve.routing.candidate import Candidate
 from serve.routing.catalog import Variant, make_variant
 from serve.routing.prediction import Latency
+from serve.routing.router import Decision
 
 GEARS = ("full", "vocabulary", "narrow", "lora-healed")
 MAX_RUNNING, MAX_WAITING, MAX_LEN = 32, 32, 2048
@@ -74,6 +75,9 @@ class Oracle:
             if Outcome(request, candidate.variant.name, "", quality, cost, took).within_budget:
                 return candidate, "quality"
         return None
+
+    def on_admit(self, decision: Decision) -> None:
+        """Nothing has to be noted."""
 
 
 @dataclass(slots=True, frozen=True)

@@ -81,7 +81,12 @@ class RequestAdmission:
         """
 
         def miss(more_chars: int, more_s: float) -> bool:
-            decision = self.decide(call, caller, budget, more_chars, perf_counter() - arrived + more_s)
+            try:
+                decision = self.decide(call, caller, budget, more_chars, perf_counter() - arrived + more_s)
+            except RequestError as error:
+                if error.code == "overloaded":  # for any prompt
+                    return False
+                raise
             return decision.chosen.overflows or (decision.wait_ms == 0 and decision.chosen.explanation is not None)
 
         def within_budget(more_chars: int, more_s: float) -> bool:

@@ -44,10 +44,10 @@ class Admission:
         return len(self._queue)
 
     def decide(self, variants: Sequence[Variant], waiting: Waiting, now: float) -> Decision:
-        """The decision about an arriving request: to start now or, with `Decision.wait_ms`, later.
+        """The decision about an arriving request: to start now or, with `Decision.wait_ms`, later. Changes no later one.
 
         Raises:
-            RequestError: as `Router.decide`, and 429 when it would wait too long.
+            RequestError: as `Router.decide`, and 429 when it would wait too long or too many wait already.
         """
         budget_class = self.classes.known(waiting.budget)
         decision = self._now(variants, waiting, budget_class, now)
@@ -73,6 +73,8 @@ class Admission:
                 raise _too_long(decision)
         if now > waiting.arrived + BEST_EFFORT_S:
             decision.wait_ms = 0.0
+        elif self._is_full(variants) and self._last_of_longest(waiting) is None:
+            raise _room_full(decision)
         return decision
 
     def decide_begun(self, variants: Sequence[Variant], waiting: Waiting, now: float, full: bool) -> Decision:
@@ -97,16 +99,14 @@ class Admission:
             return waiting.decided(refused)
         _offer(waiting, budget_class, waiting.work_ms / (decision.chosen.load.replicas or 1))
         if decision.wait_ms == 0:
-            _admit(waiting, decision)
+            self._admit(waiting, decision)
             return waiting.decided(decision)
-        if len(self._queue) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants):
-            crowd_out = self._last_of_longest(waiting)
-            if crowd_out is not None:
-                self._queue.remove(crowd_out)
-                self._queue.add(waiting)
-            full = overloaded("too many requests wait already; retry later", decision.wait_ms / 1000, "overloaded")
-            return (crowd_out or waiting).decided(full)
+        last = self._last_of_longest(waiting) if self._is_full(variants) else None
+        if last is not None:
+            self._queue.remove(last)
         self._queue.add(waiting)
+        if last is not None:
+            last.decided(_room_full(decision))
 
     def _out_of_time(
         self, variants: Sequence[Variant], waiting: Waiting, budget_class: BudgetClass
@@ -145,6 +145,7 @@ class Admission:
                     return
                 tried += 1
             if head.queued and places.holds(head, limit_ms, now):
+                head.holds = True
                 reserved.add(head.variant)
             if tried == _MAX_TRIED:
                 return
@@ -172,10 +173,15 @@ class Admission:
             self._shares.refused(waiting.flow.tenant)
             waiting.decided(_too_long(decision))
             return False
-        _admit(waiting, decision)
+        self._admit(waiting, decision)
         decision.waited = True
         waiting.decided(decision)
         return True
+
+    def _admit(self, waiting: Waiting, decision: Decision) -> None:
+        self.router.policy.on_admit(decision)
+        if not waiting.counted:
+            waiting.flow.tenant.admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
 
     def class_of(self, budget: Budget) -> BudgetClass:
         """The class of `budget`, see `BudgetClasses.of`."""
@@ -240,6 +246,10 @@ class Admission:
                 return True
         return False
 
+    def _is_full(self, variants: Sequence[Variant]) -> bool:
+        """Whether as many requests wait as may."""
+        return len(self._queue) >= sum(max(v.live.replicas, 1) * v.max_waiting for v in variants)
+
     def _last_of_longest(self, waiting: Waiting) -> Waiting | None:
         """Of a full queue, the last request of the tenant that has most in it for its weight; None if that is `waiting`'s own."""
         queued = {waiting.flow.tenant: waiting.work_ms / waiting.weight}
@@ -255,11 +265,6 @@ def _offer(waiting: Waiting, budget_class: BudgetClass, work_ms: float) -> None:
     if not waiting.counted:
         budget_class.count(waiting.features)
         waiting.flow.offer(work_ms)
-
-
-def _admit(waiting: Waiting, decision: Decision) -> None:
-    if not waiting.counted:
-        waiting.flow.tenant.admit(waiting.work_ms / (decision.chosen.load.replicas or 1))
 
 
 def _work_ms(variant: Variant, features: Features, candidate: Candidate | None = None) -> float:
@@ -280,6 +285,10 @@ def _start_by(waiting: Waiting, decision: Decision, margin: float) -> float:
     if budget.e2e_ms is not None:
         by = min(by, waiting.arrived + (budget.e2e_ms - margin * expected.e2e_ms) / 1000)
     return max(by, waiting.arrived)  # what cannot be in time is due at once, not before all others
+
+
+def _room_full(decision: Decision) -> RequestError:
+    return overloaded("too many requests wait already; retry later", decision.wait_ms / 1000, "overloaded")
 
 
 def _too_long(decision: Decision) -> RequestError:

@@ -30,7 +30,7 @@ class FreePlaces:
     def holds(self, waiting: Waiting, limit_ms: float, now: float) -> bool:
         """Whether no other may start at its variant before a request that needs much room: one more answer would make it late.
 
-        Not for one that would be late anyway.
+        Not for one that would be late anyway. Once `Waiting.holds` is set, it goes on.
         """
         if waiting.holds or not waiting.is_large or waiting.variant not in self._loads:
             return waiting.holds
@@ -38,8 +38,7 @@ class FreePlaces:
         batch = max(load.requests / (load.replicas or 1), 1.0)
         answer_s = variant.live.usual_output * variant.latency.step_ms(load, batch) / 1000
         need_s = answer_s * _to_end(waiting, variant, load, limit_ms)
-        waiting.holds = need_s <= waiting.start_by - now < need_s + answer_s
-        return waiting.holds
+        return need_s <= waiting.start_by - now < need_s + answer_s
 
 
 def _to_end(waiting: Waiting, variant: Variant, load: Load, limit_ms: float) -> float:

@@ -9,6 +9,7 @@ from operator import attrgetter
 from serve.budget import Budget
 from serve.routing.candidate import Candidate
 from serve.routing.catalog import Variant
+from serve.routing.router import Decision
 
 _HEADROOM = 1.1  # times the predicted times, with which a higher quality is taken again
 EXPLORED_AFTER = 50  # responses after which a variant's latency counts as learned
@@ -36,6 +37,7 @@ class WithinBudget:
     def __init__(self, seed: int = 0, explore: float = 0.01) -> None:
         self._random = random.Random(seed)
         self._explore = explore
+        self._draw = self._random.random()  # whether the next request explores
         self._last: OrderedDict[tuple[object, ...], str] = OrderedDict()
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
@@ -43,25 +45,29 @@ class WithinBudget:
         best = self._best(usable, budget)
         if best is None:
             return None
-        if self._random.random() < self._explore:
+        if self._draw < self._explore:
             unexplored = (c for c in usable if c is not best and _needs_exploration(c.variant))
             safe = [c for c in unexplored if c.ruled_out is None and c.chance >= 0.99 and not c.harm]
             if safe:
                 return min(safe, key=lambda c: c.variant.latency.observed), "explore"
-        if budget.objective != "quality":
-            return best, budget.objective
-        times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
-        key = (*times, budget.max_cost, budget.min_quality)
-        last = self._last.get(key)
-        if last is not None and best.variant.name != last and not best.fits(_HEADROOM):
-            previous = next((c for c in usable if c.variant.name == last and c.ruled_out is None and not c.harm), None)
-            if previous is not None and previous.quality < best.quality:
-                best = previous
-        self._last[key] = best.variant.name
-        self._last.move_to_end(key)
-        if len(self._last) > 1000:
-            self._last.popitem(last=False)
+        if budget.objective == "quality":
+            last = self._last.get(_key(budget))
+            if last is not None and best.variant.name != last and not best.fits(_HEADROOM):
+                fitting = (c for c in usable if c.variant.name == last and c.ruled_out is None and not c.harm)
+                previous = next(fitting, None)
+                if previous is not None and previous.quality < best.quality:
+                    best = previous
         return best, budget.objective
+
+    def on_admit(self, decision: Decision) -> None:
+        """See `router.Policy`."""
+        self._draw = self._random.random()
+        if decision.reason == "quality":
+            key = _key(decision.chosen.budget)
+            self._last[key] = decision.variant.name
+            self._last.move_to_end(key)
+            if len(self._last) > 1000:
+                self._last.popitem(last=False)
 
     def _best(self, usable: Sequence[Candidate], budget: Budget) -> Candidate | None:
         """The first that fits and has room, else the first that fits, in the objective's order; the others need no prediction."""
@@ -75,6 +81,12 @@ class WithinBudget:
                     return candidate
                 full = full or candidate
         return full
+
+
+def _key(budget: Budget) -> tuple[object, ...]:
+    """The limits by which budgets count as the same."""
+    times = map(_rounded_limit, (budget.ttft_ms, budget.tpot_ms, budget.e2e_ms))
+    return (*times, budget.max_cost, budget.min_quality)
 
 
 def _rounded_limit(limit_ms: float | None) -> int | None:

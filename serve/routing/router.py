@@ -26,7 +26,13 @@ class Policy(Protocol):
     """Chooses one of the variants that a request may use: `serve.routing.policy` in service, others in the simulator."""
 
     def choose(self, usable: Sequence[Candidate], budget: Budget) -> tuple[Candidate, str] | None:
-        """The chosen candidate and the reason, one of `REASONS`; None when none fits. `usable` is not empty."""
+        """The chosen candidate and the reason, one of `REASONS`; None when none fits. `usable` is not empty.
+
+        In service it changes nothing: many decisions are not followed, as of dry runs and of waiting requests without a place.
+        """
+
+    def on_admit(self, decision: "Decision") -> None:
+        """Note that a request starts by `decision`."""
 
 
 @dataclass(slots=True)

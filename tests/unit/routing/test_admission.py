@@ -11,7 +11,7 @@ from serve.budget import Budget
 from serve.errors import RequestError
 from serve.routing.admission import BEST_EFFORT_S
 from serve.routing.prediction import Features
-from serve.routing.router import Router
+from serve.routing.router import Decision, Router
 from serve.routing.waiting_queue import Waiting
 from tests.support.admission_site import PACED, Site, Submitted, engine
 
@@ -173,6 +173,22 @@ def test_no_more_wait_than_engines_may_have_waiting():
     assert [one.waits for one in submitted] == [True] * 5 + [False]
     assert (submitted[5].error.status, submitted[5].error.code) == (429, "overloaded")
     assert "retry-after" in submitted[5].error.headers
+
+
+def test_a_dry_run_is_refused_where_too_many_wait_for_the_request_to_wait_too():
+    site = Site(engine(max_waiting=4))
+    for _ in range(6):
+        site.ask(**PACED)
+
+    def dry_run(tenant: str) -> Decision:
+        waiting = Waiting(Budget(**PACED), REQUEST, 0.0, lambda _: None, tenant=tenant)
+        return site.admission.decide(site.variants, waiting, 0.0)
+
+    with pytest.raises(RequestError) as caught:
+        dry_run("")
+    assert (caught.value.status, caught.value.code) == (429, "overloaded")
+    assert dry_run("other").wait_ms > 0, "it would get the place of one of the tenant with most"
+    assert len(site.admission) == 4
 
 
 @st.composite

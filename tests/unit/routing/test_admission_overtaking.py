@@ -83,6 +83,18 @@ def test_one_that_needs_much_room_starts_in_time_however_many_go_before_it(large
     assert site.now > 4, "others went before it"
 
 
+def test_a_dry_run_does_not_make_a_large_request_hold_its_variant():
+    site, running = busy_site()
+    large = site.ask(features=LONG, **PACED, ttft_ms=12_000)
+    running[0].variant.live.on_complete()  # a place that is not given away yet
+    site.now = 8.5
+    small = Waiting(Budget(**PACED, ttft_ms=20_000), USUAL, site.now, lambda _: None)
+    assert site.admission.decide(site.variants, small, site.now).wait_ms > 0, "behind the large one"
+    assert not large.waiting.holds
+    site.admission.pump(site.variants, site.now)
+    assert large.waits and large.waiting.holds
+
+
 def test_a_full_engine_costs_a_completion_no_decision(monkeypatch: pytest.MonkeyPatch):
     site = Site(engine(max_waiting=1000))
     for _ in range(2):
@@ -146,7 +158,8 @@ def test_one_that_begins_to_hold_its_variant_goes_on_and_one_that_would_be_late_
     full.live.usual_prompt, full.live.usual_output, full.live.in_flight = 100, 100, 2
 
     def holds(one: Waiting, now: float) -> bool:
-        return FreePlaces([(full, full.live.load())], 50.0).holds(one, 50.0, now)
+        one.holds = FreePlaces([(full, full.live.load())], 50.0).holds(one, 50.0, now)
+        return one.holds
 
     def large() -> Waiting:
         return Waiting(Budget(), Features(100, 100, sequences=2), 0.0, lambda _: None, variant="full", start_by=20.0)

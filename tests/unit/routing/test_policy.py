@@ -52,10 +52,13 @@ def budgets(draw: st.DrawFn) -> Budget:
 
 
 def decide(router: Router, of: list[Variant], budget: Budget, features: Features = REQUEST) -> Decision | RequestError:
+    """The decision by which a request starts, or its refusal."""
     try:
-        return router.decide(of, budget, features)
+        decision = router.decide(of, budget, features)
     except RequestError as error:
         return error
+    router.policy.on_admit(decision)
+    return decision
 
 
 @given(variants(), budgets(), st.integers(0, 50))
@@ -114,11 +117,11 @@ def test_traffic_moves_down_as_load_rises_and_back_when_it_falls():
     assert router.decide([full, small], budget, REQUEST).variant is full
     for _ in range(6):  # as many as run at once, and two that wait
         full.live.on_dispatch(100)
-    assert router.decide([full, small], budget, REQUEST).variant is small
+    assert decide(router, [full, small], budget).variant is small
     for _ in range(6):
         full.live.on_first_token(100)
         full.live.on_complete()
-    assert router.decide([full, small], budget, REQUEST).variant is full
+    assert decide(router, [full, small], budget).variant is full
 
 
 def test_what_was_learnt_in_an_overload_does_not_keep_a_variant_idle_for_ever():
@@ -139,7 +142,7 @@ def test_a_load_at_the_edge_does_not_swing_between_two_variants():
     for i in range(40):
         budget = Budget(e2e_ms=edge * (1.01 + 0.0001 * (i % 3)))  # what is left of it after the gateway's own time
         full.latency.drift = 0.02 if i % 2 else -0.02  # what is known changes a little all the time
-        names.append(router.decide([full, small], budget, REQUEST).variant.name)
+        names.append(decide(router, [full, small], budget).variant.name)
     switches = sum(a != b for a, b in itertools.pairwise(names))
     assert switches <= 1
     assert names[-1] == "small"
@@ -152,20 +155,42 @@ def test_hysteresis_holds_back_quality_and_not_what_is_cheaper_or_faster(objecti
     full.live.hardware, small.live.hardware = frozenset({"a"}), frozenset({"b"})
     router, budget = Router(WithinBudget(explore=0)), Budget(e2e_ms=320, objective=objective)
     full.live.on_dispatch(100)
+    assert decide(router, [full, small], budget).variant is small
+    full.live.on_first_token(100)
+    full.live.on_complete()
+    assert decide(router, [full, small], budget).variant.name == chosen, "full has less than a tenth to spare"
+
+
+def test_decisions_that_are_not_followed_change_no_later_one():
+    """Those of dry runs, and of waiting requests without a place."""
+
+    def reasons(dry_runs: int) -> list[str]:
+        of, router = three_gears(), Router(WithinBudget(seed=2, explore=0.3))
+        found = []
+        for _ in range(50):
+            planned = [router.decide(of, Budget(), REQUEST).reason for _ in range(dry_runs)]
+            found.append(decide(router, of, Budget()).reason)
+            assert planned == found[-1:] * dry_runs, "a dry run says what the next request gets"
+        return found
+
+    assert reasons(0) == reasons(3) and set(reasons(0)) == {"quality", "explore"}
+    full, small = make_live_variant("full"), make_live_variant("small", quality=0.5, ttft_ms=50, tpot_ms=5)
+    router, budget = Router(WithinBudget(explore=0)), Budget(e2e_ms=310)
+    full.live.on_dispatch(100)
     assert router.decide([full, small], budget, REQUEST).variant is small
     full.live.on_first_token(100)
     full.live.on_complete()
-    assert router.decide([full, small], budget, REQUEST).variant.name == chosen, "full has less than a tenth to spare"
+    assert decide(router, [full, small], budget).variant is full, "no hysteresis for what nobody got"
 
 
 def test_exploration_is_a_small_share_and_never_at_risk():
     of = three_gears()
     router = Router(WithinBudget(seed=1, explore=0.05))
-    reasons = Counter(router.decide(of, Budget(), REQUEST).reason for _ in range(2000))
+    reasons = Counter(decide(router, of, Budget()).reason for _ in range(2000))
     assert 60 <= reasons["explore"] <= 140
     assert set(reasons) == {"quality", "explore"}
     tight = Budget(e2e_ms=of[0].latency.predict(REQUEST, of[0].live.load()).tail(0.95).e2e_ms * 1.01, min_quality=0.99)
-    assert all(router.decide(of, tight, REQUEST).reason == "quality" for _ in range(500))
+    assert all(decide(router, of, tight).reason == "quality" for _ in range(500))
 
 
 def test_exploration_leaves_alone_what_another_variant_might_not_keep():
