@@ -23,7 +23,7 @@ Cost = Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_fl
 Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_no_flag)]
 
 
-#: Deadline of the first token of a request without one: bounds how long others overtake it.
+#: Deadline of the first token of a request without one, or that cannot meet it: bounds how long others overtake it.
 BEST_EFFORT_WAIT_MS = 60_000.0
 LEVELS = (0.5, 0.8, 0.9, 0.95, 0.99)  # estimated quantiles of predicted times, which can be compared with limits
 
@@ -51,10 +51,7 @@ class Budget(BaseModel):
         return self.ttft_ms is not None or self.tpot_ms is not None or self.e2e_ms is not None
 
     def first_token_by_ms(self, decode_ms: float) -> float:
-        """Deadline of the first token, ms after the arrival, where the tokens after the first take `decode_ms`.
-
-        Not before the arrival: a limit too short to be met would otherwise overtake requests that are due already.
-        """
+        """Deadline of the first token, ms after the arrival and not before it, where the tokens after the first take `decode_ms`."""
         deadlines = [] if self.ttft_ms is None else [self.ttft_ms]
         if self.e2e_ms is not None:
             deadlines.append(self.e2e_ms - decode_ms)

@@ -24,7 +24,6 @@ from benchmarks.routing.goodput_summary import Cell
 from benchmarks.routing.live_platform import NoVariant
 from benchmarks.routing.simulated_bench import bench, settings_of
 from benchmarks.routing.simulated_platform import Platform
-from serve.budget import Budget
 from serve.config.platform import ConfigError
 from serve.routing import admission
 from serve.routing.budget_classes import BudgetClass
@@ -64,7 +63,7 @@ PARTS: Mapping[str, Callable[[], Sequence[AbstractContextManager[object]]]] = {
     "knowledge of shared hardware": lambda: [patch.object(Platform, "__init__", _apart)],
     "places": lambda: [patch.object(Candidate, "harm", _constant(0))],
     "drift from streamed chunks": lambda: [patch.object(LatencyModel, "observe_steps", lambda *_: None)],
-    "deadlines in the engines": lambda: [patch.object(Budget, "first_token_by_ms", lambda *_: 0.0)],
+    "deadlines in the engines": lambda: [patch.object(Candidate, "first_token_by_ms", lambda *_: 0.0)],
     "order of the latest start": lambda: [patch.object(WaitingQueue, "rank", _rank_by_arrival)],
     "learned margins": lambda: [
         patch.object(BudgetClass, "margin", _constant(1.0)),

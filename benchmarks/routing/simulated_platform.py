@@ -301,8 +301,7 @@ class Platform:
         variant.live.on_dispatch(request.prompt_tokens, 1, decision.features.output_tokens)
         engine, machine = self.place(variant.name)
         machine.advance(now)
-        by_ms = request.budget.first_token_by_ms(prediction.expected.e2e_ms - prediction.expected.ttft_ms)
-        engine.take(Running(outcome, decision, now, request.at + by_ms))
+        engine.take(Running(outcome, decision, now, request.at + decision.chosen.first_token_by_ms(request.budget)))
         self._plan(machine)
         self._more = decision.waited
 

@@ -23,9 +23,9 @@ class EnginePriority:
         """
         if attempt.variant.name in self._in_order_of_arrival:
             return None
-        request, expected = attempt.request, attempt.decision.chosen.prediction.expected
+        request, chosen = attempt.request, attempt.decision.chosen
         epoch_s = time() - perf_counter()
         if attempt.continues is not None:
             return round((epoch_s + attempt.goes_on_by) * 1000)
         arrived_ms = (epoch_s + request.arrived) * 1000
-        return round(arrived_ms + request.budget.first_token_by_ms(expected.e2e_ms - expected.ttft_ms))
+        return round(arrived_ms + chosen.first_token_by_ms(request.budget))

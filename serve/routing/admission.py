@@ -2,8 +2,8 @@
 
 An engine runs as many sequences as the time per token allows that the budgets of the traffic ask for; what comes then waits,
 in the order of the latest time at which each request must start. One that would wait too long is refused before it costs
-others anything. Under overload tenants share the work by max-min fairness: what is offered, up to a fair part of what can be
-done.
+others anything; one that would rather be late goes behind those that can be in time once it cannot be. Under overload tenants
+share the work by max-min fairness: what is offered, up to a fair part of what can be done.
 """
 
 import math
@@ -58,7 +58,7 @@ class Admission:
             known = Flow(self._shares.tenants.get(waiting.tenant) or Tenant(waiting.tenant))
         waiting.flow = known
         waiting.variant = decision.variant.name
-        waiting.start_by = _start_by(waiting, decision, budget_class.margin)
+        waiting.start_by = _start_by(waiting, decision, budget_class.margin, now)
         waiting.gives_up = waiting.start_by if waiting.rejects else waiting.arrived + BEST_EFFORT_S
         self._queue.rank(waiting)
         held = waiting.flow.tenant.over
@@ -277,14 +277,17 @@ def _work_ms(variant: Variant, features: Features, candidate: Candidate | None =
     return decode_ms + uncached * variant.latency.ms_per_prefill_token
 
 
-def _start_by(waiting: Waiting, decision: Decision, margin: float) -> float:
-    """The latest time at which the request starts in time at the present load, if it takes `margin` times what is predicted."""
+def _start_by(waiting: Waiting, decision: Decision, margin: float, now: float) -> float:
+    """The latest time at which the request starts in time at the present load, if it takes `margin` times what is predicted.
+
+    That of one without limits, where it may be late and cannot be in time.
+    """
     expected, budget, by = decision.chosen.prediction, waiting.budget, waiting.arrived + BEST_EFFORT_S
     if budget.ttft_ms is not None:
         by = min(by, waiting.arrived + (budget.ttft_ms - margin * expected.ttft_ms) / 1000)
     if budget.e2e_ms is not None:
         by = min(by, waiting.arrived + (budget.e2e_ms - margin * expected.e2e_ms) / 1000)
-    return max(by, waiting.arrived)  # what cannot be in time is due at once, not before all others
+    return by if by >= now or waiting.rejects else waiting.arrived + BEST_EFFORT_S
 
 
 def _room_full(decision: Decision) -> RequestError:

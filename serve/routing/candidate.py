@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from serve.budget import Budget
+from serve.budget import BEST_EFFORT_WAIT_MS, Budget
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features, Load, Prediction
 
@@ -164,6 +164,18 @@ class Candidate:
             and factor * times.tpot_ms <= limits.tpot_ms
             and factor * times.e2e_ms <= limits.e2e_ms
         )
+
+    def first_token_by_ms(self, budget: Budget) -> float:
+        """Deadline of the first token at the engine, ms after the arrival of the request, which had `budget` then.
+
+        Where a time limit has passed or is predicted to be missed, not before that of a request without limits: those that can
+        be in time go first.
+        """
+        left, expected = self.limits.budget, self.prediction.expected
+        by_ms = budget.first_token_by_ms(expected.e2e_ms - expected.ttft_ms)
+        passed = (left.ttft_ms, left.e2e_ms).count(None) > (budget.ttft_ms, budget.e2e_ms).count(None)
+        late = passed or not {"ttft", "e2e"}.isdisjoint(self._missed())
+        return max(by_ms, BEST_EFFORT_WAIT_MS) if late else by_ms
 
     @property
     def chance(self) -> float:

@@ -33,7 +33,7 @@ class Waiting:
     tenant: str = ""
     weight: float = 1.0  # of the tenant
     counted: bool = False  # whether an earlier attempt counts as its work already
-    start_by: float = math.inf  # the latest start that is in time
+    start_by: float = math.inf  # the latest start that is in time; once that has passed, `gives_up`
     gives_up: float = math.inf  # when it is refused, or starts whatever it does to others
     variant: str = ""  # that it waits for
     work_ms: float = 0.0
@@ -108,7 +108,7 @@ class WaitingQueue:
         line.waiting.insert(at, waiting)
         line.work_ms.insert(at, waiting.work_ms)
         insort(self._lanes.setdefault(_lane(waiting), []), waiting, key=_rank)
-        heapq.heappush(self._due, (waiting.gives_up, waiting.rank[2], waiting))
+        heapq.heappush(self._due, (min(waiting.start_by, waiting.gives_up), waiting.rank[2], waiting))
 
     def remove(self, waiting: Waiting) -> None:
         """Take out one that waits."""
@@ -130,11 +130,17 @@ class WaitingQueue:
             heapq.heapify(self._due)
 
     def due(self, now: float) -> Waiting | None:
-        """The first whose time is over, if there is one."""
+        """The first whose time is over, if there is one. Those that are late and may be go behind those that can be in time."""
         while self._due and (self._due[0][0] < now or not self._due[0][2].queued):
-            if self._due[0][2].queued:
-                return self._due[0][2]
+            first = self._due[0][2]
+            if first.queued and first.start_by >= first.gives_up:
+                return first
             heapq.heappop(self._due)
+            if first.queued:
+                self.remove(first)
+                first.start_by, first.holds = first.gives_up, False
+                self.rank(first)
+                self.add(first)
         return None
 
     def ahead_ms(self, waiting: Waiting) -> float:

@@ -36,6 +36,11 @@ def test_a_request_without_time_limits_is_due_in_a_minute(gateway: Started):
     assert 60_000 <= due_in_ms(gateway) < 65_000
 
 
+@pytest.mark.parametrize("limit", ["ttft_ms", "e2e_ms"])
+def test_a_request_that_cannot_be_in_time_does_not_go_before_those_that_can(gateway: Started, limit: str):
+    assert 60_000 <= due_in_ms(gateway, budget={limit: 1}) < 65_000
+
+
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
 @pytest.mark.parametrize("priority", [-(2**63), 0, "first", {}])
 def test_a_client_cannot_set_its_priority(gateway: Started, path: str, priority: object):

@@ -290,11 +290,21 @@ def test_the_latest_start_leaves_the_predicted_time_with_its_margin(limit: str):
     assert waiting.start_by == pytest.approx(1.0 + (5000 - 1.5 * getattr(expected, limit)) / 1000)
 
 
-def test_what_cannot_be_in_time_is_due_at_its_arrival_and_not_before_others():
-    site = Site()
-    waiting = Waiting(Budget(ttft_ms=1), REQUEST, 1.0, lambda _: None)
-    site.admission.decide(site.variants, waiting, 1.0)
-    assert waiting.start_by == 1.0
+def test_what_cannot_be_in_time_waits_as_one_without_limits_behind_what_can():
+    """Else a limit of a millisecond would be the way to go first, and late requests would make the others late too."""
+    site = Site(engine(max_waiting=100))
+    running = [site.ask(**PACED) for _ in range(2)]
+    never, *late = (site.ask(**PACED, ttft_ms=ms) for ms in (1, 600, 600))
+    free = Waiting(Budget(**PACED), REQUEST, 0.0, lambda _: None)
+    site.admission.decide(site.variants, free, 0.0)
+    assert never.waiting.start_by == free.start_by == BEST_EFFORT_S > late[0].waiting.start_by
+    site.roll(1.0)
+    in_time = site.ask(**PACED, ttft_ms=9000, on_no_candidate="reject")
+    for ended, started in zip([*running, in_time, never], [in_time, never, *late], strict=True):
+        assert started.waits
+        site.complete(ended)
+        assert started.started
+    assert len(site.admission) == 0 and site.queued_ms() == 0
 
 
 def test_another_attempt_of_one_that_has_waited_long_starts_at_once():

@@ -145,6 +145,27 @@ def test_the_queue_is_in_order_whatever_comes_and_goes(changes: list[tuple[Waiti
     assert all(one.flow.queued_ms == 0 for one in there)
 
 
+@given(st.lists(st.tuples(REQUESTS, st.integers(0, 9))), st.lists(st.integers(0, 20)))
+def test_what_is_late_is_ranked_again_and_comes_out_once(requests: list[tuple[Waiting, int]], times: list[int]):
+    queue, gone = WaitingQueue(), list[Waiting]()
+    for one, patience_s in requests:
+        one.gives_up = one.start_by + patience_s
+        queue.rank(one)
+        queue.add(one)
+    for now in sorted(times):
+        while (due := queue.due(now)) is not None:
+            assert due.gives_up < now
+            queue.remove(due)
+            gone.append(due)
+    now, left = max(times, default=0), [one for one, _ in requests if one.queued]
+    assert len(queue) == len(left) and len(gone) == len({id(one) for one in gone}) == len(requests) - len(left)
+    assert all(one.start_by >= now for one in left), "in time, or late and allowed to be"
+    left.sort(key=lambda one: one.rank)
+    assert [one.start_by for one in left] == sorted(one.start_by for one in left)
+    for variant in "ab":
+        assert queue.line(variant) == [one for one in left if one.variant == variant]
+
+
 def test_one_whose_place_will_predictably_not_come_in_time_is_refused_at_its_arrival():
     """Answers of two seconds end, one a second at a time, and it has less."""
     site, _ = busy_site()

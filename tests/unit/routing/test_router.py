@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from benchmarks.lib.sample_catalog import REQUEST, choose, decide, make_live_variant, three_gears
-from serve.budget import Budget
+from serve.budget import Budget, remaining
 from serve.errors import RequestError
 from serve.routing.catalog import Variant
 from serve.routing.prediction import Features
@@ -101,6 +101,19 @@ def test_a_pinned_variant_ignores_the_budget():
     assert (decision.variant.name, decision.reason) == ("distilled", "pinned")
     assert [candidate.variant.name for candidate in decision.candidates] == ["distilled"]
     assert decision.chosen.explanation, "and says that it misses it"
+
+
+@pytest.mark.parametrize(
+    ("limits", "elapsed_s", "by_ms"),
+    [({"ttft_ms": 500}, 0, 500), ({"e2e_ms": 900}, 0, 500), ({"ttft_ms": 500, "e2e_ms": 850}, 0, 450), ({}, 0, 60_000),
+     ({"ttft_ms": 300}, 0, 60_000), ({"ttft_ms": 500, "e2e_ms": 700}, 0, 60_000), ({"ttft_ms": 500, "e2e_ms": 9000}, 1, 60_000),
+     ({"ttft_ms": 120_000}, 121, 120_000)],
+)  # fmt: skip
+def test_what_cannot_be_in_time_is_due_at_the_engine_like_a_request_without_limits(limits, elapsed_s, by_ms):
+    """A first token takes 400 ms, the others another 400."""
+    budget = Budget(**limits)
+    chosen = decide(three_gears()[:1], remaining(budget, elapsed_s), REQUEST).chosen
+    assert chosen.first_token_by_ms(budget) == pytest.approx(by_ms)
 
 
 def test_degrade_takes_the_nearest_miss_and_says_so():
