@@ -138,12 +138,17 @@ class Admission:
         if not len(self._queue):
             return
         places, reserved, tried = FreePlaces(self.router.loads(variants), self._step_limit_ms), set[str](), 0
+        in_vain = set[tuple[object, ...]]()
         for head in self._queue.heads():
+            if head.flow.tenant.over:
+                continue
             limit_ms = self._limit_ms(head, self.classes.known(head.budget))
-            if not head.flow.tenant.over and places.may_take(head, limit_ms):
+            if head.kind not in in_vain and places.may_take(head, limit_ms):
                 if self._start(variants, head, now, reserved):
                     return
                 tried += 1
+                if head.queued:
+                    in_vain.add(head.kind)
             if head.queued and places.holds(head, limit_ms, now):
                 head.holds = True
                 reserved.add(head.variant)
@@ -234,11 +239,16 @@ class Admission:
         return (max(ahead_ms, waiting.flow.queued_ms / waiting.flow.share) + next_ms) / replicas
 
     def _is_behind(self, waiting: Waiting, decision: Decision, now: float) -> bool:
-        """Whether a request that waits for the same variant goes first, and does not need more room which it has time to get."""
+        """Whether a request that waits for the same variant goes first, and does not need more room which it has time to get.
+
+        Only for a request of a tenant within its share.
+        """
         places: FreePlaces | None = None
         for other in self._queue.line(waiting.variant):
             if other.rank > waiting.rank:
                 return False
+            if other.flow.tenant.over:  # since it waits: it leaves free places to others
+                continue
             if not other.is_larger(waiting):
                 return True
             places = places or FreePlaces([(decision.variant, decision.chosen.load)], self._step_limit_ms)

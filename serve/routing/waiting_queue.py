@@ -18,6 +18,8 @@ from serve.routing.router import Decision
 
 _USUAL_PROMPT = 128  # tokens up to which prompts count as equally long
 
+_Lane = tuple[tuple[object, ...], str]  # kind, tenant
+
 
 @dataclass(slots=True, eq=False)
 class Waiting:
@@ -41,6 +43,7 @@ class Waiting:
     rank: tuple[bool, float, int] = (False, math.inf, 0)  # tenants within their share first, then by `start_by`
     queued: bool = False
     holds: bool = False  # whether others must not start before it any more, see `FreePlaces.holds`
+    kind: tuple[object, ...] = ()  # what requests have in common that have a place at the same time, or none
 
     def left(self, now: float) -> Budget:
         """The rest of its budget."""
@@ -80,11 +83,14 @@ _NONE = _Line()
 
 
 class WaitingQueue:
-    """Waiting requests by rank: in a line for each variant, and in lanes of requests of which the first speaks for all."""
+    """Waiting requests by rank: in a line for each variant, and in lanes, one for each tenant's requests of a kind.
+
+    The first of a lane speaks for all.
+    """
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
-        self._lanes: dict[tuple[object, ...], list[Waiting]] = {}
+        self._lanes: dict[_Lane, list[Waiting]] = {}
         self._due: list[tuple[float, int, Waiting]] = []
         self._numbers = itertools.count()
         self._count = 0
@@ -99,7 +105,7 @@ class WaitingQueue:
 
     def add(self, waiting: Waiting) -> None:
         """Let it wait, at its rank."""
-        waiting.queued = True
+        waiting.queued, waiting.kind = True, _kind(waiting)
         self._count += 1
         waiting.flow.queued_ms += waiting.work_ms
         line = self._lines.setdefault(waiting.variant, _Line())
@@ -175,9 +181,13 @@ def _rank(waiting: Waiting) -> tuple[bool, float, int]:
     return waiting.rank
 
 
-def _lane(waiting: Waiting) -> tuple[object, ...]:
-    """What requests have in common that have a place at the same time, or none."""
+def _lane(waiting: Waiting) -> _Lane:
+    return waiting.kind, waiting.tenant
+
+
+def _kind(waiting: Waiting) -> tuple[object, ...]:
     budget = waiting.budget
     return (
-        waiting.variant, budget.min_quality, budget.max_cost, budget.tpot_ms, frozenset(waiting.failed), waiting.size,
+        waiting.variant, budget.min_quality, budget.max_cost, budget.tpot_ms, waiting.rejects, frozenset(waiting.failed),
+        waiting.size,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from serve.budget import Budget
 from serve.routing.fair_shares import FairShares, Flow, Tenant, max_min
 from serve.routing.policy import WithinBudget
 from serve.routing.prediction import Features
+from serve.routing.router import Router
 from serve.routing.waiting_queue import Waiting
 from tests.support.admission_site import PACED, Site, engine
 
@@ -127,6 +128,31 @@ def test_the_waiting_of_a_tenant_over_its_part_is_last():
     flood, modest = site.ask(**PACED, tenant="flood"), site.ask(**PACED, tenant="modest")
     site.complete(running[0])
     assert flood.waits and modest.started
+
+
+def test_the_waiting_of_a_tenant_that_goes_over_its_part_does_not_block_others():
+    site = Site()
+    running = [site.ask(**PACED) for _ in range(2)]
+    flood, modest = site.ask(**PACED, tenant="flood"), site.ask(**PACED, tenant="modest")
+    tenant = site.admission._shares.tenant("flood", 1.0)
+    tenant.part_ms, tenant.admitted_ms = 0.0, 1.0
+    site.complete(running[0])
+    assert flood.waits and modest.started
+    running[1].variant.live.on_complete()  # a place that is not given away yet
+    assert site.ask(**PACED, tenant="arriving").started and flood.waits
+
+
+def test_many_tenants_in_vain_do_not_keep_another_kind_from_a_place(monkeypatch: pytest.MonkeyPatch):
+    full, small = engine(max_waiting=100), engine("small", quality=0.5)
+    site = Site(full, small)
+    running = [site.ask(**PACED) for _ in range(4)]
+    floor = [site.ask(**PACED, min_quality=0.9, tenant=f"tenant{i}") for i in range(40)]
+    free = site.ask(**PACED)
+    decided, decide = [], Router.decide
+    monkeypatch.setattr(Router, "decide", lambda *args, **options: decided.append(1) or decide(*args, **options))
+    site.complete(next(one for one in running if one.variant is small))
+    assert all(one.waits for one in floor) and free.variant is small
+    assert len(decided) == 2
 
 
 # 16 sequences take 1.6 times as long per token as one: running one alone gives most of the throughput away
