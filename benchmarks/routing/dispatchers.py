@@ -1,7 +1,7 @@
 """Dispatchers of the live routing benchmark: the platform's router, and baselines that run in the client.
 
-A baseline pins each request to a variant (`MODEL:VARIANT`), so the platform needs no code for it. It knows what a router knows:
-the prompt's length and what is in flight, not the length of the answer.
+A baseline pins each request to a variant (`MODEL:VARIANT`), so the platform needs no code for it. It knows what the router knows:
+what is in flight, the prompt's length, and the answer's, since requests with `ignore_eos` have `max_tokens` of answer.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from benchmarks.routing.workloads import ANSWER, Outcome, Request
+from benchmarks.routing.workloads import Outcome, Request
 from serve.card import Profile
 
 PER_REPLICA = 8  # of `threshold`: requests in flight from which a variant counts as busy
@@ -27,7 +27,6 @@ class Place(NamedTuple):
 
     model: str
     budget: Mapping[str, object] | None = None
-    to_write: float = 0.0  # expected tokens of the answer
 
 
 @dataclass(slots=True)
@@ -38,7 +37,7 @@ class InFlight:
     quality: float
     cost_usd: float = 0.0
     requests: int = 0
-    tokens: float = 0.0  # prompts to be read and answers to be written
+    tokens: int = 0  # prompts to be read and answers to be written
 
 
 class Dispatcher:
@@ -59,23 +58,6 @@ class Dispatcher:
         """Count the request as ended, however it did."""
 
 
-class AnswerLengths:
-    """Mean answer length of each kind of request so far, tokens."""
-
-    def __init__(self) -> None:
-        self._by_kind: dict[str, tuple[int, int]] = {}
-
-    def expected(self, kind: str) -> float:
-        """The expected length of an answer."""
-        count, tokens = self._by_kind.get(kind, (1, ANSWER[0]))
-        return tokens / count
-
-    def observe(self, request: Request) -> None:
-        """Learn from an answered request."""
-        count, tokens = self._by_kind.get(request.kind, (1, ANSWER[0]))
-        self._by_kind[request.kind] = count + 1, tokens + request.output_tokens
-
-
 Choice = Callable[[Sequence[InFlight]], InFlight]
 
 
@@ -86,15 +68,13 @@ class Pinned(Dispatcher):
         super().__init__(model)
         self._variants = {f"{model}:{one.name}": one for one in variants}
         self._choose = choose
-        self._lengths = AnswerLengths()
 
     async def place(self, request: Request) -> Place:
         """See `Dispatcher`."""
         chosen = self._choose(list(self._variants.values()))
         chosen.requests += 1
-        to_write = self._lengths.expected(request.kind)
-        chosen.tokens += request.prompt_tokens + to_write
-        return Place(f"{self._model}:{chosen.name}", to_write=to_write)
+        chosen.tokens += request.prompt_tokens + request.output_tokens
+        return Place(f"{self._model}:{chosen.name}")
 
     def on_first_token(self, request: Request, place: Place) -> None:
         """See `Dispatcher`."""
@@ -104,11 +84,9 @@ class Pinned(Dispatcher):
         """See `Dispatcher`."""
         chosen, request = self._variants[place.model], outcome.request
         chosen.requests -= 1
-        chosen.tokens -= place.to_write
+        chosen.tokens -= request.output_tokens
         if not outcome.first_token:
             chosen.tokens -= request.prompt_tokens
-        if outcome.took:
-            self._lengths.observe(request)
 
 
 def round_robin() -> Choice:
@@ -146,7 +124,7 @@ class Admission(Dispatcher):
     """A simple admission before one engine: at most `limit` requests in flight at `variant`, the earliest deadline first.
 
     A request is refused when its deadline, less an estimate of its time in the engine (prompt over prefill rate, and for an
-    end-to-end limit the expected tokens times the running TPOT), has passed.
+    end-to-end limit the answer's tokens times the running TPOT), has passed.
     """
 
     def __init__(
@@ -156,7 +134,6 @@ class Admission(Dispatcher):
         self._place = Place(f"{model}:{variant}")
         self._profile, self._limit, self._clock = profile, limit, clock
         self._tpot_s = profile.tpot[0].p50_ms / 1000
-        self._lengths = AnswerLengths()
         self._waiting: list[_Waiting] = []
         self._orders = itertools.count()
         self.in_flight = 0
@@ -178,10 +155,8 @@ class Admission(Dispatcher):
     def on_end(self, place: Place, outcome: Outcome) -> None:
         """See `Dispatcher`."""
         self.in_flight -= 1
-        if outcome.took:
-            self._lengths.observe(outcome.request)
-            if outcome.request.output_tokens > 1:
-                self._tpot_s += _NEWEST * (outcome.took.tpot_ms / 1000 - self._tpot_s)
+        if outcome.took and outcome.request.output_tokens > 1:
+            self._tpot_s += _NEWEST * (outcome.took.tpot_ms / 1000 - self._tpot_s)
         self._fill()
 
     def _fill(self) -> None:
@@ -197,7 +172,7 @@ class Admission(Dispatcher):
         """When the request must be sent to meet its budget, by the estimate; in seconds of the clock."""
         request, budget = one.request, one.request.budget
         reading = request.prompt_tokens / self._profile.prefill_tokens_per_s
-        writing = self._lengths.expected(request.kind) * self._tpot_s
+        writing = request.output_tokens * self._tpot_s
         first, last = (math.inf if ms is None else ms / 1000 for ms in (budget.ttft_ms, budget.e2e_ms))
         return one.arrived_s + min(first - reading, last - reading - writing)
 

@@ -361,5 +361,6 @@ class Platform:
         live.on_complete()
         self._lengths.observe("", request.kind, request.output_tokens)
         decision.chosen.prediction.observe(took.ttft_ms, took.tpot_ms or None, took.e2e_ms)
-        self.admission.class_of(request.budget).observe(decision, took)
+        if request.budget.timed and decision.reason != "nearest_miss":
+            self.admission.class_of(request.budget).observe(decision, took)
         self._pump()

@@ -127,6 +127,14 @@ def test_while_answers_are_written_the_gateway_follows_their_pace_and_the_offere
     assert last_expected(2.0).tpot_ms > 1.3 * last_expected(1.0).tpot_ms
 
 
+def test_an_answer_that_could_not_be_in_time_teaches_no_margin():
+    """As in the gateway."""
+    platform = Platform([steady()], [["full"]], WithinBudget(), 1)
+    [one] = platform.run([request_at(ttft_ms=1)])
+    assert one.reason == "nearest_miss" and one.took is not None
+    assert platform.admission.class_of(one.request.budget).waits.state() == [0.0]
+
+
 def test_thousands_of_waiting_requests_start_one_after_the_other(monkeypatch: pytest.MonkeyPatch):
     platform = Platform([steady(max_running=10_000)], [["full"]], POLICIES["full"]())
     found: list[Decision] = []
