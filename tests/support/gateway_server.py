@@ -25,6 +25,7 @@ from serve.telemetry.metrics import Metrics
 from tests.support.engine_stub import EngineStub
 
 ENGINE_TOKEN = "engine-token"
+_SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_count", "_sum")}  # suffixes by type
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -84,13 +85,19 @@ class Started:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, http_client=self.http, max_retries=0)
 
     def sample(self, name: str, **labels: str) -> float:
-        """The sum of all series of that name with these labels, and any others."""
-        return sum(
-            sample.value
-            for family in self.metrics.registry.restricted_registry([name]).collect()
-            for sample in family.samples
-            if labels.items() <= sample.labels.items()
-        )
+        """The sum of all series of that name with these labels, and any others. Raises `LookupError` for an unknown name or label."""
+        families = list(self.metrics.registry.restricted_registry([name]).collect())
+        if not families and name not in self._names():
+            raise LookupError(f"there is no metric {name}")
+        samples = [sample for family in families for sample in family.samples]
+        if any(labels.keys() - sample.labels.keys() for sample in samples):
+            raise LookupError(f"{name} does not have all labels of {sorted(labels)}")
+        return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
+
+    def _names(self) -> set[str]:
+        """Names of all samples that the registry's metrics can have, also of those without a series yet."""
+        families = self.metrics.registry.collect()
+        return {family.name + suffix for family in families for suffix in _SAMPLES[family.type]}
 
     def series(self) -> set[tuple[str, tuple[tuple[str, str], ...]]]:
         """All series, without values."""

@@ -57,7 +57,7 @@ def test_a_silent_gateway_answers_and_charges_as_ever_and_tells_nothing(
         assert gateway.chat(stream=stream, headers=bearer("key")).status_code == 200
         assert gateway.chat(stream=stream, headers=bearer("key")).status_code == 429, "its tokens were not charged"
     assert not [record for record in caplog.records if record.name.startswith("gearbox")]
-    assert gateway.sample("gearbox_tenant_requests_total", tenant="acme", outcome="answered") in (None, 0)
+    assert gateway.sample("gearbox_tenant_requests_total", tenant="acme", outcome="answered") == 0
 
 
 def test_nothing_can_be_asked_for_anything():
