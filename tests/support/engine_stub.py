@@ -28,6 +28,7 @@ class EngineStub:
     def __init__(self) -> None:
         self.url = ""
         self._runner: web.AppRunner | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -47,7 +48,13 @@ class EngineStub:
         self.ending: dict[str, Any] = {"finish_reason": "stop"}  # last fields of every choice, such as `stop_reason`
         self.calls: list[dict[str, Any]] = []  # tool calls, instead of a text
 
+    def let_go(self) -> None:
+        """Set `hold` in the stub's event loop, which setting it in another thread would not wake."""
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self.hold.set)
+
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         app = web.Application(client_max_size=64 << 20)
         app.router.add_post("/v1/chat/completions", self._handle)
         app.router.add_post("/v1/completions", self._handle)

@@ -62,7 +62,7 @@ class TestAnswers:
                 if b" said" in seen:
                     break
             assert full.running == 1, "the engine is not done yet"
-            full.hold.set()
+            full.let_go()
             assert b'"usage":{' in seen
 
     def test_no_usage_chunk_for_clients_who_do_not(self, gateway: Started):
@@ -109,7 +109,7 @@ class TestAnswers:
             while "said" not in seen:
                 seen += next(lines)
             assert full.running == 1, "the engine is not done yet"
-            full.hold.set()
+            full.let_go()
             assert list(lines)[-2:] == ["data: [DONE]", ""]
 
 
@@ -139,7 +139,7 @@ class TestSequences:
         body = {"model": MODEL, "prompt": ["a", "b"], "n": 2, "stream": True}
         with gateway.http.stream("POST", "/v1/completions", json=body):
             assert gateway.variants["full"].live.in_flight == 4
-            full.hold.set()
+            full.let_go()
         gateway.settle()
 
     @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def full_engine(gateway: Started) -> Iterator[list[Client]]:
         yield clients
     finally:
         engine.behaviour = "answer"
-        engine.hold.set()
+        engine.let_go()
         for client in clients:
             assert client.answer().status_code == 200
         gateway.settle()

@@ -21,7 +21,7 @@ from serve.routing.prediction import Latency
 from serve.telemetry.metrics import Metrics
 from tests.support.answers import MESSAGES, chunks, error_of, gearbox_of, streamed_or_not, text_of
 from tests.support.engine_stub import EngineStub
-from tests.support.gateway_server import GatewayServer, Start, Started
+from tests.support.gateway_server import Start, Started
 
 LATE = {"ttft_ms": 30_000}
 PINNED = f"{MODEL}:full"
@@ -97,10 +97,6 @@ def until(true: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def let_go(server: GatewayServer, engine: EngineStub) -> None:
-    server._loop.call_soon_threadsafe(engine.hold.set)
-
-
 def hedges(gateway: Started) -> tuple[float, float]:
     """Hedges that won and that lost."""
     won, lost = (gateway.sample("gearbox_hedges_total", outcome=outcome) for outcome in ("won", "lost"))
@@ -155,12 +151,12 @@ class TestOutcome:
         assert hedged.sample("gearbox_requests_total", variant="full", outcome="answered") == 1
 
     @streamed_or_not
-    def test_the_first_replica_is_used_if_it_answers_before_the_hedge(self, hedged: Started, _server, stream):
+    def test_the_first_replica_is_used_if_it_answers_before_the_hedge(self, hedged: Started, stream):
         full, other = hedged.engines["full"], second(hedged)
         full.behaviour = other.behaviour = "hang"
         sent = Sent(hedged, stream=stream)
         until(lambda: full.running and other.running)
-        let_go(_server, full)
+        full.let_go()
         response = sent.answer()
         assert text_of(response, stream) == ANSWER
         assert gearbox_of(response, stream)["attempts"] == 2
@@ -178,7 +174,7 @@ class TestOutcome:
             tokens(single, 1)
             sent = Sent(single, stream=stream)
             until(lambda: full.running and int8.running)
-            let_go(_server, answering)
+            answering.let_go()
             response = sent.answer()
             facts = gearbox_of(response, stream)
             assert facts["variant"] == response.headers["x-gearbox-variant"] == name
@@ -189,12 +185,12 @@ class TestOutcome:
             nothing_in_flight(single)
         assert single.sample("gearbox_hedges_total", variant="full") == 2, "by the variant that was late"
 
-    def test_an_interrupted_stream_of_a_hedge_is_continued(self, single: Started, _server):
+    def test_an_interrupted_stream_of_a_hedge_is_continued(self, single: Started):
         full, int8, _ = single.engines.values()
         full.behaviour, int8.behaviour = "hang", "die mid-stream"
         sent = Sent(single, max_tokens=50)
         until(lambda: full.cancelled)
-        let_go(_server, full)
+        full.let_go()
         response = sent.answer()
         assert text_of(response, True) == ANSWER
         facts = gearbox_of(response, True)
@@ -202,16 +198,16 @@ class TestOutcome:
         assert hedges(single) == (1, 0)
         nothing_in_flight(single)
 
-    def test_an_interrupted_stream_of_the_first_replica_is_continued(self, single: Started, _server):
+    def test_an_interrupted_stream_of_the_first_replica_is_continued(self, single: Started):
         full, int8, _ = single.engines.values()
         full.behaviour = int8.behaviour = "hang"
         sent = Sent(single, max_tokens=50)
         until(lambda: full.running and int8.running)
         full.behaviour = "die mid-stream"
-        let_go(_server, full)
+        full.let_go()
         until(lambda: attempts(single).get("cancelled"))  # the hedge, which must not begin to answer
         int8.behaviour = "answer"
-        let_go(_server, int8)
+        int8.let_go()
         response = sent.answer()
         assert text_of(response, True) == ANSWER
         facts = gearbox_of(response, True)
@@ -223,15 +219,15 @@ class TestOutcome:
 
 class TestFailure:
     @streamed_or_not
-    def test_the_hedge_goes_on_when_the_first_replica_fails(self, hedged: Started, _server, stream):
+    def test_the_hedge_goes_on_when_the_first_replica_fails(self, hedged: Started, stream):
         """It stands for the next try: nothing else is sent."""
         full, other = hedged.engines["full"], second(hedged)
         full.behaviour, other.behaviour = "die when let go", "hang"
         sent = Sent(hedged, stream=stream)
         until(lambda: other.running)
-        let_go(_server, full)
+        full.let_go()
         until(lambda: attempts(hedged).get("engine_error"))
-        let_go(_server, other)
+        other.let_go()
         response = sent.answer()
         assert text_of(response, stream) == ANSWER
         assert gearbox_of(response, stream)["attempts"] == 2
@@ -241,13 +237,13 @@ class TestFailure:
         nothing_in_flight(hedged)
 
     @streamed_or_not
-    def test_the_first_replica_goes_on_when_the_hedge_fails(self, hedged: Started, _server, stream):
+    def test_the_first_replica_goes_on_when_the_hedge_fails(self, hedged: Started, stream):
         full, other = hedged.engines["full"], second(hedged)
         full.behaviour, other.behaviour = "hang", "die"
         tokens(hedged, MAX_TOKENS)
         sent = Sent(hedged, stream=stream)
         until(lambda: attempts(hedged).get("engine_error"))
-        let_go(_server, full)
+        full.let_go()
         response = sent.answer()
         assert text_of(response, stream) == ANSWER
         assert gearbox_of(response, stream)["attempts"] == 2
@@ -255,64 +251,64 @@ class TestFailure:
         assert hedges(hedged) == (0, 1)
         nothing_in_flight(hedged)
 
-    def both_fail(self, gateway: Started, server: GatewayServer, **body: Any) -> httpx.Response:
+    def both_fail(self, gateway: Started, **body: Any) -> httpx.Response:
         full, other = gateway.engines["full"], second(gateway)
         full.behaviour = other.behaviour = "die when let go"
         sent = Sent(gateway, **body)
         until(lambda: full.running and other.running)
-        let_go(server, full)
-        let_go(server, other)
+        full.let_go()
+        other.let_go()
         return sent.answer()
 
-    def test_both_count_as_tries_of_the_request_when_they_fail(self, hedged: Started, _server):
-        response = self.both_fail(hedged, _server)
+    def test_both_count_as_tries_of_the_request_when_they_fail(self, hedged: Started):
+        response = self.both_fail(hedged)
         assert text_of(response, True) == ANSWER
         assert response.headers["x-gearbox-variant"] == "distilled"
         assert hedged.engine_calls() == {"full": 1, "int8": 1, "distilled": 1}
         assert hedges(hedged) == (0, 1)
         nothing_in_flight(hedged)
 
-    def test_a_third_failure_is_the_last(self, hedged: Started, _server):
+    def test_a_third_failure_is_the_last(self, hedged: Started):
         url = hedged.engines["distilled"].url
         hedged.engines["distilled"].behaviour = "die"
         hedged.replicas.by_variant["distilled"] = [url, url.replace("127.0.0.1", "localhost")]
-        assert error_of(self.both_fail(hedged, _server), 503)["code"] == "engine_unavailable"
+        assert error_of(self.both_fail(hedged), 503)["code"] == "engine_unavailable"
         assert hedged.engine_calls() == {"full": 1, "int8": 1, "distilled": 1}
         nothing_in_flight(hedged)
 
-    def test_a_pinned_request_ends_when_both_fail(self, hedged: Started, _server):
-        assert error_of(self.both_fail(hedged, _server, model=PINNED), 503)["code"] == "engine_unavailable"
+    def test_a_pinned_request_ends_when_both_fail(self, hedged: Started):
+        assert error_of(self.both_fail(hedged, model=PINNED), 503)["code"] == "engine_unavailable"
         assert hedged.engine_calls() == {"full": 1, "int8": 1}
         nothing_in_flight(hedged)
 
-    def test_a_refusal_of_the_first_engine_is_the_answer(self, hedged: Started, _server):
+    def test_a_refusal_of_the_first_engine_is_the_answer(self, hedged: Started):
         full, other = hedged.engines["full"], second(hedged)
         full.behaviour, other.behaviour = "context when let go", "hang"
         sent = Sent(hedged, model=PINNED)
         until(lambda: full.running and other.running)
-        let_go(_server, full)
+        full.let_go()
         error = error_of(sent.answer(), 400)
         assert error["code"] == "context_length_exceeded"
         until(lambda: other.cancelled == 1)
         assert hedges(hedged) == (0, 1)
         nothing_in_flight(hedged)
 
-    def test_the_variant_of_a_refusal_is_that_which_refused(self, single: Started, _server):
+    def test_the_variant_of_a_refusal_is_that_which_refused(self, single: Started):
         full, other = single.engines["full"], second(single)
         full.behaviour, other.behaviour = "400 when let go", "hang"
         sent = Sent(single)
         until(lambda: full.running and other.running)
-        let_go(_server, full)
+        full.let_go()
         error_of(sent.answer(), 400)
         assert single.sample("gearbox_requests_total", variant="full", outcome="rejected") == 1
         nothing_in_flight(single)
 
-    def test_a_refusal_of_the_hedge_is_not(self, hedged: Started, _server, caplog):
+    def test_a_refusal_of_the_hedge_is_not(self, hedged: Started, caplog):
         full, other = hedged.engines["full"], second(hedged)
         full.behaviour, other.behaviour = "hang", "400"
         sent = Sent(hedged)
         until(lambda: attempts(hedged).get("client_error"))
-        let_go(_server, full)
+        full.let_go()
         assert text_of(sent.answer(), True) == ANSWER
         assert "the hedge of request" in caplog.text
         nothing_in_flight(hedged)
@@ -388,13 +384,13 @@ class TestBound:
     def test_not_when_the_bound_of_the_prediction_is_beyond_the_limit(self, hedged: Started):
         self.answered_by_first(hedged, budget={"ttft_ms": 3})
 
-    def test_not_when_the_limit_has_passed(self, hedged: Started, _server, monkeypatch):
+    def test_not_when_the_limit_has_passed(self, hedged: Started, monkeypatch):
         full, elapsed_ms = hedged.engines["full"], [LATE["ttft_ms"], 0.0]
         monkeypatch.setattr(hedging, "_elapsed_ms", lambda _: elapsed_ms.pop())
         full.behaviour = "hang"
         sent = Sent(hedged)
         until(lambda: not elapsed_ms)
-        let_go(_server, full)
+        full.let_go()
         assert gearbox_of(sent.answer(), True)["attempts"] == 1
 
     def test_not_when_no_other_replica_is_predicted_to_meet_the_limit(self, start_gateway: Start, monkeypatch):

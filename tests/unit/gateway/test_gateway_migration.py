@@ -224,14 +224,14 @@ class TestContinuation:
         assert chunks(response)[-1]["usage"]["completion_tokens"] == 6
         assert gateway.engine_calls() == {"full": 1, "int8": 1}
 
-    def test_a_stop_sequence_that_the_next_engine_completes_ends_the_answer(self, gateway: Started, _server):
+    def test_a_stop_sequence_that_the_next_engine_completes_ends_the_answer(self, gateway: Started):
         """It does not know what was sent, and writes on."""
         full, int8, _ = gateway.engines.values()
         full.behaviour, (int8.behaviour, int8.at) = "die mid-stream", ("hold", '":"')
         try:
             response = gateway.chat(stream=True, stop=["said:"], include_stop_str_in_output=True)
         finally:
-            _server._loop.call_soon_threadsafe(int8.hold.set)
+            int8.let_go()
         assert text_of(response, True) == "You said:"
         assert [c["choices"][0]["finish_reason"] for c in chunks(response) if c["choices"]][-1] == "stop"
         assert chunks(response)[-1]["gearbox"]["variant"] == "int8"
@@ -357,7 +357,7 @@ class TestStalls:
             response = httpx.post(
                 f"{gateway.url}/v1/chat/completions", json={"model": MODEL, "messages": MESSAGES}, timeout=60
             )
-            full.hold.set()
+            full.let_go()
         assert (response.headers["x-gearbox-variant"], response.json()["gearbox"]["attempts"]) == ("int8", 1)
         assert text_of(responses[0], True) == "You said: hello there", "which goes on where it is"
         assert gateway.sample("gearbox_candidates_excluded_total", variant="full", rule="silent") == 1
@@ -394,7 +394,7 @@ class TestStalls:
         assert gateway.chat().headers["x-gearbox-variant"] == "int8"
         assert len(full.requests) == before
         full.behaviour = "answer"
-        full.hold.set()
+        full.let_go()
         end = time.monotonic() + 20
         while gateway.replicas.health.ejected([full.url]):
             assert time.monotonic() < end
@@ -444,7 +444,7 @@ class TestStalls:
             while not full.running:
                 time.sleep(0.01)
             assert not self._watch(gateway, _server, False, 0.1)
-            full.hold.set()
+            full.let_go()
         assert text_of(responses[0], True) == "You said: hello there"
         assert gateway.engine_calls() == {"full": 1}
 
@@ -489,7 +489,7 @@ class TestDeadEngines:
                 patch.setattr(aiohttp.TCPConnector, "_create_connection", no_file_descriptors)
                 body = {"model": MODEL, "messages": MESSAGES}
                 refused = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=60)
-            full.hold.set()
+            full.let_go()
         error_of(refused, 503)
         assert chunks(responses[0])[-1]["gearbox"]["migrations"] == []
         assert gateway.chat().headers["x-gearbox-variant"] == "full"
@@ -524,7 +524,7 @@ class TestDeadEngines:
             httpx.post(f"{gateway.url}/v1/chat/completions", json={"model": MODEL, "messages": MESSAGES}, timeout=60)
         (migration,) = chunks(responses[0])[-1]["gearbox"]["migrations"]
         assert (migration["to"], migration["reason"]) == ("int8", "connection")
-        full.hold.set()
+        full.let_go()
 
     def test_one_that_fails_a_request_and_lives_is_tried_again(self, gateway: Started):
         full = gateway.engines["full"]

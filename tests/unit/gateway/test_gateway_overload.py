@@ -27,7 +27,7 @@ def small(start_gateway: Start) -> Iterator[Started]:
     gateway = start_gateway(variants=[variant])
     gateway.engines["full"].behaviour = "hold"
     yield gateway
-    gateway.engines["full"].hold.set()
+    gateway.engines["full"].let_go()
 
 
 def calls() -> int:
@@ -73,15 +73,12 @@ async def test_memory_and_tasks_return_after_5000_requests_from_500_connections(
             most["engine"] = max(most["engine"], engine.running)
             await asyncio.sleep(0.01)
 
-    def release() -> None:
-        _server._loop.call_soon_threadsafe(engine.hold.set)
-
     async def round_of(requests: int) -> list[int]:
         engine.hold.clear()
-        letting_go = asyncio.get_running_loop().call_later(2, release)
+        letting_go = asyncio.get_running_loop().call_later(2, engine.let_go)
         statuses = [status async for status in flood(small, requests, 500)]
         letting_go.cancel()
-        release()
+        engine.let_go()
         await asyncio.to_thread(small.settle)
         return statuses
 

@@ -81,7 +81,7 @@ def test_a_request_in_flight_is_seen_while_it_lasts(gateway: Started, full: Engi
         live = gateway.variants["full"].live
         assert (live.in_flight, live.pending_prefill_tokens) == (1, 0), "with its first token, the prompt is read"
         assert gateway.sample("gearbox_requests_in_flight", variant="full") == 1
-        full.hold.set()
+        full.let_go()
         assert "data: [DONE]" in list(lines)
     gateway.settle()
 

@@ -197,9 +197,9 @@ def test_a_gateway_continues_all_of_them(start_gateway: Start, _server):
         _server._loop.call_soon_threadsafe(kill)
         assert ejected.wait(30)
         until(lambda: other.running == math.ceil(SHARE * STREAMS))
-        _server._loop.call_soon_threadsafe(other.hold.set)
+        other.let_go()
         responses = [answer.result(60) for answer in answers]
-    full.hold.set()
+    full.let_go()
     assert [text_of(one, True) for one in responses] == [f"You said: hello {n}" for n in range(STREAMS)]
     assert all(len(chunks(one)[-1]["gearbox"]["migrations"]) == 1 for one in responses)
     gateway.settle()
