@@ -90,7 +90,8 @@ def test_a_request_waits_in_the_gateway_while_the_engine_is_at_its_places(
 ):
     with full_engine(paced) as clients:
         waiting = Client(paced, budget=PACED, stream=stream)
-        time.sleep(0.05)
+        until(lambda: len(paced.app._admission._queue) == 1, "it waits")
+        time.sleep(0.06)
         _server.refresh(paced)
         assert paced.sample("gearbox_admission_requests_waiting") == 1
         assert paced.engines["full"].running == 2 and paced.sample("gearbox_requests_in_flight", variant="full") == 2
