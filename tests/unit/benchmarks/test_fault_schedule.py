@@ -190,12 +190,12 @@ async def test_what_is_not_there_cannot_be_hit():
         await inject(fault("disk full", 1.0, target="disk"), {}, None)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 async def test_a_full_disk_takes_no_more_until_the_fault_is_over(monkeypatch):
     monkeypatch.setattr("benchmarks.cluster.fault_injection.DISK_MB", 4)
     with small_disk() as disk:
         if disk is None:
-            pytest.skip("no file system can be mounted here")
+            pytest.skip("this machine allows no mounts")
         (disk / "before").write_bytes(bytes(100_000))
         task = asyncio.create_task(inject(fault("disk full", 0.5, target="disk"), {}, disk))
         await asyncio.sleep(0.3)

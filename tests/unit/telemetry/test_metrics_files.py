@@ -207,7 +207,7 @@ print("alive")
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 def test_the_process_outlives_a_disk_that_is_full(tmp_path):
     """Without allocation the process ends by SIGBUS."""
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "gearbox-test", tmp_path]).returncode:
