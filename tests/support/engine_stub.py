@@ -34,6 +34,7 @@ class EngineStub:
     def reset(self) -> None:
         self.behaviour = "answer"
         self.at = "said"  # piece of the answer after which something "mid-stream" happens
+        self.pause_s = 0.05  # of what is "slow" or done "slowly"
         self.running = 0
         self.health_status = 200
         self.detokenizes = "right"  # or "wrong", "500"
@@ -100,7 +101,7 @@ class EngineStub:
             await self.hold.wait()
         match behaviour:
             case "die" | "die slowly":
-                await asyncio.sleep(0.05 if behaviour == "die slowly" else 0)
+                await asyncio.sleep(self.pause_s if behaviour == "die slowly" else 0)
                 assert request.transport is not None
                 request.transport.abort()
                 return web.Response()
@@ -120,7 +121,7 @@ class EngineStub:
             case "max_tokens":
                 return _error(400, OUTPUT_ERROR, "max_tokens")
             case "slow":
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(self.pause_s)
         if self.max_prompt_chars is not None and len(_prompt(body)) > self.max_prompt_chars:
             return _error(400, CONTEXT_ERROR)
         words = [*ANSWER, *_prompt(body).split(" ")]

@@ -112,15 +112,15 @@ class TestFailover:
         assert gateway.sample("gearbox_failovers_total", variant="full") == 0, "it went nowhere"
 
     def test_what_is_left_of_the_budget_decides_where_to(self, start_gateway: Start):
-        """The best takes 50 ms to fail, after which the second's 170 ms do not fit into 200 ms any more."""
+        """The best takes 0.5 s to fail, after which the second's 1.7 s do not fit into 2 s any more."""
         variants = [
-            make_live_variant("full", quality=1.0, ttft_ms=150),
-            make_live_variant("int8", quality=0.9, ttft_ms=170),
-            make_live_variant("distilled", quality=0.8, ttft_ms=10),
+            make_live_variant("full", quality=1.0, ttft_ms=1500),
+            make_live_variant("int8", quality=0.9, ttft_ms=1700),
+            make_live_variant("distilled", quality=0.8, ttft_ms=100),
         ]
         gateway = start_gateway(variants=variants)
-        gateway.engines["full"].behaviour = "die slowly"
-        response = gateway.chat(budget={"ttft_ms": 200})
+        gateway.engines["full"].behaviour, gateway.engines["full"].pause_s = "die slowly", 0.5
+        response = gateway.chat(budget={"ttft_ms": 2000})
         assert response.headers["x-gearbox-variant"] == "distilled"
         gateway.engines["full"].behaviour = "die"
         assert gateway.chat(budget={"ttft_ms": 100_000}).headers["x-gearbox-variant"] == "int8"
