@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -116,6 +118,17 @@ def failures(metrics: Metrics, operation: str) -> float:
     return metrics.registry.get_sample_value("gearbox_rate_limit_store_failures_total", {"operation": operation}) or 0
 
 
+@contextmanager
+def stopped(redis: tuple[str, subprocess.Popen[bytes]], keeper: Gatekeeper) -> Iterator[None]:
+    """Redis stands still for the block, and `keeper` waits for it no longer than `TIMEOUT_S`; after it, for 5 s again."""
+    uri, process = redis
+    process.send_signal(signal.SIGSTOP)
+    keeper.reconfigure(AccessConfig.model_validate(settings(uri)))
+    yield
+    process.send_signal(signal.SIGCONT)
+    keeper.reconfigure(AccessConfig.model_validate(settings(uri, rate_limit_store_timeout_s=5)))
+
+
 async def refused(keeper: Gatekeeper, caller: Caller) -> float:
     """Seconds until 503."""
     started = time.monotonic()
@@ -215,23 +228,20 @@ async def test_a_burst_at_a_healthy_store_is_admitted_whole(redis):
 
 async def test_one_slow_answer_does_not_shut_the_store_out(store, redis):
     """Two in a row may be chance: the next request tries again."""
-    keeper, caller, _ = gatekeeper(redis[0], rate_limit_store_timeout_s=0.4)
+    keeper, caller, _ = gatekeeper(redis[0], rate_limit_store_timeout_s=5)
     await keeper.admit(caller)
-    redis[1].send_signal(19)  # SIGSTOP
-    await refused(keeper, caller)
-    redis[1].send_signal(18)  # SIGCONT
+    with stopped(redis, keeper):
+        await refused(keeper, caller)
     await keeper.admit(caller)
 
 
 async def test_a_redis_that_hangs_dies_and_comes_back_is_used_again(redis, caplog, monkeypatch):
     monkeypatch.setattr(shared_store, "PAUSE_S", 0.3)
-    uri, process = redis
-    keeper, caller, _ = gatekeeper(uri, rate_limit_store_timeout_s=0.3)
+    keeper, caller, _ = gatekeeper(redis[0], rate_limit_store_timeout_s=5)
     await keeper.charge(caller, 500)
-    process.send_signal(19)
-    for _ in range(20):
-        await refused(keeper, caller)
-    process.send_signal(18)
+    with stopped(redis, keeper):
+        for _ in range(20):
+            await refused(keeper, caller)
     await _until(keeper, caller)
     assert "answers again" in caplog.text
     assert ("acme", "tokens", 0.5) in await keeper.used(["acme"]), "what was counted before is known"
@@ -243,7 +253,7 @@ async def test_a_redis_that_hangs_dies_and_comes_back_is_used_again(redis, caplo
 
 async def test_a_redis_that_is_killed_and_started_again_counts_anew_and_needs_no_new_gateway(redis):
     uri, process = redis
-    keeper, caller, _ = gatekeeper(uri, rate_limit_store_timeout_s=1)
+    keeper, caller, _ = gatekeeper(uri, rate_limit_store_timeout_s=5)
     await keeper.charge(caller, 1000)
     with pytest.raises(RequestError):
         await keeper.admit(caller)
@@ -270,7 +280,7 @@ async def test_limits_hold_across_gateways_that_share_a_redis(redis):
 
 
 async def _until(keeper: Gatekeeper, caller: Caller) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 10
     while True:
         try:
             return await keeper.admit(caller)
