@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # read when haystack is imported
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 from serve.gateway.auth import hash_key
 from tests.support.platform import KEYS, Platform, local_settings, started
@@ -23,6 +24,7 @@ MAY_SKIP = (
 #: Standard tests of other projects, which skip what neither the model nor the platform offers.
 MAY_SKIP_IN = "tests/e2e/test_langchain_standard.py"
 
+hypothesis_settings.load_profile("ci")  # the same examples in every run, without a limit to the time of one
 gc.disable()  # while modules are imported, of which nothing is garbage
 
 
