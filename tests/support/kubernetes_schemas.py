@@ -7,10 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonschema import Draft7Validator, Draft202012Validator
-from jsonschema.exceptions import best_match
-from jsonschema.protocols import Validator
-from referencing import Registry, Resource
+from jsonschema_rs import Draft7Validator, Draft202012Validator, Registry
 
 VERSIONS = ("1.29", "1.30", "1.31", "1.32", "1.33", "1.34", "1.35")
 _ROOT = Path(__file__).resolve().parents[2]
@@ -33,11 +30,12 @@ def problem(document: dict[str, Any], version: str) -> str | None:
     if key in _seen:
         return None
     validator = _core(document["kind"], document["apiVersion"], version) if core else _custom(document["kind"])
-    error = best_match(validator.iter_errors(document))
+    error = next(validator.iter_errors(document), None)
     if error is None:
         _seen.add(key)
         return None
-    return f"{document['kind']}/{document['metadata']['name']} at {error.json_path}: {error.message[:300]}"
+    place = "/".join(map(str, error.instance_path))
+    return f"{document['kind']}/{document['metadata']['name']} at /{place}: {error.message[:300]}"
 
 
 def known(kind: str) -> bool:
@@ -48,12 +46,12 @@ def known(kind: str) -> bool:
 @functools.cache
 def _definitions(version: str) -> tuple[Any, Registry]:
     folder = files("kubernetes_validate") / "kubernetes-json-schema" / f"v{version}.0-local-strict"
-    definitions = Resource.from_contents(json.loads((folder / "_definitions.json").read_text()))
-    return folder, definitions @ Registry()
+    definitions = json.loads((folder / "_definitions.json").read_text())
+    return folder, Registry([(definitions["$id"], definitions)])
 
 
 @functools.cache
-def _core(kind: str, api_version: str, version: str) -> Validator:
+def _core(kind: str, api_version: str, version: str) -> Draft202012Validator:
     folder, registry = _definitions(version)
     group, _, of_group = api_version.rpartition("/")
     name = "-".join(part for part in (kind.lower(), group.split(".")[0], of_group) if part)
@@ -64,7 +62,7 @@ def _core(kind: str, api_version: str, version: str) -> Validator:
 
 
 @functools.cache
-def _custom(kind: str) -> Validator:
+def _custom(kind: str) -> Draft7Validator:
     if kind in _OWN:
         return Draft7Validator(json.loads((_ROOT / "tests/schemas" / _OWN[kind]).read_text()))
     definition = yaml.load((CRDS / _CUSTOM[kind]).read_text(), yaml.CSafeLoader)

@@ -158,7 +158,7 @@ def test_names_fit_however_long_the_release_is_called(release: str) -> None:
     assert all(len(name) <= 63 for _, name in names)
     service = one(documents, "RayService")["metadata"]["name"]
     assert len(service) <= 47 and len(f"{service}-abcde-head-svc") <= 63 and len(f"{service}-serve-svc") <= 63
-    assert wrong(documents) == []
+    assert wrong(documents, (VERSIONS[0], VERSIONS[-1])) == []
 
 
 def test_two_releases_in_one_namespace_share_nothing() -> None:
