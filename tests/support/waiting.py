@@ -7,10 +7,11 @@ import pytest
 
 
 def eventually(condition: Callable[[], bool], within_s: float, what: str) -> None:
-    """Wait for `condition`, fail with `what` when it does not come true."""
-    end = time.monotonic() + within_s
+    """Wait for `condition`, fail with `what` when it does not come true. It is checked ever more seldom, at last each 0.2 s."""
+    end, pause_s = time.monotonic() + within_s, 0.01
     while time.monotonic() < end:
         if condition():
             return
-        time.sleep(0.2)
+        time.sleep(pause_s)
+        pause_s = min(1.5 * pause_s, 0.2)
     pytest.fail(f"not within {within_s} s: {what}")

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is imported; threads that share a tiny model wait for each other
 
@@ -9,6 +10,13 @@ import pytest
 
 from tests.support.engine_stub import EngineStub
 from tests.support.gateway_server import GatewayServer, Started
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Without slow tests, do not import files that have no others: torch is among their imports."""
+    if config.option.markexpr == "not slow" and collection_path.suffix == ".py":
+        return "\npytestmark = pytest.mark.slow\n" in collection_path.read_text() or None
+    return None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

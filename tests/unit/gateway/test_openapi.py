@@ -1,5 +1,6 @@
 """The OpenAPI description: complete, valid, and consistent with the gateway's routes and rejections."""
 
+import functools
 import json
 from typing import Any
 
@@ -7,7 +8,6 @@ import jsonschema
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from benchmarks.lib.sample_catalog import MODEL, make_config
 from benchmarks.lib.scripted_retrieval import FakeRetrieval
@@ -33,12 +33,15 @@ CHAT = {"model": MODEL, "messages": MESSAGES}
 COMPLETION = {"model": MODEL, "prompt": "hello there"}
 
 
+@functools.cache
 def validator(name: str) -> jsonschema.Draft202012Validator:
     schema = {"$ref": f"#/components/schemas/{name}", "components": DOCUMENT["components"]}
     return jsonschema.Draft202012Validator(schema)
 
 
 def test_it_is_a_valid_description():
+    from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR  # slow to import
+
     OPENAPI_31_VALIDATOR.validate(DOCUMENT)
     for component in DOCUMENT["components"]["schemas"].values():
         jsonschema.Draft202012Validator.check_schema(component)
