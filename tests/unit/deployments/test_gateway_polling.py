@@ -71,19 +71,19 @@ async def test_a_failed_poll_is_logged_and_the_next_one_runs(
     watcher._app.export_quotas.assert_awaited()
 
 
-@pytest.mark.parametrize(("stopping", "ended"), [(True, 1), (False, 0)])
+@pytest.mark.parametrize(("stopping", "steps"), [(True, [("sleep", 28.0), "end"]), (False, [])])
 async def test_a_replica_that_serve_stops_ends_its_requests_before_it_is_killed(
-    monkeypatch: pytest.MonkeyPatch, stopping: bool, ended: int
+    monkeypatch: pytest.MonkeyPatch, stopping: bool, steps: list[object]
 ):
     watcher = GatewayDeployment.__new__(GatewayDeployment)
-    watcher._config = make_config(server={"drain_timeout_s": 1.0})
-    watcher._app = SimpleNamespace(end_requests=Mock(return_value=3))
+    watcher._config = make_config(server={"drain_timeout_s": 30.0})
+    seen: list[object] = []
+    watcher._app = SimpleNamespace(end_requests=lambda: seen.append("end") or 3)
     monkeypatch.setattr(gateway, "replica_is_stopping", lambda: stopping)
-    work = asyncio.create_task(watcher._end_requests())
-    await asyncio.sleep(0.2)
-    assert not watcher._app.end_requests.called
-    await asyncio.wait_for(work, 2)
-    assert watcher._app.end_requests.call_count == ended
+    sleep = AsyncMock(side_effect=lambda seconds: seen.append(("sleep", seconds)))
+    monkeypatch.setattr(gateway, "asyncio", SimpleNamespace(sleep=sleep))
+    await watcher._end_requests()
+    assert seen == steps
 
 
 @pytest.mark.parametrize("replicas", [FailsFirst, Hanging])
