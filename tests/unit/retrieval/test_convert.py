@@ -28,14 +28,14 @@ def test_what_has_no_text_is_refused(data):
 
 @pytest.mark.parametrize("depth", [300, 5_000, 200_000])
 def test_deep_nesting_ends_soon_in_text_or_an_error(depth):
-    started = time.monotonic()
+    started = time.process_time()
     texts = [(b"<div>" * depth + b"text" + b"</div>" * depth, "a.html"), (b">" * depth + b" text", "a.md")]
     if depth <= 5_000:  # its length grows with the square of the depth
         texts.append((b"\n".join(b" " * i + b"* x" for i in range(min(depth, 1500))), "a.rst"))
     for data, name in texts:
         with suppress(ConversionError):
             convert(data, name)
-    assert time.monotonic() - started < 30
+    assert time.process_time() - started < 30
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_error_for_an_unknown_kind_lists_the_known_ones(name, kind):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.html", "a.rst"])
 def test_huge_texts_end_soon_in_text_or_an_error(name):
-    started = time.monotonic()
+    started = time.process_time()
     for data in (
         b"word " * 500_000,
         b"`" * 150_000,
@@ -71,7 +71,7 @@ def test_huge_texts_end_soon_in_text_or_an_error(name):
     ):
         with suppress(ConversionError):
             convert(data, name)
-    assert time.monotonic() - started < 15
+    assert time.process_time() - started < 15
 
 
 def test_text_over_the_limit_is_refused(monkeypatch):

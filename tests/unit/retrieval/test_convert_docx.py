@@ -80,10 +80,10 @@ LAUGHS = (
 
 
 def test_xml_that_multiplies_itself_is_refused_soon():
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConversionError):
         convert(word(word_document_xml=LAUGHS), "a.docx")
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_xml_entities_are_no_way_to_files(tmp_path):

@@ -145,10 +145,10 @@ def test_lines_of_code_are_no_items():
 
 
 def test_a_word_without_end_is_cut_and_ends_soon():
-    started = time.monotonic()
+    started = time.process_time()
     chunks = Splitter(words(), 20).chunks(Text("t", (Section("a" * 300_000),)), "text", 20_000)
     assert sum(len(chunk.content) for chunk in chunks) == 300_000
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 async def test_a_document_is_read_cut_embedded_with_its_headings_and_stored(indexer, store, embed):
