@@ -31,6 +31,7 @@ from compression.recipe.schema import (
     Prune,
     Quantize,
     Recipe,
+    RecipeError,
     Sparsify,
     check_parent_steps,
     load_recipe,
@@ -123,7 +124,7 @@ class Family:
         child's. Changes nothing.
 
         Raises:
-            RecipeError: a recipe is missing or wrong, or cannot start from its parent.
+            RecipeError: a recipe is missing or wrong, cannot start from its parent, or lacks one to be compared with.
             BuildError: the variants' parents form a cycle.
         """
         specs_by_name = {spec.name: spec for spec in variants}
@@ -134,6 +135,7 @@ class Family:
                 raise BuildError(f"the variants' parents form a cycle: {' -> '.join((*ancestors, spec.name))}")
             if spec.name not in planned:
                 recipe = load_recipe(spec.recipe)
+                _check_reference(recipe)
                 parent = None
                 if recipe.parent is not None:
                     beside = {"name": recipe.parent, "recipe": spec.recipe.with_name(f"{recipe.parent}.yaml")}
@@ -275,6 +277,16 @@ def build_seconds(recipe: Recipe) -> dict[str, float]:
             case Quantize():
                 add("quantize", 20.0 + step.samples * {"gptq": 5.0, "awq": 10.0, "rtn": 0.5}[step.method])
     return {**seconds, "save": 10.0}
+
+
+def _check_reference(recipe: Recipe) -> None:
+    """Refuse a recipe whose variant would be measured against itself although its steps change the model."""
+    changes = [step.technique for step in recipe.steps if not isinstance(step, Load | Cast)]
+    if recipe.parent is None and changes:
+        raise RecipeError(
+            f"the recipe '{recipe.name}' has the step '{changes[0]}' but no parent, so its variant would be compared with "
+            "itself: name a parent that only loads the source, such as 'full', and leave 'load' out"
+        )
 
 
 def _is_measured(folder: Path, key: str) -> bool:

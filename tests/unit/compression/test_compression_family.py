@@ -14,6 +14,7 @@ import pytest
 
 from compression.build.family import BuildError, Family, VariantSpec
 from compression.progress import Progress
+from compression.recipe.schema import RecipeError
 from serve.card import load_card
 
 ROOT = Path(__file__).parents[3]
@@ -222,6 +223,15 @@ def test_recipes_that_start_from_each_other_are_refused(bench: Bench, tmp_path: 
         (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nparent: {parent}\nsteps: [{{technique: quantize}}]")
     with pytest.raises(BuildError, match="form a cycle: a -> b -> a"):
         bench.family().plan([VariantSpec(name="a", recipe=tmp_path / "a.yaml")])
+
+
+def test_a_recipe_that_changes_the_source_needs_a_parent_to_be_compared_with(bench: Bench, tmp_path: Path) -> None:
+    alone = VariantSpec(name="alone", recipe=tmp_path / "alone.yaml")
+    alone.recipe.write_text("name: alone\nsteps: [{technique: load}, {technique: quantize}]")
+    with pytest.raises(RecipeError, match="'quantize' but no parent, .* compared with itself: name a parent"):
+        bench.family().plan([alone])
+    alone.recipe.write_text("name: alone\nsteps: [{technique: load}, {technique: cast, dtype: float16}]")
+    assert [planned.name for planned in bench.family().plan([alone])] == ["alone"]
 
 
 def test_importing_it_needs_neither_torch_nor_vllm() -> None:
