@@ -7,6 +7,7 @@ held-out tokens, whatever its seed.
 
 import ast
 import hashlib
+import platform
 import random
 import re
 import sys
@@ -59,6 +60,20 @@ class Corpus:
     def training_digest(self) -> str:
         """sha256 over the training split, which is also the calibration text."""
         return f"sha256:{_documents_digest(self.training)}"
+
+
+def text_identity(file: Path | None) -> str:
+    """Identity of the text of `load_corpus(file)`, for keys: each Python version has documentation of its own.
+
+    Raises:
+        TextError: the file cannot be read.
+    """
+    if file is None:
+        return f"python {platform.python_version()}"
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as error:
+        raise TextError(f"cannot read the text file {file}: {error.strerror or error}") from error
 
 
 def load_corpus(file: Path | None = None) -> Corpus:

@@ -10,7 +10,6 @@ subprocesses in their own environments.
 
 import hashlib
 import json
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from compression.recipe.schema import (
     load_recipe,
     recipe_key,
 )
+from compression.text import text_identity
 from serve.card import load_card
 
 MEASURE_FORMAT = 2  # increase it when the same weights would be measured differently
@@ -126,6 +126,7 @@ class Family:
         Raises:
             RecipeError: a recipe is missing or wrong, cannot start from its parent, or lacks one to be compared with.
             BuildError: the variants' parents form a cycle.
+            TextError: the text file cannot be read.
         """
         specs_by_name = {spec.name: spec for spec in variants}
         planned: dict[str, PlannedVariant] = {}
@@ -177,7 +178,7 @@ class Family:
     def _planned(
         self, spec: VariantSpec, recipe: Recipe, parent: PlannedVariant | None, requested: bool
     ) -> PlannedVariant:
-        text = _file_digest(self._text) if self._text else "python"
+        text = text_identity(self._text)
         key = recipe_key(recipe, self._identity, parent.key if parent else None, text)
         folder = self._folder / f"{spec.name}-{key[:12]}"
         full = parent.full if parent else folder
@@ -186,8 +187,7 @@ class Family:
             "hardware": hardware.label(),
             "engine_args": spec.engine_args,
             "env": spec.env,
-            # another Python documents itself in other words, and all variants must be measured on the same ones
-            "text": text if self._text else f"python {platform.python_version()}",
+            "text": text,
             "full": full.name,
         }
         measure_key = hashlib.sha256(json.dumps(measured_with, sort_keys=True).encode()).hexdigest()
@@ -306,7 +306,3 @@ def _update_price(folder: Path, price_usd_per_hour: float | None) -> None:
     ):
         profile = card.profile.model_copy(update={"price_usd_per_hour": price_usd_per_hour})
         card.model_copy(update={"profile": profile}).save(folder)
-
-
-def _file_digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -7,7 +7,6 @@ error and exit code 2.
 """
 
 import argparse
-import hashlib
 import importlib.metadata
 import shlex
 import sys
@@ -47,9 +46,9 @@ from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
     Corpus,
-    TextError,
     held_out_sequences,
     load_corpus,
+    text_identity,
     training_sequences,
 )
 from serve.card import Card, Step, load_card
@@ -337,10 +336,7 @@ def _chars_per_token(state: BuildState) -> float:
 def _build_key(recipe: Recipe, source: Source | None, parent: Path | None, text: Path | None) -> str:
     """Key of a build; an interrupted build with another key is not resumed."""
     start = source_identity(source) if source else ""
-    if text and not text.is_file():
-        raise TextError(f"cannot read the text file {text}: there is no such file")
-    text_digest = hashlib.sha256(text.read_bytes()).hexdigest() if text else "python"
-    return recipe_key(recipe, start, load_card(parent).weights_digest if parent else None, text_digest)
+    return recipe_key(recipe, start, load_card(parent).weights_digest if parent else None, text_identity(text))
 
 
 def _training_digest(state: BuildState) -> str | None:

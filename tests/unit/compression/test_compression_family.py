@@ -156,6 +156,16 @@ def test_another_source_or_text_is_built_beside(bench: Bench, tmp_path: Path) ->
     assert len(set(plans)) == 3
 
 
+def test_another_python_version_builds_again_what_its_documentation_calibrates(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is other text, on which the old variant would not be measured."""
+    before = bench.family().plan([spec("int8")])
+    monkeypatch.setattr("compression.text.platform.python_version", lambda: "3.11.99")
+    after = bench.family().plan([spec("int8")])
+    assert [old.folder == new.folder for old, new in zip(before, after, strict=True)] == [True, False], "full, int8"
+
+
 def test_a_failure_is_the_subprocess_s_own_line_and_names_the_log(bench: Bench) -> None:
     (bench.folder / "refuse").touch()
     with pytest.raises(BuildError, match=r"variant 'full': the disk is full \(log: .*full-.*\.log\)") as failed:
