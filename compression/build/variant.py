@@ -46,6 +46,7 @@ from compression.text import (
     HELD_OUT_COUNT,
     HELD_OUT_LENGTH,
     Corpus,
+    TextError,
     held_out_sequences,
     load_corpus,
     text_identity,
@@ -116,8 +117,10 @@ def build(
         check_parent(recipe, parent)
     part = out.with_name(out.name + ".part")
     start = pin_revision(parse_source(source)) if source else None
-    open_build_folder(part, _build_key(recipe, start, parent, text))
+    key = _build_key(recipe, start, parent, text)
     state = BuildState(recipe, part, report, cache(lambda: load_corpus(text)), start, parent)
+    _check_parent_text(state)
+    open_build_folder(part, key)
     checkpoint = _resume(state, load_last_checkpoint(part))
     for step in recipe.steps[len(state.completed_steps) :]:
         checkpoint = _run_step(state, step, part)
@@ -341,9 +344,23 @@ def _build_key(recipe: Recipe, source: Source | None, parent: Path | None, text:
 
 def _training_digest(state: BuildState) -> str | None:
     """Digest of the text that these steps, else the parent's, may have trained on: evaluation must not use it."""
-    if any(not isinstance(step, Load | Cast) for step in state.recipe.steps):
+    if state.recipe.uses_text:
         return state.corpus().training_digest
     return load_card(state.parent).training_digest if state.parent else None
+
+
+def _check_parent_text(state: BuildState) -> None:
+    """Refuse other text than the parent's: the card has one digest, and evaluation could use what the other text trained.
+
+    Raises:
+        TextError: the parent was calibrated or trained on other text.
+    """
+    parent = load_card(state.parent) if state.parent and state.recipe.uses_text else None
+    if parent and parent.training_digest not in (None, state.corpus().training_digest):
+        raise TextError(
+            f"the parent '{parent.name}' was calibrated or trained on other text than {state.corpus().description}: build "
+            "both with the same Python version or --text"
+        )
 
 
 def _load_folder(folder: Path) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:

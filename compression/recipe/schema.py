@@ -274,6 +274,11 @@ class Recipe(_Section):
         return self
 
     @property
+    def uses_text(self) -> bool:
+        """Whether a step may calibrate or train on text."""
+        return any(not isinstance(step, Load | Cast) for step in self.steps)
+
+    @property
     def completions(self) -> tuple[Distill, ...]:
         """Distill steps that train on completions by the parent, see `compression.distill.teacher_completions`."""
         return tuple(step for step in self.steps if isinstance(step, Distill) and step.data == "teacher")
@@ -343,13 +348,12 @@ def recipe_key(recipe: Recipe, source: str, parent_key: str | None, text: str) -
         parent_key: key of the variant it starts from.
         text: identity of the calibration and training text; without effect on recipes that use none.
     """
-    uses_text = any(not isinstance(step, Load | Cast) for step in recipe.steps)
     steps = [step.model_dump(mode="json", exclude_none=True) for step in recipe.steps]
     content = {
         "format": FORMAT,
         "recipe": {**recipe.model_dump(mode="json", exclude={"name"}), "steps": steps},
         "source": source,
         "parent": parent_key,
-        "text": text if uses_text else None,
+        "text": text if recipe.uses_text else None,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -158,6 +158,16 @@ def test_a_text_without_enough_words_says_the_calibration_set_is_empty(full: Pat
     assert error_line(refused.value)
 
 
+def test_a_parent_that_was_trained_on_other_text_is_refused(full: Path, tmp_path: Path, text: Path) -> None:
+    parent = shutil.copytree(full, tmp_path / "parent")
+    load_card(full).model_copy(update={"training_digest": "sha256:other"}).save(parent)
+    with pytest.raises(TextError, match="'full' was calibrated or trained on other text than words.txt: build both with"):
+        make(parent, tmp_path / "out", text, {"technique": "sparsify", "method": "magnitude"})
+    assert not (tmp_path / "out.part").exists()
+    card = make(parent, tmp_path / "half", text, {"technique": "cast", "dtype": "float16"})
+    assert card.training_digest == "sha256:other", "no step uses text: the parent's stays"
+
+
 def make(full: Path, out: Path, text: Path, *steps: dict[str, object], **recipe: object) -> Card:
     wanted = Recipe.model_validate({"name": "v", "parent": "full", "steps": steps, **recipe})
     return build(wanted, "v", "tiny", None, full, out, text, "", lambda *_: None)
