@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -75,11 +76,17 @@ def compress(
         log = job.out.with_name(job.out.name + ".log")
         job.out.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with _progress_bars(console, job) as on_progress:
-                if job.parent and job.recipe.completions:
-                    completions = completions_command(Path(sys.executable), job.file, job.parent, text, {})
-                    run_subprocess(completions, {}, log, on_progress)
-                run_subprocess(_command(job, name, source, text), MALLOC_ENV, log, on_progress)
+            with _locked(job.out):
+                if job is not jobs[-1] and job.out.exists():  # another process built this parent meanwhile
+                    _check_same_source(job.out, job.out.name, source)
+                    continue
+                with _progress_bars(console, job) as on_progress:
+                    if job.parent and job.recipe.completions:
+                        completions = completions_command(Path(sys.executable), job.file, job.parent, text, {})
+                        run_subprocess(completions, {}, log, on_progress)
+                    run_subprocess(_command(job, name, source, text), MALLOC_ENV, log, on_progress)
+        except (BuildRefused, CardError) as error:
+            raise _fail(str(error), 2) from error
         except SubprocessFailed as error:
             raise _fail(f"{job.out.name}: {error} (log: {log})", 2 if error.known_cause else 1) from error
         except KeyboardInterrupt:
@@ -136,6 +143,21 @@ def _check_same_source(folder: Path, name: str, source: Source | None) -> None:
         return
     made_from = f"{loaded}@{revision}" if revision else loaded
     raise BuildRefused(f"{folder} was made from {made_from}, not from {source.text}: use another folder or --parent")
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock of the variant in `out`, which building and measuring take; says when it waits for another process."""
+    lock = FileLock(out.with_name(out.name + ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        typer.echo(f"waiting for another process that builds or measures {out}", err=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _command(job: Job, name: str, source: Source | None, text: Path | None) -> list[str]:

@@ -2,7 +2,10 @@
 
 import re
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from click.testing import Result
@@ -131,6 +134,28 @@ def test_the_parent_writes_before_a_build_that_learns_from_it(tmp_path: Path, mo
         [module, "--parent", str(parent)]
         for module in ("compression.distill.teacher_completions", "compression.build.variant")
     ]
+
+
+def test_two_builds_at_once_that_lack_the_same_parent_build_it_once(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_planned, built = Barrier(2, timeout=30), []
+
+    def model_name(_: object) -> str:  # requested after planning
+        both_planned.wait()
+        return "tiny"
+
+    def run(command: list[str], *_: object) -> None:
+        out = Path(command[command.index("--out") + 1])
+        built.append(out.name)
+        time.sleep(0.1)
+        write_variant(out, make_card(out.name))
+
+    monkeypatch.setattr(compress_command, "_model_name", model_name)
+    monkeypatch.setattr(compress_command, "run_subprocess", run)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda name: compress_command.compress(name, tmp_path / name, str(source)), ("int8", "fp8")))
+    assert sorted(built) == ["fp8", "full", "int8"]
 
 
 @pytest.mark.slow
