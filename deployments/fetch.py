@@ -84,6 +84,7 @@ def fetch(uri: str, digest: str | None, folder: Path, on_progress: OnProgress, c
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / CARD_FILE).is_file():  # another process has downloaded it meanwhile
             return
+        _remove_leftovers(folder)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
         try:
             _copy(uri, scratch, on_progress, cards_only)
@@ -99,6 +100,14 @@ def fetch(uri: str, digest: str | None, folder: Path, on_progress: OnProgress, c
             raise FetchError(f"{uri}: {error}") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the partial copies of downloads to `folder` that were killed; the folder's lock must be held."""
+    scratch = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}")  # as mkdtemp names it; not those of FOLDER-card
+    for entry in folder.parent.iterdir():
+        if scratch.fullmatch(entry.name):
+            shutil.rmtree(entry, ignore_errors=True)
 
 
 def _copy(uri: str, scratch: Path, on_progress: OnProgress, cards_only: bool) -> None:
@@ -161,7 +170,7 @@ def _from_hub(name: str, revision: str, folder: str, scratch: Path, on_progress:
     from huggingface_hub import snapshot_download
 
     pattern = CARD_FILE if cards_only else "*"
-    with tempfile.TemporaryDirectory(prefix=f"{scratch.name}-", dir=scratch.parent) as copy:
+    with tempfile.TemporaryDirectory(dir=scratch) as copy:  # what a killed process leaves there is removed with `scratch`
         snapshot_download(
             name,
             revision=revision,

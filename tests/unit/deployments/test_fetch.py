@@ -110,6 +110,16 @@ def test_what_was_left_of_an_attempt_that_was_killed_is_replaced(made: Path, tmp
     assert files(tmp_path / "got") == files(made)
 
 
+def test_partial_copies_of_killed_downloads_are_removed_but_not_those_of_another_folder(made: Path, tmp_path: Path):
+    others = [".got-card-a1b2c3d_", ".got-a1b2", "got-a1b2c3d_"]
+    for name in (".got-a1b2c3d_", *others):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    copy(f"file://{made}", tmp_path / "got")
+    left = {entry.name for entry in tmp_path.iterdir() if entry.is_dir()}
+    assert left == {"bucket", "got", *others}
+
+
 def nothing_is_left(folder: Path) -> bool:
     return not folder.exists() and not [f for f in folder.parent.iterdir() if f.is_dir() and f.name.startswith(".got")]
 
