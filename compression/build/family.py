@@ -38,6 +38,7 @@ from compression.recipe.schema import (
     recipe_key,
 )
 from compression.text import text_identity
+from serve.card import Step as CardStep
 from serve.card import load_card
 
 MEASURE_FORMAT = 2  # increase it when the same weights would be measured differently
@@ -133,6 +134,10 @@ class Family:
         specs_by_name = {spec.name: spec for spec in variants}
         planned: dict[str, PlannedVariant] = {}
 
+        def lineage(name: str | None) -> list[CardStep]:
+            """The steps of the planned variant `name` after those of its ancestors."""
+            return [*lineage(planned[name].recipe.parent), *planned[name].recipe.planned_steps()] if name else []
+
         def add(spec: VariantSpec, ancestors: tuple[str, ...]) -> PlannedVariant:
             if spec.name in ancestors:
                 raise BuildError(f"the variants' parents form a cycle: {' -> '.join((*ancestors, spec.name))}")
@@ -144,7 +149,7 @@ class Family:
                     beside = {"name": recipe.parent, "recipe": spec.recipe.with_name(f"{recipe.parent}.yaml")}
                     parent_spec = specs_by_name.get(recipe.parent) or spec.model_copy(update=beside)
                     parent = add(parent_spec, (*ancestors, spec.name))
-                    check_parent_steps(recipe, parent.recipe.planned_steps())
+                    check_parent_steps(recipe, lineage(recipe.parent))
                 planned[spec.name] = self._planned(spec, recipe, parent, spec.name in specs_by_name)
             return planned[spec.name]
 

@@ -126,7 +126,9 @@ def plan(recipe: str, out: Path, source: Source | None, parent: Path | None) -> 
         else:
             _check_same_source(parent, target.parent, source)
     if parent_jobs:
-        check_parent_steps(target, parent_jobs[-1].recipe.planned_steps())
+        start = parent_jobs[0].parent
+        planned_steps = (step for job in parent_jobs for step in job.recipe.planned_steps())
+        check_parent_steps(target, [*(load_card(start).steps if start else ()), *planned_steps])
     else:
         check_parent(target, parent)
     return [*parent_jobs, Job(target, file, out, parent)]

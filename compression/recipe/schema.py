@@ -307,7 +307,10 @@ def _conflict(earlier: Step, later: Step) -> str | None:
 
 
 def check_parent_steps(recipe: Recipe, parent: Iterable[CardStep]) -> None:
-    """Refuse steps that would undo the steps of the parent's card, `parent`.
+    """Refuse steps that would undo the steps of the parent or, as far as they are known, of its ancestors.
+
+    Args:
+        parent: the steps of their cards.
 
     Raises:
         RecipeError: the parent is quantized, or a step would destroy its pattern of zeros.

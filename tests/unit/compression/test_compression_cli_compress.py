@@ -102,6 +102,23 @@ def test_a_missing_environment_says_how_to_make_it(
     assert "no compression environment at /nowhere/python: run 'make install'" in message
 
 
+@pytest.mark.parametrize("sparse_exists", [False, True])
+def test_steps_that_would_fill_the_zeros_of_an_ancestor_are_refused(
+    tmp_path: Path, source: Path, sparse_exists: bool
+) -> None:
+    for name, parent, step in (
+        ("sparse", "full", "{technique: sparsify}"),
+        ("half", "sparse", "{technique: cast, dtype: float16}"),
+        ("trained", "half", "{technique: distill, tokens: 9}"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nparent: {parent}\nsteps: [{step}]")
+    if sparse_exists:
+        sparse = write_variant(tmp_path / "sparse", make_card("sparse", steps=(Step(technique="sparsify", tool="t"),)))
+        (sparse / "config.json").write_text("{}")
+    message = refused(tmp_path / "trained.yaml", "--model", source, "--out", tmp_path / "trained")
+    assert "'trained' cannot start from 'half': 'distill' would fill the zeros" in message
+
+
 @pytest.mark.parametrize(("known", "code"), [(True, 2), (False, 1)])
 def test_a_failed_build_is_its_own_line_and_names_the_log(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, known: bool, code: int

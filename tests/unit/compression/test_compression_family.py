@@ -263,6 +263,18 @@ def test_a_recipe_that_changes_the_source_needs_a_parent_to_be_compared_with(ben
     assert [planned.name for planned in bench.family().plan([alone])] == ["alone"]
 
 
+def test_the_zeros_of_an_ancestor_are_kept(bench: Bench, tmp_path: Path) -> None:
+    for name, parent, step in (
+        ("full", "null", "{technique: load}"),
+        ("sparse", "full", "{technique: sparsify}"),
+        ("half", "sparse", "{technique: cast, dtype: float16}"),
+        ("trained", "half", "{technique: distill, tokens: 9}"),
+    ):
+        (tmp_path / f"{name}.yaml").write_text(f"name: {name}\nparent: {parent}\nsteps: [{step}]")
+    with pytest.raises(RecipeError, match="'trained' cannot start from 'half': 'distill' would fill the zeros"):
+        bench.family().plan([VariantSpec(name="trained", recipe=tmp_path / "trained.yaml")])
+
+
 def test_importing_it_needs_neither_torch_nor_vllm() -> None:
     code = (
         "import sys, compression.build.family; assert not {'torch', 'vllm', 'transformers', 'numpy'} & set(sys.modules)"
