@@ -20,7 +20,7 @@ from compression.build.export import export_variant, variant_facts
 from compression.build.source import Source, load_source, parse_source, pin_revision, source_identity
 from compression.build.step_checkpoints import Checkpoint, load_last_checkpoint, open_build_folder, save_checkpoint
 from compression.errors import run_command
-from compression.hardware import accelerators, compute_dtype
+from compression.hardware import compute_dtype
 from compression.progress import Report, progress_on_stdout
 from compression.recipe.schema import (
     Cast,
@@ -234,6 +234,8 @@ def _lora(state: BuildState, step: Lora) -> Step:
 
 
 def _distill(state: BuildState, step: Distill) -> Step:
+    import torch
+
     from compression.distill.multi_gpu import distill_multi_gpu
     from compression.distill.teacher import TopKCache
     from compression.distill.trainer import distill
@@ -243,8 +245,8 @@ def _distill(state: BuildState, step: Distill) -> Step:
     if step.teacher_top_k:
         top_k_cache = TopKCache(state.parent / "top-k", load_card(state.parent).weights_digest)
     sequences = _training_data(state, step)
-    if (gpus := len(accelerators())) > 1:
-        training = (sequences, step, state.recipe.seed, checkpoints, state.report, top_k_cache, gpus)
+    if (processes := min(torch.cuda.device_count(), step.batch)) > 1:
+        training = (sequences, step, state.recipe.seed, checkpoints, state.report, top_k_cache, processes)
         trained = distill_multi_gpu(state.model, state.parent, *training)
     else:
         teacher, _ = _load_folder(state.parent)

@@ -246,6 +246,23 @@ def test_a_build_goes_on_after_its_last_finished_step(
     assert not part.exists()
 
 
+@pytest.mark.parametrize(("gpus", "processes"), [(8, 4), (2, 2)])
+def test_a_batch_is_shared_by_the_visible_gpus_but_by_no_more_than_it_has_sequences(
+    full: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, processes: int
+) -> None:
+    started: list[object] = []
+
+    def start(*arguments: object) -> None:
+        started.append(arguments[-1])
+        raise Killed
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr("compression.distill.multi_gpu.distill_multi_gpu", start)
+    with pytest.raises(Killed):
+        make(full, tmp_path / "out", text, {"technique": "distill", "tokens": 9, "batch": 4, "sequence_length": 32})
+    assert started == [processes]
+
+
 @pytest.mark.parametrize("file", ["model.safetensors", "step.json"])
 def test_a_damaged_checkpoint_is_refused_in_one_line(
     full: Path, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, file: str
