@@ -41,7 +41,7 @@ from compression.text import text_identity
 from serve.card import Step as CardStep
 from serve.card import load_card
 
-MEASURE_FORMAT = 2  # increase it when the same weights would be measured differently
+MEASURE_FORMAT = 3  # increase it when the same weights would be measured differently
 MEASURED_FILE = "measured.json"
 
 State = Literal["ready", "to build", "to measure"]

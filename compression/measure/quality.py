@@ -72,7 +72,8 @@ def measure_quality(served: ServedModel, held_out: HeldOut, full: Path, is_full:
     if reference is None:
         reference = FullReference(measured, ids)
         _save(file, reference)
-    comparable = ~np.isnan(measured.targets)  # all of them, but for a variant with another vocabulary
+    # all of them, but for a variant with another vocabulary
+    comparable, scored = ~np.isnan(measured.logprobs[:, 0]), ~np.isnan(measured.targets)
     if not comparable.any():
         raise QualityError("this variant and 'full' tokenize none of the held-out text alike")
     comparable_top = [
@@ -86,7 +87,7 @@ def measure_quality(served: ServedModel, held_out: HeldOut, full: Path, is_full:
     return Quality(
         quality=float(np.exp(-mean)),
         derivation=DERIVATION_KL,
-        perplexity=float(np.exp(-measured.targets[comparable].astype(np.float64).sum() / len(comparable))),
+        perplexity=float(np.exp(-measured.targets[scored].mean(dtype=np.float64))),
         kl_to_full=mean,
         kl_ci95=bootstrap_ci95(np.array(by_sequence)),
         top1_agreement=top1_agreement(*comparable_top),

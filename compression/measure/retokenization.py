@@ -2,7 +2,8 @@
 
 The variant splits the same text into other tokens. Where both have a token that ends at the same character, the next token's distributions are
 comparable, since each of the variant's tokens is one of full's by its string. A token of full's that the variant spells in
-pieces has the probability of its pieces. Positions at which only full's tokens end are nan.
+pieces has the probability of its pieces. Positions at which only full's tokens end are nan; their targets are 0 where the target
+before covers them.
 """
 
 from collections.abc import Sequence
@@ -48,10 +49,11 @@ class Retokenized(ServedModel):
                 self.tokenizer.convert_ids_to_tokens(sequence),
                 self._model.tokenizer.convert_ids_to_tokens(model_tokens),
             )
-            for (at, model_at), (_, model_next) in pairwise(common):
+            for (at, model_at), (next_at, model_next) in pairwise(common):
                 ids[row + at] = self._full_id[top_k.ids[model_row + model_at]]
                 logprobs[row + at] = top_k.logprobs[model_row + model_at]
                 targets[row + at] = top_k.targets[model_row + model_at : model_row + model_next].sum()
+                targets[row + at + 1 : row + next_at] = 0
             row += len(sequence) - 1
             model_row += len(model_tokens) - 1
         return TopK(ids, logprobs, targets)
@@ -59,9 +61,15 @@ class Retokenized(ServedModel):
     def generate_greedy(
         self, prompts: Sequence[Tokens], tokens: int, done: OnDone, stop: Sequence[str] = ()
     ) -> list[tuple[list[int], str]]:
-        """As `ServedModel.generate_greedy`; the answers' text in full's token ids."""
-        answers = self._model.generate_greedy(self.to_model_tokens(prompts), tokens, done, stop)
-        return [(self.encode(text), text) for _, text in answers]
+        """As `ServedModel.generate_greedy`, in full's token ids.
+
+        The variant writes twice as many of its own tokens, as it may need more of them for the same text.
+        """
+        answers = []
+        for model_tokens, text in self._model.generate_greedy(self.to_model_tokens(prompts), 2 * tokens, done, stop):
+            ids = self.encode(self._model.decode(model_tokens))[:tokens]  # of the tokens: the text lacks the end token
+            answers.append((ids, text[: len(self.decode(ids))]))
+        return answers
 
 
 def common_token_ends(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:

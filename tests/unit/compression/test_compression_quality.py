@@ -61,6 +61,19 @@ def test_full_keeps_its_answers_and_a_variant_is_compared_with_them(tmp_path: Pa
     assert (other.answers.equal_tokens, other.answers.exact) == ((0.8 + 1) / 2, 0.5)
 
 
+def test_the_perplexity_with_another_vocabulary_is_of_the_tokens_that_it_was_computed_for(tmp_path: Path) -> None:
+    """Of four positions the target of the first covers the second, and the texts differ after that."""
+    measure_quality(FakeServed(lambda _: "!", top=uniform(0.5)), HELD_OUT, tmp_path, True, lambda *_: None)
+    logprobs = np.log([[0.5, 0.5], *[[np.nan, np.nan]] * 3]).astype(np.float32)
+    targets = np.array([math.log(0.25), 0, np.nan, np.nan], np.float32)
+    top = TopK(np.array([[0, 1]] * 4, np.int32), logprobs, targets)
+    found = measure_quality(
+        FakeServed(lambda _: "!", top=lambda *_: top), HELD_OUT, tmp_path, False, lambda *_: None
+    )
+    assert found.perplexity == pytest.approx(2)
+    assert (found.tokens, found.kl_to_full) == (1, pytest.approx(0, abs=1e-6))
+
+
 def test_a_variant_measured_before_full_is_an_error_that_names_the_command(tmp_path: Path) -> None:
     with pytest.raises(ReferenceMissing, match=f"gearbox evaluate {tmp_path} --full {tmp_path}"):
         measure_quality(FakeServed(top=uniform(0.5)), HELD_OUT, tmp_path, False, lambda *_: None)

@@ -105,6 +105,27 @@ def test_a_token_spelled_in_pieces_has_the_probability_of_its_pieces(seen: Retok
     assert found.logprobs[:, 0].tolist() == [-1, -3]
 
 
+def test_a_token_that_spans_several_of_fulls_has_its_probability_once(seen: Retokenized) -> None:
+    found = seen.top_logprobs([[3, 1, 2, 3]], 1, lambda _: None)  # d b c d, to the variant d bc d
+    assert found.targets.tolist() == [-1, 0, -2]
+    assert np.isnan(found.logprobs[:, 0]).tolist() == [False, True, False]
+
+
+class Writer(Variant):
+    """Answers in its tokens a, b and the end: ab again and again, ab and the end, a again and again."""
+
+    def generate_greedy(self, prompts, tokens, done, stop=()) -> list[tuple[list[int], str]]:
+        answers = [[0, 1] * tokens, [0, 1, 2], [0] * tokens]
+        return [(ids[:tokens], self.decode(ids[:tokens]).removesuffix("<end>")) for ids in answers]
+
+
+def test_answers_have_as_many_tokens_of_fulls_as_requested_and_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compression.measure.engine.ServedModel.__init__", without_engine)
+    seen = Retokenized(Writer("a b <end>"), Tokenizer("ab a b <end>"))
+    answers = seen.generate_greedy([[0]] * 3, 3, lambda _: None)
+    assert answers == [([0, 0, 0], "ababab"), ([0, 3], "ab"), ([1, 1, 1], "aaa")]
+
+
 def test_where_only_full_ends_a_token_nothing_is_known(seen: Retokenized) -> None:
     found = seen.top_logprobs([[4, 2, 3], [3, 0, 3]], 1, lambda _: None)  # ab c d is a bc d; d a d is the same
     assert np.isnan(found.targets).tolist() == [True, False, False, False]
