@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int32]
 Floats = NDArray[np.float32]
 
+NO_TOKEN = -2  # in place of an id; equal to none of a model's tokens
+
 
 @dataclass(frozen=True, slots=True)
 class TopK:
@@ -19,6 +21,26 @@ class TopK:
     ids: Ids
     logprobs: Floats
     targets: Floats
+
+
+def merge_tokens(top: TopK, new_ids: Ids) -> TopK:
+    """`top` with `new_ids[id]` in place of each id; the probabilities of tokens that get the same one are added.
+
+    Of the same shape, most likely first; the places that are left over have the id -2 and the log-probability nan. Ids
+    beyond `new_ids`, of padded vocabularies, become -2.
+    """
+    ids = np.append(new_ids, np.int32(NO_TOKEN))[np.minimum(top.ids, len(new_ids))]
+    order = np.argsort(ids, axis=1, kind="stable")
+    ids = np.take_along_axis(ids, order, axis=1)
+    p = np.exp(np.take_along_axis(top.logprobs, order, axis=1).astype(np.float64))
+    is_first = np.ones(ids.shape, dtype=bool)
+    is_first[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    sums = np.full(ids.shape, np.nan)
+    sums[is_first] = np.add.reduceat(p.ravel(), np.flatnonzero(is_first))
+    ids = np.where(is_first, ids, NO_TOKEN).astype(np.int32)
+    order = np.argsort(-sums, axis=1, kind="stable")  # nan comes last
+    logprobs = np.log(np.take_along_axis(sums, order, axis=1)).astype(np.float32)
+    return TopK(np.take_along_axis(ids, order, axis=1), logprobs, top.targets)
 
 
 def coarse_kl(reference: TopK, other: TopK) -> NDArray[np.float64]:

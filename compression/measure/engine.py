@@ -37,6 +37,10 @@ class ServedModel:
         """Convert `sequences` to the token ids of the model itself."""
         return [list(sequence) for sequence in sequences]
 
+    def merge_to_model_tokens(self, top_k: TopK) -> TopK:
+        """Distributions over full's tokens as distributions over the tokens of the model itself, in full's ids."""
+        return top_k
+
     def top_logprobs(self, sequences: Sequence[Sequence[int]], top: int, done: OnDone) -> TopK:
         """The `top` most likely next tokens at every position of every sequence but its last, concatenated.
 

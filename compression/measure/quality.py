@@ -78,7 +78,7 @@ def measure_quality(served: ServedModel, held_out: HeldOut, full: Path, is_full:
         raise QualityError("this variant and 'full' tokenize none of the held-out text alike")
     comparable_top = [
         TopK(top.ids[comparable], top.logprobs[comparable], top.targets[comparable])
-        for top in (reference.top, measured)
+        for top in (served.merge_to_model_tokens(reference.top), measured)
     ]
     kl = np.full(len(comparable), np.nan)
     kl[comparable] = coarse_kl(*comparable_top)

@@ -2,17 +2,17 @@
 
 The variant splits the same text into other tokens. Where both have a token that ends at the same character, the next token's distributions are
 comparable, since each of the variant's tokens is one of full's by its string. A token of full's that the variant spells in
-pieces has the probability of its pieces. Positions at which only full's tokens end are nan; their targets are 0 where the target
-before covers them.
+pieces has the probability of its pieces, and in full's distributions it counts as the first of them. Positions at which only
+full's tokens end are nan; their targets are 0 where the target before covers them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from compression.measure.divergence import TopK
+from compression.measure.divergence import NO_TOKEN, Ids, TopK, merge_tokens
 from compression.measure.engine import OnDone, ServedModel
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Retokenized(ServedModel):
         super().__init__(served.llm, tokenizer)
         self._model = served
         names, model_tokens = tokenizer.get_vocab(), served.tokenizer.get_vocab()
+        self._first_pieces = first_pieces(names, served.tokenizer)
         self._full_id = np.full(max(model_tokens.values()) + 1, -1, dtype=np.int32)
         for name, at in model_tokens.items():
             self._full_id[at] = names.get(name, -1)
@@ -35,6 +36,10 @@ class Retokenized(ServedModel):
     def to_model_tokens(self, sequences: Sequence[Tokens]) -> list[list[int]]:
         """The variant's token ids for the text of full's."""
         return [self._model.encode(self.decode(sequence)) for sequence in sequences]
+
+    def merge_to_model_tokens(self, top_k: TopK) -> TopK:
+        """`top_k` with the tokens that the variant lacks as the first piece that it spells them with."""
+        return merge_tokens(top_k, self._first_pieces)
 
     def top_logprobs(self, sequences: Sequence[Tokens], top: int, done: OnDone) -> TopK:
         """As `ServedModel.top_logprobs`, a row for every position of full's."""
@@ -70,6 +75,23 @@ class Retokenized(ServedModel):
             ids = self.encode(self._model.decode(model_tokens))[:tokens]  # of the tokens: the text lacks the end token
             answers.append((ids, text[: len(self.decode(ids))]))
         return answers
+
+
+def first_pieces(names: Mapping[str, int], tokenizer: "PreTrainedTokenizerBase") -> Ids:
+    """For each of full's token ids, full's id of the first token that the variant's `tokenizer` has in its place.
+
+    Args:
+        names: full's vocabulary, ids by name.
+    """
+    ids = np.full(max(names.values()) + 1, NO_TOKEN, dtype=np.int32)
+    model_names = {at: name for name, at in tokenizer.get_vocab().items()}
+    kept = set(model_names.values())
+    for name, at in names.items():
+        # of the name, not of its text: a token may be a part of a character, and its text may lack the space before it
+        pieces = [] if name in kept else tokenizer.backend_tokenizer.model.tokenize(name)
+        piece = model_names[pieces[0].id] if pieces else name
+        ids[at] = names.get(piece, NO_TOKEN)
+    return ids
 
 
 def common_token_ends(first: Sequence[str], second: Sequence[str]) -> list[tuple[int, int]]:

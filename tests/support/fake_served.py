@@ -27,6 +27,9 @@ class FakeServed:
     def decode(self, tokens: Sequence[int]) -> str:
         return "".join(map(chr, tokens))
 
+    def merge_to_model_tokens(self, top_k: TopK) -> TopK:
+        return top_k
+
     def top_logprobs(self, sequences, top, done) -> TopK:
         done(len(sequences))
         return self._top(sequences, top)

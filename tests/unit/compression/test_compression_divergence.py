@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from compression.measure.divergence import TopK, coarse_kl, top1_agreement
+from compression.measure.divergence import TopK, coarse_kl, merge_tokens, top1_agreement
 
 
 def distributions(seed: int, positions: int = 50, vocabulary: int = 200) -> np.ndarray:
@@ -52,3 +52,11 @@ def test_a_distribution_does_not_differ_from_itself() -> None:
     p = top(distributions(7), 16)
     assert coarse_kl(p, p) == pytest.approx(np.zeros(50), abs=1e-6)
     assert top1_agreement(p, p) == 1.0
+
+
+def test_merged_tokens_have_the_sum_of_their_probabilities() -> None:
+    logprobs = np.log([[0.4, 0.3, 0.2, 0.1], [0.4, 0.3, 0.2, 0.1]]).astype(np.float32)
+    given = TopK(np.array([[0, 1, 2, 9], [2, 1, 0, 3]], np.int32), logprobs, np.zeros(2, np.float32))
+    merged = merge_tokens(given, np.array([0, 1, 1, 3], np.int32))
+    assert merged.ids.tolist() == [[1, 0, -2, -2], [1, 0, 3, -2]]
+    assert np.exp(merged.logprobs[:, :2]) == pytest.approx(np.array([[0.5, 0.4], [0.7, 0.2]]))

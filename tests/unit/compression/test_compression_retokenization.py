@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from compression.measure.divergence import TopK
+from compression.measure.divergence import TopK, coarse_kl, top1_agreement
 from compression.measure.engine import ServedModel
 from compression.measure.retokenization import Retokenized, common_token_ends
 from compression.measure.variant import with_full_tokens
@@ -26,6 +27,11 @@ class Tokenizer:
 
     def decode(self, ids) -> str:
         return "".join(self.convert_ids_to_tokens(ids))
+
+    backend_tokenizer = model = property(lambda self: self)
+
+    def tokenize(self, name: str) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=at) for at in self(name).input_ids]
 
     def __call__(self, text: str, **_: object) -> "Encoded":
         ids = []
@@ -109,6 +115,18 @@ def test_a_token_that_spans_several_of_fulls_has_its_probability_once(seen: Reto
     found = seen.top_logprobs([[3, 1, 2, 3]], 1, lambda _: None)  # d b c d, to the variant d bc d
     assert found.targets.tolist() == [-1, 0, -2]
     assert np.isnan(found.logprobs[:, 0]).tolist() == [False, True, False]
+
+
+def test_a_token_that_the_variant_lacks_is_likely_as_its_first_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("compression.measure.engine.ServedModel.__init__", without_engine)
+    seen = Retokenized(Variant("run n i g a"), Tokenizer("running run n i g a"))
+    full = TopK(np.array([[0, 5, 1]], np.int32), np.log([[0.5, 0.49, 0.01]]).astype(np.float32), np.zeros(1, np.float32))
+    variant = TopK(np.array([[1, 5]], np.int32), np.log([[0.51, 0.49]]).astype(np.float32), np.zeros(1, np.float32))
+    merged = seen.merge_to_model_tokens(full)
+    assert merged.ids.tolist() == [[1, 5, -2]]
+    assert coarse_kl(merged, variant) == pytest.approx([0], abs=1e-6)
+    assert (top1_agreement(merged, variant), top1_agreement(full, variant)) == (1, 0)
+    assert coarse_kl(full, variant)[0] > 0.5, "token by token, the same text would differ"
 
 
 class Writer(Variant):

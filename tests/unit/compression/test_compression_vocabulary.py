@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from compression.measure.retokenization import first_pieces  # noqa: E402
 from compression.steps.model_parts import PruneError  # noqa: E402
 from compression.steps.vocabulary import prune_vocabulary, tokens_to_keep  # noqa: E402
 
@@ -62,6 +63,16 @@ def test_kept_tokens_have_the_same_logits_and_any_text_can_still_be_written(toke
     for text in (TEXT, OTHER):
         assert new.decode(new(text).input_ids, skip_special_tokens=True) == text
     assert new("the").input_ids[0] == new.bos_token_id == model.config.bos_token_id
+
+
+def test_each_token_that_is_gone_is_spelled_with_pieces_that_stay(tokenizer, tmp_path: Path) -> None:
+    new = prune_vocabulary(tiny(len(tokenizer), True), tokenizer, [tokenizer("the slower").input_ids], 275, tmp_path)
+    names, kept = tokenizer.get_vocab(), new.get_vocab()
+    pieces = tokenizer.convert_ids_to_tokens(first_pieces(names, new).tolist())
+    assert len(pieces) == len(names) > len(kept)
+    for name, at in names.items():
+        assert pieces[at] in kept
+        assert pieces[at] == name if name in kept else name.startswith(pieces[at])
 
 
 def test_frequent_tokens_stay_with_what_they_are_merged_from(tokenizer, tmp_path: Path) -> None:
