@@ -26,6 +26,6 @@ class EnginePriority:
         request, chosen = attempt.request, attempt.decision.chosen
         epoch_s = time() - perf_counter()
         if attempt.continues is not None:
-            return round((epoch_s + attempt.goes_on_by) * 1000)
+            return round((epoch_s + attempt.resume_by) * 1000)
         arrived_ms = (epoch_s + request.arrived) * 1000
         return round(arrived_ms + chosen.first_token_by_ms(request.budget))

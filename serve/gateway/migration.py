@@ -11,7 +11,7 @@ from serve.config.platform import PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.continuation import NotContinuable
 from serve.gateway.engine_client import Engines
-from serve.gateway.reading_turns import ReadingTurns
+from serve.gateway.resumed_prefill_limit import ResumedPrefillLimit
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_stream import InterruptionCause, ResponseStream
 from serve.request.lifecycle import Attempt
@@ -20,9 +20,9 @@ from serve.routing.router import Decision
 from serve.telemetry.metrics import Metrics
 
 MAX_CONTINUATIONS = 2  # of one request
-SHARE = 0.2  # of the requests in flight that may read their prompts again at a time
-MIN_READING = 3  # that may do so however few are in flight
-SOON_S = 1.0  # until a stream should go on that has no limits
+MAX_RESUMED_PREFILL_SHARE = 0.2  # of the requests in flight that may read their prompts again at a time
+MIN_RESUMED_PREFILLS = 3  # that may do so however few are in flight
+DEFAULT_RESUME_S = 1.0  # until a stream should go on that has no limits
 
 
 class Migration:
@@ -40,7 +40,7 @@ class Migration:
         self._model = config.model.name
         # these engines write part of an answer elsewhere than a completion does
         self._reasoning = {v.name for v in config.variants if config.serving_args(v).get("reasoning_parser")}
-        self._turns = ReadingTurns(self._most_reading)
+        self._resumed_prefills = ResumedPrefillLimit(self._max_resumed_prefills)
 
     def keeps_tokens(self, variant: Variant) -> bool:
         """Whether the streams of `variant` can be continued."""
@@ -66,22 +66,22 @@ class Migration:
             RequestError: another variant refuses the request.
         """
         decision, first = self._decide(stream, last, broken), last.continues or last
-        goes_on_by = _goes_on_by(decision, first, len(stream.continuation.tokens), perf_counter())
+        resume_by = _resume_by(decision, first, len(stream.continuation.tokens), perf_counter())
         live, place = decision.variant.live, (last.call.sequences, decision.chosen.load.replica)
         live.take_place(*place)
         try:
             await self._cut(stream, decision, broken)
-            give_back = await self._turns.take(goes_on_by)
+            release = await self._resumed_prefills.acquire(resume_by)
         except BaseException:
             stream.drop_check()
             raise
         finally:
             live.on_complete(*place)  # it is counted again when it is dispatched, before anything else runs
-        attempt = Attempt(last.request, decision, perf_counter(), continues=first, goes_on_by=goes_on_by)
+        attempt = Attempt(last.request, decision, perf_counter(), continues=first, resume_by=resume_by)
         at_token = len(stream.continuation.tokens)
 
         def first_token() -> None:
-            give_back()
+            release()
             stream.drop_check()
             stream.first_token = lambda: None
             if attempt.first_token_at:
@@ -141,12 +141,12 @@ class Migration:
             and tokenizer(variant, self._variants) == tokenizer(before, self._variants)
         )
 
-    def _most_reading(self) -> int:
+    def _max_resumed_prefills(self) -> int:
         in_flight = sum(variant.live.in_flight for variant in self._variants.values())
-        return max(MIN_READING, math.ceil(SHARE * in_flight))
+        return max(MIN_RESUMED_PREFILLS, math.ceil(MAX_RESUMED_PREFILL_SHARE * in_flight))
 
 
-def _goes_on_by(decision: Decision, first: Attempt, tokens: int, now: float) -> float:
+def _resume_by(decision: Decision, first: Attempt, tokens: int, now: float) -> float:
     """When a stream of `tokens` tokens should go on, to keep the limits of its budget on the time per token and in all.
 
     Soon, where it has none, or cannot keep them any more: then others may.
@@ -159,7 +159,7 @@ def _goes_on_by(decision: Decision, first: Attempt, tokens: int, now: float) -> 
     if budget.e2e_ms is not None:
         limits.append(first.request.arrived + (budget.e2e_ms - left * (expected.e2e_ms - expected.ttft_ms)) / 1000)
     by = min(limits, default=0.0)
-    return by if by > now else now + SOON_S
+    return by if by > now else now + DEFAULT_RESUME_S
 
 
 def _keeps_quality(variant: Variant, last: Attempt) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 WAIT_S = 10.0  # for a turn at most
 
 
-class ReadingTurns:
+class ResumedPrefillLimit:
     """Turns of the streams of one gateway, by the time at which each should go on.
 
     Args:
@@ -21,32 +21,32 @@ class ReadingTurns:
         self._queue: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
 
-    async def take(self, goes_on_by: float) -> Callable[[], None]:
+    async def acquire(self, resume_by: float) -> Callable[[], None]:
         """Wait for a turn; returns what gives it back, which may be called repeatedly.
 
         After `WAIT_S` it is read without one: a stream that waits on is lost sooner or later, one that is read slows down others.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._queue, (goes_on_by, next(self._numbers), turn))
+        heapq.heappush(self._queue, (resume_by, next(self._numbers), turn))
         self._wake()
         try:
             await asyncio.wait((turn,), timeout=WAIT_S)
         except asyncio.CancelledError:
             if not turn.cancel():  # it was its turn at last
-                self._give_back()
+                self._release()
             raise
         if turn.cancel():
             self._reading += 1
         held = [None]
 
-        def give_back() -> None:
+        def release() -> None:
             if held:
                 held.clear()
-                self._give_back()
+                self._release()
 
-        return give_back
+        return release
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         self._reading -= 1
         self._wake()
 

@@ -101,7 +101,7 @@ class Attempt:
     span: Span | None = None  # span of the engine call
     text: str | None = None  # text of the answer, if it is logged
     continues: "Attempt | None" = None  # the attempt that wrote the beginning of the answer, if another one did
-    goes_on_by: float = 0.0  # when it should then go on
+    resume_by: float = 0.0  # when it should then go on
     prefill_tokens: int = 0  # prompt tokens that count as pending prefill
     prefill_pending: bool = True  # whether they do
     sent_s: float = 0.0  # that sending to the client took

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import MODEL, make_config, make_live_variant
 from serve.budget import Budget
-from serve.gateway.migration import MIN_READING, SHARE, Migration
+from serve.gateway.migration import MIN_RESUMED_PREFILLS, MAX_RESUMED_PREFILL_SHARE, Migration
 from serve.gateway.request_admission import RequestAdmission
 from serve.request.call import parse_call
 from serve.request.caller import Caller
@@ -131,7 +131,7 @@ async def test_all_streams_go_on_without_waiting_for_places_at_the_engine(others
     """The replica runs 16 sequences and queues 8: it is full with those that it had."""
     site = Site(others, [Budget()])
     steps = await simulate(site)
-    assert site.most_reading == max(MIN_READING, math.ceil(SHARE * (STREAMS + others)))
+    assert site.most_reading == max(MIN_RESUMED_PREFILLS, math.ceil(MAX_RESUMED_PREFILL_SHARE * (STREAMS + others)))
     assert steps == math.ceil(STREAMS / site.most_reading), "as soon as one has been read, the next one is"
     assert {attempt.replica for attempt in site.order} == {LEFT}
     assert site.full.live.in_flight == STREAMS + others
@@ -147,7 +147,7 @@ async def test_those_that_can_keep_their_time_per_token_go_on_when_they_must():
     rest = limits[at_once:]  # the first ones found turns free
     assert rest[: rest.count(75)] == [75] * rest.count(75)
     assert rest[-rest.count(1000) :] == [1000] * rest.count(1000)
-    deadlines = [attempt.goes_on_by for attempt in site.order[at_once:]]
+    deadlines = [attempt.resume_by for attempt in site.order[at_once:]]
     assert deadlines == sorted(deadlines)
 
 
@@ -196,7 +196,7 @@ def test_a_gateway_continues_all_of_them(start_gateway: Start, _server):
         until(lambda: full.running == STREAMS and not variants[0].live.pending_prefill_tokens)
         _server._loop.call_soon_threadsafe(kill)
         assert ejected.wait(30)
-        until(lambda: other.running == math.ceil(SHARE * STREAMS))
+        until(lambda: other.running == math.ceil(MAX_RESUMED_PREFILL_SHARE * STREAMS))
         other.let_go()
         responses = [answer.result(60) for answer in answers]
     full.let_go()

@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import pytest
 
-from serve.gateway import reading_turns as module
-from serve.gateway.reading_turns import ReadingTurns
+from serve.gateway import resumed_prefill_limit as module
+from serve.gateway.resumed_prefill_limit import ResumedPrefillLimit
 
 Turn = asyncio.Task[Callable[[], None]]
 
@@ -27,17 +27,17 @@ async def begun(*turns: Turn) -> list[bool]:
     return [turn.done() for turn in turns]
 
 
-def waiting(turns: ReadingTurns, *due: float) -> list[Turn]:
-    return [asyncio.create_task(turns.take(at)) for at in due]
+def waiting(turns: ResumedPrefillLimit, *due: float) -> list[Turn]:
+    return [asyncio.create_task(turns.acquire(at)) for at in due]
 
 
 async def test_those_that_should_go_on_first_are_read_first():
-    turns = ReadingTurns(Places(1))
-    give_back = await turns.take(9.0)
+    turns = ResumedPrefillLimit(Places(1))
+    release = await turns.acquire(9.0)
     late, soon, also_soon = waiting(turns, 3.0, 1.0, 1.0)
     assert await begun(late, soon, also_soon) == [False, False, False]
-    give_back()
-    give_back()  # gives one turn back, however often it is called
+    release()
+    release()  # gives one turn back, however often it is called
     assert await begun(late, soon, also_soon) == [False, True, False]
     soon.result()()
     assert await begun(late, also_soon) == [False, True]
@@ -47,41 +47,41 @@ async def test_those_that_should_go_on_first_are_read_first():
 
 async def test_where_more_may_read_more_do():
     places = Places(1)
-    turns = ReadingTurns(places)
-    give_back = await turns.take(0.0)
+    turns = ResumedPrefillLimit(places)
+    release = await turns.acquire(0.0)
     waits = waiting(turns, 1.0, 2.0, 3.0, 4.0)
     await begun(*waits)
     places.most = 3
-    give_back()
+    release()
     assert await begun(*waits) == [True, True, True, False]
 
 
 async def test_one_whose_client_has_gone_takes_no_turn():
-    turns = ReadingTurns(Places(1))
-    give_back = await turns.take(0.0)
+    turns = ResumedPrefillLimit(Places(1))
+    release = await turns.acquire(0.0)
     gone, next_one = waiting(turns, 1.0, 2.0)
     await begun(gone)
     gone.cancel()
     await begun(gone)
-    give_back()
+    release()
     assert await begun(next_one) == [True]
 
 
 async def test_one_whose_client_goes_at_its_turn_passes_it_on():
-    turns = ReadingTurns(Places(1))
-    give_back = await turns.take(0.0)
+    turns = ResumedPrefillLimit(Places(1))
+    release = await turns.acquire(0.0)
     gone, next_one = waiting(turns, 1.0, 2.0)
     await begun(gone)
-    give_back()
+    release()
     gone.cancel()
     assert await begun(next_one) == [True]
 
 
 async def test_after_a_while_one_is_read_without_a_turn(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "WAIT_S", 0.01)
-    turns = ReadingTurns(Places(1))
-    held = await turns.take(0.0)
-    beyond = await turns.take(1.0)
+    turns = ResumedPrefillLimit(Places(1))
+    held = await turns.acquire(0.0)
+    beyond = await turns.acquire(1.0)
     monkeypatch.setattr(module, "WAIT_S", 60.0)
     (next_one,) = waiting(turns, 2.0)
     held()
