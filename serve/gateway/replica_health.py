@@ -18,15 +18,15 @@ from typing import Literal
 
 CHECK_S = 0.2  # between two checks
 PAUSE_S = 1.0  # between two checks, after which this process itself has stood still
-FLOOR_S = 2.0  # shortest silence that is a stall
-CEILING_S = 30.0  # longest silence that is none, whatever explains it but prompts that are read
-STEPS = 8.0  # predicted times per token that may pass without one
-GAPS = 2.0  # times the longest recent silence that ended by itself
+MIN_STALL_S = 2.0  # shortest silence that is a stall
+MAX_STALL_S = 30.0  # longest silence that is none, whatever explains it but prompts that are read
+SILENT_TOKENS = 8.0  # predicted times per token that may pass without one
+GAP_FACTOR = 2.0  # times the longest recent silence that ended by itself
 GAP_HALF_LIFE_S = 30.0  # in which half of such a silence is forgotten
-READING = 2.0  # times the predicted time to read the prompts that may pass without a token
+PREFILL_FACTOR = 2.0  # times the predicted time to read the prompts that may pass without a token
 BATCH_S = 0.2  # between requests whose prompts an engine may read in one step
-COMPUTING = 0.05  # cores that an engine without a GPU uses at least while it computes, however many others share them
-SUSPECT = 0.5  # share of the silence that is a stall, after which a replica is suspect
+MIN_BUSY_CORES = 0.05  # cores that an engine without a GPU uses at least while it computes, however many others share them
+SUSPECT_SHARE = 0.5  # share of the silence that is a stall, after which a replica is suspect
 ANSWER_S = 1.0  # in which a healthy replica answers a probe, or a poll of its metrics
 LATE_S = 5.0  # without an answer to a poll or a probe, after which a replica without work is ejected
 BUSY_LATE_S = 3.0  # the same of one that has prompts to read, whose server may have to wait for CPU
@@ -88,7 +88,7 @@ class _Replica:
     blamed: bool = False  # whether a request without its first token may keep it silent, as it did another replica
     suspect: bool = False
     silent_s: float = 0.0
-    limit_s: float = FLOOR_S  # silence that is a stall
+    limit_s: float = MIN_STALL_S  # silence that is a stall
     gap_s: float = 0.0  # longest recent silence that ended by itself
     _unexplained_s: float = 0.0  # of the silence
     _seen_at: float = 0.0  # when something had come
@@ -122,9 +122,9 @@ class _Replica:
         if came_at > self._seen_at:
             self.gap_s, self._seen_at = max(self.gap_s, self._unexplained_s), came_at
         self._unexplained_s = max(0.0, now - max(since, reads_until))
-        self.limit_s = min(max(predicted_s, FLOOR_S, GAPS * self.gap_s), CEILING_S)
+        self.limit_s = min(max(predicted_s, MIN_STALL_S, GAP_FACTOR * self.gap_s), MAX_STALL_S)
         if self.busy:
-            self.suspect = self.silent_s > SUSPECT * self.limit_s and (self.late or not self.reading)
+            self.suspect = self.silent_s > SUSPECT_SHARE * self.limit_s and (self.late or not self.reading)
         else:
             self.suspect = self.late and not self.vouched(now)
         if not self.suspect:
@@ -142,11 +142,11 @@ class _Replica:
             return self.late and not slow and now - heard_at > LATE_S
         if self.unanswered_since is None or now - self.unanswered_since < ANSWER_S:
             return False
-        if self.silent_s <= (CEILING_S if slow or self.blamed or not self.warm else self.limit_s):
+        if self.silent_s <= (MAX_STALL_S if slow or self.blamed or not self.warm else self.limit_s):
             return False
         if self.reading:
             return self.polled_at is not None and now - self.polled_at > BUSY_LATE_S
-        return self.late or self.frozen or self.silent_s > CEILING_S
+        return self.late or self.frozen or self.silent_s > MAX_STALL_S
 
     def resume(self, now: float) -> None:
         """Measure all silence from `now`."""
@@ -190,7 +190,7 @@ class ReplicaHealth:
             moved: whether it has left another replica, which may have been silent because of it.
         """
         replica = self._replica(url)
-        exchange = Exchange(replica, now, now, now + READING * reading_s, moved)
+        exchange = Exchange(replica, now, now, now + PREFILL_FACTOR * reading_s, moved)
         replica.exchanges.add(exchange)
         return exchange
 
@@ -228,7 +228,7 @@ class ReplicaHealth:
         used_s, cpu_s = 0.0, stats.pop("cpu_s", None)
         if cpu_s is not None and replica.cpu_s is not None:
             used_s = cpu_s - replica.cpu_s
-        replica.cpu_s, replica.computing = cpu_s, used_s > COMPUTING * (now - replica.answered[1])
+        replica.cpu_s, replica.computing = cpu_s, used_s > MIN_BUSY_CORES * (now - replica.answered[1])
         replica.polled_at, replica.refused, replica.answered = None, False, (replica.answered[1], now)
         replica.warm = replica.warm or stats.get("tokens", 0) > 0
         if stats != replica.stats:
@@ -364,4 +364,4 @@ def _slow_together(one: _Replica, running: Iterable[_Replica]) -> bool:
     if one.late:
         return bool(others) and all(other.late for other in others)
     silences_s = [max(other.silent_s, other.gap_s) for other in others if other.busy and not other.reading]
-    return bool(silences_s) and min(silences_s) > SUSPECT * one.silent_s
+    return bool(silences_s) and min(silences_s) > SUSPECT_SHARE * one.silent_s

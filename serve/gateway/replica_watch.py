@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from time import perf_counter
 
 from serve.gateway.engine_client import Engines
-from serve.gateway.replica_health import FLOOR_S, PAUSE_S, STEPS
+from serve.gateway.replica_health import MIN_STALL_S, PAUSE_S, SILENT_TOKENS
 from serve.routing.catalog import Variant
 from serve.routing.prediction import LatencyModel, Load
 
@@ -54,7 +54,7 @@ def predicted_silence_s(variant: Variant, load: Load) -> float:
     """Longest silence of a replica with work that is predicted: some steps, and the prompts that other gateways have it read."""
     step_ms = variant.latency.step_ms(load, load.requests / (load.replicas or 1))
     others = max(load.pending_prefill_tokens - variant.live.pending_prefill_tokens, 0)
-    return max(FLOOR_S, (STEPS * step_ms + others * _ms_per_prompt_token(variant.latency, load)) / 1000)
+    return max(MIN_STALL_S, (SILENT_TOKENS * step_ms + others * _ms_per_prompt_token(variant.latency, load)) / 1000)
 
 
 def predicted_reading_s(variant: Variant, load: Load, prompt_tokens: int) -> float:

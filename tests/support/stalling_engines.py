@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from serve.gateway.replica_health import CHECK_S, FLOOR_S, PROBE_TIMEOUT_S, STEPS, Exchange, ReplicaHealth
+from serve.gateway.replica_health import CHECK_S, MIN_STALL_S, PROBE_TIMEOUT_S, SILENT_TOKENS, Exchange, ReplicaHealth
 
 TICK_S = 0.05
 POLL_EVERY_S = 0.5
@@ -158,7 +158,7 @@ class Platform:
                 self.returned_at[engine.url] = self.now
 
     def _check(self) -> None:
-        predicted_s = {url: max(FLOOR_S, STEPS * 0.05) for url in self.engines}
+        predicted_s = {url: max(MIN_STALL_S, SILENT_TOKENS * 0.05) for url in self.engines}
         self.health.forget(predicted_s, self.now)
         for url, _ in self.health.check(predicted_s, self.now):
             self.health.eject(url, self.now)

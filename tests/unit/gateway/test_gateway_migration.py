@@ -297,11 +297,11 @@ class TestStalls:
     @pytest.fixture(autouse=True)
     def _fast(self, monkeypatch: pytest.MonkeyPatch) -> None:
         for module, name, value in [
-            (replica_watch, "FLOOR_S", 0.05),
-            (replica_watch, "STEPS", 0.0),
-            (replica_health, "FLOOR_S", 0.05),
-            (replica_health, "READING", 0.0),
-            (replica_health, "GAPS", 0.0),
+            (replica_watch, "MIN_STALL_S", 0.05),
+            (replica_watch, "SILENT_TOKENS", 0.0),
+            (replica_health, "MIN_STALL_S", 0.05),
+            (replica_health, "PREFILL_FACTOR", 0.0),
+            (replica_health, "GAP_FACTOR", 0.0),
             (replica_health, "ANSWER_S", 0.02),
             (replica_health, "PROBE_EVERY_S", 0.0),
         ]:
@@ -437,7 +437,7 @@ class TestStalls:
         assert gateway.engine_calls() == {"full": 1}
 
     def test_streams_that_go_on_keep_a_replica_whose_metrics_are_late(self, gateway: Started, _server, monkeypatch):
-        monkeypatch.setattr(replica_watch, "FLOOR_S", 5.0)
+        monkeypatch.setattr(replica_watch, "MIN_STALL_S", 5.0)
         full = gateway.engines["full"]
         full.behaviour = "hold"
         with in_background(gateway, stream=True) as responses:

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.lib.sample_catalog import make_live_variant
 from serve.gateway.replica_health import (
     ANSWER_S,
-    CEILING_S,
-    FLOOR_S,
+    MAX_STALL_S,
+    MIN_STALL_S,
     LATE_S,
     PROBE_EVERY_S,
     RAMP_S,
@@ -23,7 +23,7 @@ from serve.gateway.replica_watch import ReplicaWatch, predicted_reading_s, predi
 from serve.routing.prediction import Load
 
 A, B, C = "http://a", "http://b", "http://c"
-PREDICTED = dict.fromkeys((A, B, C), FLOOR_S)
+PREDICTED = dict.fromkeys((A, B, C), MIN_STALL_S)
 
 
 @pytest.fixture
@@ -83,8 +83,8 @@ class TestChecks:
         health.on_probe(A, True, 6.0)
         assert health.ejected(PREDICTED) == set(), "it is back: so many serve that B would be ejected soon"
         health.begin(B, 6.0, moved=True)
-        assert run(health, 6.0, 6.0 + CEILING_S) == []
-        assert run(health, 6.0 + CEILING_S, 40.0) == [(B, "stalled")]
+        assert run(health, 6.0, 6.0 + MAX_STALL_S) == []
+        assert run(health, 6.0 + MAX_STALL_S, 40.0) == [(B, "stalled")]
 
     def test_one_that_reads_prompts_may_answer_polls_later(self, health):
         """On cores that engines share, reading prompts takes the time of the server that answers them."""
@@ -116,8 +116,8 @@ class TestChecks:
 
     def test_engines_that_count_no_tokens_get_more_time(self, health):
         health.begin(A, 0.0).on_first_token(0.0)
-        assert run(health, 0.0, CEILING_S, None) == []
-        assert run(health, CEILING_S, CEILING_S + 2, None) == [(A, "stalled")]
+        assert run(health, 0.0, MAX_STALL_S, None) == []
+        assert run(health, MAX_STALL_S, MAX_STALL_S + 2, None) == [(A, "stalled")]
 
     def test_one_that_has_never_answered_is_starting(self):
         health = ReplicaHealth()
@@ -129,10 +129,10 @@ class TestChecks:
     def test_the_only_replica_gets_more_time(self, health):
         health.begin(A, 0.0)
         health.on_poll_sent(A, 0.1)
-        for at in range(2, round(CEILING_S)):
-            assert health.check({A: FLOOR_S}, float(at)) == []
+        for at in range(2, round(MAX_STALL_S)):
+            assert health.check({A: MIN_STALL_S}, float(at)) == []
             health.to_probe(float(at))
-        assert health.check({A: FLOOR_S}, CEILING_S + 1) == [(A, "stalled")]
+        assert health.check({A: MIN_STALL_S}, MAX_STALL_S + 1) == [(A, "stalled")]
 
     def test_idle_time_does_not_count(self, health):
         health.end(health.begin(A, 10.0))
@@ -208,7 +208,7 @@ class TestChecks:
 class TestPredictions:
     def test_the_silence_follows_the_time_per_token(self):
         variant = make_live_variant(tpot_ms=20)
-        assert predicted_silence_s(variant, Load(1)) == FLOOR_S
+        assert predicted_silence_s(variant, Load(1)) == MIN_STALL_S
         assert predicted_silence_s(make_live_variant(tpot_ms=1000), Load(1)) == pytest.approx(8.0)
 
     def test_the_silence_contains_the_prompts_of_other_gateways_alone(self):
@@ -217,7 +217,7 @@ class TestPredictions:
         load = Load(1, pending_prefill_tokens=9000)
         assert predicted_silence_s(variant, load) == pytest.approx(9.16)
         variant.live.on_dispatch(9000)
-        assert predicted_silence_s(variant, load) == FLOOR_S
+        assert predicted_silence_s(variant, load) == MIN_STALL_S
 
     def test_reading_takes_the_prompts_ahead_at_the_present_speed(self):
         variant = make_live_variant(tpot_ms=20)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from serve.gateway import replica_health
-from serve.gateway.replica_health import BUSY_LATE_S, CEILING_S, CHECK_S, FLOOR_S, LATE_S, RAMP_S
+from serve.gateway.replica_health import BUSY_LATE_S, MAX_STALL_S, CHECK_S, MIN_STALL_S, LATE_S, RAMP_S
 from tests.support.stalling_engines import TICK_S, Answer, Engine, Platform
 
 A, B, C = "http://a", "http://b", "http://c"
 STOPS = ["core", "all"]
-AT_ONCE_S = FLOOR_S + 3 * CHECK_S
+AT_ONCE_S = MIN_STALL_S + 3 * CHECK_S
 
 
 @pytest.fixture(params=[None, 0.0], ids=["gpu", "cpu"])
@@ -44,7 +44,7 @@ class TestFound:
         platform.run(5)
         stopped_at = stop(platform, how)
         platform.run(10)
-        assert FLOOR_S <= platform.ejected_at.pop(A) - stopped_at <= AT_ONCE_S
+        assert MIN_STALL_S <= platform.ejected_at.pop(A) - stopped_at <= AT_ONCE_S
         assert not platform.ejected_at
 
     @pytest.mark.parametrize("how", STOPS)
@@ -69,7 +69,7 @@ class TestFound:
         platform.ask(A)
         platform.run(5)
         stop(platform, how)
-        platform.run(FLOOR_S / 2 + 2 * CHECK_S)
+        platform.run(MIN_STALL_S / 2 + 2 * CHECK_S)
         assert platform.health.suspects == {A} and platform.health.avoided([A, B], platform.now) == {A}
 
     @pytest.mark.parametrize("how", STOPS)
@@ -139,10 +139,10 @@ class TestFound:
             platform.ask(url)
         platform.run(5)
         stopped_at = stop(platform, how, A, B, C)
-        platform.run(CEILING_S - 1)
+        platform.run(MAX_STALL_S - 1)
         assert not platform.ejected_at
         platform.run(5)
-        assert CEILING_S < min(platform.ejected_at.values()) - stopped_at < CEILING_S + 1
+        assert MAX_STALL_S < min(platform.ejected_at.values()) - stopped_at < MAX_STALL_S + 1
 
     def test_at_most_half_are_ejected_soon(self, platform):
         for url in (A, B, C):
@@ -164,7 +164,7 @@ class TestNotFound:
         platform.ask(A)
         platform.run(5)
         stop(platform, "all")
-        platform.run(FLOOR_S - 0.3)
+        platform.run(MIN_STALL_S - 0.3)
         resume(platform)
         platform.run(20)
         assert platform.suspected == {A} and not platform.ejected_at
@@ -283,7 +283,7 @@ class TestNotFound:
 
     def test_the_first_request_of_an_engine_that_compiles(self):
         platform = Platform(Engine(A), Engine(B), Engine(C), warm=False)
-        platform.ask(A, reads_s=CEILING_S - 2, predicted_s=0.1)
+        platform.ask(A, reads_s=MAX_STALL_S - 2, predicted_s=0.1)
         platform.run(60)
         assert not platform.ejected_at
 
