@@ -31,7 +31,8 @@ from deployments.ray_internals import (
 from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from deployments.state import STATE_DIR
-from serve.card import CARD_FILE, Card, CardError, first_problem, load_card
+from serve.card import CARD_FILE, Card, CardError, load_card
+from serve.validation import first_problem
 from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.errors import log_unhandled, origin_of

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from serve.card import first_reason
+from serve.validation import first_reason
 from serve.errors import RequestError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from serve.card import first_problem
+from serve.validation import first_problem
 from serve.gateway.openapi_requests import ChatCompletionRequest, CompletionRequest
 from serve.request.json_body import read_json
 

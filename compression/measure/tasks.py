@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from compression.errors import UserError
 from compression.text import is_held_out, module_document, normalized_words, standard_library, topic_document
-from serve.card import first_problem
+from serve.validation import first_problem
 
 ARITHMETIC_ITEMS = 100
 DEFINITION_ITEMS = 60

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from compression.errors import UserError
 from serve.card import Step as CardStep
-from serve.card import first_problem
+from serve.validation import first_problem
 from serve.config.yaml_file import YamlError, read_yaml
 
 FORMAT = 1  # increase it when the same recipe would make different weights

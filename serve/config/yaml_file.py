@@ -17,7 +17,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from serve.card import first_problem, problem_path
+from serve.validation import first_problem, problem_path
 
 _REPEATED = 10_000  # limit of values repeated by aliases: a few lines can expand to billions
 _STANDARD = "tag:yaml.org,2002:"

@@ -12,7 +12,7 @@ import msgspec
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve.card import first_problem
+from serve.validation import first_problem
 from serve.config.retrieval import RetrievalConfig
 from serve.config.sections import Name
 from serve.errors import RequestError

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from serve.budget import Budget
-from serve.card import first_reason, problem_path
+from serve.validation import first_reason, problem_path
 from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.grounding_prompt import question_of, set_greedy_sampling, with_prompt

@@ -1,4 +1,4 @@
-"""Reading turns: how many continued streams have their prompts read again at a time, and in which order."""
+"""Limit of resumed prefills: how many continued streams have their prompts read again at a time, and in which order."""
 
 import asyncio
 import heapq
@@ -9,10 +9,10 @@ WAIT_S = 10.0  # for a turn at most
 
 
 class ResumedPrefillLimit:
-    """Turns of the streams of one gateway, by the time at which each should go on.
+    """Lets streams of one gateway have their prompts read again, in the order of the times at which they should go on.
 
     Args:
-        most: how many may have one now.
+        most: how many may now.
     """
 
     def __init__(self, most: Callable[[], int]) -> None:
@@ -22,9 +22,9 @@ class ResumedPrefillLimit:
         self._numbers = itertools.count()
 
     async def acquire(self, resume_by: float) -> Callable[[], None]:
-        """Wait for a turn; returns what gives it back, which may be called repeatedly.
+        """Wait for a turn; returns what ends it, which may be called repeatedly.
 
-        After `WAIT_S` it is read without one: a stream that waits on is lost sooner or later, one that is read slows down others.
+        After `WAIT_S` the prompt is read without one: a stream that waits on is lost sooner or later, one that is read slows down others.
         """
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heapq.heappush(self._queue, (resume_by, next(self._numbers), turn))
