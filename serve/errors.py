@@ -25,7 +25,7 @@ _TYPES = {  # by status; others are `invalid_request_error` below 500, `server_e
     504: "timeout_error",
 }
 
-#: Every `code` of an error; docs/operations/failures.md says what to do about each.
+#: Every `code` of an error; docs/reference/errors.md says what to do about each.
 ErrorCode = Literal[
     "agent_failed", "body_timeout", "body_too_large", "budget_under_load", "client_closed_request", "collection_not_found",
     "conflicting_headers", "context_length_exceeded", "document_not_found", "document_too_large", "engine_unavailable",

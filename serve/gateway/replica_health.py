@@ -7,7 +7,7 @@ metrics do not answer either or show an engine that does nothing, as CPU time te
 stall, and neither are engines that are all slow together. The silence goes on when a client leaves, while others or the probe wait.
 The state is a function of the times that are passed in, seconds of one monotonic clock.
 
-All thresholds are here, and explained in docs/operations/failures.md.
+All thresholds are here, and explained in docs/operations/failover.md.
 """
 
 import math

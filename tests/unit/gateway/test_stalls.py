@@ -412,6 +412,6 @@ class TestReturn:
 
 
 def test_the_page_has_all_thresholds():
-    page = (Path(__file__).parents[3] / "docs/operations/failures.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/operations/failover.md").read_text()
     stated = {name: float(value) for name, value in re.findall(r"^\| `([A-Z_]+)` \| ([\d.]+) \|", page, re.MULTILINE)}
     assert stated == {name: value for name, value in vars(replica_health).items() if name.isupper()}

@@ -1,4 +1,4 @@
-"""Error codes: every error has one, and docs/operations/failures.md explains each of them and no others."""
+"""Error codes: every error has one, and docs/reference/errors.md explains each of them and no others."""
 
 import ast
 import itertools
@@ -15,7 +15,7 @@ from serve.errors import ErrorCode, RequestError
 ROOT = Path(__file__).parents[3]
 CODES = set(get_args(ErrorCode))
 SOURCES = [path for folder in ("serve", "deployments") for path in sorted((ROOT / folder).rglob("*.py"))]
-FAILURES = (ROOT / "docs/operations/failures.md").read_text()
+FAILURES = (ROOT / "docs/reference/errors.md").read_text()
 PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!r]*/*.md"), ROOT / "docs/reference/api.md"]
 STATUS_AND_CODE = re.compile(r"\b[45]\d\d `([a-z0-9_]+)`(?:(?: or |, )`([a-z0-9_]+)`)?")
 
