@@ -170,7 +170,8 @@ def _from_hub(name: str, revision: str, folder: str, scratch: Path, on_progress:
     from huggingface_hub import snapshot_download
 
     pattern = CARD_FILE if cards_only else "*"
-    with tempfile.TemporaryDirectory(dir=scratch) as copy:  # what a killed process leaves there is removed with `scratch`
+    # what a killed process leaves there is removed with `scratch`
+    with tempfile.TemporaryDirectory(dir=scratch) as copy:
         snapshot_download(
             name,
             revision=revision,

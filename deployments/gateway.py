@@ -32,7 +32,6 @@ from deployments.replicas import ServeReplicas
 from deployments.retrieval import RetrievalHandle
 from deployments.state import STATE_DIR
 from serve.card import CARD_FILE, Card, CardError, load_card
-from serve.validation import first_problem
 from serve.config.addresses import authority
 from serve.config.platform import ConfigError, PlatformConfig
 from serve.errors import log_unhandled, origin_of
@@ -43,6 +42,7 @@ from serve.routing.prefix_exchange import PrefixExchange
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.metrics_files import allocate_metrics_files
 from serve.telemetry.metrics_server import Exposition, serve_metrics
+from serve.validation import first_problem
 
 REFRESH_S = 0.5  # bound on the staleness of the live state
 RELOAD_S = 5  # shorter is no use: Kubernetes takes a minute to update a mounted secret

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from serve.validation import first_reason
 from serve.errors import RequestError
+from serve.validation import first_reason
 
 
 def _no_flag(value: object) -> object:

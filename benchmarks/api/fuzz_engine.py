@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from serve.validation import first_problem
 from serve.gateway.openapi_requests import ChatCompletionRequest, CompletionRequest
 from serve.request.json_body import read_json
+from serve.validation import first_problem
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationErr
 
 from compression.errors import UserError
 from serve.card import Step as CardStep
-from serve.validation import first_problem
 from serve.config.yaml_file import YamlError, read_yaml
+from serve.validation import first_problem
 
 FORMAT = 1  # increase it when the same recipe would make different weights
 

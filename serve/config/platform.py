@@ -14,7 +14,6 @@ from pydantic import AfterValidator, Field, TypeAdapter, ValidationError, model_
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from serve.budget import DEFAULT_PROFILES, Budget
-from serve.validation import first_problem, problem_path
 from serve.config.engine_arguments import Arguments
 from serve.config.environment import Environment, unknown_variable, variable_of
 from serve.config.renamed import changes, find_renamed
@@ -28,6 +27,7 @@ from serve.config.sections import (
     VariantConfig,
 )
 from serve.config.yaml_file import YamlError, YamlFile, located_error, read_yaml
+from serve.validation import first_problem, problem_path
 
 
 class ConfigError(Exception):

@@ -98,7 +98,11 @@ def inexact(call: Call) -> str | None:
 
 def loggable(field: str) -> str:
     """`field` for the log, which names fields of the API alone: those that a client makes up may hold anything."""
-    return f"'{field}'" if field in _KNOWN or field in _NEUTRAL or field in _OTHER else "a field that the API does not have"
+    return (
+        f"'{field}'"
+        if field in _KNOWN or field in _NEUTRAL or field in _OTHER
+        else "a field that the API does not have"
+    )
 
 
 def _texts_only(parts: Sequence[object]) -> bool:

@@ -12,7 +12,6 @@ import msgspec
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from serve.validation import first_problem
 from serve.config.retrieval import RetrievalConfig
 from serve.config.sections import Name
 from serve.errors import RequestError
@@ -23,6 +22,7 @@ from serve.request.json_types import INTEGRAL
 from serve.retrieval.ingest.convert import ConversionError, kind_of
 from serve.retrieval.ingest.metadata import META_SCHEMA
 from serve.retrieval.verify.calibration import FALSE_ABSTENTION, MAX_SCORES
+from serve.validation import first_problem
 
 MAX_INPUTS = 2048  # texts in one embeddings request, OpenAI's limit
 _MAX_INPUT_CHARS = 2_000_000  # of all texts together

@@ -14,7 +14,6 @@ from zoneinfo import ZoneInfo
 from pydantic import ValidationError
 
 from serve.budget import Budget
-from serve.validation import first_reason, problem_path
 from serve.config.retrieval import RetrievalConfig
 from serve.errors import RequestError
 from serve.gateway.grounding_prompt import question_of, set_greedy_sampling, with_prompt
@@ -32,6 +31,7 @@ from serve.request.synthetic_completion import (
     takes_text,
 )
 from serve.telemetry.metrics import Metrics
+from serve.validation import first_reason, problem_path
 
 if TYPE_CHECKING:
     from serve.tools.intent import ToolResult

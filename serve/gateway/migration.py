@@ -11,9 +11,9 @@ from serve.config.platform import PlatformConfig
 from serve.errors import RequestError
 from serve.gateway.continuation import NotContinuable
 from serve.gateway.engine_client import Engines
-from serve.gateway.resumed_prefill_limit import ResumedPrefillLimit
 from serve.gateway.request_admission import RequestAdmission
 from serve.gateway.response_stream import InterruptionCause, ResponseStream
+from serve.gateway.resumed_prefill_limit import ResumedPrefillLimit
 from serve.request.lifecycle import Attempt
 from serve.routing.catalog import Variant
 from serve.routing.router import Decision

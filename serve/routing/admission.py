@@ -108,9 +108,7 @@ class Admission:
         if last is not None:
             last.decided(_room_full(decision))
 
-    def _out_of_time(
-        self, variants: Sequence[Variant], waiting: Waiting, budget_class: BudgetClass
-    ) -> RequestError:
+    def _out_of_time(self, variants: Sequence[Variant], waiting: Waiting, budget_class: BudgetClass) -> RequestError:
         """The refusal of a request whose budget nothing meets in what is left of it: 422 only if nothing did at its arrival."""
         try:
             self._now(variants, waiting, budget_class, waiting.arrived)

@@ -35,7 +35,7 @@ ALERTED_REJECTIONS = {  # rejections that operators alert on: status by code
 }  # fmt: skip
 ENDPOINTS = ("generation", "other")  # chat completions and completions; the rest of the API
 MIGRATIONS = ("connection", "stalled", "engine_error")  # why streams were continued elsewhere
-HEDGES = ("won", "lost", "throttled")  # the second replica's answer was used, or not; it was not asked: the bound is reached
+HEDGES = ("won", "lost", "throttled")  # the second answer was used, or not; not sent, as the bound is reached
 EJECTIONS = ("stalled", "unreachable")
 VIOLATIONS = (*TIMES, "cost", "quality", "rejected", "failed")
 

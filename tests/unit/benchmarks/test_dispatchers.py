@@ -135,7 +135,9 @@ def test_a_waiting_request_is_refused_when_its_time_is_over_and_leaves_no_place_
 def test_the_admission_follows_the_engines_pace():
     async def run() -> None:
         admission = Admission("m", "full", PROFILE, 1)
-        assert await admission.place(request(e2e_ms=1000, output=60)) is None, "60 tokens at 20 ms do not fit into a second"
+        assert await admission.place(request(e2e_ms=1000, output=60)) is None, (
+            "60 tokens at 20 ms do not fit into a second"
+        )
         # 24 tokens at 20 ms do, at 60 ms they don't
         for _ in range(40):
             assert await admission.place(request(e2e_ms=60_000)) is not None

@@ -161,7 +161,9 @@ def test_a_text_without_enough_words_says_the_calibration_set_is_empty(full: Pat
 def test_a_parent_that_was_trained_on_other_text_is_refused(full: Path, tmp_path: Path, text: Path) -> None:
     parent = shutil.copytree(full, tmp_path / "parent")
     load_card(full).model_copy(update={"training_digest": "sha256:other"}).save(parent)
-    with pytest.raises(TextError, match="'full' was calibrated or trained on other text than words.txt: build both with"):
+    with pytest.raises(
+        TextError, match=r"'full' was calibrated or trained on other text than words\.txt: build both with"
+    ):
         make(parent, tmp_path / "out", text, {"technique": "sparsify", "method": "magnitude"})
     assert not (tmp_path / "out.part").exists()
     card = make(parent, tmp_path / "half", text, {"technique": "cast", "dtype": "float16"})
@@ -368,7 +370,7 @@ def test_lora_without_peft_is_refused_in_one_line(
 
 
 def test_a_text_file_that_is_not_there_leaves_nothing_behind(full: Path, tmp_path: Path) -> None:
-    with pytest.raises(TextError, match="cannot read the text file .*: No such file"):
+    with pytest.raises(TextError, match=r"cannot read the text file .*: No such file"):
         make(full, tmp_path / "out", tmp_path / "none.txt", TWO[0])
     assert list(tmp_path.iterdir()) == []
 

@@ -257,7 +257,7 @@ def test_recipes_that_start_from_each_other_are_refused(bench: Bench, tmp_path: 
 def test_a_recipe_that_changes_the_source_needs_a_parent_to_be_compared_with(bench: Bench, tmp_path: Path) -> None:
     alone = VariantSpec(name="alone", recipe=tmp_path / "alone.yaml")
     alone.recipe.write_text("name: alone\nsteps: [{technique: load}, {technique: quantize}]")
-    with pytest.raises(RecipeError, match="'quantize' but no parent, .* compared with itself: name a parent"):
+    with pytest.raises(RecipeError, match=r"'quantize' but no parent, .* compared with itself: name a parent"):
         bench.family().plan([alone])
     alone.recipe.write_text("name: alone\nsteps: [{technique: load}, {technique: cast, dtype: float16}]")
     assert [planned.name for planned in bench.family().plan([alone])] == ["alone"]

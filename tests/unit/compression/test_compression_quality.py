@@ -67,9 +67,7 @@ def test_the_perplexity_with_another_vocabulary_is_of_the_tokens_that_it_was_com
     logprobs = np.log([[0.5, 0.5], *[[np.nan, np.nan]] * 3]).astype(np.float32)
     targets = np.array([math.log(0.25), 0, np.nan, np.nan], np.float32)
     top = TopK(np.array([[0, 1]] * 4, np.int32), logprobs, targets)
-    found = measure_quality(
-        FakeServed(lambda _: "!", top=lambda *_: top), HELD_OUT, tmp_path, False, lambda *_: None
-    )
+    found = measure_quality(FakeServed(lambda _: "!", top=lambda *_: top), HELD_OUT, tmp_path, False, lambda *_: None)
     assert found.perplexity == pytest.approx(2)
     assert (found.tokens, found.kl_to_full) == (1, pytest.approx(0, abs=1e-6))
 

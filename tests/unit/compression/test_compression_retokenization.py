@@ -120,7 +120,9 @@ def test_a_token_that_spans_several_of_fulls_has_its_probability_once(seen: Reto
 def test_a_token_that_the_variant_lacks_is_likely_as_its_first_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("compression.measure.engine.ServedModel.__init__", without_engine)
     seen = Retokenized(Variant("run n i g a"), Tokenizer("running run n i g a"))
-    full = TopK(np.array([[0, 5, 1]], np.int32), np.log([[0.5, 0.49, 0.01]]).astype(np.float32), np.zeros(1, np.float32))
+    full = TopK(
+        np.array([[0, 5, 1]], np.int32), np.log([[0.5, 0.49, 0.01]]).astype(np.float32), np.zeros(1, np.float32)
+    )
     variant = TopK(np.array([[1, 5]], np.int32), np.log([[0.51, 0.49]]).astype(np.float32), np.zeros(1, np.float32))
     merged = seen.merge_to_model_tokens(full)
     assert merged.ids.tolist() == [[1, 5, -2]]

@@ -30,7 +30,15 @@ def redis(
     tmp_path: Path, system_command: Callable[[str, str], str], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """A real Redis: its URI, and its process to be stopped and continued."""
-    command = [system_command("redis-server", "redis-server"), "--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path)]
+    command = [
+        system_command("redis-server", "redis-server"),
+        "--bind",
+        "127.0.0.1",
+        "--save",
+        "",
+        "--dir",
+        str(tmp_path),
+    ]
     port, process = _started(command)
     now = time.time() // 60 * 60 + 30  # the limits' minute must not end in the middle of a test
     monkeypatch.setattr(time, "time", lambda: now)

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks.lib.sample_catalog import MODEL, make_config, make_live_variant
 from serve.budget import Budget
-from serve.gateway.migration import MIN_RESUMED_PREFILLS, MAX_RESUMED_PREFILL_SHARE, Migration
+from serve.gateway.migration import MAX_RESUMED_PREFILL_SHARE, MIN_RESUMED_PREFILLS, Migration
 from serve.gateway.request_admission import RequestAdmission
 from serve.request.call import parse_call
 from serve.request.caller import Caller

@@ -11,9 +11,9 @@ import pytest
 from benchmarks.lib.sample_catalog import make_live_variant
 from serve.gateway.replica_health import (
     ANSWER_S,
+    LATE_S,
     MAX_STALL_S,
     MIN_STALL_S,
-    LATE_S,
     PROBE_EVERY_S,
     RAMP_S,
     Exchange,

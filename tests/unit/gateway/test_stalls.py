@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from serve.gateway import replica_health
-from serve.gateway.replica_health import BUSY_LATE_S, MAX_STALL_S, CHECK_S, MIN_STALL_S, LATE_S, RAMP_S
+from serve.gateway.replica_health import BUSY_LATE_S, CHECK_S, LATE_S, MAX_STALL_S, MIN_STALL_S, RAMP_S
 from tests.support.stalling_engines import TICK_S, Answer, Engine, Platform
 
 A, B, C = "http://a", "http://b", "http://c"
