@@ -7,15 +7,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
 import psutil
 import typer
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
@@ -54,6 +53,7 @@ from serve.config.platform import ConfigError, PlatformConfig, load_config
 from serve.config.sections import ServerConfig
 
 DEFAULT_CONFIG = Path(__file__).with_name("local.yaml")
+_LOCK_S = 10.0  # for another `gearbox up` to start its supervisor
 Config = Annotated[Path, typer.Option("--config", "-c", envvar="GEARBOX_CONFIG", help="Deployment configuration.")]
 
 app.command()(compress)
@@ -72,20 +72,23 @@ def up(
     if state is not None and is_running(state):
         console.print(f"already running at {state.url} (pid {state.pid}); 'gearbox down' stops it")
         return _summary(console, state)
-    with _no_other_up(folder):
-        if run := find_run(folder):
-            raise fail(_unknown(run))
-        if state is not None and (leftovers := processes_of(state.run_id, state.pid)):  # the supervisor was killed
-            kill(leftovers)
-            console.print("stopped what was left of the last platform")
-        try:
-            settings = _validated(config, variants)
-        except ConfigError as error:
-            raise fail(str(error), 2) from error
-        try:
+    if run := find_run(folder):
+        raise fail(_unknown(run))
+    if state is not None and (leftovers := processes_of(state.run_id, state.pid)):  # the supervisor was killed
+        kill(leftovers)
+        console.print("stopped what was left of the last platform")
+    try:
+        settings = _validated(config, variants)
+    except ConfigError as error:
+        raise fail(str(error), 2) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "up.lock", timeout=_LOCK_S):
+            if run := find_run(folder):  # of a second `gearbox up`
+                raise fail(_unknown(run))
             supervisor, run = _start_supervisor(config, variants, folder.resolve())
-        except OSError as error:
-            raise fail(f"the state cannot be written: {error}") from error
+    except OSError as error:  # also a timeout of the lock
+        raise fail(f"the state cannot be written: {error}") from error
     try:
         state = _follow(console, supervisor, folder)
     except KeyboardInterrupt:
@@ -101,23 +104,6 @@ def up(
     if failed := [name for name, part in state.parts.items() if part.phase == "failed"]:
         raise fail(f"running without {', '.join(failed)}: {state.parts[failed[0]].error}")
     _print_example(console, state, settings)
-
-
-@contextmanager
-def _no_other_up(folder: Path) -> Iterator[None]:
-    """Refuse a second `gearbox up` until the first has a supervisor, which `find_run` finds."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "up.lock", timeout=0)
-        lock.acquire()
-    except Timeout as error:
-        raise fail("another 'gearbox up' is starting a platform") from error
-    except OSError as error:
-        raise fail(f"the state cannot be written: {error}") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _validated(path: Path, variants: str) -> PlatformConfig:

@@ -129,7 +129,7 @@ def two_servers() -> Iterator[str]:
     servers = []
     for replica in ("a", "b"):
         metrics = Metrics()
-        metrics.rejected.labels("404", "not_found").inc()
+        metrics.rejected.labels("404", "not_found", "other").inc()
         targets = [{"targets": [f"10.0.0.1:{i}"], "labels": {"variant": "full"}} for i in (1, 2)]
         servers.append(
             serve_metrics(
