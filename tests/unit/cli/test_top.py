@@ -142,7 +142,7 @@ def test_the_router_and_retrieval_have_a_line(platform, watch):
         platform.answer("full", "best", met=met)
     platform.metrics.failovers.labels("full", "engine").inc(2)
     platform.metrics.rejected.labels("429", "rate_limit_exceeded", "generation").inc(3)
-    platform.metrics.rejected.labels("503", "no_healthy_variant").inc()
+    platform.metrics.rejected.labels("503", "no_healthy_variant", "generation").inc()
     platform.metrics.grounded.labels("used").inc(5)
     platform.metrics.grounded.labels("abstained").inc()
     platform.metrics.retrieval.observe(0.03)

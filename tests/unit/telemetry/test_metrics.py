@@ -154,7 +154,7 @@ def test_replicas_share_the_metrics_port(two_servers):
     for _ in range(10):
         kind, text = fetch(f"{two_servers}/metrics")
         assert kind.startswith("text/plain; version=")
-        assert samples(text)["gearbox_requests_rejected_total", "not_found", "404"] == 1
+        assert samples(text)["gearbox_requests_rejected_total", "not_found", "other", "404"] == 1
 
 
 class Counting(Collector):
