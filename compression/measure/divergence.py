@@ -29,7 +29,7 @@ def merge_tokens(top: TopK, new_ids: Ids) -> TopK:
     Of the same shape, most likely first; the places that are left over have the id -2 and the log-probability nan. Ids
     beyond `new_ids`, of padded vocabularies, become -2.
     """
-    ids = np.append(new_ids, np.int32(NO_TOKEN))[np.minimum(top.ids, len(new_ids))]
+    ids = np.concatenate((new_ids, np.array([NO_TOKEN], new_ids.dtype)))[np.minimum(top.ids, len(new_ids))]
     order = np.argsort(ids, axis=1, kind="stable")
     ids = np.take_along_axis(ids, order, axis=1)
     p = np.exp(np.take_along_axis(top.logprobs, order, axis=1).astype(np.float64))

@@ -15,7 +15,7 @@ from serve.errors import ErrorCode, RequestError
 ROOT = Path(__file__).parents[3]
 CODES = set(get_args(ErrorCode))
 SOURCES = [path for folder in ("serve", "deployments") for path in sorted((ROOT / folder).rglob("*.py"))]
-FAILURES = (ROOT / "docs/reference/errors.md").read_text()
+ERRORS, FAILURES = ((ROOT / "docs" / page).read_text() for page in ("reference/errors.md", "operations/failures.md"))
 PAGES = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!r]*/*.md"), ROOT / "docs/reference/api.md"]
 STATUS_AND_CODE = re.compile(r"\b[45]\d\d `([a-z0-9_]+)`(?:(?: or |, )`([a-z0-9_]+)`)?")
 
@@ -40,9 +40,8 @@ def haproxy_errors() -> dict[str, dict[str, object]]:
 
 
 def table_codes() -> set[str]:
-    """The codes in the table of the section "Error codes"."""
-    section = FAILURES.partition("\n## Error codes\n")[2].partition("\n## ")[0]
-    cells = [row.split(" | ")[1] for row in section.splitlines() if re.match(r"\| [45]\d\d", row)]
+    """The codes in the table of error codes."""
+    cells = [row.split(" | ")[1] for row in ERRORS.splitlines() if re.match(r"\| [45]\d\d", row)]
     return {code for cell in cells for code in re.findall(r"`([a-z0-9_]+)`", cell)}
 
 
@@ -100,7 +99,7 @@ def test_every_code_is_in_the_table_of_error_codes() -> None:
 
 def test_every_row_of_the_tables_has_all_its_cells() -> None:
     """Of rows that follow each other, each has as many cells as the first."""
-    rows = [re.sub(r"`[^`]*`", "", line) for line in FAILURES.splitlines()]
+    rows = [re.sub(r"`[^`]*`", "", line) for line in (ERRORS + FAILURES).splitlines()]
     wrong = [
         row
         for before, row in itertools.pairwise(rows)
