@@ -82,6 +82,8 @@ def _strict(schema: Any) -> Any:
     converted = {
         key: value if key in ("enum", "required", "default") else _strict(value) for key, value in schema.items()
     }
+    if isinstance(pattern := converted.get("pattern"), str) and "(?i)" in pattern:
+        del converted["pattern"]  # flags in the middle of an expression are Go's
     if converted.pop("x-kubernetes-int-or-string", None) is True:
         converted.pop("type", None)
         converted["anyOf"] = [{"type": "integer"}, {"type": "string"}]
