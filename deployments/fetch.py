@@ -22,6 +22,7 @@ SCHEMES = ("s3", "gs", "abfs", "abfss", "hf", "file")
 _URI = re.compile(r"^([a-z0-9]+)://")
 # no part begins with a dot: it could lead to another folder
 _HUB = re.compile(r"^hf://(\w[\w.-]*/\w[\w.-]*)@(\w[\w.-]*)((?:/\w[\w.-]*)*)$")
+_SCRATCH = re.compile(r"[a-z0-9_]{8}")  # end of the names that mkdtemp makes
 _CHUNK = 16 << 20
 _LOG = logging.getLogger("ray.serve")
 
@@ -104,9 +105,9 @@ def fetch(uri: str, digest: str | None, folder: Path, on_progress: OnProgress, c
 
 def _remove_leftovers(folder: Path) -> None:
     """Remove the partial copies of downloads to `folder` that were killed; the folder's lock must be held."""
-    scratch = re.compile(rf"\.{re.escape(folder.name)}-[a-z0-9_]{{8}}")  # as mkdtemp names it; not those of FOLDER-card
+    prefix = f".{folder.name}-"  # scratch folders of FOLDER-card begin so, too
     for entry in folder.parent.iterdir():
-        if scratch.fullmatch(entry.name):
+        if entry.name.startswith(prefix) and _SCRATCH.fullmatch(entry.name.removeprefix(prefix)):
             shutil.rmtree(entry, ignore_errors=True)
 
 
