@@ -90,8 +90,10 @@ def test_a_query_asks_for_what_is_there(subtests: pytest.Subtests) -> None:
 
 
 def test_a_query_is_no_average_of_averages(subtests: pytest.Subtests) -> None:
-    """Quantiles are of summed buckets; counters are only used through rates that are summed afterwards."""
-    rates = r"sum (by \([\w, ]+\) )?\((rate|increase)\($|sum\((rate|increase)\($"
+    """Quantiles are of summed buckets; counters are used through rates that are summed afterwards, or their series counted."""
+    rates = (
+        r"sum (by \([\w, ]+\) )?\((rate|increase)\($|sum\((rate|increase)\($|count by \([\w, ]+\) \(count_over_time\($"
+    )
     for query in QUERIES:
         with subtests.test(f"{query.dashboard}: {query.panel}"):
             assert not re.search(r"\bavg(_over_time)?\b", query.expr)

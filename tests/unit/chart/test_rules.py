@@ -78,7 +78,11 @@ def test_an_alert_is_tried_firing_and_not_firing(rule: dict[str, Any]) -> None:
 def test_a_recording_rule_is_named_by_convention_and_tried(rule: dict[str, Any]) -> None:
     level, _, operations = rule["record"].split(":")
     by = re.search(r"sum by \(([^)]*)\)", rule["expr"])
-    assert by is not None and by[1].split(", ") == ["namespace", *level.split("_")] and re.fullmatch(r"ratio_rate\d+[mhd]", operations)
+    assert (
+        by is not None
+        and by[1].split(", ") == ["namespace", *level.split("_")]
+        and re.fullmatch(r"ratio_rate\d+[mhd]", operations)
+    )
     assert rule["record"] in {trial["expr"] for trial in trials("promql_expr_test")}
 
 
