@@ -20,6 +20,8 @@ MAY_SKIP = (
     "this machine allows no mounts",
     "only root runs the server as somebody else",
     "this machine has no IPv6",
+    "pip is not installed",
+    "uv is not installed",
 )
 #: Standard tests of other projects, which skip what neither the model nor the platform offers.
 MAY_SKIP_IN = "tests/e2e/test_langchain_standard.py"
