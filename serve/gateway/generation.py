@@ -1,52 +1,45 @@
-"""Generation requests: resolve the budget, have the request admitted, relay its response, record telemetry; with failover.
+"""Generation requests: resolve the budget, have the request admitted, have it answered, record telemetry; with failover.
 
 A request whose replica fails before the first token is routed again with the rest of its budget: to another replica of the
 variant if there is one, else to another variant. One whose replica is late may be sent to a second one, see `hedging`. A stream
-that is interrupted later is continued, see `continuation`.
+that is interrupted later is continued, see `continuation`. One attempt at a replica is in `attempt_runner`.
 """
 
 import asyncio
 import logging
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from time import perf_counter
 
-import aiohttp
 import orjson
-from opentelemetry.trace import SpanKind
 
 from serve.budget import Budget, resolve_budget
 from serve.config.platform import PlatformConfig
 from serve.errors import ErrorCode, RequestError, internal_error
+from serve.gateway.attempt_runner import AttemptRunner
 from serve.gateway.auth import Gatekeeper
-from serve.gateway.continuation import Continuation, NotContinuable, inexact
+from serve.gateway.continuation import NotContinuable
 from serve.gateway.engine_client import Engines, EngineUnreachable
-from serve.gateway.engine_errors import ContextTooLong, context_length_error, translate_engine_error
-from serve.gateway.engine_priority import EnginePriority
+from serve.gateway.engine_errors import ContextTooLong, context_length_error
 from serve.gateway.grounding import Grounder
 from serve.gateway.hedging import Hedging
-from serve.gateway.http import EVENT_STREAM, Headers, Send, reply, start
+from serve.gateway.http import EVENT_STREAM, Headers, Send, reply
 from serve.gateway.migration import MAX_CONTINUATIONS, Migration
-from serve.gateway.replica_health import Exchange
-from serve.gateway.replica_watch import predicted_reading_s
 from serve.gateway.request_admission import RequestAdmission
-from serve.gateway.response_metadata import gearbox_object, routing_headers, synthetic_gearbox_object, synthetic_headers
-from serve.gateway.response_stream import InterruptionCause, ResponseStream, StreamInterrupted
-from serve.gateway.sse_relay import ABORTED, EngineFault, StreamRelay, count_tokens, error_event, splice
+from serve.gateway.response_metadata import synthetic_gearbox_object, synthetic_headers
+from serve.gateway.response_stream import ResponseStream, StreamInterrupted
+from serve.gateway.sse_relay import error_event
 from serve.request.call import Call
 from serve.request.caller import Caller
-from serve.request.engine_report import Choice, EngineReport, count_no_output
 from serve.request.grounding import Grounding
-from serve.request.lifecycle import CUSTOM, Arrival, Attempt, AttemptOutcome, Request
+from serve.request.lifecycle import CUSTOM, Arrival, Attempt, Request
 from serve.request.synthetic_completion import SyntheticCompletion, calls_function, documents
 from serve.routing.catalog import Variant
 from serve.telemetry.metrics import Metrics
 from serve.telemetry.request_telemetry import RequestTelemetry
 
 MAX_FAULTS = 3  # replicas that may fail on one request, because the request itself may be the cause
-_PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 _LOG = logging.getLogger("gearbox.gateway")
 
 
@@ -81,8 +74,10 @@ class Generation:
         self._admission = admission
         self._variants = variants
         self._engines = engines
-        self._priority = EnginePriority(config)
-        self._migration = Migration(config, variants, engines, admission, metrics)
+        self._migration = migration = Migration(config, variants, engines, admission, metrics)
+        self._attempts = AttemptRunner(
+            config, engines, gatekeeper, metrics, telemetry, admission, grounder, migration.keeps_tokens
+        )
         self._hedging = Hedging(config.server.hedging, engines, admission, metrics)
         self._gatekeeper = gatekeeper
         self._metrics = metrics
@@ -202,10 +197,10 @@ class Generation:
             ContextTooLong: it may go to a variant with a longer context.
             RequestError: the engine refused it.
         """
-        stream = self._response_stream(attempt)
+        stream = self._attempts.response_stream(attempt)
         stream.first_token = first_token
         try:
-            await self._attempt(attempt, stream, send, tried.broken)
+            await self._attempts.run(attempt, stream, send, tried.broken)
         except StreamInterrupted as error:
             await self._continue(attempt, stream, error, send, tried.broken)
         except EngineUnreachable as error:
@@ -246,205 +241,6 @@ class Generation:
             raise context_length_error(error, variant, call) from error
         failed.update(name for name in self._variants if name not in longer)
 
-    async def _attempt(self, attempt: Attempt, stream: ResponseStream, send: Send, broken: Collection[str]) -> None:
-        variant, call, request = attempt.variant, attempt.call, attempt.request
-        model, priority = self._config.model.name, self._priority.of(attempt)
-        if stream.continues:
-            path = _PATHS["completions"]
-            payload = stream.continuation.payload(model, variant.max_model_len, priority)
-            attempt.prefill_tokens, output_tokens = stream.continuation.total_tokens, 0
-        else:
-            path, payload = (
-                _PATHS[call.endpoint],
-                call.payload(model, priority, token_ids=stream.relay.continuation is not None),
-            )
-            attempt.prefill_tokens = attempt.decision.chosen.uncached_tokens
-            output_tokens = attempt.decision.features.total_output_tokens
-        request.attempts.append(attempt)
-        in_flight = self._metrics.in_flight.labels(variant.name)
-        attempt.dispatched = perf_counter()
-        if len(request.attempts) == 1:
-            self._metrics.overhead.observe(attempt.overhead_s)
-        trace_headers: Mapping[str, str] = {}
-        if request.trace is not None:
-            attempt.span = request.trace.open("engine", attempt.dispatched, kind=SpanKind.CLIENT)
-            trace_headers = request.trace.headers(attempt.span)
-        features, replica = attempt.decision.features, attempt.replica
-        variant.live.on_dispatch(attempt.prefill_tokens, call.sequences, output_tokens, replica)
-        expected = attempt.decision.chosen.prediction.expected
-        in_flight.inc()
-        predicted: asyncio.TimerHandle | None = None
-        self._admission.start_waiting()
-        try:  # the counters are decremented in `finally`
-            if not call.stream:  # there is no first token to observe: assume the predicted TTFT
-                predicted = asyncio.get_running_loop().call_later(expected.ttft_ms / 1000, attempt.on_first_token)
-            # what the engine has cached is an estimate, which must not make it seem to have stalled
-            reading_s = predicted_reading_s(
-                variant, attempt.decision.chosen.load, max(attempt.prefill_tokens, features.prompt_tokens)
-            )
-            async with self._engines.post(
-                variant, path, payload, request.id, trace_headers, broken, replica, reading_s, attempt.on_choice
-            ) as (response, exchange):
-                if response.status >= 400:
-                    raise translate_engine_error(response.status, await _read(response, variant), call)
-                if call.stream:
-                    attempt.outcome = await self._stream(attempt, stream, response, exchange, send)
-                else:
-                    body = await _read(response, variant)
-                    if ABORTED in body:
-                        raise EngineUnreachable(f"variant '{variant.name}' has aborted the request")
-                    exchange.waiting_since = math.inf
-                    stream.first_token()
-                    await self._whole(attempt, body, send)
-                    attempt.outcome = "ok"
-        except EngineUnreachable:
-            attempt.outcome = "engine_error"
-            raise
-        except StreamInterrupted:
-            attempt.outcome = "interrupted"
-            raise
-        except (RequestError, ContextTooLong):
-            attempt.outcome = "client_error"
-            raise
-        finally:
-            if predicted is not None:
-                predicted.cancel()  # it would hold the request until then
-            attempt.on_first_token()
-            variant.live.on_complete(call.sequences, replica)
-            in_flight.dec()
-            self._admission.start_waiting()
-            if attempt.first_token_at:
-                variant.live.remember_prefix(features.blocks, attempt.reached or replica)
-            if attempt.outcome == "ok":
-                self._admission.observe(attempt)
-            self._telemetry.record_attempt(attempt)
-            if attempt.report.total_tokens:
-                await self._gatekeeper.charge(attempt.request.caller, attempt.report.total_tokens)
-
-    async def _whole(self, attempt: Attempt, body: bytes, send: Send) -> None:
-        document = orjson.loads(body)
-        if attempt.call.echoes_only:
-            count_no_output(document)
-            body = orjson.dumps(document)
-        attempt.report = EngineReport.of(document)
-        attempt.last_token_at = perf_counter()
-        if attempt.report.decode_s is not None:
-            attempt.first_token_at = attempt.last_token_at - attempt.report.decode_s
-        elif attempt.report.completion_tokens == 1:
-            attempt.first_token_at = attempt.last_token_at
-        request = attempt.request
-        if self._telemetry.captures_content:
-            choice = document["choices"][0]
-            attempt.text = choice["message"].get("content") if "message" in choice else choice.get("text")
-        if request.grounding is not None:
-            choices = Choice.all_of(document)
-            try:
-                appended = await self._check(attempt, request.grounding, choices)
-            except asyncio.CancelledError:
-                attempt.report = EngineReport()  # nobody has the answer: it is not charged
-                raise
-            if appended:
-                document["choices"][0]["message"]["content"] = choices[0].text + appended
-                body = orjson.dumps(document)
-        if (rename := self._rename(request.call)) is not None:
-            body = body.replace(*rename, 1)
-        await reply(send, 200, splice(body, gearbox_object(attempt)), routing_headers(attempt))
-
-    def _response_stream(self, attempt: Attempt) -> ResponseStream:
-        """The stream of an answer of which the client has nothing yet."""
-        request, call = attempt.request, attempt.call
-        obstacle = inexact(call) if call.stream else "stream"
-        relay = StreamRelay(
-            call.wants_usage,
-            self._rename(call),
-            collects=request.grounding is not None or self._telemetry.captures_content,
-            echoes_only=call.echoes_only,
-        )
-        if obstacle is None and self._migration.keeps_tokens(attempt.variant):
-            relay.continuation = Continuation(call)
-        return ResponseStream(relay, obstacle)
-
-    async def _stream(
-        self,
-        attempt: Attempt,
-        stream: ResponseStream,
-        response: aiohttp.ClientResponse,
-        exchange: Exchange,
-        send: Send,
-    ) -> AttemptOutcome:
-        """Relay a stream; returns the outcome. The response starts with the first token; until then it may fail over.
-
-        Raises `StreamInterrupted` when the engine fails after that.
-        """
-        request, relay, replica = attempt.request, stream.relay, exchange.replica
-        fault: EngineFault | None = None
-        broke: Exception | None = None
-        chunk = data = b""
-        try:
-            while not chunk and not relay.done and (data := await response.content.readany()):
-                await stream.checked()
-                chunk = stream.feed(data)
-        except EngineFault as error:
-            if not (stream.continues and (error.before or relay.ended)):
-                raise translate_engine_error(error.status, error.body, request.call) from error
-            chunk, fault = error.before, error
-        except (TimeoutError, aiohttp.ClientError) as error:
-            broke = error
-        chunk = chunk or stream.complete()
-        if not chunk and not relay.done:
-            problem = "the stream ended" if broke is None else type(broke).__name__
-            raise EngineUnreachable(f"{problem} before the first token") from broke
-        attempt.first_token_at = attempt.last_token_at = perf_counter()
-        exchange.on_first_token(attempt.first_token_at)
-        exchange.waiting_since = math.inf
-        attempt.on_first_token()
-        stream.first_token()
-        # a chunk with nothing but roles: the tokens that follow are the first ones, and no step was before them
-        ahead = count_tokens(data) if data.count(b'"role":"assistant"') == count_tokens(data) else 0
-        if not request.streaming:
-            request.streaming = True
-            await start(send, 200, EVENT_STREAM, [*routing_headers(attempt), ("cache-control", "no-cache")])
-        cause: InterruptionCause = "connection"
-        try:
-            while True:
-                if chunk:
-                    sending = perf_counter()
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                    attempt.on_sent(sending)
-                exchange.waiting_since = attempt.last_token_at
-                if fault is not None:
-                    cause = "engine_error"
-                    break
-                if relay.done or not (data := await response.content.readany()):
-                    break
-                try:
-                    chunk = stream.feed(data)
-                except EngineFault as error:
-                    chunk, fault = error.before, error
-                exchange.waiting_since = math.inf
-                if (sent_at := attempt.on_tokens(count_tokens(data, relay.done) - ahead)) is not None:
-                    replica.active_at = sent_at
-                ahead = 0
-        except (TimeoutError, aiohttp.ClientError) as error:
-            cause = "stalled" if exchange.stalled or isinstance(error, TimeoutError) else "connection"
-        finally:
-            exchange.waiting_since = math.inf
-            attempt.report = relay.report
-            attempt.text = relay.text if self._telemetry.captures_content else None
-        if rest := stream.complete():
-            await send({"type": "http.response.body", "body": rest, "more_body": True})
-        if not relay.done:
-            raise StreamInterrupted(cause)
-        attempt.report = relay.report
-        appended = ""
-        if request.grounding is not None:
-            choices = [choice for _, choice in sorted(relay.choices.items())]
-            appended = await self._check(attempt, request.grounding, choices)
-        end = relay.finish(gearbox_object(attempt), appended)
-        request.streaming = False
-        await send({"type": "http.response.body", "body": end})
-        return "ok"
-
     async def _continue(
         self, attempt: Attempt, stream: ResponseStream, error: StreamInterrupted, send: Send, broken: set[str]
     ) -> None:
@@ -455,7 +251,7 @@ class Generation:
             try:
                 next_attempt = await self._migration.next_attempt(stream, attempt, broken, error.cause)
                 try:
-                    return await self._attempt(next_attempt, stream, send, broken)
+                    return await self._attempts.run(next_attempt, stream, send, broken)
                 finally:
                     stream.first_token()  # if none came, the place is free all the same
             except StreamInterrupted as again:
@@ -484,17 +280,6 @@ class Generation:
             broken.add(attempt.reached)
             self._engines.on_failure(attempt.variant, attempt.reached)
 
-    def _rename(self, call: Call) -> tuple[bytes, bytes] | None:
-        """The JSON member `model` as engines write it and as the client requested it; None when they are equal."""
-        if call.model == (served := self._config.model.name):
-            return None
-        return b'"model":' + orjson.dumps(served), b'"model":' + orjson.dumps(call.model)
-
-    async def _check(self, attempt: Attempt, grounding: Grounding, choices: Sequence[Choice]) -> str:
-        """Check the answer against its sources; returns the text to append."""
-        request, written = attempt.request, attempt.report.completion_tokens
-        return await self._grounder.check(grounding, request.call, choices, written, request.budget, request.arrived)
-
 
 async def _send_synthetic_completion(
     request: Request, grounding: Grounding, answer: SyntheticCompletion, send: Send
@@ -510,13 +295,6 @@ async def _send_synthetic_completion(
         return await reply(send, 200, parts[0], headers)
     events = b"".join(b"data: " + part + b"\n\n" for part in parts) + b"data: [DONE]\n\n"
     await reply(send, 200, events, [*headers, ("cache-control", "no-cache")], EVENT_STREAM)
-
-
-async def _read(response: aiohttp.ClientResponse, variant: Variant) -> bytes:
-    try:
-        return await response.read()
-    except (TimeoutError, aiohttp.ClientError) as error:
-        raise EngineUnreachable(f"{type(error).__name__} while reading from variant '{variant.name}'") from error
 
 
 def _unavailable(failed: Collection[str]) -> RequestError:

@@ -75,7 +75,7 @@ class TestRequests:
 
         parts = [
             "serve.gateway.app.parse_call", "serve.gateway.auth.Gatekeeper.admit", "serve.routing.router.Router.decide",
-            "serve.gateway.engine_client.Engines.post", "serve.gateway.generation.gearbox_object",
+            "serve.gateway.engine_client.Engines.post", "serve.gateway.attempt_runner.gearbox_object",
         ]  # fmt: skip
         for number, part in enumerate(parts):
             with monkeypatch.context() as context:
