@@ -1,13 +1,24 @@
 """Atomic file writes, and validation of file names from untrusted sources."""
 
+import os
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 
-def write_atomically(file: Path, content: str) -> None:
-    """Write a text file atomically: to a temporary file that then replaces it."""
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(content)
-    temporary.replace(file)
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Write a file atomically: to a temporary file of this process that then replaces it.
+
+    Raises:
+        OSError: it cannot be written; the file is as it was.
+    """
+    temporary = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(file)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 def safe_relative_path(name: str) -> PurePosixPath:

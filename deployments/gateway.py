@@ -15,6 +15,7 @@ import aiohttp
 from pydantic import ValidationError
 from ray import serve as ray_serve
 
+from compression.files import write_atomically
 from deployments.failure_log import FailureLog
 from deployments.gateway_log import log_with_serve
 from deployments.listener import replica_host
@@ -128,7 +129,10 @@ class GatewayDeployment:
         return f"gearbox-learned-{self._config.model.name}".encode()
 
     def _restore_learned(self) -> None:
-        """Begin with what a gateway of this cluster, or of the last one on this machine, knew last; the cards alone are a poor guess of this machine's speed."""
+        """Begin with what a gateway of this cluster, or of the last one on this machine, knew last.
+
+        The cards alone are a poor guess of this machine's speed.
+        """
         try:
             data = get_shared_value(self._learned_key)
             if data is None and self._learned_file is not None and self._learned_file.exists():
@@ -145,7 +149,7 @@ class GatewayDeployment:
         learned = self._app.learned()
         await asyncio.to_thread(put_shared_value, self._learned_key, learned)
         if self._learned_file is not None:
-            await asyncio.to_thread(_replace, self._learned_file, learned, self._id)
+            await asyncio.to_thread(write_atomically, self._learned_file, learned)
 
     def _load_cards(self) -> dict[str, Card]:
         """The cards that exist by now; in a cluster, a variant's weights may arrive later than its place in the catalog."""
@@ -288,13 +292,6 @@ class GatewayDeployment:
         host_override = replica_host(self._config.server.host)
         addresses = [authority(host_override or host, port) for host, port in node_metrics_endpoints()]
         return [*engines, {"targets": addresses, "labels": {**common, "component": "ray"}}]
-
-
-def _replace(file: Path, content: bytes, writer: str) -> None:
-    """Replace `file` atomically; gateways of one machine do at the same time."""
-    scratch = file.with_suffix(f".{writer}")
-    scratch.write_bytes(content)
-    scratch.replace(file)
 
 
 async def _repeat(work: Callable[[], Awaitable[None]], period_s: float, failure: str) -> NoReturn:

@@ -207,7 +207,7 @@ def checked(response: httpx.Response) -> dict[str, Any]:
     try:
         document: dict[str, Any] = response.json()
     except ValueError as error:
-        raise fail(_not_gearbox(response)) from error
+        raise fail(not_gearbox(response)) from error
     return document
 
 
@@ -215,11 +215,12 @@ def _error_message(response: httpx.Response) -> str:
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, LookupError, TypeError):
-        return _not_gearbox(response)
+        return not_gearbox(response)
 
 
-def _not_gearbox(response: httpx.Response) -> str:
-    return f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not as one does"
+def not_gearbox(response: httpx.Response) -> str:
+    """The message about a response that no platform sends."""
+    return f"{response.url} is not a Gearbox platform: its response ({response.status_code}) is not of the API"
 
 
 def fail(message: str, code: int = 1) -> typer.Exit:

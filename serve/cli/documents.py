@@ -20,7 +20,18 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 from rich.text import Text
 
-from serve.cli.client import LOCAL, RETRY_S, RETRY_STATUSES, Key, Url, checked, connection, fail, platform_client
+from serve.cli.client import (
+    LOCAL,
+    RETRY_S,
+    RETRY_STATUSES,
+    Key,
+    Url,
+    checked,
+    connection,
+    fail,
+    not_gearbox,
+    platform_client,
+)
 from serve.cli.document_files import Found, Item, find
 from serve.config.renamed import RENAMED_COMMANDS
 from serve.retrieval.ingest.convert import ConversionError, charset_of, kind_of
@@ -412,7 +423,7 @@ def _json(response: httpx.Response) -> dict[str, Any]:
     if not isinstance(document, dict):
         if response.status_code in RETRY_STATUSES:  # a proxy in front of the gateway
             return {}
-        raise _GoneError(f"{response.url} is not a Gearbox platform: it answered {response.status_code}, not in JSON")
+        raise _GoneError(not_gearbox(response))
     return document
 
 
