@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from serve.config.platform import ConfigError, load_config
+from serve.config.platform import ConfigError, load_config, reloaded_sections
 from tests.support.config_files import KEY, MINIMAL, error_of_text, problem
 
 
@@ -15,6 +15,15 @@ def test_keys_from_a_file_are_added_to_those_in_the_configuration(write, tmp_pat
     assert [key.tenant for key in config.with_file_keys().access.keys] == ["acme", "other"]
     file.write_text(yaml.safe_dump([{"sha256": "c" * 64, "tenant": "third"}]))
     assert [key.tenant for key in config.with_file_keys().access.keys] == ["acme", "third"]
+
+
+def test_profiles_are_not_reloaded_where_a_key_of_the_running_platforms_file_needs_another(write, tmp_path):
+    file = tmp_path / "keys.yaml"
+    file.write_text(yaml.safe_dump([{"sha256": "b" * 64, "tenant": "other", "budget": "mine"}]))
+    running = load_config(write(access={"keys_file": str(file)}, profiles={"mine": {"ttft_ms": 100}}))
+    assert "mine" in reloaded_sections(running, write(access={"keys": [KEY]}, profiles={"mine": {}}))["profiles"]
+    with pytest.raises(ConfigError, match="unknown budget profile 'mine'"):
+        reloaded_sections(running, write(access={"keys": [KEY]}))
 
 
 @pytest.mark.parametrize(

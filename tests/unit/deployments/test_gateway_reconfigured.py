@@ -44,6 +44,7 @@ async def test_the_catalog_changes_and_estimates_of_remaining_variants_are_retai
     cards = {name: make_card(name).model_dump(mode="json") for name in ("full", "int8", "distilled")}
     await own.reconfigure({"config": variants("full", "int8"), "catalog": {n: cards[n] for n in ("full", "int8")}})
     known = own._variants["full"].live
+    assert own._metrics.registry.get_sample_value("gearbox_gateway_starts_total") == 1
     await own.reconfigure(
         {"config": variants("full", "distilled"), "catalog": {n: cards[n] for n in ("full", "distilled")}}
     )

@@ -242,6 +242,8 @@ class TestDeadEngines:
         gateway.replicas.health.on_refused(gateway.engines["full"].url)
         _server.check_replicas(gateway)
         assert gateway.variants["full"].live.replicas == 0
+        shown = {one["name"]: one["ejected_replicas"] for one in gateway.http.get("/v1/variants").json()["data"]}
+        assert shown == {"full": 1, "int8": 0, "distilled": 0}
         assert gateway.chat().json()["gearbox"]["attempts"] == 1
         assert gateway.sample("gearbox_replica_ejections_total", variant="full", cause="unreachable") == 1
 

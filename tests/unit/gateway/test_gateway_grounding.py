@@ -210,6 +210,14 @@ class TestAnswers:
         assert (facts["grounded"], facts["sentences"]) == (None, None)
         assert "could not be checked" in facts["retrieval"]["why"]
 
+    def test_one_that_nobody_has_is_charged_to_nobody(self, start_gateway: Start, retrieval: FakeRetrieval, _server):
+        settings = {"collection": "docs", "verification_timeout_s": 30}
+        grounded, retrieval.verification_s = start_gateway(searches=retrieval, retrieval=settings), 20
+        body = {"model": MODEL, "messages": [{"role": "user", "content": QUESTION}], "retrieval": True}
+        _server.run_and_cancel(grounded, body, lambda: retrieval.calls_of("check"))
+        assert retrieval.cancelled == 1
+        assert grounded.sample("gearbox_tokens_total", variant="full") == 0
+
     def test_clients_of_the_sdk_see_an_ordinary_completion(self, grounded: Started, retrieval: FakeRetrieval):
         retrieval.passages = []
         request = {

@@ -99,7 +99,17 @@ class TestContinuation:
         assert gateway.sample("gearbox_ttft_seconds_count") == 1, "of the first token alone"
         assert gateway.variants["int8"].latency.observed == 0, "a part of an answer teaches nothing about whole ones"
 
-    def test_a_request_is_continued_twice_and_no_more(self, gateway: Started):
+    def test_an_error_after_the_last_token_starts_no_other_engine(self, gateway: Started):
+        full, int8, distilled = gateway.engines.values()
+        full.behaviour, full.at = "die mid-stream", "there"  # all but the end was written
+        int8.behaviour, int8.at = "token and error at once", '"finish_reason": "stop"'
+        response = gateway.chat(stream=True, stream_options={"include_usage": True})
+        assert text_of(response, True) == "You said: hello there"
+        ends = [c["choices"][0]["finish_reason"] for c in chunks(response) if c["choices"]]
+        assert [end for end in ends if end] == ["stop"] and chunks(response)[-1]["usage"]["completion_tokens"] > 4
+        assert (len(int8.requests), len(distilled.requests)) == (1, 0)
+
+    def test_a_request_is_continued_twice_and_no_more(self, gateway: Started, caplog: pytest.LogCaptureFixture):
         full, int8, distilled = gateway.engines.values()
         for engine, at in ((full, "said"), (int8, '":"'), (distilled, "hello")):
             engine.behaviour, engine.at = "die mid-stream", at
@@ -111,6 +121,7 @@ class TestContinuation:
         gateway.replicas.by_variant["int8"] = [int8.url, int8.url.replace("127.0.0.1", "localhost")]
         assert error_code(gateway.chat(stream=True))[0] == "stream_interrupted"
         assert len(distilled.requests) == 1, "it would have completed the answer"
+        assert "is not continued: it has been 2 times" in caplog.text
 
     def test_one_that_fails_before_its_first_token_is_replaced(self, gateway: Started):
         gateway.engines["full"].behaviour = "die mid-stream"

@@ -59,7 +59,9 @@ def test_a_request_counts_once_however_many_attempts_it_took(gateway: Started, f
 )
 def test_a_refusal_is_counted_by_its_status(gateway: Started, status, request_):
     assert gateway.chat(**request_).status_code == status
-    assert gateway.sample("gearbox_requests_rejected_total", status=str(status)) == 1
+    assert gateway.sample("gearbox_requests_rejected_total", status=str(status), endpoint="generation") == 1
+    assert gateway.post("/v1/search", {}).status_code >= 400
+    assert gateway.sample("gearbox_requests_rejected_total", endpoint="other") == 1
 
 
 @pytest.mark.parametrize("behaviour", ["answer", *STREAM_FAILURES, "die mid-stream", "400", "context", "end early"])
